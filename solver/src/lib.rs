@@ -1,0 +1,1 @@
+//! Exact integer min-max load splitting with certificates.

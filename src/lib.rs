@@ -1,0 +1,2 @@
+//! Load-balancing planner for Mixture-of-Experts models under expert parallelism.
+pub mod trace;

@@ -1,0 +1,124 @@
+//! The expert-parallel group: how many ranks, in how many nodes, with how many slots.
+
+use thiserror::Error;
+
+/// Most ranks that an expert-parallel group may have.
+pub const MAX_RANKS: usize = 1024;
+
+/// An expert-parallel group of equal ranks.
+///
+/// Rank `r` owns the slots `r * S .. (r + 1) * S`, where `S` is [`Cluster::slots_per_rank`]; node `n` owns
+/// the ranks `n * R / N .. (n + 1) * R / N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cluster {
+    ranks: usize,
+    nodes: usize,
+    slots_per_rank: usize,
+}
+
+/// A cluster that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ClusterError {
+    /// No rank, or more than [`MAX_RANKS`].
+    #[error("{0} ranks: expected 1 to {MAX_RANKS}")]
+    Ranks(usize),
+    /// Ranks do not divide over the nodes.
+    #[error("{ranks} ranks do not divide over {nodes} nodes: expected a divisor of {ranks}")]
+    Nodes {
+        /// Ranks asked for.
+        ranks: usize,
+        /// Nodes asked for.
+        nodes: usize,
+    },
+    /// Slots do not divide over the ranks.
+    #[error(
+        "{experts} experts and {redundant} redundant slots do not divide over {ranks} ranks: the nearest \
+         numbers of redundant slots that do are {}", nearest(*experts, *redundant, *ranks)
+    )]
+    Slots {
+        /// Logical experts.
+        experts: usize,
+        /// Redundant slots asked for.
+        redundant: usize,
+        /// Ranks asked for.
+        ranks: usize,
+    },
+    /// More slots than an index can name.
+    #[error("{0} slots are more than this program can number (2^32 - 1)")]
+    TooManySlots(usize),
+}
+
+fn nearest(experts: usize, redundant: usize, ranks: usize) -> String {
+    let over = (experts + redundant) % ranks;
+    let above = redundant + (ranks - over);
+    match redundant.checked_sub(over) {
+        Some(below) => format!("{below} and {above}"),
+        None => above.to_string(),
+    }
+}
+
+impl Cluster {
+    /// A group of `ranks` in `nodes`, with room for `experts` logical experts and `redundant` further copies in
+    /// all (not per rank).
+    ///
+    /// # Errors
+    /// When nothing can be divided evenly; the message names the nearest numbers that can.
+    pub fn new(ranks: usize, nodes: usize, experts: usize, redundant: usize) -> Result<Self, ClusterError> {
+        if ranks == 0 || ranks > MAX_RANKS {
+            return Err(ClusterError::Ranks(ranks));
+        }
+        if nodes == 0 || !ranks.is_multiple_of(nodes) {
+            return Err(ClusterError::Nodes { ranks, nodes });
+        }
+        let slots = experts.saturating_add(redundant);
+        if slots >= u32::MAX as usize {
+            return Err(ClusterError::TooManySlots(slots));
+        }
+        if !slots.is_multiple_of(ranks) || slots == 0 {
+            return Err(ClusterError::Slots { experts, redundant, ranks });
+        }
+        Ok(Self { ranks, nodes, slots_per_rank: slots / ranks })
+    }
+
+    /// Ranks in the group, `R`.
+    pub fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    /// Nodes that the ranks sit in.
+    pub fn nodes(&self) -> usize {
+        self.nodes
+    }
+
+    /// Slots on each rank, `S`.
+    pub fn slots_per_rank(&self) -> usize {
+        self.slots_per_rank
+    }
+
+    /// Slots in all, `R * S`.
+    pub fn slots(&self) -> usize {
+        self.ranks * self.slots_per_rank
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_shared_out_evenly() {
+        let cluster = Cluster::new(8, 2, 32, 8).unwrap();
+        assert_eq!((cluster.slots_per_rank(), cluster.slots()), (5, 40));
+    }
+
+    #[test]
+    fn what_does_not_divide_is_refused_with_advice() {
+        let message = |r| Cluster::new(8, 1, 60, r).unwrap_err().to_string();
+        assert!(message(0).ends_with("are 4"), "{}", message(0));
+        assert!(message(5).ends_with("are 4 and 12"), "{}", message(5));
+        assert_eq!(Cluster::new(0, 1, 8, 0), Err(ClusterError::Ranks(0)));
+        assert_eq!(Cluster::new(8, 3, 8, 0), Err(ClusterError::Nodes { ranks: 8, nodes: 3 }));
+        assert!(Cluster::new(8, 1, usize::MAX, 9).is_err());
+    }
+}

@@ -1,0 +1,221 @@
+//! DeepSeek's EPLB, bit for bit: replicate by average load, then pack.
+//!
+//! In: total loads of one layer. Out: a placement. Source: deepseek-ai/EPLB, `rebalance_experts`. All weights
+//! are `f32` there, so ties between replicas fall on `f32` values; sorts are stable, so equal weights keep the
+//! order of their indices.
+
+use super::{PlaceError, Placement, Policy};
+use crate::cluster::Cluster;
+use crate::forecast::History;
+
+/// Which expert gets the next copy when several have the same load per copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ties {
+    /// The lowest index: DeepSeek's reference, SGLang and vLLM.
+    LowestExpert,
+    /// The one with the fewest copies, then the lowest index: TensorRT-LLM.
+    FewestCopies,
+}
+
+/// The EPLB policy. Hierarchical (expert groups stay within a node) where the groups divide over the nodes,
+/// global otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Eplb {
+    groups: usize,
+    ties: Ties,
+}
+
+impl Eplb {
+    /// EPLB for a model whose experts come in `groups` equal groups.
+    pub fn new(groups: usize, ties: Ties) -> Self {
+        Self { groups, ties }
+    }
+
+    /// The physical-to-logical map, `[slots]`, for the loads `[E]` of one layer.
+    ///
+    /// # Errors
+    /// [`PlaceError::Shape`] where EPLB's divisibility rules are not met.
+    pub fn physical_to_logical(
+        &self,
+        loads: &[f32],
+        slots: usize,
+        nodes: usize,
+        ranks: usize,
+    ) -> Result<Vec<u32>, PlaceError> {
+        let experts = loads.len();
+        let fail = |reason: String| Err(PlaceError::Shape { policy: Policy::name(self), reason });
+        if ranks == 0 || !slots.is_multiple_of(ranks) {
+            return fail(format!("{slots} slots do not divide over {ranks} ranks"));
+        }
+        if slots < experts {
+            return fail(format!("{slots} slots cannot hold {experts} experts"));
+        }
+        let hierarchical = nodes > 0 && self.groups.is_multiple_of(nodes);
+        let (groups, nodes) = if hierarchical { (self.groups, nodes) } else { (1, 1) };
+        if groups == 0 || !experts.is_multiple_of(groups) {
+            return fail(format!("{experts} experts do not divide into {groups} groups"));
+        }
+        if !ranks.is_multiple_of(nodes) {
+            return fail(format!("{ranks} ranks do not divide over {nodes} nodes"));
+        }
+
+        // Pack the groups of experts to nodes.
+        let group_size = experts / groups;
+        let group_loads: Vec<f32> = loads.chunks(group_size).map(|group| group.iter().sum()).collect();
+        let nodes_groups = balanced_packing(&group_loads, nodes);
+
+        let (slots_per_node, ranks_per_node) = (slots / nodes, ranks / nodes);
+        let mut physical = Vec::with_capacity(slots);
+        for groups in &nodes_groups {
+            // The node's experts, in the order of its groups.
+            let here: Vec<u32> =
+                groups.iter().flat_map(|&g| (g * group_size..(g + 1) * group_size).map(|e| e as u32)).collect();
+            let here_loads: Vec<f32> = here.iter().map(|&e| loads[e as usize]).collect();
+            // Make the node's copies, then pack them to its ranks.
+            let copies = self.replicate(&here_loads, slots_per_node);
+            let mut counts = vec![0usize; here.len()];
+            for &e in &copies {
+                counts[e] += 1;
+            }
+            let copy_loads: Vec<f32> = copies.iter().map(|&e| here_loads[e] / counts[e] as f32).collect();
+            for rank in balanced_packing(&copy_loads, ranks_per_node) {
+                physical.extend(rank.iter().map(|&copy| here[copies[copy]]));
+            }
+        }
+        Ok(physical)
+    }
+
+    /// One copy of each expert, then one more at a time for the expert with the largest load per copy.
+    fn replicate(&self, loads: &[f32], slots: usize) -> Vec<usize> {
+        let mut copies: Vec<usize> = (0..loads.len()).collect();
+        let mut counts = vec![1u32; loads.len()];
+        while copies.len() < slots {
+            let share = |e: usize| loads[e] / counts[e] as f32;
+            let mut best = 0;
+            for e in 1..loads.len() {
+                let fewer = self.ties == Ties::FewestCopies && share(e) == share(best) && counts[e] < counts[best];
+                if share(e) > share(best) || fewer {
+                    best = e;
+                }
+            }
+            copies.push(best);
+            counts[best] += 1;
+        }
+        copies
+    }
+}
+
+impl Policy for Eplb {
+    fn name(&self) -> String {
+        match self.ties {
+            Ties::LowestExpert => "eplb".into(),
+            Ties::FewestCopies => "eplb:trtllm".into(),
+        }
+    }
+
+    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
+        let loads: Vec<f32> = history.totals().iter().map(|&load| load as f32).collect();
+        let slots = self.physical_to_logical(&loads, cluster.slots(), cluster.nodes(), cluster.ranks())?;
+        Ok(Placement::new(loads.len(), cluster.ranks(), slots.into_iter().map(Some).collect())?)
+    }
+}
+
+/// Packs items into `packs` of equal size: in descending order of weight, each to the lightest pack that still has
+/// room. Returns the items of each pack in the order in which they came.
+///
+/// One item per pack keeps the items in order, as in the reference.
+pub(super) fn balanced_packing(weights: &[f32], packs: usize) -> Vec<Vec<usize>> {
+    let room = weights.len() / packs;
+    if room == 1 {
+        return (0..packs).map(|item| vec![item]).collect();
+    }
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
+    let mut packed = vec![Vec::with_capacity(room); packs];
+    let mut filled = vec![0f32; packs];
+    for item in order {
+        let mut lightest = None;
+        for pack in 0..packs {
+            if packed[pack].len() < room && lightest.is_none_or(|best: usize| filled[pack] < filled[best]) {
+                lightest = Some(pack);
+            }
+        }
+        if let Some(pack) = lightest {
+            packed[pack].push(item);
+            filled[pack] += weights[item];
+        }
+    }
+    packed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REFERENCE: [[f32; 12]; 2] = [
+        [90., 132., 40., 61., 104., 165., 39., 4., 73., 56., 183., 86.],
+        [20., 107., 104., 64., 19., 197., 187., 157., 172., 86., 16., 27.],
+    ];
+
+    fn peak_over_mean(loads: &[f32], physical: &[u32], ranks: usize) -> f32 {
+        let mut copies = vec![0f32; loads.len()];
+        physical.iter().for_each(|&e| copies[e as usize] += 1.0);
+        let per_rank = physical.chunks(physical.len() / ranks);
+        let rank_loads: Vec<f32> =
+            per_rank.map(|r| r.iter().map(|&e| loads[e as usize] / copies[e as usize]).sum()).collect();
+        rank_loads.iter().fold(0f32, |a, &b| a.max(b)) / (loads.iter().sum::<f32>() / ranks as f32)
+    }
+
+    #[test]
+    fn reference_example() {
+        let eplb = Eplb::new(4, Ties::LowestExpert);
+        let plan = |layer: usize| eplb.physical_to_logical(&REFERENCE[layer], 16, 2, 8).unwrap();
+        assert_eq!(plan(0), [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1]);
+        assert_eq!(plan(1), [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1]);
+        let imbalance = |layer: usize| (peak_over_mean(&REFERENCE[layer], &plan(layer), 8) * 1e3).round();
+        assert_eq!((imbalance(0), imbalance(1)), (1208.0, 1242.0));
+    }
+
+    #[test]
+    fn reference_example_global() {
+        let eplb = Eplb::new(1, Ties::LowestExpert);
+        let imbalance = |layer: usize| {
+            let plan = eplb.physical_to_logical(&REFERENCE[layer], 16, 2, 8).unwrap();
+            (peak_over_mean(&REFERENCE[layer], &plan, 8) * 1e3).round()
+        };
+        assert_eq!((imbalance(0), imbalance(1)), (1073.0, 1190.0));
+    }
+
+    #[test]
+    fn replication_as_tensorrt_llm_tests_it() {
+        type Case = (usize, usize, &'static [f32], &'static [usize]);
+        let cases: [Case; 5] = [
+            (2, 2, &[1., 2., 3., 4.], &[1, 1, 1, 1]),
+            (3, 2, &[0., 0., 0., 0.], &[2, 2, 1, 1]),
+            (4, 2, &[1., 4., 2., 1.], &[1, 4, 2, 1]),
+            (3, 3, &[10., 5., 2., 15., 8.], &[2, 1, 1, 3, 2]),
+            (2, 2, &[0., 10., 0.], &[1, 2, 1]),
+        ];
+        for (slots_per_rank, ranks, loads, expected) in cases {
+            for ties in [Ties::FewestCopies, Ties::LowestExpert] {
+                let copies = Eplb::new(1, ties).replicate(loads, slots_per_rank * ranks);
+                let counts: Vec<usize> =
+                    (0..loads.len()).map(|e| copies.iter().filter(|&&c| c == e).count()).collect();
+                let all_zero = loads.iter().all(|&l| l == 0.0);
+                if ties == Ties::LowestExpert && all_zero {
+                    assert_eq!(counts, [3, 1, 1, 1], "the reference gives every spare slot to expert 0");
+                } else {
+                    assert_eq!(counts, expected, "{loads:?} {ties:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_divide_are_refused() {
+        let eplb = Eplb::new(5, Ties::LowestExpert);
+        assert!(eplb.physical_to_logical(&REFERENCE[0], 16, 5, 8).is_err());
+        assert!(eplb.physical_to_logical(&REFERENCE[0], 15, 1, 8).is_err());
+        assert!(eplb.physical_to_logical(&REFERENCE[0], 8, 1, 8).is_err());
+    }
+}

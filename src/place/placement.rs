@@ -1,0 +1,188 @@
+//! Where the copies of one layer's experts live.
+
+use evenkeel_solver::Hosts;
+use thiserror::Error;
+
+/// The physical-to-logical map of one layer: which expert each slot holds, if any.
+///
+/// Every logical expert has at least one copy. Two copies of an expert on one rank are possible (foreign
+/// placements have them) and useless: see [`Placement::doubled`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    ranks: usize,
+    slots: Vec<Option<u32>>,
+    /// Copies of expert `e` are `copies[starts[e]..starts[e + 1]]`, ascending slots.
+    starts: Vec<usize>,
+    copies: Vec<u32>,
+}
+
+/// A slot map that is no placement.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PlacementError {
+    /// Slots do not divide over the ranks, or there are none of either.
+    #[error("{slots} slots do not divide over {ranks} ranks")]
+    Shape {
+        /// Slots given.
+        slots: usize,
+        /// Ranks given.
+        ranks: usize,
+    },
+    /// A slot names an expert that the model does not have.
+    #[error("slot {slot} holds expert {expert}, but there are only {experts} experts (0 to {})", experts - 1)]
+    UnknownExpert {
+        /// The slot.
+        slot: usize,
+        /// What it names.
+        expert: u32,
+        /// Logical experts of the model.
+        experts: usize,
+    },
+    /// An expert lives nowhere.
+    #[error("expert {0} has no copy in any slot")]
+    Homeless(usize),
+    /// No experts, or more ranks than the solver takes.
+    #[error("{experts} experts on {ranks} ranks cannot be placed")]
+    Size {
+        /// Logical experts.
+        experts: usize,
+        /// Ranks given.
+        ranks: usize,
+    },
+}
+
+impl Placement {
+    /// Checks a slot map, `[R * S]`, of `experts` logical experts on `ranks` ranks.
+    ///
+    /// # Errors
+    /// When a slot names an unknown expert, an expert has no copy, or the slots do not divide over the ranks.
+    pub fn new(experts: usize, ranks: usize, slots: Vec<Option<u32>>) -> Result<Self, PlacementError> {
+        if experts == 0 || ranks > crate::cluster::MAX_RANKS {
+            return Err(PlacementError::Size { experts, ranks });
+        }
+        if ranks == 0 || slots.is_empty() || !slots.len().is_multiple_of(ranks) {
+            return Err(PlacementError::Shape { slots: slots.len(), ranks });
+        }
+        let mut starts = vec![0usize; experts + 1];
+        for (slot, expert) in slots.iter().enumerate() {
+            let Some(expert) = *expert else { continue };
+            let Some(count) = starts.get_mut(expert as usize + 1) else {
+                return Err(PlacementError::UnknownExpert { slot, expert, experts });
+            };
+            *count += 1;
+        }
+        if let Some(expert) = starts[1..].iter().position(|&count| count == 0) {
+            return Err(PlacementError::Homeless(expert));
+        }
+        for e in 0..experts {
+            starts[e + 1] += starts[e];
+        }
+        let mut next = starts.clone();
+        let mut copies = vec![0u32; starts[experts]];
+        for (slot, expert) in slots.iter().enumerate() {
+            if let Some(expert) = *expert {
+                copies[next[expert as usize]] = slot as u32;
+                next[expert as usize] += 1;
+            }
+        }
+        Ok(Self { ranks, slots, starts, copies })
+    }
+
+    /// Logical experts, `E`.
+    pub fn experts(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Ranks, `R`.
+    pub fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    /// Slots on each rank, `S`.
+    pub fn slots_per_rank(&self) -> usize {
+        self.slots.len() / self.ranks
+    }
+
+    /// Which expert each slot holds, `[R * S]`; `None` is an empty slot.
+    pub fn slots(&self) -> &[Option<u32>] {
+        &self.slots
+    }
+
+    /// The rank that owns a slot.
+    pub fn rank_of(&self, slot: u32) -> usize {
+        slot as usize / self.slots_per_rank()
+    }
+
+    /// The slots that hold copies of an expert, ascending; never empty.
+    pub fn copies(&self, expert: usize) -> &[u32] {
+        &self.copies[self.starts[expert]..self.starts[expert + 1]]
+    }
+
+    /// The ranks that hold each expert, for the solver; the second copy of an expert on one rank adds nothing.
+    pub fn hosts(&self) -> Result<Hosts, evenkeel_solver::Error> {
+        Hosts::new(self.ranks, (0..self.experts()).map(|e| self.host_ranks(e)))
+    }
+
+    fn host_ranks(&self, expert: usize) -> Vec<u32> {
+        let mut ranks: Vec<u32> = self.copies(expert).iter().map(|&s| self.rank_of(s) as u32).collect();
+        ranks.dedup();
+        ranks
+    }
+
+    /// Copies that share their rank with a lower slot's copy of the same expert: memory spent for nothing.
+    pub fn doubled(&self) -> usize {
+        self.copies.len() - (0..self.experts()).map(|e| self.host_ranks(e).len()).sum::<usize>()
+    }
+
+    /// Experts that a rank holds here and did not hold in `old`, summed over the ranks: the weights that have to
+    /// be copied from another rank to get from there to here. Changes of order within a rank cost nothing.
+    pub fn moves_from(&self, old: &Placement) -> usize {
+        let holds = |rank: usize, expert: u32| {
+            (expert as usize) < old.experts()
+                && old.copies(expert as usize).iter().any(|&slot| old.rank_of(slot) == rank)
+        };
+        (0..self.experts())
+            .map(|e| self.host_ranks(e).iter().filter(|&&rank| !holds(rank as usize, e as u32)).count())
+            .sum()
+    }
+
+    /// The slot map with every empty slot `s` filled by expert `s mod E`, as formats without empty slots need.
+    pub fn filled(&self) -> Vec<u32> {
+        let experts = self.experts();
+        self.slots.iter().enumerate().map(|(slot, expert)| expert.unwrap_or((slot % experts) as u32)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placement(ranks: usize, slots: &[i64]) -> Result<Placement, PlacementError> {
+        let experts = slots.iter().max().map_or(0, |&m| m + 1) as usize;
+        Placement::new(experts, ranks, slots.iter().map(|&s| u32::try_from(s).ok()).collect())
+    }
+
+    #[test]
+    fn copies_hosts_and_moves() {
+        let a = placement(2, &[0, 1, -1, 2, 3, 0]).unwrap();
+        assert_eq!(a.copies(0), [0, 5]);
+        assert_eq!(a.hosts().unwrap().of(0), [0, 1]);
+        assert_eq!(a.filled(), [0, 1, 2, 2, 3, 0]);
+        let b = placement(2, &[1, 0, 2, 2, 3, 2]).unwrap();
+        assert_eq!(b.doubled(), 1);
+        assert_eq!(b.moves_from(&a), 1, "expert 2 comes to rank 0; the order within rank 0 is free");
+        assert_eq!(a.moves_from(&b), 1, "expert 0 comes to rank 1");
+    }
+
+    #[test]
+    fn what_is_no_placement_is_refused() {
+        assert_eq!(
+            Placement::new(2, 1, vec![Some(0), Some(2)]),
+            Err(PlacementError::UnknownExpert { slot: 1, expert: 2, experts: 2 })
+        );
+        assert_eq!(Placement::new(2, 1, vec![Some(0), None]), Err(PlacementError::Homeless(1)));
+        assert_eq!(placement(2, &[0, 1, 2]), Err(PlacementError::Shape { slots: 3, ranks: 2 }));
+        assert!(Placement::new(0, 1, vec![]).is_err());
+        assert!(Placement::new(1, 0, vec![Some(0)]).is_err());
+    }
+}

@@ -1,0 +1,307 @@
+//! Replica topologies: which rank's experts each redundant slot copies.
+//!
+//! In: a name (`ring`, `cube`, ...) or a JSON file. Out: LPLB's redundant-to-original table and its graph, in
+//! which ranks are nodes and every pair of ranks that shares an expert is joined. Source: deepseek-ai/LPLB,
+//! the topologies of its README and tests.
+
+use petgraph::algo::{connected_components, dijkstra};
+use petgraph::graph::{NodeIndex, UnGraph};
+use std::collections::{BTreeSet, VecDeque};
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// LPLB's redundant-to-original table for one group of ranks.
+///
+/// `columns[d][i]` is the rank whose `d`-th heaviest expert rank `i` holds a copy of, within groups of
+/// [`Topology::group`] consecutive ranks. Every column is a permutation without fixed points, so each such expert
+/// is shared by exactly two ranks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topology {
+    name: String,
+    columns: Vec<Vec<u32>>,
+}
+
+/// How well the replica graph of a [`Topology`] holds together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connectivity {
+    /// Connected parts; load cannot flow from one to another.
+    pub components: usize,
+    /// Fewest shared experts whose loss disconnects the graph; 0 if it is not connected.
+    pub edge_connectivity: usize,
+    /// Longest shortest path in shared experts; `None` if the graph is not connected.
+    pub diameter: Option<usize>,
+    /// Pairs of ranks joined by a second (third, ...) shared expert.
+    pub parallel_edges: usize,
+}
+
+/// A topology that cannot be had.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TopologyError {
+    /// No topology has this name.
+    #[error("unknown topology `{0}`: expected ring, ring:N, cube, hypercube, torus:MxN or a .json file")]
+    Unknown(String),
+    /// The group does not divide the ranks.
+    #[error("topology {name} joins groups of {group} ranks, which do not divide {ranks} ranks")]
+    Group {
+        /// Its name.
+        name: String,
+        /// Its group size.
+        group: usize,
+        /// Ranks of the cluster.
+        ranks: usize,
+    },
+    /// A column is no permutation, or copies a rank's expert to the same rank.
+    #[error("topology {name}, column {column}: {reason}")]
+    Column {
+        /// Its name.
+        name: String,
+        /// Which column, from 0.
+        column: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file could not be read as a table.
+    #[error("topology file {}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was wrong and what was expected.
+        reason: String,
+    },
+}
+
+impl Topology {
+    /// Finds a topology by name, for a cluster of `ranks`.
+    ///
+    /// - `ring`: LPLB's ring of 8 where 8 divides the ranks, one ring of all ranks otherwise; `ring:N` joins
+    ///   rings of `N`;
+    /// - `cube` (8 ranks, 2 columns), `hypercube` (16 ranks, 2 columns): LPLB's own tables;
+    /// - `torus:MxN` (`M * N` ranks, 2 columns);
+    /// - a path that ends in `.json`: `[[rank of column 0, rank of column 1, ...], ...]`, one row per rank of
+    ///   the group, as LPLB's `redundant_to_original`.
+    ///
+    /// # Errors
+    /// When the name is unknown, the table is malformed, or its group does not divide the ranks.
+    pub fn named(name: &str, ranks: usize) -> Result<Self, TopologyError> {
+        let unknown = || TopologyError::Unknown(name.to_owned());
+        let columns = match name {
+            "ring" => ring(if ranks.is_multiple_of(8) { 8 } else { ranks }),
+            "cube" => vec![vec![3, 0, 1, 2, 7, 4, 5, 6], vec![6, 7, 4, 5, 0, 1, 2, 3]],
+            "hypercube" => vec![
+                vec![3, 0, 1, 2, 7, 4, 5, 6, 11, 8, 9, 10, 15, 12, 13, 14],
+                vec![12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+            ],
+            _ => {
+                if let Some(length) = name.strip_prefix("ring:") {
+                    let group = length.parse().map_err(|_| unknown())?;
+                    if group > crate::cluster::MAX_RANKS {
+                        return Err(TopologyError::Group { name: name.to_owned(), group, ranks });
+                    }
+                    ring(group)
+                } else if let Some(shape) = name.strip_prefix("torus:") {
+                    let (m, n) = shape.split_once('x').ok_or_else(unknown)?;
+                    let (m, n): (u32, u32) = (m.parse().map_err(|_| unknown())?, n.parse().map_err(|_| unknown())?);
+                    if m.saturating_mul(n) as usize > crate::cluster::MAX_RANKS {
+                        return Err(TopologyError::Group {
+                            name: name.to_owned(),
+                            group: m.saturating_mul(n) as usize,
+                            ranks,
+                        });
+                    }
+                    torus(m, n)
+                } else if std::path::Path::new(name).extension().is_some_and(|e| e == "json") {
+                    from_file(name)?
+                } else {
+                    return Err(unknown());
+                }
+            }
+        };
+        let topology = Self::new(name.to_owned(), columns)?;
+        if !ranks.is_multiple_of(topology.group()) {
+            return Err(TopologyError::Group { name: name.to_owned(), group: topology.group(), ranks });
+        }
+        Ok(topology)
+    }
+
+    /// Checks a table of columns, each `[group]`.
+    ///
+    /// # Errors
+    /// [`TopologyError::Column`] where a column is no permutation or has a fixed point.
+    pub fn new(name: String, columns: Vec<Vec<u32>>) -> Result<Self, TopologyError> {
+        let fail = |column, reason: String| TopologyError::Column { name: name.clone(), column, reason };
+        let group = columns.first().map_or(0, Vec::len);
+        if group == 0 {
+            return Err(fail(0, "expected at least one column of at least one rank".into()));
+        }
+        for (d, column) in columns.iter().enumerate() {
+            if column.len() != group {
+                return Err(fail(d, format!("has {} ranks, column 0 has {group}", column.len())));
+            }
+            let mut seen = vec![false; group];
+            for (rank, &source) in column.iter().enumerate() {
+                match seen.get_mut(source as usize) {
+                    None => return Err(fail(d, format!("rank {rank} copies from rank {source} of only {group}"))),
+                    Some(true) => {
+                        return Err(fail(d, format!("rank {source} is copied twice: expected a permutation")));
+                    }
+                    Some(_) if source as usize == rank => {
+                        return Err(fail(d, format!("rank {rank} copies its own expert")));
+                    }
+                    Some(free) => *free = true,
+                }
+            }
+        }
+        Ok(Self { name, columns })
+    }
+
+    /// The name it was asked for by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Ranks that one table joins, `G`.
+    pub fn group(&self) -> usize {
+        self.columns[0].len()
+    }
+
+    /// Redundant slots per rank that the table describes, `D`.
+    pub fn slots(&self) -> usize {
+        self.columns.len()
+    }
+
+    /// Which rank of the group rank `i`'s slot `d` copies from: `columns()[d][i]`.
+    pub fn columns(&self) -> &[Vec<u32>] {
+        &self.columns
+    }
+
+    /// The replica graph of one group: ranks, joined once for each expert they share.
+    pub fn graph(&self) -> UnGraph<u32, ()> {
+        let mut graph = UnGraph::new_undirected();
+        let ranks: Vec<NodeIndex> = (0..self.group() as u32).map(|r| graph.add_node(r)).collect();
+        for column in &self.columns {
+            for (rank, &source) in column.iter().enumerate() {
+                graph.add_edge(ranks[source as usize], ranks[rank], ());
+            }
+        }
+        graph
+    }
+
+    /// Measures the replica graph of one group.
+    pub fn connectivity(&self) -> Connectivity {
+        let graph = self.graph();
+        let components = connected_components(&graph);
+        let pairs: BTreeSet<(NodeIndex, NodeIndex)> =
+            graph.edge_indices().filter_map(|e| graph.edge_endpoints(e)).map(|(a, b)| (a.min(b), a.max(b))).collect();
+        let eccentricity =
+            |from| dijkstra(&graph, from, None, |_| 1usize).into_values().max().unwrap_or(0);
+        let first = NodeIndex::new(0);
+        Connectivity {
+            components,
+            edge_connectivity: graph.node_indices().skip(1).map(|to| edge_disjoint_paths(&graph, first, to)).min()
+                .unwrap_or(0),
+            diameter: (components == 1).then(|| graph.node_indices().map(eccentricity).max().unwrap_or(0)),
+            parallel_edges: graph.edge_count() - pairs.len(),
+        }
+    }
+}
+
+fn ring(length: usize) -> Vec<Vec<u32>> {
+    vec![(0..length).map(|rank| ((rank + 1) % length) as u32).collect()]
+}
+
+fn torus(m: u32, n: u32) -> Vec<Vec<u32>> {
+    let ranks = || (0..m).flat_map(|i| (0..n).map(move |j| (i, j)));
+    vec![
+        ranks().map(|(i, j)| (i + 1) % m * n + j).collect(),
+        ranks().map(|(i, j)| i * n + (j + 1) % n).collect(),
+    ]
+}
+
+fn from_file(name: &str) -> Result<Vec<Vec<u32>>, TopologyError> {
+    let path = PathBuf::from(name);
+    let fail = |reason: String| TopologyError::File { path: path.clone(), reason };
+    let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
+    let rows: Vec<Vec<u32>> = serde_json::from_str(&text)
+        .map_err(|e| fail(format!("{e}; expected [[rank, ...], ...], one row per rank of the group")))?;
+    let slots = rows.first().map_or(0, Vec::len);
+    if let Some(rank) = rows.iter().position(|row| row.len() != slots) {
+        return Err(fail(format!("row {rank} has {} entries, row 0 has {slots}", rows[rank].len())));
+    }
+    Ok((0..slots).map(|d| rows.iter().map(|row| row[d]).collect()).collect())
+}
+
+/// Edge-disjoint paths between two nodes (Menger): unit augmentations along breadth-first paths.
+fn edge_disjoint_paths(graph: &UnGraph<u32, ()>, from: NodeIndex, to: NodeIndex) -> usize {
+    // flow[e]: -1, 0 or 1 from the edge's first end to its second.
+    let mut flow = vec![0i8; graph.edge_count()];
+    let mut paths = 0;
+    loop {
+        let mut reached_by = vec![None; graph.node_count()];
+        let mut queue = VecDeque::from([from]);
+        while let Some(at) = queue.pop_front() {
+            for edge in graph.edges(at) {
+                use petgraph::visit::EdgeRef;
+                let forward = graph.edge_endpoints(edge.id()).is_some_and(|(a, _)| a == at);
+                let next = edge.target();
+                let open = if forward { flow[edge.id().index()] < 1 } else { flow[edge.id().index()] > -1 };
+                if open && next != from && reached_by[next.index()].is_none() {
+                    reached_by[next.index()] = Some((at, edge.id(), forward));
+                    queue.push_back(next);
+                }
+            }
+        }
+        let mut at = to;
+        if reached_by[to.index()].is_none() {
+            return paths;
+        }
+        while let Some((before, edge, forward)) = reached_by[at.index()] {
+            flow[edge.index()] += if forward { 1 } else { -1 };
+            at = before;
+        }
+        paths += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(name: &str, ranks: usize) -> (usize, usize, Option<usize>, usize) {
+        let c = Topology::named(name, ranks).unwrap().connectivity();
+        (c.components, c.edge_connectivity, c.diameter, c.parallel_edges)
+    }
+
+    #[test]
+    fn known_graphs() {
+        assert_eq!(measured("ring", 8), (1, 2, Some(4), 0));
+        assert_eq!(measured("ring", 6), (1, 2, Some(3), 0));
+        assert_eq!(measured("ring:4", 16), (1, 2, Some(2), 0));
+        assert_eq!(measured("ring:2", 16), (1, 2, Some(1), 1));
+        assert_eq!(measured("torus:8x4", 32), (1, 4, Some(6), 0));
+        assert_eq!(measured("hypercube", 16), (1, 4, Some(4), 0), "it is the torus 4x4");
+        assert_eq!(measured("cube", 32), (1, 3, Some(2), 4));
+    }
+
+    #[test]
+    fn two_disjoint_rings_are_not_connected() {
+        let split = Topology::new("split".into(), vec![vec![1, 0, 3, 2]]).unwrap();
+        let c = split.connectivity();
+        assert_eq!((c.components, c.edge_connectivity, c.diameter, c.parallel_edges), (2, 0, None, 2));
+    }
+
+    #[test]
+    fn columns_must_be_permutations_without_fixed_points() {
+        let refused = |column: &[u32]| Topology::new("t".into(), vec![column.to_vec()]).unwrap_err().to_string();
+        assert!(refused(&[1, 1, 0]).contains("rank 1 is copied twice"));
+        assert!(refused(&[1, 0, 2]).contains("rank 2 copies its own expert"));
+        assert!(refused(&[1, 3, 0]).contains("rank 3 of only 3"));
+        assert!(refused(&[]).contains("at least one"));
+        assert!(Topology::named("ring:1", 8).is_err());
+        assert!(Topology::named("torus:1x8", 8).is_err());
+        assert!(Topology::named("ring:0", 8).is_err());
+        assert!(Topology::named("torus:99999x99999", 8).is_err());
+        assert!(Topology::named("moebius", 8).unwrap_err().to_string().contains("expected ring"));
+        assert!(Topology::named("cube", 12).unwrap_err().to_string().contains("groups of 8"));
+    }
+}

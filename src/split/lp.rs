@@ -1,0 +1,47 @@
+//! The split as a linear programme, solved by a general engine and rounded by largest remainder.
+
+use super::exact::for_each_host;
+use super::rounding::largest_remainder;
+use super::SplitError;
+use crate::place::Placement;
+use evenkeel_solver::lp::{self, Engine};
+use evenkeel_solver::Problem;
+
+#[derive(Debug)]
+pub(super) struct Lp {
+    problem: Problem,
+}
+
+impl Lp {
+    pub(super) fn new(placement: &Placement) -> Result<Self, SplitError> {
+        Ok(Self { problem: Problem::new(placement.hosts()?) })
+    }
+
+    pub(super) fn split(
+        &self,
+        placement: &Placement,
+        loads: &[u64],
+        quotas: &mut [u64],
+    ) -> Result<(), SplitError> {
+        let answer = lp::solve(&self.problem, loads, Engine::best())?;
+        spread(placement, &self.problem, loads, quotas, &answer.quotas);
+        Ok(())
+    }
+}
+
+/// Rounds fractional quotas, in the solver's order, and puts them on their slots.
+pub(super) fn spread(
+    placement: &Placement,
+    problem: &Problem,
+    loads: &[u64],
+    quotas: &mut [u64],
+    fractions: &[f64],
+) {
+    let hosts = problem.hosts();
+    let mut whole = vec![0; fractions.len()];
+    for (expert, &load) in loads.iter().enumerate() {
+        let range = hosts.offset(expert)..hosts.offset(expert) + hosts.of(expert).len();
+        largest_remainder(&fractions[range.clone()], load, &mut whole[range]);
+    }
+    for_each_host(placement, problem, |slot, at| quotas[slot] = whole[at]);
+}

@@ -1,0 +1,193 @@
+//! The fast loop: how one batch's tokens are shared between the copies of each expert.
+//!
+//! In: a [`Placement`] (once) and the tokens per expert of a batch, `[E]`. Out: a [`Split`]: whole tokens per slot,
+//! `[R * S]`, and per rank, `[R]`. Each method is one file; whatever it computes, every token is served, by a slot
+//! that holds its expert.
+
+mod affine5;
+mod even;
+mod exact;
+mod lp;
+mod rounding;
+
+use crate::place::Placement;
+use std::fmt;
+use std::str::FromStr;
+use thiserror::Error;
+
+/// A way of sharing tokens between copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// The same number for every copy, what EPLB assumes: `floor(N / c)`, one more for the lowest slots.
+    Even,
+    /// The linear programme by a general engine (HiGHS where built, microlp otherwise), largest remainders.
+    Lp,
+    /// The integer optimum with its certificate, by [`evenkeel_solver::solve`].
+    Exact,
+    /// LPLB's five iterations of affine scaling in `f32` with a correct step length, largest remainders.
+    Affine5,
+}
+
+impl Method {
+    /// All methods, in the order in which tables show them.
+    pub const ALL: [Method; 4] = [Method::Even, Method::Affine5, Method::Lp, Method::Exact];
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Method::Even => "even",
+            Method::Lp => "lp",
+            Method::Exact => "exact",
+            Method::Affine5 => "affine5",
+        })
+    }
+}
+
+impl FromStr for Method {
+    type Err = SplitError;
+
+    fn from_str(name: &str) -> Result<Self, SplitError> {
+        Method::ALL
+            .into_iter()
+            .find(|method| method.to_string() == name)
+            .ok_or_else(|| SplitError::UnknownMethod(name.to_owned()))
+    }
+}
+
+/// Why a batch could not be split.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SplitError {
+    /// No method has this name.
+    #[error("unknown split `{0}`: expected even, lp, exact or affine5")]
+    UnknownMethod(String),
+    /// Loads for another number of experts.
+    #[error("{given} loads for {experts} experts")]
+    Shape {
+        /// Loads given.
+        given: usize,
+        /// Experts of the placement.
+        experts: usize,
+    },
+    /// The solver refused the batch (overflow).
+    #[error(transparent)]
+    Solver(#[from] evenkeel_solver::Error),
+    /// The affine-scaling restatement refused the batch.
+    #[error("affine5: {0}")]
+    Affine(String),
+    /// The LP engine failed.
+    #[error("lp: {0}")]
+    Lp(#[from] evenkeel_solver::lp::LpError),
+    /// What a method returned does not hold; a defect of this program.
+    #[error("the {method} split broke its promise: {reason}")]
+    Broken {
+        /// The method.
+        method: Method,
+        /// What does not hold.
+        reason: String,
+    },
+}
+
+/// The quotas of one batch of one layer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Split {
+    /// Tokens that each slot serves, `[R * S]`.
+    pub quotas: Vec<u64>,
+    /// Tokens that each rank serves, `[R]`.
+    pub rank_loads: Vec<u64>,
+    /// For [`Method::Exact`]: the ranks whose own experts prove that the peak cannot be lower.
+    pub certificate: Vec<u32>,
+}
+
+impl Split {
+    /// The busiest rank's tokens.
+    pub fn peak(&self) -> u64 {
+        self.rank_loads.iter().copied().max().unwrap_or(0)
+    }
+}
+
+/// Splits batch after batch on one placement by one method.
+#[derive(Debug)]
+pub struct Splitter {
+    placement: Placement,
+    method: Method,
+    engine: Engine,
+}
+
+#[derive(Debug)]
+enum Engine {
+    Even,
+    Lp(lp::Lp),
+    Exact(Box<exact::Exact>),
+    Affine5(Box<affine5::Affine5>),
+}
+
+impl Splitter {
+    /// Prepares a method for a placement.
+    ///
+    /// # Errors
+    /// When the solver cannot take the placement's shape.
+    pub fn new(placement: Placement, method: Method) -> Result<Self, SplitError> {
+        let engine = match method {
+            Method::Even => Engine::Even,
+            Method::Lp => Engine::Lp(lp::Lp::new(&placement)?),
+            Method::Exact => Engine::Exact(Box::new(exact::Exact::new(&placement)?)),
+            Method::Affine5 => Engine::Affine5(Box::new(affine5::Affine5::new(&placement)?)),
+        };
+        Ok(Self { placement, method, engine })
+    }
+
+    /// The placement that batches are split on.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Shares out one batch, `[E]` tokens per expert, into `split` (whose memory is used again).
+    ///
+    /// # Errors
+    /// When the loads are not `[E]`, their sum overflows, or an LP engine fails.
+    pub fn split(&mut self, loads: &[u64], split: &mut Split) -> Result<(), SplitError> {
+        if loads.len() != self.placement.experts() {
+            return Err(SplitError::Shape { given: loads.len(), experts: self.placement.experts() });
+        }
+        if loads.iter().try_fold(0u64, |sum, &load| sum.checked_add(load)).is_none() {
+            return Err(evenkeel_solver::Error::Overflow.into());
+        }
+        split.quotas.clear();
+        split.quotas.resize(self.placement.slots().len(), 0);
+        split.certificate.clear();
+        match &mut self.engine {
+            Engine::Even => even::split(&self.placement, loads, &mut split.quotas),
+            Engine::Lp(lp) => lp.split(&self.placement, loads, &mut split.quotas)?,
+            Engine::Exact(exact) => exact.split(&self.placement, loads, split)?,
+            Engine::Affine5(affine) => affine.split(&self.placement, loads, &mut split.quotas)?,
+        }
+        split.rank_loads.clear();
+        split.rank_loads.extend(split.quotas.chunks(self.placement.slots_per_rank()).map(|rank| rank.iter().sum::<u64>()));
+        Ok(())
+    }
+
+    /// Checks that every token of the batch is served, by slots that hold its expert, and, for the exact method,
+    /// that the certificate proves the peak.
+    ///
+    /// # Errors
+    /// [`SplitError::Broken`] says what does not hold.
+    pub fn check(&self, loads: &[u64], split: &Split) -> Result<(), SplitError> {
+        let broken = |reason: String| Err(SplitError::Broken { method: self.method, reason });
+        for (expert, &load) in loads.iter().enumerate() {
+            let served: u64 = self.placement.copies(expert).iter().map(|&slot| split.quotas[slot as usize]).sum();
+            if served != load {
+                return broken(format!("expert {expert}: {served} of {load} tokens served"));
+            }
+        }
+        if let Some(slot) = (0..split.quotas.len()).find(|&s| self.placement.slots()[s].is_none() && split.quotas[s] > 0)
+        {
+            return broken(format!("empty slot {slot} serves tokens"));
+        }
+        match &self.engine {
+            Engine::Exact(exact) => exact.check(loads, split).or_else(broken),
+            _ => Ok(()),
+        }
+    }
+}

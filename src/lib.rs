@@ -1,2 +1,3 @@
 //! Load-balancing planner for Mixture-of-Experts models under expert parallelism.
+pub mod cli;
 pub mod trace;

@@ -1,2 +1,6 @@
 //! The `evenkeel` command.
-fn main() {}
+use evenkeel::cli;
+
+fn main() -> anyhow::Result<()> {
+    cli::main()
+}

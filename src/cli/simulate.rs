@@ -148,7 +148,7 @@ fn document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str) ->
             "notices": trace.notices(),
         },
         "cluster": super::cluster_args::document(&config.cluster, trace.experts()),
-        "lp_engine": evenkeel_solver::lp::Engine::best().to_string(),
+        "lp_engine": evenkeel_solver::lp::Engine::best().name(),
         "results": results,
     })
 }

@@ -6,8 +6,9 @@ use evenkeel::cluster::Cluster;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClusterArgs {
     /// Ranks (GPUs) of the expert-parallel group
-    #[arg(long, value_name = "R", help_heading = "Cluster")]
-    pub(crate) ranks: usize,
+    // Optional only to the type: `plan check` does without.
+    #[arg(long, value_name = "R", required = true, help_heading = "Cluster")]
+    pub(crate) ranks: Option<usize>,
     /// Nodes that the ranks sit in
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Cluster")]
     pub(crate) nodes: usize,
@@ -23,8 +24,9 @@ pub(crate) struct ClusterArgs {
 impl ClusterArgs {
     /// The cluster for a model of `experts` logical experts.
     pub(crate) fn cluster(&self, experts: usize) -> anyhow::Result<Cluster> {
-        let one_per_rank = self.ranks.checked_sub(experts.checked_rem(self.ranks).unwrap_or(0)).unwrap_or(0);
-        Ok(Cluster::new(self.ranks, self.nodes, experts, self.redundant.unwrap_or(one_per_rank))?)
+        let ranks = self.ranks.unwrap_or(0);
+        let one_per_rank = ranks - experts.checked_rem(ranks).unwrap_or(0);
+        Ok(Cluster::new(ranks, self.nodes, experts, self.redundant.unwrap_or(one_per_rank))?)
     }
 }
 

@@ -63,7 +63,14 @@ impl Output {
 
     /// The one message of a failed command: the error and what led to it.
     pub(crate) fn error(self, error: &anyhow::Error) {
-        let _ = writeln!(io::stderr(), "error: {error:#}");
+        let mut message = error.to_string();
+        for cause in error.chain().skip(1).map(ToString::to_string) {
+            // Many errors quote their cause.
+            if !message.contains(&cause) {
+                message = format!("{message}: {cause}");
+            }
+        }
+        let _ = writeln!(io::stderr(), "error: {message}");
     }
 
     /// Writes a result file, making its folder, or says which file could not be written.
@@ -86,7 +93,7 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// A plain table with right-aligned numbers: the first `text_columns` columns are left-aligned.
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, text_columns: usize) -> String {
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::NOTHING);
+    table.load_style(comfy_table::presets::NOTHING);
     table.set_header(header.to_vec());
     for row in rows {
         table.add_row(row);

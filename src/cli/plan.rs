@@ -31,7 +31,7 @@ pub(crate) struct PlanCommand {
     #[command(subcommand)]
     sub: Option<PlanSub>,
     #[command(flatten)]
-    args: Option<PlanArgs>,
+    args: PlanArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -57,10 +57,9 @@ struct PlanArgs {
 }
 
 pub(crate) fn run(command: PlanCommand, output: &Output) -> anyhow::Result<()> {
-    match (command.sub, command.args) {
-        (Some(PlanSub::Check(args)), _) => plan_check::run(&args, output),
-        (None, Some(args)) => make(&args, output),
-        (None, None) => anyhow::bail!("no trace given: see `evenkeel plan --help`"),
+    match command.sub {
+        Some(PlanSub::Check(args)) => plan_check::run(&args, output),
+        None => make(&command.args, output),
     }
 }
 
@@ -159,7 +158,7 @@ fn summary(trace: &Trace, made: &Made, verbose: bool) -> String {
     if doubled > 0 {
         text += &format!("{doubled} copies share a rank with another copy of their expert: memory without use\n");
     }
-    text += &format!("planned in {:.1} ms\n", made.plan_time.as_secs_f64() * 1e3);
+    text += &format!("planned in {:.2} ms\n", made.plan_time.as_secs_f64() * 1e3);
     if verbose {
         let rows = plan.layers.iter().map(|l| {
             vec![l.layer.to_string(), format!("{:.3}", l.imbalance), format!("{:.3}", l.bound),

@@ -101,7 +101,7 @@ fn results(outcome: &Outcome) -> String {
             format!("{:.4}", row.excess.mean),
             format!("{:.1}%", row.at_bound * 100.0),
             planned.moves.to_string(),
-            format!("{:.1}", planned.plan_time.as_secs_f64() * 1e3),
+            format!("{:.2}", planned.plan_time.as_secs_f64() * 1e3),
             format!("{:.1}", row.split_us.p50),
             format!("{:.1}", row.split_us.p99),
         ]);

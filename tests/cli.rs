@@ -1,0 +1,202 @@
+//! The command as a user runs it: documents, tables, errors and exit codes.
+
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn evenkeel(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).output().unwrap()
+}
+
+fn stdout(args: &[&str]) -> String {
+    let output = evenkeel(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn document(args: &[&str]) -> Value {
+    serde_json::from_str(&stdout(args)).unwrap()
+}
+
+/// The message of a command that must fail with exit code 1, and say so in one line.
+fn refusal(args: &[&str]) -> String {
+    let output = evenkeel(args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    let errors: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("note: ")).collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    assert!(errors[0].starts_with("error: "), "{stderr}");
+    errors[0].to_owned()
+}
+
+/// A trace of 20 steps x 2 layers (ids 3 and 5) x 16 experts with a heavy and a drifting expert.
+fn trace_file(folder: &Path) -> PathBuf {
+    let mut text = String::from("step,layer,expert,tokens\n");
+    for step in 0..20u64 {
+        for layer in [3, 5] {
+            for expert in 0..16u64 {
+                let tokens = 10 + 90 * u64::from(expert == layer) + step * expert % 7 + 5 * (expert + step) % 11;
+                text += &format!("{step},{layer},{expert},{tokens}\n");
+            }
+        }
+    }
+    let path = folder.join("loads.csv");
+    fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn simulate_document_has_the_promised_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path());
+    let report = folder.path().join("deep/report.html");
+    let d = document(&[
+        "simulate",
+        trace.to_str().unwrap(),
+        "--ranks",
+        "4",
+        "--redundant",
+        "4",
+        "--policies",
+        "contiguous,eplb,eplb:trtllm,lplb:ring",
+        "--splits",
+        "even,affine5,lp,exact",
+        "--report",
+        report.to_str().unwrap(),
+        "--json",
+    ]);
+    assert_eq!(d["trace"]["planned_steps"], 8);
+    assert_eq!(d["trace"]["judged_steps"], 12);
+    assert_eq!(d["trace"]["layers"], serde_json::json!([3, 5]));
+    assert_eq!(d["cluster"]["slots_per_rank"], 5);
+    let results = d["results"].as_array().unwrap();
+    assert_eq!(results.len(), 16);
+    for row in results {
+        for key in ["mean", "p50", "p95", "p99", "max"] {
+            assert!(row["imbalance"][key].as_f64().unwrap() >= 1.0, "{row}");
+        }
+        assert!(row["excess"]["mean"].as_f64().unwrap() >= 0.0 && row["excess"]["p95"].is_f64());
+        assert!(row["lower_bound"]["mean"].as_f64().unwrap() >= 1.0);
+        assert!(row["moves"].is_u64() && row["plan_ms"].is_f64());
+        assert!(row["split_us"]["p50"].is_f64() && row["split_us"]["p99"].is_f64());
+    }
+    let mean = |policy: &str, split: &str| {
+        let row = results.iter().find(|r| r["policy"] == policy && r["split"] == split).unwrap();
+        row["imbalance"]["mean"].as_f64().unwrap()
+    };
+    for policy in ["contiguous", "eplb", "eplb:trtllm", "lplb:ring"] {
+        for split in ["even", "affine5", "lp"] {
+            assert!(mean(policy, "exact") <= mean(policy, split), "{policy} {split}");
+        }
+    }
+    assert_eq!(results[0]["moves"], 0, "contiguous comes first and moves nothing");
+    assert!(fs::read_to_string(report).unwrap().contains("lplb:ring"));
+}
+
+#[test]
+fn results_do_not_depend_on_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path());
+    let plan = |threads: &str| {
+        let out = folder.path().join(format!("plan{threads}.json"));
+        stdout(&["plan", trace.to_str().unwrap(), "--ranks", "4", "--threads", threads, "-o", out.to_str().unwrap()]);
+        fs::read(out).unwrap()
+    };
+    assert_eq!(plan("1"), plan("3"));
+}
+
+#[test]
+fn a_plan_is_written_checked_and_judged_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path());
+    let plan = folder.path().join("plan.json");
+    let (trace, plan) = (trace.to_str().unwrap(), plan.to_str().unwrap());
+    let report = folder.path().join("plan.html");
+    stdout(&["plan", trace, "--ranks", "4", "--redundant", "8", "-o", plan, "--report", report.to_str().unwrap()]);
+    assert!(fs::read_to_string(report).unwrap().contains("<svg"));
+    let checked = document(&["plan", "check", plan, "--trace", trace, "--json"]);
+    assert_eq!(checked["valid"], true);
+    assert!(checked["judged_again"]["mean"].is_f64());
+    assert_eq!(stdout(&["plan", trace, "--ranks", "4", "--redundant", "8", "-o", "-"]), fs::read_to_string(plan).unwrap());
+
+    let text = fs::read_to_string(plan).unwrap();
+    let damaged = |from: &str, to: &str| {
+        assert!(text.contains(from), "{from}");
+        let path = folder.path().join("damaged.json");
+        fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        refusal(&["plan", "check", path.to_str().unwrap()])
+    };
+    assert!(damaged("plan/1", "plan/9").contains("expected \"evenkeel.plan/1\""));
+    assert!(damaged("\"layer\":5", "\"layer\":3").contains("layer 3 is out of order or there twice"));
+    assert!(damaged("\"slots_per_rank\":6", "\"slots_per_rank\":7").contains("rank 0 has 6 slots"));
+    assert!(damaged("\"experts\":16", "\"experts\":17").contains("do not divide"));
+    assert!(damaged("\"nodes\":1", "\"nodes\":3").contains("3 nodes"));
+    assert!(damaged("\"policy\"", "\"polizei\"").contains("unknown field `polizei`"));
+    let truncated = folder.path().join("half.json");
+    fs::write(&truncated, &text[..text.len() / 2]).unwrap();
+    assert!(refusal(&["plan", "check", truncated.to_str().unwrap()]).contains("line"));
+    let lying = text.replacen("\"mean\": 1.", "\"mean\": 2.", 1);
+    fs::write(&truncated, lying).unwrap();
+    assert!(refusal(&["plan", "check", truncated.to_str().unwrap(), "--trace", trace]).contains("promises"));
+}
+
+#[test]
+fn refusals_name_what_is_wrong_and_what_was_expected() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path());
+    let trace = trace.to_str().unwrap();
+    let simulate = |more: &[&str]| refusal(&[&["simulate", trace], more].concat());
+    assert!(simulate(&["--ranks", "4", "--policies", "magic"]).contains("unknown policy `magic`: expected"));
+    assert!(simulate(&["--ranks", "8", "--policies", "lplb:cube"]).contains("needs 2 redundant slots per rank (16"));
+    assert!(simulate(&["--ranks", "4", "--policies", "lplb:cube"]).contains("groups of 8"));
+    assert!(simulate(&["--ranks", "4", "--redundant", "5"]).contains("nearest numbers of redundant slots that do are 4 and 8"));
+    assert!(simulate(&["--ranks", "0"]).contains("0 ranks: expected 1 to 1024"));
+    assert!(simulate(&["--ranks", "4", "--nodes", "3"]).contains("divisor"));
+    assert!(simulate(&["--ranks", "4", "--plan-on", "1"]).contains("more than 0 and less than 1"));
+    assert!(refusal(&["plan", "/nowhere.csv", "--ranks", "4"]).contains("/nowhere.csv"));
+    let usage = evenkeel(&["simulate", trace, "--ranks", "4", "--splits", "half"]);
+    assert_eq!(usage.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&usage.stderr).contains("expected even, lp, exact or affine5"));
+}
+
+#[test]
+fn one_step_and_no_tokens_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = folder.path().join("one.csv");
+    fs::write(&one, "layer,expert,tokens\n0,0,5\n0,1,6\n0,2,1\n0,3,2\n").unwrap();
+    let one = one.to_str().unwrap();
+    assert!(refusal(&["simulate", one, "--ranks", "2"]).contains("at least 2 are needed"));
+    stdout(&["plan", one, "--ranks", "2"]);
+    let none = folder.path().join("none.csv");
+    fs::write(&none, "step,layer,expert,tokens\n0,0,0,0\n1,0,3,0\n").unwrap();
+    let none = none.to_str().unwrap();
+    assert!(refusal(&["simulate", none, "--ranks", "2"]).contains("holds no tokens"));
+    assert!(refusal(&["plan", none, "--ranks", "2"]).contains("holds no tokens"));
+}
+
+#[test]
+fn topologies_from_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pairs.json");
+    fs::write(&file, "[[1,2],[0,3],[3,0],[2,1]]").unwrap();
+    let d = document(&["topology", file.to_str().unwrap(), "torus:8x4", "--json"]);
+    assert_eq!(d["topologies"][0]["group"], 4);
+    assert_eq!(d["topologies"][0]["parallel_edges"], 4);
+    assert_eq!(d["topologies"][1]["edge_connectivity"], 4);
+    fs::write(&file, "[[1],[0,3]]").unwrap();
+    assert!(refusal(&["topology", file.to_str().unwrap()]).contains("row 1 has 2 entries, row 0 has 1"));
+    fs::write(&file, "{}").unwrap();
+    assert!(refusal(&["topology", file.to_str().unwrap()]).contains("one row per rank"));
+}
+
+#[test]
+fn output_may_be_cut_short() {
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("'{}' topology ring -v | true", env!("CARGO_BIN_EXE_evenkeel"))])
+        .spawn()
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+}

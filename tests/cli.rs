@@ -1,5 +1,7 @@
 //! The command as a user runs it: documents, tables, errors and exit codes.
 
+#![allow(clippy::unwrap_used)]
+
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +40,8 @@ fn trace_file(folder: &Path) -> PathBuf {
     for step in 0..20u64 {
         for layer in [3, 5] {
             for expert in 0..16u64 {
-                let tokens = 10 + 90 * u64::from(expert == layer) + step * expert % 7 + 5 * (expert + step) % 11;
+                let tokens =
+                    10 + 90 * u64::from(expert == layer) + step * expert % 7 + 5 * (expert + step) % 11;
                 text += &format!("{step},{layer},{expert},{tokens}\n");
             }
         }
@@ -102,7 +105,16 @@ fn results_do_not_depend_on_threads() {
     let trace = trace_file(folder.path());
     let plan = |threads: &str| {
         let out = folder.path().join(format!("plan{threads}.json"));
-        stdout(&["plan", trace.to_str().unwrap(), "--ranks", "4", "--threads", threads, "-o", out.to_str().unwrap()]);
+        stdout(&[
+            "plan",
+            trace.to_str().unwrap(),
+            "--ranks",
+            "4",
+            "--threads",
+            threads,
+            "-o",
+            out.to_str().unwrap(),
+        ]);
         fs::read(out).unwrap()
     };
     assert_eq!(plan("1"), plan("3"));
@@ -115,12 +127,26 @@ fn a_plan_is_written_checked_and_judged_again() {
     let plan = folder.path().join("plan.json");
     let (trace, plan) = (trace.to_str().unwrap(), plan.to_str().unwrap());
     let report = folder.path().join("plan.html");
-    stdout(&["plan", trace, "--ranks", "4", "--redundant", "8", "-o", plan, "--report", report.to_str().unwrap()]);
+    stdout(&[
+        "plan",
+        trace,
+        "--ranks",
+        "4",
+        "--redundant",
+        "8",
+        "-o",
+        plan,
+        "--report",
+        report.to_str().unwrap(),
+    ]);
     assert!(fs::read_to_string(report).unwrap().contains("<svg"));
     let checked = document(&["plan", "check", plan, "--trace", trace, "--json"]);
     assert_eq!(checked["valid"], true);
     assert!(checked["judged_again"]["mean"].is_f64());
-    assert_eq!(stdout(&["plan", trace, "--ranks", "4", "--redundant", "8", "-o", "-"]), fs::read_to_string(plan).unwrap());
+    assert_eq!(
+        stdout(&["plan", trace, "--ranks", "4", "--redundant", "8", "-o", "-"]),
+        fs::read_to_string(plan).unwrap()
+    );
 
     let text = fs::read_to_string(plan).unwrap();
     let damaged = |from: &str, to: &str| {
@@ -150,9 +176,15 @@ fn refusals_name_what_is_wrong_and_what_was_expected() {
     let trace = trace.to_str().unwrap();
     let simulate = |more: &[&str]| refusal(&[&["simulate", trace], more].concat());
     assert!(simulate(&["--ranks", "4", "--policies", "magic"]).contains("unknown policy `magic`: expected"));
-    assert!(simulate(&["--ranks", "8", "--policies", "lplb:cube"]).contains("needs 2 redundant slots per rank (16"));
+    assert!(
+        simulate(&["--ranks", "8", "--policies", "lplb:cube"])
+            .contains("needs 2 redundant slots per rank (16")
+    );
     assert!(simulate(&["--ranks", "4", "--policies", "lplb:cube"]).contains("groups of 8"));
-    assert!(simulate(&["--ranks", "4", "--redundant", "5"]).contains("nearest numbers of redundant slots that do are 4 and 8"));
+    assert!(
+        simulate(&["--ranks", "4", "--redundant", "5"])
+            .contains("nearest numbers of redundant slots that do are 4 and 8")
+    );
     assert!(simulate(&["--ranks", "0"]).contains("0 ranks: expected 1 to 1024"));
     assert!(simulate(&["--ranks", "4", "--nodes", "3"]).contains("divisor"));
     assert!(simulate(&["--ranks", "4", "--plan-on", "1"]).contains("more than 0 and less than 1"));

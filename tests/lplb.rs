@@ -2,6 +2,8 @@
 //!
 //! `cargo test --test lplb -- --nocapture` prints how often each published bound holds.
 
+#![allow(clippy::unwrap_used)]
+
 use evenkeel::cluster::Cluster;
 use evenkeel::place::{Eplb, Lplb, Placement, Ties, Topology};
 use evenkeel::split::{Method, Split, Splitter};
@@ -75,7 +77,13 @@ fn published_configurations() {
             let batch = normal(&mut rng, 0.3, f64::from(1 << 12));
             let placement = place(config, &history);
             let peaks = [Method::Exact, Method::Affine5].map(|method| peak(&placement, method, &batch));
-            assert!(peaks[0] <= peaks[1], "{}: exact {} above affine5 {}", config.topology, peaks[0], peaks[1]);
+            assert!(
+                peaks[0] <= peaks[1],
+                "{}: exact {} above affine5 {}",
+                config.topology,
+                peaks[0],
+                peaks[1]
+            );
             let mean = batch.iter().sum::<u64>() as f64 / config.ranks as f64;
             for (k, peak) in peaks.into_iter().enumerate() {
                 sums[k] += peak as f64 / mean / DRAWS as f64;

@@ -2,9 +2,11 @@
 //!
 //! `cargo test --test real_traces -- --nocapture` prints the tables.
 
+#![allow(clippy::unwrap_used)]
+
 use evenkeel::cluster::Cluster;
 use evenkeel::place::{self, Policy};
-use evenkeel::simulate::{simulate, Config, Outcome};
+use evenkeel::simulate::{Config, Outcome, simulate};
 use evenkeel::split::Method;
 use evenkeel::trace::{self, Batching, Order, ReadOptions, Trace};
 use std::path::PathBuf;
@@ -19,7 +21,8 @@ fn folder(name: &str) -> Option<PathBuf> {
 }
 
 fn decode(path: PathBuf, in_flight: usize, order: Order, seed: u64) -> Trace {
-    let options = ReadOptions { batching: Batching::Decode { in_flight }, order, seed, ..ReadOptions::default() };
+    let options =
+        ReadOptions { batching: Batching::Decode { in_flight }, order, seed, ..ReadOptions::default() };
     trace::read(&[path], &options, &()).unwrap()
 }
 
@@ -39,7 +42,8 @@ fn gptoss_decode_ordering_over_five_seeds() {
     for order in [Order::Shuffled, Order::Recorded] {
         for seed in 0..5 {
             let trace = decode(path.clone(), 64, order, seed);
-            let outcome = run(&trace, 8, 8, &["contiguous", "eplb", "lplb:ring"], &[Method::Even, Method::Exact]);
+            let outcome =
+                run(&trace, 8, 8, &["contiguous", "eplb", "lplb:ring"], &[Method::Even, Method::Exact]);
             let mean = |row: usize| outcome.rows[row].imbalance.mean;
             let table = [mean(0), mean(2), mean(3), mean(5)];
             println!(
@@ -54,7 +58,10 @@ fn gptoss_decode_ordering_over_five_seeds() {
 /// The exact split is at or below every other in every single batch, on every real trace with batches.
 #[test]
 fn exact_is_never_above_any_other_split() {
-    let cases = [("gptoss20b-decode", Batching::Decode { in_flight: 64 }, 8), ("deepseek-v2-lite-domains", Batching::Prefill { tokens: 512 }, 16)];
+    let cases = [
+        ("gptoss20b-decode", Batching::Decode { in_flight: 64 }, 8),
+        ("deepseek-v2-lite-domains", Batching::Prefill { tokens: 512 }, 16),
+    ];
     for (name, batching, ranks) in cases {
         let Some(path) = folder(name) else { return };
         let options = ReadOptions { batching, ..ReadOptions::default() };
@@ -69,7 +76,12 @@ fn exact_is_never_above_any_other_split() {
                 for (ours, theirs) in policy[exact].layers.iter().zip(&other.layers) {
                     assert_eq!(ours.totals, theirs.totals);
                     for (batch, (a, b)) in ours.peaks.iter().zip(&theirs.peaks).enumerate() {
-                        assert!(a <= b, "{name}, {}, batch {batch}: exact {a}, {} {b}", outcome.planned[other.planned].policy, other.method);
+                        assert!(
+                            a <= b,
+                            "{name}, {}, batch {batch}: exact {a}, {} {b}",
+                            outcome.planned[other.planned].policy,
+                            other.method
+                        );
                         compared += 1;
                     }
                 }
@@ -86,7 +98,11 @@ fn all_zero_dumps_are_told() {
     for part in ["1k1k", "1k8k", "8k1k"] {
         let file = path.join(format!("expert_distribution_fp8_{part}_compressed.pt"));
         let trace = trace::read(&[file], &ReadOptions::default(), &()).unwrap();
-        assert!(trace.is_empty() && trace.notices().iter().any(|n| n.contains("no tokens")), "{:?}", trace.notices());
+        assert!(
+            trace.is_empty() && trace.notices().iter().any(|n| n.contains("no tokens")),
+            "{:?}",
+            trace.notices()
+        );
         let error = evenkeel::simulate::busy_layers(&trace).unwrap_err().to_string();
         assert!(error.contains("holds no tokens"), "{error}");
     }

@@ -68,8 +68,10 @@ impl Eplb {
         let mut physical = Vec::with_capacity(slots);
         for groups in &nodes_groups {
             // The node's experts, in the order of its groups.
-            let here: Vec<u32> =
-                groups.iter().flat_map(|&g| (g * group_size..(g + 1) * group_size).map(|e| e as u32)).collect();
+            let here: Vec<u32> = groups
+                .iter()
+                .flat_map(|&g| (g * group_size..(g + 1) * group_size).map(|e| e as u32))
+                .collect();
             let here_loads: Vec<f32> = here.iter().map(|&e| loads[e as usize]).collect();
             // Make the node's copies, then pack them to its ranks.
             let copies = self.replicate(&here_loads, slots_per_node);
@@ -93,8 +95,9 @@ impl Eplb {
             let share = |e: usize| loads[e] / counts[e] as f32;
             let mut best = 0;
             for e in 1..loads.len() {
-                let fewer = self.ties == Ties::FewestCopies && share(e) == share(best) && counts[e] < counts[best];
-                if share(e) > share(best) || fewer {
+                let order = share(e).total_cmp(&share(best));
+                let fewer = self.ties == Ties::FewestCopies && order.is_eq() && counts[e] < counts[best];
+                if order.is_gt() || fewer {
                     best = e;
                 }
             }
@@ -159,7 +162,9 @@ mod tests {
 
     fn peak_over_mean(loads: &[f32], physical: &[u32], ranks: usize) -> f32 {
         let mut copies = vec![0f32; loads.len()];
-        physical.iter().for_each(|&e| copies[e as usize] += 1.0);
+        for &e in physical {
+            copies[e as usize] += 1.0;
+        }
         let per_rank = physical.chunks(physical.len() / ranks);
         let rank_loads: Vec<f32> =
             per_rank.map(|r| r.iter().map(|&e| loads[e as usize] / copies[e as usize]).sum()).collect();

@@ -38,15 +38,18 @@ impl Lplb {
             ));
         }
         if redundant > at_home {
-            return fail(format!("{redundant} redundant slots per rank, but only {at_home} experts live on a rank"));
+            return fail(format!(
+                "{redundant} redundant slots per rank, but only {at_home} experts live on a rank"
+            ));
         }
         let mut slots = Vec::with_capacity(cluster.slots());
         for (rank, home) in homes.iter().enumerate() {
             slots.extend(home.iter().copied().map(Some));
-            for slot in 0..redundant {
+            let first = rank - rank % group;
+            slots.extend((0..redundant).map(|slot| {
                 let source = self.topology.columns()[slot % columns][rank % group] as usize;
-                slots.push(Some(homes[rank - rank % group + source][slot]));
-            }
+                Some(homes[first + source][slot])
+            }));
         }
         Ok(Placement::new(homes.len() * at_home, cluster.ranks(), slots)?)
     }
@@ -80,7 +83,12 @@ mod tests {
     use super::*;
     use crate::trace::Trace;
 
-    fn place(topology: &str, loads: Vec<u64>, ranks: usize, redundant: usize) -> Result<Placement, PlaceError> {
+    fn place(
+        topology: &str,
+        loads: Vec<u64>,
+        ranks: usize,
+        redundant: usize,
+    ) -> Result<Placement, PlaceError> {
         let experts = loads.len();
         let trace = Trace::from_loads(experts, vec![0], vec!["0".into()], loads).unwrap();
         let cluster = Cluster::new(ranks, 1, experts, redundant).unwrap();

@@ -119,6 +119,9 @@ impl Placement {
     }
 
     /// The ranks that hold each expert, for the solver; the second copy of an expert on one rank adds nothing.
+    ///
+    /// # Errors
+    /// None for a placement that [`Placement::new`] has checked; the solver checks again.
     pub fn hosts(&self) -> Result<Hosts, evenkeel_solver::Error> {
         Hosts::new(self.ranks, (0..self.experts()).map(|e| self.host_ranks(e)))
     }
@@ -149,7 +152,11 @@ impl Placement {
     /// The slot map with every empty slot `s` filled by expert `s mod E`, as formats without empty slots need.
     pub fn filled(&self) -> Vec<u32> {
         let experts = self.experts();
-        self.slots.iter().enumerate().map(|(slot, expert)| expert.unwrap_or((slot % experts) as u32)).collect()
+        self.slots
+            .iter()
+            .enumerate()
+            .map(|(slot, expert)| expert.unwrap_or((slot % experts) as u32))
+            .collect()
     }
 }
 

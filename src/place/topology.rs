@@ -101,7 +101,8 @@ impl Topology {
                     ring(group)
                 } else if let Some(shape) = name.strip_prefix("torus:") {
                     let (m, n) = shape.split_once('x').ok_or_else(unknown)?;
-                    let (m, n): (u32, u32) = (m.parse().map_err(|_| unknown())?, n.parse().map_err(|_| unknown())?);
+                    let (m, n): (u32, u32) =
+                        (m.parse().map_err(|_| unknown())?, n.parse().map_err(|_| unknown())?);
                     if m.saturating_mul(n) as usize > crate::cluster::MAX_RANKS {
                         return Err(TopologyError::Group {
                             name: name.to_owned(),
@@ -141,9 +142,14 @@ impl Topology {
             let mut seen = vec![false; group];
             for (rank, &source) in column.iter().enumerate() {
                 match seen.get_mut(source as usize) {
-                    None => return Err(fail(d, format!("rank {rank} copies from rank {source} of only {group}"))),
+                    None => {
+                        return Err(fail(d, format!("rank {rank} copies from rank {source} of only {group}")));
+                    }
                     Some(true) => {
-                        return Err(fail(d, format!("rank {source} is copied twice: expected a permutation")));
+                        return Err(fail(
+                            d,
+                            format!("rank {source} is copied twice: expected a permutation"),
+                        ));
                     }
                     Some(_) if source as usize == rank => {
                         return Err(fail(d, format!("rank {rank} copies its own expert")));
@@ -191,14 +197,20 @@ impl Topology {
     pub fn connectivity(&self) -> Connectivity {
         let graph = self.graph();
         let components = connected_components(&graph);
-        let pairs: BTreeSet<(NodeIndex, NodeIndex)> =
-            graph.edge_indices().filter_map(|e| graph.edge_endpoints(e)).map(|(a, b)| (a.min(b), a.max(b))).collect();
-        let eccentricity =
-            |from| dijkstra(&graph, from, None, |_| 1usize).into_values().max().unwrap_or(0);
+        let pairs: BTreeSet<(NodeIndex, NodeIndex)> = graph
+            .edge_indices()
+            .filter_map(|e| graph.edge_endpoints(e))
+            .map(|(a, b)| (a.min(b), a.max(b)))
+            .collect();
+        let eccentricity = |from| dijkstra(&graph, from, None, |_| 1usize).into_values().max().unwrap_or(0);
         let first = NodeIndex::new(0);
         Connectivity {
             components,
-            edge_connectivity: graph.node_indices().skip(1).map(|to| edge_disjoint_paths(&graph, first, to)).min()
+            edge_connectivity: graph
+                .node_indices()
+                .skip(1)
+                .map(|to| edge_disjoint_paths(&graph, first, to))
+                .min()
                 .unwrap_or(0),
             diameter: (components == 1).then(|| graph.node_indices().map(eccentricity).max().unwrap_or(0)),
             parallel_edges: graph.edge_count() - pairs.len(),
@@ -292,7 +304,8 @@ mod tests {
 
     #[test]
     fn columns_must_be_permutations_without_fixed_points() {
-        let refused = |column: &[u32]| Topology::new("t".into(), vec![column.to_vec()]).unwrap_err().to_string();
+        let refused =
+            |column: &[u32]| Topology::new("t".into(), vec![column.to_vec()]).unwrap_err().to_string();
         assert!(refused(&[1, 1, 0]).contains("rank 1 is copied twice"));
         assert!(refused(&[1, 0, 2]).contains("rank 2 copies its own expert"));
         assert!(refused(&[1, 3, 0]).contains("rank 3 of only 3"));

@@ -4,7 +4,7 @@ use super::{LayerPlan, Plan, Provenance, TraceFile};
 use crate::cluster::Cluster;
 use crate::forecast::History;
 use crate::place::{Placement, Policy};
-use crate::simulate::{busy_layers, judge, Judged, Progress, SimulateError, Summary};
+use crate::simulate::{Judged, Progress, SimulateError, Summary, busy_layers, judge};
 use crate::split::Method;
 use crate::trace::Trace;
 use rayon::prelude::*;
@@ -69,7 +69,8 @@ impl Plan {
             imbalance: Summary::of(imbalances(judged)).mean,
             bound: Summary::of((0..judged.peaks.len()).map(|b| judged.lower_bound(b)).collect()).mean,
         });
-        let name = |path: &std::path::Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name =
+            |path: &std::path::Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let plan = Plan {
             cluster: *cluster,
             experts: trace.experts(),

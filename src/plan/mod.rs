@@ -255,7 +255,8 @@ impl LayerDocument {
 
     fn checked(self, experts: usize, ranks: usize, per_rank: usize) -> Result<LayerPlan, PlanError> {
         let layer = self.layer;
-        let value = |key: &str, reason: String| PlanError::Value { key: format!("layer {layer}, {key}"), reason };
+        let value =
+            |key: &str, reason: String| PlanError::Value { key: format!("layer {layer}, {key}"), reason };
         if self.slots.len() != ranks {
             return Err(value("slots", format!("{} ranks, \"cluster\" has {ranks}", self.slots.len())));
         }
@@ -269,7 +270,10 @@ impl LayerDocument {
                 slots.push(match expert {
                     -1 => None,
                     _ => Some(u32::try_from(expert).map_err(|_| {
-                        value("slots", format!("rank {rank} holds {expert}: expected an expert or -1 (empty)"))
+                        value(
+                            "slots",
+                            format!("rank {rank} holds {expert}: expected an expert or -1 (empty)"),
+                        )
                     })?),
                 });
             }

@@ -7,7 +7,7 @@
 mod judge;
 mod summary;
 
-pub use judge::{judge, Judged};
+pub use judge::{Judged, judge};
 pub use summary::Summary;
 
 use crate::cluster::Cluster;
@@ -193,7 +193,9 @@ pub fn simulate(
     let rows: Vec<Row> = judged
         .into_iter()
         .enumerate()
-        .map(|(at, layers)| Row::new(at / config.methods.len(), config.methods[at % config.methods.len()], layers))
+        .map(|(at, layers)| {
+            Row::new(at / config.methods.len(), config.methods[at % config.methods.len()], layers)
+        })
         .collect();
     let batches = rows.first().map_or(0, |row| row.layers.iter().map(|j| j.peaks.len()).sum());
     Ok(Outcome { layers, planned, rows, batches, empty_batches })
@@ -244,7 +246,8 @@ impl Row {
         let every = |value: fn(&Judged, usize) -> f64| -> Summary {
             Summary::of(layers.iter().flat_map(|j| (0..j.peaks.len()).map(move |b| value(j, b))).collect())
         };
-        let at_bound = layers.iter().map(|j| (0..j.peaks.len()).filter(|&b| j.peaks[b] == j.bound(b)).count());
+        let at_bound =
+            layers.iter().map(|j| (0..j.peaks.len()).filter(|&b| j.peaks[b] == j.bound(b)).count());
         let batches: usize = layers.iter().map(|j| j.peaks.len()).sum();
         Self {
             planned,

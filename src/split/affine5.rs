@@ -1,10 +1,10 @@
 //! LPLB's own solver, restated with a correct step length, for comparison of quality.
 
-use super::lp::spread;
 use super::SplitError;
+use super::lp::spread;
 use crate::place::Placement;
-use evenkeel_solver::affine::{self, Workspace};
 use evenkeel_solver::Problem;
+use evenkeel_solver::affine::{self, Workspace};
 
 #[derive(Debug)]
 pub(super) struct Affine5 {

@@ -18,7 +18,12 @@ impl Exact {
         Ok(Self { problem, workspace, answer: evenkeel_solver::Split::default() })
     }
 
-    pub(super) fn split(&mut self, placement: &Placement, loads: &[u64], split: &mut Split) -> Result<(), SplitError> {
+    pub(super) fn split(
+        &mut self,
+        placement: &Placement,
+        loads: &[u64],
+        split: &mut Split,
+    ) -> Result<(), SplitError> {
         evenkeel_solver::solve_into(&self.problem, loads, &mut self.workspace, &mut self.answer)?;
         for_each_host(placement, &self.problem, |slot, at| split.quotas[slot] = self.answer.quotas[at]);
         split.certificate.extend_from_slice(&self.answer.certificate);

@@ -1,11 +1,11 @@
 //! The split as a linear programme, solved by a general engine and rounded by largest remainder.
 
+use super::SplitError;
 use super::exact::for_each_host;
 use super::rounding::largest_remainder;
-use super::SplitError;
 use crate::place::Placement;
-use evenkeel_solver::lp::{self, Engine};
 use evenkeel_solver::Problem;
+use evenkeel_solver::lp::{self, Engine};
 
 #[derive(Debug)]
 pub(super) struct Lp {

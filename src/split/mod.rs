@@ -164,7 +164,9 @@ impl Splitter {
             Engine::Affine5(affine) => affine.split(&self.placement, loads, &mut split.quotas)?,
         }
         split.rank_loads.clear();
-        split.rank_loads.extend(split.quotas.chunks(self.placement.slots_per_rank()).map(|rank| rank.iter().sum::<u64>()));
+        split.rank_loads.extend(
+            split.quotas.chunks(self.placement.slots_per_rank()).map(|rank| rank.iter().sum::<u64>()),
+        );
         Ok(())
     }
 
@@ -176,12 +178,14 @@ impl Splitter {
     pub fn check(&self, loads: &[u64], split: &Split) -> Result<(), SplitError> {
         let broken = |reason: String| Err(SplitError::Broken { method: self.method, reason });
         for (expert, &load) in loads.iter().enumerate() {
-            let served: u64 = self.placement.copies(expert).iter().map(|&slot| split.quotas[slot as usize]).sum();
+            let served: u64 =
+                self.placement.copies(expert).iter().map(|&slot| split.quotas[slot as usize]).sum();
             if served != load {
                 return broken(format!("expert {expert}: {served} of {load} tokens served"));
             }
         }
-        if let Some(slot) = (0..split.quotas.len()).find(|&s| self.placement.slots()[s].is_none() && split.quotas[s] > 0)
+        if let Some(slot) =
+            (0..split.quotas.len()).find(|&s| self.placement.slots()[s].is_none() && split.quotas[s] > 0)
         {
             return broken(format!("empty slot {slot} serves tokens"));
         }

@@ -12,7 +12,8 @@ pub(super) fn largest_remainder(fractions: &[f64], load: u64, quotas: &mut [u64]
         left -= *quota;
     }
     let mut order: Vec<usize> = (0..fractions.len()).collect();
-    let remainder = |k: usize| if fractions[k].is_finite() { fractions[k] - fractions[k].floor() } else { 0.0 };
+    let remainder =
+        |k: usize| if fractions[k].is_finite() { fractions[k] - fractions[k].floor() } else { 0.0 };
     order.sort_by(|&a, &b| remainder(b).total_cmp(&remainder(a)));
     let (each, over) = (left / order.len() as u64, left % order.len() as u64);
     for (k, &index) in order.iter().enumerate() {

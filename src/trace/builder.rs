@@ -217,14 +217,23 @@ impl Builder {
             if self.layer >= step.layers || experts > step.stride {
                 let before = step.loads.len();
                 // Grow in doublings: the first step meets its experts one by one.
-                let stride =
-                    if experts > step.stride { experts.max(step.stride * 2).min(MAX_EXPERTS) } else { step.stride };
-                let room =
-                    if layers > step.layers { layers.max(step.layers * 2).min(MAX_LAYERS) } else { step.layers };
+                let stride = if experts > step.stride {
+                    experts.max(step.stride * 2).min(MAX_EXPERTS)
+                } else {
+                    step.stride
+                };
+                let room = if layers > step.layers {
+                    layers.max(step.layers * 2).min(MAX_LAYERS)
+                } else {
+                    step.layers
+                };
                 // ... but not where doubling alone would break the budget.
                 let doubled = (room * stride * 8) as u64;
-                let (room, stride) =
-                    if doubled > self.memory { (layers.max(step.layers), experts.max(step.stride)) } else { (room, stride) };
+                let (room, stride) = if doubled > self.memory {
+                    (layers.max(step.layers), experts.max(step.stride))
+                } else {
+                    (room, stride)
+                };
                 step.reshape(room, stride);
                 self.held_bytes += ((step.loads.len() - before) * 8) as u64;
             }
@@ -279,8 +288,11 @@ impl Builder {
             let path = files.first().map(|file| file.path.clone()).unwrap_or_default();
             return Err(match self.filter {
                 Some(filter) if self.layer_table.contains(&SKIPPED) => {
-                    let ids: Vec<u32> =
-                        (0..).zip(&self.layer_table).filter(|(_, mark)| **mark == SKIPPED).map(|(id, _)| id).collect();
+                    let ids: Vec<u32> = (0..)
+                        .zip(&self.layer_table)
+                        .filter(|(_, mark)| **mark == SKIPPED)
+                        .map(|(id, _)| id)
+                        .collect();
                     TraceError::Options(format!(
                         "{}: no layer is in --layers {filter}, the trace has layers {}",
                         path.display(),
@@ -297,7 +309,8 @@ impl Builder {
         }
         let experts = self.declared.unwrap_or(self.experts);
         if self.declared.is_none() {
-            self.notices.push(format!("{experts} experts, inferred from the highest id; --experts states it"));
+            self.notices
+                .push(format!("{experts} experts, inferred from the highest id; --experts states it"));
         }
         self.experts = experts;
         self.fit().map_err(|fault| {
@@ -339,15 +352,18 @@ impl Builder {
             loads.push(if sorted {
                 step.loads
             } else {
-                order.iter().flat_map(|&layer| &step.loads[layer * experts..(layer + 1) * experts]).copied().collect()
+                order
+                    .iter()
+                    .flat_map(|&layer| &step.loads[layer * experts..(layer + 1) * experts])
+                    .copied()
+                    .collect()
             });
             steps.push(match step.name {
                 Name::Number(number) => number.to_string(),
                 Name::Text(text) => text.into(),
             });
         }
-        let mut trace =
-            Trace { experts, layers, steps, loads, totals, notices: self.notices, files, format };
+        let mut trace = Trace { experts, layers, steps, loads, totals, notices: self.notices, files, format };
         trace.note_idle();
         Ok(trace)
     }

@@ -108,7 +108,16 @@ impl Trace {
                 *total += tokens;
             }
         }
-        Ok(Self { experts, layers, steps, loads, totals, notices: vec![], files: vec![], format: Format::Csv })
+        Ok(Self {
+            experts,
+            layers,
+            steps,
+            loads,
+            totals,
+            notices: vec![],
+            files: vec![],
+            format: Format::Csv,
+        })
     }
 
     /// Logical experts per layer, `E`.

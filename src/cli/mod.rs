@@ -67,21 +67,21 @@ pub(crate) fn run() -> ExitCode {
     if let Some(threads) = cli.global.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
         if let Err(error) = pool {
-            output.error(&anyhow::Error::new(error).context("--threads"));
+            output::error(&anyhow::Error::new(error).context("--threads"));
             return ExitCode::FAILURE;
         }
     }
     let done = match cli.command {
-        Command::Trace(command) => trace::run(command, &output),
-        Command::Plan(command) => plan::run(command, &output),
-        Command::Simulate(args) => simulate::run(&args, &output),
-        Command::Topology(args) => topology::run(&args, &output),
+        Command::Trace(command) => trace::run(command, output),
+        Command::Plan(command) => plan::run(command, output),
+        Command::Simulate(args) => simulate::run(&args, output),
+        Command::Topology(args) => topology::run(&args, output),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output.error(&error);
+            output::error(&error);
             ExitCode::FAILURE
         }
     }

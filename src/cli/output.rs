@@ -29,19 +29,11 @@ impl Output {
         self.verbose
     }
 
-    /// Result text on stdout.
-    pub(crate) fn print(self, text: &str) -> anyhow::Result<()> {
-        let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes())?;
-        out.flush()?;
-        Ok(())
-    }
-
     /// A result document on stdout.
     pub(crate) fn document(self, document: &impl Serialize) -> anyhow::Result<()> {
         let mut text = serde_json::to_string_pretty(document)?;
         text.push('\n');
-        self.print(&text)
+        print(&text)
     }
 
     /// Something worth knowing, on stderr; documents carry their own notices.
@@ -61,28 +53,36 @@ impl Output {
         }
     }
 
-    /// The one message of a failed command: the error and what led to it.
-    pub(crate) fn error(self, error: &anyhow::Error) {
-        let mut message = error.to_string();
-        for cause in error.chain().skip(1).map(ToString::to_string) {
-            // Many errors quote their cause.
-            if !message.contains(&cause) {
-                message = format!("{message}: {cause}");
-            }
-        }
-        let _ = writeln!(io::stderr(), "error: {message}");
-    }
-
     /// Writes a result file, making its folder, or says which file could not be written.
     pub(crate) fn write_file(self, path: &Path, text: &str) -> anyhow::Result<()> {
         if path == Path::new("-") {
-            return self.print(text);
+            return print(text);
         }
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).with_context(|| format!("cannot make folder {}", folder.display()))?;
         }
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// Result text on stdout.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+/// The one message of a failed command: the error and what led to it.
+pub(crate) fn error(error: &anyhow::Error) {
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Many errors quote their cause.
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    let _ = writeln!(io::stderr(), "error: {message}");
 }
 
 /// Whether whoever read our output stopped reading (`evenkeel ... | head`).

@@ -1,7 +1,7 @@
 //! `evenkeel plan`: a trace in, a placement out.
 
 use super::cluster_args::ClusterArgs;
-use super::output::{table, Bar, Output};
+use super::output::{Bar, Output, print, table};
 use super::plan_check::{self, CheckArgs};
 use super::trace_args::TraceArgs;
 use anyhow::Context as _;
@@ -56,14 +56,14 @@ struct PlanArgs {
     report: Option<PathBuf>,
 }
 
-pub(crate) fn run(command: PlanCommand, output: &Output) -> anyhow::Result<()> {
+pub(crate) fn run(command: PlanCommand, output: Output) -> anyhow::Result<()> {
     match command.sub {
         Some(PlanSub::Check(args)) => plan_check::run(&args, output),
         None => make(&command.args, output),
     }
 }
 
-fn make(args: &PlanArgs, output: &Output) -> anyhow::Result<()> {
+fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     let options = args.trace.options();
     let bar = Bar::bytes();
     let trace = trace::read(&args.trace.traces, &options, &bar)?;
@@ -87,7 +87,7 @@ fn make(args: &PlanArgs, output: &Output) -> anyhow::Result<()> {
     if output.json() {
         return output.document(&document(args, &trace, &made));
     }
-    output.print(&summary(&trace, &made, output.verbose()))?;
+    print(&summary(&trace, &made, output.verbose()))?;
     match &args.output {
         Some(path) => output.note(&format!("plan written to {}", path.display())),
         None => output.note("nothing written: -o FILE writes the plan"),

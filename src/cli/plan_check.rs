@@ -1,6 +1,6 @@
 //! `evenkeel plan check`: is a plan file whole, and are its figures true?
 
-use super::output::{Bar, Output};
+use super::output::{Bar, Output, print};
 use anyhow::{bail, Context as _};
 use clap::Args;
 use evenkeel::plan::Plan;
@@ -36,7 +36,7 @@ pub(crate) struct CheckArgs {
     step_column: Option<String>,
 }
 
-pub(crate) fn run(args: &CheckArgs, output: &Output) -> anyhow::Result<()> {
+pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
     let shown = args.plan.display();
     let plan = Plan::read(&args.plan).with_context(|| format!("{shown}"))?;
     let judged = if args.trace.is_empty() { None } else { Some(judge_again(args, &plan, output)?) };
@@ -72,11 +72,11 @@ pub(crate) fn run(args: &CheckArgs, output: &Output) -> anyhow::Result<()> {
     if let Some(again) = judged {
         text += &format!("judged again on its trace: mean {:.3}, p95 {:.3}: as promised\n", again.mean, again.p95);
     }
-    output.print(&text)
+    print(&text)
 }
 
 /// The plan's imbalance on its trace, measured again; an error where it is not what the plan says.
-fn judge_again(args: &CheckArgs, plan: &Plan, output: &Output) -> anyhow::Result<Summary> {
+fn judge_again(args: &CheckArgs, plan: &Plan, output: Output) -> anyhow::Result<Summary> {
     let options = ReadOptions {
         experts: Some(plan.experts),
         batching: match args.decode_batch {

@@ -1,7 +1,7 @@
 //! `evenkeel simulate`: what each policy and split would have done, side by side.
 
 use super::cluster_args::ClusterArgs;
-use super::output::{table, Bar, Output};
+use super::output::{Bar, Output, print, table};
 use super::trace_args::TraceArgs;
 use clap::Args;
 use evenkeel::place;
@@ -43,7 +43,7 @@ pub(crate) struct SimulateArgs {
     report: Option<PathBuf>,
 }
 
-pub(crate) fn run(args: &SimulateArgs, output: &Output) -> anyhow::Result<()> {
+pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     let options = args.trace.options();
     let bar = Bar::bytes();
     let trace = trace::read(&args.trace.traces, &options, &bar)?;
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &SimulateArgs, output: &Output) -> anyhow::Result<()> {
     if output.json() {
         return output.document(&document(&trace, &config, &outcome, &batches));
     }
-    output.print(&format!(
+    print(&format!(
         "{} experts x {} layers, {batches}; {} ranks x {} slots; planned on {} steps, judged on {} ({} batches{})\n\n",
         trace.experts(),
         outcome.layers.len(),
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &SimulateArgs, output: &Output) -> anyhow::Result<()> {
         outcome.batches,
         if outcome.empty_batches > 0 { format!(", {} empty ones left out", outcome.empty_batches) } else { String::new() },
     ))?;
-    output.print(&results(&outcome))?;
+    print(&results(&outcome))?;
     if let Some(path) = &args.report {
         output.note(&format!("report written to {}", path.display()));
     }

@@ -1,6 +1,6 @@
 //! `evenkeel topology`: how well a replica graph holds together.
 
-use super::output::{table, Output};
+use super::output::{Output, print, table};
 use clap::Args;
 use evenkeel::place::Topology;
 use serde_json::json;
@@ -20,7 +20,7 @@ pub(crate) struct TopologyArgs {
     ranks: Option<usize>,
 }
 
-pub(crate) fn run(args: &TopologyArgs, output: &Output) -> anyhow::Result<()> {
+pub(crate) fn run(args: &TopologyArgs, output: Output) -> anyhow::Result<()> {
     let mut topologies = Vec::new();
     for name in &args.names {
         // 0 is a multiple of every group: any topology, without a cluster. A bare ring has 8 ranks then.
@@ -62,11 +62,11 @@ pub(crate) fn run(args: &TopologyArgs, output: &Output) -> anyhow::Result<()> {
     });
     let header =
         ["topology", "ranks", "groups", "slots/rank", "connected", "edge-connectivity", "diameter", "parallel edges"];
-    output.print(&table(&header, rows.collect(), 1))?;
+    print(&table(&header, rows.collect(), 1))?;
     if output.verbose() {
         for t in &topologies {
             for (d, column) in t.columns().iter().enumerate() {
-                output.print(&format!("{} slot {d}: rank i copies from {column:?}\n", t.name()))?;
+                print(&format!("{} slot {d}: rank i copies from {column:?}\n", t.name()))?;
             }
         }
     }

@@ -65,14 +65,6 @@ impl<'a> Input<'a> {
         Self { path: path.to_path_buf(), data: Data::Bytes(bytes), tally, digest: Cell::new(None) }
     }
 
-    /// Size in bytes.
-    pub(crate) fn len(&self) -> Result<u64, TraceError> {
-        match self.data {
-            Data::File => Ok(std::fs::metadata(&self.path).map_err(io_at(&self.path))?.len()),
-            Data::Bytes(bytes) => Ok(bytes.len() as u64),
-        }
-    }
-
     /// The first bytes, up to `count`.
     pub(crate) fn head(&self, count: usize) -> Result<Vec<u8>, TraceError> {
         let mut head = Vec::new();

@@ -9,14 +9,27 @@
 //! another file share all of them. Nothing here executes what a file contains, and nothing
 //! panics on it: malformed input is a [`TraceError`] that says where and what was expected.
 
+mod batches;
 mod builder;
+mod dice;
 mod error;
 mod input;
+mod json;
 mod long_csv;
+mod npy;
 mod open;
 mod options;
+mod pickle;
+mod plan;
+mod recognise;
+mod requests;
+mod sglang;
+mod sglang_csv;
 mod sink;
 mod table;
+mod torch;
+mod trtllm;
+mod vllm;
 
 pub use error::{Place, TraceError};
 pub use open::{read, read_bytes};

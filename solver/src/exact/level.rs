@@ -1,0 +1,107 @@
+//! The least admissible peak of a rank set.
+//!
+//! In: ranks and the whole tokens they must carry. Out: the least `T` with `Σ ⌊T·s_r⌋ ≥ must`, as a
+//! ratio. The candidates are the breakpoints `a / s_r`, where one rank's room grows by a token.
+//!
+//! **Method.** At `T₀ = must / Σ s_r`, the fluid optimum, the rooms fall short by less than one token a
+//! rank; a heap of each rank's next breakpoint supplies the missing tokens in ascending order of `T`.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+
+use crate::{Hosts, Peak, Problem, Split};
+
+/// Scratch memory: the heap of breakpoints and the list of all ranks.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Scratch {
+    heap: BinaryHeap<Reverse<Breakpoint>>,
+    all: Vec<u32>,
+}
+
+impl Scratch {
+    pub(super) fn fit(&mut self, hosts: &Hosts) {
+        if self.all.len() != hosts.ranks() {
+            self.all.clear();
+            self.all.extend(0..hosts.ranks() as u32);
+        }
+        // `reserve` counts from the length, and the heap may have been left part full.
+        self.heap.clear();
+        self.heap.reserve(hosts.ranks());
+    }
+}
+
+/// The peak at which a rank's room reaches `peak.load`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Breakpoint {
+    peak: Peak,
+    rank: u32,
+}
+
+impl Ord for Breakpoint {
+    fn cmp(&self, other: &Breakpoint) -> Ordering {
+        self.peak.cmp(&other.peak).then(self.rank.cmp(&other.rank))
+    }
+}
+
+impl PartialOrd for Breakpoint {
+    fn partial_cmp(&self, other: &Breakpoint) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The least peak that neither the total nor any single rank's fixed load rules out. Whichever rules
+/// more becomes the certificate: all ranks, or the one (the lowest, on a tie).
+///
+/// The rank loads in `split` are the fixed ones: base loads and items with a single host.
+pub(super) fn first(problem: &Problem, total: u64, scratch: &mut Scratch, split: &mut Split) -> Peak {
+    let all = std::mem::take(&mut scratch.all);
+    let mean = least(problem, &all, total, scratch);
+    scratch.all = all;
+
+    let fixed = super::busiest(problem, &split.rank_loads);
+    if fixed > mean {
+        let attains = |(&load, &speed): (&u64, &u32)| Peak { load, speed } == fixed;
+        let rank = split.rank_loads.iter().zip(problem.speeds()).position(attains);
+        split.certificate.extend(rank.map(|rank| rank as u32));
+        fixed
+    } else {
+        split.certificate.extend_from_slice(&scratch.all);
+        mean
+    }
+}
+
+/// The least peak at which these ranks, at least one, can carry `must` tokens.
+pub(super) fn least(problem: &Problem, ranks: &[u32], must: u64, scratch: &mut Scratch) -> Peak {
+    if let Some(speed) = problem.common_speed() {
+        // All rooms grow at the same breakpoints.
+        return Peak { load: must.div_ceil(ranks.len() as u64), speed };
+    }
+    let speed_of = |rank: u32| problem.speeds()[rank as usize];
+    let speed_sum: u128 = ranks.iter().map(|&rank| u128::from(speed_of(rank))).sum();
+    let mut missing = must;
+    scratch.heap.clear();
+    for &rank in ranks {
+        let speed = speed_of(rank);
+        // At most `must`, since `speed` is at most `speed_sum`.
+        let room = (u128::from(must) * u128::from(speed) / speed_sum) as u64;
+        missing -= room;
+        // Where this saturates, rooms add up to `must` already and the heap is not read.
+        let next = Peak { load: room.saturating_add(1), speed };
+        scratch.heap.push(Reverse(Breakpoint { peak: next, rank }));
+    }
+    let mut least = Peak { load: 0, speed: 1 };
+    if missing == 0 {
+        // Every division above came out even: T₀ itself is a breakpoint of each of these ranks.
+        if let Some(&rank) = ranks.first() {
+            let speed = speed_of(rank);
+            least = Peak { load: (u128::from(must) * u128::from(speed) / speed_sum) as u64, speed };
+        }
+    }
+    for _ in 0..missing {
+        let Some(mut lowest) = scratch.heap.peek_mut() else { break };
+        least = lowest.0.peak;
+        // No more than `must` tokens are ever handed out, so this saturates only after the last.
+        lowest.0.peak.load = least.load.saturating_add(1);
+    }
+    least
+}

@@ -48,6 +48,13 @@ enum Data<'a> {
     Bytes(&'a [u8]),
 }
 
+/// The bare file or bytes, for readers with needs of their own.
+#[cfg(feature = "parquet")]
+pub(crate) enum Raw<'a> {
+    File(File),
+    Bytes(&'a [u8]),
+}
+
 /// One file to be read.
 pub(crate) struct Input<'a> {
     pub(crate) path: PathBuf,
@@ -120,6 +127,20 @@ impl<'a> Input<'a> {
                 self.digest.set(Some(Sha256::digest(bytes).into()));
                 Ok(Box::new(Cursor::new(bytes)))
             }
+        }
+    }
+
+    /// The bare file or bytes. The digest is taken first, in one pass.
+    #[cfg(feature = "parquet")]
+    pub(crate) fn raw(&self) -> Result<Raw<'a>, TraceError> {
+        match self.data {
+            Data::File => {
+                if self.digest.get().is_none() {
+                    self.hash()?;
+                }
+                Ok(Raw::File(File::open(&self.path).map_err(io_at(&self.path))?))
+            }
+            Data::Bytes(bytes) => Ok(Raw::Bytes(bytes)),
         }
     }
 

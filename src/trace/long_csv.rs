@@ -12,9 +12,6 @@ use super::table::{self, Table};
 use super::{Place, TraceError};
 use csv::ByteRecord;
 
-/// Column names of the long table.
-pub(crate) const COLUMNS: [&str; 5] = ["step", "layer", "expert", "tokens", "source"];
-
 /// Reads one file as one source.
 pub(crate) fn read(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> Result<(), TraceError> {
     let mut table = Table::open(input)?;
@@ -36,6 +33,9 @@ pub(crate) fn read(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink
         sink.notice(format!("{}: columns ignored: {}", input.path.display(), extra.join(", ")));
     }
 
+    if source_at.is_some() {
+        sink.has_source();
+    }
     sink.begin();
     if step_at.is_none() {
         sink.step(Label::Text(&single_step(input))).map_err(|fault| fault.at(&input.path, Place::File))?;

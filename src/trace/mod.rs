@@ -19,6 +19,8 @@ mod long_csv;
 mod npy;
 mod open;
 mod options;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod pickle;
 mod plan;
 mod recognise;
@@ -26,14 +28,17 @@ mod requests;
 mod sglang;
 mod sglang_csv;
 mod sink;
+pub mod synth;
 mod table;
 mod torch;
 mod trtllm;
 mod vllm;
+mod write;
 
 pub use error::{Place, TraceError};
 pub use open::{read, read_bytes};
 pub use options::{Batching, Format, LayerSet, Order, Progress, ReadOptions};
+pub use write::{Written, convert, write};
 
 use std::path::PathBuf;
 

@@ -122,6 +122,8 @@ fn file(
 ) -> Result<(), TraceError> {
     match format {
         Format::Csv => long_csv::read(input, options, sink),
+        #[cfg(feature = "parquet")]
+        Format::Parquet => super::parquet::read(input, options, sink),
         Format::SglangPt => {
             sink.begin();
             sglang::read(input, options, sink)
@@ -138,6 +140,7 @@ fn file(
             sink.begin();
             vllm::read(input, sink)
         }
+        #[cfg(not(feature = "parquet"))]
         Format::Parquet => Err(invalid(
             &input.path,
             Place::File,

@@ -31,6 +31,8 @@ impl Label<'_> {
 
 /// The receiving end of every reader.
 pub(crate) trait Sink {
+    /// Rows of the source about to begin say where their tokens came from.
+    fn has_source(&mut self) {}
     /// Steps named from here on are others than, and come after, all before.
     fn begin(&mut self);
     /// Rows from here on belong to this step, new or named before.

@@ -1,2 +1,7 @@
-//! The `evenkeel` command.
-fn main() {}
+//! The `evenkeel` command; `cli` holds one file per subcommand.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

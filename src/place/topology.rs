@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(measured("ring:2", 16), (1, 2, Some(1), 1));
         assert_eq!(measured("torus:8x4", 32), (1, 4, Some(6), 0));
         assert_eq!(measured("hypercube", 16), (1, 4, Some(4), 0), "it is the torus 4x4");
-        assert_eq!(measured("cube", 32), (1, 3, Some(2), 4));
+        assert_eq!(measured("cube", 32), (1, 4, Some(2), 0));
     }
 
     #[test]

@@ -1,25 +1,61 @@
 //! Routing statistics: how many tokens each expert of each layer drew, step by step.
 //!
-//! In: files of any format in [`Format`]. Out: one [`Trace`], a dense array
-//! `[step][layer][expert]` of token counts with the layers' real ids, the steps' labels
-//! and whatever had to be said about the file ([`Trace::notices`]).
+//! In: files of any format in [`Format`], or a recipe for synthetic ones ([`synth`]). Out:
+//! one [`Trace`], a dense array `[step][layer][expert]` of token counts with the layers'
+//! real ids, the steps' labels and whatever had to be said about the file
+//! ([`Trace::notices`]).
+//!
+//! Every reader pours rows into one kind of sink, so reading into memory and converting to
+//! another file share all of them. Nothing here executes what a file contains, and nothing
+//! panics on it: malformed input is a [`TraceError`] that says where and what was expected.
+
+mod builder;
+mod error;
+mod input;
+mod long_csv;
+mod open;
+mod options;
+mod sink;
+mod table;
+
+pub use error::{Place, TraceError};
+pub use open::{read, read_bytes};
+pub use options::{Batching, Format, LayerSet, Order, Progress, ReadOptions};
 
 use std::path::PathBuf;
+
+/// Most experts of a layer.
+pub const MAX_EXPERTS: usize = 65_536;
+/// Most layers, and one more than the highest layer id.
+pub const MAX_LAYERS: usize = 4_096;
+/// Most distinct steps of a trace.
+pub const MAX_STEPS: u64 = 1 << 26;
 
 /// Token counts of a recorded or synthetic run.
 ///
 /// One *step* is one batch of the model: every layer routes the same tokens.
+///
+/// ```
+/// use evenkeel::trace::Trace;
+///
+/// // One step, layers 3 and 4, two experts each.
+/// let trace = Trace::from_loads(2, vec![3, 4], vec!["0".into()], vec![5, 1, 0, 0])?;
+/// assert_eq!(trace.loads(0, 0), [5, 1]);
+/// assert_eq!(trace.idle_layers(), [1]);
+/// # Ok::<(), evenkeel::trace::TraceError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Trace {
     experts: usize,
     layers: Vec<u32>,
     steps: Vec<String>,
-    /// `[step][layer][expert]`
-    loads: Vec<u64>,
+    /// Per step `[layer][expert]`.
+    loads: Vec<Vec<u64>>,
     /// `[layer][expert]`, over every row read, kept steps or not.
     totals: Vec<u64>,
     notices: Vec<String>,
     files: Vec<SourceFile>,
+    format: Format,
 }
 
 /// A file that a [`Trace`] was read from.
@@ -32,6 +68,49 @@ pub struct SourceFile {
 }
 
 impl Trace {
+    /// A trace from counts `[step][layer][expert]` in memory; layer ids ascending.
+    ///
+    /// # Errors
+    /// When lengths, limits or the order of layers do not hold, or all tokens together
+    /// exceed 64 bits.
+    pub fn from_loads(
+        experts: usize,
+        layers: Vec<u32>,
+        steps: Vec<String>,
+        loads: Vec<u64>,
+    ) -> Result<Self, TraceError> {
+        let wrong = |what: String| Err(TraceError::Options(what));
+        if !(1..=MAX_EXPERTS).contains(&experts) {
+            return wrong(format!("{experts} experts, expected 1 to {MAX_EXPERTS}"));
+        }
+        if layers.is_empty() || layers.len() > MAX_LAYERS || !layers.is_sorted_by(|a, b| a < b) {
+            return wrong(format!("{} layers, expected 1 to {MAX_LAYERS} ascending ids", layers.len()));
+        }
+        if steps.len() as u64 > MAX_STEPS {
+            return wrong(format!("{} steps, expected at most {MAX_STEPS}", steps.len()));
+        }
+        let width = experts * layers.len();
+        if steps.len().checked_mul(width) != Some(loads.len()) {
+            return wrong(format!(
+                "{} counts for {} steps x {} layers x {experts} experts",
+                loads.len(),
+                steps.len(),
+                layers.len()
+            ));
+        }
+        if loads.iter().try_fold(0u64, |sum, &tokens| sum.checked_add(tokens)).is_none() {
+            return wrong("more than 2^64 tokens in all".into());
+        }
+        let mut totals = vec![0; width];
+        let loads: Vec<Vec<u64>> = loads.chunks_exact(width).map(<[u64]>::to_vec).collect();
+        for step in &loads {
+            for (total, tokens) in totals.iter_mut().zip(step) {
+                *total += tokens;
+            }
+        }
+        Ok(Self { experts, layers, steps, loads, totals, notices: vec![], files: vec![], format: Format::Csv })
+    }
+
     /// Logical experts per layer, `E`.
     pub fn experts(&self) -> usize {
         self.experts
@@ -49,8 +128,7 @@ impl Trace {
 
     /// Tokens per expert, `[E]`, of one batch of one layer (both by index).
     pub fn loads(&self, step: usize, layer: usize) -> &[u64] {
-        let at = (step * self.layers.len() + layer) * self.experts;
-        &self.loads[at..at + self.experts]
+        &self.loads[step][layer * self.experts..(layer + 1) * self.experts]
     }
 
     /// Tokens per expert, `[E]`, of one layer over everything that was read.
@@ -67,4 +145,45 @@ impl Trace {
     pub fn files(&self) -> &[SourceFile] {
         &self.files
     }
+
+    /// The format read; [`Format::Csv`], this project's own, for a trace made in memory.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Are there no tokens at all?
+    pub fn is_empty(&self) -> bool {
+        self.totals.iter().all(|&tokens| tokens == 0)
+    }
+
+    /// Indices of layers that drew no tokens: dense layers, or unused ones.
+    pub fn idle_layers(&self) -> Vec<usize> {
+        (0..self.layers.len()).filter(|&layer| self.totals(layer).iter().all(|&tokens| tokens == 0)).collect()
+    }
+
+    /// Puts idle layers into the notices.
+    fn note_idle(&mut self) {
+        let idle = self.idle_layers();
+        if idle.len() == self.layers.len() {
+            self.notices.push("the trace holds no tokens at all: every count is zero".into());
+        } else if !idle.is_empty() {
+            let ids: Vec<u32> = idle.iter().map(|&layer| self.layers[layer]).collect();
+            self.notices.push(format!("no tokens in layers {}: dense or unused", id_list(&ids)));
+        }
+    }
+}
+
+/// Ascending ids as `0-2,7`.
+fn id_list(ids: &[u32]) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut at = 0;
+    while at < ids.len() {
+        let first = ids[at];
+        while at + 1 < ids.len() && ids[at + 1] == ids[at] + 1 {
+            at += 1;
+        }
+        parts.push(if ids[at] == first { first.to_string() } else { format!("{first}-{}", ids[at]) });
+        at += 1;
+    }
+    parts.join(",")
 }

@@ -1,0 +1,42 @@
+//! The expert-parallel group, as given on the command line.
+
+use clap::Args;
+use evenkeel::cluster::Cluster;
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClusterArgs {
+    /// Ranks (GPUs) of the expert-parallel group
+    // Optional only to the type: `plan check` does without.
+    #[arg(long, value_name = "R", required = true, help_heading = "Cluster")]
+    pub(crate) ranks: Option<usize>,
+    /// Nodes that the ranks sit in
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Cluster")]
+    pub(crate) nodes: usize,
+    /// Redundant slots in all, not per rank: room for further copies beyond one of each expert [default: one per
+    /// rank, or as many as make the slots divide]
+    #[arg(long, value_name = "SLOTS", help_heading = "Cluster")]
+    pub(crate) redundant: Option<usize>,
+    /// Expert groups of the model's routing; EPLB keeps groups within nodes where they divide (DeepSeek-V3: 8)
+    #[arg(long, value_name = "G", default_value_t = 1, help_heading = "Cluster")]
+    pub(crate) groups: usize,
+}
+
+impl ClusterArgs {
+    /// The cluster for a model of `experts` logical experts.
+    pub(crate) fn cluster(&self, experts: usize) -> anyhow::Result<Cluster> {
+        let ranks = self.ranks.unwrap_or(0);
+        let one_per_rank = ranks - experts.checked_rem(ranks).unwrap_or(0);
+        Ok(Cluster::new(ranks, self.nodes, experts, self.redundant.unwrap_or(one_per_rank))?)
+    }
+}
+
+/// The cluster as every document shows it.
+pub(crate) fn document(cluster: &Cluster, experts: usize) -> serde_json::Value {
+    serde_json::json!({
+        "ranks": cluster.ranks(),
+        "nodes": cluster.nodes(),
+        "slots_per_rank": cluster.slots_per_rank(),
+        "slots": cluster.slots(),
+        "redundant": cluster.slots() - experts,
+    })
+}

@@ -1,0 +1,95 @@
+//! The command line: arguments in, library calls, one document or a few tables out.
+//!
+//! Exit codes: 0 done, 1 it could not be done (one message on stderr says why), 2 the arguments were wrong.
+
+mod cluster_args;
+mod output;
+mod plan;
+mod plan_check;
+mod simulate;
+mod topology;
+mod trace;
+mod trace_args;
+
+use clap::{Args, Parser, Subcommand};
+use output::Output;
+use std::process::ExitCode;
+
+/// Load-balancing planner for Mixture-of-Experts models under expert parallelism.
+///
+/// Give it routing statistics (recorded traces of many formats); it decides where redundant copies of experts should
+/// live and how each batch's tokens are shared between the copies, and proves that the sharing cannot be better.
+#[derive(Debug, Parser)]
+#[command(
+    name = "evenkeel",
+    version,
+    max_term_width = 110,
+    after_help = "Start with:\n  evenkeel trace inspect TRACE                what is in a trace\n  \
+                  evenkeel simulate TRACE --ranks 8           is balancing worth it, and which kind\n  \
+                  evenkeel plan TRACE --ranks 8 -o plan.json  a placement to use\n\n\
+                  TRACE is a file or a folder: CSV (also .gz, .zst), Parquet, .npy/.npz per-token arrays, SGLang \
+                  recorder dumps, TensorRT-LLM folders, vLLM JSONL. Its format is found by looking."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Copy, Args)]
+struct Global {
+    /// Print one JSON document on stdout instead of tables
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    json: bool,
+    /// Say more: notices in full, one line per layer
+    #[arg(short, long, global = true, help_heading = "Everywhere")]
+    verbose: bool,
+    /// Threads to use; results do not depend on it [default: one per core]
+    #[arg(long, global = true, value_name = "N", help_heading = "Everywhere")]
+    threads: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(subcommand)]
+    Trace(trace::TraceCommand),
+    Plan(plan::PlanCommand),
+    Simulate(simulate::SimulateArgs),
+    Topology(topology::TopologyArgs),
+}
+
+/// Parses the arguments, runs the command, and turns an error into one message and an exit code.
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.global.json, cli.global.verbose);
+    if let Some(threads) = cli.global.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
+        if let Err(error) = pool {
+            output.error(&anyhow::Error::new(error).context("--threads"));
+            return ExitCode::FAILURE;
+        }
+    }
+    let done = match cli.command {
+        Command::Trace(command) => trace::run(command, &output),
+        Command::Plan(command) => plan::run(command, &output),
+        Command::Simulate(args) => simulate::run(&args, &output),
+        Command::Topology(args) => topology::run(&args, &output),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The command as it was given, for reports.
+fn command_line() -> String {
+    let quoted = |arg: String| if arg.contains(char::is_whitespace) { format!("'{arg}'") } else { arg };
+    let rest: Vec<String> = std::env::args_os().skip(1).map(|a| quoted(a.to_string_lossy().into_owned())).collect();
+    format!("evenkeel {}", rest.join(" "))
+}

@@ -1,0 +1,119 @@
+//! `evenkeel plan check`: is a plan file whole, and are its figures true?
+
+use super::output::{Bar, Output};
+use anyhow::{bail, Context as _};
+use clap::Args;
+use evenkeel::plan::Plan;
+use evenkeel::simulate::{judge, Summary};
+use evenkeel::split::Method;
+use evenkeel::trace::{self, Batching, Order, ReadOptions};
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Check a plan file: every key, every slot, every expert; with its trace, also the imbalance that it promises.
+///
+/// Exit code 0 means that the plan can be used as it is.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  evenkeel plan check plan.json\n  evenkeel plan check plan.json --trace loads.csv")]
+pub(crate) struct CheckArgs {
+    /// The plan file
+    #[arg(value_name = "PLAN")]
+    plan: PathBuf,
+    /// Trace that the plan was made from: judge the plan on it again and compare (may be given several times)
+    #[arg(long, value_name = "TRACE")]
+    trace: Vec<PathBuf>,
+    /// As given when planning, where the trace is a per-token array
+    #[arg(long, value_name = "TOKENS", requires = "trace", default_value_t = 512)]
+    batch_tokens: usize,
+    /// As given when planning, where the trace is a per-token array
+    #[arg(long, value_name = "REQUESTS", requires = "trace", conflicts_with = "batch_tokens")]
+    decode_batch: Option<usize>,
+    /// As given when planning, where the trace is a per-token array
+    #[arg(long, value_name = "recorded|shuffled", requires = "trace", default_value = "recorded")]
+    order: Order,
+    /// As given when planning, for CSV and Parquet with a label column
+    #[arg(long, value_name = "NAME", requires = "trace")]
+    step_column: Option<String>,
+}
+
+pub(crate) fn run(args: &CheckArgs, output: &Output) -> anyhow::Result<()> {
+    let shown = args.plan.display();
+    let plan = Plan::read(&args.plan).with_context(|| format!("{shown}"))?;
+    let judged = if args.trace.is_empty() { None } else { Some(judge_again(args, &plan, output)?) };
+    let doubled: usize = plan.layers.iter().map(|l| l.placement.doubled()).sum();
+    let empty: usize =
+        plan.layers.iter().map(|l| l.placement.slots().iter().filter(|slot| slot.is_none()).count()).sum();
+    if output.json() {
+        return output.document(&json!({
+            "plan": args.plan,
+            "valid": true,
+            "cluster": super::cluster_args::document(&plan.cluster, plan.experts),
+            "layers": plan.layers.len(),
+            "idle_layers": plan.idle_layers,
+            "empty_slots": empty,
+            "doubled": doubled,
+            "provenance": plan.provenance,
+            "judged_again": judged,
+        }));
+    }
+    let p = &plan.provenance;
+    let mut text = format!(
+        "{shown}: valid. {} experts x {} layers on {} ranks x {} slots in {} node(s), by {} (evenkeel {})\n",
+        plan.experts,
+        plan.layers.len(),
+        plan.cluster.ranks(),
+        plan.cluster.slots_per_rank(),
+        plan.cluster.nodes(),
+        p.policy,
+        p.version,
+    );
+    text += &format!("{empty} empty slots, {doubled} copies beside another copy of their expert on one rank\n");
+    text += &format!("expected imbalance ({} split): mean {:.3}, p95 {:.3}\n", p.split, p.imbalance.mean, p.imbalance.p95);
+    if let Some(again) = judged {
+        text += &format!("judged again on its trace: mean {:.3}, p95 {:.3}: as promised\n", again.mean, again.p95);
+    }
+    output.print(&text)
+}
+
+/// The plan's imbalance on its trace, measured again; an error where it is not what the plan says.
+fn judge_again(args: &CheckArgs, plan: &Plan, output: &Output) -> anyhow::Result<Summary> {
+    let options = ReadOptions {
+        experts: Some(plan.experts),
+        batching: match args.decode_batch {
+            Some(in_flight) => Batching::Decode { in_flight },
+            None => Batching::Prefill { tokens: args.batch_tokens },
+        },
+        order: args.order,
+        step_column: args.step_column.clone(),
+        seed: plan.provenance.seed,
+        ..ReadOptions::default()
+    };
+    let bar = Bar::bytes();
+    let trace = trace::read(&args.trace, &options, &bar)?;
+    bar.finish();
+    let words = options.batches_in_words(trace.format());
+    if words != plan.provenance.batches {
+        bail!("the plan was judged on {}, these are {words}: give the same batch options", plan.provenance.batches);
+    }
+    let digests = |files: Vec<&String>| files.into_iter().cloned().collect::<Vec<_>>();
+    let now = digests(trace.files().iter().map(|f| &f.sha256).collect());
+    let then = digests(plan.provenance.trace.iter().map(|f| &f.sha256).collect());
+    let same_trace = now == then;
+    if !same_trace {
+        output.note("these are not the files that the plan was made from (SHA-256 differs)");
+    }
+    let mut imbalances = Vec::new();
+    for layer in &plan.layers {
+        let Ok(index) = trace.layers().binary_search(&layer.layer) else {
+            bail!("layer {} of the plan is not in the trace", layer.layer);
+        };
+        let judged = judge(&trace, index, 0..trace.steps().len(), &layer.placement, Method::Exact)?;
+        imbalances.extend((0..judged.peaks.len()).map(|b| judged.imbalance(b)));
+    }
+    let again = Summary::of(imbalances);
+    let promised = plan.provenance.imbalance;
+    if same_trace && (again.mean - promised.mean).abs() > 1e-9 {
+        bail!("the plan promises a mean imbalance of {:.6}, its trace gives {:.6}", promised.mean, again.mean);
+    }
+    Ok(again)
+}

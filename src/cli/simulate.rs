@@ -1,0 +1,154 @@
+//! `evenkeel simulate`: what each policy and split would have done, side by side.
+
+use super::cluster_args::ClusterArgs;
+use super::output::{table, Bar, Output};
+use super::trace_args::TraceArgs;
+use clap::Args;
+use evenkeel::place;
+use evenkeel::report::Page;
+use evenkeel::simulate::{simulate, Config, Outcome};
+use evenkeel::split::Method;
+use evenkeel::trace::{self, Trace};
+use serde_json::{json, Value};
+use std::path::PathBuf;
+
+/// Compare placement policies and splits: plan on the first part of a trace, judge on the rest.
+///
+/// Every batch of every layer is split in whole tokens, checked, and measured by its imbalance: the busiest rank's
+/// tokens over the average rank's. 1 is perfect; 1.5 means that every step waits for a rank with half as much again.
+/// `bound` is ceil(tokens / ranks): no placement can have a lower peak. `excess` is how far the peak is above it, in
+/// units of the average.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  evenkeel simulate traces/sample-decode.csv.zst --ranks 8 --redundant 8\n  evenkeel \
+                  simulate gptoss20b-decode/ --ranks 8 --redundant 8 --decode-batch 64 --policies \
+                  contiguous,eplb,lplb:ring --splits even,lp,exact --report report.html"
+)]
+pub(crate) struct SimulateArgs {
+    #[command(flatten)]
+    trace: TraceArgs,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb")]
+    policies: Vec<String>,
+    /// Splits: even, affine5, lp, exact
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "even,exact")]
+    splits: Vec<Method>,
+    /// Share of the steps to plan on; the rest is judged
+    #[arg(long, value_name = "SHARE", default_value_t = 0.4)]
+    plan_on: f64,
+    /// Write a picture of it here: one HTML file that needs no network
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &SimulateArgs, output: &Output) -> anyhow::Result<()> {
+    let options = args.trace.options();
+    let bar = Bar::bytes();
+    let trace = trace::read(&args.trace.traces, &options, &bar)?;
+    bar.finish();
+    output.notices(trace.notices());
+    let cluster = args.cluster.cluster(trace.experts())?;
+    let policies: Vec<_> = args
+        .policies
+        .iter()
+        .map(|name| place::policy(name.trim(), args.cluster.groups, &cluster))
+        .collect::<Result<_, _>>()?;
+    let config = Config::first_part(&trace, cluster, args.splits.clone(), args.plan_on)?;
+    let bar = Bar::layers();
+    let outcome = simulate(&trace, &config, &policies, &bar)?;
+    bar.finish();
+    if let Some(path) = &args.report {
+        let page = Page {
+            title: "Simulation".into(),
+            command: super::command_line(),
+            trace: &trace,
+            cluster: &cluster,
+            outcome: &outcome,
+        };
+        output.write_file(path, &page.html())?;
+    }
+    let batches = options.batches_in_words(trace.format());
+    if output.json() {
+        return output.document(&document(&trace, &config, &outcome, &batches));
+    }
+    output.print(&format!(
+        "{} experts x {} layers, {batches}; {} ranks x {} slots; planned on {} steps, judged on {} ({} batches{})\n\n",
+        trace.experts(),
+        outcome.layers.len(),
+        cluster.ranks(),
+        cluster.slots_per_rank(),
+        config.plan_on.len(),
+        config.judge_on.len(),
+        outcome.batches,
+        if outcome.empty_batches > 0 { format!(", {} empty ones left out", outcome.empty_batches) } else { String::new() },
+    ))?;
+    output.print(&results(&outcome))?;
+    if let Some(path) = &args.report {
+        output.note(&format!("report written to {}", path.display()));
+    }
+    Ok(())
+}
+
+fn results(outcome: &Outcome) -> String {
+    let rows = outcome.rows.iter().map(|row| {
+        let planned = &outcome.planned[row.planned];
+        let i = row.imbalance;
+        let mut cells = vec![planned.policy.clone(), row.method.to_string()];
+        cells.extend([i.mean, i.p50, i.p95, i.p99, i.max, row.lower_bound.mean].map(|x| format!("{x:.3}")));
+        cells.extend([
+            format!("{:.4}", row.excess.mean),
+            format!("{:.1}%", row.at_bound * 100.0),
+            planned.moves.to_string(),
+            format!("{:.2}", planned.plan_time.as_secs_f64() * 1e3),
+            format!("{:.1}", row.split_us.p50),
+            format!("{:.1}", row.split_us.p99),
+        ]);
+        cells
+    });
+    let header = [
+        "policy", "split", "mean", "p50", "p95", "p99", "max", "bound", "excess", "at bound", "moves", "plan ms",
+        "split us", "p99 us",
+    ];
+    table(&header, rows.collect(), 2)
+}
+
+fn document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str) -> Value {
+    let results: Vec<Value> = outcome
+        .rows
+        .iter()
+        .map(|row| {
+            let planned = &outcome.planned[row.planned];
+            json!({
+                "policy": planned.policy,
+                "split": row.method.to_string(),
+                "imbalance": row.imbalance,
+                "excess": row.excess,
+                "lower_bound": row.lower_bound,
+                "at_bound": row.at_bound,
+                "moves": planned.moves,
+                "plan_ms": planned.plan_time.as_secs_f64() * 1e3,
+                "split_us": { "p50": row.split_us.p50, "p99": row.split_us.p99 },
+            })
+        })
+        .collect();
+    json!({
+        "trace": {
+            "files": trace.files().iter().map(|f| json!({ "path": f.path, "sha256": f.sha256 })).collect::<Vec<_>>(),
+            "format": trace.format().to_string(),
+            "experts": trace.experts(),
+            "layers": outcome.layers.iter().map(|&l| trace.layers()[l]).collect::<Vec<_>>(),
+            "steps": trace.steps().len(),
+            "batching": batches,
+            "planned_steps": config.plan_on.len(),
+            "judged_steps": config.judge_on.len(),
+            "batches": outcome.batches,
+            "empty_batches": outcome.empty_batches,
+            "notices": trace.notices(),
+        },
+        "cluster": super::cluster_args::document(&config.cluster, trace.experts()),
+        "lp_engine": evenkeel_solver::lp::Engine::best().name(),
+        "results": results,
+    })
+}

@@ -1,0 +1,82 @@
+//! The arguments of every command that reads traces.
+//!
+//! In: the command line. Out: [`TraceArgs`], and from it [`ReadOptions`].
+
+use evenkeel::trace::{Batching, Format, LayerSet, Order, ReadOptions};
+use std::path::PathBuf;
+
+/// Which traces to read, and how.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct TraceArgs {
+    /// Files or folders; several are taken one after the other
+    ///
+    /// A folder may hold a per-token array with its requests.csv or sequences.csv, one dump per
+    /// rank (summed), or several independent dumps (one after the other).
+    #[arg(value_name = "TRACE", required = true)]
+    pub(crate) traces: Vec<PathBuf>,
+
+    /// Format of the files, where their content shall not decide
+    ///
+    /// csv, parquet, sglang-pt, sglang-json, sglang-csv, trtllm, vllm-jsonl, npy or npz.
+    #[arg(long, help_heading = "Reading")]
+    pub(crate) format: Option<Format>,
+
+    /// Layers to use, by their ids in the model: 0,3,6 or 3-60
+    #[arg(long, value_name = "LIST", help_heading = "Reading")]
+    pub(crate) layers: Option<LayerSet>,
+
+    /// Experts per layer, where the files do not say (default: highest id + 1)
+    #[arg(long, value_name = "N", help_heading = "Reading")]
+    pub(crate) experts: Option<usize>,
+
+    /// CSV or Parquet column whose values are the steps, in order of appearance (default: step)
+    #[arg(long, value_name = "NAME", help_heading = "Reading")]
+    pub(crate) step_column: Option<String>,
+
+    /// Arrays of an .npz to take, in this order (default: all, in file order)
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', help_heading = "Reading")]
+    pub(crate) arrays: Vec<String>,
+
+    /// Per-token arrays: cut into prefill batches of this many consecutive tokens
+    #[arg(long, value_name = "TOKENS", default_value = "512", help_heading = "Batches")]
+    pub(crate) batch_tokens: usize,
+
+    /// Per-token arrays: decode batches, one token each of this many requests in flight
+    ///
+    /// Needs the requests table. The first requests start at random offsets (--seed); a finished
+    /// request is replaced by the next one; the run ends when none is left.
+    #[arg(long, value_name = "REQUESTS", conflicts_with = "batch_tokens", help_heading = "Batches")]
+    pub(crate) decode_batch: Option<usize>,
+
+    /// Per-token arrays: take requests as recorded, or shuffled by --seed
+    #[arg(long, value_name = "recorded|shuffled", default_value = "recorded", help_heading = "Batches")]
+    pub(crate) order: Order,
+
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value = "0", help_heading = "Batches")]
+    pub(crate) seed: u64,
+
+    /// Memory for held steps in MiB; longer traces keep every 2nd, 4th, .. step, totals stay exact
+    #[arg(long, value_name = "MIB", default_value = "512", help_heading = "Reading")]
+    pub(crate) memory: u64,
+}
+
+impl TraceArgs {
+    /// What the readers take.
+    pub(crate) fn options(&self) -> ReadOptions {
+        ReadOptions {
+            format: self.format,
+            step_column: self.step_column.clone(),
+            experts: self.experts,
+            layers: self.layers.clone(),
+            arrays: self.arrays.clone(),
+            batching: match self.decode_batch {
+                Some(in_flight) => Batching::Decode { in_flight },
+                None => Batching::Prefill { tokens: self.batch_tokens },
+            },
+            order: self.order,
+            seed: self.seed,
+            memory: self.memory.saturating_mul(1 << 20),
+        }
+    }
+}

@@ -18,7 +18,7 @@ use common::referee::{Objection, compare_fluid, compare_integer};
 use common::{Limits, Speeds};
 
 const FLUID: Limits = Limits { ranks: 64, items: 200, load: 1 << 20, speeds: Speeds::Equal, base: true };
-const INTEGER: Limits = Limits { ranks: 5, items: 10, load: 40, speeds: Speeds::Any(6), base: true };
+const INTEGER: Limits = Limits { ranks: 6, items: 12, load: 60, speeds: Speeds::Any(6), base: true };
 
 fn main() -> ExitCode {
     let argument = std::env::args().nth(1);
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         "  LP           {:>8}   equal speeds, up to 64 ranks, counts up to 2^20",
         instances - instances / 3
     );
-    println!("  MILP         {:>8}   unequal speeds, up to 5 ranks", instances / 3);
+    println!("  MILP         {:>8}   unequal speeds, up to 6 ranks", instances / 3);
     println!("disagreements  {disagreements:>8}");
     println!("uncertified    {uncertified:>8}");
     println!("elapsed        {:>8.1} s", start.elapsed().as_secs_f64());

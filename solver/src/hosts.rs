@@ -18,7 +18,8 @@ pub struct Hosts {
     /// `items + 1` bounds into `hosts`. Shared with every [`Split`](crate::Split) of this problem, so that
     /// a split can find an item's quotas by itself.
     offsets: Arc<[u32]>,
-    hosts: Vec<u32>,
+    /// The host of every pair.
+    pairs: Vec<u32>,
     /// The items with two hosts or more, ascending: only these leave a choice.
     shared: Vec<u32>,
     /// `ranks + 1` bounds into `seats`.
@@ -74,7 +75,7 @@ impl Hosts {
             offsets.push(u32::try_from(hosts.len()).map_err(|_| Error::TooManyPairs { item })?);
         }
         let (seat_offsets, seats) = transpose(ranks, &offsets, &hosts, &shared);
-        Ok(Hosts { ranks, offsets: offsets.into(), hosts, shared, seat_offsets, seats })
+        Ok(Hosts { ranks, offsets: offsets.into(), pairs: hosts, shared, seat_offsets, seats })
     }
 
     /// The number of ranks.
@@ -92,7 +93,7 @@ impl Hosts {
     /// # Panics
     /// If `item` is not below [`items`](Self::items), as a slice would.
     pub fn of(&self, item: usize) -> &[u32] {
-        &self.hosts[self.offset(item)..self.offset(item + 1)]
+        &self.pairs[self.offset(item)..self.offset(item + 1)]
     }
 
     /// The number of the item's first (item, host) pair; `offset(items())` is [`len`](Self::len).
@@ -105,12 +106,12 @@ impl Hosts {
 
     /// The number of (item, host) pairs.
     pub fn len(&self) -> usize {
-        self.hosts.len()
+        self.pairs.len()
     }
 
     /// Whether there is no item at all.
     pub fn is_empty(&self) -> bool {
-        self.hosts.is_empty()
+        self.pairs.is_empty()
     }
 
     /// The items with two hosts or more, ascending.
@@ -120,7 +121,7 @@ impl Hosts {
 
     /// The host of every (item, host) pair.
     pub(crate) fn pairs(&self) -> &[u32] {
-        &self.hosts
+        &self.pairs
     }
 
     /// The bounds of every item's pairs.

@@ -18,10 +18,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use good_lp::solvers::{SolutionStatus, microlp::microlp};
+use good_lp::solvers::{SolutionStatus, WithTimeLimit, microlp::microlp};
 use good_lp::{Expression, ProblemVariables, ResolutionError, Solution, SolverModel, Variable, variable};
 
 use crate::{Error, Peak, Problem};
+
+/// Seconds after which an engine is stopped: branch and bound may otherwise run for hours over symmetric
+/// quotas.
+const TIME_LIMIT: f64 = 60.0;
 
 /// A linear programming engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +121,8 @@ pub fn solve(problem: &Problem, loads: &[u64], engine: Engine) -> Result<LpSplit
 /// Solves the integer programme: whole tokens, proved optimal by branch and bound. For small problems.
 ///
 /// # Errors
-/// [`LpError::Input`] as [`crate::solve`]; [`LpError::Engine`] if the engine fails or has no proof;
+/// [`LpError::Input`] as [`crate::solve`]; [`LpError::Engine`] if the engine fails or has no proof
+/// after a minute;
 /// [`LpError::NotConserved`] if its answer is not integral enough to be rounded.
 pub fn solve_integer(problem: &Problem, loads: &[u64], engine: Engine) -> Result<IntegerPeak, LpError> {
     problem.total(loads)?;
@@ -201,8 +206,17 @@ impl Model {
             rows.push(item_sum.eq(size));
         }
         for ((mut sum, &speed), fixed) in rank_sums.into_iter().zip(problem.speeds()).zip(fixed) {
-            sum.add_mul(-f64::from(speed), peak);
-            rows.push(sum.leq(-(fixed as f64 / unit)));
+            let fixed = fixed as f64 / unit;
+            if integer {
+                // Whole rank loads, stated as such, are few and good to branch on; quotas are many and alike.
+                let load = variables.add(variable().integer().min(0.0));
+                rows.push((sum - load).leq(-fixed));
+                sum = load.into();
+                rows.push((sum - f64::from(speed) * peak).leq(0.0));
+            } else {
+                sum.add_mul(-f64::from(speed), peak);
+                rows.push(sum.leq(-fixed));
+            }
         }
         Model { variables, peak, columns, rows }
     }
@@ -213,7 +227,7 @@ impl Model {
         let answer = catch_unwind(AssertUnwindSafe(|| {
             let objective = self.variables.clone().minimise(self.peak);
             match engine {
-                Engine::Microlp => self.read(objective.using(microlp)),
+                Engine::Microlp => self.read(objective.using(microlp).with_time_limit(TIME_LIMIT)),
                 #[cfg(feature = "highs")]
                 Engine::Highs => self.read(strict(objective.using(good_lp::solvers::highs::highs))),
             }
@@ -245,6 +259,7 @@ impl Model {
 fn strict(model: good_lp::solvers::highs::HighsProblem) -> good_lp::solvers::highs::HighsProblem {
     model
         .set_threads(1)
+        .set_time_limit(TIME_LIMIT)
         .set_option("primal_feasibility_tolerance", 1e-9)
         .set_option("dual_feasibility_tolerance", 1e-9)
         .set_option("mip_feasibility_tolerance", 1e-9)

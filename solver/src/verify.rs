@@ -153,7 +153,7 @@ fn check_certificate(problem: &Problem, loads: &[u64], split: &Split) -> Result<
         let speed = problem.speeds()[rank as usize];
         let work = u128::from(split.peak.load) * u128::from(speed);
         // Below 2^96 / 1, so the cast keeps the value.
-        room += work.div_ceil(u128::from(split.peak.speed)) as i128 - 1;
+        room += work.div_ceil(u128::from(split.peak.speed)).cast_signed() - 1;
         must += u128::from(problem.base()[rank as usize]);
     }
     for (item, &load) in loads.iter().enumerate() {
@@ -162,7 +162,7 @@ fn check_certificate(problem: &Problem, loads: &[u64], split: &Split) -> Result<
         }
     }
     // Both sides are far below 2^127: at most 1024 · 2^96 and 2^64 pairs' loads.
-    if room < must as i128 { Ok(()) } else { Err(Violation::Certificate { room, must }) }
+    if room < must.cast_signed() { Ok(()) } else { Err(Violation::Certificate { room, must }) }
 }
 
 /// Compares two ratios of load to positive speed.

@@ -1,4 +1,5 @@
 //! Wrong input is an error that names the culprit; sums beyond 64 bits are errors, never a wrap.
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! HiGHS as the referee.
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -6,7 +7,7 @@ use common::referee::{compare_fluid, compare_integer};
 use common::{LAWS, Limits, SHAPES, Speeds};
 
 const FLUID: Limits = Limits { ranks: 32, items: 120, load: 1 << 20, speeds: Speeds::Equal, base: true };
-const INTEGER: Limits = Limits { ranks: 4, items: 8, load: 30, speeds: Speeds::Any(5), base: true };
+const INTEGER: Limits = Limits { ranks: 6, items: 12, load: 60, speeds: Speeds::Any(6), base: true };
 
 #[test]
 fn the_peak_is_the_lp_optimum_rounded_up_at_equal_speeds() {

@@ -3,6 +3,7 @@
 //! An instance is a pure function of its seed and its limits: a shape (who hosts what), a load
 //! distribution, and perhaps speeds and base loads.
 #![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(clippy::expect_used, reason = "a generator that builds nonsense must stop the test")]
 #![allow(missing_docs, reason = "test support is no public interface")]
 
 #[cfg(feature = "oracle")]

@@ -1,0 +1,80 @@
+# The short ways to build, test and show evenkeel. `make help` lists them.
+#
+# Rust, gcc and Python are enough. The tests use HiGHS as referee, whose build wants CMake and libclang:
+# where one is missing, both are fetched into .tools/ (a Python virtual environment, no root needed).
+
+CARGO ?= cargo
+PYTHON ?= python3
+FUZZ_SECONDS ?= 600
+
+FEATURES := highs,evenkeel-solver/oracle
+EVENKEEL := $(or $(CARGO_TARGET_DIR),target)/release/evenkeel
+SAMPLE := traces/sample-decode.csv.zst
+CLUSTER := --ranks 8 --redundant 8
+
+# libclang is looked for where clang-sys, which loads it, looks. libclang-cpp is another library.
+CLANG_FOLDERS := /usr/lib /usr/lib64 /usr/local/lib /usr/lib/*-linux-gnu /usr/lib/llvm-*/lib \
+	/usr/lib64/llvm*/lib64 /Library/Developer/CommandLineTools/usr/lib
+CLANG_NAMES := libclang.so libclang.so.* libclang-[0-9]*.so libclang-[0-9]*.so.* libclang.dylib
+LIBCLANG := $(or $(LIBCLANG_PATH),$(wildcard $(foreach folder,$(CLANG_FOLDERS),$(addprefix $(folder)/,$(CLANG_NAMES)))))
+CMAKE := $(or $(CMAKE),$(shell command -v cmake 2>/dev/null))
+
+ifneq ($(and $(CMAKE),$(LIBCLANG)),)
+TOOLS :=
+WITH_TOOLS :=
+else
+TOOLS := .tools/ready
+# Behind the PATH there is, so that its Python shadows no other. The folder's name holds Python's version.
+WITH_TOOLS = PATH="$$PATH:$(CURDIR)/.tools/bin" \
+	LIBCLANG_PATH="$$(echo $(CURDIR)/.tools/lib/python3*/site-packages/clang/native)"
+endif
+
+.PHONY: help demo test check examples bench fuzz clean
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-9s %s\n' "$$name" "$$text"; done
+
+demo: ## Plan and compare on a sample trace; writes demo/plan.json and demo/report.html. Rust alone.
+	$(CARGO) build --release
+	mkdir -p demo
+	$(EVENKEEL) plan $(SAMPLE) $(CLUSTER) -o demo/plan.json
+	$(EVENKEEL) plan check demo/plan.json
+	$(EVENKEEL) simulate $(SAMPLE) $(CLUSTER) --policies contiguous,eplb,lplb:ring --splits even,lp,exact \
+		--report demo/report.html
+
+test: $(TOOLS) ## Run all tests and documentation examples, with HiGHS as referee.
+	$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES)
+
+check: $(TOOLS) ## Check formatting, lints and documentation.
+	$(CARGO) fmt --all --check
+	$(WITH_TOOLS) $(CARGO) clippy --workspace --all-targets --features $(FEATURES) -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace
+
+examples: $(TOOLS) ## Build all examples and run each.
+	$(WITH_TOOLS) $(CARGO) build --workspace --examples --features $(FEATURES)
+	@set -e; for source in examples/*.rs solver/examples/*.rs; do \
+		[ -f "$$source" ] || continue; \
+		name=$$(basename "$$source" .rs); echo "== $$name"; \
+		"$(or $(CARGO_TARGET_DIR),target)/debug/examples/$$name"; \
+	done
+
+bench: ## Run the benchmarks that the documentation quotes.
+	$(CARGO) bench --workspace
+
+fuzz: ## Run every fuzz target for FUZZ_SECONDS (600); needs cargo-fuzz and a nightly toolchain.
+	@set -e; for target in $$($(CARGO) fuzz list); do \
+		echo "== $$target"; $(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
+	done
+
+clean: ## Remove everything that was built or fetched.
+	$(CARGO) clean
+	rm -rf .tools demo
+
+.tools/ready:
+	@$(PYTHON) -m venv .tools && .tools/bin/pip install --quiet --disable-pip-version-check cmake libclang || { \
+		rm -rf .tools; \
+		echo "HiGHS needs CMake and libclang: install them (Debian: apt-get install cmake libclang1)," >&2; \
+		echo "or Python's venv module (Debian: python3-venv), so that they can be fetched into .tools/" >&2; \
+		exit 1; }
+	@touch $@

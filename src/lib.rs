@@ -1,3 +1,2 @@
 //! Load-balancing planner for Mixture-of-Experts models under expert parallelism.
-pub mod cli;
 pub mod trace;

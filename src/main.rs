@@ -1,5 +1,5 @@
 //! The `evenkeel` command.
-use evenkeel::cli;
+mod cli;
 
 fn main() -> anyhow::Result<()> {
     cli::main()

@@ -1,69 +1,76 @@
 //! The arguments of every command that reads traces.
 //!
-//! In: the command line. Out: [`TraceArgs`], and from it [`ReadOptions`].
+//! In: the command line. Out: [`TraceArgs`], from it [`ReadOptions`], and a [`Bar`] to watch
+//! long reads by.
 
-use crate::trace::{Batching, Format, LayerSet, Order, ReadOptions};
+use evenkeel::trace::{Batching, Format, LayerSet, Order, Progress, ReadOptions, Trace};
 use std::path::PathBuf;
 
 /// Which traces to read, and how.
 #[derive(Debug, Clone, clap::Args)]
-pub struct TraceArgs {
+pub(crate) struct TraceArgs {
     /// Files or folders; several are taken one after the other
     ///
     /// A folder may hold a per-token array with its requests.csv or sequences.csv, one dump per
     /// rank (summed), or several independent dumps (one after the other).
     #[arg(value_name = "TRACE", required = true)]
-    pub traces: Vec<PathBuf>,
+    pub(crate) traces: Vec<PathBuf>,
 
     /// Format of the files, where their content shall not decide
     ///
     /// csv, parquet, sglang-pt, sglang-json, sglang-csv, trtllm, vllm-jsonl, npy or npz.
     #[arg(long, help_heading = "Reading")]
-    pub format: Option<Format>,
+    pub(crate) format: Option<Format>,
 
     /// Layers to use, by their ids in the model: 0,3,6 or 3-60
     #[arg(long, value_name = "LIST", help_heading = "Reading")]
-    pub layers: Option<LayerSet>,
+    pub(crate) layers: Option<LayerSet>,
 
     /// Experts per layer, where the files do not say (default: highest id + 1)
     #[arg(long, value_name = "N", help_heading = "Reading")]
-    pub experts: Option<usize>,
+    pub(crate) experts: Option<usize>,
 
     /// CSV or Parquet column whose values are the steps, in order of appearance (default: step)
     #[arg(long, value_name = "NAME", help_heading = "Reading")]
-    pub step_column: Option<String>,
+    pub(crate) step_column: Option<String>,
 
     /// Arrays of an .npz to take, in this order (default: all, in file order)
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', help_heading = "Reading")]
-    pub arrays: Vec<String>,
+    pub(crate) arrays: Vec<String>,
 
     /// Per-token arrays: cut into prefill batches of this many consecutive tokens
     #[arg(long, value_name = "TOKENS", default_value = "512", help_heading = "Batches")]
-    pub batch_tokens: usize,
+    pub(crate) batch_tokens: usize,
 
     /// Per-token arrays: decode batches, one token each of this many requests in flight
     ///
     /// Needs the requests table. The first requests start at random offsets (--seed); a finished
     /// request is replaced by the next one; the run ends when none is left.
     #[arg(long, value_name = "REQUESTS", conflicts_with = "batch_tokens", help_heading = "Batches")]
-    pub decode_batch: Option<usize>,
+    pub(crate) decode_batch: Option<usize>,
 
     /// Per-token arrays: take requests as recorded, or shuffled by --seed
     #[arg(long, value_name = "recorded|shuffled", default_value = "recorded", help_heading = "Batches")]
-    pub order: Order,
+    pub(crate) order: Order,
 
     /// Seed of everything random
     #[arg(long, value_name = "N", default_value = "0", help_heading = "Batches")]
-    pub seed: u64,
+    pub(crate) seed: u64,
 
     /// Memory for held steps in MiB; longer traces keep every 2nd, 4th, .. step, totals stay exact
     #[arg(long, value_name = "MIB", default_value = "512", help_heading = "Reading")]
-    pub memory: u64,
+    pub(crate) memory: u64,
 }
 
 impl TraceArgs {
+    /// Reads the traces, with a progress bar on a terminal.
+    pub(crate) fn read(&self) -> anyhow::Result<Trace> {
+        let bar = Bar::bytes();
+        Ok(evenkeel::trace::read(&self.traces, &self.options(), &bar)?)
+    }
+
     /// What the readers take.
-    pub fn options(&self) -> ReadOptions {
+    pub(crate) fn options(&self) -> ReadOptions {
         ReadOptions {
             format: self.format,
             step_column: self.step_column.clone(),
@@ -78,5 +85,44 @@ impl TraceArgs {
             seed: self.seed,
             memory: self.memory.saturating_mul(1 << 20),
         }
+    }
+}
+
+/// A progress bar on standard error; draws nothing where that is no terminal.
+#[derive(Debug)]
+pub(crate) struct Bar {
+    bar: indicatif::ProgressBar,
+}
+
+impl Bar {
+    /// Counts bytes.
+    pub(crate) fn bytes() -> Self {
+        Self::with("{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left")
+    }
+
+    /// Counts steps.
+    pub(crate) fn steps() -> Self {
+        Self::with("{bar:30} step {pos} of {len}, {eta} left")
+    }
+
+    fn with(template: &str) -> Self {
+        let bar = indicatif::ProgressBar::new(0);
+        if let Ok(style) = indicatif::ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self { bar }
+    }
+}
+
+impl Progress for Bar {
+    fn bytes(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }

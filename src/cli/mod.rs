@@ -90,6 +90,7 @@ pub(crate) fn run() -> ExitCode {
 /// The command as it was given, for reports.
 fn command_line() -> String {
     let quoted = |arg: String| if arg.contains(char::is_whitespace) { format!("'{arg}'") } else { arg };
-    let rest: Vec<String> = std::env::args_os().skip(1).map(|a| quoted(a.to_string_lossy().into_owned())).collect();
+    let rest: Vec<String> =
+        std::env::args_os().skip(1).map(|a| quoted(a.to_string_lossy().into_owned())).collect();
     format!("evenkeel {}", rest.join(" "))
 }

@@ -59,7 +59,8 @@ impl Output {
             return print(text);
         }
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot make folder {}", folder.display()))?;
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make folder {}", folder.display()))?;
         }
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
@@ -136,7 +137,13 @@ impl Bar {
         self.0.set_position(done);
     }
 
-    pub(crate) fn finish(&self) {
+    pub(crate) fn steps() -> Self {
+        Self::styled("making  {bar:30} step {pos}/{len} {eta}")
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
         self.0.finish_and_clear();
     }
 }

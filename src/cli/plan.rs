@@ -9,9 +9,9 @@ use clap::{Args, Subcommand};
 use evenkeel::place::{self, Contiguous, Policy};
 use evenkeel::plan::{Made, Origin, Plan};
 use evenkeel::report::Page;
-use evenkeel::simulate::{simulate, Config};
+use evenkeel::simulate::{Config, simulate};
 use evenkeel::split::Method;
-use evenkeel::trace::{self, Trace};
+use evenkeel::trace::Trace;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -65,16 +65,14 @@ pub(crate) fn run(command: PlanCommand, output: Output) -> anyhow::Result<()> {
 
 fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     let options = args.trace.options();
-    let bar = Bar::bytes();
-    let trace = trace::read(&args.trace.traces, &options, &bar)?;
-    bar.finish();
+    let trace = args.trace.read()?;
     output.notices(trace.notices());
     let cluster = args.cluster.cluster(trace.experts())?;
     let policy = place::policy(&args.policy, args.cluster.groups, &cluster)?;
     let origin = Origin { seed: args.trace.seed, batches: options.batches_in_words(trace.format()) };
     let bar = Bar::layers();
     let made = Plan::make(&trace, &cluster, policy.as_ref(), origin, &bar)?;
-    bar.finish();
+    drop(bar);
     if let Some(path) = &args.output {
         output.write_file(path, &made.plan.to_json()?)?;
     }
@@ -156,13 +154,18 @@ fn summary(trace: &Trace, made: &Made, verbose: bool) -> String {
         plan.provenance.batches,
     );
     if doubled > 0 {
-        text += &format!("{doubled} copies share a rank with another copy of their expert: memory without use\n");
+        text +=
+            &format!("{doubled} copies share a rank with another copy of their expert: memory without use\n");
     }
     text += &format!("planned in {:.2} ms\n", made.plan_time.as_secs_f64() * 1e3);
     if verbose {
         let rows = plan.layers.iter().map(|l| {
-            vec![l.layer.to_string(), format!("{:.3}", l.imbalance), format!("{:.3}", l.bound),
-                 l.placement.doubled().to_string()]
+            vec![
+                l.layer.to_string(),
+                format!("{:.3}", l.imbalance),
+                format!("{:.3}", l.bound),
+                l.placement.doubled().to_string(),
+            ]
         });
         text += &table(&["layer", "imbalance", "bound", "doubled"], rows.collect(), 0);
     }

@@ -1,10 +1,10 @@
 //! `evenkeel plan check`: is a plan file whole, and are its figures true?
 
 use super::output::{Bar, Output, print};
-use anyhow::{bail, Context as _};
+use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::plan::Plan;
-use evenkeel::simulate::{judge, Summary};
+use evenkeel::simulate::{Summary, judge};
 use evenkeel::split::Method;
 use evenkeel::trace::{self, Batching, Order, ReadOptions};
 use serde_json::json;
@@ -14,7 +14,9 @@ use std::path::PathBuf;
 ///
 /// Exit code 0 means that the plan can be used as it is.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  evenkeel plan check plan.json\n  evenkeel plan check plan.json --trace loads.csv")]
+#[command(
+    after_help = "Examples:\n  evenkeel plan check plan.json\n  evenkeel plan check plan.json --trace loads.csv"
+)]
 pub(crate) struct CheckArgs {
     /// The plan file
     #[arg(value_name = "PLAN")]
@@ -67,10 +69,17 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
         p.policy,
         p.version,
     );
-    text += &format!("{empty} empty slots, {doubled} copies beside another copy of their expert on one rank\n");
-    text += &format!("expected imbalance ({} split): mean {:.3}, p95 {:.3}\n", p.split, p.imbalance.mean, p.imbalance.p95);
+    text +=
+        &format!("{empty} empty slots, {doubled} copies beside another copy of their expert on one rank\n");
+    text += &format!(
+        "expected imbalance ({} split): mean {:.3}, p95 {:.3}\n",
+        p.split, p.imbalance.mean, p.imbalance.p95
+    );
     if let Some(again) = judged {
-        text += &format!("judged again on its trace: mean {:.3}, p95 {:.3}: as promised\n", again.mean, again.p95);
+        text += &format!(
+            "judged again on its trace: mean {:.3}, p95 {:.3}: as promised\n",
+            again.mean, again.p95
+        );
     }
     print(&text)
 }
@@ -90,10 +99,13 @@ fn judge_again(args: &CheckArgs, plan: &Plan, output: Output) -> anyhow::Result<
     };
     let bar = Bar::bytes();
     let trace = trace::read(&args.trace, &options, &bar)?;
-    bar.finish();
+    drop(bar);
     let words = options.batches_in_words(trace.format());
     if words != plan.provenance.batches {
-        bail!("the plan was judged on {}, these are {words}: give the same batch options", plan.provenance.batches);
+        bail!(
+            "the plan was judged on {}, these are {words}: give the same batch options",
+            plan.provenance.batches
+        );
     }
     let digests = |files: Vec<&String>| files.into_iter().cloned().collect::<Vec<_>>();
     let now = digests(trace.files().iter().map(|f| &f.sha256).collect());
@@ -113,7 +125,11 @@ fn judge_again(args: &CheckArgs, plan: &Plan, output: Output) -> anyhow::Result<
     let again = Summary::of(imbalances);
     let promised = plan.provenance.imbalance;
     if same_trace && (again.mean - promised.mean).abs() > 1e-9 {
-        bail!("the plan promises a mean imbalance of {:.6}, its trace gives {:.6}", promised.mean, again.mean);
+        bail!(
+            "the plan promises a mean imbalance of {:.6}, its trace gives {:.6}",
+            promised.mean,
+            again.mean
+        );
     }
     Ok(again)
 }

@@ -6,10 +6,10 @@ use super::trace_args::TraceArgs;
 use clap::Args;
 use evenkeel::place;
 use evenkeel::report::Page;
-use evenkeel::simulate::{simulate, Config, Outcome};
+use evenkeel::simulate::{Config, Outcome, simulate};
 use evenkeel::split::Method;
-use evenkeel::trace::{self, Trace};
-use serde_json::{json, Value};
+use evenkeel::trace::Trace;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 /// Compare placement policies and splits: plan on the first part of a trace, judge on the rest.
@@ -45,9 +45,7 @@ pub(crate) struct SimulateArgs {
 
 pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     let options = args.trace.options();
-    let bar = Bar::bytes();
-    let trace = trace::read(&args.trace.traces, &options, &bar)?;
-    bar.finish();
+    let trace = args.trace.read()?;
     output.notices(trace.notices());
     let cluster = args.cluster.cluster(trace.experts())?;
     let policies: Vec<_> = args
@@ -58,7 +56,7 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     let config = Config::first_part(&trace, cluster, args.splits.clone(), args.plan_on)?;
     let bar = Bar::layers();
     let outcome = simulate(&trace, &config, &policies, &bar)?;
-    bar.finish();
+    drop(bar);
     if let Some(path) = &args.report {
         let page = Page {
             title: "Simulation".into(),
@@ -82,7 +80,11 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         config.plan_on.len(),
         config.judge_on.len(),
         outcome.batches,
-        if outcome.empty_batches > 0 { format!(", {} empty ones left out", outcome.empty_batches) } else { String::new() },
+        if outcome.empty_batches > 0 {
+            format!(", {} empty ones left out", outcome.empty_batches)
+        } else {
+            String::new()
+        },
     ))?;
     print(&results(&outcome))?;
     if let Some(path) = &args.report {
@@ -108,8 +110,8 @@ fn results(outcome: &Outcome) -> String {
         cells
     });
     let header = [
-        "policy", "split", "mean", "p50", "p95", "p99", "max", "bound", "excess", "at bound", "moves", "plan ms",
-        "split us", "p99 us",
+        "policy", "split", "mean", "p50", "p95", "p99", "max", "bound", "excess", "at bound", "moves",
+        "plan ms", "split us", "p99 us",
     ];
     table(&header, rows.collect(), 2)
 }

@@ -60,8 +60,16 @@ pub(crate) fn run(args: &TopologyArgs, output: Output) -> anyhow::Result<()> {
             c.parallel_edges.to_string(),
         ]
     });
-    let header =
-        ["topology", "ranks", "groups", "slots/rank", "connected", "edge-connectivity", "diameter", "parallel edges"];
+    let header = [
+        "topology",
+        "ranks",
+        "groups",
+        "slots/rank",
+        "connected",
+        "edge-connectivity",
+        "diameter",
+        "parallel edges",
+    ];
     print(&table(&header, rows.collect(), 1))?;
     if output.verbose() {
         for t in &topologies {

@@ -1,8 +1,9 @@
 //! The arguments of every command that reads traces.
 //!
-//! In: the command line. Out: [`TraceArgs`], and from it [`ReadOptions`].
+//! In: the command line. Out: [`TraceArgs`], and from it [`ReadOptions`] and the [`Trace`].
 
-use evenkeel::trace::{Batching, Format, LayerSet, Order, ReadOptions};
+use super::output::Bar;
+use evenkeel::trace::{Batching, Format, LayerSet, Order, ReadOptions, Trace};
 use std::path::PathBuf;
 
 /// Which traces to read, and how.
@@ -62,6 +63,12 @@ pub(crate) struct TraceArgs {
 }
 
 impl TraceArgs {
+    /// Reads the traces, with a progress bar on a terminal.
+    pub(crate) fn read(&self) -> anyhow::Result<Trace> {
+        let bar = Bar::bytes();
+        Ok(evenkeel::trace::read(&self.traces, &self.options(), &bar)?)
+    }
+
     /// What the readers take.
     pub(crate) fn options(&self) -> ReadOptions {
         ReadOptions {

@@ -143,7 +143,10 @@ impl Topology {
             for (rank, &source) in column.iter().enumerate() {
                 match seen.get_mut(source as usize) {
                     None => {
-                        return Err(fail(d, format!("rank {rank} copies from rank {source} of only {group}")));
+                        return Err(fail(
+                            d,
+                            format!("rank {rank} copies from rank {source} of only {group}"),
+                        ));
                     }
                     Some(true) => {
                         return Err(fail(

@@ -1,8 +1,8 @@
 //! How imbalance is spread over the batches: one strip per policy and split, as thick as batches are common.
 
-use super::svg::{tick_label, Axis, Svg};
+use super::svg::{Axis, Svg, tick_label};
 use super::text::{esc, percent, ratio};
-use super::{policy_of, section, Comparison};
+use super::{Comparison, policy_of, section};
 use crate::simulate::{Outcome, Row};
 use std::fmt::Write as _;
 
@@ -33,13 +33,12 @@ pub(super) fn write(out: &mut String, outcome: &Outcome, comparison: &Comparison
     for (at, row) in outcome.rows.iter().enumerate() {
         let class = comparison.class(at);
         let policy = policy_of(outcome, row);
-        let tag = if class.is_empty() { String::new() } else { format!(" <span class=\"tag {class}\">{class}</span>") };
-        let _ = write!(
-            out,
-            "<div class=\"strip\"><p><b>{}</b> {}{tag}</p>",
-            esc(policy),
-            row.method,
-        );
+        let tag = if class.is_empty() {
+            String::new()
+        } else {
+            format!(" <span class=\"tag {class}\">{class}</span>")
+        };
+        let _ = write!(out, "<div class=\"strip\"><p><b>{}</b> {}{tag}</p>", esc(policy), row.method,);
         strip(out, &axis, row, policy, class);
         out.push_str("</div>\n");
     }

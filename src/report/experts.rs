@@ -3,7 +3,7 @@
 use super::layers::mean;
 use super::svg::Svg;
 use super::text::{count, esc, fixed, percent, ratio};
-use super::{policy_of, section, Comparison, Page};
+use super::{Comparison, Page, policy_of, section};
 use crate::place::Placement;
 use std::fmt::Write as _;
 
@@ -38,7 +38,9 @@ pub(super) fn write(out: &mut String, page: &Page<'_>, comparison: &Comparison<'
     );
     out.push_str("<div class=\"pair\">\n");
     for (imbalance, at) in busiest {
-        let (Some(&layer), Some(placement)) = (outcome.layers.get(at), planned.placements.get(at)) else { continue };
+        let (Some(&layer), Some(placement)) = (outcome.layers.get(at), planned.placements.get(at)) else {
+            continue;
+        };
         let improved = after.layers.get(at).and_then(mean).filter(|_| comparison.differs());
         layer_table(out, page, layer, placement, imbalance, improved);
     }

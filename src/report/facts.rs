@@ -1,7 +1,7 @@
 //! Where the figures come from: the trace, what had to be said about it, the cluster, the command, the version.
 
 use super::text::{count, counted, esc};
-use super::{section, Page};
+use super::{Page, section};
 use std::fmt::Write as _;
 
 /// Most files and notices that are listed one by one.
@@ -10,7 +10,12 @@ const LISTED: usize = 24;
 /// The section and the foot of the page.
 pub(super) fn write(out: &mut String, page: &Page<'_>) {
     let (trace, cluster, outcome) = (page.trace, page.cluster, page.outcome);
-    section(out, "facts", "Where this comes from", "What was read, what it was judged on, and how to do it again.");
+    section(
+        out,
+        "facts",
+        "Where this comes from",
+        "What was read, what it was judged on, and how to do it again.",
+    );
     out.push_str("<dl class=\"facts\">\n");
     let idle = trace.layers().len().saturating_sub(outcome.layers.len());
     let mut read = format!(
@@ -63,12 +68,7 @@ fn files(page: &Page<'_>) -> String {
     let one = |file: &crate::trace::SourceFile| {
         let name = file.path.file_name().map_or_else(|| "(no name)".into(), |name| name.to_string_lossy());
         let digest: String = file.sha256.chars().take(16).collect();
-        format!(
-            "{} <code title=\"SHA-256 {}\">{}</code>",
-            esc(&name),
-            esc(&file.sha256),
-            esc(&digest)
-        )
+        format!("{} <code title=\"SHA-256 {}\">{}</code>", esc(&name), esc(&file.sha256), esc(&digest))
     };
     list(&page.trace.files().iter().map(one).collect::<Vec<_>>(), "files")
 }

@@ -2,7 +2,7 @@
 
 use super::svg::Svg;
 use super::text::{count, counted, esc, fixed, percent, ratio};
-use super::{name_of, policy_of, Comparison, Page};
+use super::{Comparison, Page, name_of, policy_of};
 use crate::simulate::Row;
 use std::fmt::Write as _;
 
@@ -36,7 +36,9 @@ pub(super) fn write(out: &mut String, page: &Page<'_>, comparison: &Comparison<'
             name_of(outcome, before)
         ),
         (false, 1) => format!("Only {} was judged. ", name_of(outcome, before)),
-        (false, rows) => format!("None of the {rows} rows judged does better than {}. ", name_of(outcome, before)),
+        (false, rows) => {
+            format!("None of the {rows} rows judged does better than {}. ", name_of(outcome, before))
+        }
     };
     let _ = writeln!(
         out,
@@ -109,7 +111,11 @@ fn cards(out: &mut String, page: &Page<'_>, comparison: &Comparison<'_>) {
     let outcome = comparison.outcome;
     let differs = comparison.differs();
     let change = |from: String, to: String| {
-        if differs { format!("<s>{from}</s> <span class=\"to\">→</span> <b>{to}</b>") } else { format!("<b>{to}</b>") }
+        if differs {
+            format!("<s>{from}</s> <span class=\"to\">→</span> <b>{to}</b>")
+        } else {
+            format!("<b>{to}</b>")
+        }
     };
     out.push_str("<dl class=\"cards\">\n");
     card(

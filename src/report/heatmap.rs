@@ -6,7 +6,7 @@
 
 use super::svg::Svg;
 use super::text::{fixed, ratio};
-use super::{name_of, section, Comparison, Page};
+use super::{Comparison, Page, name_of, section};
 use crate::simulate::Row;
 use std::fmt::Write as _;
 
@@ -134,7 +134,8 @@ fn lines(page: &Page<'_>, comparison: &Comparison<'_>, row: &Row) -> Vec<Line> {
     }
     let join = |group: &[Line]| {
         let columns = group.first().map_or(0, |l| l.cells.len());
-        let column = |c: usize| busiest(&group.iter().map(|l| l.cells.get(c).copied().flatten()).collect::<Vec<_>>());
+        let column =
+            |c: usize| busiest(&group.iter().map(|l| l.cells.get(c).copied().flatten()).collect::<Vec<_>>());
         Line {
             label: group.first().map_or_else(String::new, |l| l.label.clone()),
             cells: (0..columns).map(column).collect(),
@@ -154,7 +155,11 @@ fn line_words(id: &str, ratios: &[Option<f64>]) -> String {
     let least = known().reduce(|a, b| if b.1 < a.1 { b } else { a });
     match (most, least) {
         (Some((busy, high)), Some((idle, low))) => {
-            format!("layer {id}: most on rank {busy}, {}× the average; least on rank {idle}, {}×", ratio(high), fixed(low, 2))
+            format!(
+                "layer {id}: most on rank {busy}, {}× the average; least on rank {idle}, {}×",
+                ratio(high),
+                fixed(low, 2)
+            )
         }
         _ => format!("layer {id}: no tokens"),
     }
@@ -189,7 +194,8 @@ fn rank_ticks(svg: &mut Svg<'_>, page: &Page<'_>, height: f64) {
             svg.line("node", at, height, at, height + 5.0);
         }
     }
-    let every = [1, 2, 4, 8, 16, 32, 64, 128, 256].into_iter().find(|e| ranks.div_ceil(*e) <= 9).unwrap_or(512);
+    let every =
+        [1, 2, 4, 8, 16, 32, 64, 128, 256].into_iter().find(|e| ranks.div_ceil(*e) <= 9).unwrap_or(512);
     for rank in (0..ranks).step_by(every) {
         svg.text("middle soft", x(rank) + 50.0 / ranks as f64, height + 16.0, &rank.to_string());
     }

@@ -1,8 +1,8 @@
 //! Imbalance layer by layer: a ring before, a dot after, and the way between them.
 
-use super::svg::{tick_label, Axis, Svg};
+use super::svg::{Axis, Svg, tick_label};
 use super::text::ratio;
-use super::{section, Comparison, Page};
+use super::{Comparison, Page, section};
 use crate::simulate::Judged;
 use std::fmt::Write as _;
 
@@ -82,5 +82,6 @@ pub(super) fn write(out: &mut String, page: &Page<'_>, comparison: &Comparison<'
     } else {
         String::new()
     };
-    let _ = write!(out, "<figcaption>{keys}layers across, imbalance up.</figcaption>\n</figure>\n</section>\n");
+    let _ =
+        write!(out, "<figcaption>{keys}layers across, imbalance up.</figcaption>\n</figure>\n</section>\n");
 }

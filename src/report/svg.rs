@@ -53,16 +53,15 @@ impl<'a> Svg<'a> {
     /// A rectangle: `x` and `width` in percent, `y` and `height` in pixels.
     pub(super) fn rect(&mut self, class: &str, x: f64, y: f64, width: f64, height: f64) {
         let (x, y, w, h) = (Short(x), Short(y), Short(width), Short(height));
-        let _ = write!(
-            self.out,
-            "<rect class=\"{class}\" x=\"{x}%\" y=\"{y}\" width=\"{w}%\" height=\"{h}\"/>"
-        );
+        let _ =
+            write!(self.out, "<rect class=\"{class}\" x=\"{x}%\" y=\"{y}\" width=\"{w}%\" height=\"{h}\"/>");
     }
 
     /// A line from (`x1` %, `y1` px) to (`x2` %, `y2` px).
     pub(super) fn line(&mut self, class: &str, x1: f64, y1: f64, x2: f64, y2: f64) {
         let (x1, y1, x2, y2) = (Short(x1), Short(y1), Short(x2), Short(y2));
-        let _ = write!(self.out, "<line class=\"{class}\" x1=\"{x1}%\" y1=\"{y1}\" x2=\"{x2}%\" y2=\"{y2}\"/>");
+        let _ =
+            write!(self.out, "<line class=\"{class}\" x1=\"{x1}%\" y1=\"{y1}\" x2=\"{x2}%\" y2=\"{y2}\"/>");
     }
 
     /// A circle around (`x` %, `y` px).
@@ -145,8 +144,8 @@ impl Axis {
     /// Round ratios, at least `apart` (0 to 1) from each other.
     pub(super) fn ticks(&self, apart: f64) -> Vec<f64> {
         const ROUND: [f64; 28] = [
-            1.0, 1.002, 1.005, 1.01, 1.02, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0,
-            8.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0, 200.0, 500.0,
+            1.0, 1.002, 1.005, 1.01, 1.02, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0,
+            6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0, 200.0, 500.0,
         ];
         // Rounder numbers claim their room first.
         let rank = |tick: f64| match tick {

@@ -2,7 +2,7 @@
 
 use super::headline::micro;
 use super::text::{count, esc, fixed, percent};
-use super::{section, Comparison};
+use super::{Comparison, section};
 use crate::simulate::{Outcome, Planned, Row};
 use std::fmt::Write as _;
 
@@ -46,12 +46,7 @@ const COLUMNS: [Column; 13] = [
         show: |r, _| fixed(r.imbalance.max, 3),
         rank: Some(|r, _| r.imbalance.max),
     },
-    Column {
-        group: "bound",
-        name: "mean",
-        show: |r, _| fixed(r.lower_bound.mean, 3),
-        rank: None,
-    },
+    Column { group: "bound", name: "mean", show: |r, _| fixed(r.lower_bound.mean, 3), rank: None },
     Column {
         group: "bound",
         name: "reached",
@@ -124,7 +119,8 @@ pub(super) fn write(out: &mut String, outcome: &Outcome, comparison: &Comparison
     out.push_str("</tr>\n</thead>\n");
     let best: Vec<Option<String>> = COLUMNS.iter().map(|column| best(outcome, column)).collect();
     for (at, planned) in outcome.planned.iter().enumerate() {
-        let rows: Vec<(usize, &Row)> = outcome.rows.iter().enumerate().filter(|(_, r)| r.planned == at).collect();
+        let rows: Vec<(usize, &Row)> =
+            outcome.rows.iter().enumerate().filter(|(_, r)| r.planned == at).collect();
         out.push_str("<tbody>\n");
         for (nth, (index, row)) in rows.iter().enumerate() {
             let _ = write!(out, "<tr class=\"{}\">", comparison.class(*index));

@@ -28,6 +28,7 @@ mod requests;
 mod sglang;
 mod sglang_csv;
 mod sink;
+mod skew;
 pub mod synth;
 mod table;
 mod torch;
@@ -38,6 +39,7 @@ mod write;
 pub use error::{Place, TraceError};
 pub use open::{read, read_bytes};
 pub use options::{Batching, Format, LayerSet, Order, Progress, ReadOptions};
+pub use skew::Skew;
 pub use write::{Written, convert, write};
 
 use std::path::PathBuf;

@@ -93,7 +93,8 @@ pub(crate) fn read(
         }
         return Ok(vec![array(&mut file, path, name, None, options, budget)?]);
     }
-    let broken = |error: zip::result::ZipError| invalid(path, Place::File, error.to_string(), "a zip of .npy arrays");
+    let broken =
+        |error: zip::result::ZipError| invalid(path, Place::File, error.to_string(), "a zip of .npy arrays");
     let mut archive = zip::ZipArchive::new(file).map_err(broken)?;
     if archive.len() > MAX_ARRAYS {
         return Err(invalid(
@@ -142,7 +143,12 @@ fn array(
     let (header, header_bytes) = header(&mut reader, path, &place)?;
     let (kind, shape) = describe(&header, path, &place)?;
     let &[tokens, layers, top_k] = shape.as_slice() else {
-        return Err(invalid(path, place(), format!("shape {shape:?}"), "3 dimensions: tokens, layers, top-k"));
+        return Err(invalid(
+            path,
+            place(),
+            format!("shape {shape:?}"),
+            "3 dimensions: tokens, layers, top-k",
+        ));
     };
     if layers == 0 || layers > MAX_LAYERS || top_k == 0 || top_k > MAX_TOP_K {
         return Err(invalid(
@@ -177,7 +183,8 @@ fn array(
     }
     *budget -= (length / kind.bytes * held) as u64;
 
-    let mut out = TokenArray { name: name.clone(), tokens, layers, top_k, experts: 0, ids: Ids::Wide(Vec::new()) };
+    let mut out =
+        TokenArray { name: name.clone(), tokens, layers, top_k, experts: 0, ids: Ids::Wide(Vec::new()) };
     // Read in pieces and grow as bytes really come: a false shape costs nothing.
     let mut narrow = Vec::new();
     let mut wide = Vec::new();
@@ -237,7 +244,11 @@ fn decode(bytes: &[u8], kind: Kind) -> i64 {
 }
 
 /// The header dictionary as text, and the bytes up to the data.
-fn header(reader: &mut impl Read, path: &Path, place: &impl Fn() -> Place) -> Result<(String, u64), TraceError> {
+fn header(
+    reader: &mut impl Read,
+    path: &Path,
+    place: &impl Fn() -> Place,
+) -> Result<(String, u64), TraceError> {
     let short = |_| invalid(path, place(), "the end of the data", "a NumPy array header");
     let mut start = [0; 8];
     reader.read_exact(&mut start).map_err(short)?;
@@ -267,20 +278,22 @@ fn header(reader: &mut impl Read, path: &Path, place: &impl Fn() -> Place) -> Re
 }
 
 /// Element type and shape from `{'descr': '<u2', 'fortran_order': False, 'shape': (3, 4), }`.
-fn describe(
-    header: &str,
-    path: &Path,
-    place: &impl Fn() -> Place,
-) -> Result<(Kind, Vec<usize>), TraceError> {
+fn describe(header: &str, path: &Path, place: &impl Fn() -> Place) -> Result<(Kind, Vec<usize>), TraceError> {
     let value = |key: &str| -> Option<&str> {
         let after = header.split_once(&format!("'{key}'"))?.1.trim_start();
         Some(after.strip_prefix(':')?.trim_start())
     };
     let missing = |key: &str| {
-        invalid(path, place(), format!("header {}", quote(header.as_bytes())), format!("a header with key '{key}'"))
+        invalid(
+            path,
+            place(),
+            format!("header {}", quote(header.as_bytes())),
+            format!("a header with key '{key}'"),
+        )
     };
     let descr = value("descr").ok_or_else(|| missing("descr"))?;
-    let descr = descr.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map_or(descr, |(name, _)| name);
+    let descr =
+        descr.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map_or(descr, |(name, _)| name);
     let kind = match descr {
         "|u1" | "u1" => Kind { bytes: 1, signed: false },
         "|i1" | "i1" => Kind { bytes: 1, signed: true },

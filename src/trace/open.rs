@@ -9,8 +9,8 @@ use super::input::{Input, Tally};
 use super::plan::{self, Job};
 use super::sink::Sink;
 use super::{
-    Format, Place, Progress, ReadOptions, SourceFile, Trace, TraceError, batches, json, long_csv, npy, requests,
-    sglang, sglang_csv, trtllm, vllm,
+    Format, Place, Progress, ReadOptions, SourceFile, Trace, TraceError, batches, json, long_csv, npy,
+    requests, sglang, sglang_csv, trtllm, vllm,
 };
 use std::path::{Path, PathBuf};
 

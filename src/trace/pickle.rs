@@ -506,8 +506,13 @@ impl Machine<'_> {
         let id = self.pop()?;
         let expected = "a storage id of (\"storage\", type, key, device, elements)";
         let parts = self.out.list(id).unwrap_or_default();
-        let &[Value::Str(tag), Value::Global(Global::Storage(element)), Value::Str(key), _, Value::Int(length)] =
-            parts
+        let &[
+            Value::Str(tag),
+            Value::Global(Global::Storage(element)),
+            Value::Str(key),
+            _,
+            Value::Int(length),
+        ] = parts
         else {
             let found = self.out.describe(id);
             return Err(self.wrong(found, expected));
@@ -550,7 +555,8 @@ impl Machine<'_> {
                 self.push(Value::Tensor(self.out.tensors.len() - 1))
             }
             (function, _) => {
-                let found = format!("a call of {} with {} arguments", self.out.describe(function), arguments.len());
+                let found =
+                    format!("a call of {} with {} arguments", self.out.describe(function), arguments.len());
                 Err(self.wrong(found, "a tensor or an empty OrderedDict"))
             }
         }
@@ -599,4 +605,3 @@ fn opcode_name(opcode: u8) -> String {
     };
     name.into()
 }
-

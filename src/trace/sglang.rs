@@ -229,7 +229,8 @@ pub(crate) fn to_logical(counts: &[u64], map: &[i64], logical: &mut [u64]) -> Re
     logical.fill(0);
     for (slot, (&tokens, &expert)) in counts.iter().zip(map).enumerate() {
         if tokens > 0 {
-            let expert = usize::try_from(expert).ok().and_then(|expert| logical.get_mut(expert)).ok_or(slot)?;
+            let expert =
+                usize::try_from(expert).ok().and_then(|expert| logical.get_mut(expert)).ok_or(slot)?;
             *expert = expert.checked_add(tokens).ok_or(slot)?;
         }
     }

@@ -44,7 +44,12 @@ impl<'a> TorchFile<'a> {
             }
         }
         let [name] = pickles.as_slice() else {
-            return Err(invalid(path, Place::File, format!("{} members data.pkl", pickles.len()), "exactly one"));
+            return Err(invalid(
+                path,
+                Place::File,
+                format!("{} members data.pkl", pickles.len()),
+                "exactly one",
+            ));
         };
         let prefix = name.strip_suffix("data.pkl").unwrap_or_default().to_owned();
         let bytes = member(&mut archive, path, name, MAX_PICKLE)?;
@@ -85,11 +90,10 @@ impl<'a> TorchFile<'a> {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let last = tensor
-            .shape
-            .iter()
-            .zip(&tensor.strides)
-            .try_fold(tensor.offset, |at, (&size, &stride)| at.checked_add((size - 1).checked_mul(stride)?));
+        let last =
+            tensor.shape.iter().zip(&tensor.strides).try_fold(tensor.offset, |at, (&size, &stride)| {
+                at.checked_add((size - 1).checked_mul(stride)?)
+            });
         if last.is_none_or(|last| last >= tensor.storage.length) {
             return Err(invalid(
                 path,
@@ -117,9 +121,8 @@ impl<'a> TorchFile<'a> {
         let mut at = tensor.offset;
         loop {
             let bytes = &data[at as usize * element.bytes()..][..element.bytes()];
-            let number = decode(bytes, element).ok_or_else(|| {
-                invalid(path, place(), format!("a fraction at {index:?}"), "whole numbers")
-            })?;
+            let number = decode(bytes, element)
+                .ok_or_else(|| invalid(path, place(), format!("a fraction at {index:?}"), "whole numbers"))?;
             out.push(number);
             // Count up like an odometer, last dimension first.
             let mut dim = shape.len();

@@ -11,9 +11,7 @@ mod parquet;
 use super::error::{Fault, io_at};
 use super::options::{LayerSet, ReadOptions};
 use super::sink::{Label, Sink};
-use super::{
-    Format, MAX_EXPERTS, MAX_LAYERS, Place, Progress, SourceFile, Trace, TraceError, open, plan,
-};
+use super::{Format, MAX_EXPERTS, MAX_LAYERS, Place, Progress, SourceFile, Trace, TraceError, open, plan};
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -186,8 +184,8 @@ impl Writer {
         let table = match &mut self.table {
             Some(table) => table,
             None => {
-                let file = File::create(&self.partial)
-                    .map_err(|error| Fault::Write(io_at(&self.out)(error)))?;
+                let file =
+                    File::create(&self.partial).map_err(|error| Fault::Write(io_at(&self.out)(error)))?;
                 let table: std::io::Result<Box<dyn Table>> = match self.kind {
                     Kind::Csv(packing) => csv::CsvTable::create(file, packing, self.with_source)
                         .map(|table| Box::new(table) as Box<dyn Table>),

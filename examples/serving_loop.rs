@@ -19,7 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cluster = Cluster::new(8, 1, trace.experts(), 8)?;
 
     // Slow loop, now and then: place on what was seen so far (here, the first 20 batches).
-    let placement = place::policy("lplb:ring", 1, &cluster)?.place(&History::window(&trace, 0, 0..20), &cluster)?;
+    let placement =
+        place::policy("lplb:ring", 1, &cluster)?.place(&History::window(&trace, 0, 0..20), &cluster)?;
 
     // Fast loop, every batch: counts per expert in, whole tokens per slot out; the memory is used again.
     let mut splitter = Splitter::new(placement, Method::Exact)?;
@@ -36,6 +37,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         exact += split.peak() as f64 / mean / 40.0;
     }
     println!("mean imbalance over 40 batches: even split {even:.3}, exact split {exact:.3}");
-    println!("last batch: tokens per rank {:?}; ranks {:?} prove the peak", split.rank_loads, split.certificate);
+    println!(
+        "last batch: tokens per rank {:?}; ranks {:?} prove the peak",
+        split.rank_loads, split.certificate
+    );
     Ok(())
 }

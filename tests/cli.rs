@@ -158,7 +158,7 @@ fn a_plan_is_written_checked_and_judged_again() {
     assert!(damaged("plan/1", "plan/9").contains("expected \"evenkeel.plan/1\""));
     assert!(damaged("\"layer\":5", "\"layer\":3").contains("layer 3 is out of order or there twice"));
     assert!(damaged("\"slots_per_rank\":6", "\"slots_per_rank\":7").contains("rank 0 has 6 slots"));
-    assert!(damaged("\"experts\":16", "\"experts\":17").contains("do not divide"));
+    assert!(damaged("\"experts\":16", "\"experts\":17").contains("expert 16 has no copy"));
     assert!(damaged("\"nodes\":1", "\"nodes\":3").contains("3 nodes"));
     assert!(damaged("\"policy\"", "\"polizei\"").contains("unknown field `polizei`"));
     let truncated = folder.path().join("half.json");

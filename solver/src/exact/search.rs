@@ -215,3 +215,17 @@ fn push(source: u32, hosts: &Hosts, room: &[u64], split: &mut Split, scratch: &m
     split.rank_loads[sink] += amount;
     scratch.path.truncate(keep);
 }
+
+#[cfg(test)]
+impl Scratch {
+    pub(super) fn capacities(&self) -> [usize; 6] {
+        [
+            self.rank_level.capacity(),
+            self.item_level.capacity(),
+            self.queue.capacity(),
+            self.rank_arc.capacity(),
+            self.item_arc.capacity(),
+            self.path.capacity(),
+        ]
+    }
+}

@@ -4,7 +4,7 @@
 //!
 //! **Method.** Ford and Fulkerson's theorem turned into a search for the peak. Give every rank the room
 //! `⌊T·s_r⌋` at the peak `T` in hand. Start at the least `T` that no single rank and not the total rules
-//! out ([`level`]), place the items greedily ([`fill`]), then move load along shortest residual paths from
+//! out ([`level`]), place the items greedily ([`fill`]), then move load along residual paths from
 //! overloaded ranks to ranks with slack, a blocking flow at a time (Dinic 1970; [`search`]). Where no
 //! slack can be reached, the ranks that were reached form a cut `S`: all their load is base load or
 //! belongs to items that have no host outside. So `S` must carry what it carries now, and `T` rises to the

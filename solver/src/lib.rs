@@ -34,7 +34,7 @@
 //! ```
 //!
 //! **Module map.** `hosts`, `problem`: what is asked. `exact`: the flow (`level`: the least admissible
-//! peak, `fill`: a greedy start, `search`: shortest residual paths and blocking flows). `split`, `peak`:
+//! peak, `fill`: a greedy start, `search`: residual paths and blocking flows). `split`, `peak`:
 //! the answer. `verify`: the check, which shares no code with the solver. [`affine`]: LPLB's interior
 //! point iteration, for comparison. `lp` (feature `lp`): the same problem stated as a linear programme.
 //!

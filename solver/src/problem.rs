@@ -64,14 +64,16 @@ impl Problem {
     /// Checks the loads and adds them all up, base loads included.
     pub(crate) fn total(&self, loads: &[u64]) -> Result<u64, Error> {
         check_length("loads", self.hosts.items(), loads.len())?;
-        let mut sum = 0u64;
-        let mut carried = false;
-        for &load in self.base.iter().chain(loads) {
-            let (next, carry) = sum.overflowing_add(load);
-            sum = next;
-            carried |= carry;
+        // Per batch and over every item, so without a branch per load: if each of n loads has at most b
+        // bits and n has c bits, the sum has at most b + c, and up to 64 the wrapping sum is the sum.
+        let add = |(sum, bits): (u64, u64), &load: &u64| (sum.wrapping_add(load), bits | load);
+        let (sum, bits) = loads.iter().fold(self.base.iter().fold((0, 0), add), add);
+        let count = (self.base.len() + loads.len()) as u64;
+        if bits.leading_zeros() + count.leading_zeros() >= 64 {
+            return Ok(sum);
         }
-        if carried { Err(Error::Overflow) } else { Ok(sum) }
+        let exact = self.base.iter().chain(loads).try_fold(0u64, |sum, &load| sum.checked_add(load));
+        exact.ok_or(Error::Overflow)
     }
 }
 

@@ -152,7 +152,6 @@ fn check_certificate(problem: &Problem, loads: &[u64], split: &Split) -> Result<
     for &rank in &split.certificate {
         let speed = problem.speeds()[rank as usize];
         let work = u128::from(split.peak.load) * u128::from(speed);
-        // Below 2^96 / 1, so the cast keeps the value.
         room += work.div_ceil(u128::from(split.peak.speed)).cast_signed() - 1;
         must += u128::from(problem.base()[rank as usize]);
     }
@@ -161,7 +160,7 @@ fn check_certificate(problem: &Problem, loads: &[u64], split: &Split) -> Result<
             must += u128::from(load);
         }
     }
-    // Both sides are far below 2^127: at most 1024 · 2^96 and 2^64 pairs' loads.
+    // Both sides are far below 2^127: at most 2^10 ranks of 2^96, and 2^32 items of 2^64.
     if room < must.cast_signed() { Ok(()) } else { Err(Violation::Certificate { room, must }) }
 }
 

@@ -43,6 +43,14 @@ fn overflow_is_an_error_and_leaves_the_answer() {
     let overflow = solve_into(&problem, &[u64::MAX, 1], &mut workspace, &mut split);
     assert_eq!((overflow, &split), (Err(Error::Overflow), &before));
 
+    // One short of the edge, and on it, by loads that are small and many or large and few.
+    for loads in [[u64::MAX / 2, u64::MAX / 2 + 1], [1, u64::MAX - 1], [u64::MAX, 0]] {
+        let edge = solve(&problem, &loads, &mut workspace).expect("the sum is 2^64 - 1");
+        assert_eq!(edge.peak.load, 1 << 63);
+        let beyond = loads.map(|load| load.saturating_add(1));
+        assert_eq!(solve(&problem, &beyond, &mut workspace), Err(Error::Overflow));
+    }
+
     let loaded = problem.with_base(vec![u64::MAX, 0]).expect("two base loads");
     assert_eq!(solve(&loaded, &[0, 1], &mut workspace), Err(Error::Overflow));
     assert_eq!(affine::solve(&loaded, &[0, 1], &mut affine::Workspace::default()), Err(Error::Overflow));

@@ -104,3 +104,10 @@ fn pour(basins: &mut [Basin], load: u64, mut give: impl FnMut(u32, u64)) {
         give(basin.pair, basin.free - level - u64::from(index < over));
     }
 }
+
+#[cfg(test)]
+impl Scratch {
+    pub(super) fn capacity(&self) -> usize {
+        self.basins.capacity()
+    }
+}

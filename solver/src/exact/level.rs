@@ -11,10 +11,13 @@ use std::collections::BinaryHeap;
 
 use crate::{Hosts, Peak, Problem, Split};
 
+/// The next breakpoint of every rank, lowest first.
+pub(super) type Heap = BinaryHeap<Reverse<Breakpoint>>;
+
 /// Scratch memory: the heap of breakpoints and the list of all ranks.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Scratch {
-    heap: BinaryHeap<Reverse<Breakpoint>>,
+    pub(super) heap: Heap,
     all: Vec<u32>,
 }
 
@@ -24,15 +27,15 @@ impl Scratch {
             self.all.clear();
             self.all.extend(0..hosts.ranks() as u32);
         }
-        // `reserve` counts from the length, and the heap may have been left part full.
+        // `reserve` counts from the length, and the last use left breakpoints behind.
         self.heap.clear();
         self.heap.reserve(hosts.ranks());
     }
 }
 
-/// The peak at which a rank's room reaches `peak.load`.
+/// A breakpoint of a rank: the peak at which its room reaches `peak.load`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Breakpoint {
+pub(super) struct Breakpoint {
     peak: Peak,
     rank: u32,
 }
@@ -54,10 +57,7 @@ impl PartialOrd for Breakpoint {
 ///
 /// The rank loads in `split` are the fixed ones: base loads and items with a single host.
 pub(super) fn first(problem: &Problem, total: u64, scratch: &mut Scratch, split: &mut Split) -> Peak {
-    let all = std::mem::take(&mut scratch.all);
-    let mean = least(problem, &all, total, scratch);
-    scratch.all = all;
-
+    let mean = least(problem, &scratch.all, total, &mut scratch.heap);
     let fixed = super::busiest(problem, &split.rank_loads);
     if fixed > mean {
         let attains = |(&load, &speed): (&u64, &u32)| Peak { load, speed } == fixed;
@@ -71,7 +71,7 @@ pub(super) fn first(problem: &Problem, total: u64, scratch: &mut Scratch, split:
 }
 
 /// The least peak at which these ranks, at least one, can carry `must` tokens.
-pub(super) fn least(problem: &Problem, ranks: &[u32], must: u64, scratch: &mut Scratch) -> Peak {
+pub(super) fn least(problem: &Problem, ranks: &[u32], must: u64, heap: &mut Heap) -> Peak {
     if let Some(speed) = problem.common_speed() {
         // All rooms grow at the same breakpoints.
         return Peak { load: must.div_ceil(ranks.len() as u64), speed };
@@ -79,7 +79,7 @@ pub(super) fn least(problem: &Problem, ranks: &[u32], must: u64, scratch: &mut S
     let speed_of = |rank: u32| problem.speeds()[rank as usize];
     let speed_sum: u128 = ranks.iter().map(|&rank| u128::from(speed_of(rank))).sum();
     let mut missing = must;
-    scratch.heap.clear();
+    heap.clear();
     for &rank in ranks {
         let speed = speed_of(rank);
         // At most `must`, since `speed` is at most `speed_sum`.
@@ -87,7 +87,7 @@ pub(super) fn least(problem: &Problem, ranks: &[u32], must: u64, scratch: &mut S
         missing -= room;
         // Where this saturates, rooms add up to `must` already and the heap is not read.
         let next = Peak { load: room.saturating_add(1), speed };
-        scratch.heap.push(Reverse(Breakpoint { peak: next, rank }));
+        heap.push(Reverse(Breakpoint { peak: next, rank }));
     }
     let mut least = Peak { load: 0, speed: 1 };
     if missing == 0 {
@@ -98,7 +98,7 @@ pub(super) fn least(problem: &Problem, ranks: &[u32], must: u64, scratch: &mut S
         }
     }
     for _ in 0..missing {
-        let Some(mut lowest) = scratch.heap.peek_mut() else { break };
+        let Some(mut lowest) = heap.peek_mut() else { break };
         least = lowest.0.peak;
         // No more than `must` tokens are ever handed out, so this saturates only after the last.
         lowest.0.peak.load = least.load.saturating_add(1);

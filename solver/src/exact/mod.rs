@@ -4,7 +4,7 @@
 //!
 //! **Method.** Ford and Fulkerson's theorem turned into a search for the peak. Give every rank the room
 //! `⌊T·s_r⌋` at the peak `T` in hand. Start at the least `T` that no single rank and not the total rules
-//! out ([`level`]), place the items greedily ([`fill`]), then move load along shortest residual paths from
+//! out ([`level`]), place the items greedily ([`fill`]), then move load along residual paths from
 //! overloaded ranks to ranks with slack, a blocking flow at a time (Dinic 1970; [`search`]). Where no
 //! slack can be reached, the ranks that were reached form a cut `S`: all their load is base load or
 //! belongs to items that have no host outside. So `S` must carry what it carries now, and `T` rises to the
@@ -91,7 +91,7 @@ pub fn solve_into(
             Found::Cut => {
                 let cut = workspace.search.reached();
                 let must = cut.iter().map(|&rank| split.rank_loads[rank as usize]).sum();
-                peak = level::least(problem, cut, must, &mut workspace.level);
+                peak = level::least(problem, cut, must, &mut workspace.level.heap);
                 // Outside the cut nothing is overloaded and nothing will arrive: its room may stay.
                 for &rank in cut {
                     workspace.room[rank as usize] = peak.room(problem.speeds()[rank as usize]);
@@ -120,4 +120,43 @@ fn busiest(problem: &Problem, rank_loads: &[u64]) -> Peak {
         }
     }
     busiest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Workspace, solve_into};
+    use crate::{Hosts, Problem, Split};
+
+    /// What [`Workspace`] promises: every vector has its final capacity from the start.
+    #[test]
+    fn memory_does_not_grow_after_set_up() {
+        let ranks = 40u32;
+        let lists = (0..200).map(|item| match item % 5 {
+            0 => vec![item % ranks],
+            1 => (0..ranks).collect(),
+            step => vec![item % ranks, (item + step) % ranks],
+        });
+        let hosts = Hosts::new(ranks as usize, lists).expect("valid hosts");
+        let even = Problem::new(hosts);
+        let uneven = even.clone().with_speeds((1..=ranks).collect()).expect("positive speeds");
+        for problem in [even, uneven] {
+            let mut workspace = Workspace::new(&problem);
+            let mut split = Split::default();
+            solve_into(&problem, &[0; 200], &mut workspace, &mut split).expect("valid");
+            let before = (workspace.capacities(), split.quotas.capacity(), split.certificate.capacity());
+            for seed in 0..300u64 {
+                let loads: Vec<u64> = (0..200).map(|item| (item * 7919 + seed * 104_729) % 1013).collect();
+                solve_into(&problem, &loads, &mut workspace, &mut split).expect("valid");
+            }
+            let after = (workspace.capacities(), split.quotas.capacity(), split.certificate.capacity());
+            assert_eq!(before, after);
+        }
+    }
+
+    impl Workspace {
+        fn capacities(&self) -> (usize, usize, usize, [usize; 6]) {
+            let heap = self.level.heap.capacity();
+            (self.room.capacity(), self.fill.capacity(), heap, self.search.capacities())
+        }
+    }
 }

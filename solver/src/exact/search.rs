@@ -1,4 +1,4 @@
-//! Shortest residual paths from overloaded ranks to slack, and the blocking flow along them.
+//! Residual paths from overloaded ranks to slack, and a blocking flow along them.
 //!
 //! In: quotas, rank loads and rooms. Out: either load moved (fewer tokens above the rooms), or the set of
 //! reached ranks, which is then a cut.
@@ -6,11 +6,14 @@
 //! **Method** (Dinic 1970). Load can move from rank `r` to rank `t` if a shared item has a quota on `r` and
 //! `t` among its hosts. A breadth-first search from all overloaded ranks at once gives every rank and item
 //! its level; an item is expanded once, by the first rank that carries it, because all its hosts are then
-//! reached. At the first level with slack the search stops, and depth-first walks that go up one level per
-//! step push load until no shortest path is left; *current arcs* remember what is exhausted.
+//! reached. Depth-first walks that go up one level per step then push load until no such path to slack is
+//! left; *current arcs* remember what is exhausted. Unlike Dinic's, the search does not stop at the first
+//! level with slack: walks may end at any level. What they add to the residual graph still leads down one
+//! level, so the shortest path grows from search to search all the same, at most as often as there are
+//! ranks, and there are about half as many searches.
 //!
 //! **Memory.** Levels are numbers on a clock that never runs backwards: whatever lies before this search's
-//! first tick is "not reached". No array is ever cleared.
+//! first tick, as fresh zeros do, is "not reached". No array is ever cleared.
 
 use crate::{Hosts, Split};
 
@@ -26,12 +29,10 @@ pub(super) enum Found {
 }
 
 /// Scratch memory of the search.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Scratch {
-    /// The first tick of the present search: the level of the overloaded ranks.
-    start: u64,
-    /// The last level of the present search.
-    last: u64,
+    /// The last tick of the clock: no level lies beyond it.
+    clock: u64,
     rank_level: Vec<u64>,
     item_level: Vec<u64>,
     /// Ranks in the order they were reached; the first `overloaded` are the sources.
@@ -49,23 +50,6 @@ struct Step {
     item: u32,
     from: u32,
     to: u32,
-}
-
-impl Default for Scratch {
-    fn default() -> Scratch {
-        Scratch {
-            // Fresh levels are 0: before the first tick.
-            start: 1,
-            last: 1,
-            rank_level: Vec::new(),
-            item_level: Vec::new(),
-            queue: Vec::new(),
-            overloaded: 0,
-            rank_arc: Vec::new(),
-            item_arc: Vec::new(),
-            path: Vec::new(),
-        }
-    }
 }
 
 impl Scratch {
@@ -86,10 +70,10 @@ impl Scratch {
     }
 }
 
-/// Breadth-first search from all overloaded ranks, up to the first level with slack.
+/// Breadth-first search from all overloaded ranks.
 pub(super) fn levels(hosts: &Hosts, room: &[u64], split: &Split, scratch: &mut Scratch) -> Found {
     let Scratch { rank_level, item_level, queue, rank_arc, item_arc, .. } = scratch;
-    let start = scratch.last + 1;
+    let start = scratch.clock + 1;
     let mut level = start;
     queue.clear();
     for (rank, (&load, &room)) in split.rank_loads.iter().zip(room).enumerate() {
@@ -99,16 +83,15 @@ pub(super) fn levels(hosts: &Hosts, room: &[u64], split: &Split, scratch: &mut S
             queue.push(rank as u32);
         }
     }
-    scratch.start = start;
     scratch.overloaded = queue.len();
     if queue.is_empty() {
-        scratch.last = level;
+        scratch.clock = level;
         return Found::NothingOverloaded;
     }
 
     let mut slack = false;
     let mut done = 0;
-    while done < queue.len() && !slack {
+    while done < queue.len() {
         let level_end = queue.len();
         while done < level_end {
             let rank = queue[done] as usize;
@@ -134,11 +117,11 @@ pub(super) fn levels(hosts: &Hosts, room: &[u64], split: &Split, scratch: &mut S
         }
         level += 1;
     }
-    scratch.last = level;
+    scratch.clock = level;
     if slack { Found::Slack } else { Found::Cut }
 }
 
-/// Pushes a blocking flow: afterwards no path of this search's length is left.
+/// Pushes a blocking flow: afterwards every path to slack has to go down a level somewhere.
 pub(super) fn block(hosts: &Hosts, room: &[u64], split: &mut Split, scratch: &mut Scratch) {
     for source in 0..scratch.overloaded {
         let source = scratch.queue[source];
@@ -156,11 +139,10 @@ pub(super) fn block(hosts: &Hosts, room: &[u64], split: &mut Split, scratch: &mu
 fn walk(source: u32, hosts: &Hosts, room: &[u64], split: &Split, scratch: &mut Scratch) -> bool {
     loop {
         let at = scratch.path.last().map_or(source, |step| hosts.pairs()[step.to as usize]);
-        if scratch.rank_level[at as usize] == scratch.last {
-            if split.rank_loads[at as usize] < room[at as usize] {
-                return true;
-            }
-        } else if let Some(step) = next_step(at, hosts, split, scratch) {
+        if split.rank_loads[at as usize] < room[at as usize] {
+            return true;
+        }
+        if let Some(step) = next_step(at, hosts, split, scratch) {
             scratch.path.push(step);
             continue;
         }
@@ -214,4 +196,18 @@ fn push(source: u32, hosts: &Hosts, room: &[u64], split: &mut Split, scratch: &m
     split.rank_loads[source] -= amount;
     split.rank_loads[sink] += amount;
     scratch.path.truncate(keep);
+}
+
+#[cfg(test)]
+impl Scratch {
+    pub(super) fn capacities(&self) -> [usize; 6] {
+        [
+            self.rank_level.capacity(),
+            self.item_level.capacity(),
+            self.queue.capacity(),
+            self.rank_arc.capacity(),
+            self.item_arc.capacity(),
+            self.path.capacity(),
+        ]
+    }
 }

@@ -1,6 +1,8 @@
 //! Real recordings, where `EVENKEEL_REAL_TRACES` points to them: spot checks against numbers
 //! computed independently with NumPy.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use evenkeel::trace::{Batching, Format, Order, ReadOptions, Trace, read};
 use std::path::PathBuf;
 
@@ -25,8 +27,8 @@ fn gptoss_prefill() {
     assert_eq!(
         trace.loads(0, 0),
         [
-            42, 180, 83, 68, 46, 63, 93, 60, 31, 118, 39, 252, 38, 70, 78, 17, 71, 55, 27, 33, 67, 39, 88, 90,
-            72, 70, 42, 26, 50, 12, 6, 22
+            42, 180, 83, 68, 46, 63, 93, 60, 31, 118, 39, 252, 38, 70, 78, 17, 71, 55, 27, 33, 67, 39, 88,
+            90, 72, 70, 42, 26, 50, 12, 6, 22
         ]
     );
     assert_eq!(trace.loads(143, 23)[..6], [174, 2, 28, 25, 7, 188]);
@@ -39,8 +41,12 @@ fn gptoss_prefill() {
 fn gptoss_decode_conserves_tokens() {
     let Some(path) = real("gptoss20b-decode") else { return };
     for order in [Order::Recorded, Order::Shuffled] {
-        let options =
-            ReadOptions { batching: Batching::Decode { in_flight: 64 }, order, seed: 3, ..Default::default() };
+        let options = ReadOptions {
+            batching: Batching::Decode { in_flight: 64 },
+            order,
+            seed: 3,
+            ..Default::default()
+        };
         let trace = open(path.clone(), &options);
         assert!(trace.steps().len() > 500, "{}", trace.steps().len());
         for step in 0..trace.steps().len() {
@@ -77,7 +83,10 @@ fn deepseek_v2_lite_arrays() {
 fn deepseek_r1_dumps() {
     let Some(path) = real("deepseek-r1-sglang-dumps") else { return };
     let one = open(path.join("expert_distribution_fp4_1k1k_compressed.pt"), &ReadOptions::default());
-    assert_eq!((one.format(), one.experts(), one.layers().len(), one.steps().len()), (Format::SglangPt, 256, 61, 1));
+    assert_eq!(
+        (one.format(), one.experts(), one.layers().len(), one.steps().len()),
+        (Format::SglangPt, 256, 61, 1)
+    );
     assert_eq!((0..61).flat_map(|layer| one.totals(layer)).sum::<u64>(), 496_980_192);
     assert_eq!(one.totals(3)[..4], [19855, 38267, 30454, 19212]);
     assert_eq!(one.totals(60)[13], 1_009_306);
@@ -104,8 +113,5 @@ fn gemma_counts() {
     );
     assert_eq!((0..30).flat_map(|layer| trace.loads(1, layer)).sum::<u64>(), 948_000);
     assert_eq!(trace.loads(3, 29)[..3], [487, 74, 76]);
-    assert_eq!(
-        trace.files()[0].sha256,
-        "94f3c8609042cbfcb16c93217e8864aa1dd8913cbfef24665fe63ccfa45d80e8"
-    );
+    assert_eq!(trace.files()[0].sha256, "94f3c8609042cbfcb16c93217e8864aa1dd8913cbfef24665fe63ccfa45d80e8");
 }

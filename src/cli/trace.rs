@@ -27,8 +27,10 @@ pub(crate) enum TraceCommand {
     ///
     /// The kind of file is told by the ending of OUT. Rows are streamed, so size does not matter;
     /// labels of steps and sources are kept. Per-token arrays are cut into batches on the way.
-    #[command(after_help = "Examples:\n  evenkeel trace convert expert_distribution_recorder_1.pt -o trace.parquet\n  \
-        evenkeel trace convert gptoss/ --batch-tokens 1024 -o prefill.csv.zst")]
+    #[command(
+        after_help = "Examples:\n  evenkeel trace convert expert_distribution_recorder_1.pt -o trace.parquet\n  \
+        evenkeel trace convert gptoss/ --batch-tokens 1024 -o prefill.csv.zst"
+    )]
     Convert(ConvertArgs),
 
     /// Make a synthetic trace
@@ -37,8 +39,10 @@ pub(crate) enum TraceCommand {
     /// (--kinds, --kinds-spread), by request (--dispersion, partly in common: --correlation,
     /// --rank) and over time (--drift). All sizes are standard deviations of logits: 0 is none, 1
     /// is a lot. The same seed gives the same trace. Steps are written as they are made.
-    #[command(after_help = "Examples:\n  evenkeel trace synth --experts 256 --layers 58 --first-layer 3 --top-k 8 --steps 200 -o trace.parquet\n  \
-        evenkeel trace synth --like gptoss20b-decode --seed 7 -o decode.csv.zst")]
+    #[command(
+        after_help = "Examples:\n  evenkeel trace synth --experts 256 --layers 58 --first-layer 3 --top-k 8 --steps 200 -o trace.parquet\n  \
+        evenkeel trace synth --like gptoss20b-decode --seed 7 -o decode.csv.zst"
+    )]
     Synth(Box<SynthArgs>),
 }
 
@@ -210,7 +214,8 @@ fn synthesise(args: &SynthArgs) -> anyhow::Result<String> {
 }
 
 fn spec(args: &SynthArgs) -> anyhow::Result<synth::SynthSpec> {
-    let base = args.like.as_deref().map_or_else(|| Ok(synth::SynthSpec::default()), synth::SynthSpec::like)?;
+    let base =
+        args.like.as_deref().map_or_else(|| Ok(synth::SynthSpec::default()), synth::SynthSpec::like)?;
     let batching = match (args.batch_tokens, args.decode_batch) {
         (Some(tokens), _) => Batching::Prefill { tokens },
         (None, Some(in_flight)) => Batching::Decode { in_flight },

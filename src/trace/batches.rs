@@ -24,7 +24,7 @@ const OFFSET_STREAM: u64 = 1;
 pub(crate) fn cut(
     path: &Path,
     arrays: &[TokenArray],
-    table: Option<Vec<Span>>,
+    table: Option<&[Span]>,
     options: &ReadOptions,
     sink: &mut dyn Sink,
 ) -> Result<(), TraceError> {
@@ -44,9 +44,11 @@ pub(crate) fn cut(
     let has_table = table.is_some();
     let mut spans = Vec::new();
     for &at in &wanted {
-        match &table {
+        match table {
             Some(table) => spans.extend(table.iter().filter(|span| span.array == at)),
-            None if arrays[at].tokens > 0 => spans.push(Span { array: at, start: 0, tokens: arrays[at].tokens }),
+            None if arrays[at].tokens > 0 => {
+                spans.push(Span { array: at, start: 0, tokens: arrays[at].tokens });
+            }
             None => {}
         }
     }
@@ -162,7 +164,10 @@ fn prefill(batch: &mut Batch<'_>, spans: &[Span], tokens: usize, top_k: usize) -
     } else {
         format!("; the last {filled} tokens, an incomplete batch, are dropped")
     };
-    batch.sink.notice(format!("per-token array, top-{top_k}: {} prefill batches of {tokens} tokens{dropped}", batch.steps));
+    batch.sink.notice(format!(
+        "per-token array, top-{top_k}: {} prefill batches of {tokens} tokens{dropped}",
+        batch.steps
+    ));
     Ok(())
 }
 

@@ -9,8 +9,8 @@
 use super::error::Fault;
 use super::options::{LayerSet, ReadOptions};
 use super::sink::{Label, Sink};
+use super::step_index::StepIndex;
 use super::{Format, MAX_EXPERTS, MAX_LAYERS, MAX_STEPS, SourceFile, Trace, TraceError};
-use std::collections::HashMap;
 
 /// Bytes a held step costs beside its counts, roughly.
 const STEP_OVERHEAD: u64 = 96;
@@ -52,58 +52,6 @@ impl Held {
     }
 }
 
-/// Steps of the current source by label.
-#[derive(Debug, Default)]
-struct Index {
-    /// Ordinal of the first of `ascending`.
-    base: u32,
-    /// Numeric steps while they come in ascending order.
-    ascending: Vec<u64>,
-    /// Numeric steps once they did not.
-    numbers: HashMap<u64, u32>,
-    texts: HashMap<Box<str>, u32>,
-}
-
-impl Index {
-    /// The ordinal of a label; `next` and `true` for a new one.
-    fn find(&mut self, label: Label<'_>, next: u32) -> (u32, bool) {
-        match label {
-            Label::Number(number) if self.numbers.is_empty() && self.texts.is_empty() => {
-                if self.ascending.last().is_none_or(|&last| last < number) {
-                    if self.ascending.is_empty() {
-                        self.base = next;
-                    }
-                    self.ascending.push(number);
-                    return (next, true);
-                }
-                if let Ok(at) = self.ascending.binary_search(&number) {
-                    return (self.base + at as u32, false);
-                }
-                self.spill();
-                self.numbers.insert(number, next);
-                (next, true)
-            }
-            Label::Number(number) => {
-                self.spill();
-                let ordinal = *self.numbers.entry(number).or_insert(next);
-                (ordinal, ordinal == next)
-            }
-            Label::Text(text) => {
-                if let Some(&ordinal) = self.texts.get(text) {
-                    return (ordinal, false);
-                }
-                self.texts.insert(text.into(), next);
-                (next, true)
-            }
-        }
-    }
-
-    fn spill(&mut self) {
-        let base = self.base;
-        self.numbers.extend(self.ascending.drain(..).zip(base..));
-    }
-}
-
 /// A trace in the making.
 #[derive(Debug)]
 pub(crate) struct Builder {
@@ -130,7 +78,7 @@ pub(crate) struct Builder {
     source: u32,
     /// Per source: did a label that is not a number occur?
     texts: Vec<bool>,
-    index: Index,
+    index: StepIndex,
     notices: Vec<String>,
     // The row being filled: current step (ordinal and place in `held`), layer, where in the loads.
     current: Option<usize>,
@@ -163,7 +111,7 @@ impl Builder {
             seen: 0,
             source: 0,
             texts: vec![false],
-            index: Index::default(),
+            index: StepIndex::default(),
             notices: Vec::new(),
             current: None,
             step_set: false,
@@ -217,14 +165,23 @@ impl Builder {
             if self.layer >= step.layers || experts > step.stride {
                 let before = step.loads.len();
                 // Grow in doublings: the first step meets its experts one by one.
-                let stride =
-                    if experts > step.stride { experts.max(step.stride * 2).min(MAX_EXPERTS) } else { step.stride };
-                let room =
-                    if layers > step.layers { layers.max(step.layers * 2).min(MAX_LAYERS) } else { step.layers };
+                let stride = if experts > step.stride {
+                    experts.max(step.stride * 2).min(MAX_EXPERTS)
+                } else {
+                    step.stride
+                };
+                let room = if layers > step.layers {
+                    layers.max(step.layers * 2).min(MAX_LAYERS)
+                } else {
+                    step.layers
+                };
                 // ... but not where doubling alone would break the budget.
                 let doubled = (room * stride * 8) as u64;
-                let (room, stride) =
-                    if doubled > self.memory { (layers.max(step.layers), experts.max(step.stride)) } else { (room, stride) };
+                let (room, stride) = if doubled > self.memory {
+                    (layers.max(step.layers), experts.max(step.stride))
+                } else {
+                    (room, stride)
+                };
                 step.reshape(room, stride);
                 self.held_bytes += ((step.loads.len() - before) * 8) as u64;
             }
@@ -279,8 +236,11 @@ impl Builder {
             let path = files.first().map(|file| file.path.clone()).unwrap_or_default();
             return Err(match self.filter {
                 Some(filter) if self.layer_table.contains(&SKIPPED) => {
-                    let ids: Vec<u32> =
-                        (0..).zip(&self.layer_table).filter(|(_, mark)| **mark == SKIPPED).map(|(id, _)| id).collect();
+                    let ids: Vec<u32> = (0..)
+                        .zip(&self.layer_table)
+                        .filter(|(_, mark)| **mark == SKIPPED)
+                        .map(|(id, _)| id)
+                        .collect();
                     TraceError::Options(format!(
                         "{}: no layer is in --layers {filter}, the trace has layers {}",
                         path.display(),
@@ -297,7 +257,8 @@ impl Builder {
         }
         let experts = self.declared.unwrap_or(self.experts);
         if self.declared.is_none() {
-            self.notices.push(format!("{experts} experts, inferred from the highest id; --experts states it"));
+            self.notices
+                .push(format!("{experts} experts, inferred from the highest id; --experts states it"));
         }
         self.experts = experts;
         self.fit().map_err(|fault| {
@@ -339,15 +300,18 @@ impl Builder {
             loads.push(if sorted {
                 step.loads
             } else {
-                order.iter().flat_map(|&layer| &step.loads[layer * experts..(layer + 1) * experts]).copied().collect()
+                order
+                    .iter()
+                    .flat_map(|&layer| &step.loads[layer * experts..(layer + 1) * experts])
+                    .copied()
+                    .collect()
             });
             steps.push(match step.name {
                 Name::Number(number) => number.to_string(),
                 Name::Text(text) => text.into(),
             });
         }
-        let mut trace =
-            Trace { experts, layers, steps, loads, totals, notices: self.notices, files, format };
+        let mut trace = Trace { experts, layers, steps, loads, totals, notices: self.notices, files, format };
         trace.note_idle();
         Ok(trace)
     }
@@ -358,7 +322,7 @@ impl Sink for Builder {
         if self.step_set {
             self.source += 1;
             self.texts.push(false);
-            self.index = Index::default();
+            self.index = StepIndex::default();
         }
         self.step_set = false;
         self.current = None;

@@ -93,7 +93,8 @@ impl<'a> Input<'a> {
         };
         let mut head = Vec::new();
         let magic = self.head(4)?;
-        let _ = decompress(reader, &magic).map_err(io_at(&self.path))?.take(count as u64).read_to_end(&mut head);
+        let _ =
+            decompress(reader, &magic).map_err(io_at(&self.path))?.take(count as u64).read_to_end(&mut head);
         Ok(head)
     }
 
@@ -237,8 +238,9 @@ impl Read for Hashed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.at == self.chunk.len() {
             let Some(chunks) = &self.chunks else { return Ok(0) };
-            let chunk =
-                chunks.recv().map_err(|_| io::Error::other("the reading thread ended before the file did"))??;
+            let chunk = chunks
+                .recv()
+                .map_err(|_| io::Error::other("the reading thread ended before the file did"))??;
             if chunk.is_empty() {
                 self.chunks = None;
                 if let Some(thread) = self.thread.take() {

@@ -29,7 +29,12 @@ pub(crate) fn read(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink
     let found = Root(&mut flat).deserialize(&mut json).map_err(wrong)?;
     json.end().map_err(wrong)?;
     if !found {
-        return Err(invalid(&input.path, Place::File, "no key logical_count", "{\"logical_count\": [[counts]]}"));
+        return Err(invalid(
+            &input.path,
+            Place::File,
+            "no key logical_count",
+            "{\"logical_count\": [[counts]]}",
+        ));
     }
     let shape: Vec<usize> = flat.shape[..flat.depth].iter().map(|size| size.unwrap_or(0)).collect();
     sglang::logical_counts(input, &shape, &flat.data, sink)
@@ -97,7 +102,9 @@ impl Nest<'_> {
             return Err(E::custom("numbers at different depths of logical_count"));
         }
         if self.flat.data.len() >= self.flat.limit {
-            return Err(E::custom("more numbers in logical_count than the memory allowed can hold; raise --memory"));
+            return Err(E::custom(
+                "more numbers in logical_count than the memory allowed can hold; raise --memory",
+            ));
         }
         self.flat.data.push(number);
         Ok(())

@@ -91,9 +91,10 @@ pub(crate) fn read(
         if skipped(&name, options) {
             return Ok(vec![TokenArray::named(name)]);
         }
-        return Ok(vec![array(&mut file, path, name, None, options, budget)?]);
+        return Ok(vec![array(&mut file, path, &name, None, options, budget)?]);
     }
-    let broken = |error: zip::result::ZipError| invalid(path, Place::File, error.to_string(), "a zip of .npy arrays");
+    let broken =
+        |error: zip::result::ZipError| invalid(path, Place::File, error.to_string(), "a zip of .npy arrays");
     let mut archive = zip::ZipArchive::new(file).map_err(broken)?;
     if archive.len() > MAX_ARRAYS {
         return Err(invalid(
@@ -120,7 +121,7 @@ pub(crate) fn read(
             continue;
         }
         let size = member.size();
-        arrays.push(array(member, path, name, Some(size), options, budget)?);
+        arrays.push(array(member, path, &name, Some(size), options, budget)?);
     }
     Ok(arrays)
 }
@@ -133,7 +134,7 @@ fn skipped(name: &str, options: &ReadOptions) -> bool {
 fn array(
     mut reader: impl Read,
     path: &Path,
-    name: String,
+    name: &str,
     size: Option<u64>,
     options: &ReadOptions,
     budget: &mut u64,
@@ -142,7 +143,12 @@ fn array(
     let (header, header_bytes) = header(&mut reader, path, &place)?;
     let (kind, shape) = describe(&header, path, &place)?;
     let &[tokens, layers, top_k] = shape.as_slice() else {
-        return Err(invalid(path, place(), format!("shape {shape:?}"), "3 dimensions: tokens, layers, top-k"));
+        return Err(invalid(
+            path,
+            place(),
+            format!("shape {shape:?}"),
+            "3 dimensions: tokens, layers, top-k",
+        ));
     };
     if layers == 0 || layers > MAX_LAYERS || top_k == 0 || top_k > MAX_TOP_K {
         return Err(invalid(
@@ -177,7 +183,8 @@ fn array(
     }
     *budget -= (length / kind.bytes * held) as u64;
 
-    let mut out = TokenArray { name: name.clone(), tokens, layers, top_k, experts: 0, ids: Ids::Wide(Vec::new()) };
+    let mut out =
+        TokenArray { name: name.to_owned(), tokens, layers, top_k, experts: 0, ids: Ids::Wide(Vec::new()) };
     // Read in pieces and grow as bytes really come: a false shape costs nothing.
     let mut narrow = Vec::new();
     let mut wide = Vec::new();
@@ -229,7 +236,7 @@ fn decode(bytes: &[u8], kind: Kind) -> i64 {
     let shift = 64 - 8 * kind.bytes as u32;
     let raw = u64::from_le_bytes(wide);
     if kind.signed {
-        (raw << shift) as i64 >> shift
+        (raw << shift).cast_signed() >> shift
     } else {
         // Beyond i64 is beyond every limit, too.
         i64::try_from(raw).unwrap_or(i64::MAX)
@@ -237,7 +244,11 @@ fn decode(bytes: &[u8], kind: Kind) -> i64 {
 }
 
 /// The header dictionary as text, and the bytes up to the data.
-fn header(reader: &mut impl Read, path: &Path, place: &impl Fn() -> Place) -> Result<(String, u64), TraceError> {
+fn header(
+    reader: &mut impl Read,
+    path: &Path,
+    place: &impl Fn() -> Place,
+) -> Result<(String, u64), TraceError> {
     let short = |_| invalid(path, place(), "the end of the data", "a NumPy array header");
     let mut start = [0; 8];
     reader.read_exact(&mut start).map_err(short)?;
@@ -267,20 +278,22 @@ fn header(reader: &mut impl Read, path: &Path, place: &impl Fn() -> Place) -> Re
 }
 
 /// Element type and shape from `{'descr': '<u2', 'fortran_order': False, 'shape': (3, 4), }`.
-fn describe(
-    header: &str,
-    path: &Path,
-    place: &impl Fn() -> Place,
-) -> Result<(Kind, Vec<usize>), TraceError> {
+fn describe(header: &str, path: &Path, place: &impl Fn() -> Place) -> Result<(Kind, Vec<usize>), TraceError> {
     let value = |key: &str| -> Option<&str> {
         let after = header.split_once(&format!("'{key}'"))?.1.trim_start();
         Some(after.strip_prefix(':')?.trim_start())
     };
     let missing = |key: &str| {
-        invalid(path, place(), format!("header {}", quote(header.as_bytes())), format!("a header with key '{key}'"))
+        invalid(
+            path,
+            place(),
+            format!("header {}", quote(header.as_bytes())),
+            format!("a header with key '{key}'"),
+        )
     };
     let descr = value("descr").ok_or_else(|| missing("descr"))?;
-    let descr = descr.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map_or(descr, |(name, _)| name);
+    let descr =
+        descr.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map_or(descr, |(name, _)| name);
     let kind = match descr {
         "|u1" | "u1" => Kind { bytes: 1, signed: false },
         "|i1" | "i1" => Kind { bytes: 1, signed: true },

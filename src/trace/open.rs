@@ -9,8 +9,8 @@ use super::input::{Input, Tally};
 use super::plan::{self, Job};
 use super::sink::Sink;
 use super::{
-    Format, Place, Progress, ReadOptions, SourceFile, Trace, TraceError, batches, json, long_csv, npy, requests,
-    sglang, sglang_csv, trtllm, vllm,
+    Format, Place, Progress, ReadOptions, SourceFile, Trace, TraceError, batches, json, long_csv, npy,
+    requests, sglang, sglang_csv, trtllm, vllm,
 };
 use std::path::{Path, PathBuf};
 
@@ -109,7 +109,7 @@ fn run(job: &Job<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> Result<(), 
                 Some(table) if !arrays.is_empty() => Some(requests::read(table, &arrays)?),
                 _ => None,
             };
-            batches::cut(&first.path, &arrays, spans, options, sink)
+            batches::cut(&first.path, &arrays, spans.as_deref(), options, sink)
         }
     }
 }

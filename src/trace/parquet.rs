@@ -7,9 +7,9 @@
 use super::TraceError;
 use super::error::{Fault, Place, invalid, quote};
 use super::input::{Input, Raw};
+use super::long_csv::single_step;
 use super::options::ReadOptions;
 use super::sink::{Label, Sink};
-use super::long_csv::single_step;
 use parquet::basic::{ConvertedType, Type};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
@@ -25,8 +25,9 @@ const BATCH: usize = 8192;
 pub(crate) fn read(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> Result<(), TraceError> {
     // The Parquet crate checks most of what a file claims, but not all: a claim it trusts may
     // end in a panic, which is a malformed file to us.
-    catch_unwind(AssertUnwindSafe(|| read_inner(input, options, sink)))
-        .unwrap_or_else(|_| Err(invalid(&input.path, Place::File, "contradictory metadata", "a Parquet file")))
+    catch_unwind(AssertUnwindSafe(|| read_inner(input, options, sink))).unwrap_or_else(|_| {
+        Err(invalid(&input.path, Place::File, "contradictory metadata", "a Parquet file"))
+    })
 }
 
 fn read_inner(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> Result<(), TraceError> {
@@ -118,7 +119,8 @@ impl Columns {
                 ));
             }
         }
-        let extra = (0..names.len()).filter(|at| !used.contains(&Some(*at))).map(|at| names[at].clone()).collect();
+        let extra =
+            (0..names.len()).filter(|at| !used.contains(&Some(*at))).map(|at| names[at].clone()).collect();
         Ok(Self { extra, ..found })
     }
 }
@@ -170,7 +172,12 @@ impl Cells {
         let (records, values) = counts.map_err(|error| broken(path, &error))?;
         if records != values {
             let place = Place::Cell { line: row + 1, column: self.name.clone() };
-            return Err(invalid(path, place, "an empty cell (null) in or after this row", "a value in every row"));
+            return Err(invalid(
+                path,
+                place,
+                "an empty cell (null) in or after this row",
+                "a value in every row",
+            ));
         }
         Ok(records)
     }
@@ -239,7 +246,9 @@ fn rows(
     let (mut label, mut last, mut from) = (Vec::new(), None::<Vec<u8>>, Vec::new());
     loop {
         let count = layer.fill(path, *row)?;
-        for cells in [Some(&mut expert), Some(&mut tokens), step.as_mut(), source.as_mut()].into_iter().flatten() {
+        for cells in
+            [Some(&mut expert), Some(&mut tokens), step.as_mut(), source.as_mut()].into_iter().flatten()
+        {
             let other = cells.fill(path, *row)?;
             if other != count {
                 return Err(invalid(
@@ -259,7 +268,12 @@ fn rows(
                 step.text(at, &mut label);
                 if last.as_deref() != Some(&label) {
                     let Ok(text) = std::str::from_utf8(&label) else {
-                        return Err(invalid(path, cell(&columns.step_name), quote(&label), "a label in UTF-8"));
+                        return Err(invalid(
+                            path,
+                            cell(&columns.step_name),
+                            quote(&label),
+                            "a label in UTF-8",
+                        ));
                     };
                     sink.step(if as_text { Label::Text(text) } else { Label::parse(text) })
                         .map_err(|fault| fault.at(path, cell(&columns.step_name)))?;
@@ -267,9 +281,9 @@ fn rows(
                 }
             }
             let number = |cells: &Cells| {
-                cells.number(at).ok_or_else(|| {
-                    invalid(path, cell(&cells.name), cells.found(at), "a whole number from 0")
-                })
+                cells
+                    .number(at)
+                    .ok_or_else(|| invalid(path, cell(&cells.name), cells.found(at), "a whole number from 0"))
             };
             let (l, e, t) = (number(&layer)?, number(&expert)?, number(&tokens)?);
             if let Some(source) = &source {

@@ -30,9 +30,7 @@ impl<'a> Job<'a> {
         match self {
             Self::File(format, input) => (*format, vec![input]),
             Self::Ranks(format, _, inputs) => (*format, inputs.iter().collect()),
-            Self::TrtLlm(meta, ranks) => {
-                (Format::TrtLlm, std::iter::once(meta).chain(ranks).collect())
-            }
+            Self::TrtLlm(meta, ranks) => (Format::TrtLlm, std::iter::once(meta).chain(ranks).collect()),
             Self::Arrays(arrays, table) => {
                 let format = arrays.first().map_or(Format::Npy, |(format, _)| *format);
                 (format, arrays.iter().map(|(_, input)| input).chain(table).collect())
@@ -55,18 +53,22 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>, TraceError> {
     Ok(files)
 }
 
+/// A folder, or nothing for files named one by one, and its files.
+pub(crate) type Group = (PathBuf, Vec<PathBuf>);
+
 /// All files that the paths stand for, with their total size.
-pub(crate) fn expand(paths: &[PathBuf]) -> Result<(Vec<(PathBuf, Vec<PathBuf>)>, u64), TraceError> {
+pub(crate) fn expand(paths: &[PathBuf]) -> Result<(Vec<Group>, u64), TraceError> {
     if paths.is_empty() {
         return Err(TraceError::Options("no trace given, expected a file or folder".into()));
     }
     // Files named one by one go together, as a shell's `*` names them.
-    let mut groups: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
     let mut total = 0;
     for path in paths {
         if std::fs::metadata(path).map_err(io_at(path))?.is_dir() {
             groups.push((path.clone(), files_of(path)?));
-        } else if let Some((base, files)) = groups.last_mut().filter(|(base, _)| base.as_os_str().is_empty()) {
+        } else if let Some((base, files)) = groups.last_mut().filter(|(base, _)| base.as_os_str().is_empty())
+        {
             debug_assert!(base.as_os_str().is_empty());
             files.push(path.clone());
         } else {
@@ -114,7 +116,12 @@ pub(crate) fn sort<'a>(
                 return Err(TraceError::UnknownFormat { path: path.clone(), found });
             }
             (_, Some(Format::TrtLlm)) => {
-                return Err(invalid(path, Place::File, "a file", "a TensorRT-LLM folder with meta_info.json"));
+                return Err(invalid(
+                    path,
+                    Place::File,
+                    "a file",
+                    "a TensorRT-LLM folder with meta_info.json",
+                ));
             }
             // A file named by the user is taken at the user's word, a folder's only where it fits.
             (content, Some(asked)) if named || content == Content::Trace(asked) => asked,
@@ -255,7 +262,9 @@ fn trtllm<'a>(
     }
     match meta {
         None if inputs.is_empty() && options.format.is_none() => Ok(None),
-        None => Err(invalid(folder, Place::File, "no meta_info.json", "meta_info.json beside rank0.safetensors")),
+        None => {
+            Err(invalid(folder, Place::File, "no meta_info.json", "meta_info.json beside rank0.safetensors"))
+        }
         Some(_) if inputs.is_empty() => {
             Err(invalid(folder, Place::File, "no rank0.safetensors", "one rank{R}.safetensors per rank"))
         }

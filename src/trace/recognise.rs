@@ -31,7 +31,8 @@ pub(crate) fn recognise(input: &Input<'_>) -> Result<Content, TraceError> {
         [0x80, 2, 0x8a, ..] => trace(Format::SglangPt),
         [b'P', b'K', 3, 4, rest @ ..] => {
             // Length and text of the first member's name lie at 26 and 30.
-            let length = rest.get(22..24).map_or(0, |bytes| usize::from(u16::from_le_bytes([bytes[0], bytes[1]])));
+            let length =
+                rest.get(22..24).map_or(0, |bytes| usize::from(u16::from_le_bytes([bytes[0], bytes[1]])));
             let name = rest.get(26..26 + length).unwrap_or_default();
             trace(if name.ends_with(b".npy") { Format::Npz } else { Format::SglangPt })
         }

@@ -64,7 +64,11 @@ pub(crate) fn read(input: &Input<'_>, arrays: &[TokenArray]) -> Result<Vec<Span>
                 path,
                 Place::Line(table::line(&record)),
                 format!("start {start} and tokens {tokens}"),
-                format!("a span within the {} tokens of array {}", array.tokens, quote(array.name.as_bytes())),
+                format!(
+                    "a span within the {} tokens of array {}",
+                    array.tokens,
+                    quote(array.name.as_bytes())
+                ),
             ));
         }
         spans.push(Span { array: last, start: start as usize, tokens: tokens as usize });

@@ -167,7 +167,8 @@ fn records(
         ));
     };
     let experts = map.iter().copied().max().unwrap_or(-1) + 1;
-    if layers == 0 || layers > MAX_LAYERS || !(1..=MAX_EXPERTS as i64).contains(&experts) {
+    let fits = usize::try_from(experts).is_ok_and(|experts| (1..=MAX_EXPERTS).contains(&experts));
+    if layers == 0 || layers > MAX_LAYERS || !fits {
         return Err(invalid(
             path,
             Place::Key(map_key.into()),
@@ -229,7 +230,8 @@ pub(crate) fn to_logical(counts: &[u64], map: &[i64], logical: &mut [u64]) -> Re
     logical.fill(0);
     for (slot, (&tokens, &expert)) in counts.iter().zip(map).enumerate() {
         if tokens > 0 {
-            let expert = usize::try_from(expert).ok().and_then(|expert| logical.get_mut(expert)).ok_or(slot)?;
+            let expert =
+                usize::try_from(expert).ok().and_then(|expert| logical.get_mut(expert)).ok_or(slot)?;
             *expert = expert.checked_add(tokens).ok_or(slot)?;
         }
     }

@@ -44,7 +44,12 @@ impl<'a> TorchFile<'a> {
             }
         }
         let [name] = pickles.as_slice() else {
-            return Err(invalid(path, Place::File, format!("{} members data.pkl", pickles.len()), "exactly one"));
+            return Err(invalid(
+                path,
+                Place::File,
+                format!("{} members data.pkl", pickles.len()),
+                "exactly one",
+            ));
         };
         let prefix = name.strip_suffix("data.pkl").unwrap_or_default().to_owned();
         let bytes = member(&mut archive, path, name, MAX_PICKLE)?;
@@ -85,11 +90,10 @@ impl<'a> TorchFile<'a> {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let last = tensor
-            .shape
-            .iter()
-            .zip(&tensor.strides)
-            .try_fold(tensor.offset, |at, (&size, &stride)| at.checked_add((size - 1).checked_mul(stride)?));
+        let last =
+            tensor.shape.iter().zip(&tensor.strides).try_fold(tensor.offset, |at, (&size, &stride)| {
+                at.checked_add((size - 1).checked_mul(stride)?)
+            });
         if last.is_none_or(|last| last >= tensor.storage.length) {
             return Err(invalid(
                 path,
@@ -117,9 +121,8 @@ impl<'a> TorchFile<'a> {
         let mut at = tensor.offset;
         loop {
             let bytes = &data[at as usize * element.bytes()..][..element.bytes()];
-            let number = decode(bytes, element).ok_or_else(|| {
-                invalid(path, place(), format!("a fraction at {index:?}"), "whole numbers")
-            })?;
+            let number = decode(bytes, element)
+                .ok_or_else(|| invalid(path, place(), format!("a fraction at {index:?}"), "whole numbers"))?;
             out.push(number);
             // Count up like an odometer, last dimension first.
             let mut dim = shape.len();
@@ -176,7 +179,7 @@ fn member(
         return Err(TraceError::Limit {
             path: path.to_path_buf(),
             place: place(),
-            what: format!("longer than {} bytes, the limit", limit),
+            what: format!("longer than {limit} bytes, the limit"),
         });
     }
     Ok(bytes)
@@ -188,11 +191,10 @@ fn decode(bytes: &[u8], element: Element) -> Option<i64> {
     wide[..bytes.len()].copy_from_slice(bytes);
     let raw = u64::from_le_bytes(wide);
     let real = match element {
-        Element::U8 => return Some(raw as i64),
-        Element::I8 => return Some(i64::from(raw as u8 as i8)),
-        Element::I16 => return Some(i64::from(raw as u16 as i16)),
-        Element::I32 => return Some(i64::from(raw as u32 as i32)),
-        Element::I64 => return Some(raw as i64),
+        Element::I8 => return Some(i64::from((raw as u8).cast_signed())),
+        Element::I16 => return Some(i64::from((raw as u16).cast_signed())),
+        Element::I32 => return Some(i64::from((raw as u32).cast_signed())),
+        Element::U8 | Element::I64 => return Some(raw.cast_signed()),
         Element::F32 => f64::from(f32::from_bits(raw as u32)),
         Element::F64 => f64::from_bits(raw),
         Element::Bool | Element::F16 | Element::BF16 => return None,

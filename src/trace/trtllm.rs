@@ -22,7 +22,12 @@ pub(crate) fn meta(input: &Input<'_>, sink: &mut dyn Sink) -> Result<usize, Trac
     let path = &input.path;
     let bytes = input.whole(1 << 20)?;
     let meta: Meta = serde_json::from_slice(&bytes).map_err(|error| {
-        invalid(path, Place::Line(error.line() as u64), error.to_string(), "{\"num_experts\", \"num_experts_per_token\"}")
+        invalid(
+            path,
+            Place::Line(error.line() as u64),
+            error.to_string(),
+            "{\"num_experts\", \"num_experts_per_token\"}",
+        )
     })?;
     if !(1..=MAX_EXPERTS).contains(&meta.num_experts) {
         return Err(invalid(
@@ -81,7 +86,12 @@ pub(crate) fn rank(
             }
         };
         let &[length] = tensor.shape() else {
-            return Err(invalid(path, place(), format!("shape {:?}", tensor.shape()), "1 dimension: experts"));
+            return Err(invalid(
+                path,
+                place(),
+                format!("shape {:?}", tensor.shape()),
+                "1 dimension: experts",
+            ));
         };
         if experts.is_some_and(|experts| experts != length) || length == 0 || length > MAX_EXPERTS {
             return Err(invalid(
@@ -98,7 +108,7 @@ pub(crate) fn rank(
             let mut wide = [0; 8];
             wide[..width].copy_from_slice(bytes);
             let raw = u64::from_le_bytes(wide);
-            let number = if width == 4 { i64::from(raw as u32 as i32) } else { raw as i64 };
+            let number = if width == 4 { i64::from((raw as u32).cast_signed()) } else { raw.cast_signed() };
             let Ok(count) = u64::try_from(number) else {
                 return Err(invalid(path, place(), number.to_string(), "counts from 0"));
             };

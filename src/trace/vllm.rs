@@ -100,12 +100,15 @@ impl From<super::error::Fault> for Trouble {
 
 fn pour(record: &Record, logical: &mut Vec<u64>, sink: &mut dyn Sink) -> Result<(), Trouble> {
     if record.expert_load.len() != record.p2l_map.len() {
-        let found =
-            format!("{} layers in expert_load and {} in p2l_map", record.expert_load.len(), record.p2l_map.len());
+        let found = format!(
+            "{} layers in expert_load and {} in p2l_map",
+            record.expert_load.len(),
+            record.p2l_map.len()
+        );
         return Err(Trouble::Shape(found, "as many in both"));
     }
     let top = record.p2l_map.iter().flatten().copied().max().unwrap_or(-1);
-    if !(0..MAX_EXPERTS as i64).contains(&top) {
+    if !usize::try_from(top).is_ok_and(|top| top < MAX_EXPERTS) {
         return Err(Trouble::Shape(format!("logical experts up to {top} in p2l_map"), "ids from 0 to 65535"));
     }
     sink.experts(top as usize + 1)?;
@@ -114,8 +117,7 @@ fn pour(record: &Record, logical: &mut Vec<u64>, sink: &mut dyn Sink) -> Result<
     logical.resize(top as usize + 1, 0);
     for (layer, (load, map)) in record.expert_load.iter().zip(&record.p2l_map).enumerate() {
         if load.len() != map.len() {
-            let found =
-                format!("{} loads and {} map entries in layer {layer}", load.len(), map.len());
+            let found = format!("{} loads and {} map entries in layer {layer}", load.len(), map.len());
             return Err(Trouble::Shape(found, "a map entry for each load"));
         }
         sglang::to_logical(load, map, logical).map_err(|slot| {

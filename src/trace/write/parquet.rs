@@ -67,7 +67,9 @@ impl ParquetTable {
                 (1, ColumnWriter::Int32ColumnWriter(out)) => out.write_batch(&self.layers, None, None)?,
                 (2, ColumnWriter::Int32ColumnWriter(out)) => out.write_batch(&self.experts, None, None)?,
                 (3, ColumnWriter::Int64ColumnWriter(out)) => out.write_batch(&self.tokens, None, None)?,
-                (_, ColumnWriter::ByteArrayColumnWriter(out)) => out.write_batch(&self.sources, None, None)?,
+                (_, ColumnWriter::ByteArrayColumnWriter(out)) => {
+                    out.write_batch(&self.sources, None, None)?
+                }
                 _ => return Err(ParquetError::General("columns out of order".into())),
             };
             column.close()?;
@@ -85,16 +87,17 @@ impl ParquetTable {
 
 impl Table for ParquetTable {
     fn row(&mut self, row: &Row<'_>) -> io::Result<()> {
-        let tokens = i64::try_from(row.tokens)
-            .map_err(|_| io::Error::other(format!("{} tokens, more than Parquet's int64 holds", row.tokens)))?;
+        let tokens = i64::try_from(row.tokens).map_err(|_| {
+            io::Error::other(format!("{} tokens, more than Parquet's int64 holds", row.tokens))
+        })?;
         // Rows of a step share its label.
         let step = match self.steps.last() {
             Some(last) if last.data() == row.step => last.clone(),
             _ => ByteArray::from(row.step.to_vec()),
         };
         self.steps.push(step);
-        self.layers.push(row.layer as i32);
-        self.experts.push(row.expert as i32);
+        self.layers.push(row.layer.cast_signed());
+        self.experts.push(row.expert.cast_signed());
         self.tokens.push(tokens);
         if self.with_source {
             self.sources.push(ByteArray::from(row.source.to_vec()));

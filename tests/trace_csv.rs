@@ -5,7 +5,8 @@ mod trace_support;
 
 use evenkeel::trace::{Format, ReadOptions, Trace, convert, read, read_bytes, write};
 use proptest::prelude::*;
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use trace_support::Folder;
 
 fn csv(text: &str) -> Result<Trace, String> {
@@ -25,7 +26,8 @@ fn all_loads(trace: &Trace) -> Vec<u64> {
 
 #[test]
 fn columns_by_name_in_any_order() {
-    let trace = csv("\u{feff}tokens,note,expert,step,layer\r\n5,x,1,0,7\r\n2,y,0,1,3\r\n1,z,1,0,7\r\n").unwrap();
+    let trace =
+        csv("\u{feff}tokens,note,expert,step,layer\r\n5,x,1,0,7\r\n2,y,0,1,3\r\n1,z,1,0,7\r\n").unwrap();
     assert_eq!((trace.experts(), trace.layers(), trace.steps().len()), (2, &[3, 7][..], 2));
     assert_eq!((trace.loads(0, 1), trace.loads(1, 0)), (&[0, 6][..], &[2, 0][..]));
     assert!(trace.notices().iter().any(|notice| notice.contains("columns ignored: note")));
@@ -75,7 +77,7 @@ fn long_traces_are_thinned_and_totals_stay_exact() {
     let mut text = String::from("step,layer,expert,tokens\n");
     for step in 0..10_000 {
         for expert in 0..64 {
-            text.push_str(&format!("{step},0,{expert},{}\n", step + expert));
+            writeln!(text, "{step},0,{expert},{}", step + expert).unwrap();
         }
     }
     let options = ReadOptions { memory: 1 << 20, ..ReadOptions::default() };
@@ -84,28 +86,44 @@ fn long_traces_are_thinned_and_totals_stay_exact() {
     assert!(trace.steps().len() * 64 * 8 <= 1 << 20, "{}", trace.steps().len());
     assert_eq!(trace.steps()[..3], ["0", "8", "16"]);
     assert_eq!(trace.loads(2, 0)[..3], [16, 17, 18]);
-    assert!(trace.notices().iter().any(|notice| notice.contains("kept 1 of 8 steps")), "{:?}", trace.notices());
+    assert!(
+        trace.notices().iter().any(|notice| notice.contains("kept 1 of 8 steps")),
+        "{:?}",
+        trace.notices()
+    );
 }
 
 #[test]
 fn malformed_files_are_told_where_and_what() {
     let cases = [
         ("", "found an empty file, expected a header line"),
-        ("layer,expert\n0,0\n", "line 1: found columns \"layer,expert\", expected a header with column tokens"),
+        (
+            "layer,expert\n0,0\n",
+            "line 1: found columns \"layer,expert\", expected a header with column tokens",
+        ),
         ("layer,layer,expert,tokens\n", "found column layer twice"),
         ("layer,expert,tokens\n", "found no rows, expected at least one count"),
         ("layer,expert,tokens\n0,0\n", "line 2: found 2 columns, expected 3 columns, as in the header"),
         ("layer,expert,tokens\n0,0,1\n0,x,1\n", "line 3, column expert: found \"x\", expected an expert id"),
         ("layer,expert,tokens\n0,0,-5\n", "line 2, column tokens: found \"-5\", expected a number of tokens"),
         ("layer,expert,tokens\n0,0,1.5\n", "line 2, column tokens: found \"1.5\""),
-        ("layer,expert,tokens\n5000,0,1\n", "line 2, column layer: found layer 5000, expected a layer id below 4096"),
-        ("layer,expert,tokens\n0,65536,1\n", "line 2, column expert: found expert 65536, expected an expert id below 65536"),
+        (
+            "layer,expert,tokens\n5000,0,1\n",
+            "line 2, column layer: found layer 5000, expected a layer id below 4096",
+        ),
+        (
+            "layer,expert,tokens\n0,65536,1\n",
+            "line 2, column expert: found expert 65536, expected an expert id below 65536",
+        ),
         ("layer,expert,tokens\n0,99999999999,1\n", "line 2, column expert: found expert 99999999999"),
         (
             "layer,expert,tokens\n0,0,18446744073709551615\n0,0,1\n",
             "line 3, column tokens: found more than 2^64 tokens in all",
         ),
-        ("layer,expert,tokens\n0,0,18446744073709551616\n", "line 2, column tokens: found \"18446744073709551616\""),
+        (
+            "layer,expert,tokens\n0,0,18446744073709551616\n",
+            "line 2, column tokens: found \"18446744073709551616\"",
+        ),
     ];
     for (text, expected) in cases {
         let message = csv(text).expect_err(text);
@@ -120,7 +138,10 @@ fn options_that_do_not_fit_are_told_so() {
     let text = "step,layer,expert,tokens\n0,0,0,1\n0,1,5,1\n";
     let with = |options: ReadOptions| csv_with(text, &options).unwrap_err();
     let message = with(ReadOptions { experts: Some(4), ..ReadOptions::default() });
-    assert!(message.contains("line 3, column expert: found expert 5, expected an expert id below 4"), "{message}");
+    assert!(
+        message.contains("line 3, column expert: found expert 5, expected an expert id below 4"),
+        "{message}"
+    );
     let message = with(ReadOptions { layers: Some("7-9".parse().unwrap()), ..ReadOptions::default() });
     assert!(message.contains("no layer is in --layers 7-9, the trace has layers 0-1"), "{message}");
     let message = with(ReadOptions { step_column: Some("run".into()), ..ReadOptions::default() });
@@ -145,7 +166,7 @@ fn hostile_shapes_do_not_take_memory() {
     assert_eq!(message, Ok(65536));
     let mut text = String::from("layer,expert,tokens\n");
     for layer in 0..4096 {
-        text.push_str(&format!("{layer},65535,1\n"));
+        writeln!(text, "{layer},65535,1").unwrap();
     }
     let message = csv(&text).unwrap_err();
     assert!(message.contains("more than the 512 MiB allowed"), "{message}");
@@ -159,7 +180,8 @@ fn unknown_content_is_described() {
     assert!(message.contains("cannot tell the format: a file that begins with \"dear diary"), "{message}");
     let message = read(&[folder.path()], &ReadOptions::default(), &()).unwrap_err().to_string();
     assert!(message.contains("only notes.txt"), "{message}");
-    let message = read(&[folder.path().join("none.csv")], &ReadOptions::default(), &()).unwrap_err().to_string();
+    let message =
+        read(&[folder.path().join("none.csv")], &ReadOptions::default(), &()).unwrap_err().to_string();
     assert!(message.contains("none.csv"), "{message}");
 }
 

@@ -1,5 +1,12 @@
 //! Small writers of foreign formats, byte by byte, for the trace tests.
-#![allow(dead_code, clippy::unwrap_used, reason = "shared by several test files; tests may unwrap")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_debug_implementations,
+    missing_docs,
+    reason = "shared by several test files"
+)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_wrap, reason = "tests")]
 
 use std::io::{Cursor, Write};
 use std::path::PathBuf;
@@ -26,7 +33,7 @@ impl Folder {
 
 /// A NumPy array, version 1.
 pub fn npy(descr: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
-    let shape: String = shape.iter().map(|size| format!("{size}, ")).collect();
+    let shape = shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ") + ",";
     let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
     while (10 + header.len() + 1) % 64 != 0 {
         header.push(' ');
@@ -114,7 +121,9 @@ fn put(value: &Py, out: &mut Vec<u8>) {
         Py::Str(text) => string(text, out),
         Py::List(items) => {
             out.extend_from_slice(b"](");
-            items.iter().for_each(|item| put(item, out));
+            for item in items {
+                put(item, out);
+            }
             out.push(b'e');
         }
         Py::Dict(items) => {
@@ -136,7 +145,9 @@ fn put(value: &Py, out: &mut Vec<u8>) {
             put(&Py::Int(tensor.offset as i64), out);
             for sizes in [&tensor.shape, &tensor.strides] {
                 out.push(b'(');
-                sizes.iter().for_each(|&size| put(&Py::Int(size as i64), out));
+                for &size in sizes {
+                    put(&Py::Int(size as i64), out);
+                }
                 out.push(b't');
             }
             out.extend_from_slice(b"\x89ccollections\nOrderedDict\n)RtR");
@@ -185,13 +196,8 @@ pub fn stat(shape: &[u64], counts: &[i64]) -> Vec<u8> {
 
 /// Two passes of one rank: 2 layers, 4 slots for 3 experts.
 pub fn records(rank: i64, counts: &[i32; 16]) -> Vec<u8> {
-    let tensor = |offset: u64| {
-        Py::Tensor(Tensor {
-            length: 16,
-            offset,
-            ..Tensor::plain("IntStorage", "0", &[2, 4])
-        })
-    };
+    let tensor =
+        |offset: u64| Py::Tensor(Tensor { length: 16, offset, ..Tensor::plain("IntStorage", "0", &[2, 4]) });
     let pass = |id: i64, offset: u64| {
         dict(vec![
             ("forward_pass_id", Py::Int(id)),
@@ -214,7 +220,10 @@ pub fn safetensors(tensors: &[(&str, Vec<i64>)]) -> Vec<u8> {
     let views: Vec<_> = data
         .iter()
         .map(|(name, bytes, length)| {
-            (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![*length], bytes).unwrap())
+            (
+                *name,
+                safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![*length], bytes).unwrap(),
+            )
         })
         .collect();
     safetensors::serialize(views, None).unwrap()

@@ -1,6 +1,8 @@
 //! Real recordings, where `EVENKEEL_REAL_TRACES` points to them: spot checks against numbers
 //! computed independently with NumPy.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use evenkeel::trace::{Batching, Format, Order, ReadOptions, Trace, read};
 use std::path::PathBuf;
 

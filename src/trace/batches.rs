@@ -24,7 +24,7 @@ const OFFSET_STREAM: u64 = 1;
 pub(crate) fn cut(
     path: &Path,
     arrays: &[TokenArray],
-    table: Option<Vec<Span>>,
+    table: Option<&[Span]>,
     options: &ReadOptions,
     sink: &mut dyn Sink,
 ) -> Result<(), TraceError> {
@@ -44,10 +44,10 @@ pub(crate) fn cut(
     let has_table = table.is_some();
     let mut spans = Vec::new();
     for &at in &wanted {
-        match &table {
+        match table {
             Some(table) => spans.extend(table.iter().filter(|span| span.array == at)),
             None if arrays[at].tokens > 0 => {
-                spans.push(Span { array: at, start: 0, tokens: arrays[at].tokens })
+                spans.push(Span { array: at, start: 0, tokens: arrays[at].tokens });
             }
             None => {}
         }

@@ -9,8 +9,8 @@
 use super::error::Fault;
 use super::options::{LayerSet, ReadOptions};
 use super::sink::{Label, Sink};
+use super::step_index::StepIndex;
 use super::{Format, MAX_EXPERTS, MAX_LAYERS, MAX_STEPS, SourceFile, Trace, TraceError};
-use std::collections::HashMap;
 
 /// Bytes a held step costs beside its counts, roughly.
 const STEP_OVERHEAD: u64 = 96;
@@ -52,58 +52,6 @@ impl Held {
     }
 }
 
-/// Steps of the current source by label.
-#[derive(Debug, Default)]
-struct Index {
-    /// Ordinal of the first of `ascending`.
-    base: u32,
-    /// Numeric steps while they come in ascending order.
-    ascending: Vec<u64>,
-    /// Numeric steps once they did not.
-    numbers: HashMap<u64, u32>,
-    texts: HashMap<Box<str>, u32>,
-}
-
-impl Index {
-    /// The ordinal of a label; `next` and `true` for a new one.
-    fn find(&mut self, label: Label<'_>, next: u32) -> (u32, bool) {
-        match label {
-            Label::Number(number) if self.numbers.is_empty() && self.texts.is_empty() => {
-                if self.ascending.last().is_none_or(|&last| last < number) {
-                    if self.ascending.is_empty() {
-                        self.base = next;
-                    }
-                    self.ascending.push(number);
-                    return (next, true);
-                }
-                if let Ok(at) = self.ascending.binary_search(&number) {
-                    return (self.base + at as u32, false);
-                }
-                self.spill();
-                self.numbers.insert(number, next);
-                (next, true)
-            }
-            Label::Number(number) => {
-                self.spill();
-                let ordinal = *self.numbers.entry(number).or_insert(next);
-                (ordinal, ordinal == next)
-            }
-            Label::Text(text) => {
-                if let Some(&ordinal) = self.texts.get(text) {
-                    return (ordinal, false);
-                }
-                self.texts.insert(text.into(), next);
-                (next, true)
-            }
-        }
-    }
-
-    fn spill(&mut self) {
-        let base = self.base;
-        self.numbers.extend(self.ascending.drain(..).zip(base..));
-    }
-}
-
 /// A trace in the making.
 #[derive(Debug)]
 pub(crate) struct Builder {
@@ -130,7 +78,7 @@ pub(crate) struct Builder {
     source: u32,
     /// Per source: did a label that is not a number occur?
     texts: Vec<bool>,
-    index: Index,
+    index: StepIndex,
     notices: Vec<String>,
     // The row being filled: current step (ordinal and place in `held`), layer, where in the loads.
     current: Option<usize>,
@@ -163,7 +111,7 @@ impl Builder {
             seen: 0,
             source: 0,
             texts: vec![false],
-            index: Index::default(),
+            index: StepIndex::default(),
             notices: Vec::new(),
             current: None,
             step_set: false,
@@ -374,7 +322,7 @@ impl Sink for Builder {
         if self.step_set {
             self.source += 1;
             self.texts.push(false);
-            self.index = Index::default();
+            self.index = StepIndex::default();
         }
         self.step_set = false;
         self.current = None;

@@ -29,6 +29,7 @@ mod sglang;
 mod sglang_csv;
 mod sink;
 mod skew;
+mod step_index;
 pub mod synth;
 mod table;
 mod torch;
@@ -122,7 +123,8 @@ impl Trace {
             return wrong("more than 2^64 tokens in all".into());
         }
         let mut totals = vec![0; width];
-        let loads: Vec<Vec<u64>> = loads.chunks_exact(width).map(<[u64]>::to_vec).collect();
+        let mut rest = loads.into_iter();
+        let loads: Vec<Vec<u64>> = steps.iter().map(|_| rest.by_ref().take(width).collect()).collect();
         for step in &loads {
             for (total, tokens) in totals.iter_mut().zip(step) {
                 *total += tokens;

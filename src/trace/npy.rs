@@ -91,7 +91,7 @@ pub(crate) fn read(
         if skipped(&name, options) {
             return Ok(vec![TokenArray::named(name)]);
         }
-        return Ok(vec![array(&mut file, path, name, None, options, budget)?]);
+        return Ok(vec![array(&mut file, path, &name, None, options, budget)?]);
     }
     let broken =
         |error: zip::result::ZipError| invalid(path, Place::File, error.to_string(), "a zip of .npy arrays");
@@ -121,7 +121,7 @@ pub(crate) fn read(
             continue;
         }
         let size = member.size();
-        arrays.push(array(member, path, name, Some(size), options, budget)?);
+        arrays.push(array(member, path, &name, Some(size), options, budget)?);
     }
     Ok(arrays)
 }
@@ -134,7 +134,7 @@ fn skipped(name: &str, options: &ReadOptions) -> bool {
 fn array(
     mut reader: impl Read,
     path: &Path,
-    name: String,
+    name: &str,
     size: Option<u64>,
     options: &ReadOptions,
     budget: &mut u64,
@@ -184,7 +184,7 @@ fn array(
     *budget -= (length / kind.bytes * held) as u64;
 
     let mut out =
-        TokenArray { name: name.clone(), tokens, layers, top_k, experts: 0, ids: Ids::Wide(Vec::new()) };
+        TokenArray { name: name.to_owned(), tokens, layers, top_k, experts: 0, ids: Ids::Wide(Vec::new()) };
     // Read in pieces and grow as bytes really come: a false shape costs nothing.
     let mut narrow = Vec::new();
     let mut wide = Vec::new();
@@ -236,7 +236,7 @@ fn decode(bytes: &[u8], kind: Kind) -> i64 {
     let shift = 64 - 8 * kind.bytes as u32;
     let raw = u64::from_le_bytes(wide);
     if kind.signed {
-        (raw << shift) as i64 >> shift
+        (raw << shift).cast_signed() >> shift
     } else {
         // Beyond i64 is beyond every limit, too.
         i64::try_from(raw).unwrap_or(i64::MAX)

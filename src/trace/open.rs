@@ -109,7 +109,7 @@ fn run(job: &Job<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> Result<(), 
                 Some(table) if !arrays.is_empty() => Some(requests::read(table, &arrays)?),
                 _ => None,
             };
-            batches::cut(&first.path, &arrays, spans, options, sink)
+            batches::cut(&first.path, &arrays, spans.as_deref(), options, sink)
         }
     }
 }

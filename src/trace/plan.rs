@@ -53,13 +53,16 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>, TraceError> {
     Ok(files)
 }
 
+/// A folder, or nothing for files named one by one, and its files.
+pub(crate) type Group = (PathBuf, Vec<PathBuf>);
+
 /// All files that the paths stand for, with their total size.
-pub(crate) fn expand(paths: &[PathBuf]) -> Result<(Vec<(PathBuf, Vec<PathBuf>)>, u64), TraceError> {
+pub(crate) fn expand(paths: &[PathBuf]) -> Result<(Vec<Group>, u64), TraceError> {
     if paths.is_empty() {
         return Err(TraceError::Options("no trace given, expected a file or folder".into()));
     }
     // Files named one by one go together, as a shell's `*` names them.
-    let mut groups: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
     let mut total = 0;
     for path in paths {
         if std::fs::metadata(path).map_err(io_at(path))?.is_dir() {

@@ -167,7 +167,8 @@ fn records(
         ));
     };
     let experts = map.iter().copied().max().unwrap_or(-1) + 1;
-    if layers == 0 || layers > MAX_LAYERS || !(1..=MAX_EXPERTS as i64).contains(&experts) {
+    let fits = usize::try_from(experts).is_ok_and(|experts| (1..=MAX_EXPERTS).contains(&experts));
+    if layers == 0 || layers > MAX_LAYERS || !fits {
         return Err(invalid(
             path,
             Place::Key(map_key.into()),

@@ -179,7 +179,7 @@ fn member(
         return Err(TraceError::Limit {
             path: path.to_path_buf(),
             place: place(),
-            what: format!("longer than {} bytes, the limit", limit),
+            what: format!("longer than {limit} bytes, the limit"),
         });
     }
     Ok(bytes)
@@ -191,11 +191,10 @@ fn decode(bytes: &[u8], element: Element) -> Option<i64> {
     wide[..bytes.len()].copy_from_slice(bytes);
     let raw = u64::from_le_bytes(wide);
     let real = match element {
-        Element::U8 => return Some(raw as i64),
-        Element::I8 => return Some(i64::from(raw as u8 as i8)),
-        Element::I16 => return Some(i64::from(raw as u16 as i16)),
-        Element::I32 => return Some(i64::from(raw as u32 as i32)),
-        Element::I64 => return Some(raw as i64),
+        Element::I8 => return Some(i64::from((raw as u8).cast_signed())),
+        Element::I16 => return Some(i64::from((raw as u16).cast_signed())),
+        Element::I32 => return Some(i64::from((raw as u32).cast_signed())),
+        Element::U8 | Element::I64 => return Some(raw.cast_signed()),
         Element::F32 => f64::from(f32::from_bits(raw as u32)),
         Element::F64 => f64::from_bits(raw),
         Element::Bool | Element::F16 | Element::BF16 => return None,

@@ -108,7 +108,7 @@ pub(crate) fn rank(
             let mut wide = [0; 8];
             wide[..width].copy_from_slice(bytes);
             let raw = u64::from_le_bytes(wide);
-            let number = if width == 4 { i64::from(raw as u32 as i32) } else { raw as i64 };
+            let number = if width == 4 { i64::from((raw as u32).cast_signed()) } else { raw.cast_signed() };
             let Ok(count) = u64::try_from(number) else {
                 return Err(invalid(path, place(), number.to_string(), "counts from 0"));
             };

@@ -108,7 +108,7 @@ fn pour(record: &Record, logical: &mut Vec<u64>, sink: &mut dyn Sink) -> Result<
         return Err(Trouble::Shape(found, "as many in both"));
     }
     let top = record.p2l_map.iter().flatten().copied().max().unwrap_or(-1);
-    if !(0..MAX_EXPERTS as i64).contains(&top) {
+    if !usize::try_from(top).is_ok_and(|top| top < MAX_EXPERTS) {
         return Err(Trouble::Shape(format!("logical experts up to {top} in p2l_map"), "ids from 0 to 65535"));
     }
     sink.experts(top as usize + 1)?;

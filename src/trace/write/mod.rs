@@ -127,6 +127,16 @@ enum Kind {
     Parquet,
 }
 
+impl Kind {
+    fn create(self, file: File, with_source: bool) -> std::io::Result<Box<dyn Table>> {
+        Ok(match self {
+            Self::Csv(packing) => Box::new(csv::CsvTable::create(file, packing, with_source)?),
+            #[cfg(feature = "parquet")]
+            Self::Parquet => Box::new(parquet::ParquetTable::create(file, with_source)?),
+        })
+    }
+}
+
 impl Writer {
     pub(crate) fn create(out: &Path, options: &ReadOptions) -> Result<Self, TraceError> {
         let name = out.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
@@ -181,23 +191,14 @@ impl Writer {
     }
 
     fn put(&mut self, layer: u32, expert: u32, tokens: u64, source: &[u8]) -> Result<(), Fault> {
-        let table = match &mut self.table {
-            Some(table) => table,
-            None => {
-                let file =
-                    File::create(&self.partial).map_err(|error| Fault::Write(io_at(&self.out)(error)))?;
-                let table: std::io::Result<Box<dyn Table>> = match self.kind {
-                    Kind::Csv(packing) => csv::CsvTable::create(file, packing, self.with_source)
-                        .map(|table| Box::new(table) as Box<dyn Table>),
-                    #[cfg(feature = "parquet")]
-                    Kind::Parquet => parquet::ParquetTable::create(file, self.with_source)
-                        .map(|table| Box::new(table) as Box<dyn Table>),
-                };
-                self.table.insert(table.map_err(|error| Fault::Write(io_at(&self.out)(error)))?)
-            }
-        };
+        let failed = |error| Fault::Write(io_at(&self.out)(error));
+        if self.table.is_none() {
+            let file = File::create(&self.partial).map_err(failed)?;
+            self.table = Some(self.kind.create(file, self.with_source).map_err(failed)?);
+        }
+        let Some(table) = &mut self.table else { return Ok(()) };
         let row = Row { step: &self.label, layer, expert, tokens, source };
-        table.row(&row).map_err(|error| Fault::Write(io_at(&self.out)(error)))?;
+        table.row(&row).map_err(failed)?;
         self.rows += 1;
         Ok(())
     }

@@ -96,8 +96,8 @@ impl Table for ParquetTable {
             _ => ByteArray::from(row.step.to_vec()),
         };
         self.steps.push(step);
-        self.layers.push(row.layer as i32);
-        self.experts.push(row.expert as i32);
+        self.layers.push(row.layer.cast_signed());
+        self.experts.push(row.expert.cast_signed());
         self.tokens.push(tokens);
         if self.with_source {
             self.sources.push(ByteArray::from(row.source.to_vec()));

@@ -1,0 +1,6 @@
+//! Any bytes as `npy`: an answer or an error, never a panic.
+#![no_main]
+use evenkeel::trace::Format;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| evenkeel_fuzz::read(&[Format::Npy], bytes));

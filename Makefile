@@ -5,7 +5,7 @@
 
 CARGO ?= cargo
 PYTHON ?= python3
-FUZZ_SECONDS ?= 600
+FUZZ_SECONDS ?= 60
 
 FEATURES := highs,evenkeel-solver/oracle
 EVENKEEL := $(or $(CARGO_TARGET_DIR),target)/release/evenkeel
@@ -62,10 +62,8 @@ examples: $(TOOLS) ## Build all examples and run each.
 bench: ## Run the benchmarks that the documentation quotes.
 	$(CARGO) bench --workspace
 
-fuzz: ## Run every fuzz target for FUZZ_SECONDS (600); needs cargo-fuzz and a nightly toolchain.
-	@set -e; for target in $$($(CARGO) fuzz list); do \
-		echo "== $$target"; $(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
-	done
+fuzz: ## Run every fuzz target for FUZZ_SECONDS (60); needs cargo-fuzz and a nightly toolchain.
+	fuzz/run.sh $(FUZZ_SECONDS)
 
 clean: ## Remove everything that was built or fetched.
 	$(CARGO) clean

@@ -37,7 +37,10 @@
 //! let mut split = Split::default();
 //! splitter.split(trace.loads(0, 0), &mut split)?;
 //! splitter.check(trace.loads(0, 0), &split)?; // feasible, conserving, certified
-//! assert_eq!(split.peak(), 40); // 160 tokens on 4 ranks: perfect
+//! // 160 tokens on 4 ranks: 40 each would be perfect, but on this placement no split has a peak below 44 ...
+//! assert_eq!(split.peak(), 44);
+//! // ... because the experts that live on these ranks alone need that much.
+//! assert!(!split.certificate.is_empty());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::exit))]

@@ -133,7 +133,7 @@ pub(crate) enum Fault {
     /// One step alone needs more than the memory allowed.
     StepTooLarge { layers: usize, experts: usize, memory: u64 },
     /// The output of a conversion could not be written.
-    Write(TraceError),
+    Write(Box<TraceError>),
 }
 
 impl Fault {
@@ -181,7 +181,7 @@ impl Fault {
                     memory >> 20
                 ),
             },
-            Self::Write(error) => error,
+            Self::Write(error) => *error,
         }
     }
 }

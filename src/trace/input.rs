@@ -130,6 +130,15 @@ impl<'a> Input<'a> {
         }
     }
 
+    /// Size in bytes.
+    #[cfg(feature = "parquet")]
+    pub(crate) fn size(&self) -> Result<u64, TraceError> {
+        match self.data {
+            Data::File => Ok(std::fs::metadata(&self.path).map_err(io_at(&self.path))?.len()),
+            Data::Bytes(bytes) => Ok(bytes.len() as u64),
+        }
+    }
+
     /// The bare file or bytes. The digest is taken first, in one pass.
     #[cfg(feature = "parquet")]
     pub(crate) fn raw(&self) -> Result<Raw<'a>, TraceError> {

@@ -57,22 +57,32 @@ pub(crate) fn read(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink
                 fresh = false;
             }
         }
-        let layer = table.integer(&record, layer_at, "a layer id, a whole number from 0")?;
-        let expert = table.integer(&record, expert_at, "an expert id, a whole number from 0")?;
-        let tokens = table.integer(&record, tokens_at, "a number of tokens, a whole number from 0")?;
-        let layer = u32::try_from(layer)
-            .map_err(|_| place(Fault::LayerLimit(layer), input, &table, &record, layer_at))?;
-        let expert = u32::try_from(expert)
-            .map_err(|_| place(Fault::ExpertLimit(expert), input, &table, &record, expert_at))?;
+        // The numbers first, the reasons why not apart: this loop is the whole of reading a large file.
+        let number = |at: usize| record.get(at).and_then(table::integer);
+        let (Some(layer), Some(expert), Some(tokens)) =
+            (number(layer_at), number(expert_at), number(tokens_at))
+        else {
+            table.integer(&record, layer_at, "a layer id, a whole number from 0")?;
+            table.integer(&record, expert_at, "an expert id, a whole number from 0")?;
+            table.integer(&record, tokens_at, "a number of tokens, a whole number from 0")?;
+            continue;
+        };
+        let (Ok(layer), Ok(expert)) = (u32::try_from(layer), u32::try_from(expert)) else {
+            let (fault, at) = match u32::try_from(layer) {
+                Err(_) => (Fault::LayerLimit(layer), layer_at),
+                Ok(_) => (Fault::ExpertLimit(expert), expert_at),
+            };
+            return Err(place(fault, input, &table, &record, at));
+        };
         let source = source_at.and_then(|at| record.get(at)).unwrap_or_default();
-        sink.row(layer, expert, tokens, source).map_err(|fault| {
+        if let Err(fault) = sink.row(layer, expert, tokens, source) {
             let at = match fault {
                 Fault::LayerLimit(_) => layer_at,
                 Fault::Overflow => tokens_at,
                 _ => expert_at,
             };
-            place(fault, input, &table, &record, at)
-        })?;
+            return Err(place(fault, input, &table, &record, at));
+        }
     }
     Ok(())
 }

@@ -39,6 +39,8 @@ fn read_inner(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> 
             Box::new(SerializedFileReader::new(bytes).map_err(|error| broken(path, &error))?)
         }
     };
+    let size = input.size()?;
+    sound(&*file, size, path)?;
     let columns = Columns::find(&*file, path, options)?;
     if !columns.extra.is_empty() {
         sink.notice(format!("{}: columns ignored: {}", path.display(), columns.extra.join(", ")));
@@ -62,6 +64,28 @@ fn read_inner(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> 
 
 fn broken(path: &Path, error: &ParquetError) -> TraceError {
     invalid(path, Place::File, quote(error.to_string().as_bytes()), "a readable Parquet file")
+}
+
+/// Sees that every column lies within the file, which the crate takes for granted.
+fn sound(file: &dyn FileReader, size: u64, path: &Path) -> Result<(), TraceError> {
+    for (at, group) in file.metadata().row_groups().iter().enumerate() {
+        for column in group.columns() {
+            let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+            let end = u64::try_from(start)
+                .ok()
+                .zip(u64::try_from(column.compressed_size()).ok())
+                .and_then(|(start, length)| start.checked_add(length));
+            if end.is_none_or(|end| end > size) || column.data_page_offset() < 0 || column.num_values() < 0 {
+                return Err(invalid(
+                    path,
+                    Place::Key(format!("row group {at}, column {}", column.column_path().string())),
+                    format!("{} bytes from byte {start}", column.compressed_size()),
+                    format!("a place within the {size} bytes of the file"),
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Positions of the columns in use.

@@ -117,7 +117,8 @@ pub(crate) fn line(record: &ByteRecord) -> u64 {
 }
 
 /// A decimal number without sign, spaces around it allowed.
-#[inline]
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "three calls in the loop that reads large files")]
 pub(crate) fn integer(cell: &[u8]) -> Option<u64> {
     // Up to 19 digits cannot overflow; anything else takes the careful way.
     if cell.is_empty() || cell.len() > 19 {

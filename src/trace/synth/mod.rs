@@ -1,7 +1,7 @@
 //! Synthetic traces that behave like real routing.
 //!
 //! In: a [`SynthSpec`]. Out: a [`Trace`] ([`generate`]) or a file written step by step
-//! ([`write`]). Each token draws its top-k experts without replacement from softmax weights
+//! ([`write()`]). Each token draws its top-k experts without replacement from softmax weights
 //! (equal in law to Gumbel top-k, a Plackett-Luce draw), whose logits for expert `e` of layer
 //! `l`, in a request of kind `d`, at step `t` are
 //!

@@ -191,7 +191,7 @@ impl Writer {
     }
 
     fn put(&mut self, layer: u32, expert: u32, tokens: u64, source: &[u8]) -> Result<(), Fault> {
-        let failed = |error| Fault::Write(io_at(&self.out)(error));
+        let failed = |error| Fault::Write(Box::new(io_at(&self.out)(error)));
         if self.table.is_none() {
             let file = File::create(&self.partial).map_err(failed)?;
             self.table = Some(self.kind.create(file, self.with_source).map_err(failed)?);

@@ -64,12 +64,11 @@ pub(crate) fn run(command: PlanCommand, output: Output) -> anyhow::Result<()> {
 }
 
 fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
-    let options = args.trace.options();
     let trace = args.trace.read()?;
     output.notices(trace.notices());
     let cluster = args.cluster.cluster(trace.experts())?;
     let policy = place::policy(&args.policy, args.cluster.groups, &cluster)?;
-    let origin = Origin { seed: args.trace.seed, batches: options.batches_in_words(trace.format()) };
+    let origin = Origin { seed: args.trace.seed, batches: args.trace.batches(&trace) };
     let bar = Bar::layers();
     let made = Plan::make(&trace, &cluster, policy.as_ref(), origin, &bar)?;
     drop(bar);

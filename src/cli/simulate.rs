@@ -44,7 +44,6 @@ pub(crate) struct SimulateArgs {
 }
 
 pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
-    let options = args.trace.options();
     let trace = args.trace.read()?;
     output.notices(trace.notices());
     let cluster = args.cluster.cluster(trace.experts())?;
@@ -67,7 +66,7 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         };
         output.write_file(path, &page.html())?;
     }
-    let batches = options.batches_in_words(trace.format());
+    let batches = args.trace.batches(&trace);
     if output.json() {
         return output.document(&document(&trace, &config, &outcome, &batches));
     }

@@ -3,7 +3,7 @@
 //! In: the command line. Out: [`TraceArgs`], and from it [`ReadOptions`] and the [`Trace`].
 
 use super::output::Bar;
-use evenkeel::trace::{Batching, Format, LayerSet, Order, ReadOptions, Trace};
+use evenkeel::trace::{Batching, Format, LayerSet, Order, ReadOptions, Trace, synth};
 use std::path::PathBuf;
 
 /// Which traces to read, and how.
@@ -57,16 +57,47 @@ pub(crate) struct TraceArgs {
     #[arg(long, value_name = "N", default_value = "0", help_heading = "Batches")]
     pub(crate) seed: u64,
 
+    /// Traces that hold totals only: draw this many batches from them, over-dispersed as real ones are
+    ///
+    /// Every recorded step becomes a kind of request. --batch-tokens or --decode-batch is the size of a batch in
+    /// tokens, --top-k the experts that each token draws. Figures on such batches are models, not measurements.
+    #[arg(long, value_name = "STEPS", requires = "top_k", help_heading = "Batches")]
+    pub(crate) resample: Option<usize>,
+
+    /// With --resample: experts that each token draws
+    #[arg(long, value_name = "K", requires = "resample", help_heading = "Batches")]
+    pub(crate) top_k: Option<usize>,
+
     /// Memory for held steps in MiB; longer traces keep every 2nd, 4th, .. step, totals stay exact
     #[arg(long, value_name = "MIB", default_value = "512", help_heading = "Reading")]
     pub(crate) memory: u64,
 }
 
 impl TraceArgs {
-    /// Reads the traces, with a progress bar on a terminal.
+    /// Reads the traces, with a progress bar on a terminal, and resamples them where asked to.
     pub(crate) fn read(&self) -> anyhow::Result<Trace> {
         let bar = Bar::bytes();
-        Ok(evenkeel::trace::read(&self.traces, &self.options(), &bar)?)
+        let trace = evenkeel::trace::read(&self.traces, &self.options(), &bar)?;
+        drop(bar);
+        let (Some(steps), Some(top_k)) = (self.resample, self.top_k) else { return Ok(trace) };
+        let batching = self.options().batching;
+        let like = match batching {
+            Batching::Prefill { .. } => "deepseek-v2-lite-prefill",
+            Batching::Decode { .. } => "gptoss20b-decode",
+        };
+        let spec = synth::SynthSpec { steps, top_k, batching, seed: self.seed, ..synth::SynthSpec::like(like)? };
+        Ok(synth::resample(&trace, &spec)?)
+    }
+
+    /// How the batches of the trace that was read came about, in words.
+    pub(crate) fn batches(&self, trace: &Trace) -> String {
+        match (self.resample, self.options().batching) {
+            (Some(_), Batching::Prefill { tokens }) => format!("resampled batches of {tokens} tokens, seed {}", self.seed),
+            (Some(_), Batching::Decode { in_flight }) => {
+                format!("resampled decode batches of {in_flight} requests, seed {}", self.seed)
+            }
+            (None, _) => self.options().batches_in_words(trace.format()),
+        }
     }
 
     /// What the readers take.

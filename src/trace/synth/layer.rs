@@ -63,6 +63,12 @@ impl Layer {
                 base.iter().zip(&draws).map(|(base, draw)| base + spec.kinds_spread * draw).collect()
             })
             .collect();
+        Self::with_kinds(spec, kinds, dice)
+    }
+
+    /// A layer whose kinds' logits, `[kind][expert]`, are given.
+    pub(super) fn with_kinds(spec: &SynthSpec, kinds: Vec<Vec<f64>>, mut dice: Dice) -> Self {
+        let experts = spec.experts;
         let mut factors = vec![0.0; experts * spec.rank];
         dice.fill_normal(&mut factors);
         let mut drift_state = vec![0.0; experts];
@@ -81,7 +87,7 @@ impl Layer {
             drift_factor: vec![1.0; experts],
             places: Vec::new(),
             counts: vec![0; experts],
-            fresh: draws,
+            fresh: vec![0.0; experts],
             sums: vec![0.0; experts],
             rest: vec![0.0; experts],
             drawn: Vec::with_capacity(spec.top_k),

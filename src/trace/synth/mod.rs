@@ -20,8 +20,10 @@
 
 mod layer;
 mod requests;
+mod resample;
 mod spec;
 
+pub use resample::resample;
 pub use spec::{PRESETS, SynthSpec};
 
 use super::builder::Builder;

@@ -310,6 +310,58 @@ fn decode_batches_take_one_token_per_request() {
 }
 
 #[test]
+fn finished_requests_are_replaced_by_the_next() {
+    let place = Folder::new();
+    let ids: Vec<u8> = (0..30).collect();
+    let spans = [(0, 7), (7, 4), (11, 5), (16, 3), (19, 6), (25, 5)];
+    let table: Vec<String> = spans.iter().map(|(start, tokens)| format!("{start},{tokens}")).collect();
+    let files = [
+        place.file("a.npy", &npy("|u1", &[30, 1, 1], &ids)),
+        place.file("b.csv", format!("start,tokens\n{}\n", table.join("\n")).as_bytes()),
+    ];
+    for seed in 0..20 {
+        let batching = Batching::Decode { in_flight: 3 };
+        let options = ReadOptions { batching, seed, experts: Some(30), ..ReadOptions::default() };
+        let trace = read(&files, &options, &()).unwrap();
+        let tokens =
+            |step: usize| (0..30).filter(|&token| trace.loads(step, 0)[token] == 1).collect::<Vec<_>>();
+        // Offsets are the seed's; all that follows is told by the rules.
+        let mut cursors: Vec<(usize, usize)> =
+            tokens(0).iter().map(|&at| (spans.iter().rposition(|span| span.0 <= at).unwrap(), at)).collect();
+        assert_eq!(cursors.iter().map(|cursor| cursor.0).collect::<Vec<_>>(), [0, 1, 2]);
+        let (mut next, mut step) = (3, 0);
+        'run: loop {
+            let mut expected: Vec<usize> = cursors.iter().map(|cursor| cursor.1).collect();
+            expected.sort_unstable();
+            assert_eq!(tokens(step), expected, "seed {seed}, step {step}");
+            step += 1;
+            for cursor in &mut cursors {
+                cursor.1 += 1;
+                if cursor.1 == spans[cursor.0].0 + spans[cursor.0].1 {
+                    if next == spans.len() {
+                        break 'run;
+                    }
+                    *cursor = (next, spans[next].0);
+                    next += 1;
+                }
+            }
+        }
+        assert_eq!(trace.steps().len(), step, "seed {seed}");
+    }
+}
+
+#[test]
+fn arrays_named_one_by_one_are_traces_of_their_own() {
+    let place = Folder::new();
+    let files = [place.file("a.npy", &ten()), place.file("b.npy", &ten())];
+    let options = ReadOptions { batching: Batching::Prefill { tokens: 6 }, ..ReadOptions::default() };
+    let trace = read(&files, &options, &()).unwrap();
+    assert_eq!((trace.steps(), trace.files().len()), (&["0", "0"].map(String::from)[..], 2));
+    let trace = read(&[place.path()], &options, &()).unwrap();
+    assert_eq!(trace.steps().len(), 3);
+}
+
+#[test]
 fn requests_are_needed_where_they_are() {
     for options in [
         ReadOptions {

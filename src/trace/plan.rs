@@ -104,28 +104,15 @@ pub(crate) fn sort<'a>(
     let mut ignored = Vec::new();
     for path in files {
         let input = Input::file(path, tally);
-        let format = match (recognise(&input)?, options.format) {
-            (Content::Requests, None | Some(Format::Npy | Format::Npz)) => {
+        let format = match choose(path, recognise(&input)?, options.format, named)? {
+            Choice::Take(format) => format,
+            Choice::Table => {
                 if let Some(before) = table.replace(input) {
                     return Err(two_tables(path, &before));
                 }
                 continue;
             }
-            (Content::Trace(found), None) => found,
-            (Content::Other(found), None) if named => {
-                return Err(TraceError::UnknownFormat { path: path.clone(), found });
-            }
-            (_, Some(Format::TrtLlm)) => {
-                return Err(invalid(
-                    path,
-                    Place::File,
-                    "a file",
-                    "a TensorRT-LLM folder with meta_info.json",
-                ));
-            }
-            // A file named by the user is taken at the user's word, a folder's only where it fits.
-            (content, Some(asked)) if named || content == Content::Trace(asked) => asked,
-            _ => {
+            Choice::Ignore => {
                 ignored.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
                 continue;
             }
@@ -170,6 +157,10 @@ pub(crate) fn sort<'a>(
             complete(folder, inputs, &ranks[at])?;
         }
     }
+    if named && table.is_none() {
+        jobs = jobs.into_iter().flat_map(apart).collect();
+        arrays_at = None;
+    }
     let alone = named || jobs.is_empty();
     match (table, arrays_at.and_then(|at| jobs.get_mut(at))) {
         (table, Some(Job::Arrays(_, place))) => *place = table,
@@ -191,6 +182,38 @@ pub(crate) fn sort<'a>(
         sink.notice(format!("{}: ignored {}", folder.display(), ignored.join(", ")));
     }
     Ok(jobs)
+}
+
+/// What becomes of a file.
+enum Choice {
+    Take(Format),
+    /// It is the table of requests.
+    Table,
+    Ignore,
+}
+
+/// A file named by the user is taken at the user's word, a folder's only where it fits.
+fn choose(path: &Path, content: Content, asked: Option<Format>, named: bool) -> Result<Choice, TraceError> {
+    match (content, asked) {
+        (Content::Requests, None | Some(Format::Npy | Format::Npz)) => Ok(Choice::Table),
+        (Content::Trace(found), None) => Ok(Choice::Take(found)),
+        (Content::Other(found), None) if named => {
+            Err(TraceError::UnknownFormat { path: path.to_path_buf(), found })
+        }
+        (_, Some(Format::TrtLlm)) => {
+            Err(invalid(path, Place::File, "a file", "a TensorRT-LLM folder with meta_info.json"))
+        }
+        (content, Some(asked)) if named || content == Content::Trace(asked) => Ok(Choice::Take(asked)),
+        _ => Ok(Choice::Ignore),
+    }
+}
+
+/// Array files named one by one are traces of their own, unless a table ties them together.
+fn apart(job: Job<'_>) -> Vec<Job<'_>> {
+    match job {
+        Job::Arrays(files, None) => files.into_iter().map(|file| Job::Arrays(vec![file], None)).collect(),
+        job => vec![job],
+    }
 }
 
 fn two_tables(path: &Path, before: &Input<'_>) -> TraceError {

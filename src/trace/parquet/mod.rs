@@ -6,6 +6,7 @@
 //! [`sound`] has seen to it that the file keeps to its own bounds.
 
 mod layout;
+mod lengths;
 mod sound;
 mod thrift;
 
@@ -16,7 +17,7 @@ use super::long_csv::single_step;
 use super::options::ReadOptions;
 use super::sink::{Label, Sink};
 use parquet::basic::{ConvertedType, Type};
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
@@ -158,7 +159,12 @@ impl Cells {
             column.converted_type(),
             ConvertedType::UINT_8 | ConvertedType::UINT_16 | ConvertedType::UINT_32 | ConvertedType::UINT_64
         );
-        let data = match group.get_column_reader(at).map_err(|error| broken(path, &error))? {
+        let descr = group.metadata().schema_descr().column(at);
+        let mut pages = group.get_column_page_reader(at).map_err(|error| broken(path, &error))?;
+        if descr.physical_type() == Type::BYTE_ARRAY {
+            pages = Box::new(lengths::Checked { pages, nullable: descr.max_def_level() > 0 });
+        }
+        let data = match get_column_reader(descr, pages) {
             ColumnReader::Int32ColumnReader(reader) => Data::I32(Box::new(reader), Vec::new()),
             ColumnReader::Int64ColumnReader(reader) => Data::I64(Box::new(reader), Vec::new()),
             ColumnReader::ByteArrayColumnReader(reader) => Data::Text(Box::new(reader), Vec::new()),

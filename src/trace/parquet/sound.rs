@@ -298,7 +298,7 @@ mod tests {
     fn pages_that_claim_too_much() {
         let bomb = [&[0x09, 40, 0xe9][..], &[0xf1, 0xff, 0xff, 0xff, 0xff, 0x07].repeat(14)].concat();
         let map = [0x0b, 40, 0xff, 0xff, 0xff, 0xff, 0x07, 0x12];
-        let long = [&[0x08, 40][..], &varint(2 << 20), &[b'x'; 2 << 20]].concat();
+        let long = [&[0x08, 40][..], &varint(2 << 20), &vec![b'x'; 2 << 20]].concat();
         let none = Compression::UNCOMPRESSED;
         for (bytes, codec, expected) in [
             (page(3, 3, &bomb, 3), none, "byte 0, byte 15: found a container of 2147483647 booleans"),

@@ -18,10 +18,12 @@ use rayon::prelude::*;
 /// # Errors
 /// When the trace holds no tokens or the values of `spec` do not go together.
 pub fn resample(trace: &Trace, spec: &SynthSpec) -> Result<Trace, TraceError> {
-    let busy = |step: usize| (0..trace.layers().len()).any(|layer| trace.loads(step, layer).iter().any(|&l| l > 0));
+    let busy =
+        |step: usize| (0..trace.layers().len()).any(|layer| trace.loads(step, layer).iter().any(|&l| l > 0));
     let kinds: Vec<usize> = (0..trace.steps().len()).filter(|&step| busy(step)).collect();
     let idle = trace.idle_layers();
-    let layers: Vec<usize> = (0..trace.layers().len()).filter(|layer| idle.binary_search(layer).is_err()).collect();
+    let layers: Vec<usize> =
+        (0..trace.layers().len()).filter(|layer| idle.binary_search(layer).is_err()).collect();
     if kinds.is_empty() {
         return Err(TraceError::Options("the trace holds no tokens: there is nothing to resample".into()));
     }
@@ -102,7 +104,11 @@ mod tests {
         assert!((0..300).all(|step| trace.loads(step, 1).iter().sum::<u64>() == 100));
         // Layer 3 mixes both kinds, layer 7 was seen in one only.
         let share = |layer: usize, expert: usize| trace.totals(layer)[expert] as f64 / 30_000.0;
-        assert!((0.3..0.7).contains(&share(0, 0)) && (0.3..0.7).contains(&share(0, 3)), "{:?}", trace.totals(0));
+        assert!(
+            (0.3..0.7).contains(&share(0, 0)) && (0.3..0.7).contains(&share(0, 3)),
+            "{:?}",
+            trace.totals(0)
+        );
         assert!(share(1, 3) > 0.9, "{:?}", trace.totals(1));
         assert!(trace.notices().iter().any(|n| n.contains("a model, not a recording")));
     }

@@ -2,7 +2,13 @@
 //!
 //! In: a file with columns `layer`, `expert`, `tokens` and, where there, `step` and `source`;
 //! 32 or 64 bit integers, step and source also as strings. Out: rows into a [`Sink`]. Read
-//! column by column through the low-level interface, a few thousand rows at a time.
+//! column by column through the low-level interface, a few thousand rows at a time, after
+//! [`sound`] has seen to it that the file keeps to its own bounds.
+
+mod layout;
+mod lengths;
+mod sound;
+mod thrift;
 
 use super::TraceError;
 use super::error::{Fault, Place, invalid, quote};
@@ -11,7 +17,7 @@ use super::long_csv::single_step;
 use super::options::ReadOptions;
 use super::sink::{Label, Sink};
 use parquet::basic::{ConvertedType, Type};
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
@@ -32,6 +38,8 @@ pub(crate) fn read(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink
 
 fn read_inner(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> Result<(), TraceError> {
     let path = input.path.as_path();
+    let mut source = sound::Source { bytes: input.seekable()?, size: input.size()?, path };
+    sound::footer(&mut source)?;
     let file: Box<dyn FileReader> = match input.raw()? {
         Raw::File(file) => Box::new(SerializedFileReader::new(file).map_err(|error| broken(path, &error))?),
         Raw::Bytes(bytes) => {
@@ -39,9 +47,8 @@ fn read_inner(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> 
             Box::new(SerializedFileReader::new(bytes).map_err(|error| broken(path, &error))?)
         }
     };
-    let size = input.size()?;
-    sound(&*file, size, path)?;
     let columns = Columns::find(&*file, path, options)?;
+    sound::columns(&mut source, file.metadata(), &columns.used())?;
     if !columns.extra.is_empty() {
         sink.notice(format!("{}: columns ignored: {}", path.display(), columns.extra.join(", ")));
     }
@@ -64,28 +71,6 @@ fn read_inner(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> 
 
 fn broken(path: &Path, error: &ParquetError) -> TraceError {
     invalid(path, Place::File, quote(error.to_string().as_bytes()), "a readable Parquet file")
-}
-
-/// Sees that every column lies within the file, which the crate takes for granted.
-fn sound(file: &dyn FileReader, size: u64, path: &Path) -> Result<(), TraceError> {
-    for (at, group) in file.metadata().row_groups().iter().enumerate() {
-        for column in group.columns() {
-            let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
-            let end = u64::try_from(start)
-                .ok()
-                .zip(u64::try_from(column.compressed_size()).ok())
-                .and_then(|(start, length)| start.checked_add(length));
-            if end.is_none_or(|end| end > size) || column.data_page_offset() < 0 || column.num_values() < 0 {
-                return Err(invalid(
-                    path,
-                    Place::Key(format!("row group {at}, column {}", column.column_path().string())),
-                    format!("{} bytes from byte {start}", column.compressed_size()),
-                    format!("a place within the {size} bytes of the file"),
-                ));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Positions of the columns in use.
@@ -125,8 +110,8 @@ impl Columns {
             step_name,
             extra: Vec::new(),
         };
-        let used = [found.step, Some(found.layer), Some(found.expert), Some(found.tokens), found.source];
-        for at in used.into_iter().flatten() {
+        let used = found.used();
+        for &at in &used {
             let column = schema.column(at);
             let text = Some(at) == found.step || Some(at) == found.source;
             let fits = match column.physical_type() {
@@ -143,9 +128,13 @@ impl Columns {
                 ));
             }
         }
-        let extra =
-            (0..names.len()).filter(|at| !used.contains(&Some(*at))).map(|at| names[at].clone()).collect();
+        let extra = (0..names.len()).filter(|at| !used.contains(at)).map(|at| names[at].clone()).collect();
         Ok(Self { extra, ..found })
+    }
+
+    fn used(&self) -> Vec<usize> {
+        let used = [self.step, Some(self.layer), Some(self.expert), Some(self.tokens), self.source];
+        used.into_iter().flatten().collect()
     }
 }
 
@@ -170,7 +159,12 @@ impl Cells {
             column.converted_type(),
             ConvertedType::UINT_8 | ConvertedType::UINT_16 | ConvertedType::UINT_32 | ConvertedType::UINT_64
         );
-        let data = match group.get_column_reader(at).map_err(|error| broken(path, &error))? {
+        let descr = group.metadata().schema_descr().column(at);
+        let mut pages = group.get_column_page_reader(at).map_err(|error| broken(path, &error))?;
+        if descr.physical_type() == Type::BYTE_ARRAY {
+            pages = Box::new(lengths::Checked { pages, nullable: descr.max_def_level() > 0 });
+        }
+        let data = match get_column_reader(descr, pages) {
             ColumnReader::Int32ColumnReader(reader) => Data::I32(Box::new(reader), Vec::new()),
             ColumnReader::Int64ColumnReader(reader) => Data::I64(Box::new(reader), Vec::new()),
             ColumnReader::ByteArrayColumnReader(reader) => Data::Text(Box::new(reader), Vec::new()),

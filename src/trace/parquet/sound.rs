@@ -1,0 +1,322 @@
+//! Sees that a Parquet file keeps to its own bounds, before the Parquet crate believes it.
+//!
+//! In: the file and, for the columns in use, its metadata. Out: nothing, or what is wrong and
+//! where. The crate skips unknown fields for as long as they claim to last and allocates what
+//! a page claims to unpack to; so the footer and every page header in use are walked here
+//! first. Layout: <https://parquet.apache.org/docs/file-format/>.
+
+use super::super::TraceError;
+use super::super::error::{Place, invalid, io_at, quote};
+use super::super::input::ReadSeek;
+use super::layout::{FOOTER, PAGE_HEADER};
+use super::thrift::{Flaw, walk};
+use parquet::basic::Compression;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
+use std::io::{Read as _, SeekFrom};
+use std::path::Path;
+
+/// Bytes first read for a page header; most take less than a hundred.
+const WINDOW: u64 = 1 << 10;
+/// Bytes a page header may take.
+const HEADER: u64 = 1 << 20;
+/// Bytes a page may unpack to. Writers aim at 1 MiB.
+const PAGE: u64 = 1 << 30;
+/// Bytes that one byte of zstd can unpack to: a block of 128 KiB takes four. Other codecs stay
+/// below.
+const ZSTD_RATIO: u64 = 1 << 15;
+/// The same for Snappy: a copy of 64 bytes takes three.
+const SNAPPY_RATIO: u64 = 64;
+/// Bytes of an entry in a dictionary, at least: an `int32`, or the length of a string.
+const ENTRY: u64 = 4;
+
+/// A file of that many bytes.
+pub(super) struct Source<'a> {
+    pub(super) bytes: Box<dyn ReadSeek + 'a>,
+    pub(super) size: u64,
+    pub(super) path: &'a Path,
+}
+
+impl Source<'_> {
+    fn read(&mut self, at: u64, length: u64) -> Result<Vec<u8>, TraceError> {
+        let mut bytes = Vec::new();
+        self.bytes.seek(SeekFrom::Start(at)).map_err(io_at(self.path))?;
+        (&mut self.bytes).take(length).read_to_end(&mut bytes).map_err(io_at(self.path))?;
+        Ok(bytes)
+    }
+}
+
+/// Walks the footer.
+pub(super) fn footer(source: &mut Source<'_>) -> Result<(), TraceError> {
+    let path = source.path;
+    let Some(tail) = source.size.checked_sub(8) else {
+        return Err(invalid(path, Place::File, format!("{} bytes", source.size), "a Parquet file"));
+    };
+    let bytes = source.read(tail, 8)?;
+    let (length, magic) = bytes.split_at(bytes.len().min(4));
+    match magic {
+        b"PAR1" => {}
+        b"PARE" => {
+            return Err(invalid(
+                path,
+                Place::Byte(tail + 4),
+                "an encrypted footer (PARE)",
+                "a plain one (PAR1)",
+            ));
+        }
+        _ => {
+            return Err(invalid(
+                path,
+                Place::Byte(tail + 4),
+                quote(magic),
+                "PAR1, the end of a Parquet file",
+            ));
+        }
+    }
+    let length = length.iter().rev().fold(0, |length, byte| length << 8 | u64::from(*byte));
+    let Some(start) = tail.checked_sub(length) else {
+        return Err(invalid(
+            path,
+            Place::Byte(tail),
+            format!("a footer of {length} bytes"),
+            format!("at most the {tail} bytes before it"),
+        ));
+    };
+    let bytes = source.read(start, length)?;
+    walk(&bytes, FOOTER, &mut |_, _| {}).map(|_| ()).map_err(|flaw| {
+        invalid(
+            path,
+            Place::Key(format!("footer, byte {}", start + flaw.at as u64)),
+            flaw.found,
+            flaw.expected,
+        )
+    })
+}
+
+/// Sees that every column lies within the file and walks the page headers of those in use.
+pub(super) fn columns(
+    source: &mut Source<'_>,
+    metadata: &ParquetMetaData,
+    used: &[usize],
+) -> Result<(), TraceError> {
+    let size = source.size;
+    let mut total = 0u64;
+    for (at, group) in metadata.row_groups().iter().enumerate() {
+        for (index, column) in group.columns().iter().enumerate() {
+            let name = format!("row group {at}, column {}", column.column_path().string());
+            let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+            let span = u64::try_from(start)
+                .ok()
+                .zip(u64::try_from(column.compressed_size()).ok())
+                .and_then(|(start, length)| Some((start, start.checked_add(length)?)))
+                .filter(|(_, end)| *end <= size)
+                .filter(|_| column.data_page_offset() >= 0 && column.num_values() >= 0);
+            let Some((start, end)) = span else {
+                return Err(invalid(
+                    source.path,
+                    Place::Key(name),
+                    format!("{} bytes from byte {start}", column.compressed_size()),
+                    format!("a place within the {size} bytes of the file"),
+                ));
+            };
+            if used.contains(&index) {
+                // Else a footer could have the same pages read once for each of its entries.
+                total = total.saturating_add(end - start);
+                if total > size {
+                    return Err(invalid(
+                        source.path,
+                        Place::Key(name),
+                        format!("{total} bytes of columns up to here"),
+                        format!("at most the {size} bytes of the file, as columns do not overlap"),
+                    ));
+                }
+                pages(source, column, start, end, &name)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Walks the page headers from `start` to `end`.
+fn pages(
+    source: &mut Source<'_>,
+    column: &ColumnChunkMetaData,
+    start: u64,
+    end: u64,
+    name: &str,
+) -> Result<(), TraceError> {
+    let mut at = start;
+    while at < end {
+        let page = header(source, at, end, name)?;
+        let wrong = |found: String, expected: String| {
+            Err(invalid(source.path, Place::Key(format!("{name}, byte {at}")), found, expected))
+        };
+        let left = end - at - page.length;
+        let (Some(packed), Some(unpacked)) = (page.packed, page.unpacked) else {
+            return wrong("a page header without sizes".into(), "both sizes of the page".into());
+        };
+        let (Ok(packed), Ok(unpacked)) = (u32::try_from(packed), u32::try_from(unpacked)) else {
+            return wrong(
+                format!("a page of {packed} bytes, {unpacked} unpacked"),
+                "sizes of 31 bits".into(),
+            );
+        };
+        let (packed, unpacked) = (u64::from(packed), u64::from(unpacked));
+        if packed > left {
+            return wrong(
+                format!("a page of {packed} bytes"),
+                format!("at most the {left} bytes left in the column"),
+            );
+        }
+        if unpacked > PAGE {
+            return Err(TraceError::Limit {
+                path: source.path.to_path_buf(),
+                place: Place::Key(format!("{name}, byte {at}")),
+                what: format!(
+                    "a page of {} MiB, more than the limit of {} MiB for one page; write it with smaller pages",
+                    unpacked >> 20,
+                    PAGE >> 20
+                ),
+            });
+        }
+        let ratio = match column.compression() {
+            Compression::SNAPPY => SNAPPY_RATIO,
+            _ => ZSTD_RATIO,
+        };
+        if unpacked > packed.saturating_mul(ratio) {
+            return wrong(
+                format!("a page of {packed} bytes that unpacks to {unpacked}"),
+                format!("at most {ratio} times its size, what {} can reach", column.compression()),
+            );
+        }
+        if let Some(entries) = page.entries
+            && !u64::try_from(entries).is_ok_and(|entries| entries.saturating_mul(ENTRY) <= unpacked)
+        {
+            return wrong(
+                format!("a dictionary of {entries} entries in {unpacked} bytes"),
+                format!("{ENTRY} bytes for each at least"),
+            );
+        }
+        at += page.length + packed;
+    }
+    Ok(())
+}
+
+/// What matters of a page header.
+#[derive(Default)]
+struct Page {
+    length: u64,
+    unpacked: Option<i64>,
+    packed: Option<i64>,
+    entries: Option<i64>,
+}
+
+/// Walks one page header, from a small piece of the file or, where that is too short, larger ones.
+fn header(source: &mut Source<'_>, at: u64, end: u64, name: &str) -> Result<Page, TraceError> {
+    let mut window = WINDOW;
+    loop {
+        let bytes = source.read(at, window.min(end - at))?;
+        let mut page = Page::default();
+        let result = walk(&bytes, PAGE_HEADER, &mut |path, value| match path {
+            [2] => page.unpacked = Some(value),
+            [3] => page.packed = Some(value),
+            [7, 1] => page.entries = Some(value),
+            _ => {}
+        });
+        match result {
+            Ok(length) => return Ok(Page { length: length as u64, ..page }),
+            Err(Flaw { short: true, .. }) if window < HEADER && at + window < end => window <<= 5,
+            Err(flaw) => {
+                let place =
+                    Place::Key(format!("{name}, page header at byte {at}, byte {}", at + flaw.at as u64));
+                let expected = if flaw.short && at + window < end {
+                    format!("a page header of at most {} MiB", HEADER >> 20)
+                } else {
+                    flaw.expected
+                };
+                return Err(invalid(source.path, place, flaw.found, expected));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use parquet::schema::parser::parse_message_type;
+    use parquet::schema::types::SchemaDescriptor;
+    use std::io::Cursor;
+    use std::sync::Arc;
+
+    /// Walks the bytes as the pages of one column.
+    fn check(bytes: &[u8], compression: Compression) -> Result<(), String> {
+        let schema = parse_message_type("message m { required int32 layer; }").unwrap();
+        let schema = SchemaDescriptor::new(Arc::new(schema));
+        let column =
+            ColumnChunkMetaData::builder(schema.column(0)).set_compression(compression).build().unwrap();
+        let size = bytes.len() as u64;
+        let path = Path::new("x");
+        let mut source = Source { bytes: Box::new(Cursor::new(bytes)), size, path };
+        pages(&mut source, &column, 0, size, "row group 0, column layer").map_err(|error| error.to_string())
+    }
+
+    fn varint(mut value: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        while value > 0x7f {
+            out.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        out.push(value as u8);
+        out
+    }
+
+    /// A page of type 0 with those sizes, further fields and a body.
+    fn page(unpacked: u64, packed: u64, more: &[u8], body: usize) -> Vec<u8> {
+        let mut out = vec![0x15, 0, 0x15];
+        out.extend(varint(unpacked << 1));
+        out.push(0x15);
+        out.extend(varint(packed << 1));
+        out.extend(more);
+        out.push(0);
+        out.resize(out.len() + body, 7);
+        out
+    }
+
+    #[test]
+    fn pages_that_keep_their_bounds() {
+        let none = Compression::UNCOMPRESSED;
+        check(&[], none).unwrap();
+        // The second header is longer than the piece of the file first read.
+        let text = [&[0x08, 40][..], &varint(5000), &[b'x'; 5000]].concat();
+        check(&[page(3, 3, &[], 3), page(2000, 2000, &text, 2000), page(0, 0, &[], 0)].concat(), none)
+            .unwrap();
+        check(&page(PAGE, 1 << 15, &[], 1 << 15), none).unwrap();
+        check(&page(640, 10, &[], 10), Compression::SNAPPY).unwrap();
+    }
+
+    #[test]
+    fn pages_that_claim_too_much() {
+        let bomb = [&[0x09, 40, 0xe9][..], &[0xf1, 0xff, 0xff, 0xff, 0xff, 0x07].repeat(14)].concat();
+        let map = [0x0b, 40, 0xff, 0xff, 0xff, 0xff, 0x07, 0x12];
+        let long = [&[0x08, 40][..], &varint(2 << 20), &vec![b'x'; 2 << 20]].concat();
+        let none = Compression::UNCOMPRESSED;
+        for (bytes, codec, expected) in [
+            (page(3, 3, &bomb, 3), none, "byte 0, byte 15: found a container of 2147483647 booleans"),
+            (page(3, 3, &map, 3), none, "found a container of 2147483647 booleans"),
+            (page(3, 3, &long, 3), none, "expected a page header of at most 1 MiB"),
+            (page(3, 4, &[], 3), none, "byte 0: found a page of 4 bytes, expected at most the 3 bytes left"),
+            (page(PAGE + 1, 1 << 16, &[], 1 << 16), none, "more than the limit of 1024 MiB for one page"),
+            (page(641, 10, &[], 10), Compression::SNAPPY, "expected at most 64 times its size"),
+            (page(1, 0, &[], 0), none, "found a page of 0 bytes that unpacks to 1"),
+            (page(1 << 32, 3, &[], 3), none, "expected sizes of 31 bits"),
+            (page(3, 3, &[0x25, 2], 3), none, "field 5 of type 5, expected a struct"),
+            (vec![0; 3], none, "found a page header without sizes"),
+            (vec![0x15], none, "byte 1: found 1 bytes of metadata"),
+            (vec![0x15; 300], none, "found field"),
+        ] {
+            let message = check(&bytes, codec).expect_err(expected);
+            assert!(message.starts_with("x, row group 0, column layer, "), "{message}");
+            assert!(message.contains(expected), "{expected}: {message}");
+        }
+    }
+}

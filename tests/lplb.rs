@@ -51,7 +51,9 @@ fn place(config: &Published, history: &[u64]) -> Placement {
         (0..config.ranks).map(|r| (r * per_rank..(r + 1) * per_rank).map(|e| e as u32).collect()).collect()
     };
     if config.reorder {
-        homes.iter_mut().for_each(|home| home.sort_by_key(|&e| std::cmp::Reverse(history[e as usize])));
+        for home in &mut homes {
+            home.sort_by_key(|&e| std::cmp::Reverse(history[e as usize]));
+        }
     }
     let topology = Topology::named(config.topology, config.ranks).unwrap();
     Lplb::new(topology, 1).replicate(&homes, &cluster).unwrap()

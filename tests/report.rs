@@ -2,10 +2,12 @@
 //!
 //! The pages are left in cargo's folder for test files, for those who want to look at them.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use evenkeel::cluster::Cluster;
 use evenkeel::place;
 use evenkeel::report::Page;
-use evenkeel::simulate::{simulate, Config, Outcome};
+use evenkeel::simulate::{Config, Outcome, simulate};
 use evenkeel::split::Method;
 use evenkeel::trace::{ReadOptions, Trace};
 use std::collections::BTreeSet;
@@ -83,7 +85,8 @@ fn well_formed(html: &str) -> Result<(), String> {
         }
         let mut seen = BTreeSet::new();
         while !attributes.trim().is_empty() {
-            let (key, after) = attributes.trim_start().split_once("=\"").ok_or(format!("<{tag}>: unquoted"))?;
+            let (key, after) =
+                attributes.trim_start().split_once("=\"").ok_or(format!("<{tag}>: unquoted"))?;
             let (value, after) = after.split_once('"').ok_or(format!("<{tag}>: quote not closed"))?;
             if key.contains(|c: char| !(c.is_ascii_alphanumeric() || c == '-')) || !seen.insert(key) {
                 return Err(format!("<{tag}>: attribute {key:?}"));
@@ -122,7 +125,9 @@ fn entities(text: &str) -> Result<(), String> {
 
 #[test]
 fn the_checker_finds_what_is_wrong() {
-    for bad in ["<p>", "<p></b>", "<p a=b></p>", "<p>&x</p>", "<p id=\"a\"/><p id=\"a\"/>", "<p a=\"1\" a=\"2\"/>"] {
+    for bad in
+        ["<p>", "<p></b>", "<p a=b></p>", "<p>&x</p>", "<p id=\"a\"/><p id=\"a\"/>", "<p a=\"1\" a=\"2\"/>"]
+    {
         assert!(well_formed(&format!("<!DOCTYPE html>{bad}")).is_err(), "{bad}");
     }
 }
@@ -131,7 +136,8 @@ fn the_checker_finds_what_is_wrong() {
 fn every_row_and_figure_is_there_and_nothing_is_fetched() {
     let trace = trace(&(0..24).collect::<Vec<_>>(), 32, 120, 4096.0);
     let cluster = Cluster::new(8, 1, 32, 8).unwrap();
-    let outcome = outcome(&trace, cluster, &["contiguous", "eplb", "lplb:ring"], &[Method::Even, Method::Exact]);
+    let outcome =
+        outcome(&trace, cluster, &["contiguous", "eplb", "lplb:ring"], &[Method::Even, Method::Exact]);
     let html = page("small", &trace, &cluster, &outcome);
 
     let table = &html[html.find("<table class=\"numbers\"").unwrap()..html.find("</table>").unwrap()];
@@ -150,20 +156,39 @@ fn every_row_and_figure_is_there_and_nothing_is_fetched() {
     }
     // The headline compares the first row with the best.
     let best = outcome.rows.iter().map(|r| r.imbalance.mean).fold(f64::MAX, f64::min);
-    assert!(html.contains(&format!("<em>{best:.3} times</em>")) || html.contains(&format!("<em>{best:.2} times</em>")));
+    assert!(
+        html.contains(&format!("<em>{best:.3} times</em>"))
+            || html.contains(&format!("<em>{best:.2} times</em>"))
+    );
 
     // No address, no script, no resource; both colour schemes and print are thought of.
-    for never in ["http:", "https:", "//", "<script", "<link", "<img", "@import", "url(", "src=", "href=", "javascript:"]
-    {
+    for never in [
+        "http:",
+        "https:",
+        "//",
+        "<script",
+        "<link",
+        "<img",
+        "@import",
+        "url(",
+        "src=",
+        "href=",
+        "javascript:",
+    ] {
         assert!(!html.contains(never), "{never}");
     }
     assert!(html.contains("default-src 'none'"));
-    for once in ["prefers-color-scheme: dark", "color-scheme: light dark", "@media print", "lang=\"en\"", "viewport"] {
+    for once in
+        ["prefers-color-scheme: dark", "color-scheme: light dark", "@media print", "lang=\"en\"", "viewport"]
+    {
         assert!(html.contains(once), "{once}");
     }
     // Every figure has words, or is said to be decoration.
     let figures = html.matches("<svg ").count() - html.matches("preserveAspectRatio").count();
-    assert_eq!(figures, html.matches("role=\"img\" aria-label=").count() + html.matches("aria-hidden").count());
+    assert_eq!(
+        figures,
+        html.matches("role=\"img\" aria-label=").count() + html.matches("aria-hidden").count()
+    );
 
     let again = Page {
         title: "small: what balances it".into(),
@@ -209,7 +234,8 @@ fn names_from_outside_stay_text() {
 fn large_groups_stay_small_files() {
     let deep = trace(&(3..61).collect::<Vec<_>>(), 256, 8, 65_536.0);
     let cluster = Cluster::new(64, 8, 256, 64).unwrap();
-    let result = outcome(&deep, cluster, &["contiguous", "eplb", "lplb:ring"], &[Method::Even, Method::Exact]);
+    let result =
+        outcome(&deep, cluster, &["contiguous", "eplb", "lplb:ring"], &[Method::Even, Method::Exact]);
     let html = page("deep", &deep, &cluster, &result);
     assert!(html.len() < 300_000, "{} bytes", html.len());
     assert!(html.contains(">3</text>") && html.contains("layer 60:"), "real layer ids");

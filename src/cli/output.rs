@@ -29,13 +29,6 @@ impl Output {
         self.verbose
     }
 
-    /// A result document on stdout.
-    pub(crate) fn document(self, document: &impl Serialize) -> anyhow::Result<()> {
-        let mut text = serde_json::to_string_pretty(document)?;
-        text.push('\n');
-        print(&text)
-    }
-
     /// Something worth knowing, on stderr; documents carry their own notices.
     pub(crate) fn note(self, text: &str) {
         if !self.json {
@@ -52,18 +45,6 @@ impl Output {
             self.note(&format!("{} more notices (-v shows them)", notices.len() - shown));
         }
     }
-
-    /// Writes a result file, making its folder, or says which file could not be written.
-    pub(crate) fn write_file(self, path: &Path, text: &str) -> anyhow::Result<()> {
-        if path == Path::new("-") {
-            return print(text);
-        }
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make folder {}", folder.display()))?;
-        }
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-    }
 }
 
 /// Result text on stdout.
@@ -72,6 +53,13 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     out.write_all(text.as_bytes())?;
     out.flush()?;
     Ok(())
+}
+
+/// A result document on stdout.
+pub(crate) fn document(document: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(document)?;
+    text.push('\n');
+    print(&text)
 }
 
 /// The one message of a failed command: the error and what led to it.
@@ -84,6 +72,18 @@ pub(crate) fn error(error: &anyhow::Error) {
         }
     }
     let _ = writeln!(io::stderr(), "error: {message}");
+}
+
+/// Writes a result file, making its folder, or says which file could not be written.
+pub(crate) fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
+    if path == Path::new("-") {
+        return print(text);
+    }
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make folder {}", folder.display()))?;
+    }
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Whether whoever read our output stopped reading (`evenkeel ... | head`).

@@ -1,7 +1,7 @@
 //! `evenkeel plan`: a trace in, a placement out.
 
 use super::cluster_args::ClusterArgs;
-use super::output::{Bar, Output, print, table};
+use super::output::{Bar, Output, print, table, write_file};
 use super::plan_check::{self, CheckArgs};
 use super::trace_args::TraceArgs;
 use anyhow::Context as _;
@@ -73,16 +73,16 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     let made = Plan::make(&trace, &cluster, policy.as_ref(), origin, &bar)?;
     drop(bar);
     if let Some(path) = &args.output {
-        output.write_file(path, &made.plan.to_json()?)?;
+        write_file(path, &made.plan.to_json()?)?;
     }
     if let Some(path) = &args.report {
-        output.write_file(path, &report(&trace, policy, &made)?)?;
+        write_file(path, &report(&trace, policy, &made)?)?;
     }
     if args.output.as_deref() == Some(std::path::Path::new("-")) {
         return Ok(());
     }
     if output.json() {
-        return output.document(&document(args, &trace, &made));
+        return super::output::document(&document(args, &trace, &made));
     }
     print(&summary(&trace, &made, output.verbose()))?;
     match &args.output {

@@ -1,6 +1,6 @@
 //! `evenkeel plan check`: is a plan file whole, and are its figures true?
 
-use super::output::{Bar, Output, print};
+use super::output::{Bar, Output, document, print};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::plan::Plan;
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
     let empty: usize =
         plan.layers.iter().map(|l| l.placement.slots().iter().filter(|slot| slot.is_none()).count()).sum();
     if output.json() {
-        return output.document(&json!({
+        return document(&json!({
             "plan": args.plan,
             "valid": true,
             "cluster": super::cluster_args::document(&plan.cluster, plan.experts),

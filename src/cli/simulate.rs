@@ -1,7 +1,7 @@
 //! `evenkeel simulate`: what each policy and split would have done, side by side.
 
 use super::cluster_args::ClusterArgs;
-use super::output::{Bar, Output, print, table};
+use super::output::{Bar, Output, print, table, write_file};
 use super::trace_args::TraceArgs;
 use clap::Args;
 use evenkeel::place;
@@ -64,11 +64,11 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
             cluster: &cluster,
             outcome: &outcome,
         };
-        output.write_file(path, &page.html())?;
+        write_file(path, &page.html())?;
     }
     let batches = args.trace.batches(&trace);
     if output.json() {
-        return output.document(&document(&trace, &config, &outcome, &batches));
+        return super::output::document(&document(&trace, &config, &outcome, &batches));
     }
     print(&format!(
         "{} experts x {} layers, {batches}; {} ranks x {} slots; planned on {} steps, judged on {} ({} batches{})\n\n",

@@ -1,6 +1,6 @@
 //! `evenkeel topology`: how well a replica graph holds together.
 
-use super::output::{Output, print, table};
+use super::output::{Output, document, print, table};
 use clap::Args;
 use evenkeel::place::Topology;
 use serde_json::json;
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &TopologyArgs, output: Output) -> anyhow::Result<()> {
                 })
             })
             .collect();
-        return output.document(&json!({ "topologies": documents }));
+        return document(&json!({ "topologies": documents }));
     }
     let rows = topologies.iter().map(|t| {
         let c = t.connectivity();

@@ -2,7 +2,7 @@
 //!
 //! In: the command line. Out: tables for people or one JSON document for machines.
 
-use super::output::{Bar, Output, print, table};
+use super::output::{Bar, Output, document, print, table};
 use super::trace_args::TraceArgs;
 use evenkeel::trace::{Batching, Skew, Trace, convert, synth};
 use serde_json::{Value, json};
@@ -147,7 +147,7 @@ pub(crate) fn run(command: TraceCommand, output: Output) -> anyhow::Result<()> {
         TraceCommand::Inspect(args) => {
             let trace = args.trace.read()?;
             if output.json() {
-                return output.document(&facts(&trace));
+                return document(&facts(&trace));
             }
             print(&summary(&trace, args.per_layer || output.verbose())?)
         }
@@ -162,7 +162,7 @@ fn convert_to(args: &ConvertArgs, output: Output) -> anyhow::Result<()> {
     drop(bar);
     let bytes = std::fs::metadata(&args.out).map_or(0, |meta| meta.len());
     if output.json() {
-        return output.document(&json!({
+        return document(&json!({
             "format": done.format.name(),
             "files": done.files.iter().map(|file| json!({"path": file.path, "sha256": file.sha256})).collect::<Vec<_>>(),
             "out": args.out,
@@ -183,7 +183,7 @@ fn synthesise(args: &SynthArgs, output: Output) -> anyhow::Result<()> {
     drop(bar);
     let bytes = std::fs::metadata(&args.out).map_or(0, |meta| meta.len());
     if output.json() {
-        return output.document(&json!({
+        return document(&json!({
             "out": args.out, "rows": rows, "bytes": bytes, "steps": spec.steps, "layers": spec.layers,
             "experts": spec.experts, "top_k": spec.top_k, "seed": spec.seed,
         }));

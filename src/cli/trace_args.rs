@@ -85,14 +85,17 @@ impl TraceArgs {
             Batching::Prefill { .. } => "deepseek-v2-lite-prefill",
             Batching::Decode { .. } => "gptoss20b-decode",
         };
-        let spec = synth::SynthSpec { steps, top_k, batching, seed: self.seed, ..synth::SynthSpec::like(like)? };
+        let spec =
+            synth::SynthSpec { steps, top_k, batching, seed: self.seed, ..synth::SynthSpec::like(like)? };
         Ok(synth::resample(&trace, &spec)?)
     }
 
     /// How the batches of the trace that was read came about, in words.
     pub(crate) fn batches(&self, trace: &Trace) -> String {
         match (self.resample, self.options().batching) {
-            (Some(_), Batching::Prefill { tokens }) => format!("resampled batches of {tokens} tokens, seed {}", self.seed),
+            (Some(_), Batching::Prefill { tokens }) => {
+                format!("resampled batches of {tokens} tokens, seed {}", self.seed)
+            }
             (Some(_), Batching::Decode { in_flight }) => {
                 format!("resampled decode batches of {in_flight} requests, seed {}", self.seed)
             }

@@ -38,7 +38,7 @@ pub(super) fn write(out: &mut String, outcome: &Outcome, comparison: &Comparison
         } else {
             format!(" <span class=\"tag {class}\">{class}</span>")
         };
-        let _ = write!(out, "<div class=\"strip\"><p><b>{}</b> {}{tag}</p>", esc(policy), row.method,);
+        let _ = write!(out, "<div class=\"strip\"><p><b>{}</b> {}{tag}</p>", esc(policy), row.method);
         strip(out, &axis, row, policy, class);
         out.push_str("</div>\n");
     }
@@ -131,12 +131,13 @@ fn shape(axis: &Axis, row: &Row) -> String {
     let first = half.iter().position(|&h| h > 0).unwrap_or(0);
     let last = half.iter().rposition(|&h| h > 0).unwrap_or(0);
     let mut d = format!("M{first} 100");
-    for at in first..=last {
-        let _ = write!(d, "L{at}.5 {}", 100 - half[at]);
+    let shown = || half.iter().enumerate().take(last + 1).skip(first);
+    for (at, half) in shown() {
+        let _ = write!(d, "L{at}.5 {}", 100 - half);
     }
     let _ = write!(d, "L{} 100", last + 1);
-    for at in (first..=last).rev() {
-        let _ = write!(d, "L{at}.5 {}", 100 + half[at]);
+    for (at, half) in shown().rev() {
+        let _ = write!(d, "L{at}.5 {}", 100 + half);
     }
     d.push('Z');
     d

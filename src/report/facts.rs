@@ -74,20 +74,18 @@ fn files(page: &Page<'_>) -> String {
 }
 
 fn list(items: &[String], what: &str) -> String {
-    match items {
-        [single] => single.clone(),
-        _ => {
-            let mut text = String::from("<ul>");
-            for item in items.iter().take(LISTED) {
-                let _ = write!(text, "<li>{item}</li>");
-            }
-            if items.len() > LISTED {
-                let _ = write!(text, "<li>and {} more {what}</li>", count(items.len() - LISTED));
-            }
-            text.push_str("</ul>");
-            text
-        }
+    if let [single] = items {
+        return single.clone();
     }
+    let mut text = String::from("<ul>");
+    for item in items.iter().take(LISTED) {
+        let _ = write!(text, "<li>{item}</li>");
+    }
+    if items.len() > LISTED {
+        let _ = write!(text, "<li>and {} more {what}</li>", count(items.len() - LISTED));
+    }
+    text.push_str("</ul>");
+    text
 }
 
 fn fact(out: &mut String, name: &str, value: &str) {

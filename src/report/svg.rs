@@ -183,6 +183,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::float_cmp)] // ends of an axis are exact
     fn an_axis_is_monotone_and_bends_only_where_it_must() {
         let (even, bent) = (Axis::new(1.5, 0.1), Axis::new(9.0, 0.02));
         assert!(!even.bent() && bent.bent());

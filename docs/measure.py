@@ -29,8 +29,8 @@ TABLES = {
     "dsv2-prefill512-shuffled": ("DeepSeek-V2-Lite, 512-token prefill batches, sequences shuffled", "deepseek-v2-lite-domains", "--batch-tokens 512 --order shuffled", 64, [8, 16, 32, 64]),
     "dsv2-prefill512-recorded": ("DeepSeek-V2-Lite, 512-token prefill batches, domains one after another", "deepseek-v2-lite-domains", "--batch-tokens 512 --order recorded", 64, [8, 16, 32, 64]),
     "dsv2-decode16-shuffled": ("DeepSeek-V2-Lite, 16 sequences in flight, shuffled", "deepseek-v2-lite-domains", "--decode-batch 16 --order shuffled", 64, [8, 16]),
-    "r1-fp4-resampled": ("DeepSeek-R1 (fp4 dumps), **over-dispersed resamples of totals**", "deepseek-r1-sglang-dumps", "--resample 100 --top-k 8 --batch-tokens 4096", 256, [8, 16, 32, 64]),
-    "gemma-resampled": ("Gemma-4-26B, **over-dispersed resamples of totals**", "gemma4-26b-families", "--step-column family --resample 100 --top-k 8 --batch-tokens 4096", 128, [8, 16, 32, 64]),
+    "r1-fp4-resampled": ("DeepSeek-R1 (fp4 dumps), **over-dispersed resamples of totals**", "deepseek-r1-sglang-dumps", "--resample 40 --top-k 8 --batch-tokens 2048", 256, [8, 16, 32, 64]),
+    "gemma-resampled": ("Gemma-4-26B, **over-dispersed resamples of totals**", "gemma4-26b-families", "--step-column family --resample 60 --top-k 8 --batch-tokens 2048", 128, [8, 16, 32, 64]),
 }
 
 

@@ -13,8 +13,9 @@
 //! | trace | [`trace`] | files | tokens per step, layer and expert |
 //! | forecast | [`forecast`] | a trace | what planning may look at |
 //! | place | [`place`] | a layer's history, a [`cluster`] | which slot holds which expert |
-//! | split | [`split`] | a placement, one batch's loads | whole tokens per slot, with proof |
+//! | split | [`split`] | a placement, one batch's loads | whole tokens per slot, with proof; each source's share |
 //!
+//! [`planner`] is the last two stations as one call inside a serving loop: top-k ids in, physical slots out.
 //! [`simulate`] walks the whole street over a recorded trace and measures; [`plan`] is the artefact that leaves
 //! it, [`report`] the picture. The optimisation itself lives in the crate [`evenkeel_solver`].
 //!
@@ -49,6 +50,7 @@ pub mod cluster;
 pub mod forecast;
 pub mod place;
 pub mod plan;
+pub mod planner;
 pub mod report;
 pub mod simulate;
 pub mod split;

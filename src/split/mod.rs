@@ -9,6 +9,9 @@ mod even;
 mod exact;
 mod lp;
 mod rounding;
+mod shares;
+
+pub use shares::{Shares, Traffic};
 
 use crate::place::Placement;
 use std::fmt;
@@ -69,6 +72,12 @@ pub enum SplitError {
         given: usize,
         /// Experts of the placement.
         experts: usize,
+    },
+    /// The sources' counts of an expert do not add up to its quotas.
+    #[error("the sources' counts of expert {expert} do not add up to its quotas")]
+    Counts {
+        /// The expert.
+        expert: usize,
     },
     /// The solver refused the batch (overflow).
     #[error(transparent)]

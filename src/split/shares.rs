@@ -1,0 +1,119 @@
+//! From quotas to sources: which source rank's tokens each copy serves.
+//!
+//! In: a split's quotas and every source's counts (all-gathered, the same on every rank). Out: integer shares
+//! `[source][copy]` whose totals equal the quotas exactly. A token is served on its own rank where the quotas allow,
+//! else in its own node, else anywhere. Those three costs form a tree, so taking them greedily from the cheapest up is
+//! an optimal transport; within a level copies and sources are matched in ascending order, so that every rank computes
+//! the same shares for itself.
+
+use super::{Split, SplitError};
+use crate::cluster::Cluster;
+use crate::place::Placement;
+
+/// How many of each source's tokens each copy serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shares {
+    /// Copies of expert `e` are `starts[e]..starts[e + 1]`, in ascending order of their slots.
+    starts: Vec<usize>,
+    /// `[source][copy]`
+    tokens: Vec<u64>,
+    traffic: Traffic,
+    /// What is left to match of the expert at hand: tokens per source, quota per copy.
+    supply: Vec<u64>,
+    demand: Vec<u64>,
+}
+
+/// Where tokens are served, seen from where they come from. Units: (token, expert) pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Served on their own rank.
+    pub own_rank: u64,
+    /// Served on another rank of their own node.
+    pub own_node: u64,
+    /// Served on another node.
+    pub elsewhere: u64,
+}
+
+impl Shares {
+    /// Room for the shares of one placement, all zero.
+    pub fn new(placement: &Placement) -> Self {
+        let mut starts = Vec::with_capacity(placement.experts() + 1);
+        starts.push(0);
+        for e in 0..placement.experts() {
+            starts.push(starts[e] + placement.copies(e).len());
+        }
+        let tokens = vec![0; placement.ranks() * starts[placement.experts()]];
+        Self { starts, tokens, traffic: Traffic::default(), supply: vec![], demand: vec![] }
+    }
+
+    /// Shares out the quotas of `split` among the sources; `counts` is `[source][expert]`, one source per rank.
+    /// The placement is that of [`Shares::new`].
+    ///
+    /// # Errors
+    /// [`SplitError::Shape`] when the counts are not `[R][E]`, [`SplitError::Counts`] when an expert's counts do not
+    /// add up to its quotas.
+    pub fn fill(
+        &mut self,
+        placement: &Placement,
+        cluster: &Cluster,
+        split: &Split,
+        counts: &[u64],
+    ) -> Result<(), SplitError> {
+        let (ranks, experts) = (placement.ranks(), placement.experts());
+        if counts.len() != ranks * experts {
+            return Err(SplitError::Shape { given: counts.len(), experts: ranks * experts });
+        }
+        let per_node = ranks / cluster.nodes();
+        self.tokens.fill(0);
+        self.traffic = Traffic::default();
+        for e in 0..experts {
+            let slots = placement.copies(e);
+            self.supply.clear();
+            self.supply.extend((0..ranks).map(|source| counts[source * experts + e]));
+            self.demand.clear();
+            self.demand.extend(slots.iter().map(|&slot| split.quotas[slot as usize]));
+            if self.supply.iter().sum::<u64>() != self.demand.iter().sum::<u64>() {
+                return Err(SplitError::Counts { expert: e });
+            }
+            for (copy, &slot) in slots.iter().enumerate() {
+                let rank = placement.rank_of(slot);
+                self.traffic.own_rank += self.serve(e, copy, rank..rank + 1);
+            }
+            for (copy, &slot) in slots.iter().enumerate() {
+                let node = placement.rank_of(slot) / per_node;
+                self.traffic.own_node += self.serve(e, copy, node * per_node..(node + 1) * per_node);
+            }
+            for copy in 0..slots.len() {
+                self.traffic.elsewhere += self.serve(e, copy, 0..ranks);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a copy what its quota still wants from the sources in range, ascending.
+    fn serve(&mut self, expert: usize, copy: usize, sources: std::ops::Range<usize>) -> u64 {
+        let copies = self.starts[self.starts.len() - 1];
+        let wanted = self.demand[copy];
+        for source in sources {
+            if self.demand[copy] == 0 {
+                break;
+            }
+            let tokens = self.supply[source].min(self.demand[copy]);
+            self.supply[source] -= tokens;
+            self.demand[copy] -= tokens;
+            self.tokens[source * copies + self.starts[expert] + copy] += tokens;
+        }
+        wanted - self.demand[copy]
+    }
+
+    /// Tokens of `source` that each copy of `expert` serves, copies in ascending order of their slots.
+    pub fn of(&self, source: usize, expert: usize) -> &[u64] {
+        let copies = self.starts[self.starts.len() - 1];
+        &self.tokens[source * copies..][self.starts[expert]..self.starts[expert + 1]]
+    }
+
+    /// Where the tokens are served.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+}

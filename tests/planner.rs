@@ -24,7 +24,10 @@ fn cases() -> impl Strategy<Value = Case> {
             let slots = ranks * (experts.div_ceil(ranks) + spare);
             let order = Just((0..slots).collect::<Vec<_>>()).prop_shuffle();
             let extra = prop::collection::vec(0..experts, slots);
-            let ids = prop::collection::vec(prop::collection::vec(-1..experts as i32, 0..40), ranks);
+            let ids = prop::collection::vec(
+                prop::collection::vec(-1..i32::try_from(experts).unwrap(), 0..40),
+                ranks,
+            );
             (Just((nodes, ranks, experts, slots)), order, extra, ids)
         })
         .prop_map(|((nodes, ranks, experts, slots), order, extra, ids)| {
@@ -132,8 +135,8 @@ proptest! {
         });
         let mut planner = Planner::new(case.placement.clone(), case.cluster).unwrap();
         planner.split(&counts(&case)).unwrap();
-        for source in 0..ranks {
-            prop_assert_eq!(&planner.redirect(&case.ids[source], source).unwrap(), &slots[source]);
+        for (source, of_thread) in slots.iter().enumerate() {
+            prop_assert_eq!(&planner.redirect(&case.ids[source], source).unwrap(), of_thread);
         }
     }
 }

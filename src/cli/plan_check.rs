@@ -69,8 +69,13 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
         p.policy,
         p.version,
     );
-    text +=
-        &format!("{empty} empty slots, {doubled} copies beside another copy of their expert on one rank\n");
+    text += &format!("{empty} empty slots\n");
+    if doubled > 0 {
+        output.note(&format!(
+            "{doubled} copies share a rank with another copy of their expert and will serve nothing: the rank's quota \
+             goes to the lowest such slot"
+        ));
+    }
     text += &format!(
         "expected imbalance ({} split): mean {:.3}, p95 {:.3}\n",
         p.split, p.imbalance.mean, p.imbalance.p95

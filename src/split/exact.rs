@@ -56,3 +56,20 @@ pub(super) fn for_each_host(placement: &Placement, problem: &Problem, mut each: 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Method, Splitter};
+    use super::*;
+
+    #[test]
+    fn a_second_copy_on_one_rank_serves_nothing() {
+        // Expert 0 twice on rank 0, once on rank 1; expert 1 on rank 1.
+        let placement = Placement::new(2, 2, vec![Some(0), Some(0), Some(1), Some(0)]).unwrap();
+        let mut splitter = Splitter::new(placement, Method::Exact).unwrap();
+        let mut split = Split::default();
+        splitter.split(&[10, 4], &mut split).unwrap();
+        splitter.check(&[10, 4], &split).unwrap();
+        assert_eq!(split.quotas, [7, 0, 4, 3]);
+    }
+}

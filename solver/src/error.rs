@@ -65,4 +65,10 @@ pub enum Error {
         /// The first rank that has a base load or whose speed is not rank 0's.
         rank: usize,
     },
+    /// [`edge::Workspace::new`](crate::edge::Workspace::new) was given an item with three hosts or more.
+    #[error("coordinate descent on edges handles items with up to two hosts; item {item} has more")]
+    EdgeUnsupported {
+        /// The first item with too many hosts.
+        item: usize,
+    },
 }

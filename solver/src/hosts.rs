@@ -1,12 +1,12 @@
-//! Which ranks may serve which item, as two compressed sparse rows: item → hosts, and, for the items
-//! with a choice, rank → items.
+//! Which ranks may serve which item: a compressed sparse row, item → hosts.
 //!
-//! In: lists of ranks, in any order. Out: sorted, distinct, checked lists that the solver can walk in
-//! both directions without another check.
+//! In: lists of ranks, in any order. Out: sorted, distinct, checked lists, and the index lists made of them
+//! that the solver walks without another check (`net`).
 
 use std::sync::Arc;
 
 use crate::Error;
+use crate::net::Net;
 
 /// The hosts of every item: sorted, distinct ranks, at least one each.
 ///
@@ -22,18 +22,7 @@ pub struct Hosts {
     pairs: Vec<u32>,
     /// The items with two hosts or more, ascending: only these leave a choice.
     shared: Vec<u32>,
-    /// `ranks + 1` bounds into `seats`.
-    seat_offsets: Vec<u32>,
-    seats: Vec<Seat>,
-}
-
-/// One shared item's place on one rank: the transposed index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Seat {
-    /// The item.
-    pub(crate) item: u32,
-    /// The number of the (item, host) pair.
-    pub(crate) pair: u32,
+    net: Arc<Net>,
 }
 
 impl Hosts {
@@ -74,8 +63,8 @@ impl Hosts {
             }
             offsets.push(u32::try_from(hosts.len()).map_err(|_| Error::TooManyPairs { item })?);
         }
-        let (seat_offsets, seats) = transpose(ranks, &offsets, &hosts, &shared);
-        Ok(Hosts { ranks, offsets: offsets.into(), pairs: hosts, shared, seat_offsets, seats })
+        let net = Arc::new(Net::compile(ranks, &offsets, &hosts));
+        Ok(Hosts { ranks, offsets: offsets.into(), pairs: hosts, shared, net })
     }
 
     /// The number of ranks.
@@ -119,47 +108,13 @@ impl Hosts {
         &self.shared
     }
 
-    /// The host of every (item, host) pair.
-    pub(crate) fn pairs(&self) -> &[u32] {
-        &self.pairs
-    }
-
     /// The bounds of every item's pairs.
     pub(crate) fn offsets(&self) -> &Arc<[u32]> {
         &self.offsets
     }
 
-    /// The shared items' places on all ranks, rank by rank, items ascending.
-    pub(crate) fn seats(&self) -> &[Seat] {
-        &self.seats
+    /// The compiled form that the fast loop walks.
+    pub(crate) fn net(&self) -> &Net {
+        &self.net
     }
-
-    /// The bounds of every rank's seats.
-    pub(crate) fn seat_offsets(&self) -> &[u32] {
-        &self.seat_offsets
-    }
-}
-
-/// Counting sort of the shared items' pairs by rank.
-fn transpose(ranks: usize, offsets: &[u32], hosts: &[u32], shared: &[u32]) -> (Vec<u32>, Vec<Seat>) {
-    let pairs = || {
-        shared.iter().flat_map(|&item| {
-            (offsets[item as usize]..offsets[item as usize + 1]).map(move |pair| Seat { item, pair })
-        })
-    };
-    let mut bounds = vec![0u32; ranks + 1];
-    for seat in pairs() {
-        bounds[hosts[seat.pair as usize] as usize + 1] += 1;
-    }
-    for rank in 0..ranks {
-        bounds[rank + 1] += bounds[rank];
-    }
-    let mut next = bounds.clone();
-    let mut seats = vec![Seat { item: 0, pair: 0 }; bounds[ranks] as usize];
-    for seat in pairs() {
-        let slot = &mut next[hosts[seat.pair as usize] as usize];
-        seats[*slot as usize] = seat;
-        *slot += 1;
-    }
-    (bounds, seats)
 }

@@ -44,17 +44,22 @@
 mod error;
 mod exact;
 mod hosts;
+mod net;
 mod peak;
 mod problem;
 mod split;
 mod verify;
 
 pub mod affine;
+#[doc(hidden)]
+pub mod bench;
+pub mod edge;
 #[cfg(feature = "lp")]
 pub mod lp;
 
 pub use error::Error;
-pub use exact::{Workspace, solve, solve_into};
+pub(crate) use exact::Count;
+pub use exact::{Warm, Workspace, solve, solve_counts_into, solve_into};
 pub use hosts::Hosts;
 pub use peak::Peak;
 pub use problem::Problem;

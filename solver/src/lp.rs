@@ -18,6 +18,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use good_lp::solvers::clarabel::clarabel;
+#[cfg(feature = "highs")]
+use good_lp::solvers::highs::{HighsSolverType, highs};
 use good_lp::solvers::{SolutionStatus, WithTimeLimit, microlp::microlp};
 use good_lp::{Expression, ProblemVariables, ResolutionError, Solution, SolverModel, Variable, variable};
 
@@ -33,9 +36,17 @@ const TIME_LIMIT: f64 = 60.0;
 pub enum Engine {
     /// microlp: pure Rust. Integer answers are limited to quotas below 2³¹.
     Microlp,
-    /// HiGHS: C++.
+    /// Clarabel: pure Rust, an interior point method. No integer answers.
+    Clarabel,
+    /// HiGHS: C++. Its own choice of method.
     #[cfg(feature = "highs")]
     Highs,
+    /// HiGHS, dual simplex.
+    #[cfg(feature = "highs")]
+    HighsSimplex,
+    /// HiGHS, interior point with crossover.
+    #[cfg(feature = "highs")]
+    HighsIpm,
 }
 
 impl Engine {
@@ -51,8 +62,13 @@ impl Engine {
     pub fn name(self) -> &'static str {
         match self {
             Engine::Microlp => "microlp",
+            Engine::Clarabel => "Clarabel",
             #[cfg(feature = "highs")]
             Engine::Highs => "HiGHS",
+            #[cfg(feature = "highs")]
+            Engine::HighsSimplex => "HiGHS simplex",
+            #[cfg(feature = "highs")]
+            Engine::HighsIpm => "HiGHS IPM",
         }
     }
 }
@@ -126,6 +142,9 @@ pub fn solve(problem: &Problem, loads: &[u64], engine: Engine) -> Result<LpSplit
 /// [`LpError::NotConserved`] if its answer is not integral enough to be rounded.
 pub fn solve_integer(problem: &Problem, loads: &[u64], engine: Engine) -> Result<IntegerPeak, LpError> {
     problem.total(loads)?;
+    if engine == Engine::Clarabel {
+        return Err(LpError::Engine { engine, reason: "it knows no integers".to_owned() });
+    }
     let hosts = problem.hosts();
     let model = Model::state(problem, loads, 1.0, true);
     let values = model.run(engine)?;
@@ -228,8 +247,17 @@ impl Model {
             let objective = self.variables.clone().minimise(self.peak);
             match engine {
                 Engine::Microlp => self.read(objective.using(microlp).with_time_limit(TIME_LIMIT)),
+                Engine::Clarabel => self.read(objective.using(clarabel)),
                 #[cfg(feature = "highs")]
-                Engine::Highs => self.read(strict(objective.using(good_lp::solvers::highs::highs))),
+                Engine::Highs => self.read(strict(objective.using(highs))),
+                #[cfg(feature = "highs")]
+                Engine::HighsSimplex => {
+                    self.read(strict(objective.using(highs)).set_solver(HighsSolverType::Simplex))
+                }
+                #[cfg(feature = "highs")]
+                Engine::HighsIpm => {
+                    self.read(strict(objective.using(highs)).set_solver(HighsSolverType::Ipm))
+                }
             }
         }));
         match answer {

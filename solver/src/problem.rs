@@ -1,6 +1,6 @@
 //! What stays the same from batch to batch: hosts, speeds and base loads.
 
-use crate::{Error, Hosts};
+use crate::{Count, Error, Hosts};
 
 /// The fixed part of a split: who may serve what, how fast each rank is, and what it carries anyway.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,13 +10,21 @@ pub struct Problem {
     base: Vec<u64>,
     /// The speed of every rank, where all are equal.
     common_speed: Option<u32>,
+    /// The sum of all base loads, unless it exceeds 64 bits.
+    base_sum: Option<u64>,
 }
 
 impl Problem {
     /// All speeds 1, no base load.
     pub fn new(hosts: Hosts) -> Problem {
         let ranks = hosts.ranks();
-        Problem { hosts, speeds: vec![1; ranks], base: vec![0; ranks], common_speed: Some(1) }
+        Problem {
+            hosts,
+            speeds: vec![1; ranks],
+            base: vec![0; ranks],
+            common_speed: Some(1),
+            base_sum: Some(0),
+        }
     }
 
     /// Sets the speed of every rank: a rank of speed 2 does twice the work in the same time.
@@ -38,7 +46,8 @@ impl Problem {
     /// [`Error::Length`] unless there is one base load per rank.
     pub fn with_base(self, base: Vec<u64>) -> Result<Problem, Error> {
         check_length("base loads", self.hosts.ranks(), base.len())?;
-        Ok(Problem { base, ..self })
+        let base_sum = base.iter().try_fold(0u64, |sum, &load| sum.checked_add(load));
+        Ok(Problem { base, base_sum, ..self })
     }
 
     /// Which ranks may serve which item.
@@ -62,18 +71,9 @@ impl Problem {
     }
 
     /// Checks the loads and adds them all up, base loads included.
-    pub(crate) fn total(&self, loads: &[u64]) -> Result<u64, Error> {
+    pub(crate) fn total<C: Count>(&self, loads: &[C]) -> Result<u64, Error> {
         check_length("loads", self.hosts.items(), loads.len())?;
-        // Per batch and over every item, so without a branch per load: if each of n loads has at most b
-        // bits and n has c bits, the sum has at most b + c, and up to 64 the wrapping sum is the sum.
-        let add = |(sum, bits): (u64, u64), &load: &u64| (sum.wrapping_add(load), bits | load);
-        let (sum, bits) = loads.iter().fold(self.base.iter().fold((0, 0), add), add);
-        let count = (self.base.len() + loads.len()) as u64;
-        if bits.leading_zeros() + count.leading_zeros() >= 64 {
-            return Ok(sum);
-        }
-        let exact = self.base.iter().chain(loads).try_fold(0u64, |sum, &load| sum.checked_add(load));
-        exact.ok_or(Error::Overflow)
+        self.base_sum.and_then(|base| C::sum(loads, base)).ok_or(Error::Overflow)
     }
 }
 

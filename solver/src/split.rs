@@ -27,12 +27,11 @@ impl Split {
         &self.quotas[self.offsets[item] as usize..self.offsets[item + 1] as usize]
     }
 
-    /// Gives every vector its size for these hosts, quotas zero; allocates only on growth.
+    /// Gives every vector its size for these hosts, quotas still to be written; allocates only on growth.
     pub(crate) fn fit(&mut self, hosts: &Hosts) {
         if !Arc::ptr_eq(&self.offsets, hosts.offsets()) {
             self.offsets = Arc::clone(hosts.offsets());
         }
-        self.quotas.clear();
         self.quotas.resize(hosts.len(), 0);
         self.rank_loads.resize(hosts.ranks(), 0);
         self.certificate.clear();

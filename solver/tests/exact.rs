@@ -4,12 +4,15 @@
 mod common;
 
 use common::{Limits, Speeds};
-use evenkeel_solver::{Hosts, Peak, Problem, Split, Workspace, solve, solve_into, verify};
+use evenkeel_solver::bench::corpus::SIZES;
+use evenkeel_solver::{
+    Hosts, Peak, Problem, Split, Warm, Workspace, edge, solve, solve_counts_into, solve_into, verify,
+};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use rand::seq::SliceRandom;
 
-const PINNED: u64 = 0xfb99_36fe_5820_fed3;
+const PINNED: u64 = 0x3010_5a12_7420_188f;
 
 const SMALL: Limits = Limits { ranks: 9, items: 24, load: 40, speeds: Speeds::One, base: true };
 const MIDDLE: Limits = Limits { ranks: 64, items: 300, load: 1 << 20, speeds: Speeds::Equal, base: true };
@@ -134,6 +137,66 @@ fn the_answer_does_not_depend_on_what_the_memory_held() {
         for _ in 0..2 {
             solve_into(&instance.problem, &instance.loads, &mut workspace, &mut split).expect("valid");
             assert_eq!(split, fresh, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn counts_of_32_bits_and_every_width_of_numbers_give_the_same_bits() {
+    let mut workspace = Workspace::default();
+    for seed in 0..600 {
+        let instance = common::draw(seed, Limits { speeds: Speeds::One, base: false, ..MIDDLE });
+        let counts: Vec<u32> = instance.loads.iter().map(|&load| load as u32).collect();
+        let cold = answer(&instance.problem, &instance.loads);
+        let mut split = Split::default();
+        solve_counts_into(&instance.problem, &counts, &mut workspace, &mut split).expect("valid");
+        assert_eq!(split, cold, "seed {seed}");
+
+        // A rank of its own that carries 2^40 or 2^63 makes the numbers wider and changes nothing else.
+        let ranks = instance.problem.hosts().ranks();
+        let hosts = instance.problem.hosts();
+        let alone = [vec![ranks as u32]];
+        let lists = (0..hosts.items()).map(|item| hosts.of(item).to_vec()).chain(alone);
+        let wider = Problem::new(Hosts::new(ranks + 1, lists).expect("one more rank"));
+        let with = |load: u64| instance.loads.iter().copied().chain([load]).collect::<Vec<_>>();
+        let [wide, widest] = [1 << 40, 1 << 63].map(|load| answer(&wider, &with(load)));
+        let quotas = |split: &Split| split.quotas[..hosts.len()].to_vec();
+        assert_eq!(quotas(&wide), quotas(&widest), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_warm_answer_is_the_cold_one() {
+    for size in SIZES.iter().take(6) {
+        for series in size.corpus(6).expect("valid sizes") {
+            let mut warm = Warm::new(series.problem.clone());
+            for batch in series.batches.iter().flat_map(|batch| [batch, batch, &series.batches[0]]) {
+                let loads: Vec<u64> = batch.iter().map(|&count| u64::from(count)).collect();
+                assert_eq!(warm.solve(batch), Ok(&answer(&series.problem, &loads)));
+            }
+            assert!(warm.solve(&[]).is_err());
+        }
+    }
+}
+
+#[test]
+fn the_bench_corpus_is_certified_and_no_edge_descent_beats_it() {
+    for size in SIZES {
+        for series in size.corpus(3).expect("valid sizes") {
+            let edges = edge::Workspace::new(&series.problem).expect("two hosts at most");
+            let mut quotas = edge::Quotas::default();
+            for batch in &series.batches {
+                let loads: Vec<u64> = batch.iter().map(|&count| u64::from(count)).collect();
+                let split = answer(&series.problem, &loads);
+                assert_eq!(verify(&series.problem, &loads, &split), Ok(()), "{size:?} {}", series.graph);
+                edge::solve_counts_into(&series.problem, batch, &edges, &mut quotas).expect("valid");
+                let peak = quotas.rank_loads.iter().copied().max().expect("ranks");
+                assert!(peak >= split.peak.load, "{size:?} {:?} {}", series.law, series.graph);
+                for (item, &load) in loads.iter().enumerate() {
+                    let pairs = series.problem.hosts().offset(item)..series.problem.hosts().offset(item + 1);
+                    assert_eq!(quotas.quotas[pairs].iter().sum::<u64>(), load, "item {item}");
+                }
+            }
         }
     }
 }

@@ -35,6 +35,23 @@ fn microlp_finds_the_fluid_peak() {
 }
 
 #[test]
+fn every_engine_finds_the_same_fluid_peak() {
+    let mut engines = vec![Engine::Clarabel];
+    #[cfg(feature = "highs")]
+    engines.extend([Engine::Highs, Engine::HighsSimplex, Engine::HighsIpm]);
+    for seed in 0..60 {
+        let instance = common::draw(seed, Limits { load: 10_000, ..SMALL });
+        let (problem, loads) = (&instance.problem, &instance.loads);
+        let expected = lp::solve(problem, loads, Engine::Microlp).expect("microlp solves it").peak;
+        for &engine in &engines {
+            let peak = lp::solve(problem, loads, engine).expect("it solves it").peak;
+            let tolerance = 1e-5 * (1.0 + expected);
+            assert!((peak - expected).abs() <= tolerance, "seed {seed}, {engine:?}: {peak}, {expected}");
+        }
+    }
+}
+
+#[test]
 fn microlp_proves_small_integer_peaks() {
     for seed in 0..60 {
         let instance = common::draw(seed, Limits { ranks: 3, items: 6, load: 20, ..SMALL });
@@ -54,5 +71,7 @@ fn what_an_engine_cannot_do_is_an_error() {
     );
     let beyond_its_range = lp::solve_integer(&problem, &[1 << 40], Engine::Microlp);
     assert!(matches!(beyond_its_range, Err(LpError::Engine { .. })), "{beyond_its_range:?}");
+    let no_integers = lp::solve_integer(&problem, &[3], Engine::Clarabel);
+    assert!(matches!(no_integers, Err(LpError::Engine { .. })), "{no_integers:?}");
     assert!(!Engine::best().name().is_empty());
 }

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 it could not be done (one message on stderr says why), 2 the arguments were wrong.
 
+mod bench;
 mod cluster_args;
 mod output;
 mod plan;
@@ -58,6 +59,8 @@ enum Command {
     Plan(plan::PlanCommand),
     Simulate(simulate::SimulateArgs),
     Topology(topology::TopologyArgs),
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
 }
 
 /// Parses the arguments, runs the command, and turns an error into one message and an exit code.
@@ -76,6 +79,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Plan(command) => plan::run(command, output),
         Command::Simulate(args) => simulate::run(&args, output),
         Command::Topology(args) => topology::run(&args, output),
+        Command::Bench(command) => bench::run(&command, output),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

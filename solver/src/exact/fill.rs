@@ -1,113 +1,88 @@
 //! The greedy start: where load goes before the search corrects it.
 //!
-//! In: loads and rooms. Out: quotas and rank loads that conserve every load and respect the rooms as far
-//! as the greedy can see; what it cannot place within the rooms it places above them.
+//! In: loads, and the excess that each rank has before any shared item is placed. Out: quotas that conserve every
+//! load, and ranks as level as the greedy gets them.
 //!
-//! **Method.** Items with one host leave no choice. Each shared item in turn is poured like water into the
-//! free room of its hosts: the emptiest fill first, and what remains free is level.
+//! **Method.** Each shared item in turn is poured like water over its hosts: the emptiest fill first, and what is
+//! wet ends level. For two hosts that is one clamp. Once all are placed, further passes take each two-hosted item
+//! up and pour it again, now that the ranks carry the others too (coordinate descent, a sweep of Gauss and Seidel's).
 
-use crate::{Hosts, Problem, Split};
+use super::Flow;
+use super::count::{Count, Whole};
+use crate::net::Net;
 
-/// Scratch memory: the free room on the hosts of one item.
+/// Scratch memory: the hosts of the item in hand, by excess.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Scratch {
-    basins: Vec<Basin>,
+pub(super) struct Scratch<N> {
+    basins: Vec<(N, u32)>,
 }
 
-/// A host of the item in hand.
-#[derive(Debug, Clone, Copy)]
-struct Basin {
-    free: u64,
-    pair: u32,
-}
-
-impl Scratch {
-    pub(super) fn fit(&mut self, hosts: &Hosts) {
+impl<N> Scratch<N> {
+    pub(super) fn fit(&mut self, ranks: usize) {
         self.basins.clear();
-        self.basins.reserve(hosts.ranks());
+        self.basins.reserve(ranks);
     }
 }
 
-/// Sets every rank to its base load and adds the items that have no second host.
-pub(super) fn place_single_hosted(problem: &Problem, loads: &[u64], split: &mut Split) {
-    split.rank_loads.copy_from_slice(problem.base());
-    let (offsets, pairs) = (problem.hosts().offsets(), problem.hosts().pairs());
-    for (bounds, &load) in offsets.windows(2).zip(loads) {
-        let pair = bounds[0] as usize;
-        if bounds[1] as usize == pair + 1 {
-            split.quotas[pair] = load;
-            split.rank_loads[pairs[pair] as usize] += load;
-        }
+/// Places every shared item.
+pub(super) fn place<C: Count, N: Whole>(net: &Net, loads: &[C], flow: &mut Flow<N>) {
+    let (two, many) = flow.quota.split_at_mut(2 * net.two.len());
+    for (item, quota) in net.two.iter().zip(two.as_chunks_mut::<2>().0) {
+        let load = N::from_count(loads[item.item as usize]);
+        let (low, high) = (item.low as usize, item.high as usize);
+        let give = (load + flow.excess[high] - flow.excess[low] + N::ONE).half().clamp(N::ZERO, load);
+        *quota = [give, load - give];
+        flow.excess[low] += give;
+        flow.excess[high] += load - give;
+    }
+    let mut first = 0;
+    for (&item, ranks) in net.many_items.iter().zip(net.many.iter()) {
+        let quota = &mut many[first..first + ranks.len()];
+        first += ranks.len();
+        pour(N::from_count(loads[item as usize]), ranks, quota, &mut flow.excess, &mut flow.fill);
     }
 }
 
-/// Pours every shared item over its hosts.
-pub(super) fn place_shared(
-    hosts: &Hosts,
-    loads: &[u64],
-    room: &[u64],
-    scratch: &mut Scratch,
-    split: &mut Split,
-) {
-    let (offsets, pairs) = (hosts.offsets(), hosts.pairs());
-    for &item in hosts.shared() {
-        let load = loads[item as usize];
-        if load == 0 {
-            continue;
-        }
-        scratch.basins.clear();
-        let mut all_free = 0u128;
-        for pair in offsets[item as usize]..offsets[item as usize + 1] {
-            let rank = pairs[pair as usize] as usize;
-            let free = room[rank].saturating_sub(split.rank_loads[rank]);
-            all_free += u128::from(free);
-            scratch.basins.push(Basin { free, pair });
-        }
-        let mut give = |pair: u32, amount: u64| {
-            split.quotas[pair as usize] += amount;
-            split.rank_loads[pairs[pair as usize] as usize] += amount;
-        };
-        if all_free >= u128::from(load) {
-            pour(&mut scratch.basins, load, give);
-        } else {
-            // Fill all the room there is and share the rest evenly: the search will move it on.
-            let rest = load - all_free as u64;
-            let count = scratch.basins.len() as u64;
-            let (each, over) = (rest / count, rest % count);
-            for (basin, index) in scratch.basins.iter().zip(0..) {
-                give(basin.pair, basin.free + each + u64::from(index < over));
-            }
-        }
+/// Takes every two-hosted item up and pours it again.
+pub(super) fn level_out<N: Whole>(net: &Net, flow: &mut Flow<N>) {
+    for (item, quota) in net.two.iter().zip(flow.quota.as_chunks_mut::<2>().0) {
+        let (low, high) = (item.low as usize, item.high as usize);
+        let load = quota[0] + quota[1];
+        let bias = flow.excess[high] - quota[1] - (flow.excess[low] - quota[0]);
+        let give = (load + bias + N::ONE).half().clamp(N::ZERO, load);
+        let moved = give - quota[0];
+        *quota = [give, load - give];
+        flow.excess[low] += moved;
+        flow.excess[high] -= moved;
     }
 }
 
-/// Pours a load that fits so that the least free room left is as large as can be.
-///
-/// The fullest basins stay dry; the `wet` emptiest end up level, free room differing by one at most.
-fn pour(basins: &mut [Basin], load: u64, mut give: impl FnMut(u32, u64)) {
-    // Emptiest first; ties in order of pair, that is of rank.
-    basins.sort_unstable_by(|a, b| b.free.cmp(&a.free).then(a.pair.cmp(&b.pair)));
-    let mut wet = 0;
-    let mut free = 0u128;
-    while let Some(basin) = basins.get(wet) {
-        // Is the water level still below this basin's floor?
-        if wet > 0 && free - u128::from(basin.free) * wet as u128 >= u128::from(load) {
+/// Pours a load over its hosts so that the largest excess among the wet ones is as small as can be.
+fn pour<N: Whole>(load: N, ranks: &[u32], quota: &mut [N], excess: &mut [N], scratch: &mut Scratch<N>) {
+    let basins = &mut scratch.basins;
+    basins.clear();
+    basins.extend(ranks.iter().zip(0..).map(|(&rank, index)| (excess[rank as usize], index)));
+    // Emptiest first; ties in order of rank.
+    basins.sort_unstable();
+    quota.fill(N::ZERO);
+    // Pour until the water reaches the floor of the next basin, or there is no more.
+    let mut wet = 1;
+    let mut left = load;
+    let mut level = basins[0].0;
+    while let Some(&(floor, _)) = basins.get(wet) {
+        let step = (floor - level).times(wet);
+        if step > left {
             break;
         }
-        free += u128::from(basin.free);
+        left -= step;
+        level = floor;
         wet += 1;
     }
-    let left = free - u128::from(load);
-    // The free room that each keeps, one more for the first few; at most what it had.
-    let (level, over) = ((left / wet as u128) as u64, (left % wet as u128) as usize);
-    for (index, basin) in basins[..wet].iter().enumerate() {
-        give(basin.pair, basin.free - level - u64::from(index < over));
-    }
-}
-
-#[cfg(test)]
-impl Scratch {
-    pub(super) fn capacity(&self) -> usize {
-        self.basins.capacity()
+    let (each, over) = left.divide(wet);
+    for (index, &(before, host)) in basins[..wet].iter().enumerate() {
+        let more = if index < over { N::ONE } else { N::ZERO };
+        let give = level + each + more - before;
+        quota[host as usize] = give;
+        excess[ranks[host as usize] as usize] += give;
     }
 }

@@ -4,33 +4,82 @@
 //!
 //! **Method.** Ford and Fulkerson's theorem turned into a search for the peak. Give every rank the room
 //! `⌊T·s_r⌋` at the peak `T` in hand. Start at the least `T` that no single rank and not the total rules
-//! out ([`level`]), place the items greedily ([`fill`]), then move load along residual paths from
-//! overloaded ranks to ranks with slack, a blocking flow at a time (Dinic 1970; [`search`]). Where no
+//! out ([`level`]). Place the items greedily and level them out between neighbours ([`fill`]), then settle what is
+//! left along fixed spanning trees ([`forest`]): in most batches almost nothing remains. What does remain
+//! moves along shortest residual paths from overloaded ranks to ranks with slack ([`search`], [`block`]). Where no
 //! slack can be reached, the ranks that were reached form a cut `S`: all their load is base load or
 //! belongs to items that have no host outside. So `S` must carry what it carries now, and `T` rises to the
 //! least value at which it can. Raising `T` widens every rank and undoes no work, the flow is kept, and
 //! each cut lies inside the one before (nothing leaves a cut), so there are at most as many raises as
 //! ranks. The set behind the last raise is the certificate.
 //!
+//! **Numbers.** A rank is described by its *excess*, load minus room, in the narrowest signed type that holds
+//! the total; widths differ in memory, never in the answer ([`count`]).
+//!
 //! **Determinism.** Integers only; ties go to the lowest index; the search goes level by level. The quotas
-//! depend on the problem and the loads alone, never on what the workspace held before.
+//! depend on the problem and the loads alone, never on what the workspace held before. There is no warm
+//! start from the previous batch's cut, though its bound on `T` would be valid: the flow at a lower `T` is part
+//! of how the quotas come about, so they would no longer be those of a cold run (docs/fast-loop.md).
 
+mod block;
+mod count;
 mod fill;
+mod forest;
+mod gather;
 mod level;
 mod search;
+mod warm;
 
+pub(crate) use count::Count;
+pub use warm::Warm;
+
+use std::sync::Arc;
+
+use crate::net::Net;
 use crate::{Error, Peak, Problem, Split};
-use search::Found;
+use count::Whole;
+use search::{Found, search};
+
+/// How many quick drains are tried before blocking flows take over.
+const DRAINS: usize = 64;
 
 /// Scratch memory of the exact split. Reusable for any problem; allocates only when one is larger than
 /// all before it.
 #[derive(Debug, Clone, Default)]
 pub struct Workspace {
-    /// What each rank can carry at the peak in hand.
-    room: Vec<u64>,
-    fill: fill::Scratch,
+    narrow: Flow<i32>,
+    wide: Flow<i64>,
+    widest: Flow<i128>,
     level: level::Scratch,
     search: search::Scratch,
+    block: block::Scratch,
+    /// The hosts that all this was last sized for, known by where their offsets lie.
+    sized_for: Option<Arc<[u32]>>,
+}
+
+/// A split in the making.
+#[derive(Debug, Clone, Default)]
+struct Flow<N> {
+    /// The quota of every place: of every (item, host) pair that leaves a choice.
+    quota: Vec<N>,
+    /// What each rank carries beyond its room; negative where it has slack.
+    excess: Vec<N>,
+    /// What each rank can carry at the peak in hand.
+    room: Vec<N>,
+    fill: fill::Scratch<N>,
+    /// Scratch of the forests: what a subtree wants to be rid of or can take, and what each edge has on offer.
+    subtree: Vec<N>,
+    offer: Vec<N>,
+}
+
+impl<N: Whole> Flow<N> {
+    fn fit(&mut self, ranks: usize, net: &Net) {
+        self.quota.resize(net.places(), N::ZERO);
+        for vector in [&mut self.excess, &mut self.room, &mut self.subtree, &mut self.offer] {
+            vector.resize(ranks, N::ZERO);
+        }
+        self.fill.fit(ranks);
+    }
 }
 
 impl Workspace {
@@ -42,10 +91,17 @@ impl Workspace {
     }
 
     fn fit(&mut self, problem: &Problem) {
-        self.room.resize(problem.hosts().ranks(), 0);
-        self.fill.fit(problem.hosts());
+        if self.sized_for.as_ref().is_some_and(|offsets| Arc::ptr_eq(offsets, problem.hosts().offsets())) {
+            return;
+        }
+        self.sized_for = Some(Arc::clone(problem.hosts().offsets()));
+        let (ranks, net) = (problem.hosts().ranks(), problem.hosts().net());
+        self.narrow.fit(ranks, net);
+        self.wide.fit(ranks, net);
+        self.widest.fit(ranks, net);
         self.level.fit(problem.hosts());
-        self.search.fit(problem.hosts());
+        self.search.fit(ranks, net);
+        self.block.fit(ranks, net);
     }
 }
 
@@ -71,41 +127,136 @@ pub fn solve_into(
     workspace: &mut Workspace,
     split: &mut Split,
 ) -> Result<(), Error> {
+    solve_any(problem, loads, workspace, split)
+}
+
+/// As [`solve_into`], from counts of 32 bits, as kernels count: the same answer, bit for bit.
+///
+/// # Errors
+/// As [`solve_into`].
+pub fn solve_counts_into(
+    problem: &Problem,
+    counts: &[u32],
+    workspace: &mut Workspace,
+    split: &mut Split,
+) -> Result<(), Error> {
+    solve_any(problem, counts, workspace, split)
+}
+
+fn solve_any<C: Count>(
+    problem: &Problem,
+    loads: &[C],
+    workspace: &mut Workspace,
+    split: &mut Split,
+) -> Result<(), Error> {
     let total = problem.total(loads)?;
     workspace.fit(problem);
     split.fit(problem.hosts());
-
-    fill::place_single_hosted(problem, loads, split);
-    let mut peak = level::first(problem, total, &mut workspace.level, split);
-    for (room, &speed) in workspace.room.iter_mut().zip(problem.speeds()) {
-        *room = peak.room(speed);
+    let Workspace { narrow, wide, widest, level, search, block, .. } = workspace;
+    if i32::try_from(total).is_ok() {
+        Run { problem, loads, total, flow: narrow, level, search, block, split }.run();
+    } else if i64::try_from(total).is_ok() {
+        Run { problem, loads, total, flow: wide, level, search, block, split }.run();
+    } else {
+        Run { problem, loads, total, flow: widest, level, search, block, split }.run();
     }
-    fill::place_shared(problem.hosts(), loads, &workspace.room, &mut workspace.fill, split);
+    Ok(())
+}
 
-    loop {
-        match search::levels(problem.hosts(), &workspace.room, split, &mut workspace.search) {
-            Found::NothingOverloaded => break,
-            Found::Slack => {
-                search::block(problem.hosts(), &workspace.room, split, &mut workspace.search);
-            }
-            Found::Cut => {
-                let cut = workspace.search.reached();
-                let must = cut.iter().map(|&rank| split.rank_loads[rank as usize]).sum();
-                peak = level::least(problem, cut, must, &mut workspace.level.heap);
-                // Outside the cut nothing is overloaded and nothing will arrive: its room may stay.
-                for &rank in cut {
-                    workspace.room[rank as usize] = peak.room(problem.speeds()[rank as usize]);
+/// One run of the method, in one width of numbers.
+struct Run<'a, C, N> {
+    problem: &'a Problem,
+    loads: &'a [C],
+    total: u64,
+    flow: &'a mut Flow<N>,
+    level: &'a mut level::Scratch,
+    search: &'a mut search::Scratch,
+    block: &'a mut block::Scratch,
+    split: &'a mut Split,
+}
+
+impl<C: Count, N: Whole> Run<'_, C, N> {
+    fn run(&mut self) {
+        gather::fixed_loads(self.problem, self.loads, self.split);
+        let mut peak = level::first(self.problem, self.total, self.level, self.split);
+        self.open(peak);
+        self.place();
+        let net = self.problem.hosts().net();
+        let mut drains = if net.many_items.is_empty() { DRAINS } else { 0 };
+        loop {
+            match search(net, self.flow, self.search) {
+                Found::NothingOverloaded => break,
+                Found::Slack if drains > 0 => {
+                    drains -= 1;
+                    forest::drain(self.search.forest(), self.flow);
                 }
-                split.certificate.clear();
-                split.certificate.extend_from_slice(cut);
+                Found::Slack => block::block(net, self.flow, self.search, self.block),
+                Found::Cut => peak = self.raise(),
             }
+        }
+        gather::write(self.problem, self.loads, self.flow, self.split);
+        debug_assert_eq!(busiest(self.problem, &self.split.rank_loads), peak, "no lower one is possible");
+        self.split.peak = match self.problem.common_speed() {
+            Some(_) => peak,
+            None => busiest(self.problem, &self.split.rank_loads),
+        };
+    }
+
+    /// Gives every rank its room at a peak, and its excess from what it must carry anyway.
+    fn open(&mut self, peak: Peak) {
+        let Flow { excess, room, .. } = &mut *self.flow;
+        let ranks = excess.iter_mut().zip(room).zip(&self.split.rank_loads).zip(self.problem.speeds());
+        for (((excess, room), &load), &speed) in ranks {
+            // More room than there is load is never used.
+            *room = N::from_u64(peak.room(speed).min(self.total));
+            *excess = N::from_u64(load) - *room;
         }
     }
 
-    split.certificate.sort_unstable();
-    split.peak = busiest(problem, &split.rank_loads);
-    debug_assert_eq!(split.peak, peak, "the peak is attained, for no lower one is possible");
-    Ok(())
+    /// Places the shared items, and goes on levelling out as long as a rank is overloaded.
+    fn place(&mut self) {
+        let net = self.problem.hosts().net();
+        fill::place(net, self.loads, self.flow);
+        for _ in 0..net.passes {
+            if !any_overload(&self.flow.excess) {
+                return;
+            }
+            fill::level_out(net, self.flow);
+        }
+        for forest in &net.forests {
+            if !any_overload(&self.flow.excess) {
+                return;
+            }
+            forest::settle(forest, self.flow);
+        }
+    }
+
+    /// Raises the peak to the least at which the cut that was found can carry its load.
+    fn raise(&mut self) -> Peak {
+        let cut = self.search.reached();
+        let Flow { excess, room, .. } = &mut *self.flow;
+        let must = cut.iter().map(|&rank| (excess[rank as usize] + room[rank as usize]).to_u64()).sum();
+        let peak = level::least(self.problem, cut, must, &mut self.level.heap);
+        // Outside the cut nothing is overloaded and nothing will arrive: its room may stay.
+        for &rank in cut {
+            let rank = rank as usize;
+            let wider = N::from_u64(peak.room(self.problem.speeds()[rank]).min(self.total));
+            excess[rank] -= wider - room[rank];
+            room[rank] = wider;
+        }
+        self.split.certificate.clear();
+        self.split.certificate.extend_from_slice(cut);
+        self.split.certificate.sort_unstable();
+        for forest in self.problem.hosts().net().forests.iter().take(1) {
+            forest::settle(forest, self.flow);
+        }
+        peak
+    }
+}
+
+/// Whether a rank carries more than its room. Without a branch per rank.
+fn any_overload<N: Whole>(excess: &[N]) -> bool {
+    excess.iter().copied().fold(N::ZERO, N::max) > N::ZERO
 }
 
 /// The largest ratio of load to speed: that of the lowest rank which attains it.
@@ -120,43 +271,4 @@ fn busiest(problem: &Problem, rank_loads: &[u64]) -> Peak {
         }
     }
     busiest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Workspace, solve_into};
-    use crate::{Hosts, Problem, Split};
-
-    /// What [`Workspace`] promises: every vector has its final capacity from the start.
-    #[test]
-    fn memory_does_not_grow_after_set_up() {
-        let ranks = 40u32;
-        let lists = (0..200).map(|item| match item % 5 {
-            0 => vec![item % ranks],
-            1 => (0..ranks).collect(),
-            step => vec![item % ranks, (item + step) % ranks],
-        });
-        let hosts = Hosts::new(ranks as usize, lists).expect("valid hosts");
-        let even = Problem::new(hosts);
-        let uneven = even.clone().with_speeds((1..=ranks).collect()).expect("positive speeds");
-        for problem in [even, uneven] {
-            let mut workspace = Workspace::new(&problem);
-            let mut split = Split::default();
-            solve_into(&problem, &[0; 200], &mut workspace, &mut split).expect("valid");
-            let before = (workspace.capacities(), split.quotas.capacity(), split.certificate.capacity());
-            for seed in 0..300u64 {
-                let loads: Vec<u64> = (0..200).map(|item| (item * 7919 + seed * 104_729) % 1013).collect();
-                solve_into(&problem, &loads, &mut workspace, &mut split).expect("valid");
-            }
-            let after = (workspace.capacities(), split.quotas.capacity(), split.certificate.capacity());
-            assert_eq!(before, after);
-        }
-    }
-
-    impl Workspace {
-        fn capacities(&self) -> (usize, usize, usize, [usize; 6]) {
-            let heap = self.level.heap.capacity();
-            (self.room.capacity(), self.fill.capacity(), heap, self.search.capacities())
-        }
-    }
 }

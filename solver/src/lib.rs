@@ -33,10 +33,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! **Module map.** `hosts`, `problem`: what is asked. `exact`: the flow (`level`: the least admissible
-//! peak, `fill`: a greedy start, `search`: residual paths and blocking flows). `split`, `peak`:
-//! the answer. `verify`: the check, which shares no code with the solver. [`affine`]: LPLB's interior
-//! point iteration, for comparison. `lp` (feature `lp`): the same problem stated as a linear programme.
+//! **Module map.** `hosts`, `problem`: what is asked. `net`: both compiled for the solver. `exact`: the flow
+//! (`gather`: items with one host; `level`: the least admissible peak; `fill`: a greedy start; `forest`, `search`,
+//! `block`: residual paths, drains and blocking flows). `split`, `peak`: the answer. `verify`: the check, which
+//! shares no code with the solver. For comparison: [`affine`], LPLB's interior point iteration; [`edge`], coordinate
+//! descent; `lp` (feature `lp`), the same problem as a linear programme; `bench`, the corpus that all are timed on.
 //!
 //! **Features.** None by default: no dependency beyond `thiserror`. `lp` adds the linear programme with a
 //! pure-Rust engine, `highs` adds HiGHS to it, `oracle` is the set that the tests want.

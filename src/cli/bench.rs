@@ -86,7 +86,7 @@ pub(crate) fn run(command: &BenchCommand, output: Output) -> anyhow::Result<()> 
         output.note(&absent());
     }
     if output.json() {
-        return output.document(&json!({ "rows": rows.iter().map(document).collect::<Vec<_>>() }));
+        return super::output::document(&json!({ "rows": rows.iter().map(document).collect::<Vec<_>>() }));
     }
     print(&text(&rows))
 }

@@ -91,8 +91,10 @@ pub(crate) fn run(command: &BenchCommand, output: Output) -> anyhow::Result<()> 
     print(&text(&rows))
 }
 
-/// Ranks by redundant slots per rank, each with its batches.
-fn sizes(args: &SplitArgs, output: Output) -> anyhow::Result<Vec<((usize, usize), Vec<Series>)>> {
+/// Ranks by redundant slots per rank, with the batches to time there.
+type Sized = ((usize, usize), Vec<Series>);
+
+fn sizes(args: &SplitArgs, output: Output) -> anyhow::Result<Vec<Sized>> {
     let mut sizes = Vec::new();
     if args.trace.traces.is_empty() {
         for size in SIZES {

@@ -4,6 +4,8 @@
 //! Items with a choice get *places*, dense numbers of their (item, host) pairs: the two-hosted items come
 //! first, so that the two places of such an item are `2k` and `2k + 1` and each is the other's `^ 1`.
 
+use crate::exact::{BLOCK, TABLE};
+
 /// From this many ranks on, a second spanning forest pays for itself.
 const TWO_FORESTS: usize = 48;
 
@@ -15,8 +17,14 @@ const MOST_PASSES: usize = 6;
 pub(crate) struct Net {
     /// Rank by rank, the items that have no other host.
     pub(crate) single: Rows<u32>,
+    /// The same in narrow numbers, where items are few enough.
+    pub(crate) short: Option<Short>,
     /// Maximal runs of consecutive items with one host each, whose pairs are consecutive too.
     pub(crate) runs: Vec<Run>,
+    /// The same runs in blocks of [`BLOCK`], the last of a run reaching over its end; and item by item where a block would
+    /// reach over the end of everything. Both only for up to [`TABLE`] items.
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) ends: Vec<Block>,
     /// The two-hosted items, ascending.
     pub(crate) two: Vec<Two>,
     /// The items with three hosts or more, ascending, and the rank of each of their places.
@@ -32,12 +40,28 @@ pub(crate) struct Net {
     pub(crate) forests: Vec<Vec<Branch>>,
 }
 
+/// Row by row, items in narrow numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Short {
+    /// Up to 256 items.
+    Bytes(Rows<u8>),
+    /// Up to [`TABLE`] items.
+    Words(Rows<u16>),
+}
+
 /// Consecutive items with one host each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) item: u32,
     pub(crate) pair: u32,
     pub(crate) count: u32,
+}
+
+/// The first of [`BLOCK`] consecutive items and pairs, for tables of at most [`TABLE`] items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) item: u32,
+    pub(crate) pair: u32,
 }
 
 /// An item with two hosts; `low < high`.
@@ -97,6 +121,10 @@ impl<T: Copy + Default> Rows<T> {
         Rows { bounds, values: sorted }
     }
 
+    fn map<U>(&self, f: impl Fn(T) -> U) -> Rows<U> {
+        Rows { bounds: self.bounds.clone(), values: self.values.iter().map(|&value| f(value)).collect() }
+    }
+
     pub(crate) fn row(&self, row: usize) -> &[T] {
         &self.values[self.bounds[row] as usize..self.bounds[row + 1] as usize]
     }
@@ -134,8 +162,16 @@ impl Net {
             }
         }
         net.pair_of.extend(many_places);
+        if items <= TABLE {
+            net.cut_into_blocks(pairs.len());
+        }
         let single = (0..items).filter(|&item| hosts_of(item).len() == 1);
         net.single = Rows::sort(ranks, single.map(|item| (hosts_of(item)[0], item as u32)));
+        net.short = match items {
+            0..=256 => Some(Short::Bytes(net.single.map(|item| item as u8))),
+            257..=TABLE => Some(Short::Words(net.single.map(|item| item as u16))),
+            _ => None,
+        };
         let many = net.many_items.iter().enumerate();
         let many_ranks = many
             .flat_map(|(index, &item)| hosts_of(item as usize).iter().map(move |&rank| (index as u32, rank)));
@@ -163,6 +199,19 @@ impl Net {
         match self.runs.last_mut() {
             Some(run) if run.item + run.count == item => run.count += 1,
             _ => self.runs.push(Run { item, pair, count: 1 }),
+        }
+    }
+
+    fn cut_into_blocks(&mut self, pairs: usize) {
+        for run in &self.runs {
+            let block = |start: u32| Block { item: run.item + start, pair: run.pair + start };
+            for start in (0..run.count).step_by(BLOCK) {
+                if block(start).pair as usize + BLOCK <= pairs {
+                    self.blocks.push(block(start));
+                } else {
+                    self.ends.extend((start..run.count.min(start + BLOCK as u32)).map(block));
+                }
+            }
         }
     }
 

@@ -70,6 +70,11 @@ impl Problem {
         self.common_speed
     }
 
+    /// The sum of all base loads, unless it exceeds 64 bits.
+    pub(crate) fn base_sum(&self) -> Option<u64> {
+        self.base_sum
+    }
+
     /// Checks the loads and adds them all up, base loads included.
     pub(crate) fn total<C: Count>(&self, loads: &[C]) -> Result<u64, Error> {
         check_length("loads", self.hosts.items(), loads.len())?;

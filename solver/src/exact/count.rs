@@ -10,6 +10,15 @@ pub(crate) trait Count: Copy + Debug {
 
     /// The sum of counts and a number, unless it exceeds 64 bits.
     fn sum(counts: &[Self], more: u64) -> Option<u64>;
+
+    /// Copies the counts and returns their sum, if it is plain from their sizes that it fits 31 bits.
+    fn tabulate(counts: &[Self], table: &mut [u32]) -> Option<u32>;
+}
+
+/// Whether no more than this many numbers, whose bits are all among these, add up to 31 bits at most: if each of n
+/// numbers has at most b bits and n has c bits, the sum has at most b + c.
+fn fits_31_bits(bits: u64, numbers: usize) -> bool {
+    bits.leading_zeros() + (numbers as u64).leading_zeros() >= 64 + 33
 }
 
 impl Count for u32 {
@@ -20,6 +29,16 @@ impl Count for u32 {
     fn sum(counts: &[u32], more: u64) -> Option<u64> {
         // There are fewer than 2^32 items.
         more.checked_add(counts.iter().map(|&count| u64::from(count)).sum())
+    }
+
+    fn tabulate(counts: &[u32], table: &mut [u32]) -> Option<u32> {
+        let (mut sum, mut bits) = (0u32, 0);
+        for (copy, &count) in table.iter_mut().zip(counts) {
+            *copy = count;
+            sum = sum.wrapping_add(count);
+            bits |= count;
+        }
+        fits_31_bits(u64::from(bits), counts.len()).then_some(sum)
     }
 }
 
@@ -37,6 +56,16 @@ impl Count for u64 {
             return more.checked_add(sum);
         }
         counts.iter().try_fold(more, |sum, &load| sum.checked_add(load))
+    }
+
+    fn tabulate(counts: &[u64], table: &mut [u32]) -> Option<u32> {
+        let (mut sum, mut bits) = (0u32, 0);
+        for (copy, &count) in table.iter_mut().zip(counts) {
+            *copy = count as u32;
+            sum = sum.wrapping_add(count as u32);
+            bits |= count;
+        }
+        fits_31_bits(bits, counts.len()).then_some(sum)
     }
 }
 

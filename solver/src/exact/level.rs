@@ -58,7 +58,10 @@ impl PartialOrd for Breakpoint {
 /// The rank loads in `split` are the fixed ones: base loads and items with a single host.
 pub(super) fn first(problem: &Problem, total: u64, scratch: &mut Scratch, split: &mut Split) -> Peak {
     let mean = least(problem, &scratch.all, total, &mut scratch.heap);
-    let fixed = super::busiest(problem, &split.rank_loads);
+    let fixed = match problem.common_speed() {
+        Some(speed) => Peak { load: split.rank_loads.iter().copied().fold(0, u64::max), speed },
+        None => super::busiest(problem, &split.rank_loads),
+    };
     if fixed > mean {
         let attains = |(&load, &speed): (&u64, &u32)| Peak { load, speed } == fixed;
         let rank = split.rank_loads.iter().zip(problem.speeds()).position(attains);

@@ -31,6 +31,7 @@ mod search;
 mod warm;
 
 pub(crate) use count::Count;
+pub(crate) use gather::{BLOCK, TABLE, Table};
 pub use warm::Warm;
 
 use std::sync::Arc;
@@ -47,6 +48,7 @@ const DRAINS: usize = 64;
 /// all before it.
 #[derive(Debug, Clone, Default)]
 pub struct Workspace {
+    table: Table,
     narrow: Flow<i32>,
     wide: Flow<i64>,
     widest: Flow<i128>,
@@ -149,10 +151,19 @@ fn solve_any<C: Count>(
     workspace: &mut Workspace,
     split: &mut Split,
 ) -> Result<(), Error> {
-    let total = problem.total(loads)?;
     workspace.fit(problem);
+    let Workspace { table, narrow, wide, widest, level, search, block, .. } = workspace;
+    if let Some(total) = table.take_in(problem, loads) {
+        split.fit(problem.hosts());
+        table.fixed_loads(problem, &mut split.rank_loads);
+        table.write_runs(problem.hosts().net(), &mut split.quotas);
+        Run { problem, loads, total, flow: narrow, level, search, block, split }.run();
+        return Ok(());
+    }
+    let total = problem.total(loads)?;
     split.fit(problem.hosts());
-    let Workspace { narrow, wide, widest, level, search, block, .. } = workspace;
+    gather::fixed_loads(problem, loads, &mut split.rank_loads);
+    gather::write_runs(problem.hosts().net(), loads, &mut split.quotas);
     if i32::try_from(total).is_ok() {
         Run { problem, loads, total, flow: narrow, level, search, block, split }.run();
     } else if i64::try_from(total).is_ok() {
@@ -177,7 +188,6 @@ struct Run<'a, C, N> {
 
 impl<C: Count, N: Whole> Run<'_, C, N> {
     fn run(&mut self) {
-        gather::fixed_loads(self.problem, self.loads, self.split);
         let mut peak = level::first(self.problem, self.total, self.level, self.split);
         self.open(peak);
         self.place();
@@ -194,7 +204,7 @@ impl<C: Count, N: Whole> Run<'_, C, N> {
                 Found::Cut => peak = self.raise(),
             }
         }
-        gather::write(self.problem, self.loads, self.flow, self.split);
+        gather::write(net, self.flow, self.split);
         debug_assert_eq!(busiest(self.problem, &self.split.rank_loads), peak, "no lower one is possible");
         self.split.peak = match self.problem.common_speed() {
             Some(_) => peak,

@@ -7,8 +7,10 @@
 //! LPLB's floor per rank and SGLang's random sampling both miss the quotas that they computed; here the tokens of all
 //! sources together meet every quota exactly (DESIGN 4.2).
 
+mod copies;
 mod gather;
 
+pub use copies::Copies;
 pub use gather::{AllGather, GatherError, InProcess};
 
 use crate::cluster::Cluster;

@@ -71,6 +71,8 @@ pub(crate) fn cut(
         layers: first.layers,
         experts: options.experts.unwrap_or(experts).max(1),
         counts: Vec::new(),
+        ids: sink.wants_token_ids().then(Vec::new),
+        top_k: first.top_k,
         steps: 0,
         sink,
     };
@@ -119,6 +121,9 @@ struct Batch<'a> {
     experts: usize,
     /// `[layer][expert]` of the batch being filled.
     counts: Vec<u64>,
+    /// `[token][layer][top_k]` of the batch being filled, where the sink wants it.
+    ids: Option<Vec<u16>>,
+    top_k: usize,
     steps: u64,
     sink: &'a mut dyn Sink,
 }
@@ -126,6 +131,9 @@ struct Batch<'a> {
 impl Batch<'_> {
     fn take(&mut self, array: usize, token: usize) {
         self.arrays[array].count(token, self.experts, &mut self.counts);
+        if let Some(ids) = &mut self.ids {
+            self.arrays[array].append(token, ids);
+        }
     }
 
     fn finish(&mut self) -> Result<(), TraceError> {
@@ -133,6 +141,12 @@ impl Batch<'_> {
         self.sink.step(Label::Number(self.steps)).map_err(|fault| fault.at(self.path, place(self.steps)))?;
         for (layer, counts) in self.counts.chunks_exact(self.experts).enumerate() {
             self.sink.counts(layer as u32, counts).map_err(|fault| fault.at(self.path, place(self.steps)))?;
+        }
+        if let Some(ids) = &mut self.ids {
+            let ids = std::mem::take(ids);
+            self.sink
+                .token_ids(self.layers, self.top_k, ids)
+                .map_err(|fault| fault.at(self.path, place(self.steps)))?;
         }
         self.counts.fill(0);
         self.steps += 1;

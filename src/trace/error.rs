@@ -132,6 +132,8 @@ pub(crate) enum Fault {
     StepLimit,
     /// One step alone needs more than the memory allowed.
     StepTooLarge { layers: usize, experts: usize, memory: u64 },
+    /// Ids of single tokens that cannot be held, or that change their shape.
+    TokenIds { memory: u64 },
     /// The output of a conversion could not be written.
     Write(Box<TraceError>),
 }
@@ -178,6 +180,15 @@ impl Fault {
                     "one step of {layers} layers x {experts} experts needs {} MiB, more than the {} MiB allowed; \
                      raise --memory",
                     (layers * experts * 8) >> 20,
+                    memory >> 20
+                ),
+            },
+            Self::TokenIds { memory } => TraceError::Limit {
+                path,
+                place,
+                what: format!(
+                    "the ids of all tokens up to here have another shape or need more than the {} MiB allowed; raise \
+                     --memory, or read one array at a time",
                     memory >> 20
                 ),
             },

@@ -32,6 +32,7 @@ mod skew;
 mod step_index;
 pub mod synth;
 mod table;
+mod tokens;
 mod torch;
 mod trtllm;
 mod vllm;
@@ -41,6 +42,7 @@ pub use error::{Place, TraceError};
 pub use open::{read, read_bytes};
 pub use options::{Batching, Format, LayerSet, Order, Progress, ReadOptions};
 pub use skew::Skew;
+pub use tokens::{TokenTrace, read_tokens};
 pub use write::{Written, convert, write};
 
 use std::path::PathBuf;

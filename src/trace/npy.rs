@@ -60,6 +60,16 @@ impl TokenArray {
             }
         }
     }
+
+    /// Appends one token's experts, `[layer][top_k]`, padding included.
+    pub(crate) fn append(&self, token: usize, to: &mut Vec<u16>) {
+        let width = self.layers * self.top_k;
+        let at = token * width..(token + 1) * width;
+        match &self.ids {
+            Ids::Narrow(ids) => to.extend(ids[at].iter().map(|&id| u16::from(id))),
+            Ids::Wide(ids) => to.extend_from_slice(&ids[at]),
+        }
+    }
 }
 
 fn add(ids: impl Iterator<Item = usize>, top_k: usize, experts: usize, counts: &mut [u64]) {

@@ -43,6 +43,15 @@ pub(crate) trait Sink {
     fn counts(&mut self, layer: u32, counts: &[u64]) -> Result<(), Fault>;
     /// The file itself says how many experts a layer has.
     fn experts(&mut self, experts: usize) -> Result<(), Fault>;
+    /// Whether [`Sink::token_ids`] is of any use.
+    fn wants_token_ids(&self) -> bool {
+        false
+    }
+    /// The experts of all tokens of the current step, `[token][layer][top_k]`, [`PADDING`](super::npy::PADDING) for none;
+    /// only from per-token arrays.
+    fn token_ids(&mut self, _layers: usize, _top_k: usize, _ids: Vec<u16>) -> Result<(), Fault> {
+        Ok(())
+    }
     /// Something the user should know.
     fn notice(&mut self, text: String);
 }

@@ -70,6 +70,14 @@ pub enum Violation {
         /// What the ranks must carry: base loads and the items that have no host elsewhere.
         must: u128,
     },
+    /// The load vector is not decreasingly minimal: a token could move, perhaps along other ranks, with gain.
+    #[error("a token of rank {from} would be better off on rank {to}")]
+    Unbalanced {
+        /// The rank that could be relieved.
+        from: usize,
+        /// The rank that has a place for its token at a lower level.
+        to: usize,
+    },
 }
 
 /// Checks that a split is feasible and that its certificate proves it optimal.

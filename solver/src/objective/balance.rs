@@ -20,7 +20,7 @@ use crate::{Error, Peak, Problem, Split, solve_into};
 /// allocated.
 #[derive(Debug, Clone, Default)]
 pub struct Workspace {
-    exact: crate::Workspace,
+    pub(super) exact: crate::Workspace,
     pub(super) graph: Graph,
     pub(super) flow: Flow,
     pub(super) classes: Classes,

@@ -54,6 +54,6 @@ pub fn verify_balanced(problem: &Problem, loads: &[u64], split: &Split) -> Resul
 }
 
 /// Orders two tokens, each given by the load it completes and its rank's speed: by ratio, then the faster rank first.
-fn order(a: (u128, u32), b: (u128, u32)) -> Ordering {
+pub(super) fn order(a: (u128, u32), b: (u128, u32)) -> Ordering {
     (a.0 * u128::from(b.1)).cmp(&(b.0 * u128::from(a.1))).then(b.1.cmp(&a.1))
 }

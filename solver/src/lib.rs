@@ -36,7 +36,8 @@
 //! **Module map.** `hosts`, `problem`: what is asked. `net`: both compiled for the solver. `exact`: the flow
 //! (`gather`: items with one host; `level`: the least admissible peak; `fill`: a greedy start; `forest`, `search`,
 //! `block`: residual paths, drains and blocking flows). `split`, `peak`: the answer. `verify`: the check, which
-//! shares no code with the solver. For comparison: [`affine`], LPLB's interior point iteration; [`edge`], coordinate
+//! shares no code with the solver. [`objective`]: which of the optimal splits, and other measures of load. For
+//! comparison: [`affine`], LPLB's interior point iteration; [`edge`], coordinate
 //! descent; `lp` (feature `lp`), the same problem as a linear programme; `bench`, the corpus that all are timed on.
 //!
 //! **Features.** None by default: no dependency beyond `thiserror`. `lp` adds the linear programme with a
@@ -57,6 +58,7 @@ pub mod bench;
 pub mod edge;
 #[cfg(feature = "lp")]
 pub mod lp;
+pub mod objective;
 
 pub use error::Error;
 pub(crate) use exact::Count;

@@ -70,6 +70,46 @@ pub enum Violation {
         /// What the ranks must carry: base loads and the items that have no host elsewhere.
         must: u128,
     },
+    /// The load vector is not decreasingly minimal: a token could move, perhaps along other ranks, with gain.
+    #[error("a token of rank {from} would be better off on rank {to}")]
+    Unbalanced {
+        /// The rank that could be relieved.
+        from: usize,
+        /// The rank that has a place for its token at a lower level.
+        to: usize,
+    },
+    /// The recorded traffic is not what the quotas make.
+    #[error("the quotas serve {off_node} tokens off their node and {off_rank} off their rank")]
+    Traffic {
+        /// Tokens off their source's node.
+        off_node: u128,
+        /// Tokens off their source's rank.
+        off_rank: u128,
+    },
+    /// A rank's load is not at its level, or an item is served above its lowest level.
+    #[error("rank {rank} does not keep to its level")]
+    Level {
+        /// The rank.
+        rank: usize,
+    },
+    /// Room is paid for that is not scarce (or, below zero, load that is not).
+    #[error("rank {rank} has the price {price}, which its load does not allow")]
+    Price {
+        /// The rank.
+        rank: usize,
+        /// Its price.
+        price: i64,
+    },
+    /// A token of an item would be cheaper elsewhere.
+    #[error("a token of item {item} would be cheaper on rank {to} than on rank {from}")]
+    Exchange {
+        /// The item.
+        item: usize,
+        /// The rank that serves the token.
+        from: usize,
+        /// The cheaper one.
+        to: usize,
+    },
 }
 
 /// Checks that a split is feasible and that its certificate proves it optimal.

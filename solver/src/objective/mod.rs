@@ -1,0 +1,24 @@
+//! Second objectives, and other measures of load.
+//!
+//! The exact split ([`solve`](crate::solve)) makes the peak as small as it can be. Mostly many splits do. The modules
+//! here choose among them, or measure load otherwise. One file per objective, each with its own statement, method and
+//! proof; docs/objectives.md has figures.
+//!
+//! - [`balance()`]: the whole load vector, decreasingly minimal. Exact.
+//! - [`Traffic`]: among the splits of least peak, or of decreasingly minimal vector, the fewest tokens served off their
+//!   source's node, then off their source's rank. Exact.
+
+mod balance;
+mod check;
+mod check_traffic;
+mod classes;
+mod cost_flow;
+mod graph;
+mod level;
+mod traffic;
+
+pub use balance::{Workspace, balance, balance_into};
+pub use check::verify_balanced;
+pub use check_traffic::verify_traffic;
+pub use level::Level;
+pub use traffic::{Keep, Traffic, TrafficSplit, node_cost};

@@ -91,6 +91,11 @@ impl Cluster {
         self.nodes
     }
 
+    /// The node that a rank sits in.
+    pub fn node_of(&self, rank: usize) -> usize {
+        rank / (self.ranks / self.nodes)
+    }
+
     /// Slots on each rank, `S`.
     pub fn slots_per_rank(&self) -> usize {
         self.slots_per_rank

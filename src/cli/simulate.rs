@@ -6,8 +6,8 @@ use super::trace_args::TraceArgs;
 use clap::Args;
 use evenkeel::place;
 use evenkeel::report::Page;
-use evenkeel::simulate::{Config, Outcome, simulate};
-use evenkeel::split::Method;
+use evenkeel::simulate::{Config, Locality, Outcome, locality, simulate};
+use evenkeel::split::{Keep, Method};
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -38,13 +38,28 @@ pub(crate) struct SimulateArgs {
     /// Share of the steps to plan on; the rest is judged
     #[arg(long, value_name = "SHARE", default_value_t = 0.4)]
     plan_on: f64,
+    /// Per-token arrays: redirect every token, and say how far tokens travel, before and after traffic is made small
+    ///
+    /// A batch's tokens belong to the ranks in equal consecutive parts. Every source redirects its own; the slots must
+    /// meet their quotas to the token. Rows with `traffic` have the same peaks and, among such splits, the fewest tokens
+    /// off their node, then off their rank; `vector, traffic` also evens out the ranks below the peak first.
+    #[arg(long)]
+    locality: bool,
     /// Write a picture of it here: one HTML file that needs no network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
-    let trace = args.trace.read()?;
+    let tokens = if args.locality { Some(args.trace.read_tokens()?) } else { None };
+    let read;
+    let trace = match &tokens {
+        Some(tokens) => tokens.trace(),
+        None => {
+            read = args.trace.read()?;
+            &read
+        }
+    };
     output.notices(trace.notices());
     let cluster = args.cluster.cluster(trace.experts())?;
     let policies: Vec<_> = args
@@ -52,23 +67,24 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         .iter()
         .map(|name| place::policy(name.trim(), args.cluster.groups, &cluster))
         .collect::<Result<_, _>>()?;
-    let config = Config::first_part(&trace, cluster, args.splits.clone(), args.plan_on)?;
+    let config = Config::first_part(trace, cluster, args.splits.clone(), args.plan_on)?;
     let bar = Bar::layers();
-    let outcome = simulate(&trace, &config, &policies, &bar)?;
+    let outcome = simulate(trace, &config, &policies, &bar)?;
     drop(bar);
+    let travels = tokens.as_ref().map(|tokens| locality(tokens, &config, &outcome)).transpose()?;
     if let Some(path) = &args.report {
         let page = Page {
             title: "Simulation".into(),
             command: super::command_line(),
-            trace: &trace,
+            trace,
             cluster: &cluster,
             outcome: &outcome,
         };
         write_file(path, &page.html())?;
     }
-    let batches = args.trace.batches(&trace);
+    let batches = args.trace.batches(trace);
     if output.json() {
-        return super::output::document(&document(&trace, &config, &outcome, &batches));
+        return super::output::document(&document(trace, &config, &outcome, &batches, travels.as_deref()));
     }
     print(&format!(
         "{} experts x {} layers, {batches}; {} ranks x {} slots; planned on {} steps, judged on {} ({} batches{})\n\n",
@@ -86,6 +102,10 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         },
     ))?;
     print(&results(&outcome))?;
+    if let Some(travels) = &travels {
+        print(&format!("\nWhere tokens are served, of {} nodes\n", cluster.nodes()))?;
+        print(&travel_table(&outcome, travels))?;
+    }
     if let Some(path) = &args.report {
         output.note(&format!("report written to {}", path.display()));
     }
@@ -115,7 +135,58 @@ fn results(outcome: &Outcome) -> String {
     table(&header, rows.collect(), 2)
 }
 
-fn document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str) -> Value {
+fn choice(keep: Option<Keep>) -> &'static str {
+    match keep {
+        None => "peak",
+        Some(Keep::Peak) => "peak, traffic",
+        Some(Keep::Vector) => "peak, vector, traffic",
+    }
+}
+
+fn travel_table(outcome: &Outcome, travels: &[Locality]) -> String {
+    let rows = travels.iter().map(|row| {
+        let share = |pairs: u64| format!("{:.1}%", 100.0 * pairs as f64 / row.traffic.pairs().max(1) as f64);
+        let each = |copies: u64| format!("{:.3}", copies as f64 / row.copies.tokens.max(1) as f64);
+        vec![
+            outcome.planned[row.planned].policy.clone(),
+            choice(row.keep).into(),
+            share(row.traffic.own_rank),
+            share(row.traffic.own_node),
+            share(row.traffic.elsewhere),
+            each(row.copies.to_ranks),
+            each(row.copies.to_nodes),
+            format!("{} of {}", row.batches, row.batches),
+            row.peaks.to_string(),
+        ]
+    });
+    let header = [
+        "policy", "split", "own rank", "own node", "elsewhere", "to ranks", "to nodes", "quotas met", "sum of peaks",
+    ];
+    table(&header, rows.collect(), 2)
+}
+
+fn document(
+    trace: &Trace,
+    config: &Config,
+    outcome: &Outcome,
+    batches: &str,
+    travels: Option<&[Locality]>,
+) -> Value {
+    let travels: Option<Vec<Value>> = travels.map(|rows| {
+        let row = |row: &Locality| {
+            json!({
+                "policy": outcome.planned[row.planned].policy,
+                "split": choice(row.keep),
+                "pairs": { "own_rank": row.traffic.own_rank, "own_node": row.traffic.own_node,
+                           "elsewhere": row.traffic.elsewhere },
+                "copies": { "tokens": row.copies.tokens, "to_ranks": row.copies.to_ranks,
+                            "to_nodes": row.copies.to_nodes },
+                "batches": row.batches,
+                "sum_of_peaks": row.peaks,
+            })
+        };
+        rows.iter().map(row).collect()
+    });
     let results: Vec<Value> = outcome
         .rows
         .iter()
@@ -151,5 +222,6 @@ fn document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str) ->
         "cluster": super::cluster_args::document(&config.cluster, trace.experts()),
         "lp_engine": evenkeel_solver::lp::Engine::best().name(),
         "results": results,
+        "locality": travels,
     })
 }

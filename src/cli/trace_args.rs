@@ -3,7 +3,7 @@
 //! In: the command line. Out: [`TraceArgs`], and from it [`ReadOptions`] and the [`Trace`].
 
 use super::output::Bar;
-use evenkeel::trace::{Batching, Format, LayerSet, Order, ReadOptions, Trace, synth};
+use evenkeel::trace::{Batching, Format, LayerSet, Order, ReadOptions, TokenTrace, Trace, synth};
 use std::path::PathBuf;
 
 /// Which traces to read, and how.
@@ -88,6 +88,15 @@ impl TraceArgs {
         let spec =
             synth::SynthSpec { steps, top_k, batching, seed: self.seed, ..synth::SynthSpec::like(like)? };
         Ok(synth::resample(&trace, &spec)?)
+    }
+
+    /// Reads per-token arrays, keeping the ids of every token.
+    pub(crate) fn read_tokens(&self) -> anyhow::Result<TokenTrace> {
+        if self.resample.is_some() {
+            anyhow::bail!("--locality: resampled batches have no tokens; expected a per-token array");
+        }
+        let bar = Bar::bytes();
+        Ok(evenkeel::trace::read_tokens(&self.traces, &self.options(), &bar)?)
     }
 
     /// How the batches of the trace that was read came about, in words.

@@ -39,6 +39,17 @@ impl Copies {
             self.to_nodes += ranks.iter().filter(|&&node| node != source / per_node).count() as u64;
         }
     }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Copies) -> Copies {
+        Copies {
+            tokens: self.tokens + other.tokens,
+            pairs: self.pairs + other.pairs,
+            to_ranks: self.to_ranks + other.to_ranks,
+            to_nodes: self.to_nodes + other.to_nodes,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,20 +15,29 @@ pub use gather::{AllGather, GatherError, InProcess};
 
 use crate::cluster::Cluster;
 use crate::place::Placement;
-use crate::split::{Method, Shares, Split, SplitError, Splitter, Traffic};
+use crate::split::{Keep, Local, Method, Shares, Split, SplitError, Splitter, Traffic};
 use thiserror::Error;
 
 /// Splits batches of one layer and says which slot serves which token.
 #[derive(Debug)]
 pub struct Planner {
     cluster: Cluster,
-    splitter: Splitter,
+    engine: Engine,
     split: Split,
     shares: Shares,
     /// `[E]`, summed over the sources.
     totals: Vec<u64>,
     /// Per expert: the copy whose interval the next token falls into, and how many more do.
     cursor: Vec<(usize, u64)>,
+}
+
+/// Which of the splits of least peak is taken.
+#[derive(Debug)]
+enum Engine {
+    /// Whichever comes first, in microseconds.
+    Any(Splitter),
+    /// One of least traffic.
+    Local(Local),
 }
 
 /// Why tokens could not be redirected.
@@ -79,24 +88,51 @@ pub enum PlannerError {
     },
 }
 
+impl Engine {
+    fn placement(&self) -> &Placement {
+        match self {
+            Engine::Any(splitter) => splitter.placement(),
+            Engine::Local(local) => local.placement(),
+        }
+    }
+}
+
 impl Planner {
     /// A planner for one layer.
     ///
     /// # Errors
     /// When the placement is not for as many ranks as the cluster has.
     pub fn new(placement: Placement, cluster: Cluster) -> Result<Self, PlannerError> {
+        Self::build(placement, cluster, |placement| Ok(Engine::Any(Splitter::new(placement, Method::Exact)?)))
+    }
+
+    /// A planner whose splits have the same least peak, and among those (with [`Keep::Vector`]: among those with the most
+    /// even load vector) the least traffic between nodes, then between ranks. Takes longer than [`Planner::new`]'s.
+    ///
+    /// # Errors
+    /// As [`Planner::new`].
+    pub fn local(placement: Placement, cluster: Cluster, keep: Keep) -> Result<Self, PlannerError> {
+        Self::build(placement, cluster, |placement| {
+            Ok(Engine::Local(Local::new(placement, &cluster, keep)?))
+        })
+    }
+
+    fn build(
+        placement: Placement,
+        cluster: Cluster,
+        engine: impl FnOnce(Placement) -> Result<Engine, SplitError>,
+    ) -> Result<Self, PlannerError> {
         if placement.ranks() != cluster.ranks() {
             return Err(PlannerError::Ranks { placement: placement.ranks(), cluster: cluster.ranks() });
         }
         let shares = Shares::new(&placement);
         let (totals, cursor) = (vec![0; placement.experts()], vec![(0, 0); placement.experts()]);
-        let splitter = Splitter::new(placement, Method::Exact)?;
-        Ok(Self { cluster, splitter, split: Split::default(), shares, totals, cursor })
+        Ok(Self { cluster, engine: engine(placement)?, split: Split::default(), shares, totals, cursor })
     }
 
     /// The placement that tokens are redirected on.
     pub fn placement(&self) -> &Placement {
-        self.splitter.placement()
+        self.engine.placement()
     }
 
     /// Splits one batch; `counts` is `[source][expert]`, tokens that each rank routed to each expert.
@@ -117,9 +153,24 @@ impl Planner {
                 .try_fold(0u64, |sum, &count| sum.checked_add(count))
                 .ok_or(SplitError::Solver(evenkeel_solver::Error::Overflow))?;
         }
-        self.splitter.split(&self.totals, &mut self.split)?;
-        self.shares.fill(self.splitter.placement(), &self.cluster, &self.split, counts)?;
+        match &mut self.engine {
+            Engine::Any(splitter) => splitter.split(&self.totals, &mut self.split)?,
+            Engine::Local(local) => local.split(counts, &mut self.split)?,
+        }
+        self.shares.fill(self.engine.placement(), &self.cluster, &self.split, counts)?;
         Ok(&self.split)
+    }
+
+    /// Checks the last split against its `counts`: every token served by a slot that holds its expert, the peak certified,
+    /// and, for [`Planner::local`], the traffic proved least.
+    ///
+    /// # Errors
+    /// [`SplitError::Broken`] says what does not hold.
+    pub fn check(&self, counts: &[u64]) -> Result<(), PlannerError> {
+        Ok(match &self.engine {
+            Engine::Any(splitter) => splitter.check(&self.totals, &self.split)?,
+            Engine::Local(local) => local.check(counts)?,
+        })
     }
 
     /// How far the tokens of the last batch travel.
@@ -142,7 +193,7 @@ impl Planner {
         if source >= ranks {
             return Err(PlannerError::Source { source_rank: source, ranks });
         }
-        let (experts, placement) = (self.totals.len(), self.splitter.placement());
+        let (experts, placement) = (self.totals.len(), self.engine.placement());
         for (expert, cursor) in self.cursor.iter_mut().enumerate() {
             *cursor = (0, self.shares.of(source, expert)[0]);
         }

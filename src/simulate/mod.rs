@@ -5,13 +5,16 @@
 //! independent and run in parallel; results are gathered in layer order, so they do not depend on the threads.
 
 mod judge;
+mod locality;
 mod summary;
 
 pub use judge::{Judged, judge};
+pub use locality::{Locality, locality};
 pub use summary::Summary;
 
 use crate::cluster::Cluster;
 use crate::forecast::History;
+use crate::planner::PlannerError;
 use crate::place::{Contiguous, PlaceError, Placement, Policy};
 use crate::split::{Method, SplitError};
 use crate::trace::Trace;
@@ -91,6 +94,26 @@ pub enum SimulateError {
         step: String,
         /// Why.
         source: SplitError,
+    },
+    /// A batch's tokens could not be redirected.
+    #[error("layer {layer}, step {step}: {source}")]
+    Redirect {
+        /// Its real id.
+        layer: u32,
+        /// The step's label.
+        step: String,
+        /// Why.
+        source: Box<PlannerError>,
+    },
+    /// A slot served other than its quota; a defect of this program.
+    #[error("layer {layer}, step {step}: slot {slot} does not serve its quota")]
+    Unmet {
+        /// Its real id.
+        layer: u32,
+        /// The step's label.
+        step: String,
+        /// The slot.
+        slot: usize,
     },
 }
 

@@ -7,10 +7,13 @@
 mod affine5;
 mod even;
 mod exact;
+mod local;
 mod lp;
 mod rounding;
 mod shares;
 
+pub use evenkeel_solver::objective::Keep;
+pub use local::Local;
 pub use shares::{Shares, Traffic};
 
 use crate::place::Placement;

@@ -34,6 +34,23 @@ pub struct Traffic {
     pub elsewhere: u64,
 }
 
+impl Traffic {
+    /// All of them.
+    pub fn pairs(self) -> u64 {
+        self.own_rank + self.own_node + self.elsewhere
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Traffic) -> Traffic {
+        Traffic {
+            own_rank: self.own_rank + other.own_rank,
+            own_node: self.own_node + other.own_node,
+            elsewhere: self.elsewhere + other.elsewhere,
+        }
+    }
+}
+
 impl Shares {
     /// Room for the shares of one placement, all zero.
     pub fn new(placement: &Placement) -> Self {

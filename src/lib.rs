@@ -17,7 +17,7 @@
 //!
 //! [`planner`] is the last two stations as one call inside a serving loop: top-k ids in, physical slots out.
 //! [`simulate`] walks the whole street over a recorded trace and measures; [`plan`] is the artefact that leaves
-//! it, [`report`] the picture. The optimisation itself lives in the crate [`evenkeel_solver`].
+//! it, [`report`] the picture; [`model`] and [`gpu`] know what an expert weighs and how fast that is read. The optimisation itself lives in the crate [`evenkeel_solver`].
 //!
 //! # Example
 //!
@@ -48,6 +48,8 @@
 
 pub mod cluster;
 pub mod forecast;
+pub mod gpu;
+pub mod model;
 pub mod place;
 pub mod plan;
 pub mod planner;

@@ -6,8 +6,9 @@
 
 use evenkeel::cluster::Cluster;
 use evenkeel::place::{self, Policy};
-use evenkeel::simulate::{Config, Outcome, simulate};
-use evenkeel::split::Method;
+use evenkeel::planner::Planner;
+use evenkeel::simulate::{Config, Outcome, locality, simulate, worth};
+use evenkeel::split::{Keep, Method, Roofline, Traffic};
 use evenkeel::trace::{self, Batching, Order, ReadOptions, Trace};
 use std::path::PathBuf;
 
@@ -108,4 +109,138 @@ fn all_zero_dumps_are_told() {
     }
     let trace = trace::read(&[path], &ReadOptions::default(), &()).unwrap();
     assert_eq!((trace.experts(), trace.layers().len(), trace.idle_layers()), (256, 61, vec![0, 1, 2]));
+}
+
+/// The worth-it rule on recorded decode batches: beside never and always planning.
+#[test]
+fn planning_where_it_may_pay_on_decode_batches() {
+    let Some(path) = folder("gptoss20b-decode") else { return };
+    println!("batch  plan us  policy      even us  always us  rule us  planned");
+    let (model, gpu) = ("gpt-oss-20b".parse().unwrap(), "h100".parse().unwrap());
+    for in_flight in [16, 64] {
+        let trace = decode(path.clone(), in_flight, Order::Recorded, 0);
+        let cluster = Cluster::new(8, 1, trace.experts(), 8).unwrap();
+        let policies: Vec<Box<dyn Policy>> =
+            ["eplb", "lplb:ring"].map(|name| place::policy(name, 1, &cluster).unwrap()).into();
+        let config = Config::first_part(&trace, cluster, vec![Method::Exact], 0.4).unwrap();
+        let outcome = simulate(&trace, &config, &policies, &()).unwrap();
+        for plan_us in [1, 5, 20, 100] {
+            let rows =
+                worth(&trace, &config, &outcome, Roofline::of(&model, &gpu), plan_us * 1_000_000).unwrap();
+            for row in rows {
+                let us = |ps: u64| ps as f64 / 1e6 / row.batches as f64;
+                println!(
+                    "{in_flight:5}  {plan_us:7}  {:9}  {:8.2}  {:9.2}  {:7.2}  {:6.1}%",
+                    outcome.planned[row.planned].policy,
+                    us(row.even_ps),
+                    us(row.always_ps),
+                    us(row.rule_ps),
+                    100.0 * row.planned_batches as f64 / row.batches as f64
+                );
+                assert!(row.rule_ps <= row.always_ps, "planning less must not cost more: {row:?}");
+                assert!(row.bound_ps <= row.rule_ps);
+                // Where a plan costs more than most batches could gain, most batches are spared it.
+                assert!(plan_us < 20 || row.planned_batches * 10 < row.batches, "{row:?}");
+            }
+        }
+    }
+}
+
+/// Every token of every real trace redirected: the slots meet their quotas to the token, and least traffic is at the
+/// same peak. Totals have no tokens; theirs are dealt out to the sources in turn.
+#[test]
+fn tokens_meet_their_quotas_on_every_real_trace() {
+    println!("trace                    split                 own rank  own node  elsewhere");
+    let cases = [
+        ("gptoss20b-decode", Batching::Decode { in_flight: 64 }, 8, 8),
+        ("deepseek-v2-lite-domains", Batching::Prefill { tokens: 512 }, 16, 16),
+    ];
+    for (name, batching, ranks, redundant) in cases {
+        let Some(path) = folder(name) else { return };
+        let options = ReadOptions { batching, ..ReadOptions::default() };
+        let tokens = trace::read_tokens(&[path], &options, &()).unwrap();
+        let cluster = Cluster::new(ranks, 2, tokens.trace().experts(), redundant).unwrap();
+        let policies = vec![place::policy("lplb:ring", 1, &cluster).unwrap()];
+        let config = Config::first_part(tokens.trace(), cluster, vec![Method::Exact], 0.4).unwrap();
+        let outcome = simulate(tokens.trace(), &config, &policies, &()).unwrap();
+        // An unmet quota would be an error.
+        let rows = locality(&tokens, &config, &outcome).unwrap();
+        assert!(rows.iter().all(|row| row.peaks == rows[0].peaks && row.batches == outcome.batches));
+        for row in &rows {
+            print_traffic(name, row.keep, row.traffic);
+        }
+        assert!(rows[1].traffic.elsewhere <= rows[0].traffic.elsewhere.min(rows[2].traffic.elsewhere));
+    }
+    for (name, ranks, redundant) in [("deepseek-r1-sglang-dumps", 32, 32), ("gemma4-26b-families", 16, 16)] {
+        let Some(path) = folder(name) else { return };
+        let trace = trace::read(&[path], &ReadOptions::default(), &()).unwrap();
+        let cluster = Cluster::new(ranks, 4, trace.experts(), redundant).unwrap();
+        let mut sums = [Traffic::default(); 3];
+        for &layer in &evenkeel::simulate::busy_layers(&trace).unwrap() {
+            let history = evenkeel::forecast::History::whole(&trace, layer);
+            let placement = place::policy("eplb", 1, &cluster).unwrap().place(&history, &cluster).unwrap();
+            let mut planners = [
+                Planner::new(placement.clone(), cluster).unwrap(),
+                Planner::local(placement.clone(), cluster, Keep::Peak).unwrap(),
+                Planner::local(placement.clone(), cluster, Keep::Vector).unwrap(),
+            ];
+            for step in 0..trace.steps().len() {
+                let ids = dealt(trace.loads(step, layer), ranks);
+                let mut peaks = vec![];
+                for (planner, sum) in planners.iter_mut().zip(&mut sums) {
+                    let counts: Vec<u64> = ids.iter().flat_map(|ids| tally(ids, trace.experts())).collect();
+                    let split = planner.split(&counts).unwrap().clone();
+                    planner.check(&counts).unwrap();
+                    let mut served = vec![0u64; split.quotas.len()];
+                    for (source, ids) in ids.iter().enumerate() {
+                        for slot in planner.redirect(ids, source).unwrap() {
+                            served[slot as usize] += 1;
+                        }
+                    }
+                    assert_eq!(served, split.quotas, "{name}, layer {layer}, step {step}");
+                    peaks.push(split.peak());
+                    *sum = sum.plus(planner.traffic());
+                }
+                assert!(peaks.iter().all(|&peak| peak == peaks[0]));
+            }
+        }
+        for (keep, sum) in [None, Some(Keep::Peak), Some(Keep::Vector)].into_iter().zip(sums) {
+            print_traffic(name, keep, sum);
+        }
+    }
+}
+
+fn print_traffic(name: &str, keep: Option<Keep>, traffic: Traffic) {
+    let share = |pairs: u64| 100.0 * pairs as f64 / traffic.pairs() as f64;
+    let split = match keep {
+        None => "peak",
+        Some(Keep::Peak) => "peak, traffic",
+        Some(Keep::Vector) => "peak, vector, traffic",
+    };
+    println!(
+        "{name:24} {split:21} {:7.1}%  {:7.1}%  {:8.1}%",
+        share(traffic.own_rank),
+        share(traffic.own_node),
+        share(traffic.elsewhere)
+    );
+}
+
+/// One id per token, dealt out to the sources in blocks of unequal size; at most 40 000 tokens of a batch.
+fn dealt(loads: &[u64], ranks: usize) -> Vec<Vec<i32>> {
+    let most = loads.iter().sum::<u64>().div_ceil(40_000).max(1);
+    let mut ids = vec![vec![]; ranks];
+    let mut next = 0usize;
+    for (expert, &load) in loads.iter().enumerate() {
+        for token in 0..load / most {
+            ids[next % ranks].push(i32::try_from(expert).unwrap());
+            next += usize::from(token % 3 != expert as u64 % 3);
+        }
+    }
+    ids
+}
+
+fn tally(ids: &[i32], experts: usize) -> Vec<u64> {
+    let mut counts = vec![0; experts];
+    ids.iter().for_each(|&id| counts[usize::try_from(id).unwrap()] += 1);
+    counts
 }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod cluster_args;
+mod model_args;
 mod output;
 mod plan;
 mod plan_check;

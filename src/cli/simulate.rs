@@ -1,13 +1,14 @@
 //! `evenkeel simulate`: what each policy and split would have done, side by side.
 
 use super::cluster_args::ClusterArgs;
+use super::model_args::ModelOnGpu;
 use super::output::{Bar, Output, print, table, write_file};
 use super::trace_args::TraceArgs;
 use clap::Args;
 use evenkeel::place;
 use evenkeel::report::Page;
-use evenkeel::simulate::{Config, Locality, Outcome, locality, simulate};
-use evenkeel::split::{Keep, Method};
+use evenkeel::simulate::{Config, Locality, Outcome, Worth, locality, simulate, worth};
+use evenkeel::split::{Keep, Method, Roofline};
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -45,6 +46,16 @@ pub(crate) struct SimulateArgs {
     /// off their node, then off their rank; `vector, traffic` also evens out the ranks below the peak first.
     #[arg(long)]
     locality: bool,
+    /// Say whether planning is worth it: the time of all batches if none, all or those that may pay are planned
+    ///
+    /// Times are a roofline's: an expert takes as long as its weights take to be read, or its tokens to be multiplied,
+    /// whichever is more. MODEL is one of mixtral-8x7b, qwen3-30b-a3b, gpt-oss-20b, deepseek-v2-lite, deepseek-v3,
+    /// kimi-k2 and others, with :fp8 or :bf16 behind it where wanted; GPU one of a100, h100, h800, h200, h20, b200, mi300x.
+    #[arg(long, value_name = "MODEL,GPU")]
+    worth: Option<ModelOnGpu>,
+    /// With --worth: what planning one batch of one layer costs, in microseconds, from counting to redirected tokens
+    #[arg(long, value_name = "US", default_value_t = 20.0, requires = "worth")]
+    plan_us: f64,
     /// Write a picture of it here: one HTML file that needs no network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -71,6 +82,12 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     let bar = Bar::layers();
     let outcome = simulate(trace, &config, &policies, &bar)?;
     drop(bar);
+    if !(args.plan_us >= 0.0 && args.plan_us < 1e9) {
+        anyhow::bail!("--plan-us {}: expected 0 to 1e9 microseconds", args.plan_us);
+    }
+    let plan_ps = (args.plan_us * 1e6).round() as u64;
+    let time = args.worth.map(|on| Roofline::of(&on.model, &on.gpu));
+    let worths = time.map(|time| worth(trace, &config, &outcome, time, plan_ps)).transpose()?;
     let travels = tokens.as_ref().map(|tokens| locality(tokens, &config, &outcome)).transpose()?;
     if let Some(path) = &args.report {
         let page = Page {
@@ -84,7 +101,14 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     }
     let batches = args.trace.batches(trace);
     if output.json() {
-        return super::output::document(&document(trace, &config, &outcome, &batches, travels.as_deref()));
+        return super::output::document(&document(
+            trace,
+            &config,
+            &outcome,
+            &batches,
+            travels.as_deref(),
+            worths.as_deref(),
+        ));
     }
     print(&format!(
         "{} experts x {} layers, {batches}; {} ranks x {} slots; planned on {} steps, judged on {} ({} batches{})\n\n",
@@ -102,6 +126,13 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         },
     ))?;
     print(&results(&outcome))?;
+    if let (Some(worths), Some(on)) = (&worths, args.worth) {
+        print(&format!(
+            "\nMicroseconds per batch of one layer, {} on {}, {} us per plan\n",
+            on.model, on.gpu, args.plan_us
+        ))?;
+        print(&worth_table(&outcome, worths))?;
+    }
     if let Some(travels) = &travels {
         print(&format!("\nWhere tokens are served, of {} nodes\n", cluster.nodes()))?;
         print(&travel_table(&outcome, travels))?;
@@ -135,6 +166,22 @@ fn results(outcome: &Outcome) -> String {
     table(&header, rows.collect(), 2)
 }
 
+fn worth_table(outcome: &Outcome, worths: &[Worth]) -> String {
+    let rows = worths.iter().map(|row| {
+        let each = |ps: u64| format!("{:.2}", ps as f64 / 1e6 / row.batches.max(1) as f64);
+        vec![
+            outcome.planned[row.planned].policy.clone(),
+            each(row.even_ps),
+            each(row.always_ps),
+            each(row.rule_ps),
+            format!("{:.1}%", 100.0 * row.planned_batches as f64 / row.batches.max(1) as f64),
+            each(row.bound_ps),
+        ]
+    });
+    let header = ["policy", "even split", "always planned", "if it may pay", "planned", "bound"];
+    table(&header, rows.collect(), 1)
+}
+
 fn choice(keep: Option<Keep>) -> &'static str {
     match keep {
         None => "peak",
@@ -160,7 +207,15 @@ fn travel_table(outcome: &Outcome, travels: &[Locality]) -> String {
         ]
     });
     let header = [
-        "policy", "split", "own rank", "own node", "elsewhere", "to ranks", "to nodes", "quotas met", "sum of peaks",
+        "policy",
+        "split",
+        "own rank",
+        "own node",
+        "elsewhere",
+        "to ranks",
+        "to nodes",
+        "quotas met",
+        "sum of peaks",
     ];
     table(&header, rows.collect(), 2)
 }
@@ -171,7 +226,23 @@ fn document(
     outcome: &Outcome,
     batches: &str,
     travels: Option<&[Locality]>,
+    worths: Option<&[Worth]>,
 ) -> Value {
+    let worths: Option<Vec<Value>> = worths.map(|rows| {
+        let row = |row: &Worth| {
+            let us = |ps: u64| ps as f64 / 1e6;
+            json!({
+                "policy": outcome.planned[row.planned].policy,
+                "batches": row.batches,
+                "planned_batches": row.planned_batches,
+                "even_us": us(row.even_ps),
+                "always_us": us(row.always_ps),
+                "rule_us": us(row.rule_ps),
+                "bound_us": us(row.bound_ps),
+            })
+        };
+        rows.iter().map(row).collect()
+    });
     let travels: Option<Vec<Value>> = travels.map(|rows| {
         let row = |row: &Locality| {
             json!({
@@ -223,5 +294,6 @@ fn document(
         "lp_engine": evenkeel_solver::lp::Engine::best().name(),
         "results": results,
         "locality": travels,
+        "worth": worths,
     })
 }

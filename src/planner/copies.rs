@@ -21,7 +21,13 @@ pub struct Copies {
 
 impl Copies {
     /// Adds the tokens of one source rank; `slots` is `[token][top_k]`, -1 for no expert.
-    pub fn add<Id: Copy + Into<i64>>(&mut self, slots: &[Id], top_k: usize, source: usize, cluster: &Cluster) {
+    pub fn add<Id: Copy + Into<i64>>(
+        &mut self,
+        slots: &[Id],
+        top_k: usize,
+        source: usize,
+        cluster: &Cluster,
+    ) {
         let per_node = cluster.ranks() / cluster.nodes();
         let mut ranks = Vec::with_capacity(top_k);
         for token in slots.chunks(top_k.max(1)) {

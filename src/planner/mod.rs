@@ -112,9 +112,7 @@ impl Planner {
     /// # Errors
     /// As [`Planner::new`].
     pub fn local(placement: Placement, cluster: Cluster, keep: Keep) -> Result<Self, PlannerError> {
-        Self::build(placement, cluster, |placement| {
-            Ok(Engine::Local(Local::new(placement, &cluster, keep)?))
-        })
+        Self::build(placement, cluster, |placement| Ok(Engine::Local(Local::new(placement, &cluster, keep)?)))
     }
 
     fn build(

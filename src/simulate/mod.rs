@@ -7,15 +7,17 @@
 mod judge;
 mod locality;
 mod summary;
+mod worth;
 
 pub use judge::{Judged, judge};
 pub use locality::{Locality, locality};
 pub use summary::Summary;
+pub use worth::{Worth, worth};
 
 use crate::cluster::Cluster;
 use crate::forecast::History;
-use crate::planner::PlannerError;
 use crate::place::{Contiguous, PlaceError, Placement, Policy};
+use crate::planner::PlannerError;
 use crate::split::{Method, SplitError};
 use crate::trace::Trace;
 use rayon::prelude::*;

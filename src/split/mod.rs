@@ -11,10 +11,14 @@ mod local;
 mod lp;
 mod rounding;
 mod shares;
+mod time;
+mod worth;
 
 pub use evenkeel_solver::objective::Keep;
 pub use local::Local;
 pub use shares::{Shares, Traffic};
+pub use time::{Roofline, TILE};
+pub use worth::{Decision, WorthIt};
 
 use crate::place::Placement;
 use std::fmt;

@@ -69,7 +69,8 @@ pub fn read_tokens(
     let trace = builder.finish(format, files)?;
     let Some((width, top_k)) = shape.filter(|_| batches.len() == trace.steps().len()) else {
         return Err(TraceError::Options(
-            "no ids of single tokens: expected a per-token array (.npy, .npz), and memory for all its steps".into(),
+            "no ids of single tokens: expected a per-token array (.npy, .npz), and memory for all its steps"
+                .into(),
         ));
     };
     let places = trace.layers().iter().map(|&layer| layer as usize).collect();

@@ -1,0 +1,148 @@
+//! Shapes of MoE models: what an expert weighs and how many a token visits.
+//!
+//! In: a name, with a precision where it is not the published one (`deepseek-v3`, `deepseek-v3:bf16`). Out: a [`Model`].
+//! Figures are those of the models' published configurations; gpt-oss, published in four bits, counts as bfloat16.
+
+use std::fmt;
+use std::str::FromStr;
+use thiserror::Error;
+
+/// What a weight is stored and multiplied in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// 8-bit floating point, 1 byte.
+    Fp8,
+    /// bfloat16, 2 bytes.
+    Bf16,
+}
+
+impl Precision {
+    /// Bytes of one weight.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Precision::Fp8 => 1,
+            Precision::Bf16 => 2,
+        }
+    }
+
+    /// As it is written behind a model's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Fp8 => "fp8",
+            Precision::Bf16 => "bf16",
+        }
+    }
+}
+
+/// The MoE layers of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Model {
+    /// The name that selects it.
+    pub name: &'static str,
+    /// Width of a token's activation.
+    pub hidden: u64,
+    /// Width inside one routed expert.
+    pub intermediate: u64,
+    /// Routed experts per layer, `E`.
+    pub experts: usize,
+    /// Routed experts per token.
+    pub top_k: usize,
+    /// MoE layers; dense layers are not counted.
+    pub layers: usize,
+    /// Shared experts, which serve every token.
+    pub shared: usize,
+    /// What the weights are kept in.
+    pub precision: Precision,
+}
+
+/// The models known by name.
+pub const MODELS: [Model; 11] = [
+    model("mixtral-8x7b", [4096, 14336], 8, 2, 32, 0, Precision::Bf16),
+    model("mixtral-8x22b", [6144, 16384], 8, 2, 56, 0, Precision::Bf16),
+    model("qwen3-30b-a3b", [2048, 768], 128, 8, 48, 0, Precision::Bf16),
+    model("qwen3-235b-a22b", [4096, 1536], 128, 8, 94, 0, Precision::Bf16),
+    model("gpt-oss-20b", [2880, 2880], 32, 4, 24, 0, Precision::Bf16),
+    model("gpt-oss-120b", [2880, 2880], 128, 4, 36, 0, Precision::Bf16),
+    model("glm-4.5", [5120, 1536], 160, 8, 89, 1, Precision::Bf16),
+    model("deepseek-v2-lite", [2048, 1408], 64, 6, 26, 2, Precision::Bf16),
+    model("deepseek-v3", [7168, 2048], 256, 8, 58, 1, Precision::Fp8),
+    model("deepseek-r1", [7168, 2048], 256, 8, 58, 1, Precision::Fp8),
+    model("kimi-k2", [7168, 2048], 384, 8, 60, 1, Precision::Fp8),
+];
+
+const fn model(
+    name: &'static str,
+    [hidden, intermediate]: [u64; 2],
+    experts: usize,
+    top_k: usize,
+    layers: usize,
+    shared: usize,
+    precision: Precision,
+) -> Model {
+    Model { name, hidden, intermediate, experts, top_k, layers, shared, precision }
+}
+
+/// No such model.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("unknown model \"{0}\": expected one of {names}, with :fp8 or :bf16 behind it where the weights are kept so", names = names())]
+pub struct UnknownModel(String);
+
+fn names() -> String {
+    MODELS.map(|model| model.name).join(", ")
+}
+
+impl Model {
+    /// Parameters of one expert: the three matrices of a SwiGLU feed-forward network.
+    pub fn expert_parameters(&self) -> u64 {
+        3 * self.hidden * self.intermediate
+    }
+
+    /// Bytes of one expert's weights.
+    pub fn expert_bytes(&self) -> u64 {
+        self.expert_parameters() * self.precision.bytes()
+    }
+
+    /// Floating-point operations of one token in one expert: a multiplication and an addition per parameter.
+    pub fn token_operations(&self) -> u64 {
+        2 * self.expert_parameters()
+    }
+}
+
+impl fmt::Display for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.precision.name())
+    }
+}
+
+impl FromStr for Model {
+    type Err = UnknownModel;
+
+    fn from_str(text: &str) -> Result<Self, UnknownModel> {
+        let unknown = || UnknownModel(text.to_owned());
+        let (name, precision) = match text.split_once(':') {
+            None => (text, None),
+            Some((name, "fp8")) => (name, Some(Precision::Fp8)),
+            Some((name, "bf16")) => (name, Some(Precision::Bf16)),
+            Some(_) => return Err(unknown()),
+        };
+        let found = MODELS.into_iter().find(|model| model.name == name).ok_or_else(unknown)?;
+        Ok(Model { precision: precision.unwrap_or(found.precision), ..found })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expert_of_deepseek_v3_has_44_mb() {
+        let model: Model = "deepseek-v3".parse().unwrap();
+        assert_eq!(
+            (model.expert_bytes(), model.experts, model.to_string().as_str()),
+            (44_040_192, 256, "deepseek-v3:fp8")
+        );
+        assert_eq!("deepseek-v3:bf16".parse::<Model>().unwrap().expert_bytes(), 88_080_384);
+        let message = "deepseek-v3:int4".parse::<Model>().unwrap_err().to_string();
+        assert!(message.contains("int4") && message.contains("kimi-k2"), "{message}");
+    }
+}

@@ -9,24 +9,22 @@ pub(super) struct Exact {
     problem: Problem,
     workspace: Workspace,
     answer: evenkeel_solver::Split,
+    /// The slot of every (expert, host) pair.
+    slot_of: Vec<u32>,
 }
 
 impl Exact {
     pub(super) fn new(placement: &Placement) -> Result<Self, SplitError> {
         let problem = Problem::new(placement.hosts()?);
         let workspace = Workspace::new(&problem);
-        Ok(Self { problem, workspace, answer: evenkeel_solver::Split::default() })
+        let slot_of = slots(placement, &problem);
+        Ok(Self { problem, workspace, answer: evenkeel_solver::Split::default(), slot_of })
     }
 
-    pub(super) fn split(
-        &mut self,
-        placement: &Placement,
-        loads: &[u64],
-        split: &mut Split,
-    ) -> Result<(), SplitError> {
+    /// `split` has all quotas at zero.
+    pub(super) fn split(&mut self, loads: &[u64], split: &mut Split) -> Result<(), SplitError> {
         evenkeel_solver::solve_into(&self.problem, loads, &mut self.workspace, &mut self.answer)?;
-        for_each_host(placement, &self.problem, |slot, at| split.quotas[slot] = self.answer.quotas[at]);
-        split.certificate.extend_from_slice(&self.answer.certificate);
+        take(&self.answer, &self.slot_of, split);
         Ok(())
     }
 
@@ -40,21 +38,30 @@ impl Exact {
     }
 }
 
-/// Calls `each(slot, index into the solver's quotas)` for every rank that hosts an expert, with the lowest slot of
-/// that rank that holds it: a second copy on the same rank serves nothing.
-pub(super) fn for_each_host(placement: &Placement, problem: &Problem, mut each: impl FnMut(usize, usize)) {
+/// An answer of the solver, from ranks to slots; all quotas of `split` are zero before.
+pub(super) fn take(answer: &evenkeel_solver::Split, slot_of: &[u32], split: &mut Split) {
+    for (&quota, &slot) in answer.quotas.iter().zip(slot_of) {
+        split.quotas[slot as usize] = quota;
+    }
+    split.rank_loads.clone_from(&answer.rank_loads);
+    split.certificate.clone_from(&answer.certificate);
+}
+
+/// The slot of every (expert, host) pair of the problem: the lowest of that rank that holds the expert. A second copy on
+/// the same rank serves nothing.
+pub(super) fn slots(placement: &Placement, problem: &Problem) -> Vec<u32> {
+    let mut slots = Vec::with_capacity(problem.hosts().len());
     for expert in 0..placement.experts() {
-        let mut at = problem.hosts().offset(expert);
         let mut last = usize::MAX;
         for &slot in placement.copies(expert) {
             let rank = placement.rank_of(slot);
             if rank != last {
-                each(slot as usize, at);
-                at += 1;
+                slots.push(slot);
                 last = rank;
             }
         }
     }
+    slots
 }
 
 #[cfg(test)]

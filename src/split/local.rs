@@ -3,7 +3,7 @@
 //! In: every source's counts. Out: a split of the same least peak, whose tokens cross nodes as seldom as any such split
 //! allows, and then ranks: min-cost flow inside the slack, by [`evenkeel_solver::objective::Traffic`].
 
-use super::exact::for_each_host;
+use super::exact::{slots, take};
 use super::{Split, SplitError};
 use crate::cluster::Cluster;
 use crate::place::Placement;
@@ -18,6 +18,8 @@ pub struct Local {
     nodes: Vec<u32>,
     keep: Keep,
     answer: TrafficSplit,
+    /// The slot of every (expert, host) pair.
+    slot_of: Vec<u32>,
 }
 
 impl Local {
@@ -29,7 +31,8 @@ impl Local {
         let hosts: Hosts = placement.hosts()?;
         let nodes: Vec<u32> = (0..cluster.ranks()).map(|rank| cluster.node_of(rank) as u32).collect();
         let traffic = Box::new(Traffic::new(Problem::new(hosts), &nodes)?);
-        Ok(Self { placement, traffic, nodes, keep, answer: TrafficSplit::default() })
+        let slot_of = slots(&placement, traffic.problem());
+        Ok(Self { placement, traffic, nodes, keep, answer: TrafficSplit::default(), slot_of })
     }
 
     /// The placement that batches are split on.
@@ -43,14 +46,9 @@ impl Local {
     /// When the counts are not `[R][E]` or their sum overflows.
     pub fn split(&mut self, counts: &[u64], split: &mut Split) -> Result<(), SplitError> {
         self.traffic.solve_into(counts, self.keep, &mut self.answer)?;
-        let answer = &self.answer.split;
         split.quotas.clear();
         split.quotas.resize(self.placement.slots().len(), 0);
-        for_each_host(&self.placement, self.traffic.problem(), |slot, at| {
-            split.quotas[slot] = answer.quotas[at];
-        });
-        split.rank_loads.clone_from(&answer.rank_loads);
-        split.certificate.clone_from(&answer.certificate);
+        take(&self.answer.split, &self.slot_of, split);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The split as a linear programme, solved by a general engine and rounded by largest remainder.
 
 use super::SplitError;
-use super::exact::for_each_host;
+use super::exact::slots;
 use super::rounding::largest_remainder;
 use crate::place::Placement;
 use evenkeel_solver::Problem;
@@ -43,5 +43,7 @@ pub(super) fn spread(
         let range = hosts.offset(expert)..hosts.offset(expert) + hosts.of(expert).len();
         largest_remainder(&fractions[range.clone()], load, &mut whole[range]);
     }
-    for_each_host(placement, problem, |slot, at| quotas[slot] = whole[at]);
+    for (slot, quota) in slots(placement, problem).into_iter().zip(whole) {
+        quotas[slot as usize] = quota;
+    }
 }

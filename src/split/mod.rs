@@ -7,6 +7,7 @@
 mod affine5;
 mod even;
 mod exact;
+mod layers;
 mod local;
 mod lp;
 mod rounding;
@@ -15,6 +16,7 @@ mod time;
 mod worth;
 
 pub use evenkeel_solver::objective::Keep;
+pub use layers::Layers;
 pub use local::Local;
 pub use shares::{Shares, Traffic};
 pub use time::{Roofline, TILE};
@@ -167,16 +169,18 @@ impl Splitter {
         if loads.len() != self.placement.experts() {
             return Err(SplitError::Shape { given: loads.len(), experts: self.placement.experts() });
         }
-        if loads.iter().try_fold(0u64, |sum, &load| sum.checked_add(load)).is_none() {
-            return Err(evenkeel_solver::Error::Overflow.into());
-        }
         split.quotas.clear();
         split.quotas.resize(self.placement.slots().len(), 0);
         split.certificate.clear();
+        // The solver checks the sum itself.
+        let exact = matches!(self.engine, Engine::Exact(_));
+        if !exact && loads.iter().try_fold(0u64, |sum, &load| sum.checked_add(load)).is_none() {
+            return Err(evenkeel_solver::Error::Overflow.into());
+        }
         match &mut self.engine {
             Engine::Even => even::split(&self.placement, loads, &mut split.quotas),
             Engine::Lp(lp) => lp.split(&self.placement, loads, &mut split.quotas)?,
-            Engine::Exact(exact) => exact.split(&self.placement, loads, split)?,
+            Engine::Exact(exact) => return exact.split(loads, split),
             Engine::Affine5(affine) => affine.split(&self.placement, loads, &mut split.quotas)?,
         }
         split.rank_loads.clear();

@@ -59,6 +59,9 @@ pub enum Error {
     /// The loads and base loads together exceed `u64::MAX`.
     #[error("the loads and base loads add up to more than 2^64 - 1")]
     Overflow,
+    /// A tile of no tokens.
+    #[error("a tile of 0 tokens: tiles must have some")]
+    ZeroTile,
     /// [`affine::solve`](crate::affine::solve) was given unequal speeds or base loads.
     #[error("affine5 handles equal speeds and no base load only; rank {rank} differs")]
     AffineUnsupported {

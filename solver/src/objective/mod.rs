@@ -7,7 +7,10 @@
 //! - [`balance()`]: the whole load vector, decreasingly minimal. Exact.
 //! - [`Traffic`]: among the splits of least peak, or of decreasingly minimal vector, the fewest tokens served off their
 //!   source's node, then off their source's rank. Exact.
+//! - [`Tiles`]: load counted in tiles of rows. Exact.
+//! - [`Active`]: load counted in active items. Exact; tokens come second, by a heuristic.
 
+mod active;
 mod balance;
 mod check;
 mod check_traffic;
@@ -15,10 +18,13 @@ mod classes;
 mod cost_flow;
 mod graph;
 mod level;
+mod tiles;
 mod traffic;
 
+pub use active::{Active, ActiveSplit, verify_active};
 pub use balance::{Workspace, balance, balance_into};
 pub use check::verify_balanced;
 pub use check_traffic::verify_traffic;
 pub use level::Level;
+pub use tiles::{TileSplit, Tiles, verify_tiles};
 pub use traffic::{Keep, Traffic, TrafficSplit, node_cost};

@@ -9,6 +9,8 @@
 //!   source's node, then off their source's rank. Exact.
 //! - [`Tiles`]: load counted in tiles of rows. Exact.
 //! - [`Active`]: load counted in active items. Exact; tokens come second, by a heuristic.
+//! - [`MinPiece`]: no piece below so many tokens. A heuristic with a lower bound.
+//! - [`Rooflines`]: a piece costs its read or its tiles, whichever is more. A heuristic with a lower bound.
 
 mod active;
 mod balance;
@@ -18,6 +20,9 @@ mod classes;
 mod cost_flow;
 mod graph;
 mod level;
+mod local;
+mod min_piece;
+mod roofline;
 mod tiles;
 mod traffic;
 
@@ -26,5 +31,7 @@ pub use balance::{Workspace, balance, balance_into};
 pub use check::verify_balanced;
 pub use check_traffic::verify_traffic;
 pub use level::Level;
+pub use min_piece::{MinPiece, MinPieceSplit};
+pub use roofline::{Bound, Roofline, RooflineSplit, Rooflines};
 pub use tiles::{TileSplit, Tiles, verify_tiles};
 pub use traffic::{Keep, Traffic, TrafficSplit, node_cost};

@@ -63,7 +63,7 @@ fn tiles_agree_with_enumeration() {
             .unwrap_or_else(|why| panic!("seed {seed}: {why}"));
         let base: Vec<u64> = instance.problem.base().iter().map(|base| base.div_ceil(tile)).collect();
         let best = least_peak(&instance, &base, |quota| quota.div_ceil(tile));
-        assert_eq!(answer.tiles.peak, best, "seed {seed}");
+        assert_eq!(answer.in_tiles.peak, best, "seed {seed}");
     }
 }
 
@@ -121,7 +121,7 @@ fn wrong_answers_are_found() {
     assert_eq!(Tiles::new(problem.clone(), 0).unwrap_err(), Error::ZeroTile);
     let right = Tiles::new(problem.clone(), 8).unwrap().solve(&[50, 3]).unwrap();
     // Seven tiles and one: four each. The tile with two tokens goes where more tokens are.
-    assert_eq!((right.tiles.peak.load, right.quotas.as_slice()), (4, &[26, 24, 3][..]));
+    assert_eq!((right.in_tiles.peak.load, right.quotas.as_slice()), (4, &[26, 24, 3][..]));
     let mut wrong = right.clone();
     (wrong.quotas, wrong.rank_loads) = (vec![25, 25, 3], vec![25, 28]);
     assert_eq!(verify_tiles(&problem, 8, &[50, 3], &wrong), Err(Violation::Tile { item: 0 }));

@@ -20,6 +20,15 @@ const PASSES: usize = 64;
 /// Nobody serves the item: it has no tokens.
 const NOWHERE: u32 = u32::MAX;
 
+/// What moves when an item does.
+#[derive(Debug, Clone, Copy)]
+enum Exchange {
+    /// Nothing else.
+    Alone,
+    /// Another item, to that place.
+    Against { index: usize, place: usize },
+}
+
 /// A split in whole items.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ActiveSplit {
@@ -138,8 +147,8 @@ impl Active {
                     };
                     moved = true;
                     self.shift(index, to, loads, active, tokens);
-                    if let Some((other, place)) = back {
-                        self.shift(other, place, loads, active, tokens);
+                    if let Exchange::Against { index, place } = back {
+                        self.shift(index, place, loads, active, tokens);
                     }
                 }
             }
@@ -149,7 +158,7 @@ impl Active {
         }
     }
 
-    /// Whether it gains to serve an item at another place, and which item (index and place) then best comes back.
+    /// How it gains most to serve an item at another place, if it does.
     fn exchange(
         &self,
         index: usize,
@@ -157,7 +166,7 @@ impl Active {
         loads: &[u64],
         counts: &[u64],
         tokens: &[u64],
-    ) -> Option<Option<(usize, usize)>> {
+    ) -> Option<Exchange> {
         let (graph, speeds) = (&self.workspace.graph, self.tokens.speeds());
         let rank_at = |place: usize| graph.rank_of[place] as usize;
         let load_of = |index: usize| loads[graph.items[index] as usize];
@@ -168,21 +177,21 @@ impl Active {
         };
         let mut least = larger(tokens[here], tokens[there]);
         let mut best = None;
-        let mut consider = |back: u64, partner: Option<(usize, usize)>| {
+        let mut consider = |back: u64, exchange: Exchange| {
             let after = larger(tokens[here] - load_of(index) + back, tokens[there] - back + load_of(index));
             if after < least {
-                (least, best) = (after, Some(partner));
+                (least, best) = (after, Some(exchange));
             }
         };
         // Without a partner the two ranks must merely change their counts.
         if speeds[here] == speeds[there] && counts[here] == counts[there] + 1 {
-            consider(0, None);
+            consider(0, Exchange::Alone);
         }
         for &(place, other) in graph.seats(there) {
             let other = other as usize;
             let back = graph.places(other).find(|&place| rank_at(place) == here);
             if let (true, Some(back)) = (self.place[other] == place, back) {
-                consider(load_of(other), Some((other, back)));
+                consider(load_of(other), Exchange::Against { index: other, place: back });
             }
         }
         best

@@ -289,9 +289,9 @@ impl MinPiece {
         self.settle();
         let gained = self.ratios < self.kept.ratios;
         if gained {
-            self.keep()
+            self.keep();
         } else {
-            self.go_back()
+            self.go_back();
         }
         gained
     }

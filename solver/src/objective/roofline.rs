@@ -123,7 +123,7 @@ impl Rooflines {
         self.check_sum(loads)?;
         let tile = self.cost.tile;
         let tiles: Vec<u64> = loads.iter().map(|load| load.div_ceil(tile)).collect();
-        let (bound, kind) = self.bound(loads, &tiles, &tiled.tiles, &whole.active)?;
+        let (bound, kind) = self.bound(loads, &tiles, &tiled.in_tiles, &whole.active)?;
 
         let pairs = |item: usize| self.problem.hosts().offset(item)..self.problem.hosts().offset(item + 1);
         let mut in_one = whole.active.quotas.clone();
@@ -136,7 +136,7 @@ impl Rooflines {
         let free = cost.read / cost.token.saturating_mul(tile).max(1);
         let search = &mut self.search;
         search.begin(&self.in_units, free);
-        for start in [&tiled.tiles.quotas, &in_one] {
+        for start in [&tiled.in_tiles.quotas, &in_one] {
             search.start(&self.in_units, &tiles, start, &price);
             search.run(&self.in_units, &price, bound);
         }

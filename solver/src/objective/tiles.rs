@@ -17,7 +17,7 @@ use crate::{Error, Peak, Problem, Split, Violation, verify};
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TileSplit {
     /// The split in tiles: peak, quotas, rank loads and certificate count tiles.
-    pub tiles: Split,
+    pub in_tiles: Split,
     /// The quota of every (item, host) pair in tokens: every tile is full but at most one per item.
     pub quotas: Vec<u64>,
     /// The tokens of every rank, base load included.
@@ -28,7 +28,7 @@ pub struct TileSplit {
 #[derive(Debug, Clone)]
 pub struct Tiles {
     tokens: Problem,
-    in_tiles: Problem,
+    units: Problem,
     tile: u64,
     workspace: Workspace,
     loads: Vec<u64>,
@@ -41,9 +41,9 @@ impl Tiles {
     /// # Errors
     /// [`Error::ZeroTile`] if a tile has no token.
     pub fn new(problem: Problem, tile: u64) -> Result<Tiles, Error> {
-        let in_tiles = tile_problem(&problem, tile)?;
+        let units = tile_problem(&problem, tile)?;
         let workspace = Workspace::default();
-        Ok(Tiles { tokens: problem, in_tiles, tile, workspace, loads: Vec::new(), order: Vec::new() })
+        Ok(Tiles { tokens: problem, units, tile, workspace, loads: Vec::new(), order: Vec::new() })
     }
 
     /// Splits one batch of loads in tokens, one per item.
@@ -64,7 +64,7 @@ impl Tiles {
         self.tokens.total(loads)?;
         self.loads.clear();
         self.loads.extend(loads.iter().map(|load| load.div_ceil(self.tile)));
-        balance_into(&self.in_tiles, &self.loads, &mut self.workspace, &mut answer.tiles)?;
+        balance_into(&self.units, &self.loads, &mut self.workspace, &mut answer.in_tiles)?;
         self.fill(loads, answer);
         Ok(())
     }
@@ -73,7 +73,7 @@ impl Tiles {
     fn fill(&mut self, loads: &[u64], answer: &mut TileSplit) {
         let hosts = self.tokens.hosts();
         let missing = |item: usize| (self.tile - loads[item] % self.tile) % self.tile;
-        let TileSplit { tiles, quotas, rank_loads } = answer;
+        let TileSplit { in_tiles: tiles, quotas, rank_loads } = answer;
         quotas.clear();
         // Full tiles may exceed 64 bits where the last one is cut; that one is known to be cut below.
         quotas.extend(tiles.quotas.iter().map(|&count| count.saturating_mul(self.tile)));
@@ -134,7 +134,7 @@ pub fn verify_tiles(
     let Ok(in_tiles) = tile_problem(problem, tile) else { return Err(Violation::Tile { item: 0 }) };
     let hosts = problem.hosts();
     let tile_loads: Vec<u64> = loads.iter().map(|load| load.div_ceil(tile)).collect();
-    verify(&in_tiles, &tile_loads, &answer.tiles)?;
+    verify(&in_tiles, &tile_loads, &answer.in_tiles)?;
     for (what, expected, got) in
         [("quotas", hosts.len(), answer.quotas.len()), ("rank loads", hosts.ranks(), answer.rank_loads.len())]
     {
@@ -149,7 +149,7 @@ pub fn verify_tiles(
         if sum != u128::from(load) {
             return Err(Violation::Conservation { item, load, quotas: sum });
         }
-        let tiles = quotas.iter().zip(answer.tiles.quotas_of(item));
+        let tiles = quotas.iter().zip(answer.in_tiles.quotas_of(item));
         let agree = tiles.clone().all(|(&quota, &count)| quota.div_ceil(tile) == count);
         if !agree || tiles.filter(|&(quota, _)| quota % tile != 0).count() > 1 {
             return Err(Violation::Tile { item });

@@ -51,7 +51,7 @@ pub struct TrafficSplit {
 
 /// What a token off its node costs, in units of one off its rank: more than all others on a cycle together.
 pub fn node_cost(ranks: usize) -> i64 {
-    4 * ranks as i64 + 1
+    i64::try_from(ranks).unwrap_or(i64::MAX / 8) * 4 + 1
 }
 
 /// Splits of least traffic for one problem and one arrangement of its ranks in nodes, batch after batch.

@@ -24,6 +24,7 @@ mod graph;
 mod level;
 mod local;
 mod min_piece;
+mod residual;
 mod roofline;
 mod tiles;
 mod traffic;

@@ -6,7 +6,8 @@
 //!
 //! `R x D` is ranks by redundant slots per rank, on the corpus of the split's table: eight placements with eight batches
 //! each, in turn. For traffic, eight ranks make a node, and every expert's tokens come from all ranks, half of them from
-//! one node that differs from expert to expert.
+//! one node that differs from expert to expert. Tiles have 64 tokens, pieces at least 1024; the roofline's ridge is at 300
+//! tokens of 4096 on average. These four allocate their answers.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
 use std::hint::black_box;
@@ -14,7 +15,9 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use evenkeel_solver::bench::corpus::Size;
-use evenkeel_solver::objective::{Keep, Traffic, TrafficSplit, Workspace, balance_into};
+use evenkeel_solver::objective::{
+    Cost, Keep, Objective, Objectives, Roofline, Traffic, TrafficSplit, Workspace, balance_into,
+};
 use evenkeel_solver::{Error, Split, solve_into};
 
 const SIZES: [(usize, usize); 4] = [(8, 2), (16, 2), (64, 2), (288, 1)];
@@ -50,9 +53,12 @@ fn objectives(criterion: &mut Criterion) -> Result<(), Error> {
             }
         }
         let mut group = criterion.benchmark_group(format!("{ranks}x{slots}"));
-        group.sample_size(20).measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_secs(1));
+        group
+            .sample_size(20)
+            .measurement_time(Duration::from_secs(2))
+            .warm_up_time(Duration::from_millis(500));
         let mut turn = 0;
-        let mut next = move |count: usize| {
+        let mut next = |count: usize| {
             turn = (turn + 1) % count;
             turn
         };
@@ -76,6 +82,24 @@ fn objectives(criterion: &mut Criterion) -> Result<(), Error> {
                 bencher.iter(|| {
                     let (series, _, by_source) = &batches[next(batches.len())];
                     planners[*series].solve_into(black_box(by_source), keep, &mut answer)
+                });
+            });
+        }
+        let costs = [
+            ("tiles", Cost::Tiles(64)),
+            ("active", Cost::Active),
+            ("min-piece", Cost::MinPiece(1024)),
+            ("roofline", Cost::Roofline(Roofline { read: 300, token: 1, tile: 64 })),
+        ];
+        for (name, cost) in costs {
+            let mut planners = Vec::new();
+            for series in &corpus {
+                planners.push(Objectives::new(series.problem.clone(), Objective::new(cost))?);
+            }
+            group.bench_function(name, |bencher| {
+                bencher.iter(|| {
+                    let (series, loads, _) = &batches[next(batches.len())];
+                    planners[*series].solve(black_box(loads))
                 });
             });
         }

@@ -43,7 +43,7 @@ pub enum Error {
     /// A vector whose length is not the number of items or ranks it belongs to.
     #[error("{got} {what} given where the problem has {expected}")]
     Length {
-        /// What the vector holds: "loads", "speeds" or "base loads".
+        /// What the vector holds: "loads", "speeds", "base loads", "nodes" or "counts".
         what: &'static str,
         /// The length it must have.
         expected: usize,
@@ -59,6 +59,17 @@ pub enum Error {
     /// The loads and base loads together exceed `u64::MAX`.
     #[error("the loads and base loads add up to more than 2^64 - 1")]
     Overflow,
+    /// [`objective::Objectives`](crate::objective::Objectives) was asked for what does not combine.
+    #[error("{then} cannot come after the peak in {cost}")]
+    Combination {
+        /// What counts as load.
+        cost: &'static str,
+        /// What was to come after its peak.
+        then: &'static str,
+    },
+    /// A tile of no tokens.
+    #[error("a tile of 0 tokens: tiles must have some")]
+    ZeroTile,
     /// [`affine::solve`](crate::affine::solve) was given unequal speeds or base loads.
     #[error("affine5 handles equal speeds and no base load only; rank {rank} differs")]
     AffineUnsupported {

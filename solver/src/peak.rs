@@ -29,6 +29,13 @@ impl Peak {
     }
 }
 
+impl Default for Peak {
+    /// The ratio 0 / 1.
+    fn default() -> Peak {
+        Peak { load: 0, speed: 1 }
+    }
+}
+
 impl Ord for Peak {
     fn cmp(&self, other: &Peak) -> Ordering {
         let left = u128::from(self.load) * u128::from(other.speed);

@@ -78,6 +78,12 @@ pub enum Violation {
         /// The rank that has a place for its token at a lower level.
         to: usize,
     },
+    /// An item's quotas in tokens are not what its quotas in tiles say, or leave more than one tile half-empty.
+    #[error("the quotas of item {item} in tokens and in tiles do not agree")]
+    Tile {
+        /// The item.
+        item: usize,
+    },
     /// The recorded traffic is not what the quotas make.
     #[error("the quotas serve {off_node} tokens off their node and {off_rank} off their rank")]
     Traffic {

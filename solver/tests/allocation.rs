@@ -8,6 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use common::{Limits, Speeds};
+use evenkeel_solver::objective::{self, Active, ActiveSplit, Keep, Traffic, TrafficSplit, balance_into};
 use evenkeel_solver::{Hosts, Problem, Split, Workspace, solve_counts_into, solve_into};
 
 thread_local! {
@@ -90,5 +91,35 @@ fn no_family_allocates() {
             solve_into(&instance.problem, &instance.loads, &mut workspace, &mut split).expect("valid");
         });
         assert_eq!(allocations, 0, "seed {seed}: {instance:?}");
+    }
+}
+
+/// The second objectives: nothing is allocated after the first batch of a problem.
+#[test]
+fn objectives_allocate_for_the_first_batch_only() {
+    let limits = Limits { ranks: 60, items: 150, load: 1 << 30, speeds: Speeds::Any(5), base: true };
+    for seed in 0..100 {
+        let instance = common::draw(seed, limits);
+        let (problem, loads) = (&instance.problem, &instance.loads);
+        let (ranks, items) = (problem.hosts().ranks(), loads.len());
+        let nodes: Vec<u32> = (0..ranks as u32).map(|rank| rank / 8).collect();
+        let mut traffic = Traffic::new(problem.clone(), &nodes).expect("valid");
+        let mut active = Active::new(problem.clone());
+        let mut workspace = objective::Workspace::default();
+        let (mut split, mut served, mut whole) =
+            (Split::default(), TrafficSplit::default(), ActiveSplit::default());
+        let mut counts = vec![0; ranks * items];
+        for (index, &load) in loads.iter().enumerate() {
+            counts[index * 7 % ranks * items + index] = load / 3;
+            counts[index * 5 % ranks * items + index] += load - load / 3;
+        }
+        let mut batch = |loads: &[u64], counts: &[u64]| {
+            balance_into(problem, loads, &mut workspace, &mut split).expect("valid");
+            active.solve_into(loads, &mut whole).expect("valid");
+            traffic.solve_into(counts, Keep::Vector, &mut served).expect("valid");
+            traffic.solve_into(counts, Keep::Peak, &mut served).expect("valid");
+        };
+        batch(&vec![0; items], &vec![0; ranks * items]);
+        assert_eq!(allocations_of(|| batch(loads, &counts)), 0, "seed {seed}");
     }
 }

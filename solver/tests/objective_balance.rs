@@ -137,3 +137,23 @@ fn the_answer_does_not_depend_on_what_the_workspace_held() {
         assert_eq!(fresh, split);
     }
 }
+
+/// Long chains, nested host sets, many classes: no shape takes long.
+#[test]
+fn a_thousand_ranks_are_balanced() {
+    let limits = Limits { ranks: 1024, items: 3000, load: 1 << 30, speeds: Speeds::One, base: true };
+    for shape in SHAPES {
+        for law in [common::Law::Uniform, common::Law::Zipf] {
+            let instance = common::draw_as(shape, law, &mut common::rng(12), limits).unwrap();
+            let begin = std::time::Instant::now();
+            let split = balance(&instance.problem, &instance.loads, &mut Workspace::default()).unwrap();
+            println!(
+                "{shape:?} {law:?}: {} ranks, {} items, {:?}",
+                instance.problem.hosts().ranks(),
+                instance.loads.len(),
+                begin.elapsed()
+            );
+            verify_balanced(&instance.problem, &instance.loads, &split).unwrap();
+        }
+    }
+}

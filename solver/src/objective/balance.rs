@@ -12,8 +12,9 @@
 //! has a lower [`Level`] than the first one's last token: [`verify_balanced`](super::verify_balanced).
 
 use super::classes::Classes;
-use super::graph::{Flow, Graph};
+use super::graph::Graph;
 use super::level::Level;
+use super::residual::Flow;
 use crate::{Error, Peak, Problem, Split, solve_into};
 
 /// Memory that is kept from batch to batch. Reusable for any problem; after the first batch of a problem nothing is

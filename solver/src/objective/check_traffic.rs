@@ -170,7 +170,7 @@ impl Check<'_> {
                 let paid = price + i64::from(quota >= self.own(rank, item));
                 add = Some(add.map_or((paid, rank), |best| (paid, rank).min(best)));
             }
-            self.compare(item, remove, add)?;
+            compare(item, remove, add)?;
             let beyond = |tokens: bool| if tokens { node_cost(self.nodes.len()) } else { 0 };
             dearest = dearest.max(remove.map(|(saved, rank)| (saved + beyond(served > come), rank)));
             if let Some((paid, rank)) = add {
@@ -178,21 +178,7 @@ impl Check<'_> {
                 cheapest = Some(cheapest.map_or(paid, |best| paid.min(best)));
             }
         }
-        self.compare(item, dearest, cheapest)
-    }
-
-    fn compare(
-        &self,
-        item: usize,
-        out: Option<(i64, u32)>,
-        into: Option<(i64, u32)>,
-    ) -> Result<(), Violation> {
-        match (out, into) {
-            (Some((saved, from)), Some((paid, to))) if saved > paid => {
-                Err(Violation::Exchange { item, from: from as usize, to: to as usize })
-            }
-            _ => Ok(()),
-        }
+        compare(item, dearest, cheapest)
     }
 }
 
@@ -200,4 +186,14 @@ impl Check<'_> {
 fn lowest(answer: &TrafficSplit, ranks: &[u32]) -> Option<Level> {
     let levels = ranks.iter().filter_map(|&rank| answer.levels.get(rank as usize).copied());
     levels.min_by(|a, b| order((u128::from(a.load), a.speed), (u128::from(b.load), b.speed)))
+}
+
+/// Objects if the dearest token there is costs more than the cheapest there could be.
+fn compare(item: usize, out: Option<(i64, u32)>, into: Option<(i64, u32)>) -> Result<(), Violation> {
+    match (out, into) {
+        (Some((saved, from)), Some((paid, to))) if saved > paid => {
+            Err(Violation::Exchange { item, from: from as usize, to: to as usize })
+        }
+        _ => Ok(()),
+    }
 }

@@ -13,11 +13,17 @@
 //!   a set `S` in which every rank lies at `k` or just below. No exchange within `S` gains anything and nothing leaves
 //!   it. `S` is a class; the rest lies below `k` and is settled by itself.
 //!
+//! Before all that, neighbours are levelled out a few times, so that little is left to move.
+//!
 //! Each step splits a set in two or finishes one, so there are at most twice as many maximum flows as ranks, each within
 //! its own set. All loads move in bulk; the size of the numbers does not matter.
 
-use super::graph::{Flow, Graph};
+use super::graph::Graph;
 use super::level::{Heap, Level, least};
+use super::residual::Flow;
+
+/// How often neighbours are levelled out before the search for classes begins.
+const PASSES: usize = 4;
 
 /// Classes, and the memory to find them.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +41,9 @@ impl Classes {
     /// Makes the loads of a flow decreasingly minimal.
     pub(super) fn settle(&mut self, graph: &Graph, speeds: &[u32], flow: &mut Flow) {
         let ranks = speeds.len();
+        for _ in 0..PASSES {
+            level_out(graph, speeds, flow);
+        }
         self.level.clear();
         self.level.resize(ranks, Level::ZERO);
         self.order.clear();
@@ -97,4 +106,56 @@ impl Classes {
         members[middle..].copy_from_slice(&self.rest);
         begin + middle as u32
     }
+}
+
+/// Item by item, brings the busiest host that can give and the least busy one that can take to the same ratio, as far as
+/// the item allows. A good start: what is left to move then is little and goes short ways.
+fn level_out(graph: &Graph, speeds: &[u32], flow: &mut Flow) {
+    for index in 0..graph.items.len() {
+        let places = graph.places(index);
+        let (mut from, mut to) = (places.start, places.start + 1);
+        if places.len() == 2 {
+            if is_busier(graph, speeds, flow, to, from) {
+                (from, to) = (to, from);
+            }
+        } else {
+            let (mut busiest, mut idlest) = (None, None);
+            for place in places {
+                let gives = flow.quota[place] > flow.floor[place];
+                if gives && busiest.is_none_or(|best| is_busier(graph, speeds, flow, place, best)) {
+                    busiest = Some(place);
+                }
+                let takes = flow.quota[place] < flow.ceiling[place];
+                if takes && idlest.is_none_or(|best| is_busier(graph, speeds, flow, best, place)) {
+                    idlest = Some(place);
+                }
+            }
+            let (Some(busiest), Some(idlest)) = (busiest, idlest) else { continue };
+            (from, to) = (busiest, idlest);
+        }
+        let (here, there) = (graph.rank_of[from] as usize, graph.rank_of[to] as usize);
+        let (high, low) = (flow.load[here], flow.load[there]);
+        let even = if speeds[here] == speeds[there] {
+            high.saturating_sub(low) / 2
+        } else {
+            let (fast, slow) = (u128::from(speeds[here]), u128::from(speeds[there]));
+            let gap = (u128::from(high) * slow).saturating_sub(u128::from(low) * fast);
+            (gap / (fast + slow)) as u64
+        };
+        let amount = even.min(flow.quota[from] - flow.floor[from]).min(flow.ceiling[to] - flow.quota[to]);
+        flow.quota[from] -= amount;
+        flow.quota[to] += amount;
+        flow.load[here] -= amount;
+        flow.load[there] += amount;
+    }
+}
+
+/// Whether the rank of one place has a higher ratio of load to speed than that of another.
+fn is_busier(graph: &Graph, speeds: &[u32], flow: &Flow, place: usize, other: usize) -> bool {
+    let (one, two) = (graph.rank_of[place] as usize, graph.rank_of[other] as usize);
+    if speeds[one] == speeds[two] {
+        return flow.load[one] > flow.load[two];
+    }
+    u128::from(flow.load[one]) * u128::from(speeds[two])
+        > u128::from(flow.load[two]) * u128::from(speeds[one])
 }

@@ -14,14 +14,18 @@
 //! unit beyond (`cost_flow`). It starts with every token on its own rank where that is a host, which no exchange can
 //! improve, and sends away what is too much. The edge from a rank to the sink is bounded by what [`Keep`] allows: the room
 //! at the least peak; or the room at the rank's [`Level`] and at most one token less, with every item kept to its hosts of
-//! lowest level, which describes all decreasingly minimal splits and no other (Frank and Murota 2022, Theorem 5.1).
+//! lowest level, which describes all decreasingly minimal splits and no other (Frank and Murota 2022: a face within a box).
 //! A token off its node costs `4R + 1` units ([`node_cost`]), one off its rank 1. A residual cycle passes a rank once at
 //! most and so changes the count of tokens off their rank by less than that: the sum orders cycles as the pair does.
 //!
 //! **Proof.** A price per rank, for which no exchange within any one item gains: [`verify_traffic`](super::verify_traffic).
 
+mod layout;
+
+use layout::{Hub, Layout};
+
 use super::balance::{Workspace, balance_into};
-use super::cost_flow::{CostFlow, Edge};
+use super::cost_flow::CostFlow;
 use super::level::Level;
 use crate::{Count, Error, Problem, Split, solve_into};
 
@@ -51,7 +55,7 @@ pub struct TrafficSplit {
 
 /// What a token off its node costs, in units of one off its rank: more than all others on a cycle together.
 pub fn node_cost(ranks: usize) -> i64 {
-    4 * ranks as i64 + 1
+    i64::try_from(ranks).unwrap_or(i64::MAX / 8) * 4 + 1
 }
 
 /// Splits of least traffic for one problem and one arrangement of its ranks in nodes, batch after batch.
@@ -61,38 +65,11 @@ pub struct Traffic {
     /// Of every rank, its node, renumbered from 0.
     node_of: Vec<u32>,
     network: CostFlow,
-    groups: Vec<Group>,
-    /// Of every group, its places.
-    members: Vec<u32>,
+    layout: Layout,
     balance: Workspace,
     /// Tokens per item; per node and item, `[node][item]`.
     loads: Vec<u64>,
     node_counts: Vec<u64>,
-}
-
-/// The hosts of one item on one node.
-#[derive(Debug, Clone, Copy)]
-struct Group {
-    /// The item, and its index among those with a choice.
-    item: u32,
-    index: u32,
-    node: u32,
-    /// Bounds into `members`.
-    begin: u32,
-    end: u32,
-    /// How the node's threshold is counted.
-    hub: Hub,
-}
-
-/// Where the cost of leaving a node arises.
-#[derive(Debug, Clone, Copy)]
-enum Hub {
-    /// Nowhere: all hosts are on this node.
-    None,
-    /// On the edge of the only host there.
-    Leaf,
-    /// On an edge of its own.
-    Edge(u32),
 }
 
 impl Traffic {
@@ -112,40 +89,10 @@ impl Traffic {
             nodes.iter().map(|node| names.partition_point(|name| name < node) as u32).collect();
         let mut balance = Workspace::default();
         balance.graph.fit(problem.hosts());
-        let graph = &balance.graph;
-        // Node 0 is the sink, then the ranks, then one hub per item, then hubs per item and node.
-        let (hub_of, mut hubs) = (|index: usize| (1 + ranks + index) as u32, 1 + ranks + graph.items.len());
-        let sinks = (1..=ranks as u32).map(|rank| Edge { tail: rank, ..Edge::default() });
-        let leaves = graph.rank_of.iter().map(|&rank| Edge { head: 1 + rank, ..Edge::default() });
-        let mut edges: Vec<Edge> = sinks.chain(leaves).collect();
-        let (mut groups, mut members) = (Vec::new(), Vec::new());
-        for (index, &item) in graph.items.iter().enumerate() {
-            let mut places: Vec<u32> = graph.places(index).map(|place| place as u32).collect();
-            let node_at = |place: u32| node_of[graph.rank_of[place as usize] as usize];
-            places.sort_by_key(|&place| node_at(place));
-            let one_node = places.first().map(|&p| node_at(p)) == places.last().map(|&p| node_at(p));
-            for group in places.chunk_by(|&a, &b| node_at(a) == node_at(b)) {
-                let mut tail = hub_of(index);
-                let mut hub = if one_node { Hub::None } else { Hub::Leaf };
-                if !one_node && group.len() > 1 {
-                    hub = Hub::Edge(edges.len() as u32);
-                    edges.push(Edge { tail, head: hubs as u32, ..Edge::default() });
-                    tail = hubs as u32;
-                    hubs += 1;
-                }
-                let begin = members.len() as u32;
-                members.extend_from_slice(group);
-                let end = members.len() as u32;
-                for &place in group {
-                    edges[ranks + place as usize].tail = tail;
-                }
-                groups.push(Group { item, index: index as u32, node: node_at(group[0]), begin, end, hub });
-            }
-        }
-        let network = CostFlow::new(hubs, edges);
+        let (layout, network) = Layout::new(&balance.graph, &node_of);
         let (loads, node_counts) =
             (vec![0; problem.hosts().items()], vec![0; names.len() * problem.hosts().items()]);
-        Ok(Traffic { problem, node_of, network, groups, members, balance, loads, node_counts })
+        Ok(Traffic { problem, node_of, network, layout, balance, loads, node_counts })
     }
 
     /// The problem.
@@ -247,14 +194,14 @@ impl Traffic {
         for (index, &item) in graph.items.iter().enumerate() {
             supply[1 + ranks + index] = self.loads[item as usize];
         }
-        for group in &self.groups {
+        for group in &self.layout.groups {
             let item = group.item as usize;
             let places = graph.places(group.index as usize);
             let level_at = |place: usize| levels.get(graph.rank_of[place] as usize);
             let lowest = places.filter_map(level_at).min();
             let of_node = self.node_counts[group.node as usize * items + item];
             let mut here = 0;
-            for &place in &self.members[group.begin as usize..group.end as usize] {
+            for &place in self.layout.places(group) {
                 let edge = &mut edges[ranks + place as usize];
                 let rank = graph.rank_of[place as usize] as usize;
                 let own = counts[rank * items + item];
@@ -323,9 +270,9 @@ impl Traffic {
                 off_rank += load - counts[only as usize * items + item];
             }
         }
-        for group in &self.groups {
+        for group in &self.layout.groups {
             let mut here = 0;
-            for &place in &self.members[group.begin as usize..group.end as usize] {
+            for &place in self.layout.places(group) {
                 let rank = self.balance.graph.rank_of[place as usize] as usize;
                 let quota = split.quotas[self.balance.graph.pair_of[place as usize] as usize];
                 off_rank += quota.saturating_sub(counts[rank * items + group.item as usize]);

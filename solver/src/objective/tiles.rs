@@ -1,0 +1,167 @@
+//! Load in tiles: a grouped matrix product computes whole tiles of rows, so a rank pays for every tile it begins.
+//!
+//! In: a problem, loads in tokens, the tokens of a tile. Out: quotas in tokens for which the largest number of tile rows
+//! on a rank (per speed) is as small as it can be. Exact for any hosts and speeds. A base load in tokens counts as the
+//! tiles it begins, rounded up.
+//!
+//! **Why it is the same problem.** Quotas of an item begin at least `⌈load / tile⌉` tiles together, and any distribution of
+//! just so many tiles over the hosts is that of some quotas: fill all tiles but one. So the exact split of the loads in
+//! tiles is the optimum, and its certificate proves it. Where that leaves a choice, the vector of tiles is decreasingly
+//! minimal (`balance`), and the tile that is not full goes to the host that carries most tokens: items with the most
+//! missing tokens first, a heuristic for tokens within the optimum in tiles.
+
+use super::balance::{Workspace, balance_into};
+use crate::{Error, Peak, Problem, Split, Violation, verify};
+
+/// A split in whole tiles.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TileSplit {
+    /// The split in tiles: peak, quotas, rank loads and certificate count tiles.
+    pub in_tiles: Split,
+    /// The quota of every (item, host) pair in tokens: every tile is full but at most one per item.
+    pub quotas: Vec<u64>,
+    /// The tokens of every rank, base load included.
+    pub rank_loads: Vec<u64>,
+}
+
+/// Splits in tiles for one problem, batch after batch.
+#[derive(Debug, Clone)]
+pub struct Tiles {
+    tokens: Problem,
+    units: Problem,
+    tile: u64,
+    workspace: Workspace,
+    loads: Vec<u64>,
+    order: Vec<u32>,
+}
+
+impl Tiles {
+    /// A problem in tokens, seen in tiles of `tile` tokens.
+    ///
+    /// # Errors
+    /// [`Error::ZeroTile`] if a tile has no token.
+    pub fn new(problem: Problem, tile: u64) -> Result<Tiles, Error> {
+        let units = tile_problem(&problem, tile)?;
+        let workspace = Workspace::default();
+        Ok(Tiles { tokens: problem, units, tile, workspace, loads: Vec::new(), order: Vec::new() })
+    }
+
+    /// Splits one batch of loads in tokens, one per item.
+    ///
+    /// # Errors
+    /// As [`solve`](crate::solve).
+    pub fn solve(&mut self, loads: &[u64]) -> Result<TileSplit, Error> {
+        let mut answer = TileSplit::default();
+        self.solve_into(loads, &mut answer)?;
+        Ok(answer)
+    }
+
+    /// As [`solve`](Self::solve), into memory that is kept from call to call.
+    ///
+    /// # Errors
+    /// As [`solve`](crate::solve); `answer` is then left as it was.
+    pub fn solve_into(&mut self, loads: &[u64], answer: &mut TileSplit) -> Result<(), Error> {
+        self.tokens.total(loads)?;
+        self.loads.clear();
+        self.loads.extend(loads.iter().map(|load| load.div_ceil(self.tile)));
+        balance_into(&self.units, &self.loads, &mut self.workspace, &mut answer.in_tiles)?;
+        self.fill(loads, answer);
+        Ok(())
+    }
+
+    /// Tokens for tiles: all full, but for one per item.
+    fn fill(&mut self, loads: &[u64], answer: &mut TileSplit) {
+        let hosts = self.tokens.hosts();
+        let missing = |item: usize| (self.tile - loads[item] % self.tile) % self.tile;
+        let TileSplit { in_tiles: tiles, quotas, rank_loads } = answer;
+        quotas.clear();
+        // Full tiles may exceed 64 bits where the last one is cut; that one is known to be cut below.
+        quotas.extend(tiles.quotas.iter().map(|&count| count.saturating_mul(self.tile)));
+        let mut sums: Vec<u128> = self.tokens.base().iter().map(|&base| u128::from(base)).collect();
+        for item in 0..hosts.items() {
+            for (&rank, &count) in hosts.of(item).iter().zip(tiles.quotas_of(item)) {
+                sums[rank as usize] += u128::from(count) * u128::from(self.tile);
+            }
+        }
+        self.order.clear();
+        self.order.extend((0..loads.len() as u32).filter(|&item| missing(item as usize) > 0));
+        self.order.sort_by_key(|&item| (std::cmp::Reverse(missing(item as usize)), item));
+        for &item in &self.order {
+            let item = item as usize;
+            let mut busiest: Option<(usize, usize)> = None;
+            for (&rank, pair) in hosts.of(item).iter().zip(hosts.offset(item)..) {
+                let rank = rank as usize;
+                let ratio = |rank: usize| {
+                    let load = u64::try_from(sums[rank]).unwrap_or(u64::MAX);
+                    Peak { load, speed: self.tokens.speeds()[rank] }
+                };
+                if tiles.quotas[pair] > 0 && busiest.is_none_or(|(best, _)| ratio(rank) > ratio(best)) {
+                    busiest = Some((rank, pair));
+                }
+            }
+            if let Some((rank, pair)) = busiest {
+                sums[rank] -= u128::from(missing(item));
+                let full = u128::from(tiles.quotas[pair]) * u128::from(self.tile);
+                // No more than the item's load.
+                quotas[pair] = (full - u128::from(missing(item))) as u64;
+            }
+        }
+        rank_loads.clear();
+        // No more than the total.
+        rank_loads.extend(sums.into_iter().map(|sum| sum as u64));
+    }
+}
+
+/// A problem's base loads in tiles.
+fn tile_problem(problem: &Problem, tile: u64) -> Result<Problem, Error> {
+    if tile == 0 {
+        return Err(Error::ZeroTile);
+    }
+    problem.clone().with_base(problem.base().iter().map(|base| base.div_ceil(tile)).collect())
+}
+
+/// Checks a split in tiles: feasible, certified to have the least peak in tiles, tokens and tiles in agreement.
+///
+/// # Errors
+/// The first [`Violation`] met: those of [`verify`] for the problem in tiles, then [`Violation::Tile`] and those of
+/// tokens that do not add up. A tile without tokens is [`Violation::Tile`] of item 0.
+pub fn verify_tiles(
+    problem: &Problem,
+    tile: u64,
+    loads: &[u64],
+    answer: &TileSplit,
+) -> Result<(), Violation> {
+    let Ok(in_tiles) = tile_problem(problem, tile) else { return Err(Violation::Tile { item: 0 }) };
+    let hosts = problem.hosts();
+    let tile_loads: Vec<u64> = loads.iter().map(|load| load.div_ceil(tile)).collect();
+    verify(&in_tiles, &tile_loads, &answer.in_tiles)?;
+    for (what, expected, got) in
+        [("quotas", hosts.len(), answer.quotas.len()), ("rank loads", hosts.ranks(), answer.rank_loads.len())]
+    {
+        if expected != got {
+            return Err(Violation::Length { what, expected, got });
+        }
+    }
+    let mut actual: Vec<u128> = problem.base().iter().map(|&base| u128::from(base)).collect();
+    for (item, &load) in loads.iter().enumerate() {
+        let quotas = &answer.quotas[hosts.offset(item)..hosts.offset(item + 1)];
+        let sum: u128 = quotas.iter().map(|&quota| u128::from(quota)).sum();
+        if sum != u128::from(load) {
+            return Err(Violation::Conservation { item, load, quotas: sum });
+        }
+        let tiles = quotas.iter().zip(answer.in_tiles.quotas_of(item));
+        let agree = tiles.clone().all(|(&quota, &count)| quota.div_ceil(tile) == count);
+        if !agree || tiles.filter(|&(quota, _)| quota % tile != 0).count() > 1 {
+            return Err(Violation::Tile { item });
+        }
+        for (&rank, &quota) in hosts.of(item).iter().zip(quotas) {
+            actual[rank as usize] += u128::from(quota);
+        }
+    }
+    for (rank, (&recorded, actual)) in answer.rank_loads.iter().zip(actual).enumerate() {
+        if u128::from(recorded) != actual {
+            return Err(Violation::RankLoad { rank, recorded, actual });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! Objectives in lexicographic order: each as its own module answers, and what is refused.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{Limits, Speeds};
+use evenkeel_solver::objective::{
+    Active, Cost, Keep, MinPiece, Objective, Objectives, Roofline, Rooflines, Tiles, Traffic, Workspace,
+    balance,
+};
+use evenkeel_solver::{Error, Hosts, Problem, solve};
+
+#[test]
+fn each_objective_is_its_modules_own() {
+    let roofline = Roofline { read: 500, token: 3, tile: 16 };
+    for seed in 0..150 {
+        let limits = Limits { ranks: 12, items: 30, load: 900, speeds: Speeds::Any(2), base: true };
+        let instance = common::draw(seed, limits);
+        let (problem, loads) = (&instance.problem, &instance.loads);
+        let outcome = |objective: Objective, batch: &[u64]| {
+            Objectives::new(problem.clone(), objective).unwrap().solve(batch).unwrap()
+        };
+        let plain = outcome(Objective::default(), loads);
+        let exact = solve(problem, loads, &mut evenkeel_solver::Workspace::default()).unwrap();
+        assert_eq!((plain.peak, plain.bound, plain.quotas), (exact.peak, exact.peak, exact.quotas));
+
+        let vector = outcome(Objective::new(Cost::Tokens).then_vector(), loads);
+        assert_eq!(vector.quotas, balance(problem, loads, &mut Workspace::default()).unwrap().quotas);
+
+        let tiles = outcome(Objective::new(Cost::Tiles(16)).then_vector(), loads);
+        assert_eq!(tiles.quotas, Tiles::new(problem.clone(), 16).unwrap().solve(loads).unwrap().quotas);
+        let active = outcome(Objective::new(Cost::Active), loads);
+        assert_eq!(active.quotas, Active::new(problem.clone()).solve(loads).unwrap().quotas);
+        let roof = outcome(Objective::new(Cost::Roofline(roofline)), loads);
+        let own = Rooflines::new(problem.clone(), roofline).unwrap().solve(loads).unwrap();
+        assert_eq!((roof.quotas, roof.bound, roof.peak), (own.quotas, own.bound, own.peak));
+        let piece = outcome(Objective::new(Cost::MinPiece(64)), loads);
+        let own = MinPiece::new(problem.clone(), 64).solve(loads).unwrap();
+        assert_eq!((piece.quotas, piece.bound), (own.split.quotas, own.bound));
+
+        // All tokens come from rank 0.
+        let ranks = problem.hosts().ranks();
+        let mut counts = vec![0; ranks * loads.len()];
+        counts[..loads.len()].copy_from_slice(loads);
+        let nodes: Vec<u32> = (0..ranks as u32).map(|rank| rank / 4).collect();
+        for (objective, keep) in [
+            (Objective::new(Cost::Tokens).then_traffic(nodes.clone()), Keep::Peak),
+            (Objective::new(Cost::Tokens).then_vector().then_traffic(nodes.clone()), Keep::Vector),
+        ] {
+            let traffic = outcome(objective, &counts);
+            let own = Traffic::new(problem.clone(), &nodes).unwrap().solve(&counts, keep).unwrap();
+            assert_eq!(traffic.quotas, own.split.quotas);
+            let left = traffic.traffic.unwrap();
+            assert_eq!((left.off_node, left.off_rank), (own.off_node, own.off_rank));
+        }
+    }
+}
+
+#[test]
+fn what_does_not_combine_is_refused() {
+    let problem = Problem::new(Hosts::new(2, [&[0, 1][..], &[1]]).unwrap());
+    let refused = |objective| Objectives::new(problem.clone(), objective).unwrap_err();
+    let roofline = Roofline { read: 1, token: 1, tile: 1 };
+    for cost in [Cost::Tiles(4), Cost::Active, Cost::Roofline(roofline), Cost::MinPiece(4)] {
+        let error = refused(Objective::new(cost).then_traffic(vec![0, 0]));
+        assert!(matches!(error, Error::Combination { then: "traffic", .. }), "{error}");
+    }
+    let error = refused(Objective::new(Cost::Roofline(roofline)).then_vector());
+    assert_eq!(error.to_string(), "the whole vector cannot come after the peak in the roofline");
+    assert_eq!(refused(Objective::new(Cost::Tiles(0))), Error::ZeroTile);
+    assert!(matches!(
+        refused(Objective::default().then_traffic(vec![0])),
+        Error::Length { what: "nodes", .. }
+    ));
+}

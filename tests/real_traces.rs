@@ -8,7 +8,7 @@ use evenkeel::cluster::Cluster;
 use evenkeel::place::{self, Policy};
 use evenkeel::planner::Planner;
 use evenkeel::simulate::{Config, Outcome, locality, simulate, worth};
-use evenkeel::split::{Keep, Method, Roofline, Traffic};
+use evenkeel::split::{Keep, Method, Traffic, roofline};
 use evenkeel::trace::{self, Batching, Order, ReadOptions, Trace};
 use std::path::PathBuf;
 
@@ -125,8 +125,7 @@ fn planning_where_it_may_pay_on_decode_batches() {
         let config = Config::first_part(&trace, cluster, vec![Method::Exact], 0.4).unwrap();
         let outcome = simulate(&trace, &config, &policies, &()).unwrap();
         for plan_us in [1, 5, 20, 100] {
-            let rows =
-                worth(&trace, &config, &outcome, Roofline::of(&model, &gpu), plan_us * 1_000_000).unwrap();
+            let rows = worth(&trace, &config, &outcome, roofline(&model, &gpu), plan_us * 1_000_000).unwrap();
             for row in rows {
                 let us = |ps: u64| ps as f64 / 1e6 / row.batches as f64;
                 println!(

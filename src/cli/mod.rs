@@ -4,6 +4,8 @@
 
 mod bench;
 mod cluster_args;
+mod further;
+mod goal_args;
 mod model_args;
 mod output;
 mod plan;

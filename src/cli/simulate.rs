@@ -1,14 +1,16 @@
 //! `evenkeel simulate`: what each policy and split would have done, side by side.
 
 use super::cluster_args::ClusterArgs;
+use super::further::Further;
+use super::goal_args::GoalArgs;
 use super::model_args::ModelOnGpu;
 use super::output::{Bar, Output, print, table, write_file};
 use super::trace_args::TraceArgs;
 use clap::Args;
 use evenkeel::place;
 use evenkeel::report::Page;
-use evenkeel::simulate::{Config, Locality, Outcome, Worth, locality, simulate, worth};
-use evenkeel::split::{Keep, Method, Roofline};
+use evenkeel::simulate::{Config, Outcome, simulate};
+use evenkeel::split::Method;
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -30,6 +32,8 @@ pub(crate) struct SimulateArgs {
     trace: TraceArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
+    #[command(flatten)]
+    pub(super) goal: GoalArgs,
     /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb")]
     policies: Vec<String>,
@@ -45,17 +49,17 @@ pub(crate) struct SimulateArgs {
     /// meet their quotas to the token. Rows with `traffic` have the same peaks and, among such splits, the fewest tokens
     /// off their node, then off their rank; `vector, traffic` also evens out the ranks below the peak first.
     #[arg(long)]
-    locality: bool,
+    pub(super) locality: bool,
     /// Say whether planning is worth it: the time of all batches if none, all or those that may pay are planned
     ///
     /// Times are a roofline's: an expert takes as long as its weights take to be read, or its tokens to be multiplied,
     /// whichever is more. MODEL is one of mixtral-8x7b, qwen3-30b-a3b, gpt-oss-20b, deepseek-v2-lite, deepseek-v3,
     /// kimi-k2 and others, with :fp8 or :bf16 behind it where wanted; GPU one of a100, h100, h800, h200, h20, b200, mi300x.
     #[arg(long, value_name = "MODEL,GPU")]
-    worth: Option<ModelOnGpu>,
+    pub(super) worth: Option<ModelOnGpu>,
     /// With --worth: what planning one batch of one layer costs, in microseconds, from counting to redirected tokens
     #[arg(long, value_name = "US", default_value_t = 20.0, requires = "worth")]
-    plan_us: f64,
+    pub(super) plan_us: f64,
     /// Write a picture of it here: one HTML file that needs no network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -82,13 +86,7 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     let bar = Bar::layers();
     let outcome = simulate(trace, &config, &policies, &bar)?;
     drop(bar);
-    if !(args.plan_us >= 0.0 && args.plan_us < 1e9) {
-        anyhow::bail!("--plan-us {}: expected 0 to 1e9 microseconds", args.plan_us);
-    }
-    let plan_ps = (args.plan_us * 1e6).round() as u64;
-    let time = args.worth.map(|on| Roofline::of(&on.model, &on.gpu));
-    let worths = time.map(|time| worth(trace, &config, &outcome, time, plan_ps)).transpose()?;
-    let travels = tokens.as_ref().map(|tokens| locality(tokens, &config, &outcome)).transpose()?;
+    let further = Further::ask(args, trace, tokens.as_ref(), &config, &outcome)?;
     if let Some(path) = &args.report {
         let page = Page {
             title: "Simulation".into(),
@@ -101,14 +99,7 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     }
     let batches = args.trace.batches(trace);
     if output.json() {
-        return super::output::document(&document(
-            trace,
-            &config,
-            &outcome,
-            &batches,
-            travels.as_deref(),
-            worths.as_deref(),
-        ));
+        return super::output::document(&document(trace, &config, &outcome, &batches, &further));
     }
     print(&format!(
         "{} experts x {} layers, {batches}; {} ranks x {} slots; planned on {} steps, judged on {} ({} batches{})\n\n",
@@ -126,17 +117,7 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         },
     ))?;
     print(&results(&outcome))?;
-    if let (Some(worths), Some(on)) = (&worths, args.worth) {
-        print(&format!(
-            "\nMicroseconds per batch of one layer, {} on {}, {} us per plan\n",
-            on.model, on.gpu, args.plan_us
-        ))?;
-        print(&worth_table(&outcome, worths))?;
-    }
-    if let Some(travels) = &travels {
-        print(&format!("\nWhere tokens are served, of {} nodes\n", cluster.nodes()))?;
-        print(&travel_table(&outcome, travels))?;
-    }
+    print(&further.tables(&outcome, &config))?;
     if let Some(path) = &args.report {
         output.note(&format!("report written to {}", path.display()));
     }
@@ -166,98 +147,7 @@ fn results(outcome: &Outcome) -> String {
     table(&header, rows.collect(), 2)
 }
 
-fn worth_table(outcome: &Outcome, worths: &[Worth]) -> String {
-    let rows = worths.iter().map(|row| {
-        let each = |ps: u64| format!("{:.2}", ps as f64 / 1e6 / row.batches.max(1) as f64);
-        vec![
-            outcome.planned[row.planned].policy.clone(),
-            each(row.even_ps),
-            each(row.always_ps),
-            each(row.rule_ps),
-            format!("{:.1}%", 100.0 * row.planned_batches as f64 / row.batches.max(1) as f64),
-            each(row.bound_ps),
-        ]
-    });
-    let header = ["policy", "even split", "always planned", "if it may pay", "planned", "bound"];
-    table(&header, rows.collect(), 1)
-}
-
-fn choice(keep: Option<Keep>) -> &'static str {
-    match keep {
-        None => "peak",
-        Some(Keep::Peak) => "peak, traffic",
-        Some(Keep::Vector) => "peak, vector, traffic",
-    }
-}
-
-fn travel_table(outcome: &Outcome, travels: &[Locality]) -> String {
-    let rows = travels.iter().map(|row| {
-        let share = |pairs: u64| format!("{:.1}%", 100.0 * pairs as f64 / row.traffic.pairs().max(1) as f64);
-        let each = |copies: u64| format!("{:.3}", copies as f64 / row.copies.tokens.max(1) as f64);
-        vec![
-            outcome.planned[row.planned].policy.clone(),
-            choice(row.keep).into(),
-            share(row.traffic.own_rank),
-            share(row.traffic.own_node),
-            share(row.traffic.elsewhere),
-            each(row.copies.to_ranks),
-            each(row.copies.to_nodes),
-            format!("{} of {}", row.batches, row.batches),
-            row.peaks.to_string(),
-        ]
-    });
-    let header = [
-        "policy",
-        "split",
-        "own rank",
-        "own node",
-        "elsewhere",
-        "to ranks",
-        "to nodes",
-        "quotas met",
-        "sum of peaks",
-    ];
-    table(&header, rows.collect(), 2)
-}
-
-fn document(
-    trace: &Trace,
-    config: &Config,
-    outcome: &Outcome,
-    batches: &str,
-    travels: Option<&[Locality]>,
-    worths: Option<&[Worth]>,
-) -> Value {
-    let worths: Option<Vec<Value>> = worths.map(|rows| {
-        let row = |row: &Worth| {
-            let us = |ps: u64| ps as f64 / 1e6;
-            json!({
-                "policy": outcome.planned[row.planned].policy,
-                "batches": row.batches,
-                "planned_batches": row.planned_batches,
-                "even_us": us(row.even_ps),
-                "always_us": us(row.always_ps),
-                "rule_us": us(row.rule_ps),
-                "bound_us": us(row.bound_ps),
-            })
-        };
-        rows.iter().map(row).collect()
-    });
-    let travels: Option<Vec<Value>> = travels.map(|rows| {
-        let row = |row: &Locality| {
-            json!({
-                "policy": outcome.planned[row.planned].policy,
-                "split": choice(row.keep),
-                "pairs": { "own_rank": row.traffic.own_rank, "own_node": row.traffic.own_node,
-                           "elsewhere": row.traffic.elsewhere },
-                "copies": { "tokens": row.copies.tokens, "to_ranks": row.copies.to_ranks,
-                            "to_nodes": row.copies.to_nodes },
-                "batches": row.batches,
-                "sum_of_peaks": row.peaks,
-            })
-        };
-        rows.iter().map(row).collect()
-    });
+fn document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str, further: &Further) -> Value {
     let results: Vec<Value> = outcome
         .rows
         .iter()
@@ -293,7 +183,8 @@ fn document(
         "cluster": super::cluster_args::document(&config.cluster, trace.experts()),
         "lp_engine": evenkeel_solver::lp::Engine::best().name(),
         "results": results,
-        "locality": travels,
-        "worth": worths,
+        "goal": further.goal(outcome),
+        "worth": further.worth(outcome),
+        "locality": further.locality(outcome),
     })
 }

@@ -4,11 +4,13 @@
 //! layer is judged by its peak, in whole tokens, after every split has been checked against its batch. Layers are
 //! independent and run in parallel; results are gathered in layer order, so they do not depend on the threads.
 
+mod goals;
 mod judge;
 mod locality;
 mod summary;
 mod worth;
 
+pub use goals::{Aim, Reached, goals};
 pub use judge::{Judged, judge};
 pub use locality::{Locality, locality};
 pub use summary::Summary;

@@ -7,6 +7,7 @@
 mod affine5;
 mod even;
 mod exact;
+mod goal;
 mod layers;
 mod local;
 mod lp;
@@ -15,11 +16,14 @@ mod shares;
 mod time;
 mod worth;
 
-pub use evenkeel_solver::objective::Keep;
+pub use evenkeel_solver::Peak;
+pub use evenkeel_solver::objective::Roofline;
+pub use evenkeel_solver::objective::{Cost, Keep};
+pub use goal::{Aimed, Goal, GoalSplitter};
 pub use layers::Layers;
 pub use local::Local;
 pub use shares::{Shares, Traffic};
-pub use time::{Roofline, TILE};
+pub use time::{TILE, roofline, step_time};
 pub use worth::{Decision, WorthIt};
 
 use crate::place::Placement;

@@ -6,39 +6,23 @@
 
 use crate::gpu::Gpu;
 use crate::model::Model;
+use evenkeel_solver::objective::Roofline;
 
 /// Tokens that a grouped matrix multiplication takes at a time, in most kernels.
 pub const TILE: u64 = 64;
 
-/// Time of one expert on one rank: `max(read, token * tile * ceil(tokens / tile))`, nothing for no tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Roofline {
-    /// Picoseconds to read the expert's weights.
-    pub read_ps: u64,
-    /// Picoseconds of arithmetic per token.
-    pub token_ps: u64,
-    /// Tokens per tile, at least 1.
-    pub tile: u64,
+/// The time of a model's expert on a GPU, in picoseconds, in tiles of [`TILE`] tokens.
+pub fn roofline(model: &Model, gpu: &Gpu) -> Roofline {
+    Roofline { read: gpu.read_ps(model), token: gpu.token_ps(model), tile: TILE }
 }
 
-impl Roofline {
-    /// That of a model's expert on a GPU, in tiles of [`TILE`] tokens.
-    pub fn of(model: &Model, gpu: &Gpu) -> Self {
-        Self { read_ps: gpu.read_ps(model), token_ps: gpu.token_ps(model), tile: TILE }
-    }
+/// Time of this many tokens of one expert; the largest number where that is more.
+pub(crate) fn expert_time(time: &Roofline, tokens: u64) -> u64 {
+    time.cost(tokens).unwrap_or(u64::MAX)
+}
 
-    /// Picoseconds for this many tokens of one expert; the largest number where that is more.
-    pub fn expert(&self, tokens: u64) -> u64 {
-        if tokens == 0 {
-            return 0;
-        }
-        let tile = self.tile.max(1);
-        self.token_ps.saturating_mul(tokens.div_ceil(tile).saturating_mul(tile)).max(self.read_ps)
-    }
-
-    /// Picoseconds of the slowest rank; `quotas` is `[R * S]`.
-    pub fn step(&self, quotas: &[u64], slots_per_rank: usize) -> u64 {
-        let rank = |slots: &[u64]| slots.iter().fold(0u64, |sum, &q| sum.saturating_add(self.expert(q)));
-        quotas.chunks(slots_per_rank.max(1)).map(rank).max().unwrap_or(0)
-    }
+/// Time of the slowest rank; `quotas` is `[R * S]`.
+pub fn step_time(time: &Roofline, quotas: &[u64], slots_per_rank: usize) -> u64 {
+    let rank = |slots: &[u64]| slots.iter().fold(0u64, |sum, &q| sum.saturating_add(expert_time(time, q)));
+    quotas.chunks(slots_per_rank.max(1)).map(rank).max().unwrap_or(0)
 }

@@ -19,6 +19,7 @@
 //! `used + paid <= new + plan + miss`. Without `miss` that would be "never longer", but where the bound is loose, as in
 //! decode batches that weight reads bind, it would plan again and again for nothing (docs/results.md has figures).
 
+use super::time::{expert_time, step_time};
 use super::{Method, Roofline, Split, SplitError, Splitter};
 use crate::place::Placement;
 
@@ -80,7 +81,7 @@ impl WorthIt {
     pub fn split(&mut self, loads: &[u64], split: &mut Split) -> Result<Decision, SplitError> {
         let per_rank = self.splitter.placement().slots_per_rank();
         self.keep(loads)?;
-        let kept_ps = self.time.step(&self.kept.quotas, per_rank);
+        let kept_ps = step_time(&self.time, &self.kept.quotas, per_rank);
         let bound_ps = self.bound(loads).min(kept_ps);
         let miss_ps = self.miss_ps;
         let mut decision = Decision { planned: false, bound_ps, kept_ps, miss_ps, used_ps: kept_ps };
@@ -92,7 +93,7 @@ impl WorthIt {
         }
         self.splitter.split(loads, split)?;
         decision.planned = true;
-        let new_ps = self.time.step(&split.quotas, per_rank);
+        let new_ps = step_time(&self.time, &split.quotas, per_rank);
         self.miss_ps = new_ps.saturating_sub(bound_ps);
         if self.planned && kept_ps <= new_ps {
             split.clone_from(&self.kept);
@@ -137,7 +138,7 @@ impl WorthIt {
         let mut fixed = vec![0u64; placement.ranks()];
         let mut all = 0u64;
         for (expert, &load) in loads.iter().enumerate() {
-            let time = self.time.expert(load);
+            let time = expert_time(&self.time, load);
             all = all.saturating_add(time);
             let copies = placement.copies(expert);
             let home = placement.rank_of(copies[0]);
@@ -159,7 +160,7 @@ mod tests {
         Placement::new(3, 2, vec![Some(0), Some(1), Some(0), Some(2)]).unwrap()
     }
 
-    const TIME: Roofline = Roofline { read_ps: 10, token_ps: 1, tile: 1 };
+    const TIME: Roofline = Roofline { read: 10, token: 1, tile: 1 };
 
     #[test]
     fn a_plan_is_made_where_it_can_pay_and_only_there() {
@@ -184,7 +185,7 @@ mod tests {
             plan in 0u64..60,
             (read, tile) in (0u64..50, 1u64..40),
         ) {
-            let time = Roofline { read_ps: read, token_ps: 1, tile };
+            let time = Roofline { read, token: 1, tile };
             let mut worth = WorthIt::new(placement(), time, plan).unwrap();
             let mut always = Splitter::new(placement(), Method::Exact).unwrap();
             let (mut split, mut new) = (Split::default(), Split::default());
@@ -196,9 +197,9 @@ mod tests {
                     prop_assert_eq!(served, loads[expert]);
                 }
                 let paid = if decision.planned { plan } else { 0 };
-                prop_assert_eq!(decision.used_ps, time.step(&split.quotas, 2));
-                prop_assert!(decision.bound_ps <= time.step(&new.quotas, 2));
-                let most = time.step(&new.quotas, 2) + plan + decision.miss_ps;
+                prop_assert_eq!(decision.used_ps, step_time(&time, &split.quotas, 2));
+                prop_assert!(decision.bound_ps <= step_time(&time, &new.quotas, 2));
+                let most = step_time(&time, &new.quotas, 2) + plan + decision.miss_ps;
                 prop_assert!(decision.used_ps + paid <= most);
             }
         }

@@ -74,7 +74,10 @@ pub(super) fn search<N: Whole>(net: &Net, flow: &Flow<N>, scratch: &mut Scratch)
     }
     queue.clear();
     forest.clear();
-    item_level.fill(NEVER);
+    // Filling nothing is a call of memset at a dangling address, whose masked store takes a slow path on some processors.
+    if !item_level.is_empty() {
+        item_level.fill(NEVER);
+    }
     for ((rank, &excess), level) in (0u32..).zip(&flow.excess).zip(rank_level.iter_mut()) {
         *level = if excess > N::ZERO { 0 } else { NEVER };
         if *level == 0 {

@@ -232,3 +232,117 @@ fn output_may_be_cut_short() {
         .unwrap();
     assert!(child.wait().unwrap().success());
 }
+
+#[test]
+fn other_goals_are_measured_beside_the_usual_splits() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path());
+    let base =
+        ["simulate", trace.to_str().unwrap(), "--ranks", "4", "--redundant", "4", "--policies", "lplb:ring"];
+    for goal in [
+        &["--cost", "tokens"][..],
+        &["--cost", "tiles:16"],
+        &["--cost", "tiles:16", "--then", "vector"],
+        &["--cost", "active"],
+        &["--cost", "roofline:qwen3-30b-a3b,h20"],
+        &["--then", "vector"],
+        &["--speeds", "1,2,3,4"],
+        &["--base", "0,50,0,9"],
+        &["--shared-expert", "2"],
+        &["--min-piece", "8"],
+        &["--cost", "active", "--speeds", "1,2,2,1", "--shared-expert", "4"],
+    ] {
+        let d = document(&[&base[..], goal, &["--json"]].concat());
+        let rows = d["goal"].as_array().unwrap();
+        let splits: Vec<&str> = rows.iter().map(|row| row["split"].as_str().unwrap()).collect();
+        assert_eq!(splits, ["even", "exact in tokens", "for this goal"], "{goal:?}");
+        let mean = |row: usize| rows[row]["imbalance"]["mean"].as_f64().unwrap();
+        let bound = rows[2]["bound"]["mean"].as_f64().unwrap();
+        assert!(bound <= mean(2) + 1e-9 && bound > 0.0, "{goal:?}: {rows:?}");
+        let exact = !goal.contains(&"--min-piece") && !goal.iter().any(|arg| arg.starts_with("roofline"));
+        if exact {
+            assert!(mean(2) <= mean(1) + 1e-9 && mean(2) <= mean(0) + 1e-9, "{goal:?}: {rows:?}");
+            assert_eq!(rows[2]["at_bound"], 1.0, "{goal:?}");
+        }
+    }
+    assert!(document(&[&base[..], &["--json"]].concat())["goal"].is_null());
+    let wrong = refusal(&[&base[..], &["--speeds", "1,2"]].concat());
+    assert!(wrong.contains("2 speeds") && wrong.contains('4'), "{wrong}");
+    let wrong = refusal(&[&base[..], &["--speeds", "1,2,0,1"]].concat());
+    assert!(wrong.contains("speed") && wrong.contains('2'), "{wrong}");
+    let wrong = refusal(&[&base[..], &["--min-piece", "3", "--then", "vector"]].concat());
+    assert!(wrong.contains("vector"), "{wrong}");
+}
+
+#[test]
+fn planning_less_never_costs_more_and_tables_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path());
+    let base =
+        ["simulate", trace.to_str().unwrap(), "--ranks", "4", "--redundant", "4", "--policies", "eplb"];
+    let d = document(&[&base[..], &["--worth", "deepseek-v3,h20", "--plan-us", "1000", "--json"]].concat());
+    let row = &d["worth"][0];
+    // 12 judged steps of 2 layers; the first of each layer has to be planned.
+    assert_eq!((row["batches"].as_u64(), row["planned_batches"].as_u64()), (Some(24), Some(2)), "{row}");
+    assert!(row["rule_us"].as_f64() < row["always_us"].as_f64());
+    let text = stdout(&[&base[..], &["--worth", "deepseek-v3:bf16,h100"]].concat());
+    assert!(text.contains("deepseek-v3:bf16 on h100, 20 us per plan"), "{text}");
+    let wrong = refusal(&[&base[..], &["--worth", "deepseek-v3,h20", "--plan-us", "nan"]].concat());
+    assert!(wrong.contains("--plan-us"), "{wrong}");
+    let wrong = evenkeel(&[&base[..], &["--worth", "deepseek-v9,h20"]].concat());
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("kimi-k2"));
+}
+
+/// 64 tokens of two layers, top-2 of eight experts, as NumPy writes it.
+fn token_file(folder: &Path) -> PathBuf {
+    let header = "{'descr': '|u1', 'fortran_order': False, 'shape': (64, 2, 2), }";
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    let padded = format!("{header:<117}\n");
+    bytes.extend(u16::try_from(padded.len()).unwrap().to_le_bytes());
+    bytes.extend(padded.bytes());
+    for token in 0..64u32 {
+        for layer in 0..2 {
+            let first = token * token / 7 % 5;
+            bytes.extend([first as u8, ((first + 1 + (token + layer) % 7) % 8) as u8]);
+        }
+    }
+    let path = folder.join("routed.npy");
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn every_token_is_followed_where_ids_are_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = token_file(folder.path());
+    let base = [
+        "--ranks",
+        "4",
+        "--nodes",
+        "2",
+        "--redundant",
+        "4",
+        "--policies",
+        "lplb:ring",
+        "--locality",
+        "--json",
+    ];
+    let d = document(&[&["simulate", tokens.to_str().unwrap(), "--batch-tokens", "8"], &base[..]].concat());
+    let rows = d["locality"].as_array().unwrap();
+    let splits: Vec<&str> = rows.iter().map(|row| row["split"].as_str().unwrap()).collect();
+    assert_eq!(splits, ["peak", "peak, traffic", "peak, vector, traffic"]);
+    // 8 steps of which 3 are planned on, 8 tokens, 2 layers, top-2.
+    for row in rows {
+        let pairs: u64 =
+            ["own_rank", "own_node", "elsewhere"].iter().map(|k| row["pairs"][k].as_u64().unwrap()).sum();
+        assert_eq!((pairs, row["copies"]["tokens"].as_u64()), (5 * 8 * 2 * 2, Some(5 * 8 * 2)));
+        assert_eq!(row["sum_of_peaks"], rows[0]["sum_of_peaks"]);
+        assert!(row["copies"]["to_ranks"].as_u64() <= Some(pairs));
+    }
+    let elsewhere = |row: usize| rows[row]["pairs"]["elsewhere"].as_u64().unwrap();
+    assert!(elsewhere(1) <= elsewhere(0) && elsewhere(1) <= elsewhere(2));
+    let counts = trace_file(folder.path());
+    let wrong = refusal(&[&["simulate", counts.to_str().unwrap()], &base[..9]].concat());
+    assert!(wrong.contains("no ids of single tokens"), "{wrong}");
+}

@@ -73,3 +73,29 @@ fn what_does_not_combine_is_refused() {
         Error::Length { what: "nodes", .. }
     ));
 }
+
+#[test]
+fn no_items_and_no_tokens_are_no_trouble() {
+    let roofline = Roofline { read: u64::MAX, token: 0, tile: u64::MAX };
+    let costs = [
+        Cost::Tokens,
+        Cost::Tiles(u64::MAX),
+        Cost::Active,
+        Cost::Roofline(roofline),
+        Cost::MinPiece(u64::MAX),
+        Cost::MinPiece(0),
+    ];
+    let none: [&[u32]; 0] = [];
+    let empty = Problem::new(Hosts::new(3, none).unwrap());
+    let silent = Problem::new(Hosts::new(3, [&[0, 1, 2][..], &[1, 2], &[2]]).unwrap());
+    for cost in costs {
+        let outcome = Objectives::new(empty.clone(), Objective::new(cost)).unwrap().solve(&[]).unwrap();
+        assert_eq!((outcome.peak.load, outcome.quotas), (0, vec![]));
+        let outcome = Objectives::new(silent.clone(), Objective::new(cost)).unwrap().solve(&[0; 3]).unwrap();
+        assert_eq!((outcome.peak.load, outcome.quotas), (0, vec![0; 6]));
+    }
+    for (problem, counts) in [(empty, vec![]), (silent, vec![0; 9])] {
+        let objective = Objective::default().then_vector().then_traffic(vec![7, 7, 3]);
+        assert_eq!(Objectives::new(problem, objective).unwrap().solve(&counts).unwrap().peak.load, 0);
+    }
+}

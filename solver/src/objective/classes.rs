@@ -65,6 +65,10 @@ impl Classes {
             if total == 0 {
                 continue;
             }
+            if let [only] = *members {
+                self.level[only as usize] = Level { load: total, speed: speeds[only as usize] };
+                continue;
+            }
             let level = least(speeds, members, total, &mut self.heap);
             for &rank in members {
                 flow.cap[rank as usize] = level.room(speeds[rank as usize]);

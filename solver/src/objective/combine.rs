@@ -11,8 +11,8 @@
 //! | [`Cost::Roofline`] | heuristic with bound | – | – |
 //! | [`Cost::MinPiece`] | heuristic with bound | – | – |
 //!
-//! Traffic beside another cost than tokens would be an integer multi-commodity problem; the vector of a heuristic proves
-//! nothing.
+//! Traffic beside tiles is no network flow; beside active items it would be one, and is not built; the vector of a heuristic
+//! proves nothing. Active items start from none on every rank: for others, see [`Active::with_base_counts`].
 
 use super::{
     Active, ActiveSplit, Keep, MinPiece, Roofline, Rooflines, TileSplit, Tiles, Traffic, TrafficSplit,

@@ -1,7 +1,7 @@
 //! Local search over pieces of items, for costs that are no flow.
 //!
-//! In: tiles per item, a start, the price of a piece by its tiles. Out: tiles per (item, host) pair such that no move, no
-//! exchange of two pieces and no move onward from rank to rank lowers the largest ratio among the ranks concerned.
+//! In: tiles per item, a start, the price of a piece by its tiles. Out: tiles per (item, host) pair such that no move lowers the
+//! larger ratio of the two ranks, and from a busiest rank no exchange of two pieces and no move onward does.
 //!
 //! Every accepted change makes the vector of ratios, sorted descending, lexicographically less, so the search ends; a cap
 //! on the number of changes bounds its time.
@@ -106,11 +106,19 @@ impl Search {
     pub(super) fn run(&mut self, problem: &Problem, price: &impl Price, bound: Peak) {
         let mut order: Vec<usize> = (0..problem.hosts().ranks()).collect();
         for _ in 0..CHANGES {
-            if busiest(problem, &self.cost) <= bound {
+            let peak = busiest(problem, &self.cost);
+            if peak <= bound {
                 break;
             }
             order.sort_by_key(|&rank| (std::cmp::Reverse(self.ratio(problem, rank)), rank));
-            if !order.iter().any(|&rank| self.relieve(problem, rank, price)) {
+            // Single moves anywhere make room; two at a time are worth their price at the peak only.
+            let single = order.iter().any(|&rank| self.relieve(problem, rank, price, Search::attempt_alone));
+            if single {
+                continue;
+            }
+            let count = order.partition_point(|&rank| self.ratio(problem, rank) == peak);
+            if !order[..count].iter().any(|&rank| self.relieve(problem, rank, price, Search::attempt_onward))
+            {
                 break;
             }
         }
@@ -132,27 +140,26 @@ impl Search {
         self.graph.rank_of[place] as usize
     }
 
-    /// Makes the first change that gains, from one rank.
-    fn relieve(&mut self, problem: &Problem, rank: usize, price: &impl Price) -> bool {
-        let count = self.graph.seats(rank).len();
-        for depth in [1, 2] {
-            for seat in 0..count {
-                let (from, index) = self.graph.seats(rank)[seat];
-                let (from, index) = (from as usize, index as usize);
-                for to in self.graph.places(index) {
-                    if self.tiles[from] == 0 || to == from {
-                        continue;
-                    }
-                    for tiles in self.amounts(from, to, price) {
-                        let shift = Shift { from, to, tiles };
-                        let gained = if depth == 1 {
-                            self.attempt(problem, &[shift], price)
-                        } else {
-                            self.attempt_onward(problem, shift, price)
-                        };
-                        if gained {
-                            return true;
-                        }
+    /// Makes the first change that gains and begins with a shift from this rank.
+    fn relieve<P: Price>(
+        &mut self,
+        problem: &Problem,
+        rank: usize,
+        price: &P,
+        attempt: impl Fn(&mut Search, &Problem, Shift, &P) -> bool,
+    ) -> bool {
+        for seat in 0..self.graph.seats(rank).len() {
+            let (from, index) = self.graph.seats(rank)[seat];
+            let from = from as usize;
+            for to in self.graph.places(index as usize) {
+                if self.tiles[from] == 0 || to == from {
+                    continue;
+                }
+                let amounts = self.amounts(from, to, price);
+                for (tried, &tiles) in amounts.iter().enumerate() {
+                    let again = amounts[..tried].contains(&tiles);
+                    if !again && attempt(self, problem, Shift { from, to, tiles }, price) {
+                        return true;
                     }
                 }
             }
@@ -169,6 +176,11 @@ impl Search {
         let down = all.saturating_sub(self.free).clamp(1, all);
         let up = self.free.saturating_sub(self.tiles[to]).clamp(1, all);
         [all, half, down, up, 1]
+    }
+
+    /// One shift by itself.
+    fn attempt_alone(&mut self, problem: &Problem, shift: Shift, price: &impl Price) -> bool {
+        self.attempt(problem, &[shift], price)
     }
 
     /// After a first shift, a second one from where it went: the same way back (an exchange) or onward.

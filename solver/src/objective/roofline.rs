@@ -133,7 +133,7 @@ impl Rooflines {
         let cost = self.cost;
         // The sum of all was checked.
         let price = move |tiles: u64| cost.of_tiles(tiles).unwrap_or(u64::MAX);
-        let free = cost.read / cost.token.saturating_mul(tile).max(1);
+        let free = (cost.read / cost.token.saturating_mul(tile).max(1)).min(u64::MAX / 2);
         let search = &mut self.search;
         search.begin(&self.in_units, free);
         for start in [&tiled.in_tiles.quotas, &in_one] {

@@ -74,17 +74,24 @@ impl Tiles {
         let hosts = self.tokens.hosts();
         let missing = |item: usize| (self.tile - loads[item] % self.tile) % self.tile;
         let TileSplit { in_tiles: tiles, quotas, rank_loads } = answer;
-        quotas.clear();
-        // Full tiles may exceed 64 bits where the last one is cut; that one is known to be cut below.
-        quotas.extend(tiles.quotas.iter().map(|&count| count.saturating_mul(self.tile)));
+        // Where all tiles are full; wider than 64 bits only until the last ones are cut below.
         let mut sums: Vec<u128> = self.tokens.base().iter().map(|&base| u128::from(base)).collect();
-        for item in 0..hosts.items() {
+        quotas.clear();
+        self.order.clear();
+        for (item, &load) in loads.iter().enumerate() {
+            if let [only] = hosts.of(item) {
+                quotas.push(load);
+                sums[*only as usize] += u128::from(load);
+                continue;
+            }
+            if missing(item) > 0 {
+                self.order.push(item as u32);
+            }
             for (&rank, &count) in hosts.of(item).iter().zip(tiles.quotas_of(item)) {
+                quotas.push(count.saturating_mul(self.tile));
                 sums[rank as usize] += u128::from(count) * u128::from(self.tile);
             }
         }
-        self.order.clear();
-        self.order.extend((0..loads.len() as u32).filter(|&item| missing(item as usize) > 0));
         self.order.sort_by_key(|&item| (std::cmp::Reverse(missing(item as usize)), item));
         for &item in &self.order {
             let item = item as usize;

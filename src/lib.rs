@@ -48,6 +48,7 @@
 
 pub mod cluster;
 pub mod forecast;
+pub mod kernels;
 pub mod place;
 pub mod plan;
 pub mod planner;

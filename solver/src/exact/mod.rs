@@ -35,13 +35,11 @@ pub use warm::Warm;
 
 use std::sync::Arc;
 
+use crate::compiled::DRAINS;
 use crate::net::Net;
 use crate::{Error, Peak, Problem, Split};
 use count::Whole;
 use search::{Found, search};
-
-/// How many quick drains are tried before blocking flows take over.
-const DRAINS: usize = 64;
 
 /// Scratch memory of the exact split. Reusable for any problem; allocates only when one is larger than
 /// all before it.

@@ -13,7 +13,7 @@ template <class N> struct Walks {
   EK_FN_MEMBER bool next_step(u32 rank) {
     const u32 *bounds = net.table(SEAT_BOUNDS), *seats = net.table(SEATS), two_places = 2 * net[TWO];
     const u32 above = m.level[rank] + 1;
-    for (u32 arc = m.rank_arc[rank]; arc < bounds[rank + 1]; ++arc) {
+    EK_LOOP for (u32 arc = m.rank_arc[rank]; arc < bounds[rank + 1]; ++arc) {
       m.rank_arc[rank] = arc;
       u32 place = seats[2 * arc], other = seats[2 * arc + 1];
       if (flow.quota[place] <= 0) continue;
@@ -22,7 +22,7 @@ template <class N> struct Walks {
       } else if (m.item_level[other] + 1 == above) {
         const u32 *from = net.table(MANY_BOUNDS) + other, *ranks = net.table(MANY_RANKS) + from[0];
         const u32 count = from[1] - from[0];
-        for (u32 host = m.item_arc[other]; host < count; ++host) {
+        EK_LOOP for (u32 host = m.item_arc[other]; host < count; ++host) {
           m.item_arc[other] = host;
           if (m.level[ranks[host]] == above) return step(place, two_places + from[0] + host, ranks[host]);
         }
@@ -43,7 +43,7 @@ template <class N> struct Walks {
 
   // Extends the path, depth first, until it ends at a rank with slack; false if there is no such path.
   EK_FN_MEMBER bool walk(u32 source) {
-    for (;;) {
+    EK_LOOP for (;;) {
       u32 at = length > 0 ? m.path_rank[length - 1] : source;
       if (flow.excess[at] < 0) return true;
       if (next_step(at)) continue;
@@ -59,9 +59,9 @@ template <class N> struct Walks {
     if (length == 0) return;
     u32 sink = m.path_rank[length - 1];
     N amount = least<N>(flow.excess[source], -flow.excess[sink]);
-    for (u32 at = 0; at < length; ++at) amount = least<N>(amount, flow.quota[m.path_from[at]]);
+    EK_LOOP for (u32 at = 0; at < length; ++at) amount = least<N>(amount, flow.quota[m.path_from[at]]);
     u32 keep = length;
-    for (u32 at = 0; at < length; ++at) {
+    EK_LOOP for (u32 at = 0; at < length; ++at) {
       flow.quota[m.path_from[at]] -= amount;
       flow.quota[m.path_to[at]] += amount;
       if (flow.quota[m.path_from[at]] == 0 && at < keep) keep = at;
@@ -74,7 +74,7 @@ template <class N> struct Walks {
 
 // Pushes load from the overloaded ranks along rising levels until no path to slack is left.
 template <class N>
-EK_RARE void block(Warp team, Net net, const Memory& m, const Flow<N>& flow, const Reach& reach) {
+EK_CALL void block(Warp team, Net net, const Memory& m, const Flow<N>& flow, const Reach& reach) {
   EK_FOR(team, rank, net[RANKS]) m.rank_arc[rank] = net.table(SEAT_BOUNDS)[rank];
   EK_FOR(team, item, net[MANY]) {
     u32 claim = m.item_claim[item];
@@ -82,10 +82,10 @@ EK_RARE void block(Warp team, Net net, const Memory& m, const Flow<N>& flow, con
     m.item_arc[item] = 0;
   }
   EK_ONE(team) {
-    for (u32 at = 0; at < reach.sources; ++at) {
+    EK_LOOP for (u32 at = 0; at < reach.sources; ++at) {
       u32 source = m.queue[at];
       Walks<N> walks = {net, m, flow, 0};
-      while (flow.excess[source] > 0 && walks.walk(source)) walks.push(source);
+      EK_LOOP while (flow.excess[source] > 0 && walks.walk(source)) walks.push(source);
     }
   }
 }

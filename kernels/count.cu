@@ -2,14 +2,16 @@
 // each. The sums over all are the counts; those before a chunk let `map` number an expert's tokens in order.
 #include "tokens.h"
 
-// Histogram of one chunk into `histogram`, [experts]. `shared` has room for one number per expert.
+// Histogram of one chunk into `histogram`, [experts]; ids that are neither an expert nor -1 are faults. `shared` has room for one number per expert.
 template <class Id>
 EK_FN void count_chunk(Block team, u32* shared, const Id* ids, u64 n, u64 chunk, u32 experts, u32* histogram,
                        u32* faults) {
   EK_FOR(team, expert, experts) shared[expert] = 0;
   EK_FOR(team, at, chunk_length(n, chunk)) {
-    u32 expert = expert_of(ids[chunk * EK_CHUNK + at], experts, faults);
+    Id id = ids[chunk * EK_CHUNK + at];
+    u32 expert = expert_of(id, experts);
     if (expert != EK_NEVER) atomic_add(&shared[expert], 1);
+    else if (id != -1) atomic_add(faults, 1);
   }
   EK_FOR(team, expert, experts) histogram[expert] = shared[expert];
 }

@@ -4,11 +4,11 @@
 
 // Moves what a spanning forest can move: offers on the way up, excess on the way down. A rank is the child of one
 // branch at most, which is where its offer is kept.
-template <class N> EK_FN void settle(Warp team, Net net, const Flow<N>& flow, u32 forest) {
+template <class N> EK_CALL void settle(Warp team, Net net, const Flow<N>& flow, u32 forest) {
   const u32* up = net.words + FOREST + 6 * forest;
   const u32* down = up + 3;
   EK_FOR(team, rank, net[RANKS]) flow.subtree[rank] = flow.excess[rank];
-  for (u32 wave = 0; wave < up[0]; ++wave) {
+  EK_LOOP for (u32 wave = 0; wave < up[0]; ++wave) {
     const u32* bounds = net.words + up[1] + wave;
     EK_FOR(team, at, bounds[1] - bounds[0]) {
       const u32* op = net.words + up[2] + 3 * (bounds[0] + at);
@@ -25,7 +25,7 @@ template <class N> EK_FN void settle(Warp team, Net net, const Flow<N>& flow, u3
       flow.subtree[parent] += moved;
     }
   }
-  for (u32 wave = 0; wave < down[0]; ++wave) {
+  EK_LOOP for (u32 wave = 0; wave < down[0]; ++wave) {
     const u32* bounds = net.words + down[1] + wave;
     EK_FOR(team, at, bounds[1] - bounds[0]) {
       const u32* op = net.words + down[2] + 3 * (bounds[0] + at);
@@ -42,14 +42,14 @@ template <class N> EK_FN void settle(Warp team, Net net, const Flow<N>& flow, u3
 
 // Moves what the forest of a search can move. Two-hosted items only. A rank's children follow each other in the
 // queue; one lane serves them in that order.
-template <class N> EK_RARE void drain(Warp team, Net net, const Memory& m, const Flow<N>& flow, u32 levels) {
+template <class N> EK_CALL void drain(Warp team, Net net, const Memory& m, const Flow<N>& flow, u32 levels) {
   EK_FOR(team, rank, net[RANKS]) flow.subtree[rank] = most<N>(-flow.excess[rank], 0);
-  for (u32 level = levels; level-- > 0;) {
+  EK_LOOP for (u32 level = levels; level-- > 0;) {
     u32 begin = m.begin[level];
     EK_FOR(team, at, m.begin[level + 1] - begin) {
       u32 parent = m.queue[begin + at];
       N below = flow.subtree[parent];
-      for (u32 next = m.child[begin + at]; next < m.child[begin + at + 1]; ++next) {
+      EK_LOOP for (u32 next = m.child[begin + at]; next < m.child[begin + at + 1]; ++next) {
         u32 child = m.queue[next], place = m.place[next];
         N offer = least<N>(flow.subtree[child], flow.quota[place]);
         flow.offer[child] = offer;
@@ -59,12 +59,12 @@ template <class N> EK_RARE void drain(Warp team, Net net, const Memory& m, const
       flow.subtree[parent] = below;
     }
   }
-  for (u32 level = 0; level < levels; ++level) {
+  EK_LOOP for (u32 level = 0; level < levels; ++level) {
     u32 begin = m.begin[level];
     EK_FOR(team, at, m.begin[level + 1] - begin) {
       u32 parent = m.queue[begin + at];
       N excess = flow.excess[parent];
-      for (u32 next = m.child[begin + at]; next < m.child[begin + at + 1]; ++next) {
+      EK_LOOP for (u32 next = m.child[begin + at]; next < m.child[begin + at + 1]; ++next) {
         u32 child = m.queue[next], place = m.place[next];
         N offer = flow.offer[child];
         N falls = least<N>(most<N>(excess, 0), offer);

@@ -3,13 +3,13 @@
 #include "tokens.h"
 
 // One chunk. `before` is this chunk's row of [chunks][experts]; `layout` as in share.cu; `shared` has room for CHUNK
-// numbers. A token without a place among the shares was not counted: it gets -1 and is a fault.
+// numbers. A token without a place among the shares was not counted: it gets -1 and is a fault. What is no expert gets
+// -1; `count` has called it a fault already.
 template <class Id>
 EK_FN void map_chunk(Block team, u32* shared, const Id* ids, u64 n, u64 chunk, u32 experts, const u32* before,
                      const u32* layout, const u64* shares, Id* slots, u32* faults) {
   const u32 length = chunk_length(n, chunk);
-  u32 ignored = 0;
-  EK_FOR(team, at, length) shared[at] = expert_of(ids[chunk * EK_CHUNK + at], experts, &ignored);
+  EK_FOR(team, at, length) shared[at] = expert_of(ids[chunk * EK_CHUNK + at], experts);
   EK_FOR(team, at, length) {
     u32 expert = shared[at], slot = EK_NEVER;
     if (expert != EK_NEVER) {

@@ -19,7 +19,7 @@ template <class N, class Visit>
 EK_FN void each_step(Net net, const Memory& m, const Flow<N>& flow, u32 position, Visit visit) {
   const u32 *bounds = net.table(SEAT_BOUNDS), *seats = net.table(SEATS), two_places = 2 * net[TWO];
   u32 rank = m.queue[position];
-  for (u32 seat = bounds[rank]; seat < bounds[rank + 1]; ++seat) {
+  EK_LOOP for (u32 seat = bounds[rank]; seat < bounds[rank + 1]; ++seat) {
     u32 place = seats[2 * seat], other = seats[2 * seat + 1];
     if (flow.quota[place] == 0) continue;
     u32 key = (position + 1) << 21 | (seat - bounds[rank]);
@@ -27,13 +27,13 @@ EK_FN void each_step(Net net, const Memory& m, const Flow<N>& flow, u32 position
       visit(key, other, place);
     } else if (m.item_claim[other] == position) {
       const u32 *from = net.table(MANY_BOUNDS) + other, *ranks = net.table(MANY_RANKS);
-      for (u32 host = from[0]; host < from[1]; ++host) visit(key, ranks[host], place);
+      EK_LOOP for (u32 host = from[0]; host < from[1]; ++host) visit(key, ranks[host], place);
     }
   }
 }
 
 template <class N>
-EK_RARE Found search(Warp team, Net net, const Memory& m, const Flow<N>& flow, Reach& reach) {
+EK_CALL Found search(Warp team, Net net, const Memory& m, const Flow<N>& flow, Reach& reach) {
   const u32 ranks = net[RANKS], many = net[MANY], two_places = 2 * net[TWO];
   EK_FOR(team, item, many) m.item_claim[item] = EK_NEVER;
   EK_FOR(team, rank, ranks) {
@@ -50,12 +50,12 @@ EK_RARE Found search(Warp team, Net net, const Memory& m, const Flow<N>& flow, R
   reach.sources = end;
   reach.levels = 0;
   bool slack = false;
-  for (u32 begin = 0; begin < end;) {
+  EK_LOOP for (u32 begin = 0; begin < end;) {
     u32 count = end - begin, level = reach.levels++;
     if (many > 0) {
       EK_FOR(team, at, count) {
         const u32 *bounds = net.table(SEAT_BOUNDS) + m.queue[begin + at], *seats = net.table(SEATS);
-        for (u32 seat = bounds[0]; seat < bounds[1]; ++seat) {
+        EK_LOOP for (u32 seat = bounds[0]; seat < bounds[1]; ++seat) {
           u32 place = seats[2 * seat];
           if (place >= two_places && flow.quota[place] != 0) atomic_min(&m.item_claim[seats[2 * seat + 1]], begin + at);
         }

@@ -15,7 +15,7 @@ struct Answer {
 
 // Gives the cut the least peak at which it can carry its load; it becomes the certificate.
 template <class N>
-EK_FN N raise(Warp team, Net net, const Memory& m, const Flow<N>& flow, const Reach& reach) {
+EK_CALL N raise(Warp team, Net net, const Memory& m, const Flow<N>& flow, const Reach& reach) {
   const u32 cut = reach.reached;
   u64 mine = 0;
   EK_EACH(team, at, cut) mine += (u64)(flow.excess[m.queue[at]] + flow.room[m.queue[at]]);
@@ -32,7 +32,7 @@ EK_FN N raise(Warp team, Net net, const Memory& m, const Flow<N>& flow, const Re
 }
 
 // Loads and fixed loads are known: from the first peak to the optimal one.
-template <class N> EK_FN void improve(Warp team, Net net, const u32* program, const Memory& m, u64 total) {
+template <class N> EK_CALL void improve(Warp team, Net net, const u32* program, const Memory& m, u64 total) {
   const u32 ranks = net[RANKS], two = net[TWO], many = net[MANY];
   Flow<N> flow(m);
   u64 mine = 0;
@@ -66,16 +66,16 @@ template <class N> EK_FN void improve(Warp team, Net net, const u32* program, co
   fill_pass(team, net, flow, false);
   if (many > 0) pour(team, net, m, flow);
   bool over = any_overload(team, flow, ranks);
-  for (u32 pass = 0; over && pass < net[PASSES]; ++pass) {
+  EK_LOOP for (u32 pass = 0; over && pass < net[PASSES]; ++pass) {
     fill_pass(team, net, flow, true);
     over = any_overload(team, flow, ranks);
   }
-  for (u32 forest = 0; over && forest < net[FORESTS]; ++forest) {
+  EK_LOOP for (u32 forest = 0; over && forest < net[FORESTS]; ++forest) {
     settle(team, net, flow, forest);
     over = any_overload(team, flow, ranks);
   }
   u32 drains = net[DRAINS];
-  while (over) {
+  EK_LOOP while (over) {
     Reach reach = {};
     Found found = search(team, net, m, flow, reach);
     if (found == NOTHING_OVERLOADED) break;
@@ -119,21 +119,21 @@ EK_FN void split(Block block, u32* shared, const u32* program, const u32* counts
   // The barrier behind this section is also that of the copy.
   EK_FOR(block, item, items) {
     u64 load = 0;
-    for (u32 source = 0; source < sources; ++source) load += counts[(u64)source * items + item];
+    EK_LOOP for (u32 source = 0; source < sources; ++source) load += counts[(u64)source * items + item];
     m.load[item] = load;
   }
   EK_FOR(block, at, ranks * parts) {
     const u32* bounds = program + program[SINGLE_BOUNDS] + at / parts;
     const u32* single = program + program[SINGLE];
     u64 sum = 0;
-    for (u32 item = bounds[0] + at % parts; item < bounds[1]; item += parts) sum += m.load[single[item]];
+    EK_LOOP for (u32 item = bounds[0] + at % parts; item < bounds[1]; item += parts) sum += m.load[single[item]];
     m.partial[at] = sum;
   }
   EK_FIRST_WARP {
     EK_FOR(warp, rank, ranks) {
       const u32* base = program + program[BASE] + 2 * rank;
       u64 sum = (u64)base[1] << 32 | base[0];
-      for (u32 part = 0; part < parts; ++part) sum += m.partial[rank * parts + part];
+      EK_LOOP for (u32 part = 0; part < parts; ++part) sum += m.partial[rank * parts + part];
       m.fixed[rank] = sum;
     }
     u64 mine = 0;

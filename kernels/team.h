@@ -26,8 +26,8 @@ typedef long long i64;
 
 #define EK_FN __device__ __forceinline__
 #define EK_FN_MEMBER __device__ __forceinline__
-// A function that is worth a call: it is rarely reached.
-#define EK_RARE __device__ __noinline__
+// A function that is called: it is long next to the call, or rarely reached.
+#define EK_CALL __device__ __noinline__
 #define EK_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 
 #define EK_ALL_LANES 0xffffffffu
@@ -94,7 +94,9 @@ template <class T> struct Section {
 };
 template <class T> EK_FN Section<T> section(T team) { return Section<T>(team); }
 
-#define EK_EACH(team, i, n) for (u32 i = (team).lane(); i < (u32)(n); i += (team).size())
+// A loop that is not unrolled: most are short, and instructions have to be fetched.
+#define EK_LOOP _Pragma("unroll 1")
+#define EK_EACH(team, i, n) EK_LOOP for (u32 i = (team).lane(); i < (u32)(n); i += (team).size())
 #define EK_FOR(team, i, n)                                           \
   for (auto ek_section = section(team); ek_section.open; ek_section.close()) \
   EK_EACH(team, i, n)

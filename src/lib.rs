@@ -47,6 +47,8 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::exit))]
 
 pub mod cluster;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod forecast;
 pub mod kernels;
 pub mod place;

@@ -50,9 +50,7 @@ fn agree(kernels: &Path, cases: &[Case]) -> usize {
         }
         let mut answers = requests.run(kernels);
         for ((program, split), case) in expected.iter().zip(cases) {
-            if let Err(difference) = answers.compare(program, split) {
-                panic!("{difference}: lanes {name}, {}", case.what);
-            }
+            assert_eq!(answers.compare(program, split), Ok(()), "lanes {name}, {}", case.what);
         }
         assert!(answers.finished());
     }
@@ -156,12 +154,13 @@ fn share_and_map(kernels: &Path, rng: &mut rand_chacha::ChaCha8Rng) {
     }
     let placement = Placement::new(experts, ranks, map).unwrap();
     let cluster = Cluster::new(ranks, nodes, experts, slots - experts).unwrap();
+    let end = i64::try_from(experts).unwrap();
     let ids: Vec<Vec<i64>> = (0..ranks)
         .map(|_| {
-            let hot = rng.random_range(0..experts as i64);
+            let hot = rng.random_range(0..end);
             let skewed = |rng: &mut rand_chacha::ChaCha8Rng| match rng.random_range(0..4) {
                 0 => hot,
-                _ => rng.random_range(-1..experts as i64),
+                _ => rng.random_range(-1..end),
             };
             (0..rng.random_range(0..900)).map(|_| skewed(rng)).collect()
         })

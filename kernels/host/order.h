@@ -6,7 +6,8 @@
 
 #define EK_FN static inline
 #define EK_FN_MEMBER inline
-#define EK_RARE static inline
+#define EK_CALL static inline
+#define EK_LOOP
 #define EK_KERNEL(threads) static void
 
 enum Order { ASCENDING, DESCENDING, SHUFFLED };

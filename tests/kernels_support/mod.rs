@@ -25,7 +25,7 @@ pub(crate) fn build(name: &str, flags: &[&str]) -> Option<PathBuf> {
         println!("skipped: no C++ compiler (looked for $CXX, c++, g++ and clang++)");
         return None;
     };
-    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{name}-{}", std::process::id()));
+    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{name}"));
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host/main.cpp");
     let built = Command::new(compiler)
         .args(["-std=c++17", "-Wall", "-Wextra", "-Werror"])

@@ -38,7 +38,7 @@ WITH_NVRTC = EVENKEEL_NVRTC=required
 else
 NVRTC_READY := .tools/nvrtc/ready
 WITH_NVRTC = EVENKEEL_NVRTC=required \
-	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib):$$LD_LIBRARY_PATH"
+	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
 .PHONY: help demo test kernels check examples bench fuzz clean

@@ -145,7 +145,7 @@ EK_FN void split(Block block, u32* shared, const u32* program, const u32* counts
     if (total < 0x7fffffffull && !wide) improve<i32>(warp, net, program, m, total);
     else improve<i64>(warp, net, program, m, total);
   }
-  block.sync();
+  // Written by the other warps while the first is at work; it joins them at the barrier behind this section.
   EK_FOR(block, item, items) {
     const u32* pairs = program + program[OFFSETS] + item;
     if (pairs[1] - pairs[0] == 1) answer.quotas[pairs[0]] = m.load[item];

@@ -3,7 +3,8 @@
 // Everything in these kernels is written as *sections*: loops whose iterations touch disjoint data (or meet in
 // atomics that commute), each followed by a barrier. On a GPU the lanes of a warp or a block share the iterations;
 // compiled as C++ (EK_HOST) one thread runs them in any order it is told to (kernels/host/order.h), so that a test
-// can prove that the order does not matter.
+// can prove that the order does not matter; or every lane is a thread (EK_THREADS, kernels/host/threads.h), so that a
+// sanitiser can prove that no barrier is missing.
 //
 //   EK_FOR(team, i, n) { ... }    a section: i runs through 0..n, then a barrier
 //   EK_EACH(team, i, n) { ... }   the same without a barrier: reads only, to be followed by a reduction
@@ -20,7 +21,9 @@ typedef long long i64;
 
 #define EK_NEVER 0xffffffffu
 
-#ifdef EK_HOST
+#if defined(EK_THREADS)
+#include "host/threads.h"
+#elif defined(EK_HOST)
 #include "host/order.h"
 #else
 

@@ -14,7 +14,7 @@ use evenkeel::split::{Method, Shares, Split, Splitter};
 use evenkeel_solver::bench::corpus::SIZES;
 use evenkeel_solver::{Hosts, Problem, Workspace, solve};
 use instances::{Limits, Speeds};
-use kernels_support::{ORDERS, Requests, build};
+use kernels_support::{ORDERS, Requests, build, runs};
 use rand::RngExt;
 use std::path::Path;
 
@@ -37,8 +37,12 @@ impl Case {
 
 /// Solves every case on both sides, in every order of lanes; returns how many there were.
 fn agree(kernels: &Path, cases: &[Case]) -> usize {
+    agree_in(&ORDERS, kernels, cases)
+}
+
+fn agree_in(orders: &[(&str, u32)], kernels: &Path, cases: &[Case]) -> usize {
     let mut workspace = Workspace::default();
-    for (name, order) in ORDERS {
+    for &(name, order) in orders {
         let mut requests = Requests::default();
         let mut expected = Vec::new();
         requests.order(order, 7);
@@ -68,6 +72,44 @@ fn corpus(batches: impl Fn(usize) -> usize) -> Vec<Case> {
         }
     }
     cases
+}
+
+/// What latency is made of, per size; docs/kernels.md shows this table.
+#[test]
+fn waves_sections_and_shared_memory_per_size() {
+    let Some(kernels) = build("sizes", &["-O2"]) else { return };
+    println!("  size  fill  sweeps | sections p50   p99   max | state bytes  with tables");
+    for size in SIZES {
+        let mut requests = Requests::default();
+        let mut expected = Vec::new();
+        let (mut fill, mut sweeps, mut state, mut hot) = (0, 0, 0, 0);
+        for series in size.corpus(24).unwrap() {
+            let program = Program::new(&series.problem).unwrap();
+            fill = program.waves().fill.max(fill);
+            sweeps = program.waves().all_sweeps().max(sweeps);
+            state = program.shared_bytes(false).max(state);
+            hot = program.shared_bytes(true).max(hot);
+            requests.program(&program);
+            for counts in &series.batches {
+                requests.split(counts, 1, true, false);
+                let loads: Vec<u64> = counts.iter().map(|&count| u64::from(count)).collect();
+                let split = solve(&series.problem, &loads, &mut Workspace::default()).unwrap();
+                expected.push((program.clone(), split));
+            }
+        }
+        let mut answers = requests.run(&kernels);
+        for (program, split) in &expected {
+            assert_eq!(answers.compare(program, split), Ok(()), "{size:?}");
+        }
+        let mut sections = answers.sections;
+        sections.sort_unstable();
+        let [p50, p99, most] =
+            [sections.len() / 2, sections.len() * 99 / 100, sections.len() - 1].map(|i| sections[i]);
+        let name = format!("{}x{}", size.ranks, size.slots);
+        println!("{name:>6} {fill:>5} {sweeps:>7} | {p50:>12} {p99:>5} {most:>5} | {state:>11} {hot:>12}");
+        // The smallest limit of a supported device (compute capability 8.6).
+        assert!(hot <= 99 * 1024, "{size:?} needs {hot} bytes");
+    }
 }
 
 /// Random instances of every shape and law; the counts of each item dealt to a few sources.
@@ -127,7 +169,27 @@ fn nothing_is_undefined_or_out_of_bounds() {
     println!("{} instances agree under the sanitisers", agree(&kernels, &cases));
     let mut rng = instances::rng(3);
     for _ in 0..60 {
-        share_and_map(&kernels, &mut rng);
+        share_and_map(&ORDERS, &kernels, &mut rng);
+    }
+}
+
+/// Every lane a thread: a barrier too few is a data race.
+#[test]
+fn no_barrier_is_missing() {
+    let threads = ["-O1", "-g", "-DEK_THREADS", "-pthread", "-fsanitize=thread"];
+    let Some(kernels) = build("threads", &threads) else { return };
+    if !runs(&kernels) {
+        println!("skipped: the thread sanitiser does not run on this machine");
+        return;
+    }
+    let mut cases = corpus(|ranks| usize::from(ranks <= 64));
+    for (limits, seeds) in [(SMALL, 60), (MIDDLE, 25), (WIDE, 15)] {
+        cases.extend(random(limits, 0..seeds));
+    }
+    println!("{} instances agree, a thread for every lane", agree_in(&ORDERS[..1], &kernels, &cases));
+    let mut rng = instances::rng(4);
+    for _ in 0..6 {
+        share_and_map(&ORDERS[..1], &kernels, &mut rng);
     }
 }
 
@@ -136,12 +198,12 @@ fn shares_and_slots_are_those_of_the_planner() {
     let Some(kernels) = build("planner", &["-O2"]) else { return };
     let mut rng = instances::rng(1);
     for _ in 0..400 {
-        share_and_map(&kernels, &mut rng);
+        share_and_map(&ORDERS, &kernels, &mut rng);
     }
 }
 
 /// Random copies on a random cluster, random ids on every source: count, share and map must all agree.
-fn share_and_map(kernels: &Path, rng: &mut rand_chacha::ChaCha8Rng) {
+fn share_and_map(orders: &[(&str, u32)], kernels: &Path, rng: &mut rand_chacha::ChaCha8Rng) {
     let (nodes, per_node) = (rng.random_range(1..5), rng.random_range(1..5));
     let (ranks, experts) = (nodes * per_node, rng.random_range(1usize..40));
     let slots = ranks * (experts.div_ceil(ranks) + rng.random_range(0..4));
@@ -182,7 +244,7 @@ fn share_and_map(kernels: &Path, rng: &mut rand_chacha::ChaCha8Rng) {
     let answer = solve(&problem, &totals, &mut Workspace::default()).unwrap();
     let layout = copy_layout(&placement).unwrap();
 
-    for (name, order) in ORDERS {
+    for &(name, order) in orders {
         let mut requests = Requests::default();
         requests.order(order, 5);
         for (source, ids) in ids.iter().enumerate() {

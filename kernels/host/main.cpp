@@ -1,7 +1,7 @@
 // The kernels as a C++ program, for tests/kernels.rs: requests of 32-bit words on stdin, answers on stdout.
 //
 //   1 length words...                         the program that later splits use
-//   2 sources hot wide counts...              a split: quotas, rank loads, peak, certificate, words of Memory
+//   2 sources hot wide counts...              a split: quotas, rank loads, peak, certificate, words of Memory, sections
 //   3 order seed                              the order of lanes from here on
 //   4 length layout... experts ranks per_node source pairs quotas... counts...      shares
 //   5 wide n experts ids...                   counts, faults
@@ -68,13 +68,15 @@ static void solve(const std::vector<u32>& program) {
   std::vector<u64> quotas(net[PAIRS]), rank_loads(net[RANKS]), peak(1);
   std::vector<u32> certificate((net[RANKS] + 31) / 32);
   Answer answer = {quotas.data(), rank_loads.data(), peak.data(), certificate.data()};
-  split(Block(), shared, program.data(), counts.data(), sources, hot != 0, wide != 0, answer);
+  ek_sections = 0;
+  ek_launch([&] { split(Block(), shared, program.data(), counts.data(), sources, hot != 0, wide != 0, answer); });
   std::free(shared);
   put_all(quotas);
   put_all(rank_loads);
   put_all(peak);
   for (u32 bits : certificate) put(bits);
   put((u32)sizes.words);
+  put((u32)ek_sections);
 }
 
 static void share_source() {
@@ -84,9 +86,11 @@ static void share_source() {
   std::vector<u64> quotas = wide_words(pairs);
   std::vector<u32> counts = words((u64)ranks * experts);
   std::vector<u64> shares(layout[experts]);
-  EK_EACH(Block(), block, (experts + 127) / 128) {
-    share_all(Block(), layout.data(), counts.data(), quotas.data(), experts, ranks, per_node, source, block * 128, 128,
-              shares.data());
+  EK_GRID(block, (experts + 127) / 128) {
+    ek_launch([&] {
+      share_all(Block(), layout.data(), counts.data(), quotas.data(), experts, ranks, per_node, source, block * 128,
+                128, shares.data());
+    });
   }
   put_all(shares);
 }
@@ -103,12 +107,14 @@ template <class Id>
 static std::vector<u32> count_ids(const std::vector<Id>& ids, u32 experts, std::vector<u32>& counts, u32* faults) {
   u64 chunks = chunks_of((u32)ids.size());
   std::vector<u32> histograms(chunks * experts), shared(experts);
-  EK_EACH(Block(), chunk, chunks) {
-    count_chunk(Block(), shared.data(), ids.data(), ids.size(), chunk, experts, histograms.data() + chunk * experts,
-                faults);
+  EK_GRID(chunk, chunks) {
+    u32* histogram = histograms.data() + (u64)chunk * experts;
+    ek_launch([&] {
+      count_chunk(Block(), shared.data(), ids.data(), ids.size(), chunk, experts, histogram, faults);
+    });
   }
-  EK_EACH(Block(), block, (experts + 63) / 64) {
-    count_before(Block(), histograms.data(), chunks, experts, block * 64, 64, counts.data());
+  EK_GRID(block, (experts + 63) / 64) {
+    ek_launch([&] { count_before(Block(), histograms.data(), chunks, experts, block * 64, 64, counts.data()); });
   }
   return histograms;
 }
@@ -129,9 +135,12 @@ template <class Id> static void map_ids(u32 n, u32 experts) {
   std::vector<u32> counts(experts), shared(EK_CHUNK);
   u32 faults = 0;
   std::vector<u32> before = count_ids(ids, experts, counts, &faults);
-  EK_EACH(Block(), chunk, chunks_of(n)) {
-    map_chunk(Block(), shared.data(), ids.data(), n, chunk, experts, before.data() + chunk * experts, layout.data(),
-              shares.data(), slots.data(), &faults);
+  EK_GRID(chunk, chunks_of(n)) {
+    const u32* own = before.data() + (u64)chunk * experts;
+    ek_launch([&] {
+      map_chunk(Block(), shared.data(), ids.data(), n, chunk, experts, own, layout.data(), shares.data(), slots.data(),
+                &faults);
+    });
   }
   for (Id slot : slots) put_wide((u64)(i64)slot);
   put(faults);

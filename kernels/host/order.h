@@ -8,11 +8,11 @@
 #define EK_FN_MEMBER inline
 #define EK_CALL static inline
 #define EK_LOOP
-#define EK_KERNEL(threads) static void
 
 enum Order { ASCENDING, DESCENDING, SHUFFLED };
 static Order ek_order = ASCENDING;
 static u64 ek_dice = 1;
+static u64 ek_sections = 0; // sections so far: with a barrier behind most, a measure of latency
 
 static inline u64 ek_roll() {
   ek_dice += 0x9e3779b97f4a7c15ull;
@@ -25,6 +25,7 @@ static inline u64 ek_roll() {
 struct Permutation {
   u64 count, factor, shift;
   explicit Permutation(u64 n) : count(n), factor(1), shift(0) {
+    ++ek_sections;
     if (ek_order == DESCENDING && n > 0) {
       factor = n - 1;
       shift = n - 1;
@@ -74,3 +75,9 @@ static inline u32 atomic_add(u32* at, u32 by) {
 }
 static inline void atomic_min(u32* at, u32 value) { *at = value < *at ? value : *at; }
 static inline void atomic_or(u32* at, u32 bits) { *at |= bits; }
+
+// Blocks of a launch are independent, too.
+#define EK_GRID(block, n) EK_EACH(Block(), block, n)
+
+// Runs a block.
+template <class Work> static void ek_launch(Work work) { work(); }

@@ -39,6 +39,11 @@ pub(crate) fn build(name: &str, flags: &[&str]) -> Option<PathBuf> {
     Some(to)
 }
 
+/// Whether a program starts at all: a sanitiser may not know this machine's memory layout.
+pub(crate) fn runs(program: &Path) -> bool {
+    Command::new(program).stdin(Stdio::null()).output().is_ok_and(|output| output.status.success())
+}
+
 /// Requests to the program, in its language (kernels/host/main.cpp).
 #[derive(Debug, Default)]
 pub(crate) struct Requests(Vec<u32>);
@@ -76,7 +81,7 @@ impl Requests {
         assert!(done.status.success(), "the kernels ended with {}", done.status);
         writer.join().unwrap().unwrap();
         let words = done.stdout.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
-        Answers { words: words.collect(), at: 0 }
+        Answers { words: words.collect(), at: 0, sections: Vec::new() }
     }
 }
 
@@ -85,6 +90,8 @@ impl Requests {
 pub(crate) struct Answers {
     words: Vec<u32>,
     at: usize,
+    /// How many parallel sections each split took.
+    pub(crate) sections: Vec<u32>,
 }
 
 impl Answers {
@@ -112,6 +119,8 @@ impl Answers {
             .filter(|rank| bits[*rank as usize / 32] >> (rank % 32) & 1 == 1)
             .collect();
         let state = 4 * self.words(1)[0] as usize;
+        let sections = self.words(1)[0];
+        self.sections.push(sections);
         let same = [
             ("quotas", quotas == expected.quotas),
             ("rank loads", rank_loads == expected.rank_loads),

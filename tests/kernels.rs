@@ -134,6 +134,16 @@ fn random(limits: Limits, seeds: std::ops::Range<u64>) -> Vec<Case> {
     seeds.map(case).collect()
 }
 
+/// Totals around the width of 32-bit numbers.
+fn edges() -> Vec<Case> {
+    let case = |total: u32| {
+        let problem = Problem::new(Hosts::new(3, [&[0, 1][..], &[0, 1, 2], &[1]]).unwrap());
+        let counts = vec![total - 9, 5, 4];
+        Case { problem, sources: 1, counts, what: format!("total {total}") }
+    };
+    (i32::MAX as u32 - 3..i32::MAX as u32 + 3).map(case).collect()
+}
+
 const SMALL: Limits = Limits { ranks: 9, items: 24, load: 40, speeds: Speeds::One, base: true };
 const MIDDLE: Limits = Limits { ranks: 64, items: 300, load: 1 << 20, speeds: Speeds::Equal, base: true };
 const WIDE: Limits = Limits { ranks: 80, items: 300, load: 1 << 34, speeds: Speeds::One, base: true };
@@ -155,6 +165,7 @@ fn random_instances_are_split_as_on_the_cpu() {
             count += agree(&kernels, &random(limits, begin..seeds.min(begin + 400)));
         }
     }
+    count += agree(&kernels, &edges());
     println!("{count} random instances agree in 3 orders");
 }
 

@@ -151,9 +151,10 @@ fn solve_any<C: Count>(
     workspace.fit(problem);
     split.fit(problem.hosts());
     let Workspace { narrow, wide, widest, level, search, block, .. } = workspace;
-    if i32::try_from(total).is_ok() {
+    // One token of room: levelling out adds one to a sum of loads.
+    if total < i32::MAX as u64 {
         Run { problem, loads, total, flow: narrow, level, search, block, split }.run();
-    } else if i64::try_from(total).is_ok() {
+    } else if total < i64::MAX as u64 {
         Run { problem, loads, total, flow: wide, level, search, block, split }.run();
     } else {
         Run { problem, loads, total, flow: widest, level, search, block, split }.run();

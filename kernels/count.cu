@@ -2,7 +2,8 @@
 // each. The sums over all are the counts; those before a chunk let `map` number an expert's tokens in order.
 #include "tokens.h"
 
-// Histogram of one chunk into `histogram`, [experts]; ids that are neither an expert nor -1 are faults. `shared` has room for one number per expert.
+// Histogram of one chunk into `histogram`, [experts]; ids that are neither an expert nor -1 are faults. `shared`
+// has room for one number per expert.
 template <class Id>
 EK_FN void count_chunk(Block team, u32* shared, const Id* ids, u64 n, u64 chunk, u32 experts, u32* histogram,
                        u32* faults) {

@@ -44,7 +44,9 @@ template <class N> EK_CALL void settle(Warp team, Net net, const Flow<N>& flow, 
 // queue; one lane serves them in that order.
 template <class N> EK_CALL void drain(Warp team, Net net, const Memory& m, const Flow<N>& flow, u32 levels) {
   EK_FOR(team, rank, net[RANKS]) flow.subtree[rank] = most<N>(-flow.excess[rank], 0);
-  EK_LOOP for (u32 level = levels; level-- > 0;) {
+  // The last level has no children.
+  const u32 parents = levels - 1;
+  EK_LOOP for (u32 level = parents; level-- > 0;) {
     u32 begin = m.begin[level];
     EK_FOR(team, at, m.begin[level + 1] - begin) {
       u32 parent = m.queue[begin + at];
@@ -59,7 +61,7 @@ template <class N> EK_CALL void drain(Warp team, Net net, const Memory& m, const
       flow.subtree[parent] = below;
     }
   }
-  EK_LOOP for (u32 level = 0; level < levels; ++level) {
+  EK_LOOP for (u32 level = 0; level < parents; ++level) {
     u32 begin = m.begin[level];
     EK_FOR(team, at, m.begin[level + 1] - begin) {
       u32 parent = m.queue[begin + at];

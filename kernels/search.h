@@ -35,7 +35,8 @@ EK_FN void each_step(Net net, const Memory& m, const Flow<N>& flow, u32 position
 template <class N>
 EK_CALL Found search(Warp team, Net net, const Memory& m, const Flow<N>& flow, Reach& reach) {
   const u32 ranks = net[RANKS], many = net[MANY], two_places = 2 * net[TWO];
-  EK_FOR(team, item, many) m.item_claim[item] = EK_NEVER;
+  // Settled by the barrier of the next section.
+  EK_EACH(team, item, many) m.item_claim[item] = EK_NEVER;
   EK_FOR(team, rank, ranks) {
     bool over = flow.excess[rank] > 0;
     m.level[rank] = over ? 0 : EK_NEVER;
@@ -73,7 +74,11 @@ EK_CALL Found search(Warp team, Net net, const Memory& m, const Flow<N>& flow, R
     EK_FOR(team, at, count) {
       u32 next = end + m.child[begin + at];
       m.child[begin + at] = next;
-      if (at == 0) m.begin[level] = begin;
+      if (at == 0) {
+        m.begin[level] = begin;
+        m.begin[level + 1] = end;
+        m.child[end + fresh] = end + fresh;
+      }
       each_step(net, m, flow, begin + at, [&](u32 key, u32 child, u32 place) {
         if (m.claim[child] != key) return;
         m.level[child] = level + 1;
@@ -88,9 +93,5 @@ EK_CALL Found search(Warp team, Net net, const Memory& m, const Flow<N>& flow, R
     end += fresh;
   }
   reach.reached = end;
-  EK_ONE(team) {
-    m.begin[reach.levels] = end;
-    m.child[end] = end;
-  }
   return team.any(slack) ? SLACK : CUT;
 }

@@ -1,4 +1,4 @@
-//! The GPU kernels against the CPU, bit for bit: the same sources compiled as C++, lanes in three orders.
+//! The kernel `solve` against the CPU, bit for bit: the same sources compiled as C++, lanes in three orders.
 #![allow(clippy::unwrap_used)]
 
 #[allow(unexpected_cfgs, reason = "the instances come with a referee that is not used here")]
@@ -6,15 +6,11 @@
 mod instances;
 mod kernels_support;
 
-use evenkeel::cluster::Cluster;
-use evenkeel::kernels::{Program, ProgramError, copy_layout};
-use evenkeel::place::Placement;
-use evenkeel::planner::Planner;
-use evenkeel::split::{Method, Shares, Split, Splitter};
+use evenkeel::kernels::{Program, ProgramError};
 use evenkeel_solver::bench::corpus::SIZES;
 use evenkeel_solver::{Hosts, Problem, Workspace, solve};
 use instances::{Limits, Speeds};
-use kernels_support::{ORDERS, Requests, build, runs};
+use kernels_support::{ORDERS, Requests, SANITISED, THREADS, build, runs};
 use rand::RngExt;
 use std::path::Path;
 
@@ -171,24 +167,18 @@ fn random_instances_are_split_as_on_the_cpu() {
 
 #[test]
 fn nothing_is_undefined_or_out_of_bounds() {
-    let sanitised = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
-    let Some(kernels) = build("sanitised", &sanitised) else { return };
+    let Some(kernels) = build("sanitised", &SANITISED) else { return };
     let mut cases = corpus(|ranks| if ranks <= 64 { 4 } else { 1 });
     for (limits, seeds) in [(SMALL, 500), (MIDDLE, 100), (WIDE, 100), (LARGE, 4)] {
         cases.extend(random(limits, 0..seeds));
     }
     println!("{} instances agree under the sanitisers", agree(&kernels, &cases));
-    let mut rng = instances::rng(3);
-    for _ in 0..60 {
-        share_and_map(&ORDERS, &kernels, &mut rng);
-    }
 }
 
 /// Every lane a thread: a barrier too few is a data race.
 #[test]
 fn no_barrier_is_missing() {
-    let threads = ["-O1", "-g", "-DEK_THREADS", "-pthread", "-fsanitize=thread"];
-    let Some(kernels) = build("threads", &threads) else { return };
+    let Some(kernels) = build("threads", &THREADS) else { return };
     if !runs(&kernels) {
         println!("skipped: the thread sanitiser does not run on this machine");
         return;
@@ -198,118 +188,6 @@ fn no_barrier_is_missing() {
         cases.extend(random(limits, 0..seeds));
     }
     println!("{} instances agree, a thread for every lane", agree_in(&ORDERS[..1], &kernels, &cases));
-    let mut rng = instances::rng(4);
-    for _ in 0..6 {
-        share_and_map(&ORDERS[..1], &kernels, &mut rng);
-    }
-}
-
-#[test]
-fn shares_and_slots_are_those_of_the_planner() {
-    let Some(kernels) = build("planner", &["-O2"]) else { return };
-    let mut rng = instances::rng(1);
-    for _ in 0..400 {
-        share_and_map(&ORDERS, &kernels, &mut rng);
-    }
-}
-
-/// Random copies on a random cluster, random ids on every source: count, share and map must all agree.
-fn share_and_map(orders: &[(&str, u32)], kernels: &Path, rng: &mut rand_chacha::ChaCha8Rng) {
-    let (nodes, per_node) = (rng.random_range(1..5), rng.random_range(1..5));
-    let (ranks, experts) = (nodes * per_node, rng.random_range(1usize..40));
-    let slots = ranks * (experts.div_ceil(ranks) + rng.random_range(0..4));
-    let mut map: Vec<Option<u32>> = (0..slots)
-        .map(|slot| if slot < experts { slot as u32 } else { rng.random_range(0..experts as u32) })
-        .map(Some)
-        .collect();
-    for index in (1..slots).rev() {
-        map.swap(index, rng.random_range(0..=index));
-    }
-    let placement = Placement::new(experts, ranks, map).unwrap();
-    let cluster = Cluster::new(ranks, nodes, experts, slots - experts).unwrap();
-    let end = i64::try_from(experts).unwrap();
-    let ids: Vec<Vec<i64>> = (0..ranks)
-        .map(|_| {
-            let hot = rng.random_range(0..end);
-            let skewed = |rng: &mut rand_chacha::ChaCha8Rng| match rng.random_range(0..4) {
-                0 => hot,
-                _ => rng.random_range(-1..end),
-            };
-            (0..rng.random_range(0..900)).map(|_| skewed(rng)).collect()
-        })
-        .collect();
-    let mut counts = vec![0u64; ranks * experts];
-    for (source, ids) in ids.iter().enumerate() {
-        ids.iter().filter(|&&id| id >= 0).for_each(|&id| counts[source * experts + id as usize] += 1);
-    }
-    let narrow: Vec<u32> = counts.iter().map(|&count| count as u32).collect();
-
-    let mut planner = Planner::new(placement.clone(), cluster).unwrap();
-    planner.split(&counts).unwrap();
-    let totals: Vec<u64> = (0..experts).map(|e| counts.iter().skip(e).step_by(experts).sum()).collect();
-    let mut split = Split::default();
-    Splitter::new(placement.clone(), Method::Exact).unwrap().split(&totals, &mut split).unwrap();
-    let mut shares = Shares::new(&placement);
-    shares.fill(&placement, &cluster, &split, &counts).unwrap();
-    let problem = Problem::new(placement.hosts().unwrap());
-    let answer = solve(&problem, &totals, &mut Workspace::default()).unwrap();
-    let layout = copy_layout(&placement).unwrap();
-
-    for &(name, order) in orders {
-        let mut requests = Requests::default();
-        requests.order(order, 5);
-        for (source, ids) in ids.iter().enumerate() {
-            let wide = source % 2;
-            let head = |request: u32| [request, wide as u32, ids.len() as u32, experts as u32];
-            let as_words: Vec<u64> = ids.iter().map(|&id| id as u64).collect();
-            requests.words(&head(5));
-            requests.wide(&as_words);
-            requests.words(&[4, layout.len() as u32]);
-            requests.words(&layout);
-            requests.words(&[experts, ranks, per_node, source, answer.quotas.len()].map(|n| n as u32));
-            requests.wide(&answer.quotas);
-            requests.words(&narrow);
-            requests.words(&head(6));
-            requests.words(&[layout.len() as u32]);
-            requests.words(&layout);
-            let of_source: Vec<u64> = (0..experts).flat_map(|e| shares.of(source, e).to_vec()).collect();
-            requests.wide(&of_source);
-            requests.wide(&as_words);
-        }
-        let mut answers = requests.run(kernels);
-        for (source, ids) in ids.iter().enumerate() {
-            assert_eq!(
-                answers.words(experts),
-                &narrow[source * experts..][..experts],
-                "counts, lanes {name}"
-            );
-            assert_eq!(answers.words(1), [0], "no fault");
-            let of_source: Vec<u64> = (0..experts).flat_map(|e| shares.of(source, e).to_vec()).collect();
-            assert_eq!(answers.wide(of_source.len()), of_source, "shares, lanes {name}, {placement:?}");
-            let slots: Vec<i64> = answers.wide(ids.len()).into_iter().map(u64::cast_signed).collect();
-            assert_eq!(slots, planner.redirect(ids, source).unwrap(), "slots, lanes {name}");
-            assert_eq!(answers.words(1), [0], "no fault");
-        }
-        assert!(answers.finished());
-    }
-}
-
-/// Ids that are no expert and tokens that were not counted: no slot, and a fault each.
-#[test]
-fn faults_are_counted() {
-    let Some(kernels) = build("faults", &["-O2"]) else { return };
-    let placement = Placement::new(2, 2, vec![Some(0), Some(1)]).unwrap();
-    let layout = copy_layout(&placement).unwrap();
-    let mut requests = Requests::default();
-    let ids = [0i64, -1, 2, -2, 0, 1].map(|id| id as u64);
-    requests.words(&[6, 1, 6, 2, layout.len() as u32]);
-    requests.words(&layout);
-    requests.wide(&[1, 1]);
-    requests.wide(&ids);
-    let mut answers = requests.run(&kernels);
-    let slots: Vec<i64> = answers.wide(6).into_iter().map(u64::cast_signed).collect();
-    assert_eq!(slots, [0, -1, -1, -1, -1, 1]);
-    assert_eq!(answers.words(1), [3], "two ids that are no expert, one token too many");
 }
 
 #[test]

@@ -148,7 +148,9 @@ template <class Id> static void map_ids(u32 n, u32 experts) {
 
 int main() {
   u32 buffer[4096];
-  for (std::size_t got; (got = std::fread(buffer, 4, 4096, stdin)) > 0;) input.insert(input.end(), buffer, buffer + got);
+  for (std::size_t got; (got = std::fread(buffer, 4, 4096, stdin)) > 0;) {
+    input.insert(input.end(), buffer, buffer + got);
+  }
   std::vector<u32> program;
   while (at < input.size()) {
     u32 request = word();

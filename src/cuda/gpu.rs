@@ -143,8 +143,7 @@ impl Gpu {
         self.stream.begin_capture(mode).map_err(&failed)?;
         let enqueued = enqueue();
         // The capture must end whatever happened in it.
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = self.stream.end_capture(flags);
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
         enqueued?;
         Ok(graph.map_err(failed)?.map(Graph))
     }

@@ -11,6 +11,13 @@ use std::process::{Command, Stdio};
 /// In which order the iterations of every parallel section run.
 pub(crate) const ORDERS: [(&str, u32); 3] = [("ascending", 0), ("descending", 1), ("shuffled", 2)];
 
+/// Flags under which undefined behaviour and accesses out of bounds end the program.
+pub(crate) const SANITISED: [&str; 4] =
+    ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+
+/// Flags for a thread per lane, under which a missing barrier ends the program.
+pub(crate) const THREADS: [&str; 5] = ["-O1", "-g", "-DEK_THREADS", "-pthread", "-fsanitize=thread"];
+
 /// The compiler of this machine, if it has one.
 fn compiler() -> Option<String> {
     let named = std::env::var("CXX").ok();

@@ -3,8 +3,8 @@
 // Everything in these kernels is written as *sections*: loops whose iterations touch disjoint data (or meet in
 // atomics that commute), each followed by a barrier. On a GPU the lanes of a warp or a block share the iterations;
 // compiled as C++ (EK_HOST) one thread runs them in any order it is told to (kernels/host/order.h), so that a test
-// can prove that the order does not matter; or every lane is a thread (EK_THREADS, kernels/host/threads.h), so that a
-// sanitiser can prove that no barrier is missing.
+// can prove that the order does not matter; or every lane is a thread and runs what it would on a GPU (EK_THREADS,
+// kernels/host/threads.h), so that a sanitiser can prove that no barrier is missing.
 //
 //   EK_FOR(team, i, n) { ... }    a section: i runs through 0..n, then a barrier
 //   EK_EACH(team, i, n) { ... }   the same without a barrier: reads only, to be followed by a reduction
@@ -21,11 +21,12 @@ typedef long long i64;
 
 #define EK_NEVER 0xffffffffu
 
-#if defined(EK_THREADS)
-#include "host/threads.h"
-#elif defined(EK_HOST)
+#if defined(EK_HOST) && !defined(EK_THREADS)
 #include "host/order.h"
 #else
+#ifdef EK_THREADS
+#include "host/threads.h"
+#endif
 
 #define EK_FN __device__ __forceinline__
 #define EK_FN_MEMBER __device__ __forceinline__
@@ -98,7 +99,9 @@ template <class T> struct Section {
 template <class T> EK_FN Section<T> section(T team) { return Section<T>(team); }
 
 // A loop that is not unrolled: most are short, and instructions have to be fetched.
+#ifndef EK_LOOP
 #define EK_LOOP _Pragma("unroll 1")
+#endif
 #define EK_EACH(team, i, n) EK_LOOP for (u32 i = (team).lane(); i < (u32)(n); i += (team).size())
 #define EK_FOR(team, i, n)                                           \
   for (auto ek_section = section(team); ek_section.open; ek_section.close()) \

@@ -15,7 +15,8 @@
 //! | place | [`place`] | a layer's history, a [`cluster`] | which slot holds which expert |
 //! | split | [`split`] | a placement, one batch's loads | whole tokens per slot, with proof; each source's share |
 //!
-//! [`planner`] is the last two stations as one call inside a serving loop: top-k ids in, physical slots out.
+//! [`planner`] is the last two stations as one call inside a serving loop: top-k ids in, physical slots out. The module
+//! `cuda` is the same on a GPU, and [`kernels`] what it reads there.
 //! [`simulate`] walks the whole street over a recorded trace and measures; [`plan`] is the artefact that leaves
 //! it, [`report`] the picture. The optimisation itself lives in the crate [`evenkeel_solver`].
 //!

@@ -4,6 +4,7 @@
 //! share a GPU ([`SameDevice`]), ranks on several GPUs of one process ([`Peers`]), ranks anywhere ([`Nccl`]).
 
 use super::{CudaError, Gpu};
+use crate::cluster::MAX_RANKS;
 use cudarc::driver::{CudaEvent, CudaSlice, CudaViewMut};
 use cudarc::nccl::{Comm, Id};
 use std::sync::Arc;
@@ -175,10 +176,13 @@ impl Nccl {
     /// Joins a group as `rank` of `ranks`; returns once all have joined.
     ///
     /// # Errors
-    /// [`CudaError::NoNccl`] without libnccl; [`CudaError::Shape`] for a rank that is none; [`CudaError::Nccl`].
+    /// [`CudaError::NoNccl`] without libnccl; [`CudaError::Shape`] for a rank that is none, or too many; [`CudaError::Nccl`].
     pub fn join(gpu: &Gpu, group: Id, rank: usize, ranks: usize) -> Result<Nccl, CudaError> {
         present()?;
-        check_source(rank, ranks.clamp(1, crate::cluster::MAX_RANKS))?;
+        if ranks == 0 || ranks > MAX_RANKS {
+            return Err(CudaError::Shape { what: "ranks", given: ranks, expected: MAX_RANKS });
+        }
+        check_source(rank, ranks)?;
         let comm = Comm::from_rank(Arc::clone(gpu.stream()), rank, ranks, group);
         Ok(Nccl { comm: comm.map_err(CudaError::nccl("joining an NCCL group"))? })
     }

@@ -2,6 +2,7 @@
 //! equally many experts on every device, and no expert twice on one.
 
 use super::{Dialect, ExportError, Imported, filled, placements, row, value_error};
+use crate::place::Placement;
 use crate::plan::Plan;
 use serde_json::{Value, json};
 
@@ -9,16 +10,15 @@ pub(super) fn write(plan: &Plan) -> Result<String, ExportError> {
     let per_rank = plan.cluster.slots_per_rank();
     let mut layers = Vec::with_capacity(plan.layers.len());
     for layer in &plan.layers {
-        let slots = filled(&layer.placement);
+        let slots = filled(&without_doubles(&layer.placement));
         let mut devices = Vec::with_capacity(plan.cluster.ranks());
         for (rank, experts) in slots.chunks(per_rank).enumerate() {
             let mut sorted = experts.to_vec();
             sorted.sort_unstable();
             if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
                 let reason = format!(
-                    "rank {rank} holds expert {} twice, which vllm-ascend refuses: another policy, or fewer redundant \
-                     slots",
-                    pair[0]
+                    "rank {rank} has to hold expert {} twice, which vllm-ascend refuses: {per_rank} slots, {} experts",
+                    pair[0], plan.experts
                 );
                 return Err(ExportError::Refused { layer: layer.layer, reason });
             }
@@ -31,6 +31,20 @@ pub(super) fn write(plan: &Plan) -> Result<String, ExportError> {
         }));
     }
     Ok(format!("{}\n", json!({ "moe_layer_count": layers.len(), "layer_list": layers })))
+}
+
+/// The placement with second copies of an expert on one rank, which serve nothing, taken out.
+fn without_doubles(placement: &Placement) -> Placement {
+    let mut slots = placement.slots().to_vec();
+    for rank in slots.chunks_mut(placement.slots_per_rank()) {
+        for at in 1..rank.len() {
+            if rank[..at].contains(&rank[at]) {
+                rank[at] = None;
+            }
+        }
+    }
+    // Every expert keeps its first copies, so this is a placement.
+    Placement::new(placement.experts(), placement.ranks(), slots).unwrap_or_else(|_| placement.clone())
 }
 
 pub(super) fn read(value: &Value, ranks: usize) -> Result<Imported, ExportError> {

@@ -7,17 +7,17 @@ use serde_json::{Value, json};
 
 pub(super) fn write(plan: &Plan) -> String {
     let layers: Vec<Vec<u32>> = plan.layers.iter().map(|layer| filled(&layer.placement)).collect();
-    let copies = |slots: &[u32], expert: usize| -> Vec<i64> {
+    let copies = |slots: &[u32], expert: usize| -> Vec<Value> {
         let held = slots.iter().enumerate().filter(|(_, held)| **held as usize == expert);
-        held.map(|(slot, _)| slot as i64).collect()
+        held.map(|(slot, _)| Value::from(slot)).collect()
     };
-    let all: Vec<Vec<Vec<i64>>> =
+    let all: Vec<Vec<Vec<Value>>> =
         layers.iter().map(|slots| (0..plan.experts).map(|expert| copies(slots, expert)).collect()).collect();
     let widest = all.iter().flatten().map(Vec::len).max().unwrap_or(0);
     let counts: Vec<Vec<usize>> = all.iter().map(|layer| layer.iter().map(Vec::len).collect()).collect();
     let mut padded = all;
     for copies in padded.iter_mut().flatten() {
-        copies.resize(widest, -1);
+        copies.resize(widest, Value::from(-1));
     }
     format!("{}\n", json!({ "phy2log": layers, "log2phy": padded, "logcnt": counts }))
 }

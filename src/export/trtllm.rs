@@ -44,7 +44,7 @@ pub(super) fn read(text: &str, ranks: usize) -> Result<Imported, ExportError> {
             "initial_global_assignments" => {
                 rows = braces(rest).ok_or_else(|| {
                     value_error(at(key), "expected layers, one per line, or {layer: [expert, ..], ..}")
-                })?
+                })?;
             }
             _ => {
                 let known = "num_slots, layer_updates_per_iter and initial_global_assignments";

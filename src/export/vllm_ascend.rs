@@ -15,10 +15,10 @@ pub(super) fn write(plan: &Plan) -> Result<String, ExportError> {
         for (rank, experts) in slots.chunks(per_rank).enumerate() {
             let mut sorted = experts.to_vec();
             sorted.sort_unstable();
-            if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            if let Some([twice, _]) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
                 let reason = format!(
-                    "rank {rank} has to hold expert {} twice, which vllm-ascend refuses: {per_rank} slots, {} experts",
-                    pair[0], plan.experts
+                    "rank {rank} has to hold expert {twice} twice, which vllm-ascend refuses: {per_rank} slots, {} experts",
+                    plan.experts
                 );
                 return Err(ExportError::Refused { layer: layer.layer, reason });
             }

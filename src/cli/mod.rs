@@ -10,6 +10,7 @@ mod model_args;
 mod output;
 mod plan;
 mod plan_check;
+mod replan_args;
 mod simulate;
 mod topology;
 mod trace;

@@ -5,6 +5,7 @@ use super::further::Further;
 use super::goal_args::GoalArgs;
 use super::model_args::ModelOnGpu;
 use super::output::{Bar, Output, print, table, write_file};
+use super::replan_args::{ReplanArgs, Replanned};
 use super::trace_args::TraceArgs;
 use clap::Args;
 use evenkeel::place;
@@ -25,7 +26,8 @@ use std::path::PathBuf;
 #[command(
     after_help = "Examples:\n  evenkeel simulate traces/sample-decode.csv.zst --ranks 8 --redundant 8\n  evenkeel \
                   simulate gptoss20b-decode/ --ranks 8 --redundant 8 --decode-batch 64 --policies \
-                  contiguous,eplb,lplb:ring --splits even,lp,exact --report report.html"
+                  contiguous,eplb,lplb:ring --splits even,lp,exact --report report.html\n  evenkeel simulate \
+                  deepseek-v2-lite-domains/ --ranks 8 --replan-every 4 --max-moves 1,2,4"
 )]
 pub(crate) struct SimulateArgs {
     #[command(flatten)]
@@ -34,6 +36,8 @@ pub(crate) struct SimulateArgs {
     cluster: ClusterArgs,
     #[command(flatten)]
     pub(super) goal: GoalArgs,
+    #[command(flatten)]
+    replan: ReplanArgs,
     /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb")]
     policies: Vec<String>,
@@ -87,6 +91,7 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     let outcome = simulate(trace, &config, &policies, &bar)?;
     drop(bar);
     let further = Further::ask(args, trace, tokens.as_ref(), &config, &outcome)?;
+    let replanned = args.replan.ask(trace, &config, &policies)?;
     if let Some(path) = &args.report {
         let page = Page {
             title: "Simulation".into(),
@@ -99,7 +104,13 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     }
     let batches = args.trace.batches(trace);
     if output.json() {
-        return super::output::document(&document(trace, &config, &outcome, &batches, &further));
+        return super::output::document(&document(
+            trace,
+            &config,
+            &outcome,
+            &batches,
+            (&further, replanned.as_ref()),
+        ));
     }
     print(&format!(
         "{} experts x {} layers, {batches}; {} ranks x {} slots; planned on {} steps, judged on {} ({} batches{})\n\n",
@@ -118,6 +129,9 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     ))?;
     print(&results(&outcome))?;
     print(&further.tables(&outcome, &config))?;
+    if let Some(replanned) = &replanned {
+        print(&format!("\n{}", replanned.table()))?;
+    }
     if let Some(path) = &args.report {
         output.note(&format!("report written to {}", path.display()));
     }
@@ -147,7 +161,13 @@ fn results(outcome: &Outcome) -> String {
     table(&header, rows.collect(), 2)
 }
 
-fn document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str, further: &Further) -> Value {
+fn document(
+    trace: &Trace,
+    config: &Config,
+    outcome: &Outcome,
+    batches: &str,
+    (further, replanned): (&Further, Option<&Replanned>),
+) -> Value {
     let results: Vec<Value> = outcome
         .rows
         .iter()
@@ -186,5 +206,6 @@ fn document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str, fu
         "goal": further.goal(outcome),
         "worth": further.worth(outcome),
         "locality": further.locality(outcome),
+        "replan": replanned.map(Replanned::document),
     })
 }

@@ -1,22 +1,30 @@
 //! The slow loop: which experts get copies, and where all copies live.
 //!
 //! In: a layer's [`History`] and a [`Cluster`]. Out: a [`Placement`]. Each way of placing is one file behind the
-//! trait [`Policy`]; [`policy`] finds it by the name used on the command line.
+//! trait [`Policy`]; [`policy`] finds it by the name used on the command line. A policy also plans again from what is in
+//! force, with few moves: [`relabel`](relabel()) renames ranks and slots, and where moves are limited only the most useful
+//! ones are made.
 
+mod assignment;
 mod contiguous;
 mod eplb;
 mod lplb;
 mod placement;
+mod refine;
+mod relabel;
+mod score;
 mod topology;
 
 pub use contiguous::Contiguous;
 pub use eplb::{Eplb, Ties};
 pub use lplb::Lplb;
-pub use placement::{Placement, PlacementError};
+pub use placement::{Move, Placement, PlacementError};
+pub use relabel::relabel;
 pub use topology::{Connectivity, Topology, TopologyError};
 
 use crate::cluster::Cluster;
 use crate::forecast::History;
+use refine::{Refine, refine};
 use thiserror::Error;
 
 /// A way of placing one layer's experts.
@@ -31,6 +39,32 @@ pub trait Policy: Send + Sync {
     /// # Errors
     /// When the policy cannot serve this shape; the message says which shape it needs.
     fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError>;
+
+    /// Places the experts of one layer again, coming from `previous` with at most `max_moves` moves
+    /// ([`Placement::moves_from`]).
+    ///
+    /// Unless a policy knows better, it plans from scratch, and the result takes the names of ranks and slots under which
+    /// most experts stay where they are. Where that is more moves than allowed, only single changes towards it are made:
+    /// the ones that lower the exact mean peak of the latest batches most, as long as one does.
+    ///
+    /// # Errors
+    /// As [`Policy::place`].
+    fn replan(
+        &self,
+        history: &History<'_>,
+        cluster: &Cluster,
+        previous: &Placement,
+        max_moves: Option<usize>,
+    ) -> Result<Placement, PlaceError> {
+        let new = relabel(previous, &self.place(history, cluster)?, cluster)?;
+        match max_moves {
+            Some(max_moves) if new.moves_from(previous) > max_moves => {
+                let how = Refine { towards: Some(&new), max_moves, least_gain: 0, needs: &[] };
+                refine(previous, history, cluster, &how)
+            }
+            _ => Ok(new),
+        }
+    }
 }
 
 /// Why a policy could not place a layer.
@@ -54,6 +88,9 @@ pub enum PlaceError {
     /// What a policy returned is no placement.
     #[error(transparent)]
     Placement(#[from] PlacementError),
+    /// The solver refused the loads that placements were compared on.
+    #[error(transparent)]
+    Solver(#[from] evenkeel_solver::Error),
 }
 
 /// Finds a policy by name.

@@ -7,12 +7,14 @@
 mod goals;
 mod judge;
 mod locality;
+mod replay;
 mod summary;
 mod worth;
 
 pub use goals::{Aim, Reached, goals};
 pub use judge::{Judged, judge};
 pub use locality::{Locality, locality};
+pub use replay::{Pace, Replay, Replayed, replay};
 pub use summary::Summary;
 pub use worth::{Worth, worth};
 

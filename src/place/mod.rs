@@ -8,18 +8,24 @@
 mod assignment;
 mod contiguous;
 mod eplb;
+mod loss;
 mod lplb;
 mod placement;
 mod refine;
 mod relabel;
 mod score;
+mod secure;
+mod state;
 mod topology;
 
 pub use contiguous::Contiguous;
 pub use eplb::{Eplb, Ties};
+pub use loss::{AfterLoss, Recovered, after_loss, recover, without_ranks};
 pub use lplb::Lplb;
 pub use placement::{Move, Placement, PlacementError};
 pub use relabel::relabel;
+pub(crate) use score::Scenarios;
+pub use secure::{Cover, Secured, secure};
 pub use topology::{Connectivity, Topology, TopologyError};
 
 use crate::cluster::Cluster;
@@ -88,6 +94,20 @@ pub enum PlaceError {
     /// What a policy returned is no placement.
     #[error(transparent)]
     Placement(#[from] PlacementError),
+    /// Two copies of every expert need more slots.
+    #[error(
+        "to survive the loss of any rank, {experts} experts need {} slots (--redundant {experts} or more), there are \
+         {usable}: `--secure best` covers the heaviest {}", 2 * experts, usable.saturating_sub(*experts)
+    )]
+    Secure {
+        /// Logical experts.
+        experts: usize,
+        /// Usable slots.
+        usable: usize,
+    },
+    /// A batch could not be split.
+    #[error(transparent)]
+    Split(#[from] crate::split::SplitError),
     /// The solver refused the loads that placements were compared on.
     #[error(transparent)]
     Solver(#[from] evenkeel_solver::Error),

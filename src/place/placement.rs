@@ -176,6 +176,14 @@ impl Placement {
         moves
     }
 
+    /// The same with `width` slots on each rank, the further ones empty; `None` if there are more already.
+    pub fn widened(&self, width: usize) -> Option<Placement> {
+        let more = width.checked_sub(self.slots_per_rank())?;
+        let ranks = self.slots.chunks(self.slots_per_rank());
+        let slots = ranks.flat_map(|rank| rank.iter().copied().chain(std::iter::repeat_n(None, more)));
+        Placement::new(self.experts(), self.ranks, slots.collect()).ok()
+    }
+
     /// The slot map with every empty slot `s` filled by expert `s mod E`, as formats without empty slots need.
     pub fn filled(&self) -> Vec<u32> {
         let experts = self.experts();

@@ -6,10 +6,10 @@
 //! few candidates; those are tried in full, and the one with most tokens saved per move is taken, as long as one saves any.
 
 use super::score::Scenarios;
+use super::state::State;
 use super::{PlaceError, Placement};
 use crate::cluster::Cluster;
 use crate::forecast::History;
-use evenkeel_solver::Hosts;
 
 /// Batches that moves are judged on: the latest of the history.
 pub(super) const BATCHES: usize = 32;
@@ -27,64 +27,6 @@ pub(super) struct Refine<'a> {
     pub(super) least_gain: u64,
     /// Ranks that every expert must keep, `[E]`; one, where empty.
     pub(super) needs: &'a [usize],
-}
-
-/// A placement in the making: what every slot holds and which ranks hold each expert.
-#[derive(Debug, Clone)]
-struct State {
-    ranks: usize,
-    per_rank: usize,
-    slots: Vec<Option<u32>>,
-    /// Ascending ranks of each expert, once per copy.
-    hosts: Vec<Vec<u32>>,
-}
-
-impl State {
-    fn of(placement: &Placement) -> Self {
-        let hosts = (0..placement.experts())
-            .map(|e| placement.copies(e).iter().map(|&slot| placement.rank_of(slot) as u32).collect())
-            .collect();
-        Self {
-            ranks: placement.ranks(),
-            per_rank: placement.slots_per_rank(),
-            slots: placement.slots().to_vec(),
-            hosts,
-        }
-    }
-
-    fn put(&mut self, slot: usize, expert: Option<u32>) {
-        let rank = (slot / self.per_rank) as u32;
-        if let Some(old) = std::mem::replace(&mut self.slots[slot], expert) {
-            let hosts = &mut self.hosts[old as usize];
-            if let Some(at) = hosts.iter().position(|&host| host == rank) {
-                hosts.remove(at);
-            }
-        }
-        if let Some(new) = expert {
-            let hosts = &mut self.hosts[new as usize];
-            hosts.insert(hosts.partition_point(|&host| host < rank), rank);
-        }
-    }
-
-    fn holds(&self, rank: u32, expert: u32) -> bool {
-        self.hosts[expert as usize].contains(&rank)
-    }
-
-    fn distinct(&self, expert: usize) -> usize {
-        let hosts = &self.hosts[expert];
-        hosts.len() - hosts.windows(2).filter(|pair| pair[0] == pair[1]).count()
-    }
-
-    fn compiled(&self) -> Result<Hosts, evenkeel_solver::Error> {
-        Hosts::new(
-            self.ranks,
-            self.hosts.iter().map(|hosts| {
-                let mut hosts = hosts.clone();
-                hosts.dedup();
-                hosts
-            }),
-        )
-    }
 }
 
 /// Slot contents to set, one after the other.
@@ -111,14 +53,15 @@ pub(super) fn refine(
     let least_gain = (tokens / cluster.ranks() as u64 * how.least_gain / 1000).max(1);
     loop {
         let (sum, bottlenecks) = scenarios.bottlenecks(state.compiled()?)?;
-        let spent = moves(&before, &state);
+        let spent = state.moves_from(&before);
         let mut best: Option<(u64, usize, State)> = None;
         for (rank, expert) in candidates(&state, cluster, &scenarios, &bottlenecks, how) {
             for change in changes(&state, cluster, rank, expert, how) {
                 let mut next = state.clone();
                 change.iter().for_each(|&(slot, content)| next.put(slot, content));
-                let cost = moves(&before, &next).saturating_sub(spent).max(1);
-                if moves(&before, &next) > how.max_moves {
+                let moves = next.moves_from(&before);
+                let cost = moves.saturating_sub(spent).max(1);
+                if moves > how.max_moves {
                     continue;
                 }
                 let gain = sum.saturating_sub(scenarios.sum_of_peaks(next.compiled()?)?);
@@ -134,17 +77,7 @@ pub(super) fn refine(
             None => break,
         }
     }
-    Ok(Placement::new(placement.experts(), state.ranks, state.slots)?)
-}
-
-/// (Rank, expert) pairs that the state holds and `before` did not.
-fn moves(before: &State, state: &State) -> usize {
-    let new_on = |expert: usize| {
-        let mut hosts = state.hosts[expert].clone();
-        hosts.dedup();
-        hosts.iter().filter(|&&rank| !before.holds(rank, expert as u32)).count()
-    };
-    (0..state.hosts.len()).map(new_on).sum()
+    Ok(state.placement()?)
 }
 
 /// The copies that may lower most peaks: those that lead out of most bottlenecks, by the tokens they could carry.
@@ -195,7 +128,7 @@ fn changes(state: &State, cluster: &Cluster, rank: u32, expert: u32, how: &Refin
             // An empty slot costs nobody anything: the others need not be tried.
             return vec![vec![(slot, Some(expert))]];
         };
-        let doubled = state.hosts[old as usize].iter().filter(|&&host| host == rank).count() > 1;
+        let doubled = state.doubled(rank, old);
         if !doubled && !unwanted(old, rank) {
             continue;
         }

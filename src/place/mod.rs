@@ -6,10 +6,12 @@
 //! ones are made.
 
 mod assignment;
+mod bound;
 mod contiguous;
 mod eplb;
 mod loss;
 mod lplb;
+mod optimum;
 mod placement;
 mod refine;
 mod relabel;
@@ -18,10 +20,12 @@ mod secure;
 mod state;
 mod topology;
 
+pub use bound::{Bound, Proof, placement_bound};
 pub use contiguous::Contiguous;
 pub use eplb::{Eplb, Ties};
 pub use loss::{AfterLoss, Recovered, after_loss, recover, without_ranks};
 pub use lplb::Lplb;
+pub use optimum::{Optimum, optimum};
 pub use placement::{Move, Placement, PlacementError};
 pub use relabel::relabel;
 pub(crate) use score::Scenarios;

@@ -42,6 +42,17 @@ impl<'a> Scenarios<'a> {
         &self.batches
     }
 
+    /// The least peak of every batch.
+    pub(super) fn peaks(&mut self, hosts: Hosts) -> Result<Vec<u64>, Error> {
+        let problem = Problem::new(hosts);
+        let mut peaks = Vec::with_capacity(self.batches.len());
+        for batch in &self.batches {
+            solve_into(&problem, batch, &mut self.workspace, &mut self.split)?;
+            peaks.push(self.split.peak.load);
+        }
+        Ok(peaks)
+    }
+
     /// The sum of the least peaks of all batches.
     pub(crate) fn sum_of_peaks(&mut self, hosts: Hosts) -> Result<u64, Error> {
         let problem = Problem::new(hosts);

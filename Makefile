@@ -29,7 +29,19 @@ WITH_TOOLS = PATH="$$PATH:$(CURDIR)/.tools/bin" \
 	LIBCLANG_PATH="$$(echo $(CURDIR)/.tools/lib/python3*/site-packages/clang/native)"
 endif
 
-.PHONY: help demo test check examples bench fuzz clean
+# NVRTC compiles the CUDA kernels, without a GPU. It is looked for where the loader looks; where it is missing, `make
+# kernels` fetches it into .tools/nvrtc.
+NVRTC := $(shell $(PYTHON) -c 'import ctypes; ctypes.CDLL("libnvrtc.so.13")' 2>/dev/null && echo found)
+ifeq ($(NVRTC),found)
+NVRTC_READY :=
+WITH_NVRTC = EVENKEEL_NVRTC=required
+else
+NVRTC_READY := .tools/nvrtc/ready
+WITH_NVRTC = EVENKEEL_NVRTC=required \
+	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
+endif
+
+.PHONY: help demo test kernels check examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -45,6 +57,9 @@ demo: ## Plan and compare on a sample trace; writes demo/plan.json and demo/repo
 
 test: $(TOOLS) ## Run all tests and documentation examples, with HiGHS as referee.
 	$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES)
+
+kernels: $(TOOLS) $(NVRTC_READY) ## Compile the CUDA kernels for sm_80, sm_90, sm_90a and sm_100; needs no GPU.
+	$(WITH_TOOLS) $(WITH_NVRTC) $(CARGO) test --workspace --features $(FEATURES) --test cubins -- --nocapture
 
 check: $(TOOLS) ## Check formatting, lints and documentation.
 	$(CARGO) fmt --all --check
@@ -68,6 +83,14 @@ fuzz: ## Run every fuzz target for FUZZ_SECONDS (60); needs cargo-fuzz and a nig
 clean: ## Remove everything that was built or fetched.
 	$(CARGO) clean
 	rm -rf .tools demo
+
+.tools/nvrtc/ready: $(TOOLS)
+	@$(PYTHON) -m venv .tools/nvrtc && \
+		.tools/nvrtc/bin/pip install --quiet --disable-pip-version-check 'nvidia-cuda-nvrtc==13.0.*' || { \
+		rm -rf .tools/nvrtc; \
+		echo "The kernels are compiled by NVRTC: install CUDA 13 or Python's venv module (Debian: python3-venv)" >&2; \
+		exit 1; }
+	@touch $@
 
 .tools/ready:
 	@$(PYTHON) -m venv .tools && .tools/bin/pip install --quiet --disable-pip-version-check cmake libclang || { \

@@ -15,9 +15,11 @@
 //! | place | [`place`] | a layer's history, a [`cluster`] | which slot holds which expert |
 //! | split | [`split`] | a placement, one batch's loads | whole tokens per slot, with proof; each source's share |
 //!
-//! [`planner`] is the last two stations as one call inside a serving loop: top-k ids in, physical slots out.
+//! [`planner`] is the last two stations as one call inside a serving loop: top-k ids in, physical slots out. The module
+//! `cuda` is the same on a GPU, and [`kernels`] what it reads there.
 //! [`simulate`] walks the whole street over a recorded trace and measures; [`plan`] is the artefact that leaves
-//! it, [`report`] the picture; [`model`] and [`gpu`] know what an expert weighs and how fast that is read. The optimisation itself lives in the crate [`evenkeel_solver`].
+//! it, [`report`] the picture, [`export`] the plan as serving stacks read it; [`model`] and [`gpu`] know what an expert weighs and how fast that is read. The
+//! optimisation itself lives in the crate [`evenkeel_solver`].
 //!
 //! # Example
 //!
@@ -47,8 +49,12 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::exit))]
 
 pub mod cluster;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod export;
 pub mod forecast;
 pub mod gpu;
+pub mod kernels;
 pub mod model;
 pub mod place;
 pub mod plan;

@@ -33,7 +33,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! **Module map.** `hosts`, `problem`: what is asked. `net`: both compiled for the solver. `exact`: the flow
+//! **Module map.** `hosts`, `problem`: what is asked. `net`: both compiled for the solver; `compiled`: that as
+//! plain data. `exact`: the flow
 //! (`gather`: items with one host; `level`: the least admissible peak; `fill`: a greedy start; `forest`, `search`,
 //! `block`: residual paths, drains and blocking flows). `split`, `peak`: the answer. `verify`: the check, which
 //! shares no code with the solver. [`objective`]: which of the optimal splits, and other measures of load. For
@@ -43,6 +44,7 @@
 //! **Features.** None by default: no dependency beyond `thiserror`. `lp` adds the linear programme with a
 //! pure-Rust engine, `highs` adds HiGHS to it, `oracle` is the set that the tests want.
 
+mod compiled;
 mod error;
 mod exact;
 mod hosts;
@@ -60,6 +62,7 @@ pub mod edge;
 pub mod lp;
 pub mod objective;
 
+pub use compiled::Compiled;
 pub use error::Error;
 pub(crate) use exact::Count;
 pub use exact::{Warm, Workspace, solve, solve_counts_into, solve_into};

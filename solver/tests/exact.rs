@@ -100,6 +100,18 @@ fn families_equal_the_enumeration_of_all_rank_sets() {
 }
 
 #[test]
+fn totals_at_the_edge_of_a_width_are_split() {
+    let problem = Problem::new(Hosts::new(2, [[0, 1]]).expect("valid hosts"));
+    for edge in [i32::MAX as u64, i64::MAX as u64, u64::MAX] {
+        for load in [edge - 1, edge, edge.saturating_add(1)] {
+            let split = answer(&problem, &[load]);
+            assert_eq!(split.quotas, [load.div_ceil(2), load / 2]);
+            assert_eq!(verify(&problem, &[load], &split), Ok(()));
+        }
+    }
+}
+
+#[test]
 fn relabelling_ranks_and_items_leaves_the_peak() {
     for seed in 0..500 {
         let instance = common::draw(seed, Limits { ranks: 40, items: 100, speeds: Speeds::Any(5), ..MIDDLE });

@@ -32,7 +32,7 @@ impl Default for Table {
 }
 
 impl Table {
-    /// Takes a batch in, if it has at most [`TABLE`] items and, with base loads, at most 2^31 - 1 tokens by a bound that
+    /// Takes a batch in, if it has at most [`TABLE`] items and, with base loads, fewer than 2^31 - 1 tokens by a bound that
     /// costs no branch per item. Returns the total.
     pub(crate) fn take_in<C: Count>(&mut self, problem: &Problem, loads: &[C]) -> Option<u64> {
         if loads.len() != problem.hosts().items() {
@@ -40,7 +40,8 @@ impl Table {
         }
         let sum = C::tabulate(loads, self.counts[..TABLE].get_mut(..loads.len())?)?;
         let total = problem.base_sum()?.checked_add(u64::from(sum))?;
-        (total <= i32::MAX as u64).then_some(total)
+        // One token of room: levelling out adds one to a sum of loads.
+        (total < i32::MAX as u64).then_some(total)
     }
 
     /// The load of every rank that leaves no choice: base loads, and the items that have no second host.

@@ -36,13 +36,11 @@ pub use warm::Warm;
 
 use std::sync::Arc;
 
+use crate::compiled::DRAINS;
 use crate::net::Net;
 use crate::{Error, Peak, Problem, Split};
 use count::Whole;
 use search::{Found, search};
-
-/// How many quick drains are tried before blocking flows take over.
-const DRAINS: usize = 64;
 
 /// Scratch memory of the exact split. Reusable for any problem; allocates only when one is larger than
 /// all before it.
@@ -164,9 +162,10 @@ fn solve_any<C: Count>(
     split.fit(problem.hosts());
     gather::fixed_loads(problem, loads, &mut split.rank_loads);
     gather::write_runs(problem.hosts().net(), loads, &mut split.quotas);
-    if i32::try_from(total).is_ok() {
+    // One token of room: levelling out adds one to a sum of loads.
+    if total < i32::MAX as u64 {
         Run { problem, loads, total, flow: narrow, level, search, block, split }.run();
-    } else if i64::try_from(total).is_ok() {
+    } else if total < i64::MAX as u64 {
         Run { problem, loads, total, flow: wide, level, search, block, split }.run();
     } else {
         Run { problem, loads, total, flow: widest, level, search, block, split }.run();

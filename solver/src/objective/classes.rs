@@ -48,6 +48,7 @@ impl Classes {
         self.level.resize(ranks, Level::ZERO);
         self.order.clear();
         self.order.extend(0..ranks as u32);
+        self.rest.clear();
         self.rest.reserve(ranks);
         self.heap.clear();
         self.heap.reserve(ranks);

@@ -1,0 +1,55 @@
+// From top-k ids to tokens per expert: a histogram per chunk, then, expert by expert, the sum of the chunks before
+// each. The sums over all are the counts; those before a chunk let `map` number an expert's tokens in order.
+#include "tokens.h"
+
+// Histogram of one chunk into `histogram`, [experts]; ids that are neither an expert nor -1 are faults. `shared`
+// has room for one number per expert.
+template <class Id>
+EK_FN void count_chunk(Block team, u32* shared, const Id* ids, u64 n, u64 chunk, u32 experts, u32* histogram,
+                       u32* faults) {
+  EK_FOR(team, expert, experts) shared[expert] = 0;
+  EK_FOR(team, at, chunk_length(n, chunk)) {
+    Id id = ids[chunk * EK_CHUNK + at];
+    u32 expert = expert_of(id, experts);
+    if (expert != EK_NEVER) atomic_add(&shared[expert], 1);
+    else if (id != -1) atomic_add(faults, 1);
+  }
+  EK_FOR(team, expert, experts) histogram[expert] = shared[expert];
+}
+
+// Turns the histograms [chunks][experts] into sums over the chunks before, and writes the sums over all.
+EK_FN void count_before(Block team, u32* histograms, u64 chunks, u32 experts, u32 first, u32 lanes, u32* counts) {
+  EK_FOR(team, lane, lanes) {
+    u32 expert = first + lane;
+    if (expert < experts) {
+      u32 sum = 0;
+      for (u64 chunk = 0; chunk < chunks; ++chunk) {
+        u32 here = histograms[chunk * experts + expert];
+        histograms[chunk * experts + expert] = sum;
+        sum += here;
+      }
+      counts[expert] = sum;
+    }
+  }
+}
+
+#ifndef EK_HOST
+template <class Id>
+EK_FN void count_block(const Id* ids, u64 n, u32 experts, u32* histograms, u32* faults) {
+  extern __shared__ u32 shared_counts[];
+  u64 chunk = blockIdx.x;
+  count_chunk(Block(), shared_counts, ids, n, chunk, experts, histograms + chunk * experts, faults);
+}
+
+EK_KERNEL(256) ek_count_i32(const i32* ids, u64 n, u32 experts, u32* histograms, u32* faults) {
+  count_block(ids, n, experts, histograms, faults);
+}
+
+EK_KERNEL(256) ek_count_i64(const i64* ids, u64 n, u32 experts, u32* histograms, u32* faults) {
+  count_block(ids, n, experts, histograms, faults);
+}
+
+EK_KERNEL(64) ek_count_before(u32* histograms, u64 chunks, u32 experts, u32* counts) {
+  count_before(Block(), histograms, chunks, experts, blockIdx.x * 64, 64, counts);
+}
+#endif

@@ -1,0 +1,118 @@
+// Teams of lanes, on a GPU and on a host, from one source.
+//
+// Everything in these kernels is written as *sections*: loops whose iterations touch disjoint data (or meet in
+// atomics that commute), each followed by a barrier. On a GPU the lanes of a warp or a block share the iterations;
+// compiled as C++ (EK_HOST) one thread runs them in any order it is told to (kernels/host/order.h), so that a test
+// can prove that the order does not matter; or every lane is a thread and runs what it would on a GPU (EK_THREADS,
+// kernels/host/threads.h), so that a sanitiser can prove that no barrier is missing.
+//
+//   EK_FOR(team, i, n) { ... }    a section: i runs through 0..n, then a barrier
+//   EK_EACH(team, i, n) { ... }   the same without a barrier: reads only, to be followed by a reduction
+//   EK_ONE(team) { ... }          a section of one iteration
+//
+// Reductions (any, sum, highest, lowest) give every lane the same result; `scan` needs the values in memory.
+// Between a value that all lanes read from memory outside a section and the next write to it stands a barrier.
+#pragma once
+
+typedef unsigned int u32;
+typedef int i32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#define EK_NEVER 0xffffffffu
+
+#if defined(EK_HOST) && !defined(EK_THREADS)
+#include "host/order.h"
+#else
+#ifdef EK_THREADS
+#include "host/threads.h"
+#endif
+
+#define EK_FN __device__ __forceinline__
+#define EK_FN_MEMBER __device__ __forceinline__
+// A function that is called: it is long next to the call, or rarely reached.
+#define EK_CALL __device__ __noinline__
+#define EK_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+
+#define EK_ALL_LANES 0xffffffffu
+
+// The 32 lanes of one warp.
+struct Warp {
+  EK_FN u32 lane() const { return threadIdx.x & 31u; }
+  EK_FN u32 size() const { return 32u; }
+  EK_FN void sync() const { __syncwarp(); }
+  EK_FN bool any(bool mine) const { return __any_sync(EK_ALL_LANES, mine) != 0; }
+  template <class T> EK_FN T sum(T mine) const {
+    for (u32 by = 16; by > 0; by >>= 1) mine += __shfl_xor_sync(EK_ALL_LANES, mine, by);
+    return mine;
+  }
+  template <class T> EK_FN T highest(T mine) const {
+    for (u32 by = 16; by > 0; by >>= 1) {
+      T other = __shfl_xor_sync(EK_ALL_LANES, mine, by);
+      mine = other > mine ? other : mine;
+    }
+    return mine;
+  }
+  template <class T> EK_FN T lowest(T mine) const {
+    for (u32 by = 16; by > 0; by >>= 1) {
+      T other = __shfl_xor_sync(EK_ALL_LANES, mine, by);
+      mine = other < mine ? other : mine;
+    }
+    return mine;
+  }
+  // Exclusive prefix sums in place; returns the total. Values lie in shared memory and are settled.
+  EK_FN u32 scan(u32* values, u32 n) const {
+    u32 before = 0;
+    for (u32 begin = 0; begin < n; begin += 32) {
+      u32 at = begin + lane();
+      u32 own = at < n ? values[at] : 0;
+      u32 upto = own;
+      for (u32 by = 1; by < 32; by <<= 1) {
+        u32 other = __shfl_up_sync(EK_ALL_LANES, upto, by);
+        if (lane() >= by) upto += other;
+      }
+      if (at < n) values[at] = before + upto - own;
+      before += __shfl_sync(EK_ALL_LANES, upto, 31);
+    }
+    __syncwarp();
+    return before;
+  }
+};
+
+// All lanes of one block.
+struct Block {
+  EK_FN u32 lane() const { return threadIdx.x; }
+  EK_FN u32 size() const { return blockDim.x; }
+  EK_FN void sync() const { __syncthreads(); }
+};
+
+// One pass through a section's body, with the barrier behind it.
+template <class T> struct Section {
+  T team;
+  bool open;
+  EK_FN explicit Section(T team) : team(team), open(true) {}
+  EK_FN void close() {
+    team.sync();
+    open = false;
+  }
+};
+template <class T> EK_FN Section<T> section(T team) { return Section<T>(team); }
+
+// A loop that is not unrolled: most are short, and instructions have to be fetched.
+#ifndef EK_LOOP
+#define EK_LOOP _Pragma("unroll 1")
+#endif
+#define EK_EACH(team, i, n) EK_LOOP for (u32 i = (team).lane(); i < (u32)(n); i += (team).size())
+#define EK_FOR(team, i, n)                                           \
+  for (auto ek_section = section(team); ek_section.open; ek_section.close()) \
+  EK_EACH(team, i, n)
+#define EK_ONE(team)                                                 \
+  for (auto ek_section = section(team); ek_section.open; ek_section.close()) \
+    if ((team).lane() == 0)
+// The first warp of a block; the others go on to the next barrier of the block.
+#define EK_FIRST_WARP if (threadIdx.x < 32)
+
+EK_FN u32 atomic_add(u32* at, u32 by) { return atomicAdd(at, by); }
+EK_FN void atomic_min(u32* at, u32 value) { atomicMin(at, value); }
+EK_FN void atomic_or(u32* at, u32 bits) { atomicOr(at, bits); }
+#endif

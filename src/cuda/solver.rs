@@ -1,0 +1,226 @@
+//! The exact split of many layers, on the device.
+
+use super::{Context, CudaError};
+use crate::kernels::Program;
+use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, LaunchConfig, PushKernelArg};
+use evenkeel_solver::Problem;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Lanes of a block of `ek_solve`.
+const LANES: u32 = 256;
+
+/// Splits batches of some layers: counts `[layer][source][item]` in, quotas, rank loads, peaks and certificates out,
+/// all in device memory. The same answers as [`evenkeel_solver::solve`], bit for bit.
+#[derive(Debug)]
+pub struct DeviceSolver {
+    gpu: Arc<Context>,
+    programs: Vec<Program>,
+    sources: usize,
+    items: usize,
+    ranks: usize,
+    /// Quotas per layer: as many as the layer with most pairs has.
+    stride: usize,
+    hot: bool,
+    shared_bytes: usize,
+    words: CudaSlice<u32>,
+    begins: CudaSlice<u32>,
+    counts: CudaSlice<u32>,
+    quotas: CudaSlice<u64>,
+    rank_loads: CudaSlice<u64>,
+    peaks: CudaSlice<u64>,
+    certificates: CudaSlice<u32>,
+}
+
+/// One layer's answer, copied back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceSplit {
+    /// The quota of every (item, host) pair, in the numbering of [`evenkeel_solver::Hosts`].
+    pub quotas: Vec<u64>,
+    /// The load of every rank, base load included.
+    pub rank_loads: Vec<u64>,
+    /// The largest of them.
+    pub peak: u64,
+    /// The ranks, ascending, that prove it.
+    pub certificate: Vec<u32>,
+}
+
+impl DeviceSolver {
+    /// Uploads the problems of all layers: the same numbers of ranks and items. `sources` is how many rows of counts
+    /// a batch has; the split is of their sum.
+    ///
+    /// # Errors
+    /// [`CudaError::Program`] for a problem that the kernel cannot take, [`CudaError::SharedMemory`] for one that is
+    /// too large, [`CudaError::Shape`] for no layers or different sizes; [`CudaError::Driver`].
+    pub fn new(gpu: &Arc<Context>, problems: &[Problem], sources: usize) -> Result<DeviceSolver, CudaError> {
+        let shape = |what, given, expected| Err(CudaError::Shape { what, given, expected });
+        let programs: Vec<Program> = problems.iter().map(Program::new).collect::<Result<_, _>>()?;
+        let Some(first) = programs.first() else { return shape("layers", 0, 1) };
+        let (items, ranks) = (first.items(), first.ranks());
+        if sources == 0 || sources > ranks {
+            return shape("sources", sources, ranks);
+        }
+        for program in &programs {
+            if program.items() != items {
+                return shape("items", program.items(), items);
+            }
+            if program.ranks() != ranks {
+                return shape("ranks", program.ranks(), ranks);
+            }
+        }
+        let available = gpu.device().shared_memory;
+        let most = |hot: bool| programs.iter().map(|program| program.shared_bytes(hot)).max().unwrap_or(0);
+        if let Some(layer) = programs.iter().position(|program| program.shared_bytes(false) > available) {
+            let needed = programs[layer].shared_bytes(false);
+            return Err(CudaError::SharedMemory { layer, needed, available });
+        }
+        let hot = most(true) <= available;
+        let mut words = Vec::new();
+        let mut begins = Vec::new();
+        for program in &programs {
+            begins.push(u32::try_from(words.len()).map_err(|_| CudaError::Shape {
+                what: "words of all programs",
+                given: words.len(),
+                expected: u32::MAX as usize,
+            })?);
+            words.extend_from_slice(program.words());
+        }
+        let layers = programs.len();
+        let stride = programs.iter().map(Program::pairs).max().unwrap_or(0);
+        let failed = CudaError::driver("reserving memory for the split");
+        let stream = gpu.stream();
+        Ok(DeviceSolver {
+            sources,
+            items,
+            ranks,
+            stride,
+            hot,
+            shared_bytes: most(hot),
+            words: gpu.upload(&words)?,
+            begins: gpu.upload(&begins)?,
+            counts: stream.alloc_zeros(layers * sources * items).map_err(&failed)?,
+            quotas: stream.alloc_zeros(layers * stride).map_err(&failed)?,
+            rank_loads: stream.alloc_zeros(layers * ranks).map_err(&failed)?,
+            peaks: stream.alloc_zeros(layers).map_err(&failed)?,
+            certificates: stream.alloc_zeros(layers * ranks.div_ceil(32)).map_err(&failed)?,
+            gpu: Arc::clone(gpu),
+            programs,
+        })
+    }
+
+    /// The compiled problems, one per layer.
+    pub fn programs(&self) -> &[Program] {
+        &self.programs
+    }
+
+    /// Shared memory of a block in bytes, and whether the hot tables are in it.
+    pub fn shared_memory(&self) -> (usize, bool) {
+        (self.shared_bytes, self.hot)
+    }
+
+    /// A layer's counts, `[source][item]`, to be written before [`solve`](Self::solve).
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for a layer that is not there.
+    pub fn counts_mut(&mut self, layer: usize) -> Result<CudaViewMut<'_, u32>, CudaError> {
+        self.check(layer)?;
+        let row = self.sources * self.items;
+        Ok(self.counts.slice_mut(layer * row..(layer + 1) * row))
+    }
+
+    /// A layer's counts, `[source][item]`.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for a layer that is not there.
+    pub fn counts(&self, layer: usize) -> Result<CudaView<'_, u32>, CudaError> {
+        self.check(layer)?;
+        let row = self.sources * self.items;
+        Ok(self.counts.slice(layer * row..(layer + 1) * row))
+    }
+
+    /// Copies a layer's counts to the device.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] unless they are `[source][item]`; [`CudaError::Driver`].
+    pub fn upload_counts(&mut self, layer: usize, counts: &[u32]) -> Result<(), CudaError> {
+        let expected = self.sources * self.items;
+        if counts.len() != expected {
+            return Err(CudaError::Shape { what: "counts", given: counts.len(), expected });
+        }
+        let stream = Arc::clone(self.gpu.stream());
+        let mut to = self.counts_mut(layer)?;
+        stream.memcpy_htod(counts, &mut to).map_err(CudaError::driver("copying counts to the device"))
+    }
+
+    /// A layer's quotas, one per pair.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for a layer that is not there.
+    pub fn quotas(&self, layer: usize) -> Result<CudaView<'_, u64>, CudaError> {
+        self.check(layer)?;
+        Ok(self.quotas.slice(layer * self.stride..layer * self.stride + self.programs[layer].pairs()))
+    }
+
+    /// Enqueues the split of these layers, one block each.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for layers that are not there; [`CudaError::Driver`].
+    pub fn solve(&mut self, layers: Range<usize>) -> Result<(), CudaError> {
+        if layers.is_empty() {
+            return Ok(());
+        }
+        self.check(layers.end - 1)?;
+        let certificate_stride = self.ranks.div_ceil(32);
+        let (begin, end) = (layers.start, layers.end);
+        let row = self.sources * self.items;
+        let counts = self.counts.slice(begin * row..end * row);
+        let mut quotas = self.quotas.slice_mut(begin * self.stride..end * self.stride);
+        let mut rank_loads = self.rank_loads.slice_mut(begin * self.ranks..end * self.ranks);
+        let mut peaks = self.peaks.slice_mut(begin..end);
+        let mut certificates =
+            self.certificates.slice_mut(begin * certificate_stride..end * certificate_stride);
+        let [first, sources, items, ranks] = [begin, self.sources, self.items, self.ranks].map(|n| n as u32);
+        let [stride, certificate_stride] = [self.stride, certificate_stride].map(|n| n as u32);
+        let hot = u32::from(self.hot);
+        let mut launch = self.gpu.stream().launch_builder(&self.gpu.kernels.solve);
+        launch.arg(&self.words).arg(&self.begins).arg(&first).arg(&counts).arg(&sources).arg(&items);
+        launch.arg(&ranks).arg(&hot).arg(&mut quotas).arg(&stride).arg(&mut rank_loads).arg(&mut peaks);
+        launch.arg(&mut certificates).arg(&certificate_stride);
+        let shape = LaunchConfig {
+            grid_dim: ((end - begin) as u32, 1, 1),
+            block_dim: (LANES, 1, 1),
+            shared_mem_bytes: self.shared_bytes as u32,
+        };
+        #[allow(unsafe_code, reason = "arguments and sizes are those of ek_solve in kernels/solve.cu")]
+        let launched = unsafe { launch.launch(shape) };
+        launched.map_err(CudaError::driver("launching solve"))?;
+        Ok(())
+    }
+
+    /// Waits and copies one layer's answer back.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for a layer that is not there; [`CudaError::Driver`].
+    pub fn download(&self, layer: usize) -> Result<DeviceSplit, CudaError> {
+        let quotas = self.gpu.download(&self.quotas(layer)?)?;
+        let rank_loads =
+            self.gpu.download(&self.rank_loads.slice(layer * self.ranks..(layer + 1) * self.ranks))?;
+        let peak = self.gpu.download(&self.peaks.slice(layer..=layer))?.first().copied().unwrap_or(0);
+        let stride = self.ranks.div_ceil(32);
+        let bits = self.gpu.download(&self.certificates.slice(layer * stride..(layer + 1) * stride))?;
+        let inside = |rank: &u32| bits[*rank as usize / 32] >> (rank % 32) & 1 == 1;
+        Ok(DeviceSplit {
+            quotas,
+            rank_loads,
+            peak,
+            certificate: (0..self.ranks as u32).filter(inside).collect(),
+        })
+    }
+
+    fn check(&self, layer: usize) -> Result<(), CudaError> {
+        if layer < self.programs.len() {
+            return Ok(());
+        }
+        Err(CudaError::Shape { what: "layer", given: layer, expected: self.programs.len() - 1 })
+    }
+}

@@ -1,0 +1,70 @@
+//! Every kernel compiles for every architecture we name, without a GPU.
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used)]
+
+use evenkeel::cuda::{CudaError, compile, compile_cached, compile_with_log, nvrtc_version};
+use evenkeel::kernels::source::UNITS;
+
+const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_90", "sm_90a", "sm_100"];
+
+/// Whether to go on; says so if not. Where NVRTC was promised (`EVENKEEL_NVRTC=required`), its absence is a failure.
+fn nvrtc() -> bool {
+    match nvrtc_version() {
+        Ok((major, minor)) => {
+            println!("NVRTC {major}.{minor}");
+            true
+        }
+        Err(error) => {
+            assert!(std::env::var_os("EVENKEEL_NVRTC").is_none(), "{error}");
+            println!("skipped: no NVRTC ({error})");
+            false
+        }
+    }
+}
+
+#[test]
+fn every_kernel_compiles_for_every_architecture() {
+    if !nvrtc() {
+        return;
+    }
+    for arch in ARCHITECTURES {
+        for unit in UNITS {
+            let (cubin, log) = compile_with_log(unit, arch).unwrap();
+            assert_eq!(log, "", "{} for {arch}", unit.name);
+            assert!(cubin.starts_with(b"\x7fELF"), "{} for {arch} is no cubin", unit.name);
+            for kernel in unit.kernels {
+                let holds = cubin.windows(kernel.len()).any(|window| window == kernel.as_bytes());
+                assert!(holds, "{} for {arch} lacks {kernel}", unit.name);
+            }
+            println!("{arch:>7} {:<5} {} bytes", unit.name, cubin.len());
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_compiled_says_why() {
+    if !nvrtc() {
+        return;
+    }
+    let error = compile(UNITS[0], "sm_1").unwrap_err();
+    assert!(matches!(error, CudaError::Compile { .. }), "{error}");
+    assert!(error.to_string().contains("sm_1"), "{error}");
+}
+
+#[test]
+fn compiled_kernels_are_kept_and_broken_ones_made_again() {
+    if !nvrtc() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let unit = UNITS[2];
+    let first = compile_cached(unit, "sm_80", folder.path()).unwrap();
+    let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let sealed = std::fs::read(&file).unwrap();
+    assert!(sealed.ends_with(&first) && sealed.len() == first.len() + 32);
+
+    std::fs::write(&file, &sealed[..sealed.len() - 1]).unwrap();
+    assert_eq!(compile_cached(unit, "sm_80", folder.path()).unwrap(), first);
+    assert_eq!(std::fs::read(&file).unwrap(), sealed);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no part is left behind");
+}

@@ -1,0 +1,47 @@
+//! Looking for a GPU never panics: without a driver, and with a driver that finds no device.
+#![cfg(all(feature = "cuda", target_os = "linux"))]
+#![allow(clippy::unwrap_used)]
+
+use evenkeel::cuda::{Context, CudaError, probe};
+use std::process::Command;
+
+/// A driver library that knows of no device: `CUDA_ERROR_NO_DEVICE` is 100.
+const NO_DEVICE: &str = "int cuInit(unsigned flags) { (void)flags; return 100; }";
+
+/// Run by itself it says what there is; run by the tests below, in a process of its own, what its driver says.
+#[test]
+fn what_this_machine_has() {
+    match probe() {
+        Ok(devices) => println!("found: {devices:?}"),
+        Err(error) => {
+            println!("none: {error}");
+            let opened = Context::open(0).unwrap_err();
+            assert_eq!(opened.to_string(), error.to_string());
+            assert!(matches!(error, CudaError::NoDriver | CudaError::NoDevice(_)), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_driver_without_devices_is_a_clean_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("fake.c");
+    std::fs::write(&source, NO_DEVICE).unwrap();
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(folder.path().join("libcuda.so"))
+        .arg(&source)
+        .status();
+    if !built.is_ok_and(|status| status.success()) {
+        println!("skipped: no C compiler");
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "what_this_machine_has", "--nocapture"])
+        .env("LD_LIBRARY_PATH", folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("none: no usable CUDA device: CUDA_ERROR_NO_DEVICE"), "{said}");
+}

@@ -7,12 +7,14 @@ mod contiguous;
 mod eplb;
 mod lplb;
 mod placement;
+mod recourse;
 mod topology;
 
 pub use contiguous::Contiguous;
 pub use eplb::{Eplb, Ties};
 pub use lplb::Lplb;
 pub use placement::{Placement, PlacementError};
+pub use recourse::{Objective, Recourse};
 pub use topology::{Connectivity, Topology, TopologyError};
 
 use crate::cluster::Cluster;
@@ -38,7 +40,7 @@ pub trait Policy: Send + Sync {
 #[non_exhaustive]
 pub enum PlaceError {
     /// No policy has this name.
-    #[error("unknown policy `{0}`: expected contiguous, eplb, eplb:trtllm or lplb:TOPOLOGY")]
+    #[error("unknown policy `{0}`: expected recourse, contiguous, eplb, eplb:trtllm or lplb:TOPOLOGY")]
     UnknownPolicy(String),
     /// The policy does not work for this shape.
     #[error("{policy}: {reason}")]
@@ -67,6 +69,11 @@ pub fn policy(name: &str, groups: usize, cluster: &Cluster) -> Result<Box<dyn Po
         "contiguous" => Box::new(Contiguous),
         "eplb" => Box::new(Eplb::new(groups, Ties::LowestExpert)),
         "eplb:trtllm" => Box::new(Eplb::new(groups, Ties::FewestCopies)),
+        "recourse" => Box::new(Recourse::default()),
+        _ if name.starts_with("recourse:") => match Recourse::named(&name["recourse:".len()..]) {
+            Some(policy) => Box::new(policy),
+            None => return Err(PlaceError::UnknownPolicy(name.to_owned())),
+        },
         _ => match name.strip_prefix("lplb:") {
             Some(topology) => Box::new(Lplb::new(Topology::named(topology, cluster.ranks())?, groups)),
             None => return Err(PlaceError::UnknownPolicy(name.to_owned())),

@@ -40,6 +40,9 @@ pub(crate) struct Cuts<'a> {
     bounds: Vec<f32>,
     /// The lower bound on every scenario's peak, `[padded B]`, whole tokens.
     peaks: Vec<f32>,
+    /// When each cut was last of use: added, or found to decide a scenario.
+    used: Vec<u64>,
+    now: u64,
 }
 
 /// What the cuts say about a step that has not been taken.
@@ -64,6 +67,8 @@ impl<'a> Cuts<'a> {
             confined: vec![0.0; MOST * padded],
             bounds: vec![0.0; MOST * padded],
             peaks: scenarios.floors().to_vec(),
+            used: vec![0; MOST],
+            now: 0,
         }
     }
 
@@ -143,8 +148,8 @@ impl<'a> Cuts<'a> {
         self.peaks.copy_from_slice(peaks);
     }
 
-    /// Adds the cut of these ranks, ascending, unless it is there already; the cut that is furthest from deciding any
-    /// scenario makes room where there is none.
+    /// Adds the cut of these ranks, ascending, unless it is there already; the cut that has been
+    /// of no use for longest makes room where there is none.
     pub(crate) fn add(&mut self, seating: &Seating, ranks: &[u32]) {
         let same = |cut: usize| self.members[cut].iter().map(|&r| u32::from(r)).eq(ranks.iter().copied());
         if ranks.len() == seating.ranks() || ones(self.live).any(same) {
@@ -155,6 +160,8 @@ impl<'a> Cuts<'a> {
         self.remove(cut);
         let bit = 1 << cut;
         self.live |= bit;
+        self.now += 1;
+        self.used[cut] = self.now;
         self.members[cut] = ranks.iter().map(|&rank| rank as Rank).collect();
         for &rank in ranks {
             self.containing[rank as usize] |= bit;
@@ -180,12 +187,16 @@ impl<'a> Cuts<'a> {
     }
 
     /// The cut that proves a scenario's peak, if any is needed: its ranks, and whether it confines an expert.
-    pub(crate) fn tight(&self, scenario: usize) -> Option<(&[Rank], impl Fn(u32) -> bool + '_)> {
+    pub(crate) fn tight(&mut self, scenario: usize) -> Option<(&[Rank], impl Fn(u32) -> bool + '_)> {
         let padded = self.scenarios.padded();
         let at = |cut: usize| self.bounds[cut * padded + scenario];
         let cut = ones(self.live).reduce(|best, cut| if at(cut) > at(best) { cut } else { best })?;
-        let inside = move |expert: u32| self.confining[expert as usize] >> cut & 1 == 1;
-        (at(cut) > self.scenarios.floors()[scenario]).then_some((&self.members[cut][..], inside))
+        let needed = at(cut) > self.scenarios.floors()[scenario];
+        self.now += 1;
+        self.used[cut] = self.now;
+        let confining = &self.confining;
+        let inside = move |expert: u32| confining[expert as usize] >> cut & 1 == 1;
+        needed.then_some((&self.members[cut][..], inside))
     }
 
     /// For both changes, the cuts that come to confine the expert and those that cease to.
@@ -203,20 +214,9 @@ impl<'a> Cuts<'a> {
         self.containing.iter_mut().chain(&mut self.confining).for_each(|cuts| *cuts &= keep);
     }
 
-    /// The cut whose bound is furthest below every scenario's peak.
+    /// The cut that has been of no use for longest.
     fn idlest(&self) -> usize {
-        let nearness = |cut: usize| {
-            let mut nearest = [f32::NEG_INFINITY; LANES];
-            for block in 0..self.scenarios.padded() / LANES {
-                let mut gaps = lanes(self.row(&self.bounds, cut), block);
-                let peaks = lanes(&self.peaks, block);
-                (0..LANES).for_each(|lane| gaps[lane] -= peaks[lane]);
-                raise(&mut nearest, &gaps);
-            }
-            nearest.into_iter().fold(f32::NEG_INFINITY, f32::max)
-        };
-        let nearness: Vec<f32> = (0..MOST).map(nearness).collect();
-        (0..MOST).reduce(|a, b| if nearness[b] < nearness[a] { b } else { a }).unwrap_or(0)
+        (0..MOST).min_by_key(|&cut| self.used[cut]).unwrap_or(0)
     }
 
     fn row<'b>(&self, rows: &'b [f32], cut: usize) -> &'b [f32] {

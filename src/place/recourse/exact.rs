@@ -39,6 +39,19 @@ impl Exact {
         Ok((self.split.peak.load as f32, &self.split.certificate))
     }
 
+    /// The peaks of a placement in all scenarios, `[padded B]`.
+    ///
+    /// # Errors
+    /// Where an expert has no host.
+    pub(crate) fn peaks(&mut self, seating: &Seating, scenarios: &Scenarios) -> Result<Vec<f32>, Error> {
+        let problem = Self::problem(seating)?;
+        let mut peaks = vec![0.0; scenarios.padded()];
+        for (scenario, to) in peaks.iter_mut().enumerate().take(scenarios.len()) {
+            *to = self.peak(&problem, scenarios, scenario)?.0;
+        }
+        Ok(peaks)
+    }
+
     /// The score of a placement over all scenarios.
     ///
     /// # Errors
@@ -49,12 +62,6 @@ impl Exact {
         scenarios: &Scenarios,
         objective: Objective,
     ) -> Result<u64, Error> {
-        let problem = Self::problem(seating)?;
-        let mut peaks = Vec::with_capacity(scenarios.len());
-        for scenario in 0..scenarios.len() {
-            peaks.push(self.peak(&problem, scenarios, scenario)?.0);
-        }
-        peaks.resize(scenarios.padded(), 0.0);
-        Ok(objective.score(scenarios, &peaks))
+        Ok(objective.score(scenarios, &self.peaks(seating, scenarios)?))
     }
 }

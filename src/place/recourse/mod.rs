@@ -31,9 +31,16 @@ use exact::Exact;
 use scenarios::Scenarios;
 use search::{Found, Limits, search};
 use seating::Seating;
+use spread::Part;
 
 /// The stream of random numbers that everything of one layer is drawn from.
 const STREAM: u64 = 0;
+
+/// Draws of scenarios that are searched one after the other.
+const DRAWS: u64 = 3;
+
+/// The draw that they are compared on is so many times larger.
+const REFEREE: usize = 4;
 
 impl Policy for Recourse {
     fn name(&self) -> String {
@@ -54,13 +61,12 @@ impl Policy for Recourse {
         let layer = Layer { policy: self, experts, slots: vec![cluster.slots_per_rank(); ranks] };
         let previous = self.running(experts, cluster)?;
         let mut dice = Dice::new(self.seed, STREAM);
-        let spread = match self.spread {
-            Some(spread) => spread,
+        let spread = match &self.spread {
+            Some(spread) => spread.clone(),
             None => choose::spread(&layer, &batches, &mut dice).map_err(|e| fail(e.to_string()))?,
         };
-        let scenarios = spread::scenarios(experts, ranks, &batches, spread, self.scenarios, &mut dice);
-        let found = layer.found(&scenarios, previous.as_ref(), self.iterations(&layer.slots), dice);
-        let found = found.map_err(|e| fail(e.to_string()))?.seating;
+        let found = layer.best_of_draws(&batches, &spread, previous.as_ref(), &mut dice);
+        let found = found.map_err(|e| fail(e.to_string()))?;
         match &self.previous {
             Some((placement, _)) => found.kept_in(placement),
             None => found.placement(),
@@ -77,6 +83,32 @@ struct Layer<'a> {
 }
 
 impl Layer<'_> {
+    /// Searches on several draws of scenarios, each with its part of the iterations, and takes the placement that does best on
+    /// a larger draw that none has seen.
+    fn best_of_draws(
+        &self,
+        batches: &[&[u64]],
+        spread: &[Part],
+        previous: Option<&Seating>,
+        dice: &mut Dice,
+    ) -> Result<Seating, evenkeel_solver::Error> {
+        let mut draw =
+            |count: usize| spread::scenarios(self.experts, self.slots.len(), batches, spread, count, dice);
+        let referee = draw(REFEREE * self.policy.scenarios);
+        let iterations = self.policy.iterations(&self.slots) / DRAWS;
+        let mut best: Option<Found> = None;
+        for number in 0..DRAWS {
+            let scenarios = draw(self.policy.scenarios);
+            let dice = Dice::new(self.policy.seed, STREAM + 1 + number);
+            let seating = self.found(&scenarios, previous, iterations, dice)?.seating;
+            let score = Exact::default().score(&seating, &referee, self.policy.objective)?;
+            if best.as_ref().is_none_or(|best| score < best.score) {
+                best = Some(Found { seating, score });
+            }
+        }
+        Ok(best.map_or_else(|| Seating::empty(self.experts, &self.slots), |best| best.seating))
+    }
+
     /// The best placement for these scenarios: searched from the best start, or from the placement that is running.
     fn found(
         &self,

@@ -3,7 +3,7 @@
 use super::score::Objective;
 use super::search::heat;
 use super::seating::Seating;
-use super::spread::Spread;
+use super::spread::{self, Spread};
 use crate::cluster::Cluster;
 use crate::place::{PlaceError, Placement};
 use std::fmt;
@@ -15,7 +15,7 @@ const SCENARIOS: usize = 64;
 const HEAT: u64 = 1000;
 
 /// Iterations of the last search, unless asked otherwise.
-const ITERATIONS: u64 = 40_000;
+const ITERATIONS: u64 = 60_000;
 
 /// The policy `recourse`: placements that know they will be split exactly, batch by batch.
 ///
@@ -83,7 +83,7 @@ impl Recourse {
     /// are not.
     #[must_use]
     pub fn trusting(self) -> Self {
-        Recourse { spread: Some(Spread::NONE), ..self }
+        Recourse { spread: Some(spread::none()), ..self }
     }
 
     /// Starts from the placement that is running and brings at most `max_moves` experts to ranks that do not hold them. What
@@ -107,7 +107,7 @@ impl Recourse {
                 ("iterations", value) => policy.with_iterations(value.parse().ok()?),
                 ("scenarios", value) => policy.with_scenarios(value.parse().ok()?),
                 ("heat", value) => Recourse { heat: heat(value.parse().ok()?), ..policy },
-                ("spread", value) => Recourse { spread: Some(Spread::named(value)?), ..policy },
+                ("spread", value) => Recourse { spread: Some(spread::named(value)?), ..policy },
                 _ => return None,
             };
         }

@@ -87,7 +87,7 @@ pub(crate) fn search(
     let scale = limits.heat * objective.counted(scenarios) as u64;
     while search.spent < total && search.best.score > floor {
         search.spent += 1;
-        let Some(step) = proposals.next(&search.seating, &search.cuts, scenarios, &mut dice) else {
+        let Some(step) = proposals.next(&search.seating, &mut search.cuts, scenarios, &mut dice) else {
             continue;
         };
         let changes = search.seating.changes(step);

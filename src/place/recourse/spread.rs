@@ -9,46 +9,52 @@
 use super::scenarios::Scenarios;
 use crate::trace::dice::Dice;
 
-/// How far scenarios depart from the batches seen.
+/// How part of the scenarios departs from the batches seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Spread {
-    /// Displaced scenarios, in percent of all.
+pub(crate) struct Part {
+    /// Scenarios made this way, in percent of all.
     pub(crate) share: u8,
-    /// How much of the difference of two other batches is added to each of them, in percent.
+    /// How much of the difference of two other batches is added to each, in percent.
     pub(crate) tilt: u8,
     /// How much of an expert's role is new in them, in percent: 1 - rho^2.
     pub(crate) new: u8,
 }
 
-impl Spread {
-    /// The batches as they are.
-    pub(crate) const NONE: Spread = Spread { share: 0, tilt: 0, new: 0 };
+/// How far scenarios depart from the batches seen: the parts that they are made of, 100 percent together.
+pub(crate) type Spread = Vec<Part>;
 
-    /// Reads `share/tilt/new`, in percent.
-    pub(crate) fn named(name: &str) -> Option<Spread> {
-        let mut parts = name.split('/').map(|part| part.parse().ok());
-        let mut part = || parts.next().flatten();
-        Some(Spread { share: part()?, tilt: part()?, new: part()? })
-    }
+/// The batches as they are.
+pub(crate) fn none() -> Spread {
+    vec![Part { share: 100, tilt: 0, new: 0 }]
 }
 
-/// Up to `most` of the batches, evenly spaced in time, with displaced copies among them.
+/// Reads `share/tilt/new+share/tilt/new+..`, in percent.
+pub(crate) fn named(name: &str) -> Option<Spread> {
+    let part = |text: &str| {
+        let mut parts = text.split('/').map(|part| part.parse().ok());
+        let mut part = || parts.next().flatten();
+        Some(Part { share: part()?, tilt: part()?, new: part()? })
+    };
+    name.split('+').map(part).collect()
+}
+
+/// Up to `most` scenarios: of every part its share, batches evenly spaced in time. Batches as they are do not come twice.
 pub(crate) fn scenarios(
     experts: usize,
     ranks: usize,
     batches: &[&[u64]],
-    spread: Spread,
+    spread: &[Part],
     most: usize,
     dice: &mut Dice,
 ) -> Scenarios {
-    let displaced = most * spread.share.min(100) as usize / 100;
-    let real = (most - displaced).min(batches.len());
-    let mut all: Vec<Vec<u64>> = evenly(batches.len(), real).map(|b| batches[b].to_vec()).collect();
-    if !batches.is_empty() && displaced > 0 {
-        // As many as asked for, in the same proportion to the real ones where these are few but not fewer than a quarter.
-        for b in evenly(batches.len(), displaced) {
-            let tilted = tilt(batches, b, f64::from(spread.tilt) / 100.0, dice);
-            all.push(displace(&tilted, f64::from(spread.new) / 100.0, dice));
+    let mut all: Vec<Vec<u64>> = vec![];
+    for &Part { share, tilt, new } in spread {
+        let count = (most * share as usize).div_ceil(100);
+        let as_they_are = tilt == 0 && new == 0;
+        let count = if as_they_are || batches.is_empty() { count.min(batches.len()) } else { count };
+        for b in evenly(batches.len(), count) {
+            let tilted = tilted(batches, b, f64::from(tilt) / 100.0, dice);
+            all.push(displace(&tilted, f64::from(new) / 100.0, dice));
         }
     }
     Scenarios::new(experts, ranks, all.iter().map(Vec::as_slice))
@@ -60,8 +66,11 @@ pub(crate) fn evenly(n: usize, count: usize) -> impl Iterator<Item = usize> {
 }
 
 /// A batch plus part of the difference of two others, in whole tokens, as many as before.
-fn tilt(batches: &[&[u64]], base: usize, part: f64, dice: &mut Dice) -> Vec<u64> {
+fn tilted(batches: &[&[u64]], base: usize, part: f64, dice: &mut Dice) -> Vec<u64> {
     let batch = batches[base];
+    if part == 0.0 {
+        return batch.to_vec();
+    }
     let n = batches.len() as u64;
     let (plus, minus) = (batches[dice.below(n) as usize], batches[dice.below(n) as usize]);
     let total: u64 = batch.iter().sum();
@@ -71,7 +80,7 @@ fn tilt(batches: &[&[u64]], base: usize, part: f64, dice: &mut Dice) -> Vec<u64>
         .map(|e| (batch[e] as f64 + p * plus[e] as f64 - m * minus[e] as f64).max(0.0))
         .collect();
     let sum: f64 = wanted.iter().sum();
-    if part == 0.0 || sum <= 0.0 {
+    if sum <= 0.0 {
         return batch.to_vec();
     }
     // Systematic rounding: every partial sum is within a token of what is wanted.

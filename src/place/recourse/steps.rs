@@ -26,7 +26,7 @@ impl Proposals {
     pub(crate) fn next(
         &mut self,
         seating: &Seating,
-        cuts: &Cuts<'_>,
+        cuts: &mut Cuts<'_>,
         scenarios: &Scenarios,
         dice: &mut Dice,
     ) -> Option<Step> {
@@ -41,7 +41,7 @@ impl Proposals {
     fn guided(
         &mut self,
         seating: &Seating,
-        cuts: &Cuts<'_>,
+        cuts: &mut Cuts<'_>,
         scenarios: &Scenarios,
         dice: &mut Dice,
     ) -> Option<Step> {

@@ -49,8 +49,11 @@ struct PlanArgs {
     trace: TraceArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// contiguous, eplb, eplb:trtllm, or lplb:TOPOLOGY (see `evenkeel topology --help`)
-    #[arg(long, value_name = "NAME", default_value = "eplb")]
+    /// recourse, contiguous, eplb, eplb:trtllm, or lplb:TOPOLOGY (see `evenkeel topology --help`)
+    ///
+    /// recourse searches for the placement whose batches split best. Options follow it, each behind a colon: cvar=0.9 (the
+    /// worst tenth of the batches counts) or worst instead of the mean; seed=N; iterations=N.
+    #[arg(long, value_name = "NAME", default_value = "recourse")]
     policy: String,
     #[command(flatten)]
     past: PastArgs,

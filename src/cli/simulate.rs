@@ -10,7 +10,7 @@ use super::trace_args::TraceArgs;
 use clap::Args;
 use evenkeel::place;
 use evenkeel::report::Page;
-use evenkeel::simulate::{Config, Outcome, simulate};
+use evenkeel::simulate::{Config, Outcome, hindsight, simulate};
 use evenkeel::split::Method;
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
@@ -38,9 +38,12 @@ pub(crate) struct SimulateArgs {
     pub(super) goal: GoalArgs,
     #[command(flatten)]
     replan: ReplanArgs,
-    /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY
-    #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb")]
+    /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse (also recourse:cvar=0.9, recourse:worst)
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb,recourse")]
     policies: Vec<String>,
+    /// Add a row for `recourse` shown the judged batches beforehand: about what any placement could reach
+    #[arg(long)]
+    hindsight: bool,
     /// Splits: even, affine5, lp, exact
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "even,exact")]
     splits: Vec<Method>,
@@ -87,7 +90,10 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         .collect::<Result<_, _>>()?;
     let config = Config::first_part(trace, cluster, args.splits.clone(), args.plan_on)?;
     let bar = Bar::layers();
-    let outcome = simulate(trace, &config, &policies, &bar)?;
+    let mut outcome = simulate(trace, &config, &policies, &bar)?;
+    if args.hindsight {
+        outcome.append(hindsight(trace, &config, &bar)?);
+    }
     drop(bar);
     let further = Further::ask(args, trace, tokens.as_ref(), &config, &outcome)?;
     let replanned = args.replan.ask(trace, &config, &policies)?;

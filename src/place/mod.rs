@@ -13,6 +13,7 @@ mod loss;
 mod lplb;
 mod optimum;
 mod placement;
+mod recourse;
 mod refine;
 mod relabel;
 mod score;
@@ -27,6 +28,7 @@ pub use loss::{AfterLoss, Recovered, after_loss, recover, without_ranks};
 pub use lplb::Lplb;
 pub use optimum::{Optimum, optimum};
 pub use placement::{Move, Placement, PlacementError};
+pub use recourse::{Objective, Recourse};
 pub use relabel::relabel;
 pub(crate) use score::Scenarios;
 pub use secure::{Cover, Secured, secure};
@@ -82,7 +84,7 @@ pub trait Policy: Send + Sync {
 #[non_exhaustive]
 pub enum PlaceError {
     /// No policy has this name.
-    #[error("unknown policy `{0}`: expected contiguous, eplb, eplb:trtllm or lplb:TOPOLOGY")]
+    #[error("unknown policy `{0}`: expected recourse, contiguous, eplb, eplb:trtllm or lplb:TOPOLOGY")]
     UnknownPolicy(String),
     /// The policy does not work for this shape.
     #[error("{policy}: {reason}")]
@@ -128,6 +130,11 @@ pub fn policy(name: &str, groups: usize, cluster: &Cluster) -> Result<Box<dyn Po
         "contiguous" => Box::new(Contiguous),
         "eplb" => Box::new(Eplb::new(groups, Ties::LowestExpert)),
         "eplb:trtllm" => Box::new(Eplb::new(groups, Ties::FewestCopies)),
+        "recourse" => Box::new(Recourse::default()),
+        _ if name.starts_with("recourse:") => match Recourse::named(&name["recourse:".len()..]) {
+            Some(policy) => Box::new(policy),
+            None => return Err(PlaceError::UnknownPolicy(name.to_owned())),
+        },
         _ => match name.strip_prefix("lplb:") {
             Some(topology) => Box::new(Lplb::new(Topology::named(topology, cluster.ranks())?, groups)),
             None => return Err(PlaceError::UnknownPolicy(name.to_owned())),

@@ -49,10 +49,11 @@ struct PlanArgs {
     trace: TraceArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// recourse, contiguous, eplb, eplb:trtllm, or lplb:TOPOLOGY (see `evenkeel topology --help`)
+    /// recourse, contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY (see `evenkeel topology --help`), lp-round or milp
     ///
     /// recourse searches for the placement whose batches split best. Options follow it, each behind a colon: cvar=0.9 (the
-    /// worst tenth of the batches counts) or worst instead of the mean; seed=N; iterations=N.
+    /// worst tenth of the batches counts) or worst instead of the mean; seed=N; iterations=N. lp-round rounds a linear
+    /// programme. milp proves the best placement for up to 16 batches of up to 8 experts; it needs the feature `highs`.
     #[arg(long, value_name = "NAME", default_value = "recourse")]
     policy: String,
     #[command(flatten)]

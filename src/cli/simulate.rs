@@ -38,7 +38,8 @@ pub(crate) struct SimulateArgs {
     pub(super) goal: GoalArgs,
     #[command(flatten)]
     replan: ReplanArgs,
-    /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse (also recourse:cvar=0.9, recourse:worst)
+    /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse (also recourse:cvar=0.9, recourse:worst),
+    /// lp-round, milp
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb,recourse")]
     policies: Vec<String>,
     /// Add a row for `recourse` shown the judged batches beforehand: about what any placement could reach

@@ -13,6 +13,7 @@ mod loss;
 mod lplb;
 mod optimum;
 mod placement;
+mod programme;
 mod recourse;
 mod refine;
 mod relabel;
@@ -28,6 +29,7 @@ pub use loss::{AfterLoss, Recovered, after_loss, recover, without_ranks};
 pub use lplb::Lplb;
 pub use optimum::{Optimum, optimum};
 pub use placement::{Move, Placement, PlacementError};
+pub use programme::{LpRound, Milp};
 pub use recourse::{Objective, Recourse};
 pub use relabel::relabel;
 pub(crate) use score::Scenarios;
@@ -84,7 +86,9 @@ pub trait Policy: Send + Sync {
 #[non_exhaustive]
 pub enum PlaceError {
     /// No policy has this name.
-    #[error("unknown policy `{0}`: expected recourse, contiguous, eplb, eplb:trtllm or lplb:TOPOLOGY")]
+    #[error(
+        "unknown policy `{0}`: expected recourse, contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, lp-round or milp"
+    )]
     UnknownPolicy(String),
     /// The policy does not work for this shape.
     #[error("{policy}: {reason}")]
@@ -130,6 +134,8 @@ pub fn policy(name: &str, groups: usize, cluster: &Cluster) -> Result<Box<dyn Po
         "contiguous" => Box::new(Contiguous),
         "eplb" => Box::new(Eplb::new(groups, Ties::LowestExpert)),
         "eplb:trtllm" => Box::new(Eplb::new(groups, Ties::FewestCopies)),
+        "lp-round" => Box::new(LpRound),
+        "milp" => Box::new(Milp),
         "recourse" => Box::new(Recourse::default()),
         _ if name.starts_with("recourse:") => match Recourse::named(&name["recourse:".len()..]) {
             Some(policy) => Box::new(policy),

@@ -1,10 +1,16 @@
 //! The best placement of a small case, proved by trying them all.
 //!
-//! In: batches, a cluster. Out: the placement whose exact peaks, added up over the batches, are least. Which rank has which
-//! part makes no difference, so parts are dealt out in order; a branch is left as soon as what is dealt out proves that it
-//! cannot win: for every set `X` of experts, whatever else comes, at most `n(X)` ranks will hold one of them, so the peak
-//! is `ceil(load(X) / n(X))` at least. With all parts dealt out that bound, over all `X`, is the peak itself (the
-//! max-flow theorem of [`evenkeel_solver`]).
+//! In: batches and what a token of each counts, a cluster. Out: the placement whose exact peaks, weighted and added up over
+//! the batches, are least.
+//!
+//! **What decides a peak.** For every set `X` of experts, `n(X)` ranks hold one of them at least, so the peak of a batch is
+//! `ceil(load(X) / n(X))` at least; over all `X` that bound is the peak itself (the max-flow theorem of
+//! [`evenkeel_solver`], read from the experts' side).
+//!
+//! **How all are tried.** First how many copies each expert has: `n(X)` is then at most the copies in `X`, which rules most
+//! choices out at once; the others are taken in the order of that bound. Then what each rank holds. Which of several equal
+//! ranks has which part makes no difference, so their parts are dealt out in ascending order; a branch is left as soon as
+//! what is dealt out, with the copies that are still to come, proves that it cannot win.
 
 use super::{PlaceError, Placement};
 use crate::cluster::Cluster;
@@ -13,42 +19,52 @@ use crate::cluster::Cluster;
 const MAX_EXPERTS: usize = 10;
 /// Most parts that a rank can have.
 const MAX_PARTS: usize = 1 << 12;
+/// Most entries of the table of peaks.
+const MAX_TABLE: usize = 1 << 22;
+/// Batches are looked at side by side, so many at a time.
+const LANES: usize = 8;
 
 /// A proved optimum.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Optimum {
     /// A placement that reaches it.
     pub placement: Placement,
-    /// The sum of its peaks over all batches: no placement has less.
-    pub sum_of_peaks: u64,
+    /// The weighted sum of its peaks over all batches: no placement has less.
+    pub score: u64,
     /// Partial placements looked at.
     pub visited: u64,
 }
 
 /// Finds the best placement of a layer, if that takes no more than `limit` partial placements.
 ///
+/// `weights`, one per batch, say what a token of its peak counts: 1 each for the sum of peaks, in proportion to 1 / total for
+/// the mean imbalance.
+///
 /// `start` is any placement; the better it is, the sooner others are ruled out. `None` where the case is too large (more
-/// than 10 experts) or the limit was reached: nothing is proved then.
+/// than 10 experts, or tables beyond 4 million entries) or the limit was reached: nothing is proved then.
 ///
 /// # Errors
 /// When the solver refuses the loads.
 pub fn optimum(
     batches: &[&[u64]],
+    weights: &[u64],
     start: &Placement,
     cluster: &Cluster,
     limit: u64,
 ) -> Result<Option<Optimum>, PlaceError> {
     let experts = start.experts();
-    if experts > MAX_EXPERTS || cluster.ranks() > usize::from(u8::MAX) {
-        return Ok(None);
-    }
-    let mut scenarios = super::Scenarios::of(batches.to_vec());
-    let first = scenarios.of_placement(start)?;
+    let peaks = super::Scenarios::of(batches.to_vec()).peaks(start.hosts()?)?;
+    let first = peaks
+        .iter()
+        .zip(weights)
+        .fold(0u64, |sum, (&peak, &weight)| sum.saturating_add(peak.saturating_mul(weight)));
     // Heavy experts first: they decide most.
     let mut order: Vec<usize> = (0..experts).collect();
     order.sort_by_key(|&e| std::cmp::Reverse(batches.iter().map(|batch| batch[e]).sum::<u64>()));
-    let Some(mut search) = Search::new(batches, &order, cluster, first, limit) else { return Ok(None) };
-    search.deal(0);
+    let Some(mut search) = Search::new((batches, weights), &order, cluster, first, limit) else {
+        return Ok(None);
+    };
+    search.run();
     if search.visited > limit {
         return Ok(None);
     }
@@ -65,21 +81,22 @@ pub fn optimum(
             Placement::new(experts, cluster.ranks(), slots)?
         }
     };
-    Ok(Some(Optimum { placement, sum_of_peaks: search.best, visited: search.visited }))
+    Ok(Some(Optimum { placement, score: search.best, visited: search.visited }))
 }
 
 /// Parts are sets of experts as bits, in the order of their weight: bit 0 is the heaviest.
 struct Search {
+    experts: usize,
     ranks: usize,
-    /// For each rank, what it may hold, in the order in which parts are dealt out.
-    parts: Vec<std::rc::Rc<Vec<u32>>>,
-    /// The last part in the order of each rank that holds one of the set's experts, `[rank][X]`; -1 where none does.
-    last: Vec<std::rc::Rc<Vec<i32>>>,
-    /// `ceil(load(X) / n)` in every batch: `[batch][n][X]`; a large number for n = 0 and a load.
-    peaks: Vec<Vec<u32>>,
-    sets: usize,
+    /// For each number of usable slots that some ranks have: all parts of that size, in the order in which they are dealt.
+    parts: Vec<Vec<u32>>,
+    /// Which of these each rank has.
+    kind: Vec<usize>,
+    table: Table,
     /// Ranks dealt out so far that hold one of the set's experts, `[X]`.
     touched: Vec<u8>,
+    /// Copies of the set's experts that are still to be dealt out, `[X]`.
+    left: Vec<u16>,
     dealt: Vec<usize>,
     best: u64,
     found: Option<Vec<u32>>,
@@ -87,52 +104,106 @@ struct Search {
     limit: u64,
 }
 
+/// `ceil(load(X) / n)` of every batch.
+struct Table {
+    /// `[X][n][padded batches]`; a large number for n = 0 and a load.
+    peaks: Vec<u32>,
+    /// What a token counts, `[padded batches]`.
+    weights: Vec<u64>,
+    padded: usize,
+    ranks: usize,
+}
+
+impl Table {
+    /// `None` where it would be too large.
+    fn new((batches, weights): (&[&[u64]], &[u64]), order: &[usize], ranks: usize) -> Option<Table> {
+        let (sets, padded) = (1usize << order.len(), batches.len().next_multiple_of(LANES));
+        let entries = sets.checked_mul(ranks + 1)?.checked_mul(padded)?;
+        let largest = batches.iter().map(|batch| batch.iter().map(|&l| u128::from(l)).sum::<u128>()).max();
+        let heaviest = u128::from(weights.iter().copied().max().unwrap_or(0)) * padded as u128;
+        if entries > MAX_TABLE
+            || largest.unwrap_or(0) > u128::from(u32::MAX / 2)
+            || heaviest * u128::from(u32::MAX) > u128::from(u64::MAX)
+        {
+            return None;
+        }
+        let mut weights = weights.to_vec();
+        weights.resize(padded, 0);
+        let mut peaks = vec![0; entries];
+        for set in 0..sets {
+            for (b, batch) in batches.iter().enumerate() {
+                let inside = (0..order.len()).filter(|bit| set >> bit & 1 == 1);
+                let load: u64 = inside.map(|bit| batch[order[bit]]).sum();
+                for n in 0..=ranks {
+                    let peak =
+                        if n == 0 { load.min(1) * u64::from(u32::MAX / 2) } else { load.div_ceil(n as u64) };
+                    peaks[(set * (ranks + 1) + n) * padded + b] = peak as u32;
+                }
+            }
+        }
+        Some(Table { peaks, weights, padded, ranks })
+    }
+
+    /// The weighted sum over the batches of the largest entry, where `n(set)` ranks can be reached from each set; it may stop
+    /// early, with less, once it is `enough`.
+    fn bound(&self, sets: usize, n: impl Fn(usize) -> usize, enough: u64) -> u64 {
+        let mut sum = 0;
+        for from in (0..self.padded).step_by(LANES) {
+            let mut most = [0u32; LANES];
+            for set in 0..sets {
+                let at = (set * (self.ranks + 1) + n(set).min(self.ranks)) * self.padded + from;
+                for (most, &peak) in most.iter_mut().zip(&self.peaks[at..at + LANES]) {
+                    *most = (*most).max(peak);
+                }
+            }
+            sum += most
+                .iter()
+                .zip(&self.weights[from..])
+                .map(|(&peak, weight)| u64::from(peak) * weight)
+                .sum::<u64>();
+            if sum >= enough {
+                break;
+            }
+        }
+        sum
+    }
+}
+
 impl Search {
-    fn new(batches: &[&[u64]], order: &[usize], cluster: &Cluster, best: u64, limit: u64) -> Option<Self> {
-        let (experts, ranks, sets) = (order.len(), cluster.ranks(), 1usize << order.len());
-        let mut kinds: Vec<(usize, std::rc::Rc<Vec<u32>>, std::rc::Rc<Vec<i32>>)> = Vec::new();
-        let (mut parts, mut last) = (Vec::new(), Vec::new());
+    fn new(
+        batches: (&[&[u64]], &[u64]),
+        order: &[usize],
+        cluster: &Cluster,
+        best: u64,
+        limit: u64,
+    ) -> Option<Self> {
+        let (experts, ranks) = (order.len(), cluster.ranks());
+        if experts > MAX_EXPERTS || ranks > usize::from(u8::MAX) {
+            return None;
+        }
+        let (mut sizes, mut parts, mut kind) = (Vec::new(), Vec::new(), Vec::new());
         for rank in 0..ranks {
             let size = cluster.usable(rank).min(experts);
-            if !kinds.iter().any(|kind| kind.0 == size) {
-                let all = parts_of(experts, size);
-                let touches = |set: usize| all.iter().rposition(|&part| part as usize & set != 0);
-                let last = (0..sets).map(|set| touches(set).map_or(-1, |at| at as i32)).collect();
-                kinds.push((size, all.into(), std::rc::Rc::new(last)));
+            let at = sizes.iter().position(|&known| known == size).unwrap_or(sizes.len());
+            if at == sizes.len() {
+                sizes.push(size);
+                parts.push(parts_of(experts, size));
             }
-            let kind = kinds.iter().find(|kind| kind.0 == size)?;
-            parts.push(kind.1.clone());
-            last.push(kind.2.clone());
+            kind.push(at);
         }
         if parts.iter().any(|parts| parts.len() > MAX_PARTS) {
             return None;
         }
-        let mut peaks = Vec::with_capacity(batches.len());
-        for batch in batches {
-            if batch.iter().sum::<u64>() > u64::from(u32::MAX / 2) {
-                return None;
-            }
-            let mut table = Vec::with_capacity((ranks + 1) * sets);
-            for n in 0..=ranks {
-                for set in 0..sets {
-                    let load: u64 =
-                        (0..experts).filter(|bit| set >> bit & 1 == 1).map(|bit| batch[order[bit]]).sum();
-                    table.push(match (load, n) {
-                        (0, _) => 0,
-                        (_, 0) => u32::MAX / 2,
-                        _ => load.div_ceil(n as u64) as u32,
-                    });
-                }
-            }
-            peaks.push(table);
-        }
+        let table = Table::new(batches, order, ranks)?;
+        let sets = 1 << experts;
         Some(Self {
+            experts,
             ranks,
             parts,
-            last,
-            peaks,
-            sets,
+            kind,
+            table,
             touched: vec![0; sets],
+            left: vec![0; sets],
             dealt: Vec::with_capacity(ranks),
             best,
             found: None,
@@ -141,70 +212,118 @@ impl Search {
         })
     }
 
+    /// All numbers of copies, the most promising first; for each, all ways of dealing them out.
+    fn run(&mut self) {
+        let slots: usize = self.kind.iter().map(|&kind| self.size(kind)).sum();
+        if slots < self.experts {
+            return;
+        }
+        let mut choices = Vec::new();
+        self.count(&mut Vec::new(), slots, &mut choices);
+        choices.sort();
+        for (bound, copies) in choices {
+            if bound >= self.best || self.visited > self.limit {
+                break;
+            }
+            for set in 0..self.left.len() {
+                self.left[set] = total(&copies, set);
+            }
+            self.deal(0);
+        }
+    }
+
+    /// Slots of the ranks of a kind.
+    fn size(&self, kind: usize) -> usize {
+        self.parts[kind].first().map_or(0, |part| part.count_ones() as usize)
+    }
+
+    /// All numbers of copies from 1 to the ranks that add up to the slots, with their bounds.
+    fn count(&mut self, copies: &mut Vec<u16>, slots: usize, choices: &mut Vec<(u64, Vec<u16>)>) {
+        let to_come = self.experts - copies.len();
+        if to_come == 0 {
+            self.visited += 1;
+            let n = |set: usize| usize::from(total(copies, set));
+            let bound = self.table.bound(1 << self.experts, n, self.best);
+            if bound < self.best {
+                choices.push((bound, copies.clone()));
+            }
+            return;
+        }
+        let most = self.ranks.min((slots + 1).saturating_sub(to_come));
+        let least = slots.saturating_sub((to_come - 1) * self.ranks).max(1);
+        for own in least..=most {
+            if self.visited > self.limit {
+                return;
+            }
+            copies.push(own as u16);
+            self.count(copies, slots - own, choices);
+            copies.pop();
+        }
+    }
+
     /// Deals out the part of every further rank in turn.
     fn deal(&mut self, rank: usize) {
         self.visited += 1;
         if self.visited > self.limit {
             return;
         }
-        if rank > 0 {
-            let bound = self.bound(rank);
-            if bound >= self.best {
-                return;
-            }
-            if rank == self.ranks && self.everyone_is_housed() {
-                self.best = bound;
-                self.found = Some(self.dealt.iter().zip(&self.parts).map(|(&at, parts)| parts[at]).collect());
-            }
-        }
-        if rank == self.ranks {
+        let (touched, left, ranks_left) = (&self.touched, &self.left, self.ranks - rank);
+        let n = |set: usize| usize::from(touched[set]) + usize::from(left[set]).min(ranks_left);
+        let bound = self.table.bound(self.left.len(), n, self.best);
+        if bound >= self.best {
             return;
         }
-        let parts = self.parts[rank].clone();
+        if rank == self.ranks {
+            self.best = bound;
+            self.found = Some((0..rank).map(|rank| self.parts[self.kind[rank]][self.dealt[rank]]).collect());
+            return;
+        }
+        let kind = self.kind[rank];
+        let last_of_its_kind = self.kind[rank..].iter().all(|&other| other == kind);
         // Equal ranks get their parts in order.
-        let from = match rank.checked_sub(1) {
-            Some(before) if self.parts[before].len() == parts.len() => self.dealt[before],
-            _ => 0,
-        };
-        for at in from..parts.len() {
-            let part = parts[at] as usize;
-            for set in 0..self.sets {
-                self.touched[set] += u8::from(set & part != 0);
+        let from = if rank > 0 && self.kind[rank - 1] == kind { self.dealt[rank - 1] } else { 0 };
+        for at in from..self.parts[kind].len() {
+            let part = self.parts[kind][at];
+            if last_of_its_kind && self.left[1] > 0 && part & 1 == 0 {
+                // No later part holds the heaviest expert, which has copies left.
+                break;
             }
+            if !self.fits(part, ranks_left) {
+                continue;
+            }
+            self.take(part, true);
             self.dealt.push(at);
             self.deal(rank + 1);
             self.dealt.pop();
-            for set in 0..self.sets {
-                self.touched[set] -= u8::from(set & part != 0);
-            }
+            self.take(part, false);
         }
     }
 
-    /// What the peaks add up to at least, with the parts of the ranks below `rank` dealt out.
-    fn bound(&self, rank: usize) -> u64 {
-        let mut reach = vec![0usize; self.sets];
-        for (set, reach) in reach.iter_mut().enumerate() {
-            let mut most = usize::from(self.touched[set]);
-            for later in rank..self.ranks {
-                let same = self.parts[later].len() == self.parts[rank - 1].len();
-                let from = if same { self.dealt[rank - 1] as i32 } else { 0 };
-                most += usize::from(self.last[later][set] >= from);
-            }
-            *reach = most * self.sets + set;
-        }
-        let mut sum = 0;
-        for table in &self.peaks {
-            sum += u64::from(reach.iter().map(|&at| table[at]).max().unwrap_or(0));
-            if sum >= self.best {
-                break;
-            }
-        }
-        sum
+    /// Has every expert of the part a copy left, and can those that it leaves behind still go to different ranks?
+    fn fits(&self, part: u32, ranks_left: usize) -> bool {
+        (0..self.experts).all(|bit| {
+            let left = usize::from(self.left[1 << bit]);
+            if part >> bit & 1 == 1 { left > 0 } else { left < ranks_left }
+        })
     }
 
-    fn everyone_is_housed(&self) -> bool {
-        (0..self.sets.trailing_zeros()).all(|bit| self.touched[1 << bit] > 0)
+    fn take(&mut self, part: u32, dealt: bool) {
+        for set in 0..self.left.len() {
+            let common = part & set as u32;
+            if dealt {
+                self.touched[set] += u8::from(common != 0);
+                self.left[set] -= common.count_ones() as u16;
+            } else {
+                self.touched[set] -= u8::from(common != 0);
+                self.left[set] += common.count_ones() as u16;
+            }
+        }
     }
+}
+
+/// Copies of the experts of a set.
+fn total(copies: &[u16], set: usize) -> u16 {
+    copies.iter().enumerate().filter(|(bit, _)| set >> bit & 1 == 1).map(|(_, &own)| own).sum()
 }
 
 /// All sets of `size` of `experts`, those with the lowest experts first.
@@ -245,16 +364,16 @@ mod tests {
         #[test]
         fn nothing_is_better(loads in prop::collection::vec(prop::collection::vec(0u64..40, 4), 1..4)) {
             let batches: Vec<&[u64]> = loads.iter().map(Vec::as_slice).collect();
-            let cluster = Cluster::new(4, 1, 4, 4).unwrap();
+            let (cluster, ones) = (Cluster::new(4, 1, 4, 4).unwrap(), vec![1; loads.len()]);
             let start = Contiguous::placement(4, &cluster).unwrap();
-            let found = optimum(&batches, &start, &cluster, u64::MAX).unwrap().unwrap();
+            let found = optimum(&batches, &ones, &start, &cluster, u64::MAX).unwrap().unwrap();
             let mut scenarios = super::super::Scenarios::of(batches.clone());
-            prop_assert_eq!(scenarios.of_placement(&found.placement).unwrap(), found.sum_of_peaks);
-            prop_assert_eq!(found.sum_of_peaks, try_all(&batches, 4, 4, 2));
+            prop_assert_eq!(scenarios.of_placement(&found.placement).unwrap(), found.score);
+            prop_assert_eq!(found.score, try_all(&batches, 4, 4, 2));
             // What was found cannot be improved, and a proof cut short is none.
-            let again = optimum(&batches, &found.placement, &cluster, u64::MAX).unwrap().unwrap();
-            prop_assert_eq!(again.sum_of_peaks, found.sum_of_peaks);
-            prop_assert!(optimum(&batches, &start, &cluster, 0).unwrap().is_none());
+            let again = optimum(&batches, &ones, &found.placement, &cluster, u64::MAX).unwrap().unwrap();
+            prop_assert_eq!(again.score, found.score);
+            prop_assert!(optimum(&batches, &ones, &start, &cluster, 0).unwrap().is_none());
         }
     }
 
@@ -263,9 +382,9 @@ mod tests {
         let cluster = Cluster::uneven(3, 1, 4, 1).unwrap();
         let start = Contiguous::placement(4, &cluster).unwrap();
         let batch = [60, 30, 20, 10];
-        let found = optimum(&[&batch], &start, &cluster, u64::MAX).unwrap().unwrap();
-        // 5 slots for 120 tokens: {0, 3} {0, 2} {1} have 40 and 40 and 30, {0, 1} {0, 2} .. no better than ceil(mean).
-        assert_eq!(found.sum_of_peaks, 45);
+        let found = optimum(&[&batch], &[1], &start, &cluster, u64::MAX).unwrap().unwrap();
+        // 5 slots for 120 tokens on ranks of 2, 2 and 1: {0, 2} {1, 3} {0} has 40 everywhere.
+        assert_eq!(found.score, 40);
         assert_eq!(found.placement.slots().iter().flatten().count(), 5);
     }
 }

@@ -8,7 +8,7 @@ use super::secure_args::{self, Secure};
 use super::trace_args::TraceArgs;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use evenkeel::place::{self, AfterLoss, Contiguous, Policy, Secured};
+use evenkeel::place::{self, AfterLoss, Bound, Contiguous, Policy, Proof, Secured};
 use evenkeel::plan::{Changed, Horizon, Made, Origin, Past, Plan};
 use evenkeel::report::Page;
 use evenkeel::simulate::{Config, simulate};
@@ -193,15 +193,18 @@ fn document(args: &PlanArgs, trace: &Trace, made: &Made, more: &Further) -> serd
         "plan": args.output,
         "policy": plan.provenance.policy,
         "cluster": super::cluster_args::document(&plan.cluster, plan.experts),
-        "layers": plan.layers.iter().map(|l| json!({
+        "layers": plan.layers.iter().zip(&made.bounds).map(|(l, bound)| json!({
             "layer": l.layer,
             "imbalance": l.imbalance,
             "bound": l.bound,
+            "placement_bound": { "imbalance": bound.imbalance, "proof": bound.proof.to_string() },
             "doubled": l.placement.doubled(),
         })).collect::<Vec<_>>(),
         "idle_layers": plan.idle_layers,
         "expected": { "split": plan.provenance.split, "imbalance": plan.provenance.imbalance,
                       "batches": plan.provenance.judged },
+        "placement_bound": { "imbalance": Bound::of_all(&made.bounds).0,
+                             "layers_above_mean": Bound::of_all(&made.bounds).1 },
         "plan_ms": made.plan_time.as_secs_f64() * 1e3,
         "moves": more.changes.as_ref().map(|changes| past_args::document(plan, changes)),
         "after_loss": more.losses.as_ref().map(|losses| secure_args::document(losses)),
@@ -234,21 +237,42 @@ fn summary(trace: &Trace, made: &Made, verbose: bool) -> String {
         trace.steps().len(),
         plan.provenance.batches,
     );
+    text += &placement_bound(&made.bounds);
     if doubled > 0 {
         text +=
             &format!("{doubled} copies share a rank with another copy of their expert: memory without use\n");
     }
     text += &format!("planned in {:.2} ms\n", made.plan_time.as_secs_f64() * 1e3);
     if verbose {
-        let rows = plan.layers.iter().map(|l| {
+        let rows = plan.layers.iter().zip(&made.bounds).map(|(l, bound)| {
             vec![
                 l.layer.to_string(),
                 format!("{:.3}", l.imbalance),
                 format!("{:.3}", l.bound),
+                format!("{:.3}", bound.imbalance),
+                bound.proof.to_string(),
                 l.placement.doubled().to_string(),
             ]
         });
-        text += &table(&["layer", "imbalance", "bound", "doubled"], rows.collect(), 0);
+        let header = ["layer", "imbalance", "mean", "placement_bound", "proved by", "doubled"];
+        text += &table(&header, rows.collect(), 0);
     }
     text
+}
+
+/// What is proved that no placement can be below, in one line.
+fn placement_bound(bounds: &[Bound]) -> String {
+    let (imbalance, better) = Bound::of_all(bounds);
+    let proved = |proof: Proof| bounds.iter().filter(|bound| bound.proof == proof).count();
+    let how = match better {
+        0 => "= mean: nothing better is proved".to_owned(),
+        _ => format!(
+            "of {} layers, {} by trying all placements, {} by counting copies, {} = mean",
+            bounds.len(),
+            proved(Proof::Enumerated),
+            proved(Proof::Copies),
+            proved(Proof::Mean)
+        ),
+    };
+    format!("placement_bound {imbalance:.3} ({how})\n")
 }

@@ -2,7 +2,7 @@
 //!
 //! In: the batches of a history, a cluster. Out: a lower bound on the mean peak, and how it is proved. The mean load is
 //! one; copies may run out before it is reached (an expert of load `N` needs `ceil(N / T)` copies for a peak of `T`, and
-//! there are only so many slots); a small case is solved to proof.
+//! there are only so many slots); a small case is solved to proof. Batches of unequal size are weighed in 1/65536 there.
 
 use super::{Contiguous, PlaceError, Placement, optimum};
 use crate::cluster::Cluster;
@@ -101,6 +101,10 @@ fn counting(batch: &[u64], cluster: &Cluster) -> u64 {
         copies.fold(0u64, u64::saturating_add) <= slots
     };
     let (mut low, mut high) = (total.div_ceil(cluster.ranks() as u64).max(1), total.max(1));
+    // As a rule there are enough.
+    if enough(low) {
+        return low;
+    }
     while low < high {
         let middle = low + (high - low) / 2;
         if enough(middle) {
@@ -110,6 +114,16 @@ fn counting(batch: &[u64], cluster: &Cluster) -> u64 {
         }
     }
     low
+}
+
+impl Bound {
+    /// The bound of several layers together, each batch counting alike, and in how many more than the mean is proved.
+    pub fn of_all(bounds: &[Bound]) -> (f64, usize) {
+        let batches: usize = bounds.iter().map(|bound| bound.batches).sum();
+        let sum: f64 = bounds.iter().map(|bound| bound.imbalance * bound.batches as f64).sum();
+        let better = bounds.iter().filter(|bound| bound.proof != Proof::Mean).count();
+        (sum / batches.max(1) as f64, better)
+    }
 }
 
 #[cfg(test)]

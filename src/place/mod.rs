@@ -8,6 +8,7 @@
 mod assignment;
 mod bound;
 mod contiguous;
+mod designed;
 mod eplb;
 mod loss;
 mod lplb;

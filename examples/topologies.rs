@@ -2,9 +2,10 @@
 //!
 //!     cargo run --release --example topologies -- 8 16 32 64 144
 //!
-//! Loads: 4 experts per rank of log-normal popularity (σ = 1); placed by those, then 200 batches in which every expert's share
-//! has drifted by another log-normal factor (σ = 0.5), 1024 tokens per rank, split exactly; 5 draws. Both columns of a graph
-//! get the two heaviest experts of each rank, as LPLB does; `ring` has one.
+//! Loads: 4 experts per rank of log-normal popularity; placed by those, then 200 batches in which every expert's share has
+//! drifted by another log-normal factor, 1024 tokens per rank, split exactly; 10 draws. Mild: σ = 0.5 and 0.3; skewed: σ = 1
+//! and 0.5, where single experts outweigh two ranks and copies, not graphs, are short. The `d`-th column copies the `d`-th
+//! heaviest expert of each rank, as LPLB does.
 
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
@@ -18,12 +19,19 @@ use rand_distr::{Distribution, LogNormal};
 
 const PER_RANK: usize = 4;
 const BATCHES: usize = 200;
-const DRAWS: u64 = 5;
+const DRAWS: u64 = 10;
+/// σ of popularity and of drift.
+const MILD: (f64, f64) = (0.5, 0.3);
+const SKEWED: (f64, f64) = (1.0, 0.5);
 
 /// Step 0 is what is planned on; the others have drifted.
-fn trace(ranks: usize, seed: u64) -> Result<Trace, Box<dyn std::error::Error>> {
+fn trace(
+    ranks: usize,
+    (popularity, drift): (f64, f64),
+    seed: u64,
+) -> Result<Trace, Box<dyn std::error::Error>> {
     let (experts, mut rng) = (ranks * PER_RANK, ChaCha8Rng::seed_from_u64(seed));
-    let (popular, drift) = (LogNormal::new(0.0, 1.0)?, LogNormal::new(0.0, 0.5)?);
+    let (popular, drift) = (LogNormal::new(0.0, popularity)?, LogNormal::new(0.0, drift)?);
     let popularity: Vec<f64> = (0..experts).map(|_| popular.sample(&mut rng)).collect();
     let mut loads = Vec::new();
     for step in 0..=BATCHES {
@@ -37,10 +45,14 @@ fn trace(ranks: usize, seed: u64) -> Result<Trace, Box<dyn std::error::Error>> {
 }
 
 /// Mean imbalance and its 95th percentile over all draws.
-fn balance(topology: &Topology, ranks: usize) -> Result<Summary, Box<dyn std::error::Error>> {
+fn balance(
+    topology: &Topology,
+    ranks: usize,
+    sigma: (f64, f64),
+) -> Result<Summary, Box<dyn std::error::Error>> {
     let mut all = Vec::new();
     for seed in 0..DRAWS {
-        let trace = trace(ranks, seed)?;
+        let trace = trace(ranks, sigma, seed)?;
         let cluster = Cluster::new(ranks, 1, trace.experts(), topology.slots() * ranks)?;
         let history = History::window(&trace, 0, 0..1);
         let placement = Lplb::new(topology.clone(), 1).place(&history, &cluster)?;
@@ -56,9 +68,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sizes = vec![8, 16];
     }
     println!(
-        "| ranks | topology | slots per rank | groups | edge-connectivity | diameter | parallel edges | mean imbalance | p95 |"
+        "| ranks | topology | slots per rank | groups | edge-connectivity | diameter | parallel edges | mild: mean | p95 | skewed: mean | p95 |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     for ranks in sizes {
         let side = (1..=ranks).filter(|m| ranks.is_multiple_of(*m) && m * m <= ranks).max().unwrap_or(1);
         let torus = format!("torus:{}x{side}", ranks / side);
@@ -71,15 +83,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 continue;
             }
             let (c, groups) = (topology.connectivity(), ranks / topology.group());
-            let balance = balance(&topology, ranks)?;
+            let (mild, skewed) = (balance(&topology, ranks, MILD)?, balance(&topology, ranks, SKEWED)?);
             println!(
-                "| {ranks} | {name} | {} | {groups} | {} | {} | {} | {:.4} | {:.4} |",
+                "| {ranks} | {name} | {} | {groups} | {} | {} | {} | {:.4} | {:.4} | {:.4} | {:.4} |",
                 topology.slots(),
                 if groups == 1 { c.edge_connectivity } else { 0 },
                 if groups == 1 { c.diameter.map_or("-".into(), |d| d.to_string()) } else { "-".into() },
                 c.parallel_edges * groups,
-                balance.mean,
-                balance.p95,
+                mild.mean,
+                mild.p95,
+                skewed.mean,
+                skewed.p95,
             );
         }
     }

@@ -5,7 +5,8 @@
 //! graph's edge-connectivity is `2 D`, the most that it can be; what is left to be found is a union without parallel edges in
 //! which ranks are near each other. The sum of all distances is what is made small (a graph whose distances are small has no
 //! short cycles and expands): by exchanging two ranks of a cycle, as long as that helps, a fixed number of times, from a
-//! fixed seed. The first column, which carries the heaviest experts, is the ring `0, 1, 2, ..`.
+//! fixed seed. The first column, which carries the heaviest experts, is given: LPLB deals experts out by load, so that ranks
+//! with heavy experts stand beside each other, and a cycle in strides of nearly half of all ranks joins heavy with light.
 
 use crate::trace::dice::Dice;
 use std::collections::VecDeque;
@@ -21,7 +22,7 @@ pub(super) fn columns(ranks: usize, slots: usize) -> Vec<Vec<u32>> {
     let mut dice = Dice::new(ranks as u64, slots as u64);
     let mut cycles: Vec<Vec<u32>> = (0..slots)
         .map(|column| {
-            let mut cycle: Vec<u32> = (0..ranks as u32).collect();
+            let mut cycle: Vec<u32> = (0..ranks).map(|at| (at * stride(ranks) % ranks) as u32).collect();
             if column > 0 {
                 dice.shuffle(&mut cycle);
             }
@@ -53,6 +54,17 @@ pub(super) fn columns(ranks: usize, slots: usize) -> Vec<Vec<u32>> {
             column
         })
         .collect()
+}
+
+/// The largest stride up to half of the ranks that visits all of them.
+fn stride(ranks: usize) -> usize {
+    let common = |mut a: usize, mut b: usize| {
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    (1..=ranks / 2).rev().find(|&stride| common(stride, ranks) == 1).unwrap_or(1)
 }
 
 /// Parallel edges first, then the sum of all distances.

@@ -184,7 +184,7 @@ fn report(trace: &Trace, policy: Box<dyn Policy>, made: &Made) -> anyhow::Result
     let outcome =
         simulate(trace, &config, &[Box::new(Contiguous), policy], &()).context("while making the report")?;
     let command = super::command_line();
-    Ok(Page { title, command, trace, cluster: &made.plan.cluster, outcome: &outcome }.html())
+    Ok(Page { title, command, trace, cluster: &made.plan.cluster, outcome: &outcome, replayed: &[] }.html())
 }
 
 fn document(args: &PlanArgs, trace: &Trace, made: &Made, more: &Further) -> serde_json::Value {

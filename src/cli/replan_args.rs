@@ -4,7 +4,7 @@ use super::output::{Bar, table};
 use clap::Args;
 use evenkeel::forecast::Window;
 use evenkeel::place::Policy;
-use evenkeel::simulate::{Config, Pace, Replay, Replayed, replay};
+use evenkeel::simulate::{Config, Pace, Replay, Replayed, on_front, replay};
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
 use std::str::FromStr;
@@ -98,6 +98,11 @@ impl ReplanArgs {
 }
 
 impl Replanned {
+    /// What came of it, row by row.
+    pub(super) fn rows(&self) -> &[Replayed] {
+        &self.rows
+    }
+
     pub(super) fn table(&self) -> String {
         let rows = self.rows.iter().map(|row| {
             vec![
@@ -110,12 +115,23 @@ impl Replanned {
                 row.moves.to_string(),
                 format!("{:.1}", per_replan(row)),
                 format!("{:.1}", row.plan_time.as_secs_f64() * 1e3),
+                if on_front(row, &self.rows) { "*".into() } else { String::new() },
             ]
         });
-        let header =
-            ["policy", "split", "planned again", "mean", "p95", "excess", "moves", "per time", "plan ms"];
+        let header = [
+            "policy",
+            "split",
+            "planned again",
+            "mean",
+            "p95",
+            "excess",
+            "moves",
+            "per time",
+            "plan ms",
+            "front",
+        ];
         format!(
-            "Planned again every {} steps, on {}\n{}",
+            "Planned again every {} steps, on {}; front: no row of the split is better with as few moves\n{}",
             self.how.every,
             self.how.window,
             table(&header, rows.collect(), 3)
@@ -142,6 +158,7 @@ impl Replanned {
                 "replans": row.replans,
                 "moves_per_replan": per_replan(row),
                 "plan_ms": row.plan_time.as_secs_f64() * 1e3,
+                "on_front": on_front(row, &self.rows),
             })
         };
         json!({

@@ -105,6 +105,7 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
             trace,
             cluster: &cluster,
             outcome: &outcome,
+            replayed: replanned.as_ref().map_or(&[], Replanned::rows),
         };
         write_file(path, &page.html())?;
     }

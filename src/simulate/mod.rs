@@ -16,7 +16,7 @@ pub use goals::{Aim, Reached, goals};
 pub use hindsight::hindsight;
 pub use judge::{Judged, judge};
 pub use locality::{Locality, locality};
-pub use replay::{Pace, Replay, Replayed, replay};
+pub use replay::{Pace, Replay, Replayed, on_front, replay};
 pub use summary::Summary;
 pub use worth::{Worth, worth};
 

@@ -61,6 +61,19 @@ pub struct Replayed {
     pub plan_time: Duration,
 }
 
+/// Is the row on the Pareto front of those with its split method: has none a lower mean imbalance with as few moves, or as
+/// low a one with fewer? Oracles are not on it and do not count.
+pub fn on_front(row: &Replayed, all: &[Replayed]) -> bool {
+    let better = |other: &Replayed| {
+        other.method == row.method
+            && other.pace != Pace::Oracle
+            && other.moves <= row.moves
+            && other.imbalance.mean <= row.imbalance.mean
+            && (other.moves < row.moves || other.imbalance.mean < row.imbalance.mean)
+    };
+    row.pace != Pace::Oracle && !all.iter().any(better)
+}
+
 /// One layer at one pace.
 #[derive(Debug, Default)]
 struct Walk {
@@ -229,6 +242,9 @@ mod tests {
         assert!(oracle.imbalance.mean < again.imbalance.mean && again.imbalance.mean < never.imbalance.mean);
         assert!(one.moves <= one.replans && one.moves < again.moves);
         assert!(one.imbalance.mean < never.imbalance.mean);
+        // Contiguous never moves, and neither do plans that are made once; the front goes on from the better of them.
+        let front: Vec<bool> = rows.iter().map(|row| on_front(row, &rows)).collect();
+        assert!(front[5] && !front[7] && !front[0], "{front:?}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod plan_check;
 mod replan_args;
 mod secure_args;
 mod simulate;
+mod speeds;
 mod topology;
 mod trace;
 mod trace_args;

@@ -5,10 +5,11 @@ use super::output::{Bar, Output, print, table, write_file};
 use super::past_args::{self, PastArgs};
 use super::plan_check::{self, CheckArgs};
 use super::secure_args::{self, Secure};
+use super::speeds::BySpeed;
 use super::trace_args::TraceArgs;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use evenkeel::place::{self, AfterLoss, Bound, Contiguous, Policy, Proof, Secured};
+use evenkeel::place::{self, AfterLoss, Bound, Contiguous, ForSpeeds, Policy, Proof, Secured};
 use evenkeel::plan::{Changed, Horizon, Made, Origin, Past, Plan};
 use evenkeel::report::Page;
 use evenkeel::simulate::{Config, simulate};
@@ -66,6 +67,17 @@ struct PlanArgs {
     /// Redundant slots of all layers together: layers get them where they lower peaks most, the others stay empty
     #[arg(long, value_name = "SLOTS", conflicts_with_all = ["previous", "redundant", "uneven"])]
     memory_budget: Option<usize>,
+    /// How fast each rank is, one whole number per rank: faster ranks are given more
+    ///
+    /// The policy plans as for equal ranks; its placement, or one dealt out anew by speed, is then refined by exact splits at
+    /// these speeds.
+    #[arg(
+        long,
+        value_name = "N,..",
+        value_delimiter = ',',
+        conflicts_with_all = ["secure", "memory_budget", "without_rank", "horizon_steps", "report"]
+    )]
+    speeds: Vec<u32>,
     /// Write the plan here; `-` is stdout
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -93,6 +105,9 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     if let Some(Secure(cover)) = args.secure {
         policy = Box::new(Secured::new(policy, cover));
     }
+    if !args.speeds.is_empty() {
+        policy = Box::new(ForSpeeds::new(policy, args.speeds.clone()));
+    }
     let origin = Origin { seed: args.trace.seed, batches: args.trace.batches(&trace) };
     let mut more = Further { horizon: args.past.horizon()?, ..Further::default() };
     let bar = Bar::layers();
@@ -117,6 +132,9 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     drop(bar);
     if args.secure.is_some() {
         more.losses = Some(secure_args::losses(&made.plan, &trace)?);
+    }
+    if !args.speeds.is_empty() {
+        more.by_speed = Some(BySpeed::of(&made.plan, &trace, &args.speeds)?);
     }
     if let Some(path) = &args.output {
         write_file(path, &made.plan.to_json()?)?;
@@ -147,6 +165,7 @@ struct Further {
     losses: Option<Vec<(u32, Vec<AfterLoss>)>>,
     /// Redundant slots of each layer, under a budget for all.
     redundant: Option<Vec<usize>>,
+    by_speed: Option<BySpeed>,
 }
 
 impl Further {
@@ -166,6 +185,9 @@ impl Further {
         }
         if let Some(losses) = &self.losses {
             text += &secure_args::words(losses);
+        }
+        if let Some(by_speed) = &self.by_speed {
+            text += &by_speed.words(verbose);
         }
         text
     }
@@ -209,6 +231,7 @@ fn document(args: &PlanArgs, trace: &Trace, made: &Made, more: &Further) -> serd
         "moves": more.changes.as_ref().map(|changes| past_args::document(plan, changes)),
         "after_loss": more.losses.as_ref().map(|losses| secure_args::document(losses)),
         "redundant_by_layer": more.redundant,
+        "by_speed": more.by_speed.as_ref().map(BySpeed::document),
         "notices": trace.notices(),
     })
 }

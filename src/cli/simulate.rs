@@ -8,7 +8,7 @@ use super::output::{Bar, Output, print, table, write_file};
 use super::replan_args::{ReplanArgs, Replanned};
 use super::trace_args::TraceArgs;
 use clap::Args;
-use evenkeel::place;
+use evenkeel::place::{self, ForSpeeds, Policy};
 use evenkeel::report::Page;
 use evenkeel::simulate::{Config, Outcome, hindsight, simulate};
 use evenkeel::split::Method;
@@ -84,11 +84,14 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     };
     output.notices(trace.notices());
     let cluster = args.cluster.cluster(trace.experts())?;
-    let policies: Vec<_> = args
-        .policies
-        .iter()
-        .map(|name| place::policy(name.trim(), args.cluster.groups, &cluster))
-        .collect::<Result<_, _>>()?;
+    let mut policies: Vec<Box<dyn Policy>> = Vec::new();
+    for name in &args.policies {
+        let find = || place::policy(name.trim(), args.cluster.groups, &cluster);
+        policies.push(find()?);
+        if args.goal.place_for_speeds {
+            policies.push(Box::new(ForSpeeds::new(find()?, args.goal.speeds.clone())));
+        }
+    }
     let config = Config::first_part(trace, cluster, args.splits.clone(), args.plan_on)?;
     let bar = Bar::layers();
     let mut outcome = simulate(trace, &config, &policies, &bar)?;

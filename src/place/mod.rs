@@ -20,6 +20,7 @@ mod refine;
 mod relabel;
 mod score;
 mod secure;
+mod speeds;
 mod state;
 mod topology;
 
@@ -35,6 +36,7 @@ pub use recourse::{Objective, Recourse};
 pub use relabel::relabel;
 pub(crate) use score::Scenarios;
 pub use secure::{Cover, Secured, secure};
+pub use speeds::ForSpeeds;
 pub use topology::{Connectivity, Topology, TopologyError};
 
 use crate::cluster::Cluster;

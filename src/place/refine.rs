@@ -42,7 +42,19 @@ pub(super) fn refine(
     cluster: &Cluster,
     how: &Refine<'_>,
 ) -> Result<Placement, PlaceError> {
-    let mut scenarios = Scenarios::recent(history, BATCHES);
+    refine_on(placement, &mut Scenarios::recent(history, BATCHES), cluster, how)
+}
+
+/// As [`refine()`], judged on these batches.
+///
+/// # Errors
+/// When the solver refuses the loads.
+pub(super) fn refine_on(
+    placement: &Placement,
+    scenarios: &mut Scenarios<'_>,
+    cluster: &Cluster,
+    how: &Refine<'_>,
+) -> Result<Placement, PlaceError> {
     if scenarios.batches().is_empty() || how.max_moves == 0 {
         return Ok(placement.clone());
     }
@@ -55,7 +67,7 @@ pub(super) fn refine(
         let (sum, bottlenecks) = scenarios.bottlenecks(state.compiled()?)?;
         let spent = state.moves_from(&before);
         let mut best: Option<(u64, usize, State)> = None;
-        for (rank, expert) in candidates(&state, cluster, &scenarios, &bottlenecks, how) {
+        for (rank, expert) in candidates(&state, cluster, scenarios, &bottlenecks, how) {
             for change in changes(&state, cluster, rank, expert, how) {
                 let mut next = state.clone();
                 change.iter().for_each(|&(slot, content)| next.put(slot, content));

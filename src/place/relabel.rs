@@ -25,11 +25,24 @@ pub fn relabel(
     new: &Placement,
     cluster: &Cluster,
 ) -> Result<Placement, PlacementError> {
+    relabel_equals(previous, new, cluster, |_, _| true)
+}
+
+/// As [`relabel()`], where rank `i` may take the name of rank `j` only if `equal(j, i)`.
+///
+/// # Errors
+/// None for a `new` that fits `cluster`.
+pub(super) fn relabel_equals(
+    previous: &Placement,
+    new: &Placement,
+    cluster: &Cluster,
+    equal: impl Fn(usize, usize) -> bool,
+) -> Result<Placement, PlacementError> {
     let (ranks, per_rank) = (new.ranks(), new.slots_per_rank());
     if previous.ranks() != ranks || previous.slots_per_rank() != per_rank || cluster.ranks() != ranks {
         return Ok(new.clone());
     }
-    let stays = matching(previous, new, cluster);
+    let stays = matching(previous, new, cluster, equal);
     let mut slots = vec![None; ranks * per_rank];
     for (old_rank, &new_rank) in stays.iter().enumerate() {
         let range = |rank: usize| rank * per_rank..(rank + 1) * per_rank;
@@ -43,7 +56,12 @@ pub fn relabel(
 }
 
 /// For each old rank, the rank of `new` that takes its place.
-fn matching(previous: &Placement, new: &Placement, cluster: &Cluster) -> Vec<usize> {
+fn matching(
+    previous: &Placement,
+    new: &Placement,
+    cluster: &Cluster,
+    equal: impl Fn(usize, usize) -> bool,
+) -> Vec<usize> {
     let (ranks, nodes) = (cluster.ranks(), cluster.nodes());
     let per_node = ranks / nodes;
     // Staying under one's own name breaks ties.
@@ -54,7 +72,7 @@ fn matching(previous: &Placement, new: &Placement, cluster: &Cluster) -> Vec<usi
         .map(|rank| rank.iter().filter(|slot| slot.is_some()).count())
         .collect();
     let worth = |old: usize, new: usize| {
-        if filled[new] > cluster.usable(old) {
+        if filled[new] > cluster.usable(old) || !equal(old, new) {
             return FORBIDDEN;
         }
         common[old * ranks + new] * (ranks as i64 + 1) + i64::from(old == new)

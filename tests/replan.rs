@@ -248,7 +248,15 @@ fn secure_plans_survive_every_loss() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let trace = trace_file(folder.path(), "old.csv", 10, |step| step % 2);
     let out = at("plan.json");
-    for policy in ["contiguous", "eplb", "eplb:trtllm", "lplb:ring:4"] {
+    for policy in [
+        "contiguous",
+        "eplb",
+        "eplb:trtllm",
+        "lplb:ring:4",
+        "lplb:designed:2",
+        "recourse:iterations=500",
+        "lp-round",
+    ] {
         let d =
             plan(&trace, &out, &["--ranks", "4", "--redundant", "16", "--policy", policy, "--secure", "1"]);
         assert_eq!(d["after_loss"]["every_expert_survives"], true, "{policy}");
@@ -262,6 +270,12 @@ fn secure_plans_survive_every_loss() {
         assert_eq!(document(&["plan", "check", &out, "--json"])["survives_any_loss"], true);
     }
     assert!(stdout(&["plan", "check", &out]).contains("every expert survives the loss of any one rank"));
+    // With the trace, what each loss does is told, the same as when planning.
+    let d = plan(&trace, &out, &["--ranks", "4", "--redundant", "16", "--policy", "eplb", "--secure", "1"]);
+    let checked = document(&["plan", "check", &out, "--trace", &trace, "--json"]);
+    assert_eq!(checked["after_loss"], d["after_loss"]);
+    let text = stdout(&["plan", "check", &out, "--trace", &trace]);
+    assert!(text.contains("after the loss of a rank: mean imbalance"), "{text}");
     let few = ["plan", &trace, "--ranks", "4", "--redundant", "8", "-o", &out, "--secure"];
     let wrong = refusal(&[&few[..], &["1"]].concat());
     assert!(wrong.contains("16 experts need 32 slots (--redundant 16 or more), there are 24"), "{wrong}");

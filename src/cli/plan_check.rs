@@ -1,8 +1,10 @@
 //! `evenkeel plan check`: is a plan file whole, and are its figures true?
 
 use super::output::{Bar, Output, document, print};
+use super::secure_args;
 use anyhow::{Context as _, bail};
 use clap::Args;
+use evenkeel::place::AfterLoss;
 use evenkeel::plan::Plan;
 use evenkeel::simulate::{Summary, judge};
 use evenkeel::split::Method;
@@ -10,7 +12,8 @@ use evenkeel::trace::{self, Batching, Order, ReadOptions};
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Check a plan file: every key, every slot, every expert; with its trace, also the imbalance that it promises.
+/// Check a plan file: every key, every slot, every expert; with its trace, also the imbalance that it promises, and what the
+/// loss of any one rank would do.
 ///
 /// Exit code 0 means that the plan can be used as it is.
 #[derive(Debug, Args)]
@@ -41,7 +44,12 @@ pub(crate) struct CheckArgs {
 pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
     let shown = args.plan.display();
     let plan = Plan::read(&args.plan).with_context(|| format!("{shown}"))?;
-    let judged = if args.trace.is_empty() { None } else { Some(judge_again(args, &plan, output)?) };
+    let (judged, losses) = if args.trace.is_empty() {
+        (None, None)
+    } else {
+        let (judged, losses) = judge_again(args, &plan, output)?;
+        (Some(judged), losses)
+    };
     let doubled: usize = plan.layers.iter().map(|l| l.placement.doubled()).sum();
     let empty: usize =
         plan.layers.iter().map(|l| l.placement.slots().iter().filter(|slot| slot.is_none()).count()).sum();
@@ -64,6 +72,7 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
             "doubled": doubled,
             "provenance": plan.provenance,
             "judged_again": judged,
+            "after_loss": losses.as_deref().map(secure_args::document),
         }));
     }
     let p = &plan.provenance;
@@ -102,11 +111,18 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
             again.mean, again.p95
         );
     }
+    if let Some(losses) = losses {
+        text += &secure_args::words(&losses);
+    }
     print(&text)
 }
 
-/// The plan's imbalance on its trace, measured again; an error where it is not what the plan says.
-fn judge_again(args: &CheckArgs, plan: &Plan, output: Output) -> anyhow::Result<Summary> {
+/// What the loss of each rank would do, layer by layer.
+type Losses = Vec<(u32, Vec<AfterLoss>)>;
+
+/// The plan's imbalance on its trace, measured again; an error where it is not what the plan says. Beside it, where there are
+/// several ranks, every possible loss of one.
+fn judge_again(args: &CheckArgs, plan: &Plan, output: Output) -> anyhow::Result<(Summary, Option<Losses>)> {
     let options = ReadOptions {
         experts: Some(plan.experts),
         batching: match args.decode_batch {
@@ -152,5 +168,6 @@ fn judge_again(args: &CheckArgs, plan: &Plan, output: Output) -> anyhow::Result<
             again.mean
         );
     }
-    Ok(again)
+    let losses = (plan.cluster.ranks() > 1).then(|| secure_args::losses(plan, &trace)).transpose()?;
+    Ok((again, losses))
 }

@@ -4,6 +4,8 @@
 //! the limit of the first. A copy of an expert on a rank lowers a batch's peak only if it leads out of the set of ranks
 //! that proves the peak: all the expert's ranks lie inside, the new one outside. That filter, exact for each batch, leaves
 //! few candidates; those are tried in full, and the one with most tokens saved per move is taken, as long as one saves any.
+//! A placement with copies that keeps every expert within one node (EPLB's, where routing is limited to groups of experts) is
+//! refined within nodes.
 
 use super::score::Scenarios;
 use super::state::State;
@@ -60,6 +62,7 @@ pub(super) fn refine_on(
     }
     let before = State::of(placement);
     let mut state = before.clone();
+    let within_nodes = how.towards.is_none() && keeps_nodes(&before, cluster);
     let tokens: u64 = scenarios.batches().iter().flat_map(|batch| batch.iter()).sum();
     // In tokens of all batches together.
     let least_gain = (tokens / cluster.ranks() as u64 * how.least_gain / 1000).max(1);
@@ -67,7 +70,7 @@ pub(super) fn refine_on(
         let (sum, bottlenecks) = scenarios.bottlenecks(state.compiled()?)?;
         let spent = state.moves_from(&before);
         let mut best: Option<(u64, usize, State)> = None;
-        for (rank, expert) in candidates(&state, cluster, scenarios, &bottlenecks, how) {
+        for (rank, expert) in candidates(&state, cluster, scenarios, &bottlenecks, (how, within_nodes)) {
             for change in changes(&state, cluster, rank, expert, how) {
                 let mut next = state.clone();
                 change.iter().for_each(|&(slot, content)| next.put(slot, content));
@@ -98,8 +101,13 @@ fn candidates(
     cluster: &Cluster,
     scenarios: &Scenarios<'_>,
     bottlenecks: &[super::score::Bottleneck],
-    how: &Refine<'_>,
+    (how, within_nodes): (&Refine<'_>, bool),
 ) -> Vec<(u32, u32)> {
+    let node = |rank: u32| cluster.node_of(rank as usize);
+    let at_home = |expert: u32, rank: u32| {
+        let hosts = &state.hosts[expert as usize];
+        !within_nodes || hosts.iter().all(|&host| node(host) == node(rank))
+    };
     let mut promise = vec![0u64; state.ranks * state.hosts.len()];
     for (batch, bottleneck) in scenarios.batches().iter().zip(bottlenecks) {
         if bottleneck.excess == 0 {
@@ -121,11 +129,20 @@ fn candidates(
         .map(|(at, promise)| (promise, (at % state.ranks) as u32, (at / state.ranks) as u32))
         .filter(|&(_, rank, expert)| {
             cluster.usable(rank as usize) > 0
+                && at_home(expert, rank)
                 && how.towards.is_none_or(|target| target.ranks_of(expert as usize).contains(&rank))
         })
         .collect();
     all.sort_by_key(|&(promise, rank, expert)| (std::cmp::Reverse(promise), rank, expert));
     all.into_iter().take(TRIED).map(|(_, rank, expert)| (rank, expert)).collect()
+}
+
+/// Are there several nodes and copies, and no expert on two nodes?
+fn keeps_nodes(state: &State, cluster: &Cluster) -> bool {
+    let on_one = |hosts: &Vec<u32>| {
+        hosts.iter().all(|&rank| cluster.node_of(rank as usize) == cluster.node_of(hosts[0] as usize))
+    };
+    cluster.nodes() > 1 && state.hosts.iter().any(|hosts| hosts.len() > 1) && state.hosts.iter().all(on_one)
 }
 
 /// The ways of making room for an expert on a rank.
@@ -194,6 +211,22 @@ mod tests {
             // A second run finds nothing more to do within no moves at all.
             let none = Refine { max_moves: 0, ..how };
             prop_assert_eq!(refine(&after, &history, &cluster, &none).unwrap(), after);
+        }
+    }
+
+    #[test]
+    fn groups_stay_on_their_nodes() {
+        let loads = (0..3 * 16u64).map(|i| 5 + i * i * 31 % 97 + 150 * u64::from(i % 16 == 5)).collect();
+        let trace = Trace::from_loads(16, vec![0], (0..3).map(|s| s.to_string()).collect(), loads).unwrap();
+        let cluster = Cluster::new(8, 2, 16, 8).unwrap();
+        let (plan, all) = (History::window(&trace, 0, 0..1), History::whole(&trace, 0));
+        let before = Eplb::new(4, Ties::LowestExpert).place(&plan, &cluster).unwrap();
+        let how = Refine { towards: None, max_moves: 99, least_gain: 0, needs: &[] };
+        let after = refine(&before, &all, &cluster, &how).unwrap();
+        assert_ne!(before, after);
+        for expert in 0..16 {
+            let node = cluster.node_of(before.ranks_of(expert)[0] as usize);
+            assert!(after.ranks_of(expert).iter().all(|&rank| cluster.node_of(rank as usize) == node));
         }
     }
 

@@ -352,3 +352,36 @@ fn a_budget_goes_where_it_helps() {
             .contains("4 redundant slots in all")
     );
 }
+
+#[test]
+fn two_kinds_of_traffic_are_planned_for_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let prefill = trace_file(folder.path(), "prefill.csv", 12, |_| 0);
+    let decode = trace_file(folder.path(), "decode.csv", 6, |_| 7);
+    let with = |more: &[&str]| {
+        let base = ["plan", &prefill, "--ranks", "4", "--policy", "recourse:iterations=2000", "--json"];
+        document(&[&base[..], more].concat())
+    };
+    let (apart, both) = (with(&[]), with(&["--and", &format!("{decode}:1")]));
+    assert!(apart["on_each_trace"].is_null());
+    let on = |d: &Value, which: usize| d["on_each_trace"][which]["imbalance"]["mean"].as_f64().unwrap();
+    assert_eq!(both["on_each_trace"].as_array().unwrap().len(), 2);
+    assert_eq!(both["expected"]["batches"], 2 * 24, "two layers, as many batches of each");
+    // Planned for prefill alone and judged on decode, it is worse there.
+    let out = folder.path().join("plan.json");
+    let out = out.to_str().unwrap();
+    with(&["-o", out]);
+    let alone = evenkeel(&["plan", "check", out, "--trace", &decode, "--json"]);
+    let alone: Value = serde_json::from_slice(&alone.stdout).unwrap();
+    assert!(on(&both, 1) < alone["judged_again"]["mean"].as_f64().unwrap(), "{both} {alone}");
+    // A light weight: one batch of twelve.
+    assert_eq!(with(&["--and", &format!("{decode}:0.1")])["expected"]["batches"], 2 * 13);
+    let text =
+        stdout(&["plan", &prefill, "--ranks", "4", "--policy", "eplb", "--and", &format!("{decode}:2")]);
+    assert!(text.contains("decode.csv alone: mean") && text.contains("weight 2"), "{text}");
+    for wrong in ["decode.csv", "decode.csv:0", "decode.csv:x", "decode.csv:1:both=3"] {
+        let usage = evenkeel(&["plan", &prefill, "--ranks", "4", "--and", wrong]);
+        let said = String::from_utf8_lossy(&usage.stderr).into_owned();
+        assert!(usage.status.code() == Some(2) && said.contains("TRACE:WEIGHT"), "{said}");
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 it could not be done (one message on stderr says why), 2 the arguments were wrong.
 
+mod and_args;
 mod bench;
 mod cluster_args;
 mod export;

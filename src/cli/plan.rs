@@ -1,5 +1,6 @@
 //! `evenkeel plan`: a trace in, a placement out.
 
+use super::and_args::{self, And, Parts};
 use super::cluster_args::ClusterArgs;
 use super::output::{Bar, Output, print, table, write_file};
 use super::past_args::{self, PastArgs};
@@ -57,6 +58,12 @@ struct PlanArgs {
     /// programme. milp proves the best placement for up to 16 batches of up to 8 experts; it needs the feature `highs`.
     #[arg(long, value_name = "NAME", default_value = "recourse")]
     policy: String,
+    /// Plan for another trace at the same time, say decode beside prefill; WEIGHT 1 gives it as many batches as TRACE has
+    ///
+    /// May be given several times. Experts and layers have to be the same. Batch options are TRACE's, unless :decode=REQUESTS
+    /// or :prefill=TOKENS follows. What the plan makes of each trace alone is told. To plan them apart, plan twice.
+    #[arg(long, value_name = "TRACE:WEIGHT")]
+    and: Vec<And>,
     #[command(flatten)]
     past: PastArgs,
     /// Every expert survives the loss of any one rank (1), or as many as the slots allow, heaviest first (best)
@@ -94,7 +101,7 @@ pub(crate) fn run(command: PlanCommand, output: Output) -> anyhow::Result<()> {
 }
 
 fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
-    let trace = args.trace.read()?;
+    let (trace, blend) = and_args::blend(args.trace.read()?, &args.trace, &args.and)?;
     output.notices(trace.notices());
     let previous = args.past.read()?;
     let cluster = match &previous {
@@ -108,7 +115,9 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     if !args.speeds.is_empty() {
         policy = Box::new(ForSpeeds::new(policy, args.speeds.clone()));
     }
-    let origin = Origin { seed: args.trace.seed, batches: args.trace.batches(&trace) };
+    let batches = args.trace.batches(&trace);
+    let batches = blend.as_ref().map_or(batches.clone(), |blend| blend.words(&batches, &args.and));
+    let origin = Origin { seed: args.trace.seed, batches };
     let mut more = Further { horizon: args.past.horizon()?, ..Further::default() };
     let bar = Bar::layers();
     let made = if let Some(previous) = &previous {
@@ -133,6 +142,7 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     if args.secure.is_some() {
         more.losses = Some(secure_args::losses(&made.plan, &trace)?);
     }
+    more.parts = blend.map(|blend| blend.judged(&made.plan)).transpose()?;
     if !args.speeds.is_empty() {
         more.by_speed = Some(BySpeed::of(&made.plan, &trace, &args.speeds)?);
     }
@@ -166,11 +176,12 @@ struct Further {
     /// Redundant slots of each layer, under a budget for all.
     redundant: Option<Vec<usize>>,
     by_speed: Option<BySpeed>,
+    parts: Option<Parts>,
 }
 
 impl Further {
     fn words(&self, plan: &Plan, verbose: bool) -> String {
-        let mut text = String::new();
+        let mut text = self.parts.as_ref().map_or(String::new(), Parts::words);
         if let Some(redundant) = &self.redundant {
             let used: usize = redundant.iter().sum();
             text += &format!("{used} redundant slots in all layers\n");
@@ -231,6 +242,7 @@ fn document(args: &PlanArgs, trace: &Trace, made: &Made, more: &Further) -> serd
         "moves": more.changes.as_ref().map(|changes| past_args::document(plan, changes)),
         "after_loss": more.losses.as_ref().map(|losses| secure_args::document(losses)),
         "redundant_by_layer": more.redundant,
+        "on_each_trace": more.parts.as_ref().map(Parts::document),
         "by_speed": more.by_speed.as_ref().map(BySpeed::document),
         "notices": trace.notices(),
     })

@@ -10,6 +10,7 @@
 //! panics on it: malformed input is a [`TraceError`] that says where and what was expected.
 
 mod batches;
+mod blend;
 mod builder;
 pub(crate) mod dice;
 mod error;

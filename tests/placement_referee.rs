@@ -21,6 +21,8 @@ use rayon::prelude::*;
 
 const BATCHES: usize = 12;
 const PER_RANK: f64 = 1200.0;
+/// The mean load of a rank, all batches together.
+const MEAN: u64 = BATCHES as u64 * PER_RANK as u64;
 /// Partial placements that a proof may take.
 const LIMIT: u64 = 3_000_000;
 
@@ -63,10 +65,6 @@ impl Case {
         judge(&self.trace, 0, 0..BATCHES, placement, Method::Exact).unwrap().peaks.iter().sum()
     }
 
-    fn mean(&self) -> u64 {
-        BATCHES as u64 * PER_RANK as u64
-    }
-
     /// The least sum of peaks of any placement, if it is proved within the limit.
     fn optimum(&self, start: &Placement) -> Option<u64> {
         let batches: Vec<&[u64]> = self.history().batches().collect();
@@ -99,7 +97,7 @@ fn recourse_is_within_one_percent_of_the_optimum() {
             let case = case(size, seed);
             let placement = recourse.place(&case.history(), &case.cluster).unwrap();
             let (found, optimum) = (case.peaks(&placement), case.optimum(&placement));
-            Judged { size, seed, mean: case.mean(), found, optimum }
+            Judged { size, seed, mean: MEAN, found, optimum }
         })
         .collect();
     let unproved = judged.iter().filter(|case| case.optimum.is_none()).count();
@@ -168,7 +166,7 @@ fn policies_that_solve_programmes_hold_on_small_cases() {
     let best = case.optimum(&Contiguous::placement(6, &case.cluster).unwrap()).unwrap();
     let rounded = place::policy("lp-round", 1, &case.cluster).unwrap();
     let found = case.peaks(&rounded.place(&case.history(), &case.cluster).unwrap());
-    println!("mean {}, optimum {best}, lp-round {found}, contiguous {contiguous}", case.mean());
+    println!("mean {}, optimum {best}, lp-round {found}, contiguous {contiguous}", MEAN);
     assert!(best <= found && found < contiguous);
     let large = Trace::from_loads(9, vec![0], vec!["0".into()], vec![1; 9]).unwrap();
     let cluster = Cluster::new(3, 1, 9, 3).unwrap();

@@ -385,3 +385,66 @@ fn two_kinds_of_traffic_are_planned_for_together() {
         assert!(usage.status.code() == Some(2) && said.contains("TRACE:WEIGHT"), "{said}");
     }
 }
+
+#[test]
+fn programmes_place_small_cases_beside_the_search() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut text = String::from("step,layer,expert,tokens\n");
+    for step in 0..10u64 {
+        for expert in 0..6u64 {
+            let tokens = 50 + 200 * u64::from(expert == step % 2) + (step * 29 + expert * 17) % 40;
+            text += &format!("{step},0,{expert},{tokens}\n");
+        }
+    }
+    let trace = folder.path().join("small.csv");
+    fs::write(&trace, text).unwrap();
+    let trace = trace.to_str().unwrap();
+    let plan = |policy: &str| document(&["plan", trace, "--ranks", "6", "--policy", policy, "--json"]);
+    let mean = |d: &Value| d["expected"]["imbalance"]["mean"].as_f64().unwrap();
+    let rounded = plan("lp-round");
+    // Ten batches of six experts: all placements are tried.
+    let bound = &rounded["layers"][0]["placement_bound"];
+    assert_eq!(bound["proof"], "all placements tried");
+    let bound = bound["imbalance"].as_f64().unwrap();
+    assert!(mean(&rounded) >= bound - 1e-9 && mean(&plan("recourse")) >= bound - 1e-9);
+    let said = stdout(&["plan", trace, "--ranks", "6", "--policy", "lp-round", "-v"]);
+    assert!(said.contains("placement_bound") && said.contains("1 by trying all placements"), "{said}");
+    if cfg!(feature = "highs") {
+        assert!((mean(&plan("milp")) - bound).abs() < 1e-9, "both are proved");
+        let d =
+            document(&["simulate", trace, "--ranks", "6", "--policies", "recourse,lp-round,milp", "--json"]);
+        assert_eq!(d["results"].as_array().unwrap().len(), 6);
+    } else {
+        let wrong = refusal(&["plan", trace, "--ranks", "6", "--policy", "milp"]);
+        assert!(wrong.contains("--features highs"), "{wrong}");
+    }
+    let wrong = refusal(&["plan", trace, "--ranks", "6", "--policy", "simplex"]);
+    assert!(wrong.contains("lp-round or milp"), "{wrong}");
+}
+
+#[test]
+fn replaying_moves_only_where_that_pays() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path(), "drift.csv", 40, |step| step / 8);
+    let base = ["simulate", &trace, "--ranks", "4", "--policies", "eplb", "--splits", "exact", "--json"];
+    let moves = |gbps: &str| {
+        let pays = ["--replan-every", "4", "--link-gbps", gbps, "--model", "deepseek-v3,h100"];
+        let d = document(&[&base[..], &pays].concat());
+        let rows = d["replan"]["rows"].as_array().unwrap().clone();
+        let row = rows.iter().find(|row| row["planned_again"] == "where it pays").unwrap();
+        (row["moves"].as_u64().unwrap(), rows[1]["moves"].as_u64().unwrap())
+    };
+    // Four steps cannot pay for 44 MB over 1 Gbit/s.
+    assert_eq!(moves("1").0, 0);
+    let (fast, always) = moves("1000000000");
+    assert!(fast <= always);
+    let usage = evenkeel(&[&base[..], &["--replan-every", "4", "--link-gbps", "400"]].concat());
+    assert_eq!(usage.status.code(), Some(2));
+    assert!(
+        refusal(
+            &[&base[..], &["--replan-every", "4", "--link-gbps", "0", "--model", "deepseek-v3,h100"]]
+                .concat()
+        )
+        .contains("--link-gbps 0")
+    );
+}

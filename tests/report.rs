@@ -303,7 +303,7 @@ fn replayed_planning_shows_what_moves_buy() {
     let config = Config::first_part(&trace, cluster, vec![Method::Even, Method::Exact], 0.4).unwrap();
     let policies: Vec<_> =
         ["contiguous", "eplb"].iter().map(|name| place::policy(name, 1, &cluster).unwrap()).collect();
-    let how = Replay { every: 4, window: Window::Last(6), max_moves: vec![1, 2] };
+    let how = Replay { every: 4, window: Window::Last(6), max_moves: vec![1, 2], pays: None };
     let replayed = replay(&trace, &config, &how, &policies, &()).unwrap();
     let outcome = simulate(&trace, &config, &policies, &()).unwrap();
     let (title, command) = ("moves".to_owned(), "evenkeel simulate t.csv --replan-every 4".to_owned());

@@ -13,6 +13,7 @@ mod output;
 mod past_args;
 mod plan;
 mod plan_check;
+mod plan_told;
 mod replan_args;
 mod secure_args;
 mod simulate;

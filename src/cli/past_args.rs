@@ -94,13 +94,18 @@ impl PastArgs {
         let (Some(steps), Some(gbps), Some(on)) = (self.horizon_steps, self.link_gbps, self.model) else {
             return Ok(None);
         };
-        if gbps == 0 {
-            bail!("--link-gbps 0: expected at least 1 gigabit per second");
-        }
-        // 8 bits over 10^9 bits per second: 8000 / gbps picoseconds per byte.
-        let copy_ps = on.model.expert_bytes().saturating_mul(8_000) / gbps;
-        Ok(Some(Horizon { steps, copy_ps, time: roofline(&on.model, &on.gpu) }))
+        horizon(steps, gbps, on).map(Some)
     }
+}
+
+/// What a move costs at so many gigabits per second, and for how long a plan is used.
+pub(super) fn horizon(steps: u64, gbps: u64, on: ModelOnGpu) -> anyhow::Result<Horizon> {
+    if gbps == 0 {
+        bail!("--link-gbps 0: expected at least 1 gigabit per second");
+    }
+    // 8 bits over 10^9 bits per second: 8000 / gbps picoseconds per byte.
+    let copy_ps = on.model.expert_bytes().saturating_mul(8_000) / gbps;
+    Ok(Horizon { steps, copy_ps, time: roofline(&on.model, &on.gpu) })
 }
 
 /// What changed, in words; with the moves where more was asked for.

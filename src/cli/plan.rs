@@ -1,22 +1,22 @@
 //! `evenkeel plan`: a trace in, a placement out.
 
-use super::and_args::{self, And, Parts};
+use super::and_args::{self, And};
 use super::cluster_args::ClusterArgs;
-use super::output::{Bar, Output, print, table, write_file};
-use super::past_args::{self, PastArgs};
+use super::output::{Bar, Output, print, write_file};
+use super::past_args::PastArgs;
 use super::plan_check::{self, CheckArgs};
+use super::plan_told::{Further, document, summary};
 use super::secure_args::{self, Secure};
 use super::speeds::BySpeed;
 use super::trace_args::TraceArgs;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use evenkeel::place::{self, AfterLoss, Bound, Contiguous, ForSpeeds, Policy, Proof, Secured};
-use evenkeel::plan::{Changed, Horizon, Made, Origin, Past, Plan};
+use evenkeel::place::{self, Contiguous, ForSpeeds, Policy, Secured};
+use evenkeel::plan::{Made, Origin, Past, Plan};
 use evenkeel::report::Page;
 use evenkeel::simulate::{Config, simulate};
 use evenkeel::split::Method;
 use evenkeel::trace::Trace;
-use serde_json::json;
 use std::path::PathBuf;
 
 /// Plan where the copies of every layer's experts live, and write the plan.
@@ -156,7 +156,7 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
         return Ok(());
     }
     if output.json() {
-        return super::output::document(&document(args, &trace, &made, &more));
+        return super::output::document(&document(args.output.as_deref(), &trace, &made, &more));
     }
     print(&summary(&trace, &made, output.verbose()))?;
     print(&more.words(&made.plan, output.verbose()))?;
@@ -165,43 +165,6 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
         None => output.note("nothing written: -o FILE writes the plan"),
     }
     Ok(())
-}
-
-/// What a plan is told about beyond its imbalance.
-#[derive(Debug, Default)]
-struct Further {
-    horizon: Option<Horizon>,
-    changes: Option<Vec<Changed>>,
-    losses: Option<Vec<(u32, Vec<AfterLoss>)>>,
-    /// Redundant slots of each layer, under a budget for all.
-    redundant: Option<Vec<usize>>,
-    by_speed: Option<BySpeed>,
-    parts: Option<Parts>,
-}
-
-impl Further {
-    fn words(&self, plan: &Plan, verbose: bool) -> String {
-        let mut text = self.parts.as_ref().map_or(String::new(), Parts::words);
-        if let Some(redundant) = &self.redundant {
-            let used: usize = redundant.iter().sum();
-            text += &format!("{used} redundant slots in all layers\n");
-            if verbose {
-                let rows = plan.layers.iter().zip(redundant);
-                let rows = rows.map(|(layer, slots)| vec![layer.layer.to_string(), slots.to_string()]);
-                text += &table(&["layer", "redundant slots"], rows.collect(), 0);
-            }
-        }
-        if let Some(changes) = &self.changes {
-            text += &past_args::words(plan, changes, self.horizon.as_ref(), verbose);
-        }
-        if let Some(losses) = &self.losses {
-            text += &secure_args::words(losses);
-        }
-        if let Some(by_speed) = &self.by_speed {
-            text += &by_speed.words(verbose);
-        }
-        text
-    }
 }
 
 /// Before (contiguous, even) and after, on the batches of the whole trace.
@@ -218,96 +181,4 @@ fn report(trace: &Trace, policy: Box<dyn Policy>, made: &Made) -> anyhow::Result
         simulate(trace, &config, &[Box::new(Contiguous), policy], &()).context("while making the report")?;
     let command = super::command_line();
     Ok(Page { title, command, trace, cluster: &made.plan.cluster, outcome: &outcome, replayed: &[] }.html())
-}
-
-fn document(args: &PlanArgs, trace: &Trace, made: &Made, more: &Further) -> serde_json::Value {
-    let plan = &made.plan;
-    json!({
-        "plan": args.output,
-        "policy": plan.provenance.policy,
-        "cluster": super::cluster_args::document(&plan.cluster, plan.experts),
-        "layers": plan.layers.iter().zip(&made.bounds).map(|(l, bound)| json!({
-            "layer": l.layer,
-            "imbalance": l.imbalance,
-            "bound": l.bound,
-            "placement_bound": { "imbalance": bound.imbalance, "proof": bound.proof.to_string() },
-            "doubled": l.placement.doubled(),
-        })).collect::<Vec<_>>(),
-        "idle_layers": plan.idle_layers,
-        "expected": { "split": plan.provenance.split, "imbalance": plan.provenance.imbalance,
-                      "batches": plan.provenance.judged },
-        "placement_bound": { "imbalance": Bound::of_all(&made.bounds).0,
-                             "layers_above_mean": Bound::of_all(&made.bounds).1 },
-        "plan_ms": made.plan_time.as_secs_f64() * 1e3,
-        "moves": more.changes.as_ref().map(|changes| past_args::document(plan, changes)),
-        "after_loss": more.losses.as_ref().map(|losses| secure_args::document(losses)),
-        "redundant_by_layer": more.redundant,
-        "on_each_trace": more.parts.as_ref().map(Parts::document),
-        "by_speed": more.by_speed.as_ref().map(BySpeed::document),
-        "notices": trace.notices(),
-    })
-}
-
-fn summary(trace: &Trace, made: &Made, verbose: bool) -> String {
-    let plan = &made.plan;
-    let doubled: usize = plan.layers.iter().map(|l| l.placement.doubled()).sum();
-    let mut text = format!(
-        "{} experts x {} layers on {} ranks x {} slots, by {}\n",
-        plan.experts,
-        plan.layers.len(),
-        plan.cluster.ranks(),
-        plan.cluster.slots_per_rank(),
-        plan.provenance.policy,
-    );
-    if !plan.idle_layers.is_empty() {
-        text += &format!("{} idle layers left out: {:?}\n", plan.idle_layers.len(), plan.idle_layers);
-    }
-    let i = plan.provenance.imbalance;
-    text += &format!(
-        "expected imbalance with the exact split: mean {:.3}, p95 {:.3}, max {:.3} ({} batches of {} steps, {})\n",
-        i.mean,
-        i.p95,
-        i.max,
-        plan.provenance.judged,
-        trace.steps().len(),
-        plan.provenance.batches,
-    );
-    text += &placement_bound(&made.bounds);
-    if doubled > 0 {
-        text +=
-            &format!("{doubled} copies share a rank with another copy of their expert: memory without use\n");
-    }
-    text += &format!("planned in {:.2} ms\n", made.plan_time.as_secs_f64() * 1e3);
-    if verbose {
-        let rows = plan.layers.iter().zip(&made.bounds).map(|(l, bound)| {
-            vec![
-                l.layer.to_string(),
-                format!("{:.3}", l.imbalance),
-                format!("{:.3}", l.bound),
-                format!("{:.3}", bound.imbalance),
-                bound.proof.to_string(),
-                l.placement.doubled().to_string(),
-            ]
-        });
-        let header = ["layer", "imbalance", "mean", "placement_bound", "proved by", "doubled"];
-        text += &table(&header, rows.collect(), 0);
-    }
-    text
-}
-
-/// What is proved that no placement can be below, in one line.
-fn placement_bound(bounds: &[Bound]) -> String {
-    let (imbalance, better) = Bound::of_all(bounds);
-    let proved = |proof: Proof| bounds.iter().filter(|bound| bound.proof == proof).count();
-    let how = match better {
-        0 => "= mean: nothing better is proved".to_owned(),
-        _ => format!(
-            "of {} layers, {} by trying all placements, {} by counting copies, {} = mean",
-            bounds.len(),
-            proved(Proof::Enumerated),
-            proved(Proof::Copies),
-            proved(Proof::Mean)
-        ),
-    };
-    format!("placement_bound {imbalance:.3} ({how})\n")
 }

@@ -1,6 +1,8 @@
 //! Re-planning along a trace, as asked for on the command line, and its table.
 
+use super::model_args::ModelOnGpu;
 use super::output::{Bar, table};
+use super::past_args::horizon;
 use clap::Args;
 use evenkeel::forecast::Window;
 use evenkeel::place::Policy;
@@ -44,6 +46,18 @@ pub(crate) struct ReplanArgs {
         help_heading = "Planning again"
     )]
     max_moves: Vec<usize>,
+    /// With --replan-every: also move only where the time saved until the next plan exceeds the time of the copies; this is what a
+    /// rank receives, in gigabits per second
+    #[arg(
+        long,
+        value_name = "GBPS",
+        requires_all = ["replan_every", "model"],
+        help_heading = "Planning again"
+    )]
+    link_gbps: Option<u64>,
+    /// With --link-gbps: how much an expert weighs and how long its tokens take, as in deepseek-v3,h100
+    #[arg(long, value_name = "MODEL,GPU", requires = "link_gbps", help_heading = "Planning again")]
+    model: Option<ModelOnGpu>,
 }
 
 /// Steps, or the choice of them.
@@ -90,7 +104,11 @@ impl ReplanArgs {
             (None, Length::Steps(steps)) => Window::Last(steps),
             (None, Length::Auto) => Window::Auto { ahead: every },
         };
-        let how = Replay { every, window, max_moves: self.max_moves.clone() };
+        let pays = match (self.link_gbps, self.model) {
+            (Some(gbps), Some(on)) => Some(horizon(every as u64, gbps, on)?),
+            _ => None,
+        };
+        let how = Replay { every, window, max_moves: self.max_moves.clone(), pays };
         let bar = Bar::layers();
         let rows = replay(trace, config, &how, policies, &bar)?;
         Ok(Some(Replanned { how, rows }))
@@ -146,6 +164,7 @@ impl Replanned {
                 "planned_again": match row.pace {
                     Pace::Never => "never",
                     Pace::Again { .. } => "yes",
+                    Pace::IfItPays => "where it pays",
                     Pace::Oracle => "oracle",
                 },
                 "max_moves": match row.pace {
@@ -174,6 +193,7 @@ fn pace(pace: Pace) -> String {
         Pace::Never => "never".into(),
         Pace::Again { max_moves: None } => "yes".into(),
         Pace::Again { max_moves: Some(moves) } => format!("<= {moves} moves"),
+        Pace::IfItPays => "where it pays".into(),
         Pace::Oracle => "oracle".into(),
     }
 }

@@ -66,6 +66,7 @@ fn matching(
     let per_node = ranks / nodes;
     // Staying under one's own name breaks ties.
     let common = overlaps(previous, new);
+    let scale = i64::try_from(ranks).unwrap_or(0) + 1;
     let filled: Vec<usize> = new
         .slots()
         .chunks(new.slots_per_rank())
@@ -75,7 +76,7 @@ fn matching(
         if filled[new] > cluster.usable(old) || !equal(old, new) {
             return FORBIDDEN;
         }
-        common[old * ranks + new] * (ranks as i64 + 1) + i64::from(old == new)
+        common[old * ranks + new] * scale + i64::from(old == new)
     };
     let within = |old_node: usize, new_node: usize| {
         assign(per_node, |i, j| worth(old_node * per_node + i, new_node * per_node + j))

@@ -101,7 +101,9 @@ impl<'a> Scenarios<'a> {
             let peak = self.units(self.split.peak.load, u64::from(self.split.peak.speed));
             sum = sum.checked_add(peak).ok_or(Error::Overflow)?;
             let mut bound = vec![false; ranks];
-            self.split.certificate.iter().for_each(|&rank| bound[rank as usize] = true);
+            for &rank in &self.split.certificate {
+                bound[rank as usize] = true;
+            }
             let total = batch.iter().sum::<u64>();
             let least = match self.speeds.iter().map(|&speed| u64::from(speed)).sum() {
                 0 => total.div_ceil(ranks as u64),

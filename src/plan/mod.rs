@@ -8,9 +8,10 @@ mod make;
 mod past;
 mod within;
 
+pub use crate::split::{Horizon, Verdict};
 pub use budget::{Level, spend};
 pub use make::{Made, Origin};
-pub use past::{Changed, Horizon, Past, Verdict};
+pub use past::{Changed, Past};
 
 use crate::cluster::{Cluster, ClusterError};
 use crate::place::{Placement, PlacementError};

@@ -9,7 +9,7 @@ use crate::cluster::Cluster;
 use crate::forecast::History;
 use crate::place::{Move, PlaceError, Placement, Policy, recover};
 use crate::simulate::{Progress, SimulateError};
-use crate::split::{Method, Roofline, Split, Splitter, step_time};
+use crate::split::{Horizon, Verdict};
 use crate::trace::Trace;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -25,30 +25,6 @@ pub struct Past<'a> {
     pub max_moves: Option<usize>,
     /// Where moves have to pay.
     pub horizon: Option<Horizon>,
-}
-
-/// For how long a plan will be used, and what a move costs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Horizon {
-    /// Steps until the next plan.
-    pub steps: u64,
-    /// Picoseconds that a rank takes to receive one expert.
-    pub copy_ps: u64,
-    /// The time of one expert's tokens.
-    pub time: Roofline,
-}
-
-/// Whether a layer's moves pay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict {
-    /// Picoseconds saved over the horizon, by the exact split of the batches of the trace; negative where time is lost.
-    pub gain_ps: i64,
-    /// Picoseconds that the busiest rank takes to receive its copies.
-    pub cost_ps: u64,
-    /// Moves that were considered.
-    pub considered: usize,
-    /// Are they made?
-    pub made: bool,
 }
 
 /// What changes in one layer.
@@ -114,36 +90,7 @@ fn one_layer(
     let Some(horizon) = past.horizon else {
         return Ok((after, Changed { moves, ..Changed::default() }));
     };
-    let verdict = judge(before, &after, &moves, history, &horizon)?;
+    let verdict = horizon.judge(before, &after, history)?;
     let (placement, moves) = if verdict.made { (after, moves) } else { (before.clone(), vec![]) };
     Ok((placement, Changed { moves, homeless: 0, verdict: Some(verdict) }))
-}
-
-fn judge(
-    before: &Placement,
-    after: &Placement,
-    moves: &[Move],
-    history: &History<'_>,
-    horizon: &Horizon,
-) -> Result<Verdict, PlaceError> {
-    let mut received = vec![0u64; after.ranks()];
-    moves.iter().for_each(|m| received[m.to as usize] += 1);
-    let cost_ps = received.into_iter().max().unwrap_or(0).saturating_mul(horizon.copy_ps);
-    let steps = history.batches().len().max(1) as i128;
-    let saved = total_time(before, history, &horizon.time)? - total_time(after, history, &horizon.time)?;
-    let gain = saved * i128::from(horizon.steps) / steps;
-    let gain_ps = gain.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
-    let made = gain > i128::from(cost_ps) || moves.is_empty();
-    Ok(Verdict { gain_ps, cost_ps, considered: moves.len(), made })
-}
-
-/// Picoseconds that the batches of the history take, each as long as its slowest rank.
-fn total_time(placement: &Placement, history: &History<'_>, time: &Roofline) -> Result<i128, PlaceError> {
-    let mut splitter = Splitter::new(placement.clone(), Method::Exact)?;
-    let (mut split, mut sum) = (Split::default(), 0i128);
-    for batch in history.batches() {
-        splitter.split(batch, &mut split)?;
-        sum += i128::from(step_time(time, &split.quotas, placement.slots_per_rank()));
-    }
-    Ok(sum)
 }

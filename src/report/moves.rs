@@ -51,8 +51,8 @@ pub(super) fn write(out: &mut String, page: &Page<'_>) {
         "What moves buy",
         &format!(
             "Planned again and again along the trace, {method} split: each dot is one limit on moves, from never (left) to no \
-             limit (right). The nearer to the lower left corner, the better; a ring is the oracle, planned on the very batches \
-             it serves.{bent}"
+             limit (right). The nearer to the lower left corner, the better; rings are the oracle, planned on \
+             the very batches it serves, and plans changed only where that pays.{bent}"
         ),
     );
     let most = drawn.iter().map(|row| moves(row)).fold(1.0, f64::max);
@@ -72,30 +72,21 @@ pub(super) fn write(out: &mut String, page: &Page<'_>) {
     }
     out.push_str("<figure>\n");
     let mut svg = Svg::open(out, "plot", HEIGHT + 42.0, &words);
-    for tick in axis.ticks(0.1) {
-        svg.line(if tick > 1.0 { "grid" } else { "one" }, 0.0, y(tick), 100.0 - NAMES, y(tick));
-        svg.margin_text(y(tick) + 4.0, &tick_label(tick));
-    }
-    let mut last = f64::NEG_INFINITY;
-    for tick in ticks(most) {
-        let at = (tick as f64 / most).sqrt() * (100.0 - NAMES);
-        if at - last >= 7.0 {
-            svg.text("middle soft", at, HEIGHT + 18.0, &count(tick));
-            last = at;
-        }
-    }
-    svg.text("middle soft", (100.0 - NAMES) / 2.0, HEIGHT + 38.0, "moves per re-planning, all layers");
+    axes(&mut svg, &axis, &y, most);
     let mut names: Vec<(f64, f64, usize)> = Vec::new();
     for (series, policy) in policies.iter().enumerate() {
         let mut own: Vec<&Replayed> = drawn.iter().copied().filter(|row| row.policy == *policy).collect();
         own.sort_by(|a, b| moves(a).total_cmp(&moves(b)));
-        let line: Vec<&Replayed> = own.iter().copied().filter(|row| row.pace != Pace::Oracle).collect();
+        let on_line = |row: &&Replayed| !matches!(row.pace, Pace::Oracle | Pace::IfItPays);
+        let line: Vec<&Replayed> = own.iter().copied().filter(on_line).collect();
         for pair in line.windows(2) {
             let (from, to) = (pair[0], pair[1]);
             svg.line(&format!("s{series}"), x(from), y(from.imbalance.mean), x(to), y(to.imbalance.mean));
         }
+        // Dots lie over rings.
+        own.sort_by_key(|row| on_line(row));
         for row in own {
-            let class = if row.pace == Pace::Oracle { "hollow" } else { "full" };
+            let class = if on_line(&row) { "full" } else { "hollow" };
             let front = if on_front(row, page.replayed) { "; none is better with as few moves" } else { "" };
             let said = format!(
                 "{policy}, {}: {} at {} moves per re-planning{front}",
@@ -133,11 +124,29 @@ pub(super) fn write(out: &mut String, page: &Page<'_>) {
     );
 }
 
+/// Round values on both sides.
+fn axes(svg: &mut Svg<'_>, axis: &Axis, y: &impl Fn(f64) -> f64, most: f64) {
+    for tick in axis.ticks(0.1) {
+        svg.line(if tick > 1.0 { "grid" } else { "one" }, 0.0, y(tick), 100.0 - NAMES, y(tick));
+        svg.margin_text(y(tick) + 4.0, &tick_label(tick));
+    }
+    let mut last = f64::NEG_INFINITY;
+    for tick in ticks(most) {
+        let at = (tick as f64 / most).sqrt() * (100.0 - NAMES);
+        if at - last >= 7.0 {
+            svg.text("middle soft", at, HEIGHT + 18.0, &count(tick));
+            last = at;
+        }
+    }
+    svg.text("middle soft", (100.0 - NAMES) / 2.0, HEIGHT + 38.0, "moves per re-planning, all layers");
+}
+
 fn pace(pace: Pace) -> String {
     match pace {
         Pace::Never => "planned once".into(),
         Pace::Again { max_moves: None } => "no limit".into(),
         Pace::Again { max_moves: Some(moves) } => format!("at most {moves} per layer"),
+        Pace::IfItPays => "where moves pay".into(),
         Pace::Oracle => "oracle".into(),
     }
 }

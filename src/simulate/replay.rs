@@ -6,9 +6,10 @@
 //! and planned on the very batches that it then serves.
 
 use super::{Config, Judged, Progress, SimulateError, Summary, busy_layers, judge};
+use crate::cluster::Cluster;
 use crate::forecast::{History, Window};
-use crate::place::{Placement, Policy};
-use crate::split::Method;
+use crate::place::{PlaceError, Placement, Policy};
+use crate::split::{Horizon, Method};
 use crate::trace::Trace;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -24,6 +25,8 @@ pub struct Replay {
     pub window: Window,
     /// Limits on the moves of one layer in one re-planning; each is replayed for itself, besides no limit.
     pub max_moves: Vec<usize>,
+    /// Where moves have to pay: another replay ([`Pace::IfItPays`]). Its steps are those to the next plan.
+    pub pays: Option<Horizon>,
 }
 
 /// How a placement follows the trace.
@@ -36,6 +39,9 @@ pub enum Pace {
         /// Most moves of one layer in one re-planning.
         max_moves: Option<usize>,
     },
+    /// Planned again with each of the limits and with none; of these, that is taken whose gain, on the window of the past, most
+    /// exceeds the cost of its copies, if any does.
+    IfItPays,
     /// Planned before every stretch on that stretch: nobody can know it, so it bounds what better forecasts can bring.
     Oracle,
 }
@@ -87,6 +93,7 @@ impl Replay {
     fn paces(&self) -> Vec<Pace> {
         let mut paces = vec![Pace::Never, Pace::Again { max_moves: None }];
         paces.extend(self.max_moves.iter().map(|&moves| Pace::Again { max_moves: Some(moves) }));
+        paces.extend(self.pays.map(|_| Pace::IfItPays));
         paces.push(Pace::Oracle);
         paces
     }
@@ -182,6 +189,17 @@ fn walk(
                 }
                 .map_err(failed)?
             }
+            (before, Pace::IfItPays) => {
+                let history = replay.window.history(trace, layer, stretch.start);
+                match (before, replay.pays) {
+                    (Some(before), Some(horizon)) => {
+                        let limits = replay.max_moves.iter().copied().map(Some).chain([None]);
+                        best_that_pays(policy, &history, cluster, before, limits, &horizon)
+                    }
+                    _ => policy.place(&history, cluster),
+                }
+                .map_err(failed)?
+            }
             (before, Pace::Oracle) => {
                 let history = History::window(trace, layer, stretch.clone());
                 match before {
@@ -205,11 +223,31 @@ fn walk(
     Ok(walk)
 }
 
+/// Of the plans with each limit, the one that gains most after its copies are paid; what is in force if none gains.
+fn best_that_pays(
+    policy: &dyn Policy,
+    history: &History<'_>,
+    cluster: &Cluster,
+    before: &Placement,
+    limits: impl Iterator<Item = Option<usize>>,
+    horizon: &Horizon,
+) -> Result<Placement, PlaceError> {
+    let mut best: Option<(i64, Placement)> = None;
+    for limit in limits {
+        let after = policy.replan(history, cluster, before, limit)?;
+        let verdict = horizon.judge(before, &after, history)?;
+        if verdict.made && best.as_ref().is_none_or(|(net, _)| verdict.net_ps() > *net) {
+            best = Some((verdict.net_ps(), after));
+        }
+    }
+    Ok(best.map_or_else(|| before.clone(), |(_, after)| after))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::Cluster;
     use crate::place;
+    use crate::split::Roofline;
 
     /// 8 experts on 4 ranks; the heavy expert changes every 10 steps.
     fn shifting() -> Trace {
@@ -226,7 +264,7 @@ mod tests {
         let cluster = Cluster::new(4, 1, 8, 4).unwrap();
         let config = Config::first_part(&trace, cluster, vec![Method::Exact], 0.4).unwrap();
         let policies = ["contiguous", "eplb"].map(|name| place::policy(name, 1, &cluster).unwrap());
-        let how = Replay { every, window: Window::Last(5), max_moves };
+        let how = Replay { every, window: Window::Last(5), max_moves, pays: None };
         replay(&trace, &config, &how, &policies, &()).unwrap()
     }
 
@@ -255,5 +293,25 @@ mod tests {
         }
         let no_moves = &rows[6];
         assert_eq!(no_moves.pace, Pace::Again { max_moves: Some(0) });
+    }
+
+    #[test]
+    fn moves_that_cost_more_than_they_gain_are_not_made() {
+        let trace = shifting();
+        let cluster = Cluster::new(4, 1, 8, 4).unwrap();
+        let config = Config::first_part(&trace, cluster, vec![Method::Exact], 0.4).unwrap();
+        let policies = ["eplb"].map(|name| place::policy(name, 1, &cluster).unwrap());
+        let moves = |copy_ps: u64| {
+            let time = Roofline { read: 1, token: 1000, tile: 1 };
+            let pays = Some(Horizon { steps: 5, copy_ps, time });
+            let how = Replay { every: 5, window: Window::Last(5), max_moves: vec![1], pays };
+            let rows = replay(&trace, &config, &how, &policies, &()).unwrap();
+            let row = rows.iter().find(|row| row.pace == Pace::IfItPays).unwrap();
+            (row.moves, row.imbalance.mean)
+        };
+        let (free, dear, out_of_reach) = (moves(0), moves(20_000), moves(u64::MAX / 1000));
+        assert_eq!(out_of_reach.0, 0);
+        assert!(free.0 >= dear.0 && dear.0 > 0, "{free:?} {dear:?}");
+        assert!(free.1 <= out_of_reach.1);
     }
 }

@@ -4,6 +4,7 @@
 //! slots and rounds. What both minimise is the mean over the batches of peak over mean. All other policies do without an
 //! engine: their answers do not depend on which is compiled in.
 
+#[cfg(any(feature = "highs", test))]
 mod columns;
 mod milp;
 mod round;

@@ -208,7 +208,7 @@ fn a_move_is_made_only_if_it_pays() {
         "--model",
         "deepseek-v3,h100",
     ]);
-    assert!(text.contains("over 100 steps for") && text.contains("stay as they are"), "{text}");
+    assert!(text.contains("over 100 steps for") && text.contains("it does not pay in 2 layers"), "{text}");
     let usage = evenkeel(&["plan", &new, "--previous", &first, "--horizon-steps", "100"]);
     assert_eq!(usage.status.code(), Some(2));
 }

@@ -119,18 +119,29 @@ pub(super) fn words(plan: &Plan, changes: &[Changed], horizon: Option<&Horizon>,
     text.push('\n');
     let verdicts = || changes.iter().filter_map(|changed| changed.verdict);
     if let Some(horizon) = horizon {
-        for (made, what) in [(true, "move"), (false, "stay as they are")] {
-            let these = || verdicts().filter(|v| v.made == made);
+        for (made, what) in [(true, "it pays in"), (false, "it does not pay in")] {
+            let these = || verdicts().filter(|v| v.made == made && v.considered > 0);
             let gain: i128 = these().map(|v| i128::from(v.gain_ps)).sum();
             let cost: u128 = these().map(|v| u128::from(v.cost_ps)).sum();
+            if these().count() == 0 {
+                continue;
+            }
             text += &format!(
-                "{} layers {what}: {} moves would save {:.3} ms over {} steps for {:.3} ms of copies\n",
+                "{what} {} layers: {} moves would save {:.3} ms over {} steps for {:.3} ms of copies",
                 these().count(),
                 these().map(|v| v.considered).sum::<usize>(),
                 gain as f64 / 1e9,
                 horizon.steps,
                 cost as f64 / 1e9,
             );
+            if gain == 0 {
+                text += " (experts take longer to read than their tokens to multiply: peaks in tokens cost no time)";
+            }
+            text.push('\n');
+        }
+        let still = verdicts().filter(|v| v.considered == 0).count();
+        if still > 0 {
+            text += &format!("{still} layers have nothing to move\n");
         }
     }
     if verbose {

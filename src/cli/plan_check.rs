@@ -71,7 +71,7 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
             "experts_on_one_rank": alone.iter().map(|(_, alone)| alone).sum::<usize>(),
             "doubled": doubled,
             "provenance": plan.provenance,
-            "judged_again": judged,
+            "judged_again": judged.map(|(again, _)| again),
             "after_loss": losses.as_deref().map(secure_args::document),
         }));
     }
@@ -105,10 +105,13 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
         "expected imbalance ({} split): mean {:.3}, p95 {:.3}\n",
         p.split, p.imbalance.mean, p.imbalance.p95
     );
-    if let Some(again) = judged {
+    if let Some((again, same)) = judged {
         text += &format!(
-            "judged again on its trace: mean {:.3}, p95 {:.3}: as promised\n",
-            again.mean, again.p95
+            "judged again on {}: mean {:.3}, p95 {:.3}{}\n",
+            if same { "its trace" } else { "this trace, which it was not made from" },
+            again.mean,
+            again.p95,
+            if same { ": as promised" } else { "" }
         );
     }
     if let Some(losses) = losses {
@@ -120,9 +123,13 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
 /// What the loss of each rank would do, layer by layer.
 type Losses = Vec<(u32, Vec<AfterLoss>)>;
 
-/// The plan's imbalance on its trace, measured again; an error where it is not what the plan says. Beside it, where there are
+/// The plan's imbalance on a trace, and whether that is its own; an error where it is not what the plan says then. Beside it, where there are
 /// several ranks, every possible loss of one.
-fn judge_again(args: &CheckArgs, plan: &Plan, output: Output) -> anyhow::Result<(Summary, Option<Losses>)> {
+fn judge_again(
+    args: &CheckArgs,
+    plan: &Plan,
+    output: Output,
+) -> anyhow::Result<((Summary, bool), Option<Losses>)> {
     let options = ReadOptions {
         experts: Some(plan.experts),
         batching: match args.decode_batch {
@@ -169,5 +176,5 @@ fn judge_again(args: &CheckArgs, plan: &Plan, output: Output) -> anyhow::Result<
         );
     }
     let losses = (plan.cluster.ranks() > 1).then(|| secure_args::losses(plan, &trace)).transpose()?;
-    Ok((again, losses))
+    Ok(((again, same_trace), losses))
 }

@@ -141,7 +141,7 @@ pub(super) fn words(plan: &Plan, changes: &[Changed], horizon: Option<&Horizon>,
         }
         let still = verdicts().filter(|v| v.considered == 0).count();
         if still > 0 {
-            text += &format!("{still} layers have nothing to move\n");
+            text += &format!("nothing to move in {still} layers\n");
         }
     }
     if verbose {

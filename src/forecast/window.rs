@@ -27,6 +27,9 @@ pub enum Window {
 
 /// Stretches of the latest past that forecasts are compared on.
 const STRETCHES: usize = 4;
+/// A longer window is taken if it would have missed by at most so many hundredths more than the best: what was foreseen is the
+/// mean, and the spread around it, which placements are searched on too, is known the better the more steps are seen.
+const SLACK: u64 = 15;
 
 impl Window {
     /// What is to be planned on before step `end`, for one layer (by index).
@@ -54,14 +57,13 @@ impl fmt::Display for Window {
     }
 }
 
-/// The length that would have foreseen the last stretches best; the longest of several that are as good.
+/// The longest length that would have foreseen the last stretches about as well as the best.
 fn best_length(trace: &Trace, layer: usize, end: usize, ahead: usize) -> usize {
     let mut lengths: Vec<usize> = std::iter::successors(Some(ahead), |&length| length.checked_mul(2))
         .take_while(|&l| l < end)
         .collect();
     lengths.push(end.max(1));
-    let mut best = (u64::MAX, end.max(1));
-    for &length in lengths.iter().rev() {
+    let miss = |length: usize| {
         let mut miss = 0u64;
         for stretch in 1..=STRETCHES {
             let Some(from) = end.checked_sub(stretch * ahead).filter(|&from| from > 0) else { break };
@@ -69,11 +71,12 @@ fn best_length(trace: &Trace, layer: usize, end: usize, ahead: usize) -> usize {
             let after = shares(&History::window(trace, layer, from..from + ahead));
             miss += before.iter().zip(&after).map(|(b, a)| b.abs_diff(*a)).sum::<u64>();
         }
-        if miss < best.0 {
-            best = (miss, length);
-        }
-    }
-    best.1
+        miss
+    };
+    let missed: Vec<(usize, u64)> = lengths.into_iter().map(|length| (length, miss(length))).collect();
+    let least = missed.iter().map(|&(_, miss)| miss).min().unwrap_or(0);
+    let near = |&&(_, miss): &&(usize, u64)| miss <= least + least / 100 * SLACK;
+    missed.iter().rev().find(near).map_or(end.max(1), |&(length, _)| length)
 }
 
 /// Each expert's part of the tokens, in units of 2⁻²⁰; zero where there are none.

@@ -266,6 +266,20 @@ fn other_goals_are_measured_beside_the_usual_splits() {
         }
     }
     assert!(document(&[&base[..], &["--json"]].concat())["goal"].is_null());
+    // Placing for the speeds is another policy, and no worse at them.
+    let d = document(&[&base[..], &["--speeds", "1,2,3,4", "--place-for-speeds", "--json"]].concat());
+    let rows = d["goal"].as_array().unwrap();
+    assert_eq!((rows.len(), &rows[5]["policy"]), (6, &"lplb:ring, for speeds".into()));
+    assert!(rows[5]["imbalance"]["mean"].as_f64() < rows[2]["imbalance"]["mean"].as_f64(), "{rows:?}");
+    let plan = ["plan", trace.to_str().unwrap(), "--ranks", "4", "--redundant", "4", "--policy", "eplb"];
+    let d = document(&[&plan[..], &["--speeds", "1,2,3,4", "--json"]].concat());
+    let by_speed = d["by_speed"]["imbalance"]["mean"].as_f64().unwrap();
+    assert!((1.0..1.5).contains(&by_speed), "{by_speed}");
+    let text = stdout(&[&plan[..], &["--speeds", "1,2,3,4"]].concat());
+    assert!(text.contains("by speeds [1, 2, 3, 4]: mean imbalance"), "{text}");
+    assert!(text.contains("placement_bound") && text.contains("eplb, for speeds"), "{text}");
+    let wrong = refusal(&[&plan[..], &["--speeds", "1,2"]].concat());
+    assert!(wrong.contains("2 speeds for 4 ranks"), "{wrong}");
     let wrong = refusal(&[&base[..], &["--speeds", "1,2"]].concat());
     assert!(wrong.contains("2 speeds") && wrong.contains('4'), "{wrong}");
     let wrong = refusal(&[&base[..], &["--speeds", "1,2,0,1"]].concat());

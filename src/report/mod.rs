@@ -18,12 +18,13 @@ mod facts;
 mod headline;
 mod heatmap;
 mod layers;
+mod moves;
 mod svg;
 mod table;
 mod text;
 
 use crate::cluster::Cluster;
-use crate::simulate::{Outcome, Row};
+use crate::simulate::{Outcome, Replayed, Row};
 use crate::split::Method;
 use crate::trace::Trace;
 use std::fmt::Write as _;
@@ -42,6 +43,8 @@ pub struct Page<'a> {
     pub cluster: &'a Cluster,
     /// What came out.
     pub outcome: &'a Outcome,
+    /// Where planning was replayed along the trace: what came of it; else empty.
+    pub replayed: &'a [Replayed],
 }
 
 const STYLE: &str = include_str!("style.css");
@@ -69,6 +72,7 @@ impl Page<'_> {
                 table::write(&mut out, self.outcome, &comparison);
                 distribution::write(&mut out, self.outcome, &comparison);
                 heatmap::write(&mut out, self, &comparison);
+                moves::write(&mut out, self);
                 layers::write(&mut out, self, &comparison);
                 experts::write(&mut out, self, &comparison);
             }

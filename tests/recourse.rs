@@ -52,7 +52,7 @@ proptest! {
         let cluster = Cluster::new(8, 1, 32, 8).unwrap();
         let (before, after) = (trace(32, 12, seed), trace(32, 12, seed.wrapping_add(1)));
         let old = place(&quick(), &before, &cluster);
-        let new = place(&quick().with_previous(old.clone(), most), &after, &cluster);
+        let new = quick().replan(&History::whole(&after, 0), &cluster, &old, Some(most)).unwrap();
         prop_assert!(new.moves_from(&old) <= most);
         prop_assert_eq!(new.doubled(), 0);
         let changed = old.slots().iter().zip(new.slots()).filter(|(a, b)| a != b).count();
@@ -103,7 +103,7 @@ fn impossible_shapes_are_told() {
     let error = quick().place(&History::whole(&history, 0), &cluster).unwrap_err().to_string();
     assert!(error.contains("8 slots cannot hold 9 experts"), "{error}");
     let other = place(&quick(), &trace(8, 3, 0), &Cluster::new(2, 1, 8, 0).unwrap());
-    let error = quick().with_previous(other, 3).place(&History::whole(&trace(8, 3, 0), 0), &cluster);
+    let error = quick().replan(&History::whole(&trace(8, 3, 0), 0), &cluster, &other, Some(3));
     assert!(error.unwrap_err().to_string().contains("expected 8 on 4 x 2"));
     assert!(place::policy("recourse:best", 1, &cluster).is_err());
 }

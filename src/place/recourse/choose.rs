@@ -23,7 +23,7 @@ const LADDER: [&[Part]; 3] = [
 ];
 
 /// The spread where nothing can be held back.
-const UNKNOWN: usize = 1;
+const UNKNOWN: usize = LADDER.len() - 1;
 
 /// With fewer batches, nothing can be held back.
 pub(super) const FEWEST: usize = 8;

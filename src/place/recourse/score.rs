@@ -86,7 +86,7 @@ impl Objective {
             let n = apart.len().max(2) as f64;
             let mean = apart.iter().sum::<f64>() / n;
             let variance = apart.iter().map(|d| (d - mean) * (d - mean)).sum::<f64>() / (n - 1.0);
-            mean <= (variance / n).sqrt()
+            mean <= 2.0 * (variance / n).sqrt()
         };
         rows.iter().map(near).collect()
     }

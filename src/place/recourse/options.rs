@@ -11,8 +11,11 @@ const SCENARIOS: usize = 128;
 /// The first threshold of the search, in millionths of mean imbalance.
 const HEAT: u64 = 1000;
 
-/// Iterations of the last search, unless asked otherwise.
-const ITERATIONS: u64 = 24_000;
+/// Iterations of the last search for up to [`MANY`] slots, unless asked otherwise.
+const ITERATIONS: u64 = 40_000;
+
+/// With more slots, each iteration takes longer, so that there are fewer in proportion.
+const MANY: u64 = 64;
 
 /// The policy `recourse`: placements that know they will be split exactly, batch by batch.
 ///
@@ -105,7 +108,7 @@ impl Recourse {
     /// Iterations of the last search: fewer where slots are many and each costs more.
     pub(super) fn iterations(&self, slots: &[usize]) -> u64 {
         let all: usize = slots.iter().sum();
-        self.budget.unwrap_or(ITERATIONS * 96 / (all as u64).max(96)).max(1)
+        self.budget.unwrap_or(ITERATIONS * MANY / (all as u64).max(MANY)).max(1)
     }
 }
 

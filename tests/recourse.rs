@@ -48,7 +48,7 @@ proptest! {
         let spare = (redundant * ranks).saturating_sub(less.min(ranks - 1));
         let cluster = Cluster::uneven(ranks, 1, experts, spare).unwrap();
         let trace = trace(experts, steps, seed);
-        let policy = quick().with_iterations(200);
+        let policy = quick().with_iterations(100).with_scenarios(8);
         let placement = place(&policy, &trace, &cluster);
         let per_rank = cluster.slots_per_rank();
         prop_assert_eq!((placement.ranks(), placement.slots_per_rank()), (ranks, per_rank));
@@ -145,17 +145,21 @@ fn totals_are_taken_for_an_average_only() {
 
 #[test]
 fn objectives_trade_the_mean_for_the_tail() {
-    let (cluster, trace) = (Cluster::new(8, 1, 32, 8).unwrap(), trace(32, 24, 2));
-    let worst = |objective| {
+    let cluster = Cluster::new(8, 1, 32, 8).unwrap();
+    // All peaks together, those of the worst quarter, the worst; of several traces.
+    let reached = |objective| {
         let policy = quick().trusting().with_iterations(8000).with_objective(objective);
-        let judged = judge(&trace, 0, 0..24, &place(&policy, &trace, &cluster), Method::Exact).unwrap();
-        (judged.peaks.iter().sum::<u64>(), *judged.peaks.iter().max().unwrap())
+        (0..5).fold((0, 0, 0), |sum, seed| {
+            let trace = trace(32, 24, seed);
+            let judged = judge(&trace, 0, 0..24, &place(&policy, &trace, &cluster), Method::Exact).unwrap();
+            let mut peaks = judged.peaks;
+            peaks.sort_unstable_by(|a, b| b.cmp(a));
+            (sum.0 + peaks.iter().sum::<u64>(), sum.1 + peaks[..6].iter().sum::<u64>(), sum.2 + peaks[0])
+        })
     };
-    let (mean, tail) = (worst(Objective::Mean), worst(Objective::Worst));
-    assert!(mean.0 <= tail.0 && tail.1 <= mean.1, "{mean:?} {tail:?}");
-    // The worst quarter: between the two.
-    let quarter = worst(Objective::Cvar(750));
-    assert!(mean.0 <= quarter.0 && tail.1 <= quarter.1, "{mean:?} {quarter:?} {tail:?}");
+    let [mean, quarter, worst] = [Objective::Mean, Objective::Cvar(750), Objective::Worst].map(reached);
+    assert!(mean.0 <= quarter.0 && mean.0 <= worst.0, "{mean:?} {quarter:?} {worst:?}");
+    assert!(quarter.1 <= mean.1 && worst.2 <= mean.2, "{mean:?} {quarter:?} {worst:?}");
 }
 
 #[test]

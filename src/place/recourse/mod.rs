@@ -165,7 +165,12 @@ impl<'a> Layer<'a> {
             }
         }
         let start = best.map_or_else(|| Seating::empty(self.experts, &self.slots), |best| best.seating);
-        let limits = Limits { iterations, heat: self.policy.heat, moves: None };
-        search(scenarios, objective, start, limits, dice)
+        let limits = |iterations| Limits { iterations, heat: self.policy.heat, moves: None };
+        if objective == Objective::Mean {
+            return search(scenarios, objective, start, limits(iterations), dice);
+        }
+        // A tail says nothing of most steps: the mean leads near it first.
+        let near = search(scenarios, Objective::Mean, start, limits(iterations / 2), dice.clone())?;
+        search(scenarios, objective, near.seating, limits(iterations / 2), dice)
     }
 }

@@ -134,8 +134,8 @@ impl Policy for Eplb {
 
 /// The bits of a number, so that integers stand in the order of [`f32::total_cmp`].
 fn ordered(number: f32) -> i32 {
-    let bits = number.to_bits() as i32;
-    bits ^ ((bits >> 31) as u32 >> 1) as i32
+    let bits = number.to_bits().cast_signed();
+    bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
 }
 
 /// Packs items into `packs` of equal size: in descending order of weight, each to the lightest pack that still has
@@ -151,7 +151,7 @@ pub(super) fn balanced_packing(weights: &[f32], packs: usize) -> Vec<Vec<usize>>
     let mut order: Vec<u64> = weights
         .iter()
         .enumerate()
-        .map(|(item, &weight)| u64::from(!(ordered(weight) as u32 ^ 1 << 31)) << 32 | item as u64)
+        .map(|(item, &weight)| u64::from(!(ordered(weight).cast_unsigned() ^ (1 << 31))) << 32 | item as u64)
         .collect();
     order.sort_unstable();
     let mut packed = vec![Vec::with_capacity(room); packs];

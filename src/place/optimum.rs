@@ -87,17 +87,21 @@ struct Search {
     limit: u64,
 }
 
+/// Ranks with so many usable slots: their parts, and for every set of experts the last part that touches it.
+type Kind = (usize, std::rc::Rc<Vec<u32>>, std::rc::Rc<Vec<i32>>);
+
 impl Search {
     fn new(batches: &[&[u64]], order: &[usize], cluster: &Cluster, best: u64, limit: u64) -> Option<Self> {
         let (experts, ranks, sets) = (order.len(), cluster.ranks(), 1usize << order.len());
-        let mut kinds: Vec<(usize, std::rc::Rc<Vec<u32>>, std::rc::Rc<Vec<i32>>)> = Vec::new();
+        let mut kinds: Vec<Kind> = Vec::new();
         let (mut parts, mut last) = (Vec::new(), Vec::new());
         for rank in 0..ranks {
             let size = cluster.usable(rank).min(experts);
             if !kinds.iter().any(|kind| kind.0 == size) {
                 let all = parts_of(experts, size);
                 let touches = |set: usize| all.iter().rposition(|&part| part as usize & set != 0);
-                let last = (0..sets).map(|set| touches(set).map_or(-1, |at| at as i32)).collect();
+                let last =
+                    (0..sets).map(|set| touches(set).map_or(-1, |at| (at as u32).cast_signed())).collect();
                 kinds.push((size, all.into(), std::rc::Rc::new(last)));
             }
             let kind = kinds.iter().find(|kind| kind.0 == size)?;
@@ -187,7 +191,7 @@ impl Search {
             let mut most = usize::from(self.touched[set]);
             for later in rank..self.ranks {
                 let same = self.parts[later].len() == self.parts[rank - 1].len();
-                let from = if same { self.dealt[rank - 1] as i32 } else { 0 };
+                let from = if same { (self.dealt[rank - 1] as u32).cast_signed() } else { 0 };
                 most += usize::from(self.last[later][set] >= from);
             }
             *reach = most * self.sets + set;

@@ -58,7 +58,9 @@ pub(super) fn refine(
         for (rank, expert) in candidates(&state, cluster, &scenarios, &bottlenecks, how) {
             for change in changes(&state, cluster, rank, expert, how) {
                 let mut next = state.clone();
-                change.iter().for_each(|&(slot, content)| next.put(slot, content));
+                for &(slot, content) in &change {
+                    next.put(slot, content);
+                }
                 let moves = next.moves_from(&before);
                 let cost = moves.saturating_sub(spent).max(1);
                 if moves > how.max_moves {

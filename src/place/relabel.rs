@@ -57,7 +57,7 @@ fn matching(previous: &Placement, new: &Placement, cluster: &Cluster) -> Vec<usi
         if filled[new] > cluster.usable(old) {
             return FORBIDDEN;
         }
-        common[old * ranks + new] * (ranks as i64 + 1) + i64::from(old == new)
+        common[old * ranks + new] * (ranks.cast_signed() as i64 + 1) + i64::from(old == new)
     };
     let within = |old_node: usize, new_node: usize| {
         assign(per_node, |i, j| worth(old_node * per_node + i, new_node * per_node + j))

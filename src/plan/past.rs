@@ -127,7 +127,9 @@ fn judge(
     horizon: &Horizon,
 ) -> Result<Verdict, PlaceError> {
     let mut received = vec![0u64; after.ranks()];
-    moves.iter().for_each(|m| received[m.to as usize] += 1);
+    for moved in moves {
+        received[moved.to as usize] += 1;
+    }
     let cost_ps = received.into_iter().max().unwrap_or(0).saturating_mul(horizon.copy_ps);
     let steps = history.batches().len().max(1) as i128;
     let saved = total_time(before, history, &horizon.time)? - total_time(after, history, &horizon.time)?;

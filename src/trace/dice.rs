@@ -43,7 +43,7 @@ impl Dice {
         let zeros = u64::from(bits.leading_zeros());
         let after = (bits << zeros << 1) >> 48;
         // ln 2 = 45426 / 65536.
-        (((zeros + 1) << 16) - after) * 45_426 >> 16
+        ((((zeros + 1) << 16) - after) * 45_426) >> 16
     }
 
     /// Two independent standard normals, by Box and Muller.

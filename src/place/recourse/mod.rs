@@ -165,12 +165,12 @@ impl<'a> Layer<'a> {
             }
         }
         let start = best.map_or_else(|| Seating::empty(self.experts, &self.slots), |best| best.seating);
-        let limits = |iterations| Limits { iterations, heat: self.policy.heat, moves: None };
+        let limits = Limits { iterations, heat: self.policy.heat, moves: None };
+        let near = search(scenarios, Objective::Mean, start, limits, dice.clone())?;
         if objective == Objective::Mean {
-            return search(scenarios, objective, start, limits(iterations), dice);
+            return Ok(near);
         }
         // A tail says nothing of most steps: the mean leads near it first.
-        let near = search(scenarios, Objective::Mean, start, limits(iterations / 2), dice.clone())?;
-        search(scenarios, objective, near.seating, limits(iterations / 2), dice)
+        search(scenarios, objective, near.seating, limits, dice)
     }
 }

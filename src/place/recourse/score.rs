@@ -34,7 +34,7 @@ impl Objective {
             "worst" => Some(Objective::Worst),
             _ => {
                 let level: f64 = name.strip_prefix("cvar=")?.parse().ok()?;
-                (0.0..1.0).contains(&level).then(|| Objective::Cvar((level * 1000.0) as u16))
+                (0.0..1.0).contains(&level).then_some(Objective::Cvar((level * 1000.0) as u16))
             }
         }
     }

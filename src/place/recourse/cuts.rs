@@ -302,7 +302,7 @@ mod tests {
                     prop_assert!(cuts.peaks()[scenario] <= peak);
                     if peak > cuts.peaks()[scenario] && dice.below(2) == 0 {
                         cuts.add(&seating, certificate);
-                        prop_assert_eq!(cuts.peaks()[scenario], peak);
+                        prop_assert!(cuts.peaks()[scenario] >= peak);
                     }
                 }
             }

@@ -2,20 +2,20 @@
 
 use super::score::Objective;
 use super::search::heat;
-use super::seating::Seating;
 use super::spread::{self, Spread};
-use crate::cluster::Cluster;
-use crate::place::{PlaceError, Placement};
 use std::fmt;
 
 /// Scenarios that a placement is searched on, unless asked otherwise.
-const SCENARIOS: usize = 64;
+const SCENARIOS: usize = 128;
 
 /// The first threshold of the search, in millionths of mean imbalance.
 const HEAT: u64 = 1000;
 
-/// Iterations of the last search, unless asked otherwise.
-const ITERATIONS: u64 = 60_000;
+/// Iterations of the last search for up to [`MANY`] slots, unless asked otherwise.
+const ITERATIONS: u64 = 40_000;
+
+/// With more slots, each iteration takes longer, so that there are fewer in proportion.
+const MANY: u64 = 64;
 
 /// The policy `recourse`: placements that know they will be split exactly, batch by batch.
 ///
@@ -35,11 +35,10 @@ pub struct Recourse {
     pub(super) scenarios: usize,
     pub(super) spread: Option<Spread>,
     pub(super) heat: u64,
-    pub(super) previous: Option<(Placement, usize)>,
 }
 
 impl Default for Recourse {
-    /// Mean imbalance, seed 0, the default number of iterations, nothing running yet.
+    /// Mean imbalance, seed 0, the default number of iterations.
     fn default() -> Self {
         Recourse {
             objective: Objective::Mean,
@@ -48,7 +47,6 @@ impl Default for Recourse {
             scenarios: SCENARIOS,
             spread: None,
             heat: heat(HEAT),
-            previous: None,
         }
     }
 }
@@ -86,13 +84,6 @@ impl Recourse {
         Recourse { spread: Some(spread::none()), ..self }
     }
 
-    /// Starts from the placement that is running and brings at most `max_moves` experts to ranks that do not hold them. What
-    /// stays on a rank stays in its slot.
-    #[must_use]
-    pub fn with_previous(self, placement: Placement, max_moves: usize) -> Self {
-        Recourse { previous: Some((placement, max_moves)), ..self }
-    }
-
     /// Reads the options behind `recourse:`, separated by colons: `mean`, `cvar=LEVEL`, `worst`, `seed=N`, `iterations=N`,
     /// `scenarios=N`. `None` where one is unknown.
     pub(crate) fn named(options: &str) -> Option<Self> {
@@ -117,23 +108,7 @@ impl Recourse {
     /// Iterations of the last search: fewer where slots are many and each costs more.
     pub(super) fn iterations(&self, slots: &[usize]) -> u64 {
         let all: usize = slots.iter().sum();
-        self.budget.unwrap_or(ITERATIONS * 96 / (all as u64).max(96)).max(1)
-    }
-
-    /// The placement that is running, as the search takes it.
-    pub(super) fn running(&self, experts: usize, cluster: &Cluster) -> Result<Option<Seating>, PlaceError> {
-        let Some((placement, _)) = &self.previous else { return Ok(None) };
-        let (ranks, per_rank) = (placement.ranks(), placement.slots_per_rank());
-        if (placement.experts(), ranks, per_rank) != (experts, cluster.ranks(), cluster.slots_per_rank()) {
-            let reason = format!(
-                "the previous placement has {} experts on {ranks} ranks x {per_rank} slots: expected {experts} on {} x {}",
-                placement.experts(),
-                cluster.ranks(),
-                cluster.slots_per_rank()
-            );
-            return Err(PlaceError::Shape { policy: self.to_string(), reason });
-        }
-        Ok(Some(Seating::of(placement)))
+        self.budget.unwrap_or(ITERATIONS * MANY / (all as u64).max(MANY)).max(1)
     }
 }
 

@@ -34,7 +34,7 @@ impl Objective {
             "worst" => Some(Objective::Worst),
             _ => {
                 let level: f64 = name.strip_prefix("cvar=")?.parse().ok()?;
-                (0.0..1.0).contains(&level).then(|| Objective::Cvar((level * 1000.0) as u16))
+                (0.0..1.0).contains(&level).then_some(Objective::Cvar((level * 1000.0) as u16))
             }
         }
     }
@@ -59,11 +59,42 @@ impl Objective {
         if self == Objective::Mean {
             return sum(scenarios.factors(), peaks);
         }
-        let each = scenarios.weights().iter().zip(peaks).map(|(weight, &peak)| weight * peak as u64);
-        let mut each: Vec<u64> = each.collect();
+        let mut each: Vec<u64> = each(scenarios, peaks).collect();
         each.sort_unstable_by(|a, b| b.cmp(a));
         each.iter().take(self.tail(scenarios.len())).sum()
     }
+}
+
+impl Objective {
+    /// Which of several placements are as good as the best, given what every one scores in the same scenarios ([`each`]): those
+    /// whose mean is within one standard error, of the differences, of the least mean. Where a tail is minimised, those whose
+    /// tail is the least.
+    pub(crate) fn as_good(self, rows: &[Vec<u64>]) -> Vec<bool> {
+        let tail = |row: &Vec<u64>| -> u64 {
+            let mut row = row.clone();
+            row.sort_unstable_by(|a, b| b.cmp(a));
+            row.iter().take(self.tail(row.len())).sum()
+        };
+        let scores: Vec<u64> = rows.iter().map(tail).collect();
+        let least = scores.iter().copied().min().unwrap_or(0);
+        let Some(best) = scores.iter().position(|&score| score == least) else { return vec![] };
+        if self != Objective::Mean {
+            return scores.iter().map(|&score| score == least).collect();
+        }
+        let near = |row: &Vec<u64>| {
+            let apart: Vec<f64> = row.iter().zip(&rows[best]).map(|(&a, &b)| a as f64 - b as f64).collect();
+            let n = apart.len().max(2) as f64;
+            let mean = apart.iter().sum::<f64>() / n;
+            let variance = apart.iter().map(|d| (d - mean) * (d - mean)).sum::<f64>() / (n - 1.0);
+            mean <= 2.0 * (variance / n).sqrt()
+        };
+        rows.iter().map(near).collect()
+    }
+}
+
+/// What every scenario adds to the score of these peaks, `[B]`.
+pub(crate) fn each<'a>(scenarios: &'a Scenarios, peaks: &'a [f32]) -> impl Iterator<Item = u64> + 'a {
+    scenarios.weights().iter().zip(peaks).map(|(weight, &peak)| weight * peak as u64)
 }
 
 /// The sum of products of whole numbers below 2^53 in all: exact, in whatever order.
@@ -91,6 +122,15 @@ mod tests {
         assert_eq!(tokens(Objective::Mean), (4..14).sum::<u64>());
         assert_eq!(tokens(Objective::Cvar(800)), 13 + 12);
         assert_eq!(tokens(Objective::Worst), 13);
+    }
+
+    #[test]
+    fn as_good_is_within_noise() {
+        let rows =
+            vec![vec![10, 20, 30, 40], vec![11, 19, 31, 40], vec![15, 25, 36, 44], vec![10, 20, 30, 39]];
+        assert_eq!(Objective::Mean.as_good(&rows), [true, true, false, true]);
+        assert_eq!(Objective::Worst.as_good(&rows), [false, false, false, true]);
+        assert!(Objective::Mean.as_good(&[]).is_empty());
     }
 
     #[test]

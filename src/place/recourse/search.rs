@@ -81,7 +81,7 @@ pub(crate) fn search(
     let mut peaks = vec![0.0; scenarios.padded()];
     // The exact peaks of the placement in hand; its cuts may have been dropped since.
     let mut known = peaks.clone();
-    let mut moved = limits.moves.map_or(0, |(from, _)| moves_between(from, &search.seating));
+    let mut moved = limits.moves.map_or(0, |(from, _)| moves_between(from, &search.seating).cast_signed());
     let mut proposals = Proposals::new(&search.seating);
     let total = limits.iterations.max(1);
     let scale = limits.heat * objective.counted(scenarios) as u64;
@@ -92,8 +92,8 @@ pub(crate) fn search(
         };
         let changes = search.seating.changes(step);
         if let Some((from, most)) = limits.moves {
-            let after = changes.iter().fold(moved as i64, |sum, change| sum + new_moves(from, change));
-            if after > most as i64 && after > moved as i64 {
+            let after = changes.iter().fold(moved, |sum, change| sum + new_moves(from, change));
+            if after > most.cast_signed() && after > moved {
                 continue;
             }
         }
@@ -127,7 +127,7 @@ pub(crate) fn search(
             search.best = Found { seating: search.seating.clone(), score: search.score };
         }
         if let Some((from, _)) = limits.moves {
-            moved = changes.iter().fold(moved as i64, |sum, c| sum + new_moves(from, c)).max(0) as usize;
+            moved = changes.iter().fold(moved, |sum, change| sum + new_moves(from, change));
         }
     }
     Ok(search.best)
@@ -188,12 +188,12 @@ pub(crate) fn moves_between(from: &Seating, to: &Seating) -> usize {
 }
 
 /// By how much a change alters the number of moves.
-fn new_moves(from: &Seating, change: &super::seating::Change) -> i64 {
+fn new_moves(from: &Seating, change: &super::seating::Change) -> isize {
     if change.expert as usize == from.experts() {
         return 0;
     }
     let new = |rank: Option<super::seating::Rank>| {
-        i64::from(rank.is_some_and(|rank| !from.holds(rank, change.expert)))
+        isize::from(rank.is_some_and(|rank| !from.holds(rank, change.expert)))
     };
     new(change.to) - new(change.from)
 }

@@ -55,15 +55,17 @@ impl Seating {
         Seating { experts, rank_of, starts, held, hosts: vec![vec![]; experts + 1] }
     }
 
-    /// Takes over a placement; the second copy of an expert on a rank is left out.
-    pub(crate) fn of(placement: &Placement) -> Seating {
-        let slots = vec![placement.slots_per_rank(); placement.ranks()];
-        let mut seating = Seating::empty(placement.experts(), &slots);
-        for (slot, &expert) in placement.slots().iter().enumerate() {
-            if let Some(expert) = expert
-                && !seating.holds(seating.rank(slot), expert)
-            {
-                seating.apply(Step::Retarget(slot, expert));
+    /// Takes over a placement, as far as `slots[r]` usable ones on rank `r` hold it; the second copy of an expert on a rank
+    /// is left out.
+    pub(crate) fn of(placement: &Placement, slots: &[usize]) -> Seating {
+        let mut seating = Seating::empty(placement.experts(), slots);
+        for (rank, held) in placement.slots().chunks(placement.slots_per_rank().max(1)).enumerate() {
+            for (slot, &expert) in seating.slots_of(rank as Rank).zip(held) {
+                if let Some(expert) = expert
+                    && !seating.holds(rank as Rank, expert)
+                {
+                    seating.apply(Step::Retarget(slot, expert));
+                }
             }
         }
         seating

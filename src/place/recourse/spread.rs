@@ -6,6 +6,8 @@
 //! the roles before and after). `rho = 1` is the batch itself, `rho = 0` the same counts on random experts: only the replica
 //! graph helps there. Totals, sparseness and concentration are the batch's own at every strength.
 
+use super::choose::FEWEST;
+use super::dispersion;
 use super::scenarios::Scenarios;
 use crate::trace::dice::Dice;
 
@@ -38,7 +40,9 @@ pub(crate) fn named(name: &str) -> Option<Spread> {
     name.split('+').map(part).collect()
 }
 
-/// Up to `most` scenarios: of every part its share, batches evenly spaced in time. Batches as they are do not come twice.
+/// Up to `most` scenarios: of every part its share, batches evenly spaced in time. Batches as they are do not come twice. Where
+/// there are too few to show how batches differ, as where a history is totals, changed ones stray as [`dispersion`] says instead of
+/// being tilted.
 pub(crate) fn scenarios(
     experts: usize,
     ranks: usize,
@@ -47,14 +51,20 @@ pub(crate) fn scenarios(
     most: usize,
     dice: &mut Dice,
 ) -> Scenarios {
+    let few = batches.len() < FEWEST;
+    let rho = if few { dispersion::fitted(batches) } else { 0.0 };
     let mut all: Vec<Vec<u64>> = vec![];
     for &Part { share, tilt, new } in spread {
         let count = (most * share as usize).div_ceil(100);
         let as_they_are = tilt == 0 && new == 0;
         let count = if as_they_are || batches.is_empty() { count.min(batches.len()) } else { count };
         for b in evenly(batches.len(), count) {
-            let tilted = tilted(batches, b, f64::from(tilt) / 100.0, dice);
-            all.push(displace(&tilted, f64::from(new) / 100.0, dice));
+            let batch = if few && !as_they_are {
+                whole(&dispersion::strayed(batches[b], rho, dice), batches[b].iter().sum(), dice)
+            } else {
+                tilted(batches, b, f64::from(tilt) / 100.0, dice)
+            };
+            all.push(displace(&batch, f64::from(new) / 100.0, dice));
         }
     }
     Scenarios::new(experts, ranks, all.iter().map(Vec::as_slice))
@@ -79,21 +89,22 @@ fn tilted(batches: &[&[u64]], base: usize, part: f64, dice: &mut Dice) -> Vec<u6
     let wanted: Vec<f64> = (0..batch.len())
         .map(|e| (batch[e] as f64 + p * plus[e] as f64 - m * minus[e] as f64).max(0.0))
         .collect();
+    if wanted.iter().sum::<f64>() <= 0.0 { batch.to_vec() } else { whole(&wanted, total, dice) }
+}
+
+/// So many tokens in these proportions, rounded systematically: every partial sum is within a token of what is wanted.
+fn whole(wanted: &[f64], total: u64, dice: &mut Dice) -> Vec<u64> {
     let sum: f64 = wanted.iter().sum();
-    if sum <= 0.0 {
-        return batch.to_vec();
-    }
-    // Systematic rounding: every partial sum is within a token of what is wanted.
     let offset = dice.unit();
     let (mut so_far, mut given) = (0.0, 0);
-    let mut tilted: Vec<u64> = Vec::with_capacity(batch.len());
+    let mut tokens: Vec<u64> = Vec::with_capacity(wanted.len());
     for want in wanted {
         so_far += want;
         let upto = ((so_far / sum * total as f64 + offset) as u64).min(total);
-        tilted.push(upto - given);
+        tokens.push(upto - given);
         given = upto;
     }
-    tilted
+    tokens
 }
 
 fn displace(batch: &[u64], new: f64, dice: &mut Dice) -> Vec<u64> {

@@ -50,7 +50,9 @@ impl Proposals {
         let (a, b) = (pick(scenarios.len(), dice), pick(scenarios.len(), dice));
         let scenario = if above(a) >= above(b) { a } else { b };
         let (ranks, confined) = cuts.tight(scenario)?;
-        ranks.iter().for_each(|&rank| self.inside[rank as usize] = true);
+        for &rank in ranks {
+            self.inside[rank as usize] = true;
+        }
         let mut slot = None;
         let load = |slot: usize| scenarios.row(seating.held(slot) as usize)[scenario];
         for _ in 0..LOOKS {
@@ -66,7 +68,9 @@ impl Proposals {
         let outside = (0..8)
             .map(|_| pick(seating.slots(), dice))
             .find(|&slot| !self.inside[seating.rank(slot) as usize]);
-        ranks.iter().for_each(|&rank| self.inside[rank as usize] = false);
+        for &rank in ranks {
+            self.inside[rank as usize] = false;
+        }
         let (slot, outside) = (slot?, outside?);
         if seating.redundant(outside) && dice.below(4) != 0 {
             return Some(Step::Retarget(outside, seating.held(slot)));

@@ -45,6 +45,12 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
     let doubled: usize = plan.layers.iter().map(|l| l.placement.doubled()).sum();
     let empty: usize =
         plan.layers.iter().map(|l| l.placement.slots().iter().filter(|slot| slot.is_none()).count()).sum();
+    let alone: Vec<(u32, usize)> = plan
+        .layers
+        .iter()
+        .map(|l| (l.layer, (0..plan.experts).filter(|&e| l.placement.ranks_of(e).len() < 2).count()))
+        .filter(|&(_, alone)| alone > 0)
+        .collect();
     if output.json() {
         return document(&json!({
             "plan": args.plan,
@@ -53,6 +59,8 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
             "layers": plan.layers.len(),
             "idle_layers": plan.idle_layers,
             "empty_slots": empty,
+            "survives_any_loss": alone.is_empty(),
+            "experts_on_one_rank": alone.iter().map(|(_, alone)| alone).sum::<usize>(),
             "doubled": doubled,
             "provenance": plan.provenance,
             "judged_again": judged,
@@ -70,6 +78,14 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
         p.version,
     );
     text += &format!("{empty} empty slots\n");
+    text += &match alone.iter().max_by_key(|&&(layer, alone)| (alone, std::cmp::Reverse(layer))) {
+        None => "every expert survives the loss of any one rank\n".to_owned(),
+        Some((layer, most)) => format!(
+            "experts on one rank alone, gone if it is lost: in {} of {} layers, {most} in layer {layer}\n",
+            alone.len(),
+            plan.layers.len()
+        ),
+    };
     if doubled > 0 {
         output.note(&format!(
             "{doubled} copies share a rank with another copy of their expert and will serve nothing: the rank's quota \

@@ -5,11 +5,12 @@ use super::further::Further;
 use super::goal_args::GoalArgs;
 use super::model_args::ModelOnGpu;
 use super::output::{Bar, Output, print, table, write_file};
+use super::replan_args::{ReplanArgs, Replanned};
 use super::trace_args::TraceArgs;
 use clap::Args;
 use evenkeel::place;
 use evenkeel::report::Page;
-use evenkeel::simulate::{Config, Outcome, simulate};
+use evenkeel::simulate::{Config, Outcome, hindsight, simulate};
 use evenkeel::split::Method;
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
@@ -25,7 +26,8 @@ use std::path::PathBuf;
 #[command(
     after_help = "Examples:\n  evenkeel simulate traces/sample-decode.csv.zst --ranks 8 --redundant 8\n  evenkeel \
                   simulate gptoss20b-decode/ --ranks 8 --redundant 8 --decode-batch 64 --policies \
-                  contiguous,eplb,lplb:ring --splits even,lp,exact --report report.html"
+                  contiguous,eplb,lplb:ring --splits even,lp,exact --report report.html\n  evenkeel simulate \
+                  deepseek-v2-lite-domains/ --ranks 8 --replan-every 4 --max-moves 1,2,4"
 )]
 pub(crate) struct SimulateArgs {
     #[command(flatten)]
@@ -34,9 +36,14 @@ pub(crate) struct SimulateArgs {
     cluster: ClusterArgs,
     #[command(flatten)]
     pub(super) goal: GoalArgs,
-    /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY
-    #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb")]
+    #[command(flatten)]
+    replan: ReplanArgs,
+    /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse (also recourse:cvar=0.9, recourse:worst)
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb,recourse")]
     policies: Vec<String>,
+    /// Add a row for `recourse` shown the judged batches beforehand: about what any placement could reach
+    #[arg(long)]
+    hindsight: bool,
     /// Splits: even, affine5, lp, exact
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "even,exact")]
     splits: Vec<Method>,
@@ -83,9 +90,13 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         .collect::<Result<_, _>>()?;
     let config = Config::first_part(trace, cluster, args.splits.clone(), args.plan_on)?;
     let bar = Bar::layers();
-    let outcome = simulate(trace, &config, &policies, &bar)?;
+    let mut outcome = simulate(trace, &config, &policies, &bar)?;
+    if args.hindsight {
+        outcome.append(hindsight(trace, &config, &bar)?);
+    }
     drop(bar);
     let further = Further::ask(args, trace, tokens.as_ref(), &config, &outcome)?;
+    let replanned = args.replan.ask(trace, &config, &policies)?;
     if let Some(path) = &args.report {
         let page = Page {
             title: "Simulation".into(),
@@ -98,7 +109,13 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     }
     let batches = args.trace.batches(trace);
     if output.json() {
-        return super::output::document(&document(trace, &config, &outcome, &batches, &further));
+        return super::output::document(&document(
+            trace,
+            &config,
+            &outcome,
+            &batches,
+            (&further, replanned.as_ref()),
+        ));
     }
     print(&format!(
         "{} experts x {} layers, {batches}; {} ranks x {} slots; planned on {} steps, judged on {} ({} batches{})\n\n",
@@ -117,6 +134,9 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     ))?;
     print(&results(&outcome))?;
     print(&further.tables(&outcome, &config))?;
+    if let Some(replanned) = &replanned {
+        print(&format!("\n{}", replanned.table()))?;
+    }
     if let Some(path) = &args.report {
         output.note(&format!("report written to {}", path.display()));
     }
@@ -146,7 +166,13 @@ fn results(outcome: &Outcome) -> String {
     table(&header, rows.collect(), 2)
 }
 
-fn document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str, further: &Further) -> Value {
+fn document(
+    trace: &Trace,
+    config: &Config,
+    outcome: &Outcome,
+    batches: &str,
+    (further, replanned): (&Further, Option<&Replanned>),
+) -> Value {
     let results: Vec<Value> = outcome
         .rows
         .iter()
@@ -185,5 +211,6 @@ fn document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str, fu
         "goal": further.goal(outcome),
         "worth": further.worth(outcome),
         "locality": further.locality(outcome),
+        "replan": replanned.map(Replanned::document),
     })
 }

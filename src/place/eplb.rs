@@ -117,6 +117,14 @@ impl Policy for Eplb {
     }
 
     fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
+        if !cluster.is_even() {
+            let reason = format!(
+                "{} slots do not divide over {} ranks: expected as many on each",
+                cluster.usable_slots(),
+                cluster.ranks()
+            );
+            return Err(PlaceError::Shape { policy: Policy::name(self), reason });
+        }
         let loads: Vec<f32> = history.totals().iter().map(|&load| load as f32).collect();
         let slots = self.physical_to_logical(&loads, cluster.slots(), cluster.nodes(), cluster.ranks())?;
         Ok(Placement::new(loads.len(), cluster.ranks(), slots.into_iter().map(Some).collect())?)

@@ -3,7 +3,7 @@
 use super::{LayerPlan, Plan, Provenance, TraceFile};
 use crate::cluster::Cluster;
 use crate::forecast::History;
-use crate::place::{Placement, Policy};
+use crate::place::{PlaceError, Placement, Policy};
 use crate::simulate::{Judged, Progress, SimulateError, Summary, busy_layers, judge};
 use crate::split::Method;
 use crate::trace::Trace;
@@ -44,6 +44,24 @@ impl Plan {
         origin: Origin,
         progress: &dyn Progress,
     ) -> Result<Made, SimulateError> {
+        Self::make_by(trace, cluster, &policy.name(), origin, progress, |_, history| {
+            policy.place(history, cluster)
+        })
+    }
+
+    /// As [`Plan::make`], with any way of placing a layer, which is given its index and its history. Placements must be
+    /// of `cluster`'s ranks and slots.
+    ///
+    /// # Errors
+    /// As [`Plan::make`]; [`SimulateError::Place`] names the layer for which `place` fails.
+    pub fn make_by(
+        trace: &Trace,
+        cluster: &Cluster,
+        policy: &str,
+        origin: Origin,
+        progress: &dyn Progress,
+        place: impl Fn(usize, &History<'_>) -> Result<Placement, PlaceError> + Sync,
+    ) -> Result<Made, SimulateError> {
         let busy = busy_layers(trace)?;
         let done = AtomicUsize::new(0);
         let placed: Vec<(Placement, Judged, Duration)> = busy
@@ -51,8 +69,7 @@ impl Plan {
             .map(|&layer| {
                 let history = History::whole(trace, layer);
                 let begun = Instant::now();
-                let placement = policy
-                    .place(&history, cluster)
+                let placement = place(layer, &history)
                     .map_err(|source| SimulateError::Place { layer: trace.layers()[layer], source })?;
                 let plan_time = begun.elapsed();
                 let judged = judge(trace, layer, 0..trace.steps().len(), &placement, Method::Exact)?;
@@ -81,7 +98,7 @@ impl Plan {
                 .collect(),
             provenance: Provenance {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                policy: policy.name(),
+                policy: policy.to_owned(),
                 split: Method::Exact.to_string(),
                 seed: origin.seed,
                 batches: origin.batches,

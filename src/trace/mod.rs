@@ -11,7 +11,7 @@
 
 mod batches;
 mod builder;
-mod dice;
+pub(crate) mod dice;
 mod error;
 mod input;
 mod json;

@@ -1,7 +1,7 @@
 //! Integer arrays of any width, read where they are if they have the width that is wanted.
 
 use crate::errors::refuse;
-use numpy::{PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 /// Tokens, `u64`: borrowed from an array of that type, converted from any other of integers.
@@ -65,12 +65,5 @@ impl<'py> Ids<'py> {
             return Ok(Ids::Wide(array.clone()));
         }
         Err(refuse(format!("{what}: expected a NumPy array of int32 or int64")))
-    }
-
-    pub(crate) fn shape(&self) -> &[usize] {
-        match self {
-            Ids::Narrow(array) => array.shape(),
-            Ids::Wide(array) => array.shape(),
-        }
     }
 }

@@ -4,7 +4,7 @@ use crate::errors::{error, refuse};
 use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
 use numpy::ndarray::Array2;
-use numpy::{IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
+use numpy::{IntoPyArray, PyArray2, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
 
 /// A matrix of rows of equal length.

@@ -27,7 +27,7 @@ mod _native {
     #[pymodule_export]
     use super::planner::{Planner, Split};
     #[pymodule_export]
-    use super::rebalance::{inverse, rebalance};
+    use super::rebalance::{inverse, rebalance, replan};
     #[pymodule_export]
     use super::trace::{Trace, read_trace};
 

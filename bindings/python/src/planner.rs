@@ -12,6 +12,7 @@ use numpy::{
 };
 use pyo3::prelude::*;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Splits batches of one layer and says which slot serves which token.
 ///
@@ -52,6 +53,25 @@ impl Planner {
             return Err(refuse(format!("counts: shape {shape:?}: expected [ranks, experts] = {expected:?}")));
         }
         Ok(counts)
+    }
+
+    fn time_redirect<Id>(
+        &self,
+        ids: &Bound<'_, PyArrayDyn<Id>>,
+        source: usize,
+        out: &Bound<'_, PyArrayDyn<Id>>,
+        calls: usize,
+    ) -> PyResult<f64>
+    where
+        Id: Element + Copy + Into<i64> + TryFrom<u32>,
+    {
+        let (ids, mut out, mut planner) = (ids.readonly(), out.readwrite(), self.lock());
+        let (ids, out) = (ids.as_slice()?, out.as_slice_mut()?);
+        let begun = Instant::now();
+        for _ in 0..calls {
+            planner.redirect_into(std::hint::black_box(ids), source, out).map_err(error)?;
+        }
+        Ok(begun.elapsed().as_secs_f64())
     }
 
     fn redirect_typed<'py, Id>(
@@ -185,6 +205,32 @@ impl Planner {
     fn check(&self, counts: &Bound<'_, PyAny>) -> PyResult<()> {
         let counts = self.counts(counts)?;
         self.lock().check(counts.as_slice()?).map_err(error)
+    }
+
+    /// Seconds that `calls` splits take inside the library (benches/overhead.py).
+    fn _time_split(&self, counts: &Bound<'_, PyAny>, calls: usize) -> PyResult<f64> {
+        let counts = self.counts(counts)?;
+        let (counts, mut planner) = (counts.as_slice()?, self.lock());
+        let begun = Instant::now();
+        for _ in 0..calls {
+            planner.split(std::hint::black_box(counts)).map_err(error)?;
+        }
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    /// Seconds that `calls` redirects take inside the library (benches/overhead.py).
+    fn _time_redirect(
+        &self,
+        topk_ids: &Bound<'_, PyAny>,
+        source: usize,
+        out: &Bound<'_, PyAny>,
+        calls: usize,
+    ) -> PyResult<f64> {
+        match (Ids::of(topk_ids, "topk_ids")?, Ids::of(out, "out")?) {
+            (Ids::Narrow(ids), Ids::Narrow(out)) => self.time_redirect(&ids, source, &out, calls),
+            (Ids::Wide(ids), Ids::Wide(out)) => self.time_redirect(&ids, source, &out, calls),
+            _ => Err(refuse("out: expected the type of topk_ids")),
+        }
     }
 
     fn __repr__(&self) -> String {

@@ -1,9 +1,10 @@
 //! EPLB's call: weights in, physical-to-logical maps out, by any policy.
 
 use crate::arrays::tokens;
-use crate::convert::{matrix, placement, rows, slots};
+use crate::convert::{matrix, placement, rows};
 use crate::errors::{error, refuse};
 use evenkeel::cluster::Cluster;
+use evenkeel::export::filled;
 use evenkeel::forecast::History;
 use evenkeel::place::{self, Eplb, Placement, Ties};
 use evenkeel::trace::Trace;
@@ -44,7 +45,7 @@ pub(crate) fn rebalance<'py>(
 
 /// Any policy on recorded batches, `loads` [batches, layers, experts] of integers: the physical-to-logical map, [layers,
 /// slots], int64. With `previous`, a map of the same shape, at most `max_moves` experts per layer are brought to ranks that
-/// do not hold them, and what can stay stays.
+/// do not hold them, and what can stay stays. Slots that the policy leaves empty get copies that do no harm.
 #[pyfunction]
 #[pyo3(signature = (loads, slots_in_all, ranks, *, policy, groups=1, nodes=1, previous=None, max_moves=None))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
@@ -94,7 +95,9 @@ pub(crate) fn replan<'py>(
             (0..layers).into_par_iter().map(plan).collect::<Result<Vec<_>, _>>().map_err(error)
         })
     })?;
-    matrix(py, layers, cluster.slots(), placed.iter().flat_map(slots).collect())
+    // Those who call this know no empty slot.
+    let full = placed.iter().flat_map(filled).map(i64::from);
+    matrix(py, layers, cluster.slots(), full.collect())
 }
 
 /// The inverse of physical-to-logical maps: logical-to-physical, [layers, experts, most copies], padded with -1, and the

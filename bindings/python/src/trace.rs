@@ -37,26 +37,23 @@ pub(crate) fn read_trace(
     order: &str,
     seed: u64,
 ) -> PyResult<Trace> {
-    let Paths::Several(paths) = paths.several();
+    let paths = match paths {
+        Paths::One(path) => vec![path],
+        Paths::Several(paths) => paths,
+    };
     let mut options = ReadOptions { experts, seed, ..ReadOptions::default() };
     if let Some(name) = format {
-        let known = core::Format::ALL.into_iter().find(|format| format.name() == name);
-        let names = core::Format::ALL.map(core::Format::name).join(", ");
-        options.format = Some(known.ok_or_else(|| refuse(format!("format {name:?}: expected one of {names}")))?);
+        options.format = Some(name.parse().map_err(error)?);
     }
     options.layers = layers.map(str::parse::<LayerSet>).transpose().map_err(error)?;
     options.batching = match (batch_tokens, decode_batch) {
         (Some(_), Some(_)) => return Err(refuse("batch_tokens and decode_batch: expected one of them")),
         (Some(0), _) | (_, Some(0)) => return Err(refuse("a batch of 0: expected 1 or more")),
         (Some(tokens), None) => Batching::Prefill { tokens },
-        (None, Some(requests)) => Batching::Decode { requests },
+        (None, Some(requests)) => Batching::Decode { in_flight: requests },
         (None, None) => options.batching,
     };
-    options.order = match order {
-        "recorded" => Order::Recorded,
-        "shuffled" => Order::Shuffled,
-        _ => return Err(refuse(format!("order {order:?}: expected \"recorded\" or \"shuffled\""))),
-    };
+    options.order = order.parse::<Order>().map_err(error)?;
     let inner = py.detach(|| core::read(&paths, &options, &())).map_err(error)?;
     Ok(Trace { inner })
 }
@@ -64,6 +61,7 @@ pub(crate) fn read_trace(
 /// One path or several.
 #[derive(FromPyObject)]
 pub(crate) enum Paths {
+    One(PathBuf),
     Several(Vec<PathBuf>),
 }
 

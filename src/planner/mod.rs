@@ -151,13 +151,17 @@ impl Planner {
         if counts.len() != expected {
             return Err(SplitError::Shape { given: counts.len(), experts: expected }.into());
         }
-        for (expert, total) in self.totals.iter_mut().enumerate() {
-            *total = counts
-                .iter()
-                .skip(expert)
-                .step_by(experts)
-                .try_fold(0u64, |sum, &count| sum.checked_add(count))
-                .ok_or(SplitError::Solver(evenkeel_solver::Error::Overflow))?;
+        self.totals.fill(0);
+        let mut overflows = false;
+        for own in counts.chunks_exact(experts) {
+            for (total, &count) in self.totals.iter_mut().zip(own) {
+                let (sum, over) = total.overflowing_add(count);
+                *total = sum;
+                overflows |= over;
+            }
+        }
+        if overflows {
+            return Err(SplitError::Solver(evenkeel_solver::Error::Overflow).into());
         }
         match &mut self.engine {
             Engine::Any(splitter) => splitter.split(&self.totals, &mut self.split)?,

@@ -26,7 +26,10 @@ pub(crate) fn tokens<'py>(array: &Bound<'py, PyAny>, what: &str) -> PyResult<(Ve
         if array.is_c_contiguous() {
             return Ok((array.shape().to_vec(), Tokens::Borrowed(array.readonly())));
         }
-        return Ok((array.shape().to_vec(), Tokens::Owned(array.readonly().as_array().iter().copied().collect())));
+        return Ok((
+            array.shape().to_vec(),
+            Tokens::Owned(array.readonly().as_array().iter().copied().collect()),
+        ));
     }
     let untyped = array
         .cast::<PyUntypedArray>()

@@ -25,13 +25,17 @@ pub(crate) fn slots(placement: &Placement) -> impl Iterator<Item = i64> + '_ {
 
 /// A placement from what each slot holds; experts counted from the highest where not given.
 pub(crate) fn placement(slots: &[i64], ranks: usize, experts: Option<usize>) -> PyResult<Placement> {
-    let experts = experts.unwrap_or_else(|| slots.iter().max().map_or(0, |&most| usize::try_from(most + 1).unwrap_or(0)));
+    let experts = experts
+        .unwrap_or_else(|| slots.iter().max().map_or(0, |&most| usize::try_from(most + 1).unwrap_or(0)));
     let mut held = Vec::with_capacity(slots.len());
     for (slot, &expert) in slots.iter().enumerate() {
         held.push(match expert {
             -1 => None,
             _ => Some(u32::try_from(expert).map_err(|_| {
-                refuse(format!("slot {slot}: expert {expert}: expected -1 (empty) to {}", experts.saturating_sub(1)))
+                refuse(format!(
+                    "slot {slot}: expert {expert}: expected -1 (empty) to {}",
+                    experts.saturating_sub(1)
+                ))
             })?),
         });
     }

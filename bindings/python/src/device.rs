@@ -52,7 +52,10 @@ impl DevicePlanner {
 impl Inner {
     fn count<Id: TopkId>(&mut self, address: u64, len: usize, stream: u64) -> Result<(), CudaError> {
         let (gpu, planner) = (&self.gpu, &mut self.planner);
-        #[allow(unsafe_code, reason = "cuda.py checked the tensor that the address is of, and whose stream it is")]
+        #[allow(
+            unsafe_code,
+            reason = "cuda.py checked the tensor that the address is of, and whose stream it is"
+        )]
         unsafe {
             let ids = gpu.foreign::<Id>(address, len);
             self.handover.within(gpu, stream, || planner.count(&ids))
@@ -69,7 +72,10 @@ impl Inner {
         stream: u64,
     ) -> Result<(), CudaError> {
         let (gpu, planner) = (&self.gpu, &mut self.planner);
-        #[allow(unsafe_code, reason = "cuda.py checked the tensors that the addresses are of, and whose stream it is")]
+        #[allow(
+            unsafe_code,
+            reason = "cuda.py checked the tensors that the addresses are of, and whose stream it is"
+        )]
         unsafe {
             let counts = gpu.foreign::<u32>(counts, shape);
             let mut slots = gpu.foreign::<Id>(slots, ids.1);
@@ -100,8 +106,10 @@ impl DevicePlanner {
         experts: Option<usize>,
     ) -> PyResult<Self> {
         let maps = rows(&physical_to_logical);
-        let placements = maps.iter().map(|map| placement(map, ranks, experts)).collect::<PyResult<Vec<_>>>()?;
-        let first = placements.first().ok_or_else(|| refuse("physical_to_logical: expected a row per layer"))?;
+        let placements =
+            maps.iter().map(|map| placement(map, ranks, experts)).collect::<PyResult<Vec<_>>>()?;
+        let first =
+            placements.first().ok_or_else(|| refuse("physical_to_logical: expected a row per layer"))?;
         let (cluster, experts) = (cluster_of(first, nodes)?, first.experts());
         let inner = py.detach(|| {
             let gpu = Context::open(device)?;
@@ -122,7 +130,8 @@ impl DevicePlanner {
     /// Enqueues counting.
     fn count(&self, ids: u64, len: usize, wide: bool, stream: u64) -> PyResult<()> {
         let mut inner = self.lock();
-        if wide { inner.count::<i64>(ids, len, stream) } else { inner.count::<i32>(ids, len, stream) }.map_err(failed)
+        if wide { inner.count::<i64>(ids, len, stream) } else { inner.count::<i32>(ids, len, stream) }
+            .map_err(failed)
     }
 
     /// Enqueues the split by the counts of all ranks, and the slots of the ids that were counted.

@@ -3,6 +3,8 @@
 //! Arrays of the type that is asked for are read where they are, others are converted. Work is done with the interpreter's
 //! lock released. Planning starts threads of its own for each call and leaves none behind, so a process may fork after it.
 
+#![allow(clippy::needless_pass_by_value, reason = "arguments that Python gives are taken by value")]
+
 mod arrays;
 mod convert;
 mod device;

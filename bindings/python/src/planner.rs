@@ -8,7 +8,8 @@ use evenkeel::place::Placement;
 use evenkeel::planner::{self as core, PlannerError};
 use evenkeel::split::{self, Keep};
 use numpy::{
-    Element, IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods, ToPyArray,
+    Element, IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods,
+    ToPyArray,
 };
 use pyo3::prelude::*;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -102,7 +103,8 @@ impl Planner {
             }
         };
         {
-            let mut slots = into.try_readwrite().map_err(|_| refuse("out: overlaps topk_ids, or is read-only"))?;
+            let mut slots =
+                into.try_readwrite().map_err(|_| refuse("out: overlaps topk_ids, or is read-only"))?;
             let slots = slots.as_slice_mut()?;
             py.detach(|| self.lock().redirect_into(ids, source, slots)).map_err(error)?;
         }
@@ -181,7 +183,11 @@ impl Planner {
     }
 
     /// Tokens of one source per expert, [experts], uint64: what the other ranks have to be told.
-    fn count<'py>(&self, py: Python<'py>, topk_ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray1<u64>>> {
+    fn count<'py>(
+        &self,
+        py: Python<'py>,
+        topk_ids: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArray1<u64>>> {
         let mut own = vec![0u64; self.experts];
         let mut add = |position: usize, id: i64| match usize::try_from(id).ok().and_then(|e| own.get_mut(e)) {
             Some(count) => {
@@ -193,9 +199,15 @@ impl Planner {
         };
         match Ids::of(topk_ids, "topk_ids")? {
             Ids::Narrow(ids) => {
-                ids.readonly().as_array().iter().enumerate().try_for_each(|(at, &id)| add(at, i64::from(id)))?;
+                ids.readonly()
+                    .as_array()
+                    .iter()
+                    .enumerate()
+                    .try_for_each(|(at, &id)| add(at, i64::from(id)))?;
             }
-            Ids::Wide(ids) => ids.readonly().as_array().iter().enumerate().try_for_each(|(at, &id)| add(at, id))?,
+            Ids::Wide(ids) => {
+                ids.readonly().as_array().iter().enumerate().try_for_each(|(at, &id)| add(at, id))?
+            }
         }
         Ok(own.into_pyarray(py))
     }

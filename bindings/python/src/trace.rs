@@ -80,7 +80,8 @@ impl Trace {
             return Err(refuse(format!("{} layer ids for {count} layers", layers.len())));
         }
         let steps = (0..steps).map(|step| step.to_string()).collect();
-        let inner = core::Trace::from_loads(experts, layers, steps, values.as_slice()?.to_vec()).map_err(error)?;
+        let inner =
+            core::Trace::from_loads(experts, layers, steps, values.as_slice()?.to_vec()).map_err(error)?;
         Ok(Self { inner })
     }
 

@@ -8,12 +8,12 @@ use numpy::{IntoPyArray, PyArray2, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
 
 /// A matrix of rows of equal length.
-pub(crate) fn matrix<'py, T: numpy::Element>(
-    py: Python<'py>,
+pub(crate) fn matrix<T: numpy::Element>(
+    py: Python<'_>,
     rows: usize,
     columns: usize,
     values: Vec<T>,
-) -> PyResult<Bound<'py, PyArray2<T>>> {
+) -> PyResult<Bound<'_, PyArray2<T>>> {
     let array = Array2::from_shape_vec((rows, columns), values).map_err(error)?;
     Ok(array.into_pyarray(py))
 }

@@ -95,12 +95,11 @@ impl Planner {
             None => given.as_array().to_pyarray(py),
         };
         let copied: Vec<Id>;
-        let ids = match given.as_slice() {
-            Ok(ids) => ids,
-            Err(_) => {
-                copied = given.as_array().iter().copied().collect();
-                &copied
-            }
+        let ids = if let Ok(ids) = given.as_slice() {
+            ids
+        } else {
+            copied = given.as_array().iter().copied().collect();
+            &copied
         };
         {
             let mut slots =
@@ -206,7 +205,7 @@ impl Planner {
                     .try_for_each(|(at, &id)| add(at, i64::from(id)))?;
             }
             Ids::Wide(ids) => {
-                ids.readonly().as_array().iter().enumerate().try_for_each(|(at, &id)| add(at, id))?
+                ids.readonly().as_array().iter().enumerate().try_for_each(|(at, &id)| add(at, id))?;
             }
         }
         Ok(own.into_pyarray(py))

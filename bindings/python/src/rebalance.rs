@@ -100,6 +100,8 @@ pub(crate) fn replan<'py>(
     matrix(py, layers, cluster.slots(), full.collect())
 }
 
+type Inverse<'py> = (Bound<'py, PyArray3<i64>>, Bound<'py, PyArray2<i64>>);
+
 /// The inverse of physical-to-logical maps: logical-to-physical, [layers, experts, most copies], padded with -1, and the
 /// number of copies, [layers, experts]; int64 both, copies ascending.
 #[pyfunction]
@@ -107,7 +109,7 @@ pub(crate) fn inverse<'py>(
     py: Python<'py>,
     physical_to_logical: PyReadonlyArray2<'py, i64>,
     experts: usize,
-) -> PyResult<(Bound<'py, PyArray3<i64>>, Bound<'py, PyArray2<i64>>)> {
+) -> PyResult<Inverse<'py>> {
     let maps = rows(&physical_to_logical);
     let mut counts = vec![0i64; maps.len() * experts];
     for (layer, map) in maps.iter().enumerate() {
@@ -125,7 +127,7 @@ pub(crate) fn inverse<'py>(
     for (layer, map) in maps.iter().enumerate() {
         for (slot, &expert) in map.iter().enumerate().filter(|(_, expert)| **expert >= 0) {
             let at = layer * experts + expert as usize;
-            copies[at * widest + next[at]] = slot as i64;
+            copies[at * widest + next[at]] = i64::try_from(slot).map_err(error)?;
             next[at] += 1;
         }
     }

@@ -17,7 +17,7 @@ least possible peak:
 ``evenkeel.vllm``, ``evenkeel.sglang`` and ``evenkeel.vllm_ascend`` what those stacks load as plug-ins.
 """
 
-from . import cuda, eplb, lplb
+from . import cuda, eplb, lplb, sglang, vllm, vllm_ascend
 from ._native import (
     Error,
     Plan,
@@ -43,4 +43,7 @@ __all__ = [
     "lplb",
     "plan",
     "read_trace",
+    "sglang",
+    "vllm",
+    "vllm_ascend",
 ]

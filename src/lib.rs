@@ -51,6 +51,7 @@
 pub mod cluster;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod exec;
 pub mod forecast;
 pub mod gpu;
 pub mod kernels;

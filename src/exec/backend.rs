@@ -1,0 +1,154 @@
+//! What runs one MoE layer on all ranks, and what it tells.
+
+use super::error::ExecError;
+use super::router::{Routing, Soft};
+use super::weights::ExpertWeights;
+use crate::place::Placement;
+use crate::planner::Copies;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The parts of a layer, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// RMSNorm, logits, choices.
+    Route,
+    /// Tokens per expert on this source.
+    Count,
+    /// Everybody's counts to quotas to slots.
+    Split,
+    /// Tokens into send buffers, and out of the received ones into rows per slot.
+    Dispatch,
+    /// The experts, routed and shared.
+    Ffn,
+    /// Results back, weighted and summed.
+    Combine,
+}
+
+impl Phase {
+    /// All phases.
+    pub const ALL: [Phase; 6] =
+        [Phase::Route, Phase::Count, Phase::Split, Phase::Dispatch, Phase::Ffn, Phase::Combine];
+
+    /// As tables and documents call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Route => "route",
+            Phase::Count => "count",
+            Phase::Split => "split",
+            Phase::Dispatch => "dispatch",
+            Phase::Ffn => "ffn",
+            Phase::Combine => "combine",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How long one rank took for each phase, alone on the machine.
+pub type Times = [Duration; Phase::ALL.len()];
+
+/// How tokens get their experts.
+#[derive(Debug, Clone, Copy)]
+pub enum Routed<'a> {
+    /// By the layer's router.
+    Router,
+    /// As recorded.
+    Replay {
+        /// Per source `[token][k]`, -1 for none.
+        ids: &'a [Vec<i32>],
+        /// Experts per token.
+        top_k: usize,
+        /// Per source `[token][k]`, where known; equal otherwise.
+        weights: Option<&'a [Vec<f32>]>,
+        /// The slot that serves each choice, per source `[token][k]`, where no planner shall decide.
+        slots: Option<&'a [Vec<i64>]>,
+    },
+}
+
+/// What goes into one layer.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerInput<'a> {
+    /// Layer index.
+    pub layer: usize,
+    /// Step, for whatever is random in it.
+    pub step: u64,
+    /// The tokens of every rank, `[token][H]`, before the norm. Ranks may hold different numbers of them, or none.
+    pub tokens: &'a [Vec<f32>],
+    /// How they get their experts.
+    pub routed: Routed<'a>,
+}
+
+/// Where one source's tokens went.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SourceRouting {
+    /// Experts and weights of its tokens, or of its mixtures.
+    pub routing: Routing,
+    /// The mixtures, for a soft router.
+    pub soft: Option<Soft>,
+}
+
+/// What came out of one layer.
+#[derive(Debug, Clone, Default)]
+pub struct LayerRun {
+    /// What the layer adds to every rank's tokens, `[token][H]`, before the residual.
+    pub outputs: Vec<Vec<f32>>,
+    /// Where they went, per source.
+    pub routed: Vec<SourceRouting>,
+    /// Tokens per expert, `[E]`, over all sources.
+    pub counts: Vec<u64>,
+    /// Rows that each rank's routed experts really worked on.
+    pub rank_loads: Vec<u64>,
+    /// Per rank and phase.
+    pub times: Vec<Times>,
+    /// What really travelled.
+    pub copies: Copies,
+}
+
+impl LayerRun {
+    /// The time of this layer if all ranks ran at once: between two exchanges everybody waits for the slowest rank.
+    /// Exchanges are after counting (the counts), in the dispatch, and in the combine; wires are taken to cost nothing.
+    pub fn modelled(&self) -> Duration {
+        const STAGES: [&[Phase]; 4] =
+            [&[Phase::Route, Phase::Count], &[Phase::Split, Phase::Dispatch], &[Phase::Ffn], &[Phase::Combine]];
+        let of = |times: &Times, stage: &[Phase]| stage.iter().map(|&p| times[p as usize]).sum::<Duration>();
+        STAGES.iter().map(|stage| self.times.iter().map(|t| of(t, stage)).max().unwrap_or_default()).sum()
+    }
+}
+
+/// Runs layers on the ranks of one group.
+pub trait Backend {
+    /// The name that selects it.
+    fn name(&self) -> &'static str;
+
+    /// Runs one layer.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or tokens cannot be routed or split.
+    fn layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError>;
+
+    /// Where the experts of a layer are now.
+    fn placement(&self, layer: usize) -> &Placement;
+
+    /// Puts an expert's weights beside those in use on a rank, for a switch to come.
+    ///
+    /// # Errors
+    /// When there is no such rank or layer.
+    fn stage(&mut self, layer: usize, rank: usize, expert: u32, weights: Arc<ExpertWeights>)
+    -> Result<(), ExecError>;
+
+    /// Switches a layer to another placement, between two steps; every rank uses what it holds or has been staged, and
+    /// lets go of the rest. Nothing changes where an error is returned.
+    ///
+    /// # Errors
+    /// When a rank misses an expert, or the placement has another shape.
+    fn switch(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError>;
+
+    /// Bytes of experts in use and staged, per rank.
+    fn memory(&self) -> Vec<[u64; 2]>;
+}

@@ -4,12 +4,12 @@
 
 #[cfg(feature = "cuda")]
 fn main() {
-    use evenkeel::cuda::{Gpu, probe};
+    use evenkeel::cuda::{Context, probe};
     if let Err(error) = probe() {
         println!("no CUDA device: {error}");
         return;
     }
-    let gpu = Gpu::open(0).unwrap();
+    let gpu = Context::open(0).unwrap();
     println!("{} ({})", gpu.device().name, gpu.device().arch());
     println!("{:>7} {:>7} {:>9} {:>9} {:>11} {:>9}", "size", "kernel", "p50 us", "p99 us", "bytes", "GB/s");
     cuda::solve(&gpu);
@@ -25,7 +25,7 @@ fn main() {
 mod cuda {
     use evenkeel::cluster::Cluster;
     use evenkeel::cuda::cudarc::driver::sys::CUevent_flags;
-    use evenkeel::cuda::{CudaError, DevicePlanner, DeviceSolver, Gpu};
+    use evenkeel::cuda::{Context, CudaError, DevicePlanner, DeviceSolver};
     use evenkeel::place::Placement;
     use evenkeel_solver::bench::corpus::{SIZES, Size};
     use std::sync::Arc;
@@ -33,7 +33,7 @@ mod cuda {
     const ROUNDS: usize = 200;
 
     /// Replays what `enqueue` enqueues; microseconds per replay, sorted.
-    fn replay(gpu: &Arc<Gpu>, enqueue: impl FnOnce() -> Result<(), CudaError>) -> Vec<f64> {
+    fn replay(gpu: &Arc<Context>, enqueue: impl FnOnce() -> Result<(), CudaError>) -> Vec<f64> {
         let graph = gpu.capture(enqueue).unwrap().unwrap();
         let event = || Some(CUevent_flags::CU_EVENT_DEFAULT);
         let mut times: Vec<f64> = (0..ROUNDS + 20)
@@ -56,7 +56,7 @@ mod cuda {
     }
 
     /// One layer per replay, all batches of the corpus: what a serving loop sees.
-    pub(super) fn solve(gpu: &Arc<Gpu>) {
+    pub(super) fn solve(gpu: &Arc<Context>) {
         for size in SIZES.into_iter().filter(|size| size.ranks >= 8 && (size.slots == 2 || size.ranks == 288))
         {
             let name = format!("{}x{}", size.ranks, size.slots);
@@ -79,7 +79,7 @@ mod cuda {
     }
 
     /// Count, share and map of a decode and of a prefill batch, top-8 of 256 experts.
-    pub(super) fn tokens(gpu: &Arc<Gpu>) {
+    pub(super) fn tokens(gpu: &Arc<Context>) {
         for size in [Size { ranks: 8, slots: 2 }, Size { ranks: 64, slots: 2 }] {
             let (ranks, experts) = (size.ranks, 256);
             let slots = experts + ranks * size.slots;

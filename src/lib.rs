@@ -18,7 +18,7 @@
 //! [`planner`] is the last two stations as one call inside a serving loop: top-k ids in, physical slots out. The module
 //! `cuda` is the same on a GPU, and [`kernels`] what it reads there.
 //! [`simulate`] walks the whole street over a recorded trace and measures; [`plan`] is the artefact that leaves
-//! it, [`report`] the picture; [`model`] and [`gpu`] know what an expert weighs and how fast that is read. The
+//! it, [`report`] the picture, [`export`] the plan as serving stacks read it; [`model`] and [`gpu`] know what an expert weighs and how fast that is read. The
 //! optimisation itself lives in the crate [`evenkeel_solver`].
 //!
 //! # Example
@@ -52,6 +52,7 @@ pub mod cluster;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod exec;
+pub mod export;
 pub mod forecast;
 pub mod gpu;
 pub mod kernels;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use evenkeel::cluster::Cluster;
-use evenkeel::cuda::{CudaError, DevicePlanner, DeviceSolver, Gpu, SameDevice, probe};
+use evenkeel::cuda::{Context, CudaError, DevicePlanner, DeviceSolver, SameDevice, probe};
 use evenkeel::place::Placement;
 use evenkeel::planner::Planner;
 use evenkeel_solver::bench::corpus::SIZES;
@@ -12,9 +12,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
 
-fn gpu() -> Option<Arc<Gpu>> {
+fn gpu() -> Option<Arc<Context>> {
     match probe() {
-        Ok(_) => Some(Gpu::open(0).unwrap()),
+        Ok(_) => Some(Context::open(0).unwrap()),
         Err(error) => {
             println!("skipped: no CUDA device ({error})");
             None
@@ -23,7 +23,7 @@ fn gpu() -> Option<Arc<Gpu>> {
 }
 
 /// Splits all batches of a problem and compares each with the CPU.
-fn agree(gpu: &Arc<Gpu>, problem: &Problem, batches: &[Vec<u32>], workspace: &mut Workspace) -> usize {
+fn agree(gpu: &Arc<Context>, problem: &Problem, batches: &[Vec<u32>], workspace: &mut Workspace) -> usize {
     let layers = vec![problem.clone(); batches.len()];
     let mut solver = DeviceSolver::new(gpu, &layers, 1).unwrap();
     for (layer, counts) in batches.iter().enumerate() {

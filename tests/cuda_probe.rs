@@ -2,7 +2,7 @@
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 #![allow(clippy::unwrap_used)]
 
-use evenkeel::cuda::{CudaError, Gpu, probe};
+use evenkeel::cuda::{Context, CudaError, probe};
 use std::process::Command;
 
 /// A driver library that knows of no device: `CUDA_ERROR_NO_DEVICE` is 100.
@@ -15,7 +15,7 @@ fn what_this_machine_has() {
         Ok(devices) => println!("found: {devices:?}"),
         Err(error) => {
             println!("none: {error}");
-            let opened = Gpu::open(0).unwrap_err();
+            let opened = Context::open(0).unwrap_err();
             assert_eq!(opened.to_string(), error.to_string());
             assert!(matches!(error, CudaError::NoDriver | CudaError::NoDevice(_)), "{error}");
         }

@@ -240,6 +240,8 @@ fn dealt(loads: &[u64], ranks: usize) -> Vec<Vec<i32>> {
 
 fn tally(ids: &[i32], experts: usize) -> Vec<u64> {
     let mut counts = vec![0; experts];
-    ids.iter().for_each(|&id| counts[usize::try_from(id).unwrap()] += 1);
+    for &id in ids {
+        counts[usize::try_from(id).unwrap()] += 1;
+    }
     counts
 }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod cluster_args;
+mod export;
 mod further;
 mod goal_args;
 mod model_args;
@@ -60,6 +61,7 @@ enum Command {
     #[command(subcommand)]
     Trace(trace::TraceCommand),
     Plan(plan::PlanCommand),
+    Export(export::ExportArgs),
     Simulate(simulate::SimulateArgs),
     Topology(topology::TopologyArgs),
     #[command(subcommand)]
@@ -80,6 +82,7 @@ pub(crate) fn run() -> ExitCode {
     let done = match cli.command {
         Command::Trace(command) => trace::run(command, output),
         Command::Plan(command) => plan::run(command, output),
+        Command::Export(args) => export::run(&args, output),
         Command::Simulate(args) => simulate::run(&args, output),
         Command::Topology(args) => topology::run(&args, output),
         Command::Bench(command) => bench::run(&command, output),

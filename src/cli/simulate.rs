@@ -68,12 +68,11 @@ pub(crate) struct SimulateArgs {
 pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     let tokens = if args.locality { Some(args.trace.read_tokens()?) } else { None };
     let read;
-    let trace = match &tokens {
-        Some(tokens) => tokens.trace(),
-        None => {
-            read = args.trace.read()?;
-            &read
-        }
+    let trace = if let Some(tokens) = &tokens {
+        tokens.trace()
+    } else {
+        read = args.trace.read()?;
+        &read
     };
     output.notices(trace.notices());
     let cluster = args.cluster.cluster(trace.experts())?;

@@ -3,7 +3,7 @@
 //! In: one rank's counts, `[E]`, in device memory. Out: everybody's, `[R][E]`, in device memory. Three ways: ranks that
 //! share a GPU ([`SameDevice`]), ranks on several GPUs of one process ([`Peers`]), ranks anywhere ([`Nccl`]).
 
-use super::{CudaError, Gpu};
+use super::{Context, CudaError};
 use crate::cluster::MAX_RANKS;
 use cudarc::driver::{CudaEvent, CudaSlice, CudaViewMut};
 use cudarc::nccl::{Comm, Id};
@@ -16,7 +16,7 @@ pub trait DeviceGather {
     ///
     /// # Errors
     /// When the shapes do not fit the group, or the driver refuses.
-    fn offer(&mut self, source: usize, own: &CudaSlice<u32>, gpu: &Gpu) -> Result<(), CudaError>;
+    fn offer(&mut self, source: usize, own: &CudaSlice<u32>, gpu: &Context) -> Result<(), CudaError>;
 
     /// Fills `all` with the counts of every rank, `[R][E]`.
     ///
@@ -27,7 +27,7 @@ pub trait DeviceGather {
         source: usize,
         own: &CudaSlice<u32>,
         all: &mut CudaViewMut<'_, u32>,
-        gpu: &Gpu,
+        gpu: &Context,
     ) -> Result<(), CudaError>;
 }
 
@@ -55,7 +55,7 @@ impl SameDevice {
     ///
     /// # Errors
     /// [`CudaError::Driver`] for want of memory.
-    pub fn new(gpu: &Gpu, ranks: usize, experts: usize) -> Result<SameDevice, CudaError> {
+    pub fn new(gpu: &Context, ranks: usize, experts: usize) -> Result<SameDevice, CudaError> {
         let ranks = ranks.max(1);
         let board = gpu
             .stream()
@@ -66,7 +66,7 @@ impl SameDevice {
 }
 
 impl DeviceGather for SameDevice {
-    fn offer(&mut self, source: usize, own: &CudaSlice<u32>, gpu: &Gpu) -> Result<(), CudaError> {
+    fn offer(&mut self, source: usize, own: &CudaSlice<u32>, gpu: &Context) -> Result<(), CudaError> {
         check_source(source, self.ranks)?;
         check("own counts", own.len(), self.experts)?;
         let mut row = self.board.slice_mut(source * self.experts..(source + 1) * self.experts);
@@ -78,7 +78,7 @@ impl DeviceGather for SameDevice {
         _: usize,
         _: &CudaSlice<u32>,
         all: &mut CudaViewMut<'_, u32>,
-        gpu: &Gpu,
+        gpu: &Context,
     ) -> Result<(), CudaError> {
         check("counts of all", all.len(), self.board.len())?;
         gpu.stream().memcpy_dtod(&self.board, all).map_err(CudaError::driver("collecting counts"))
@@ -90,7 +90,7 @@ impl DeviceGather for SameDevice {
 #[derive(Debug)]
 pub struct Peers {
     experts: usize,
-    gpus: Vec<Arc<Gpu>>,
+    gpus: Vec<Arc<Context>>,
     /// Per rank, on its device.
     offered: Vec<CudaSlice<u32>>,
     ready: Vec<CudaEvent>,
@@ -102,7 +102,7 @@ impl Peers {
     ///
     /// # Errors
     /// [`CudaError::Driver`] for want of memory.
-    pub fn new(gpus: &[Arc<Gpu>], experts: usize) -> Result<Peers, CudaError> {
+    pub fn new(gpus: &[Arc<Context>], experts: usize) -> Result<Peers, CudaError> {
         let failed = CudaError::driver("setting up copies between devices");
         let mut peers = Peers { experts, gpus: gpus.to_vec(), offered: vec![], ready: vec![], taken: vec![] };
         for gpu in gpus {
@@ -115,7 +115,7 @@ impl Peers {
 }
 
 impl DeviceGather for Peers {
-    fn offer(&mut self, source: usize, own: &CudaSlice<u32>, gpu: &Gpu) -> Result<(), CudaError> {
+    fn offer(&mut self, source: usize, own: &CudaSlice<u32>, gpu: &Context) -> Result<(), CudaError> {
         check_source(source, self.gpus.len().max(1))?;
         check("own counts", own.len(), self.experts)?;
         let failed = CudaError::driver("offering counts to other devices");
@@ -132,7 +132,7 @@ impl DeviceGather for Peers {
         source: usize,
         _: &CudaSlice<u32>,
         all: &mut CudaViewMut<'_, u32>,
-        gpu: &Gpu,
+        gpu: &Context,
     ) -> Result<(), CudaError> {
         check_source(source, self.gpus.len().max(1))?;
         check("counts of all", all.len(), self.gpus.len() * self.experts)?;
@@ -177,7 +177,7 @@ impl Nccl {
     ///
     /// # Errors
     /// [`CudaError::NoNccl`] without libnccl; [`CudaError::Shape`] for a rank that is none, or too many; [`CudaError::Nccl`].
-    pub fn join(gpu: &Gpu, group: Id, rank: usize, ranks: usize) -> Result<Nccl, CudaError> {
+    pub fn join(gpu: &Context, group: Id, rank: usize, ranks: usize) -> Result<Nccl, CudaError> {
         present()?;
         if ranks == 0 || ranks > MAX_RANKS {
             return Err(CudaError::Shape { what: "ranks", given: ranks, expected: MAX_RANKS });
@@ -195,7 +195,7 @@ fn present() -> Result<(), CudaError> {
 }
 
 impl DeviceGather for Nccl {
-    fn offer(&mut self, source: usize, _: &CudaSlice<u32>, _: &Gpu) -> Result<(), CudaError> {
+    fn offer(&mut self, source: usize, _: &CudaSlice<u32>, _: &Context) -> Result<(), CudaError> {
         check("source", source, self.comm.rank())
     }
 
@@ -204,7 +204,7 @@ impl DeviceGather for Nccl {
         source: usize,
         own: &CudaSlice<u32>,
         all: &mut CudaViewMut<'_, u32>,
-        _: &Gpu,
+        _: &Context,
     ) -> Result<(), CudaError> {
         check("source", source, self.comm.rank())?;
         check("counts of all", all.len(), own.len() * self.comm.world_size())?;

@@ -9,13 +9,13 @@
 //!
 //! ```no_run
 //! use evenkeel::cluster::Cluster;
-//! use evenkeel::cuda::{DevicePlanner, Gpu, SameDevice};
+//! use evenkeel::cuda::{DevicePlanner, Context, SameDevice};
 //! use evenkeel::place::Placement;
 //!
 //! // Two ranks, each with both experts; this process is rank 0, on GPU 0. Two layers, up to 4096 ids per batch.
 //! let placement = Placement::new(2, 2, vec![Some(0), Some(1), Some(0), Some(1)])?;
 //! let cluster = Cluster::new(2, 1, 2, 2)?;
-//! let gpu = Gpu::open(0)?;
+//! let gpu = Context::open(0)?;
 //! let mut planner = DevicePlanner::new(&gpu, &[placement.clone(), placement], &cluster, 0, 4096)?;
 //!
 //! // Ids come from the router, in device memory; here they are sent there.
@@ -29,17 +29,17 @@
 //! ```
 
 mod compile;
+mod context;
 mod error;
 mod gather;
-mod gpu;
 mod planner;
 mod probe;
 mod solver;
 
 pub use compile::{cache_folder, compile, compile_cached, compile_with_log, nvrtc_version};
+pub use context::{Context, Graph};
 pub use error::CudaError;
 pub use gather::{DeviceGather, Nccl, Peers, SameDevice};
-pub use gpu::{Gpu, Graph};
 pub use planner::{DevicePlanner, TopkId};
 pub use probe::{Device, probe};
 pub use solver::{DeviceSolver, DeviceSplit};

@@ -1,6 +1,6 @@
 //! From top-k ids to physical slots on the device: [`Planner`](crate::planner::Planner) without the host.
 
-use super::{CudaError, DeviceGather, DeviceSolver, DeviceSplit, Gpu};
+use super::{Context, CudaError, DeviceGather, DeviceSolver, DeviceSplit};
 use crate::cluster::Cluster;
 use crate::kernels::{CHUNK, copy_layout};
 use crate::place::Placement;
@@ -29,10 +29,10 @@ mod sealed {
 }
 
 /// Splits batches of some layers and says which slot serves which token, for one source rank. Every call only enqueues
-/// work on the GPU's stream; nothing is allocated after set-up, and all of it can be recorded ([`Gpu::capture`]).
+/// work on the GPU's stream; nothing is allocated after set-up, and all of it can be recorded ([`Context::capture`]).
 #[derive(Debug)]
 pub struct DevicePlanner {
-    gpu: Arc<Gpu>,
+    gpu: Arc<Context>,
     solver: DeviceSolver,
     source: usize,
     experts: usize,
@@ -58,7 +58,7 @@ impl DevicePlanner {
     /// # Errors
     /// As [`DeviceSolver::new`]; [`CudaError::Shape`] if a placement is not for this cluster or the source is no rank.
     pub fn new(
-        gpu: &Arc<Gpu>,
+        gpu: &Arc<Context>,
         placements: &[Placement],
         cluster: &Cluster,
         source: usize,
@@ -127,7 +127,8 @@ impl DevicePlanner {
         let failed = CudaError::driver("launching count");
         let chunks = ids.len().div_ceil(CHUNK) as u64;
         if chunks > 0 {
-            let mut launch = self.gpu.stream().launch_builder(Gpu::kernel_of::<Id>(&self.gpu.kernels.count));
+            let mut launch =
+                self.gpu.stream().launch_builder(Context::kernel_of::<Id>(&self.gpu.kernels.count));
             launch.arg(ids).arg(&n).arg(&experts).arg(&mut self.histograms).arg(&mut self.faults);
             let shape = blocks(chunks as usize, CHUNK, 4 * self.experts);
             #[allow(unsafe_code, reason = "arguments and sizes are those of ek_count_* in kernels/count.cu")]
@@ -208,7 +209,7 @@ impl DevicePlanner {
             return Ok(());
         }
         let layout = layout(&self.layouts, &self.begins, layer);
-        let mut launch = self.gpu.stream().launch_builder(Gpu::kernel_of::<Id>(&self.gpu.kernels.map));
+        let mut launch = self.gpu.stream().launch_builder(Context::kernel_of::<Id>(&self.gpu.kernels.map));
         launch.arg(ids).arg(&n).arg(&experts).arg(&self.histograms).arg(&layout).arg(&self.shares);
         launch.arg(slots).arg(&mut self.faults);
         let shape = blocks(ids.len().div_ceil(CHUNK), CHUNK, 0);

@@ -1,6 +1,6 @@
 //! The exact split of many layers, on the device.
 
-use super::{CudaError, Gpu};
+use super::{Context, CudaError};
 use crate::kernels::Program;
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, LaunchConfig, PushKernelArg};
 use evenkeel_solver::Problem;
@@ -14,7 +14,7 @@ const LANES: u32 = 256;
 /// all in device memory. The same answers as [`evenkeel_solver::solve`], bit for bit.
 #[derive(Debug)]
 pub struct DeviceSolver {
-    gpu: Arc<Gpu>,
+    gpu: Arc<Context>,
     programs: Vec<Program>,
     sources: usize,
     items: usize,
@@ -52,7 +52,7 @@ impl DeviceSolver {
     /// # Errors
     /// [`CudaError::Program`] for a problem that the kernel cannot take, [`CudaError::SharedMemory`] for one that is
     /// too large, [`CudaError::Shape`] for no layers or different sizes; [`CudaError::Driver`].
-    pub fn new(gpu: &Arc<Gpu>, problems: &[Problem], sources: usize) -> Result<DeviceSolver, CudaError> {
+    pub fn new(gpu: &Arc<Context>, problems: &[Problem], sources: usize) -> Result<DeviceSolver, CudaError> {
         let shape = |what, given, expected| Err(CudaError::Shape { what, given, expected });
         let programs: Vec<Program> = problems.iter().map(Program::new).collect::<Result<_, _>>()?;
         let Some(first) = programs.first() else { return shape("layers", 0, 1) };

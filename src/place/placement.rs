@@ -148,16 +148,6 @@ impl Placement {
             .map(|e| self.host_ranks(e).iter().filter(|&&rank| !holds(rank as usize, e as u32)).count())
             .sum()
     }
-
-    /// The slot map with every empty slot `s` filled by expert `s mod E`, as formats without empty slots need.
-    pub fn filled(&self) -> Vec<u32> {
-        let experts = self.experts();
-        self.slots
-            .iter()
-            .enumerate()
-            .map(|(slot, expert)| expert.unwrap_or((slot % experts) as u32))
-            .collect()
-    }
 }
 
 #[cfg(test)]
@@ -174,7 +164,6 @@ mod tests {
         let a = placement(2, &[0, 1, -1, 2, 3, 0]).unwrap();
         assert_eq!(a.copies(0), [0, 5]);
         assert_eq!(a.hosts().unwrap().of(0), [0, 1]);
-        assert_eq!(a.filled(), [0, 1, 2, 2, 3, 0]);
         let b = placement(2, &[1, 0, 2, 2, 3, 2]).unwrap();
         assert_eq!(b.doubled(), 1);
         assert_eq!(b.moves_from(&a), 1, "expert 2 comes to rank 0; the order within rank 0 is free");

@@ -40,7 +40,9 @@ impl Copies {
             ranks.dedup();
             self.to_ranks += ranks.iter().filter(|&&rank| rank != source).count() as u64;
             // Ranks ascend, and so do their nodes.
-            ranks.iter_mut().for_each(|rank| *rank /= per_node);
+            for rank in &mut ranks {
+                *rank /= per_node;
+            }
             ranks.dedup();
             self.to_nodes += ranks.iter().filter(|&&node| node != source / per_node).count() as u64;
         }

@@ -173,10 +173,11 @@ impl Planner {
     /// # Errors
     /// [`SplitError::Broken`] says what does not hold.
     pub fn check(&self, counts: &[u64]) -> Result<(), PlannerError> {
-        Ok(match &self.engine {
+        match &self.engine {
             Engine::Any(splitter) => splitter.check(&self.totals, &self.split)?,
             Engine::Local(local) => local.check(counts)?,
-        })
+        }
+        Ok(())
     }
 
     /// How far the tokens of the last batch travel.

@@ -122,7 +122,7 @@ impl WorthIt {
             for &slot in copies {
                 sum += u128::from(self.shares[slot as usize]);
                 // At most `load`, since `sum` is at most `whole`.
-                let upto = if whole == 0 { load } else { (u128::from(load) * sum / whole) as u64 };
+                let upto = (u128::from(load) * sum).checked_div(whole).map_or(load, |upto| upto as u64);
                 self.kept.quotas[slot as usize] = upto - given;
                 given = upto;
             }
@@ -192,9 +192,9 @@ mod tests {
             for loads in &batches {
                 let decision = worth.split(loads, &mut split).unwrap();
                 always.split(loads, &mut new).unwrap();
-                for expert in 0..3 {
+                for (expert, &load) in loads.iter().enumerate() {
                     let served: u64 = placement().copies(expert).iter().map(|&s| split.quotas[s as usize]).sum();
-                    prop_assert_eq!(served, loads[expert]);
+                    prop_assert_eq!(served, load);
                 }
                 let paid = if decision.planned { plan } else { 0 };
                 prop_assert_eq!(decision.used_ps, step_time(&time, &split.quotas, 2));

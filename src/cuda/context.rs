@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// A GPU that is ready to split. All work of its planners is enqueued on one stream, in order.
 #[derive(Debug)]
-pub struct Gpu {
+pub struct Context {
     device: Device,
     stream: Arc<CudaStream>,
     pub(super) kernels: Kernels,
@@ -49,12 +49,12 @@ impl Graph {
     }
 }
 
-impl Gpu {
+impl Context {
     /// Opens a GPU and loads the kernels, compiled for it by NVRTC unless [`cache_folder`] has them.
     ///
     /// # Errors
     /// As [`probe`] and [`compile`]; [`CudaError::Ordinal`] and [`CudaError::TooOld`] for a GPU that will not do.
-    pub fn open(ordinal: usize) -> Result<Arc<Gpu>, CudaError> {
+    pub fn open(ordinal: usize) -> Result<Arc<Context>, CudaError> {
         let devices = probe()?;
         let count = devices.len();
         let device =
@@ -90,7 +90,7 @@ impl Gpu {
                 .set_attribute(most, i32::try_from(device.shared_memory).unwrap_or(i32::MAX))
                 .map_err(CudaError::driver("asking for shared memory"))?;
         }
-        Ok(Arc::new(Gpu { device, stream, kernels }))
+        Ok(Arc::new(Context { device, stream, kernels }))
     }
 
     /// What this GPU is.

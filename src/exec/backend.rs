@@ -1,13 +1,52 @@
 //! What runs one MoE layer on all ranks, and what it tells.
 
 use super::error::ExecError;
-use super::router::{Routing, Soft};
-use super::weights::ExpertWeights;
+use super::random::Stream;
+use super::router::{Capacity, RouteArgs, Router, Routing, Soft};
+use super::weights::Dtype;
+use crate::cluster::Cluster;
+use crate::model::Model;
 use crate::place::Placement;
-use crate::planner::Copies;
+use crate::planner::{Copies, Planner};
+use crate::split::Method;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
+
+/// What runs, on whatever backend.
+#[derive(Debug, Clone)]
+pub struct ExecConfig {
+    /// Shapes; [`Model::top_k`] is what the router takes, where the router leaves it open.
+    pub model: Model,
+    /// The group.
+    pub cluster: Cluster,
+    /// How tokens get their experts, where they are not replayed.
+    pub router: Router,
+    /// Room per expert and source.
+    pub capacity: Option<Capacity>,
+    /// How batches are split; `None` to plan nothing: every expert is served by its first copy, and no counts are gathered.
+    pub method: Option<Method>,
+    /// What tokens travel in; that of the weights.
+    pub dtype: Dtype,
+    /// Seed of whatever is random in routing.
+    pub seed: u64,
+}
+
+impl ExecConfig {
+    /// What splits the batches of a layer, if anything does.
+    pub(super) fn planner(&self, placement: &Placement) -> Result<Option<Planner>, ExecError> {
+        self.method.map(|method| Ok(Planner::by(placement.clone(), self.cluster, method)?)).transpose()
+    }
+
+    /// What a source routes its tokens with.
+    pub(super) fn route_args(&self, step: u64, layer: usize, source: usize) -> RouteArgs {
+        RouteArgs {
+            experts: self.model.experts,
+            top_k: self.model.top_k,
+            capacity: self.capacity,
+            random: Stream::new(self.seed, &[step, layer as u64, source as u64]),
+        }
+    }
+}
 
 /// The parts of a layer, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,6 +107,8 @@ pub enum Routed<'a> {
         weights: Option<&'a [Vec<f32>]>,
         /// The slot that serves each choice, per source `[token][k]`, where no planner shall decide.
         slots: Option<&'a [Vec<i64>]>,
+        /// Whether the layer's router runs all the same and is not listened to, where a comparison is to pay for routing.
+        and_route: bool,
     },
 }
 
@@ -87,6 +128,8 @@ pub struct LayerInput<'a> {
 /// Where one source's tokens went.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SourceRouting {
+    /// Logits that its router decided on, `[token][width]`; none where it did not.
+    pub logits: Vec<f32>,
     /// Experts and weights of its tokens, or of its mixtures.
     pub routing: Routing,
     /// The mixtures, for a soft router.
@@ -114,8 +157,12 @@ impl LayerRun {
     /// The time of this layer if all ranks ran at once: between two exchanges everybody waits for the slowest rank.
     /// Exchanges are after counting (the counts), in the dispatch, and in the combine; wires are taken to cost nothing.
     pub fn modelled(&self) -> Duration {
-        const STAGES: [&[Phase]; 4] =
-            [&[Phase::Route, Phase::Count], &[Phase::Split, Phase::Dispatch], &[Phase::Ffn], &[Phase::Combine]];
+        const STAGES: [&[Phase]; 4] = [
+            &[Phase::Route, Phase::Count],
+            &[Phase::Split, Phase::Dispatch],
+            &[Phase::Ffn],
+            &[Phase::Combine],
+        ];
         let of = |times: &Times, stage: &[Phase]| stage.iter().map(|&p| times[p as usize]).sum::<Duration>();
         STAGES.iter().map(|stage| self.times.iter().map(|t| of(t, stage)).max().unwrap_or_default()).sum()
     }
@@ -135,20 +182,32 @@ pub trait Backend {
     /// Where the experts of a layer are now.
     fn placement(&self, layer: usize) -> &Placement;
 
-    /// Puts an expert's weights beside those in use on a rank, for a switch to come.
+    /// Bytes of a routed expert.
     ///
     /// # Errors
-    /// When there is no such rank or layer.
-    fn stage(&mut self, layer: usize, rank: usize, expert: u32, weights: Arc<ExpertWeights>)
-    -> Result<(), ExecError>;
+    /// When there is no such layer or expert.
+    fn bytes(&self, layer: usize, expert: u32) -> Result<u64, ExecError>;
 
-    /// Switches a layer to another placement, between two steps; every rank uses what it holds or has been staged, and
+    /// Begins to copy an expert from a rank that holds it into a staging slot of another, beside the forward pass. Nothing
+    /// is begun where it is there or on its way already. Returns the bytes to copy.
+    ///
+    /// # Errors
+    /// When there is no such rank, layer or expert.
+    fn copy(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError>;
+
+    /// Waits until all copies begun have arrived; how long each rank was copied to.
+    ///
+    /// # Errors
+    /// When whatever copies is gone.
+    fn arrive(&mut self) -> Result<Vec<Duration>, ExecError>;
+
+    /// Switches a layer to another placement, between two steps; every rank uses what it holds or has been copied there, and
     /// lets go of the rest. Nothing changes where an error is returned.
     ///
     /// # Errors
     /// When a rank misses an expert, or the placement has another shape.
     fn switch(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError>;
 
-    /// Bytes of experts in use and staged, per rank.
+    /// Bytes of routed experts in use, and of those in staging slots or on their way there, per rank.
     fn memory(&self) -> Vec<[u64; 2]>;
 }

@@ -44,8 +44,8 @@ pub enum ExecError {
         /// The expert routed to.
         expert: i32,
     },
-    /// A layer is to switch to weights that have not been staged.
-    #[error("layer {layer}: expert {expert} is not on rank {rank}, and not staged there")]
+    /// A layer is to switch to weights that have not been copied to where they are needed.
+    #[error("layer {layer}: expert {expert} is neither on rank {rank} nor in a staging slot there")]
     NotStaged {
         /// Layer index.
         layer: usize,
@@ -62,9 +62,20 @@ pub enum ExecError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The thread that builds weights is gone; a defect of this program.
-    #[error("the thread that builds weights stopped")]
+    /// The thread that copies experts is gone; a defect of this program.
+    #[error("the thread that copies experts stopped")]
     Mover,
+    /// A backend that cannot run here.
+    #[error("the {backend} backend is not available: {reason}")]
+    Unavailable {
+        /// Its name.
+        backend: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// Nothing to run.
+    #[error("{0}")]
+    Nothing(String),
 }
 
 impl ExecError {

@@ -4,7 +4,7 @@
 
 use super::backend::{Backend, LayerInput, LayerRun, Routed};
 use super::error::ExecError;
-use super::reference::{Reference, error};
+use super::reference::{Check, Reference};
 use std::time::{Duration, Instant};
 
 /// What one step did.
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 pub struct StepRun {
     /// Layer by layer; the outputs are in the tokens by now.
     pub layers: Vec<LayerRun>,
-    /// The largest error of any token in any layer, where it was checked.
-    pub max_error: Option<f64>,
+    /// What the reference says, where it was asked.
+    pub check: Option<Check>,
     /// From the first token in to the last one out, all ranks one after the other, without the check.
     pub wall: Duration,
 }
@@ -39,17 +39,16 @@ pub fn step<'a>(
     routed: impl Fn(usize) -> Routed<'a>,
     mut reference: Option<&mut Reference>,
 ) -> Result<StepRun, ExecError> {
-    let mut done = StepRun { max_error: reference.is_some().then_some(0.0), ..StepRun::default() };
+    let mut done = StepRun { check: reference.is_some().then(Check::default), ..StepRun::default() };
     for layer in 0..layers {
         let begun = Instant::now();
         let mut run = backend.layer(&LayerInput { layer, step, tokens, routed: routed(layer) })?;
         done.wall += begun.elapsed();
         if let Some(reference) = reference.as_deref_mut() {
-            for ((x, y), routed) in tokens.iter().zip(&run.outputs).zip(&run.routed) {
-                let expected = reference.layer(layer, x, routed)?;
-                ExecError::expect("numbers that came out", y.len(), expected.len())?;
-                let off = error(y, &expected, reference.hidden());
-                done.max_error = Some(done.max_error.unwrap_or(0.0).max(off));
+            let sources = tokens.iter().zip(&run.outputs).zip(&run.routed).enumerate();
+            for (source, ((x, y), routed)) in sources {
+                let check = reference.check([step as usize, layer, source], x, y, routed)?;
+                done.check = Some(done.check.unwrap_or_default().and(check));
             }
         }
         let begun = Instant::now();

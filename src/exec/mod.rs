@@ -14,10 +14,12 @@ mod backend;
 pub mod cpu;
 mod error;
 pub mod forward;
+pub mod moves;
+mod numbers;
 pub mod random;
 pub mod reference;
 pub mod router;
 pub mod weights;
 
-pub use backend::{Backend, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times};
+pub use backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times};
 pub use error::ExecError;

@@ -4,6 +4,7 @@
 //! get any expert at any time without asking another. Matrices are `[out][in]`, row by row, as checkpoints have them.
 
 use super::error::ExecError;
+use super::numbers::{narrow, widen_into};
 use super::random::Stream;
 use crate::model::Model;
 use half::bf16;
@@ -72,7 +73,7 @@ impl Matrix {
     pub fn new(dtype: Dtype, numbers: Vec<f32>) -> Self {
         match dtype {
             Dtype::F32 => Matrix::F32(numbers),
-            Dtype::Bf16 => Matrix::Bf16(numbers.into_iter().map(bf16::from_f32).collect()),
+            Dtype::Bf16 => Matrix::Bf16(numbers.into_iter().map(narrow).collect()),
         }
     }
 
@@ -109,30 +110,26 @@ impl Matrix {
     pub fn push(&mut self, numbers: &[f32]) {
         match self {
             Matrix::F32(kept) => kept.extend_from_slice(numbers),
-            Matrix::Bf16(kept) => kept.extend(numbers.iter().map(|&x| bf16::from_f32(x))),
+            Matrix::Bf16(kept) => kept.extend(numbers.iter().map(|&x| narrow(x))),
         }
     }
 
-    /// All numbers as `f32`; `scratch` holds them where they have to be widened.
-    pub fn wide<'a>(&'a self, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+    /// The numbers from `at` on as `f32`, as many as `out` has room for.
+    ///
+    /// # Panics
+    /// When `at` is past the end.
+    pub fn read(&self, at: usize, out: &mut [f32]) {
         match self {
-            Matrix::F32(numbers) => numbers,
-            Matrix::Bf16(numbers) => {
-                scratch.clear();
-                scratch.extend(numbers.iter().map(|x| f32::from_bits(u32::from(x.to_bits()) << 16)));
-                scratch
-            }
+            Matrix::F32(numbers) => out.iter_mut().zip(&numbers[at..]).for_each(|(out, &x)| *out = x),
+            Matrix::Bf16(numbers) => widen_into(&numbers[at..], out),
         }
     }
 
-    /// Appends the numbers `at..at + len` as `f32`.
-    pub fn read(&self, at: usize, len: usize, out: &mut Vec<f32>) {
-        match self {
-            Matrix::F32(numbers) => out.extend_from_slice(&numbers[at..at + len]),
-            Matrix::Bf16(numbers) => {
-                out.extend(numbers[at..at + len].iter().map(|x| f32::from_bits(u32::from(x.to_bits()) << 16)));
-            }
-        }
+    /// All numbers as `f32`.
+    pub fn wide(&self) -> Vec<f32> {
+        let mut numbers = vec![0.0; self.len()];
+        self.read(0, &mut numbers);
+        numbers
     }
 }
 
@@ -170,8 +167,8 @@ impl ExpertWeights {
 /// What turns a token into logits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GateWeights {
-    /// `[width][H]`
-    pub weight: Vec<f32>,
+    /// `[width][H]`, `f32` or bf16 as it was published.
+    pub weight: Matrix,
     /// Added to the logits, `[width]`; empty for none.
     pub bias: Vec<f32>,
     /// Added to the scores for selection only (DeepSeek-V3), `[E]`; empty for none.
@@ -252,7 +249,7 @@ impl WeightSource for RandomWeights {
     fn gate(&self, layer: usize) -> Result<GateWeights, ExecError> {
         let hidden = self.model.hidden as usize;
         let mut stream = self.stream(2, layer, 0);
-        let weight = stream.weights(self.width * hidden, 1.0 / (hidden as f32).sqrt());
+        let weight = Matrix::F32(stream.weights(self.width * hidden, 1.0 / (hidden as f32).sqrt()));
         let bias = if self.model.activation.biased() { stream.weights(self.width, 0.1) } else { vec![] };
         Ok(GateWeights { weight, bias, selection: vec![] })
     }

@@ -1,6 +1,7 @@
 //! One expert's feed-forward network on the rows that came for it.
 
 use super::matmul::times_transposed;
+use crate::exec::numbers::{sigmoid, tanh};
 use crate::exec::weights::ExpertWeights;
 use crate::model::Activation;
 
@@ -9,40 +10,44 @@ use crate::model::Activation;
 pub struct Ffn {
     gate: Vec<f32>,
     up: Vec<f32>,
-    /// A bf16 matrix in `f32`, while it is multiplied.
+    /// bf16 weights in `f32`, while they are multiplied.
     widened: Vec<f32>,
 }
 
 impl Ffn {
-    /// `out = expert(x)` with `x` and `out` `[rows][hidden]`; `out` is given its size.
+    /// `out = expert(x)` with `x` and `out` `[rows][hidden]`.
+    ///
+    /// # Panics
+    /// When `out` is shorter than `x`, or the expert's matrices are for another width; callers see to both.
     pub fn run(
         &mut self,
         expert: &ExpertWeights,
         activation: Activation,
         x: &[f32],
         hidden: usize,
-        out: &mut Vec<f32>,
+        out: &mut [f32],
     ) {
         let rows = x.len() / hidden.max(1);
         let inner = expert.up.len() / hidden.max(1);
-        out.resize(rows * hidden, 0.0);
         if rows == 0 {
             return;
         }
-        self.up.resize(rows * inner, 0.0);
-        times_transposed(x, expert.up.wide(&mut self.widened), &mut self.up, [rows, inner, hidden]);
-        if let Some(gate) = &expert.gate {
-            self.gate.resize(rows * inner, 0.0);
-            times_transposed(x, gate.wide(&mut self.widened), &mut self.gate, [rows, inner, hidden]);
+        let Self { gate, up, widened } = self;
+        up.resize(rows * inner, 0.0);
+        times_transposed(x, &expert.up, up, [rows, inner, hidden], widened);
+        gate.clear();
+        if let Some(matrix) = &expert.gate {
+            gate.resize(rows * inner, 0.0);
+            times_transposed(x, matrix, gate, [rows, inner, hidden], widened);
         }
         if let Some(biases) = &expert.biases {
-            add(&mut self.up, &biases.up);
-            add(&mut self.gate, &biases.gate);
+            add(up, &biases.up);
+            add(gate, &biases.gate);
         }
-        activate(activation, &self.gate, &mut self.up);
-        times_transposed(&self.up, expert.down.wide(&mut self.widened), out, [rows, hidden, inner]);
+        activate(activation, gate, up);
+        times_transposed(up, &expert.down, out, [rows, hidden, inner], widened);
         if let Some(biases) = &expert.biases {
-            add(out, &biases.down);
+            add(&mut out[..rows * hidden], &biases.down);
         }
     }
 }
@@ -57,16 +62,16 @@ fn add(rows: &mut [f32], bias: &[f32]) {
 fn activate(activation: Activation, gate: &[f32], up: &mut [f32]) {
     let pairs = up.iter_mut().zip(gate);
     match activation {
-        Activation::SwiGlu => pairs.for_each(|(up, &gate)| *up *= gate / (1.0 + (-gate).exp())),
+        Activation::SwiGlu => pairs.for_each(|(up, &gate)| *up *= gate * sigmoid(gate)),
         Activation::ClampedSwiGlu => pairs.for_each(|(up, &gate)| {
             let gate = gate.min(7.0);
-            *up = (up.clamp(-7.0, 7.0) + 1.0) * (gate / (1.0 + (-1.702 * gate).exp()));
+            *up = (up.clamp(-7.0, 7.0) + 1.0) * (gate * sigmoid(1.702 * gate));
         }),
         Activation::Relu => up.iter_mut().for_each(|up| *up = up.max(0.0)),
         Activation::Gelu => {
             let c = (2.0 / std::f32::consts::PI).sqrt();
             up.iter_mut()
-                .for_each(|up| *up = 0.5 * *up * (1.0 + (c * (*up + 0.044_715 * *up * *up * *up)).tanh()));
+                .for_each(|up| *up = 0.5 * *up * (1.0 + tanh(c * (*up + 0.044_715 * *up * *up * *up))));
         }
     }
 }

@@ -8,52 +8,35 @@ mod ffn;
 mod matmul;
 mod parcel;
 mod rank;
+mod side;
+mod work;
 
 pub use ffn::Ffn;
 pub use matmul::times_transposed;
 
-use super::backend::{Backend, LayerInput, LayerRun, Phase, Routed, Times};
+use super::backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, Times};
 use super::error::ExecError;
-use super::random::Stream;
-use super::router::{Capacity, RouteArgs, Router};
-use super::weights::{Dtype, ExpertWeights, WeightSource};
-use crate::cluster::Cluster;
-use crate::model::Model;
+
+use super::weights::{ExpertWeights, WeightSource};
 use crate::place::Placement;
 use crate::planner::Planner;
 use crate::split::Method;
 use parcel::{Parcel, pack};
-use rank::{Own, Rank, Replicated, Slots, Work};
+use rank::{Own, Rank, Replicated, Slots};
+use side::Side;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// What runs.
-#[derive(Debug, Clone)]
-pub struct CpuConfig {
-    /// Shapes; [`Model::top_k`] is what the router takes, where the router leaves it open.
-    pub model: Model,
-    /// The group.
-    pub cluster: Cluster,
-    /// How tokens get their experts, where they are not replayed.
-    pub router: Router,
-    /// Room per expert and source.
-    pub capacity: Option<Capacity>,
-    /// How batches are split.
-    pub method: Method,
-    /// What tokens travel in; that of the weights.
-    pub dtype: Dtype,
-    /// Seed of whatever is random in routing.
-    pub seed: u64,
-}
+use work::Work;
 
 /// The CPU backend.
 #[derive(Debug)]
 pub struct Cpu {
-    config: CpuConfig,
+    config: ExecConfig,
     layers: Arc<Vec<Replicated>>,
     placements: Vec<Placement>,
     ranks: Vec<Rank>,
+    side: Side,
 }
 
 impl Cpu {
@@ -62,7 +45,7 @@ impl Cpu {
     /// # Errors
     /// When weights cannot be had or have other shapes than the model's, or a placement does not fit.
     pub fn new(
-        config: CpuConfig,
+        config: ExecConfig,
         source: &dyn WeightSource,
         placements: Vec<Placement>,
     ) -> Result<Self, ExecError> {
@@ -72,10 +55,7 @@ impl Cpu {
             let (gate, norm) = (source.gate(layer)?, source.norm(layer)?);
             ExecError::expect("numbers of a norm", norm.len(), hidden)?;
             ExecError::expect("numbers of a router", gate.weight.len(), width * hidden)?;
-            let mut router = config.router.clone();
-            if let Router::Sigmoid { bias, .. } = &mut router {
-                bias.clone_from(&gate.selection);
-            }
+            let router = config.router.with_bias(&gate.selection);
             layers.push(Replicated { router, gate, norm, shared: source.shared(layer)? });
         }
         let layers = Arc::new(layers);
@@ -93,9 +73,9 @@ impl Cpu {
         &self,
         source: &dyn WeightSource,
         placements: Vec<Placement>,
-        method: Method,
+        method: Option<Method>,
     ) -> Result<Self, ExecError> {
-        let config = CpuConfig { method, ..self.config.clone() };
+        let config = ExecConfig { method, ..self.config.clone() };
         Self::build(config, Arc::clone(&self.layers), placements, |rank, layer, expert| {
             match self.held(rank, layer, expert) {
                 Some(weights) => Ok(weights),
@@ -105,7 +85,7 @@ impl Cpu {
     }
 
     fn build(
-        config: CpuConfig,
+        config: ExecConfig,
         layers: Arc<Vec<Replicated>>,
         placements: Vec<Placement>,
         weights: impl Fn(usize, usize, u32) -> Result<Arc<ExpertWeights>, ExecError>,
@@ -117,13 +97,13 @@ impl Cpu {
             for (layer, placement) in placements.iter().enumerate() {
                 ExecError::expect("experts of a placement", placement.experts(), config.model.experts)?;
                 ExecError::expect("slots of a placement", placement.slots().len(), cluster.slots())?;
-                planners.push(Planner::by(placement.clone(), cluster, config.method)?);
+                planners.push(config.planner(placement)?);
                 let of_slot = |&expert: &Option<u32>| expert.map(|e| weights(rank, layer, e)).transpose();
                 slots.push(of_rank(placement, rank).iter().map(of_slot).collect::<Result<Slots, _>>()?);
             }
             ranks.push(Rank { slots, staged: HashMap::new(), planners, ffn: Ffn::default() });
         }
-        Ok(Self { config, layers, placements, ranks })
+        Ok(Self { config, layers, placements, ranks, side: Side::new() })
     }
 
     /// Weights that a rank holds in a slot.
@@ -135,6 +115,19 @@ impl Cpu {
     /// Weights that a rank would use after a switch: held or staged.
     fn ready(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<ExpertWeights>> {
         self.held(rank, layer, expert).or_else(|| self.ranks[rank].staged.get(&(layer, expert)).cloned())
+    }
+
+    /// An expert on the first rank that holds it.
+    fn original(&self, layer: usize, expert: u32) -> Result<&Arc<ExpertWeights>, ExecError> {
+        let wrong = |what, given, expected| ExecError::Shape { what, given, expected };
+        let placement =
+            self.placements.get(layer).ok_or_else(|| wrong("layer", layer, self.placements.len()))?;
+        if expert as usize >= placement.experts() {
+            return Err(wrong("expert", expert as usize, placement.experts()));
+        }
+        let slot = placement.copies(expert as usize)[0];
+        let (rank, at) = (placement.rank_of(slot), slot as usize % placement.slots_per_rank());
+        self.ranks[rank].slots[layer][at].as_ref().ok_or(ExecError::NotStaged { layer, rank, expert })
     }
 
     fn check(&self, input: &LayerInput<'_>) -> Result<(), ExecError> {
@@ -159,13 +152,7 @@ impl Cpu {
         let model = &self.config.model;
         let (mut owns, mut counts) = (Vec::new(), Vec::new());
         for (rank, times) in times.iter_mut().enumerate() {
-            let path = [input.step, input.layer as u64, rank as u64];
-            let args = RouteArgs {
-                experts: model.experts,
-                top_k: model.top_k,
-                capacity: self.config.capacity,
-                random: Stream::new(self.config.seed, &path),
-            };
+            let args = self.config.route_args(input.step, input.layer, rank);
             let layer = &self.layers[input.layer];
             let own = timed(&mut times[Phase::Route as usize], || {
                 rank::route(layer, rank, &input.tokens[rank], input.routed, &args)
@@ -189,17 +176,21 @@ impl Cpu {
         let mut all = Vec::with_capacity(owns.len());
         for (rank, (own, times)) in owns.iter().zip(times).enumerate() {
             let ids = &own.routed.routing.ids;
+            let placement = &self.placements[input.layer];
             if let Routed::Replay { slots: Some(slots), .. } = input.routed {
-                rank::check_slots(rank, ids, &slots[rank], &self.placements[input.layer])?;
+                rank::check_slots(rank, ids, &slots[rank], placement)?;
                 all.push(slots[rank].clone());
                 continue;
             }
-            let planner = &mut self.ranks[rank].planners[input.layer];
-            all.push(timed(&mut times[Phase::Split as usize], || {
-                let gathered = counts.to_vec();
-                planner.split(&gathered)?;
-                let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-                planner.redirect(&ids, rank)
+            let planner = self.ranks[rank].planners[input.layer].as_mut();
+            all.push(timed(&mut times[Phase::Split as usize], || match planner {
+                None => Ok(rank::first_copies(ids, placement)),
+                Some(planner) => {
+                    let gathered = counts.to_vec();
+                    planner.split(&gathered)?;
+                    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+                    planner.redirect(&ids, rank)
+                }
             })?);
         }
         Ok(all)
@@ -213,7 +204,7 @@ impl Backend for Cpu {
 
     fn layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
         self.check(input)?;
-        let CpuConfig { model, cluster, dtype, .. } = self.config;
+        let ExecConfig { model, cluster, dtype, .. } = self.config;
         let (hidden, ranks) = (model.hidden as usize, cluster.ranks());
         let mut times: Vec<Times> = vec![Times::default(); ranks];
         let (owns, counts) = self.route(input, &mut times)?;
@@ -241,7 +232,9 @@ impl Backend for Cpu {
             run.rank_loads.push(work.rows());
             let results = timed(&mut times[at][Phase::Ffn as usize], || {
                 if let Some(expert) = &layer.shared {
-                    rank.ffn.run(expert, model.activation, &owns[at].tokens, hidden, &mut shared[at]);
+                    let tokens = &owns[at].tokens;
+                    shared[at].resize(tokens.len(), 0.0);
+                    rank.ffn.run(expert, model.activation, tokens, hidden, &mut shared[at]);
                 }
                 work.run(&rank.slots[input.layer], &mut rank.ffn, model.activation, hidden)
             });
@@ -265,18 +258,31 @@ impl Backend for Cpu {
         &self.placements[layer]
     }
 
-    fn stage(
-        &mut self,
-        layer: usize,
-        rank: usize,
-        expert: u32,
-        weights: Arc<ExpertWeights>,
-    ) -> Result<(), ExecError> {
-        let ranks = self.ranks.len();
-        let of_rank =
-            self.ranks.get_mut(rank).ok_or(ExecError::Shape { what: "rank", given: rank, expected: ranks })?;
-        of_rank.staged.insert((layer, expert), weights);
-        Ok(())
+    fn bytes(&self, layer: usize, expert: u32) -> Result<u64, ExecError> {
+        Ok(self.original(layer, expert)?.bytes())
+    }
+
+    fn copy(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError> {
+        let weights = Arc::clone(self.original(layer, expert)?);
+        if rank >= self.ranks.len() {
+            return Err(ExecError::Shape { what: "rank", given: rank, expected: self.ranks.len() });
+        }
+        let on_its_way = self.side.begun.iter().any(|&(l, r, e, _)| (l, r, e) == (layer, rank, expert));
+        if on_its_way || self.ready(rank, layer, expert).is_some() {
+            return Ok(0);
+        }
+        let bytes = weights.bytes();
+        self.side.begin(layer, rank, expert, weights)?;
+        Ok(bytes)
+    }
+
+    fn arrive(&mut self) -> Result<Vec<Duration>, ExecError> {
+        let mut took = vec![Duration::ZERO; self.ranks.len()];
+        for done in self.side.finish()? {
+            took[done.rank] += done.took;
+            self.ranks[done.rank].staged.insert((done.layer, done.expert), done.weights);
+        }
+        Ok(took)
     }
 
     fn switch(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError> {
@@ -286,7 +292,7 @@ impl Backend for Cpu {
         }
         ExecError::expect("experts of a placement", placement.experts(), self.config.model.experts)?;
         ExecError::expect("slots of a placement", placement.slots().len(), self.config.cluster.slots())?;
-        let mut next: Vec<(Slots, Planner)> = Vec::with_capacity(self.ranks.len());
+        let mut next: Vec<(Slots, Option<Planner>)> = Vec::with_capacity(self.ranks.len());
         for rank in 0..self.ranks.len() {
             let of_slot = |&expert: &Option<u32>| {
                 let Some(expert) = expert else { return Ok(None) };
@@ -294,7 +300,7 @@ impl Backend for Cpu {
                 self.ready(rank, layer, expert).map(Some).ok_or(missing)
             };
             let slots = of_rank(&placement, rank).iter().map(of_slot).collect::<Result<Slots, _>>()?;
-            next.push((slots, Planner::by(placement.clone(), self.config.cluster, self.config.method)?));
+            next.push((slots, self.config.planner(&placement)?));
         }
         for (rank, (slots, planner)) in self.ranks.iter_mut().zip(next) {
             rank.slots[layer] = slots;
@@ -306,11 +312,13 @@ impl Backend for Cpu {
     }
 
     fn memory(&self) -> Vec<[u64; 2]> {
-        let of = |rank: &Rank| {
+        let of = |(at, rank): (usize, &Rank)| {
             let used = rank.slots.iter().flatten().flatten().map(|weights| weights.bytes()).sum();
-            [used, rank.staged.values().map(|weights| weights.bytes()).sum()]
+            let staged: u64 = rank.staged.values().map(|weights| weights.bytes()).sum();
+            let coming = self.side.begun.iter().filter(|begun| begun.1 == at).map(|begun| begun.3);
+            [used, staged + coming.sum::<u64>()]
         };
-        self.ranks.iter().map(of).collect()
+        self.ranks.iter().enumerate().map(of).collect()
     }
 }
 

@@ -176,6 +176,16 @@ impl Router {
         }
     }
 
+    /// The same router with another selection bias, where it takes one.
+    #[must_use]
+    pub fn with_bias(&self, selection: &[f64]) -> Self {
+        let mut router = self.clone();
+        if let Router::Sigmoid { bias, .. } = &mut router {
+            *bias = selection.to_vec();
+        }
+        router
+    }
+
     /// Experts per token where the router fixes it.
     pub fn fixed_top_k(&self) -> Option<usize> {
         match self {

@@ -11,6 +11,7 @@ mod model_args;
 mod output;
 mod plan;
 mod plan_check;
+mod run;
 mod simulate;
 mod topology;
 mod trace;
@@ -63,6 +64,7 @@ enum Command {
     Plan(plan::PlanCommand),
     Export(export::ExportArgs),
     Simulate(simulate::SimulateArgs),
+    Run(Box<run::RunArgs>),
     Topology(topology::TopologyArgs),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -84,6 +86,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Plan(command) => plan::run(command, output),
         Command::Export(args) => export::run(&args, output),
         Command::Simulate(args) => simulate::run(&args, output),
+        Command::Run(args) => run::run(&args, output),
         Command::Topology(args) => topology::run(&args, output),
         Command::Bench(command) => bench::run(&command, output),
     };

@@ -3,6 +3,8 @@
 use super::router::RouterError;
 use crate::place::{PlaceError, PlacementError};
 use crate::planner::PlannerError;
+use crate::split::SplitError;
+use crate::trace::TraceError;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -16,6 +18,12 @@ pub enum ExecError {
     /// Tokens could not be split over the copies, or redirected to them.
     #[error(transparent)]
     Planner(#[from] PlannerError),
+    /// Tokens could not be split over the copies.
+    #[error(transparent)]
+    Split(#[from] SplitError),
+    /// What ran is no trace.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     /// A layer could not be placed.
     #[error(transparent)]
     Place(#[from] PlaceError),

@@ -10,16 +10,19 @@
 //! on whatever implements [`Backend`]; [`cpu`] is the one for any machine. What comes out does not depend on placement or
 //! split: [`reference`] is the same layer in one memory and `f64`, without any of them.
 
+pub mod activations;
 mod backend;
 pub mod cpu;
 mod error;
+pub mod feed;
 pub mod forward;
 pub mod moves;
 mod numbers;
 pub mod random;
 pub mod reference;
 pub mod router;
+pub mod run;
 pub mod weights;
 
-pub use backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times};
+pub use backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times, no_cuda};
 pub use error::ExecError;

@@ -115,11 +115,10 @@ fn placements(run: &Run<'_>, plan_on: &Range<usize>, bar: &Bar) -> anyhow::Resul
 }
 
 fn feed(args: &RunArgs, model: &Model, output: Output) -> anyhow::Result<Feed> {
-    let mut trace_args = args.trace.clone();
+    let trace_args = &args.trace;
     if trace_args.traces.is_empty() {
         return Ok(Feed::Made { tokens: trace_args.decode_batch.unwrap_or(trace_args.batch_tokens) });
     }
-    trace_args.experts = Some(model.experts);
     let trace = trace_args.read()?;
     output.notices(trace.notices());
     if trace.experts() != model.experts {

@@ -67,11 +67,11 @@ proptest! {
         let (mut cpu, mut reference) = backend(&config, vec![placement.clone()]);
         let mut random = Stream::new(seed, &[]);
         let mut below = |n: usize| (random.bits() % n as u64) as usize;
-        let mut x = tokens(24, &(0..ranks).map(|_| below(7)).collect::<Vec<_>>(), seed);
+        let mut x = tokens(64, &(0..ranks).map(|_| below(7)).collect::<Vec<_>>(), seed);
         let (mut ids, mut slots) = (vec![], vec![]);
         for x in &x {
             let mut of_source = vec![];
-            for _ in 0..x.len() / 24 {
+            for _ in 0..x.len() / 64 {
                 // Different experts, or none.
                 let mut of_token: Vec<i32> = vec![];
                 while of_token.len() < top_k {
@@ -121,19 +121,19 @@ fn gpt_oss_is_its_published_code() {
     let mut expert = source.expert(0, 1).unwrap();
     // Large enough for the clamps to bind.
     let scale =
-        |m: &evenkeel::exec::weights::Matrix| m.wide().into_iter().map(|x| 9.0 * x).collect::<Vec<f32>>();
+        |m: &evenkeel::exec::weights::Matrix| m.wide().into_iter().map(|x| 14.0 * x).collect::<Vec<f32>>();
     let (gate, up, down) = (scale(expert.gate.as_ref().unwrap()), scale(&expert.up), expert.down.wide());
     expert.gate = Some(evenkeel::exec::weights::Matrix::F32(gate.clone()));
     expert.up = evenkeel::exec::weights::Matrix::F32(up.clone());
-    let x = tokens(24, &[5], 1).remove(0);
+    let x = tokens(64, &[5], 1).remove(0);
     let mut out = vec![0f32; x.len()];
-    evenkeel::exec::cpu::Ffn::default().run(&expert, Activation::ClampedSwiGlu, &x, 24, &mut out);
+    evenkeel::exec::cpu::Ffn::default().run(&expert, Activation::ClampedSwiGlu, &x, 64, &mut out);
     let biases = expert.biases.unwrap();
     let (mut high, mut low) = (false, false);
-    for (x, out) in x.chunks(24).zip(out.chunks(24)) {
+    for (x, out) in x.chunks(64).zip(out.chunks(64)) {
         let dot =
-            |w: &[f32], i: usize| (0..24).map(|k| f64::from(w[i * 24 + k]) * f64::from(x[k])).sum::<f64>();
-        let inside: Vec<f64> = (0..20)
+            |w: &[f32], i: usize| (0..64).map(|k| f64::from(w[i * 64 + k]) * f64::from(x[k])).sum::<f64>();
+        let inside: Vec<f64> = (0..48)
             .map(|i| {
                 let (g, u) =
                     (dot(&gate, i) + f64::from(biases.gate[i]), dot(&up, i) + f64::from(biases.up[i]));
@@ -144,7 +144,7 @@ fn gpt_oss_is_its_published_code() {
             })
             .collect();
         for (h, &y) in out.iter().enumerate() {
-            let sum: f64 = (0..20).map(|i| f64::from(down[h * 20 + i]) * inside[i]).sum();
+            let sum: f64 = (0..48).map(|i| f64::from(down[h * 48 + i]) * inside[i]).sum();
             assert!((f64::from(y) - sum - f64::from(biases.down[h])).abs() < 2e-4);
         }
     }
@@ -156,7 +156,7 @@ fn routing_twice_changes_nothing_but_time() {
     let cluster = Cluster::new(2, 1, 4, 0).unwrap();
     let config = config(small("qwen3-30b-a3b", 4, 1), cluster, Router::TopkSoftmax, Dtype::F32);
     let (mut cpu, _) = backend(&config, vec![placement(4, &cluster, 0)]);
-    let x = tokens(24, &[2, 1], 4);
+    let x = tokens(64, &[2, 1], 4);
     let ids = [vec![0, 3], vec![-1]];
     let mut run = |and_route| {
         let routed = Routed::Replay { ids: &ids, top_k: 1, weights: None, slots: None, and_route };
@@ -178,11 +178,11 @@ fn what_does_not_fit_is_refused() {
     let mut layer = |layer, tokens: &[Vec<f32>], routed| {
         cpu.layer(&LayerInput { layer, step: 0, tokens, routed }).unwrap_err()
     };
-    let x = tokens(24, &[1, 1], 0);
+    let x = tokens(64, &[1, 1], 0);
     assert!(matches!(layer(1, &x, Routed::Router), ExecError::Shape { what: "layer", .. }));
     assert!(matches!(layer(0, &x[..1], Routed::Router), ExecError::Shape { what: "sources", .. }));
-    assert!(matches!(layer(0, &[vec![0.0; 25], vec![]], Routed::Router), ExecError::Shape { .. }));
-    assert!(matches!(layer(0, &[vec![f32::NAN; 24], vec![]], Routed::Router), ExecError::Router(_)));
+    assert!(matches!(layer(0, &[vec![0.0; 65], vec![]], Routed::Router), ExecError::Shape { .. }));
+    assert!(matches!(layer(0, &[vec![f32::NAN; 64], vec![]], Routed::Router), ExecError::Router(_)));
     let replay = |ids, slots| Routed::Replay { ids, top_k: 1, weights: None, slots, and_route: false };
     let (beyond, short, right) = ([vec![4], vec![0]], [vec![0]], [vec![0], vec![0]]);
     let nowhere = [vec![9], vec![0]];

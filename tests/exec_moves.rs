@@ -30,7 +30,7 @@ fn placements_switch_at_every_step_for_a_hundred_steps() {
             assert_eq!(moved.switched, [0, 1], "step {at}");
             assert!(mover.is_done());
             assert!([0, 1].iter().all(|&layer| *cpu.placement(layer) != before[layer]));
-            let mut x = tokens(24, &[3, 0, 5, 1], at);
+            let mut x = tokens(64, &[3, 0, 5, 1], at);
             let run = step(&mut cpu, 2, at, &mut x, |_| Routed::Router, Some(&mut reference)).unwrap();
             assert!(run.check.unwrap().ok(dtype), "step {at}: {:?}", run.check);
         }
@@ -59,7 +59,7 @@ fn a_budget_is_kept_and_the_old_slots_serve_until_then() {
         let expected = if mover.is_done() { &new } else { &old };
         assert_eq!(cpu.placement(0), expected);
         assert_eq!(on_the_way, if mover.is_done() { 0 } else { begun as u64 * expert }, "staging is counted");
-        let mut x = tokens(24, &[3, 2, 5, 1], steps);
+        let mut x = tokens(64, &[3, 2, 5, 1], steps);
         let run = step(&mut cpu, 1, steps, &mut x, |_| Routed::Router, Some(&mut reference)).unwrap();
         assert!(run.check.unwrap().ok(Dtype::F32));
     }

@@ -31,7 +31,7 @@ fn as_simulated(trace: &str, reading: &str, model: &str, policy: &str, split: &s
     let common = format!("{reading} --ranks 8 --redundant 8");
     let run = document(
         &format!(
-            "run {common} {model} --num-layers 2 --hidden 16 --intermediate 8 --policy {policy} --split {split} --steps \
+            "run {common} {model} --num-layers 2 --hidden 64 --intermediate 32 --policy {policy} --split {split} --steps \
              100000 --alone --check --json"
         ),
         &[trace],
@@ -50,7 +50,7 @@ fn as_simulated(trace: &str, reading: &str, model: &str, policy: &str, split: &s
 }
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sample-decode.csv.zst");
-const SMALL: &str = "run --model qwen3-30b-a3b --hidden 24 --intermediate 16 --experts 16 --experts-per-token 3 --ranks 4";
+const SMALL: &str = "run --model qwen3-30b-a3b --hidden 64 --intermediate 48 --experts 16 --experts-per-token 3 --ranks 4";
 
 #[test]
 fn what_the_ranks_serve_is_what_a_simulation_says() {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// A model by name, made small.
 pub(crate) fn small(name: &str, experts: usize, top_k: usize) -> Model {
-    Model { hidden: 24, intermediate: 20, experts, top_k, ..name.parse().unwrap() }
+    Model { hidden: 64, intermediate: 48, experts, top_k, ..name.parse().unwrap() }
 }
 
 pub(crate) fn config(model: Model, cluster: Cluster, router: Router, dtype: Dtype) -> ExecConfig {

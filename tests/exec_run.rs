@@ -44,17 +44,23 @@ fn as_simulated(trace: &str, reading: &str, model: &str, policy: &str, split: &s
     assert_eq!(&run["imbalance"]["plan"], expected, "{policy} {split}");
     assert_eq!(&run["imbalance"]["simulated"], expected);
     assert_eq!(run["imbalance"]["to_the_token"], true);
-    assert_eq!(run["steps"].as_array().unwrap().len() as u64, simulated["trace"]["judged_steps"].as_u64().unwrap());
+    assert_eq!(
+        run["steps"].as_array().unwrap().len() as u64,
+        simulated["trace"]["judged_steps"].as_u64().unwrap()
+    );
     assert_eq!(run["check"]["ok"], true, "{}", run["check"]);
     assert!(run["check"]["max_rel_err"].as_f64().unwrap() > 0.0);
 }
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sample-decode.csv.zst");
-const SMALL: &str = "run --model qwen3-30b-a3b --hidden 64 --intermediate 48 --experts 16 --experts-per-token 3 --ranks 4";
+const SMALL: &str =
+    "run --model qwen3-30b-a3b --hidden 64 --intermediate 48 --experts 16 --experts-per-token 3 --ranks 4";
 
 #[test]
 fn what_the_ranks_serve_is_what_a_simulation_says() {
-    for (policy, split, dtype) in [("eplb", "exact", "f32"), ("lplb:ring", "exact", "bf16"), ("contiguous", "even", "f32")] {
+    for (policy, split, dtype) in
+        [("eplb", "exact", "f32"), ("lplb:ring", "exact", "bf16"), ("contiguous", "even", "f32")]
+    {
         as_simulated(SAMPLE, "", &format!("--model gpt-oss-20b --dtype {dtype}"), policy, split);
     }
 }

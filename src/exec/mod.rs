@@ -12,6 +12,7 @@
 
 pub mod activations;
 mod backend;
+pub mod checkpoint;
 pub mod cpu;
 mod error;
 pub mod feed;

@@ -45,6 +45,10 @@ pub(crate) struct RunArgs {
     /// Another number of experts per token, for small trials
     #[arg(long, value_name = "K", help_heading = "Model")]
     experts_per_token: Option<usize>,
+    /// A folder of safetensors files with the weights of its first MoE layers, as Mixtral, Qwen3-MoE, DeepSeek-V2/V3 or gpt-oss
+    /// are published [default: random weights]
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub(super) weights: Option<PathBuf>,
     /// What weights are kept in and tokens travel in: f32 or bf16; sums are f32
     #[arg(long, value_name = "DTYPE", default_value = "bf16", help_heading = "Model")]
     pub(super) dtype: Dtype,

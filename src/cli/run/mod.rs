@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use args::BackendName;
 use evenkeel::exec::ExecConfig;
 use evenkeel::exec::activations::Activations;
+use evenkeel::exec::checkpoint::Checkpoint;
 use evenkeel::exec::feed::Feed;
 use evenkeel::exec::router::Router;
 use evenkeel::exec::run::{Outcome, Replan, Run};
@@ -30,12 +31,7 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
     let policy = place::policy(&args.policy, args.cluster.groups, &cluster)?;
     let layers = layers(args, &feed)?;
     let (plan_on, steps) = steps(args, &feed, output)?;
-    let weights = Arc::new(RandomWeights {
-        model,
-        width: router.width(model.experts),
-        dtype: args.dtype,
-        seed: args.trace.seed,
-    }) as Arc<dyn WeightSource>;
+    let weights = weights(args, model, &router)?;
     let run = Run {
         exec: ExecConfig {
             model,
@@ -111,6 +107,18 @@ fn placements(run: &Run<'_>, plan_on: &Range<usize>, bar: &Bar) -> anyhow::Resul
             let profile = run.profile(plan_on.clone(), bar)?;
             run.place(&profile, &run.layers, 0..plan_on.len())?
         }
+    })
+}
+
+fn weights(args: &RunArgs, model: Model, router: &Router) -> anyhow::Result<Arc<dyn WeightSource>> {
+    Ok(match &args.weights {
+        Some(folder) => Arc::new(Checkpoint::open(folder, model, args.dtype)?),
+        None => Arc::new(RandomWeights {
+            model,
+            width: router.width(model.experts),
+            dtype: args.dtype,
+            seed: args.trace.seed,
+        }),
     })
 }
 

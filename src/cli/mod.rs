@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 it could not be done (one message on stderr says why), 2 the arguments were wrong.
 
 mod bench;
+mod calibrate;
 mod cluster_args;
 mod export;
 mod further;
@@ -65,6 +66,7 @@ enum Command {
     Export(export::ExportArgs),
     Simulate(simulate::SimulateArgs),
     Run(Box<run::RunArgs>),
+    Calibrate(calibrate::CalibrateArgs),
     Topology(topology::TopologyArgs),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -87,6 +89,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Export(args) => export::run(&args, output),
         Command::Simulate(args) => simulate::run(&args, output),
         Command::Run(args) => run::run(&args, output),
+        Command::Calibrate(args) => calibrate::run(&args, output),
         Command::Topology(args) => topology::run(&args, output),
         Command::Bench(command) => bench::run(&command, output),
     };

@@ -12,6 +12,7 @@
 
 pub mod activations;
 mod backend;
+pub mod calibrate;
 pub mod checkpoint;
 pub mod cpu;
 mod error;

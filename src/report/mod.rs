@@ -15,6 +15,7 @@
 mod distribution;
 mod experts;
 mod facts;
+mod fit;
 mod headline;
 mod heatmap;
 mod layers;
@@ -30,6 +31,7 @@ use crate::trace::Trace;
 use std::fmt::Write as _;
 use text::esc;
 
+pub use fit::FitPage;
 pub use run::RunPage;
 
 /// Everything that a report shows.

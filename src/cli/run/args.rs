@@ -83,7 +83,7 @@ pub(crate) struct RunArgs {
     /// Share of the steps to plan on; the rest may run
     #[arg(long, value_name = "SHARE", default_value_t = 0.4, help_heading = "Plan")]
     pub(super) plan_on: f64,
-    /// Plan again after so many steps, on these, and move experts while running
+    /// Plan again after so many steps, on these, and move experts while running; later where moves are still under way
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Plan")]
     pub(super) replan_every: Option<u64>,
     /// With --replan-every: weights to copy per step over all ranks, in MiB
@@ -111,7 +111,7 @@ pub(crate) struct RunArgs {
 
 /// What runs the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum BackendName {
+pub(crate) enum BackendName {
     /// Any machine.
     Cpu,
     /// NVIDIA GPUs.
@@ -149,7 +149,7 @@ impl RunArgs {
 
 impl BackendName {
     /// The name that selects it.
-    pub(super) fn name(self) -> &'static str {
+    pub(in crate::cli) fn name(self) -> &'static str {
         match self {
             BackendName::Cpu => "cpu",
             BackendName::Cuda => "cuda",

@@ -3,11 +3,10 @@
 mod args;
 mod show;
 
-pub(super) use args::RunArgs;
+pub(super) use args::{BackendName, RunArgs};
 
 use super::output::{Bar, Output, print, write_file};
 use anyhow::{Context as _, bail};
-use args::BackendName;
 use evenkeel::exec::ExecConfig;
 use evenkeel::exec::activations::Activations;
 use evenkeel::exec::checkpoint::Checkpoint;
@@ -202,7 +201,7 @@ fn steps(args: &RunArgs, feed: &Feed, output: Output) -> anyhow::Result<(Range<u
 
 impl BackendName {
     /// Whether it can run here.
-    fn available(self) -> anyhow::Result<()> {
+    pub(in crate::cli) fn available(self) -> anyhow::Result<()> {
         match self {
             BackendName::Cpu => Ok(()),
             BackendName::Cuda => Err(evenkeel::exec::no_cuda().into()),

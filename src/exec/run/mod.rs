@@ -27,7 +27,7 @@ use std::sync::Arc;
 /// Planning again while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Replan {
-    /// Steps from one plan to the next; each is made of the steps since the last one.
+    /// Steps from one plan to the next, or the next but one where the last has not arrived; each is made of so many steps.
     pub every: usize,
     /// Bytes of weights to copy per step.
     pub budget: u64,
@@ -128,7 +128,9 @@ impl Run<'_> {
             }
             outcome.memory(planned);
             outcome.steps.push(row);
-            if let Some(replan) = self.replan.filter(|replan| (at + 1).is_multiple_of(replan.every.max(1))) {
+            // A plan that has not arrived yet is not replaced: else a small budget would never see one through.
+            let due = |replan: &Replan| (at + 1).is_multiple_of(replan.every.max(1)) && mover.is_done();
+            if let Some(replan) = self.replan.filter(due) {
                 let recent = outcome.trace()?;
                 let window = (at + 1).saturating_sub(replan.every)..at + 1;
                 for (layer, placement) in self.place(&recent, &self.all(), window)?.into_iter().enumerate() {

@@ -1,6 +1,35 @@
-//! Loops over numbers, written so that a compiler makes vectors of them: no branches, no calls.
+//! Loops over numbers, written so that a compiler makes vectors of them (no branches, no calls), as wide as the machine has
+//! ([`vectorised`]).
+
+#![allow(clippy::inline_always, reason = "what is not inlined is not compiled for wider vectors")]
 
 use half::bf16;
+
+/// Does `work`, whose loops are compiled for every width of vectors and taken for the one that there is. What it calls must be
+/// inlined to share in that.
+pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
+/// A number that weights are kept in.
+pub(crate) trait Wide: Copy {
+    /// As `f32`, exactly.
+    fn wide(self) -> f32;
+}
+
+impl Wide for f32 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+}
+
+impl Wide for bf16 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
 
 /// bf16 to `f32`, exactly; `out` is given its size.
 pub(crate) fn widen(numbers: &[bf16], out: &mut Vec<f32>) {
@@ -10,12 +39,11 @@ pub(crate) fn widen(numbers: &[bf16], out: &mut Vec<f32>) {
 
 /// bf16 to `f32`, exactly, as many as there are of both.
 pub(crate) fn widen_into(numbers: &[bf16], out: &mut [f32]) {
-    for (wide, x) in out.iter_mut().zip(numbers) {
-        *wide = f32::from_bits(u32::from(x.to_bits()) << 16);
-    }
+    vectorised(|| out.iter_mut().zip(numbers).for_each(|(wide, x)| *wide = x.wide()));
 }
 
 /// `f32` to the nearest bf16, ties to even.
+#[inline(always)]
 pub(crate) fn narrow(x: f32) -> bf16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
@@ -25,6 +53,7 @@ pub(crate) fn narrow(x: f32) -> bf16 {
 }
 
 /// `e^x` to about two units in the last place: `2^n` times a polynomial (Cephes' `expf`). Beyond +-87 the value there.
+#[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // Adding this rounds to a whole number, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
@@ -44,11 +73,13 @@ pub(crate) fn exp(x: f32) -> f32 {
 }
 
 /// `1 / (1 + e^-x)`.
+#[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 /// The hyperbolic tangent.
+#[inline(always)]
 pub(crate) fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (1.0 + exp(2.0 * x))
 }

@@ -1,7 +1,9 @@
 //! One expert's feed-forward network on the rows that came for it.
 
+#![allow(clippy::inline_always, reason = "what is not inlined is not compiled for wider vectors")]
+
 use super::matmul::times_transposed;
-use crate::exec::numbers::{sigmoid, tanh};
+use crate::exec::numbers::{sigmoid, tanh, vectorised};
 use crate::exec::weights::ExpertWeights;
 use crate::model::Activation;
 
@@ -44,7 +46,7 @@ impl Ffn {
             add(up, &biases.up);
             add(gate, &biases.gate);
         }
-        activate(activation, gate, up);
+        vectorised(|| activate(activation, gate, up));
         times_transposed(up, &expert.down, out, [rows, hidden, inner], widened);
         if let Some(biases) = &expert.biases {
             add(&mut out[..rows * hidden], &biases.down);
@@ -59,6 +61,7 @@ fn add(rows: &mut [f32], bias: &[f32]) {
 }
 
 /// What stands between the matrices, into `up`.
+#[inline(always)]
 fn activate(activation: Activation, gate: &[f32], up: &mut [f32]) {
     let pairs = up.iter_mut().zip(gate);
     match activation {

@@ -1,5 +1,6 @@
-//! Dense products by the `gemm` crate: the one place that hands it pointers.
+//! Dense products: those of few rows by `few`, all others by the `gemm` crate. The one place that hands it pointers.
 
+use super::few::{FEW, few};
 use crate::exec::numbers::widen;
 use crate::exec::weights::Matrix;
 
@@ -19,6 +20,8 @@ pub fn times_transposed(
     scratch: &mut Vec<f32>,
 ) {
     match w {
+        Matrix::F32(w) if rows <= FEW => few(x, w, out, [rows, columns, inner], scratch),
+        Matrix::Bf16(w) if rows <= FEW => few(x, w, out, [rows, columns, inner], scratch),
         Matrix::F32(w) => panel(x, w, out, [rows, columns, inner], columns),
         Matrix::Bf16(w) => {
             for from in (0..columns).step_by(PANEL) {
@@ -74,7 +77,17 @@ mod tests {
 
     #[test]
     fn a_product_is_the_sum_of_products() {
-        let shapes = [[1, 1, 1], [3, 5, 7], [17, 33, 64], [0, 4, 4], [2, 3, 0], [1, 40, 9], [5, 300, 11]];
+        let shapes = [
+            [1, 1, 1],
+            [3, 5, 7],
+            [17, 33, 64],
+            [0, 4, 4],
+            [2, 3, 0],
+            [1, 40, 9],
+            [5, 300, 11],
+            [4, 7, 67],
+            [16, 9, 130],
+        ];
         for shape @ [rows, columns, inner] in shapes {
             // Numbers that bf16 holds exactly.
             let number = |i: usize| ((i * 37 % 19) as f32 - 9.0) / 4.0;

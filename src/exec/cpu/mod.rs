@@ -4,6 +4,7 @@
 //! counts (all-gathered), a parcel per (source, destination) with each token once, and its answer with one weighted row per
 //! token. Every rank computes the split for itself.
 
+mod few;
 mod ffn;
 mod matmul;
 mod parcel;

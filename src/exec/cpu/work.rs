@@ -3,6 +3,7 @@
 use super::ffn::Ffn;
 use super::parcel::Parcel;
 use super::rank::Slots;
+use crate::exec::numbers::vectorised;
 use crate::exec::weights::{Dtype, Matrix};
 use crate::model::Activation;
 
@@ -83,7 +84,7 @@ impl Work {
             for (visit, &place) in parcel.visits.iter().zip(places) {
                 let result = &results[place * hidden..][..hidden];
                 let row = &mut sum[visit.row as usize * hidden..][..hidden];
-                row.iter_mut().zip(result).for_each(|(s, &y)| *s += visit.weight * y);
+                vectorised(|| row.iter_mut().zip(result).for_each(|(s, &y)| *s += visit.weight * y));
             }
             Matrix::new(dtype, sum)
         };

@@ -14,6 +14,7 @@
 //! | forecast | [`forecast`] | a trace | what planning may look at |
 //! | place | [`place`] | a layer's history, a [`cluster`] | which slot holds which expert |
 //! | split | [`split`] | a placement, one batch's loads | whole tokens per slot, with proof; each source's share |
+//! | execute | [`exec`] | tokens, weights, placements | tokens, what every rank served and how long it took |
 //!
 //! [`planner`] is the last two stations as one call inside a serving loop: top-k ids in, physical slots out. The module
 //! `cuda` is the same on a GPU, and [`kernels`] what it reads there.
@@ -51,6 +52,7 @@
 pub mod cluster;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod exec;
 pub mod export;
 pub mod forecast;
 pub mod gpu;

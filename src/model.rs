@@ -34,6 +34,37 @@ impl Precision {
     }
 }
 
+/// What an expert computes of a token `x`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `down (silu(gate x) * up x)`, three matrices.
+    SwiGlu,
+    /// gpt-oss: `down ((clamp(up x) + 1) * g * sigmoid(1.702 g))` with `g = min(gate x, 7)`, up clamped to -7 to 7, and a bias
+    /// on every one of the three matrices.
+    ClampedSwiGlu,
+    /// `down relu(up x)`, two matrices.
+    Relu,
+    /// `down gelu(up x)`, two matrices; the tanh form of GELU.
+    Gelu,
+}
+
+impl Activation {
+    /// Matrices of an expert.
+    pub fn matrices(self) -> u64 {
+        if self.gated() { 3 } else { 2 }
+    }
+
+    /// Whether a gate multiplies what goes into the last matrix.
+    pub fn gated(self) -> bool {
+        matches!(self, Activation::SwiGlu | Activation::ClampedSwiGlu)
+    }
+
+    /// Whether the matrices have biases.
+    pub fn biased(self) -> bool {
+        self == Activation::ClampedSwiGlu
+    }
+}
+
 /// The MoE layers of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Model {
@@ -53,21 +84,31 @@ pub struct Model {
     pub shared: usize,
     /// What the weights are kept in.
     pub precision: Precision,
+    /// What an expert computes.
+    pub activation: Activation,
 }
 
 /// The models known by name.
-pub const MODELS: [Model; 11] = [
+pub const MODELS: [Model; 15] = [
     model("mixtral-8x7b", [4096, 14336], 8, 2, 32, 0, Precision::Bf16),
     model("mixtral-8x22b", [6144, 16384], 8, 2, 56, 0, Precision::Bf16),
     model("qwen3-30b-a3b", [2048, 768], 128, 8, 48, 0, Precision::Bf16),
     model("qwen3-235b-a22b", [4096, 1536], 128, 8, 94, 0, Precision::Bf16),
-    model("gpt-oss-20b", [2880, 2880], 32, 4, 24, 0, Precision::Bf16),
-    model("gpt-oss-120b", [2880, 2880], 128, 4, 36, 0, Precision::Bf16),
+    gpt_oss(model("gpt-oss-20b", [2880, 2880], 32, 4, 24, 0, Precision::Bf16)),
+    gpt_oss(model("gpt-oss-120b", [2880, 2880], 128, 4, 36, 0, Precision::Bf16)),
     model("glm-4.5", [5120, 1536], 160, 8, 89, 1, Precision::Bf16),
     model("deepseek-v2-lite", [2048, 1408], 64, 6, 26, 2, Precision::Bf16),
     model("deepseek-v3", [7168, 2048], 256, 8, 58, 1, Precision::Fp8),
     model("deepseek-r1", [7168, 2048], 256, 8, 58, 1, Precision::Fp8),
     model("kimi-k2", [7168, 2048], 384, 8, 60, 1, Precision::Fp8),
+    model("deepseek-moe-16b", [2048, 1408], 64, 6, 27, 2, Precision::Bf16),
+    model("olmoe-1b-7b", [2048, 1024], 64, 8, 16, 0, Precision::Bf16),
+    // arXiv:2101.03961, table 9 (15 layers each in encoder and decoder); arXiv:2112.06905, table 4 (every other layer).
+    Model {
+        activation: Activation::Relu,
+        ..model("switch-c", [2080, 6144], 2048, 1, 30, 0, Precision::Bf16)
+    },
+    Model { activation: Activation::Gelu, ..model("glam-64b", [8192, 32768], 64, 2, 32, 0, Precision::Bf16) },
 ];
 
 const fn model(
@@ -79,7 +120,12 @@ const fn model(
     shared: usize,
     precision: Precision,
 ) -> Model {
-    Model { name, hidden, intermediate, experts, top_k, layers, shared, precision }
+    let activation = Activation::SwiGlu;
+    Model { name, hidden, intermediate, experts, top_k, layers, shared, precision, activation }
+}
+
+const fn gpt_oss(model: Model) -> Model {
+    Model { activation: Activation::ClampedSwiGlu, ..model }
 }
 
 /// No such model.
@@ -92,9 +138,9 @@ fn names() -> String {
 }
 
 impl Model {
-    /// Parameters of one expert: the three matrices of a SwiGLU feed-forward network.
+    /// Parameters of one expert's matrices; biases, a thousandth of them, do not count.
     pub fn expert_parameters(&self) -> u64 {
-        3 * self.hidden * self.intermediate
+        self.activation.matrices() * self.hidden * self.intermediate
     }
 
     /// Bytes of one expert's weights.
@@ -133,6 +179,17 @@ impl FromStr for Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn experts_add_up_to_the_published_sizes() {
+        for (name, billions) in
+            [("switch-c", 1_570), ("glam-64b", 1_100), ("olmoe-1b-7b", 6), ("gpt-oss-120b", 115)]
+        {
+            let model: Model = name.parse().unwrap();
+            let all = model.expert_parameters() * (model.experts * model.layers) as u64 / 1_000_000_000;
+            assert!(all.abs_diff(billions) * 100 <= billions, "{name}: {all}");
+        }
+    }
 
     #[test]
     fn an_expert_of_deepseek_v3_has_44_mb() {

@@ -2,10 +2,11 @@
 
 use super::model_args::ModelOnGpu;
 use clap::Args;
+use evenkeel::exec::calibrate;
 use evenkeel::split::{Cost, Goal, TILE, roofline};
 use std::str::FromStr;
 
-/// `tokens`, `tiles:BM`, `active`, `roofline:MODEL,GPU`.
+/// `tokens`, `tiles:BM`, `active`, `roofline:MODEL,GPU`, `roofline:FILE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CostName {
     pub(crate) name: String,
@@ -24,11 +25,21 @@ impl FromStr for CostName {
                 Ok(tile) if tile > 0 => Cost::Tiles(tile),
                 _ => return Err(format!("tiles of \"{tile}\" tokens: expected a number from 1")),
             },
-            Some(("roofline", on)) => {
+            Some(("roofline", on)) if on.contains(',') => {
                 let on: ModelOnGpu = on.parse()?;
                 Cost::Roofline(roofline(&on.model, &on.gpu))
             }
-            _ => return Err("expected tokens, tiles:TOKENS, active or roofline:MODEL,GPU".into()),
+            Some(("roofline", file)) => {
+                let text = std::fs::read_to_string(file).map_err(|error| {
+                    format!("{file}: {error}; expected MODEL,GPU or a file of `calibrate`")
+                })?;
+                Cost::Roofline(calibrate::File::roofline(&text).map_err(|error| format!("{file}: {error}"))?)
+            }
+            _ => {
+                return Err(
+                    "expected tokens, tiles:TOKENS, active, roofline:MODEL,GPU or roofline:FILE".into()
+                );
+            }
         };
         Ok(CostName { name: text.into(), cost })
     }
@@ -37,11 +48,12 @@ impl FromStr for CostName {
 /// What counts as load, and what else counts.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GoalArgs {
-    /// What counts as load: tokens, tiles:TOKENS, active or roofline:MODEL,GPU
+    /// What counts as load: tokens, tiles:TOKENS, active, roofline:MODEL,GPU or roofline:FILE
     ///
     /// tiles:64 counts rows of a grouped matrix multiplication in blocks of 64. active counts the experts that a rank reads
     /// at all: small decode batches are bound by reading weights. roofline takes reading or multiplying, whichever is more,
-    /// in picoseconds; its split is a heuristic with a proved bound, all others are exact.
+    /// in picoseconds, by data sheets or as `evenkeel calibrate` measured it in FILE; its split is a heuristic with a proved bound,
+    /// all others are exact.
     #[arg(long, value_name = "COST", help_heading = "Goal")]
     pub(crate) cost: Option<CostName>,
     /// After the peak, even out the whole load vector

@@ -4,6 +4,7 @@
 
 mod and_args;
 mod bench;
+mod calibrate;
 mod cluster_args;
 mod export;
 mod further;
@@ -15,6 +16,7 @@ mod plan;
 mod plan_check;
 mod plan_told;
 mod replan_args;
+mod run;
 mod secure_args;
 mod simulate;
 mod speeds;
@@ -69,6 +71,8 @@ enum Command {
     Plan(plan::PlanCommand),
     Export(export::ExportArgs),
     Simulate(simulate::SimulateArgs),
+    Run(Box<run::RunArgs>),
+    Calibrate(calibrate::CalibrateArgs),
     Topology(topology::TopologyArgs),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -90,6 +94,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Plan(command) => plan::run(command, output),
         Command::Export(args) => export::run(&args, output),
         Command::Simulate(args) => simulate::run(&args, output),
+        Command::Run(args) => run::run(&args, output),
+        Command::Calibrate(args) => calibrate::run(&args, output),
         Command::Topology(args) => topology::run(&args, output),
         Command::Bench(command) => bench::run(&command, output),
     };

@@ -140,6 +140,10 @@ impl Bar {
     pub(crate) fn steps() -> Self {
         Self::styled("making  {bar:30} step {pos}/{len} {eta}")
     }
+
+    pub(crate) fn running() -> Self {
+        Self::styled("running {bar:30} step {pos}/{len} {eta}")
+    }
 }
 
 impl Drop for Bar {
@@ -156,6 +160,12 @@ impl evenkeel::trace::Progress for Bar {
 
 impl evenkeel::simulate::Progress for Bar {
     fn layers(&self, done: usize, total: usize) {
+        self.set(done as u64, total as u64);
+    }
+}
+
+impl evenkeel::exec::run::Progress for Bar {
+    fn steps(&self, done: usize, total: usize) {
         self.set(done as u64, total as u64);
     }
 }

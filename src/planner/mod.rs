@@ -111,7 +111,15 @@ impl Planner {
     /// # Errors
     /// When the placement is not for as many ranks as the cluster has.
     pub fn new(placement: Placement, cluster: Cluster) -> Result<Self, PlannerError> {
-        Self::build(placement, cluster, |placement| Ok(Engine::Any(Splitter::new(placement, Method::Exact)?)))
+        Self::by(placement, cluster, Method::Exact)
+    }
+
+    /// A planner that splits by any method; only [`Method::Exact`] proves its peak.
+    ///
+    /// # Errors
+    /// As [`Planner::new`].
+    pub fn by(placement: Placement, cluster: Cluster, method: Method) -> Result<Self, PlannerError> {
+        Self::build(placement, cluster, |placement| Ok(Engine::Any(Splitter::new(placement, method)?)))
     }
 
     /// A planner whose splits have the same least peak, and among those (with [`Keep::Vector`]: among those with the most

@@ -55,6 +55,11 @@ pub(super) fn write(out: &mut String, page: &Page<'_>) {
     }
     fact(out, "command", &format!("<code class=\"command\">{}</code>", esc(&page.command)));
     out.push_str("</dl>\n</section>\n");
+    foot(out);
+}
+
+/// The foot of every page.
+pub(super) fn foot(out: &mut String) {
     let _ = writeln!(
         out,
         "<footer><p class=\"small\">evenkeel {}. This file is complete in itself: it loads nothing and runs no \

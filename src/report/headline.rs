@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 pub(super) fn write(out: &mut String, page: &Page<'_>, comparison: &Comparison<'_>) {
     let (before, after) = (comparison.before(), comparison.after());
     let outcome = comparison.outcome;
-    masthead(out, page);
+    masthead(out, &page.title);
     let sentence = if comparison.differs() {
         format!(
             "The busiest rank does <em>{} times</em> the average work instead of <b>{} times</b>.",
@@ -51,21 +51,21 @@ pub(super) fn write(out: &mut String, page: &Page<'_>, comparison: &Comparison<'
 
 /// What is said where nothing was judged.
 pub(super) fn nothing(out: &mut String, page: &Page<'_>) {
-    masthead(out, page);
+    masthead(out, &page.title);
     out.push_str(
         "<h1>Nothing was judged.</h1>\n<p class=\"say\">The steps to judge on hold no tokens; what is known about \
          the trace stands below.</p>\n</header>\n",
     );
 }
 
-fn masthead(out: &mut String, page: &Page<'_>) {
+pub(super) fn masthead(out: &mut String, title: &str) {
     // A hull on a level line.
     out.push_str(
         "<header>\n<p class=\"mast\"><svg class=\"mark\" viewBox=\"0 0 32 20\" width=\"32\" height=\"20\" \
          aria-hidden=\"true\"><path class=\"hull\" d=\"M4 7H28Q25 15 16 15Q7 15 4 7Z\"/>\
          <path class=\"level\" d=\"M0 7H32M16 15V20\"/></svg> <b>evenkeel</b> ",
     );
-    let _ = writeln!(out, "<span>{}</span></p>", esc(&page.title));
+    let _ = writeln!(out, "<span>{}</span></p>", esc(title));
 }
 
 /// Before and after as bars against the average rank.

@@ -15,10 +15,12 @@
 mod distribution;
 mod experts;
 mod facts;
+mod fit;
 mod headline;
 mod heatmap;
 mod layers;
 mod moves;
+mod run;
 mod svg;
 mod table;
 mod text;
@@ -29,6 +31,9 @@ use crate::split::Method;
 use crate::trace::Trace;
 use std::fmt::Write as _;
 use text::esc;
+
+pub use fit::FitPage;
+pub use run::RunPage;
 
 /// Everything that a report shows.
 #[derive(Debug, Clone)]
@@ -55,33 +60,40 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'n
 impl Page<'_> {
     /// The report as one HTML document.
     pub fn html(&self) -> String {
-        let mut out = String::with_capacity(1 << 16);
-        let title = esc(&self.title);
-        let _ = write!(
-            out,
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
-             <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\"/>\n\
-             <meta name=\"generator\" content=\"evenkeel {}\"/>\n<title>{title}</title>\n\
-             <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
-            env!("CARGO_PKG_VERSION"),
-        );
-        match Comparison::of(self.outcome) {
-            Some(comparison) => {
-                headline::write(&mut out, self, &comparison);
-                table::write(&mut out, self.outcome, &comparison);
-                distribution::write(&mut out, self.outcome, &comparison);
-                heatmap::write(&mut out, self, &comparison);
-                moves::write(&mut out, self);
-                layers::write(&mut out, self, &comparison);
-                experts::write(&mut out, self, &comparison);
+        frame(&self.title, |out| {
+            match Comparison::of(self.outcome) {
+                Some(comparison) => {
+                    headline::write(out, self, &comparison);
+                    table::write(out, self.outcome, &comparison);
+                    distribution::write(out, self.outcome, &comparison);
+                    heatmap::write(out, self, &comparison);
+                    moves::write(out, self);
+                    layers::write(out, self, &comparison);
+                    experts::write(out, self, &comparison);
+                }
+                None => headline::nothing(out, self),
             }
-            None => headline::nothing(&mut out, self),
-        }
-        facts::write(&mut out, self);
-        out.push_str("</main>\n</body>\n</html>\n");
-        out
+            facts::write(out, self);
+        })
     }
+}
+
+/// A whole document around what `body` writes.
+fn frame(title: &str, body: impl FnOnce(&mut String)) -> String {
+    let mut out = String::with_capacity(1 << 16);
+    let _ = write!(
+        out,
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\"/>\n\
+         <meta name=\"generator\" content=\"evenkeel {}\"/>\n<title>{}</title>\n\
+         <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
+        env!("CARGO_PKG_VERSION"),
+        esc(title),
+    );
+    body(&mut out);
+    out.push_str("</main>\n</body>\n</html>\n");
+    out
 }
 
 /// The two rows that the pictures compare.

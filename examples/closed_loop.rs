@@ -1,0 +1,109 @@
+//! The loop closed: a model runs, its routing is recorded, forecast, planned for again, and experts move while it runs.
+//!
+//!     cargo run --release --example closed_loop
+//!
+//! Tokens share a direction that turns from step to step, so the experts that a real router prefers change. Three placements
+//! see the same routing: none, the first plan kept for good, and a plan that is made anew of the last steps and moved to
+//! within a budget of bytes per step. Every step is checked against one dense memory in double precision.
+
+use evenkeel::cluster::Cluster;
+use evenkeel::exec::activations::Activations;
+use evenkeel::exec::cpu::Cpu;
+use evenkeel::exec::forward::step;
+use evenkeel::exec::moves::Mover;
+use evenkeel::exec::reference::Reference;
+use evenkeel::exec::router::Router;
+use evenkeel::exec::weights::{Dtype, RandomWeights, WeightSource};
+use evenkeel::exec::{Backend, ExecConfig, Routed};
+use evenkeel::forecast::History;
+use evenkeel::model::Model;
+use evenkeel::place::{self, Contiguous, Placement};
+use evenkeel::split::{Method, Split, Splitter};
+use evenkeel::trace::Trace;
+use std::sync::Arc;
+
+const WINDOW: usize = 10;
+const WINDOWS: usize = 12;
+const TOKENS_PER_RANK: usize = 32;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // Qwen3-30B's routing (128 experts, top-8) with experts of a size that runs in a moment.
+    let model = Model { hidden: 64, intermediate: 32, ..Model::clone(&"qwen3-30b-a3b".parse()?) };
+    let cluster = Cluster::new(8, 1, model.experts, 16)?;
+    let exec = ExecConfig {
+        model,
+        cluster,
+        router: Router::of(&model),
+        capacity: None,
+        method: Some(Method::Exact),
+        dtype: Dtype::Bf16,
+        seed: 1,
+    };
+    let weights = RandomWeights { model, width: model.experts, dtype: exec.dtype, seed: 1 };
+    let weights: Arc<dyn WeightSource> = Arc::new(weights);
+    let contiguous = Contiguous::placement(model.experts, &cluster)?;
+    let mut backend = Cpu::new(exec.clone(), weights.as_ref(), vec![contiguous.clone()])?;
+    let mut reference = Reference::new(exec.clone(), Arc::clone(&weights));
+    let tokens = Activations { skew: 0.8, drift: 0.02, ..Activations::new(64, 1) };
+    let policy = place::policy("eplb", 1, &cluster)?;
+
+    // Three experts' worth of weights per rank and step.
+    let mut mover = Mover::new(24 * backend.bytes(0, 0)?);
+    let (mut loads, mut first, mut worst) = (Vec::new(), None::<Placement>, 0f64);
+    println!("mean imbalance of {WINDOW} steps: the busiest rank's tokens over the average rank's\n");
+    println!("{:>9}  {:>7}  {:>10}  {:>9}  {:>6}", "steps", "no plan", "first plan", "re-planned", "moved");
+    for window in 0..WINDOWS {
+        let (mut sums, mut moved) = ([0f64; 3], 0);
+        for at in window * WINDOW..(window + 1) * WINDOW {
+            moved += mover.between_steps(&mut backend)?.copies;
+            // Forward: norm, route, count, gather, split, dispatch, experts, combine, residual.
+            let mut x: Vec<Vec<f32>> =
+                (0..cluster.ranks()).map(|rank| tokens.of(at as u64, rank, TOKENS_PER_RANK)).collect();
+            let run = step(&mut backend, 1, at as u64, &mut x, |_| Routed::Router, Some(&mut reference))?;
+            let check = run.check.unwrap_or_default();
+            assert!(check.ok(exec.dtype), "step {at}: {check:?}");
+            worst = worst.max(check.output);
+            // Record; and see what the other placements would have served of the same counts.
+            let layer = &run.layers[0];
+            loads.extend(&layer.counts);
+            sums[0] += imbalance(&served(&contiguous, &layer.counts)?);
+            sums[1] += imbalance(&served(first.as_ref().unwrap_or(&contiguous), &layer.counts)?);
+            sums[2] += imbalance(&layer.rank_loads);
+        }
+        let means = sums.map(|sum| sum / WINDOW as f64);
+        let bar = "#".repeat(((means[2] - 1.0) * 40.0).round() as usize);
+        println!(
+            "{:>4}..{:<3}  {:>7.3}  {:>10.3}  {:>10.3}  {:>6}  {bar}",
+            window * WINDOW,
+            (window + 1) * WINDOW,
+            means[0],
+            means[1],
+            means[2],
+            moved
+        );
+        // Forecast from the last steps, plan again, and move.
+        if !mover.is_done() {
+            continue;
+        }
+        let labels = (0..(window + 1) * WINDOW).map(|at| at.to_string()).collect();
+        let trace = Trace::from_loads(model.experts, vec![0], labels, loads.clone())?;
+        let recent = History::window(&trace, 0, window * WINDOW..(window + 1) * WINDOW);
+        let placement = policy.place(&recent, &cluster)?;
+        first.get_or_insert_with(|| placement.clone());
+        mover.aim(&backend, 0, placement);
+    }
+    println!("\nlargest error of a token in {} steps: {worst:.1e} (2e-2 allowed)", WINDOW * WINDOWS);
+    Ok(())
+}
+
+/// Tokens that every rank serves of these counts, split exactly.
+fn served(placement: &Placement, counts: &[u64]) -> Result<Vec<u64>, Box<dyn std::error::Error>> {
+    let mut split = Split::default();
+    Splitter::new(placement.clone(), Method::Exact)?.split(counts, &mut split)?;
+    Ok(split.rank_loads)
+}
+
+fn imbalance(loads: &[u64]) -> f64 {
+    let mean = loads.iter().sum::<u64>() as f64 / loads.len() as f64;
+    loads.iter().copied().max().unwrap_or(0) as f64 / mean
+}

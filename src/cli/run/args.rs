@@ -1,0 +1,158 @@
+//! The arguments of `evenkeel run`.
+
+use crate::cli::cluster_args::ClusterArgs;
+use crate::cli::trace_args::TraceArgs;
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use evenkeel::exec::router::{Capacity, Overflow};
+use evenkeel::exec::weights::Dtype;
+use evenkeel::model::Model;
+use evenkeel::split::Method;
+use std::path::PathBuf;
+
+/// Run MoE layers on all ranks as planned, and measure, check and record what happens.
+///
+/// Every rank is a memory of its own: route, count, gather all counts, split, dispatch, experts, combine, residual. With TRACE
+/// its routing is replayed on steps that planning has not seen; per-token arrays token by token, counts alone dealt out to
+/// tokens. Without TRACE tokens are made up, a router chooses, and their routing drifts. Every step also runs without a plan
+/// and perfectly balanced. On a machine with fewer cores than ranks each rank is timed alone: `modelled` is the time if all ran
+/// at once (the slowest rank between two exchanges, wires free), `wall` that of all one after the other.
+#[derive(Debug, Args)]
+#[command(
+    mut_arg("traces", |arg| arg.required(false)),
+    after_help = "Examples:\n  evenkeel run traces/sample-decode.csv.zst --model gpt-oss-20b --hidden 256 --intermediate 256 \
+                  --num-layers 2 --ranks 8 --redundant 8 --check\n  evenkeel run --model qwen3-30b-a3b --num-layers 1 \
+                  --ranks 8 --redundant 8 --batch-tokens 512 --steps 5\n  evenkeel run --model deepseek-v2-lite --hidden 128 \
+                  --intermediate 64 --ranks 8 --redundant 16 --replan-every 10 --check --record loads.csv.zst"
+)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(super) trace: TraceArgs,
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
+    /// Shapes: mixtral-8x7b, qwen3-30b-a3b, gpt-oss-20b, deepseek-v2-lite, deepseek-v3, kimi-k2 and others
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    model: Model,
+    /// MoE layers to chain
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Model")]
+    pub(super) num_layers: usize,
+    /// Another width of tokens, for small trials
+    #[arg(long, value_name = "H", help_heading = "Model")]
+    hidden: Option<u64>,
+    /// Another width inside experts, for small trials
+    #[arg(long, value_name = "I", help_heading = "Model")]
+    intermediate: Option<u64>,
+    /// Another number of experts per token, for small trials
+    #[arg(long, value_name = "K", help_heading = "Model")]
+    experts_per_token: Option<usize>,
+    /// A folder of safetensors files with the weights of its first MoE layers, as Mixtral, Qwen3-MoE, DeepSeek-V2/V3 or gpt-oss
+    /// are published [default: random weights]
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub(super) weights: Option<PathBuf>,
+    /// What weights are kept in and tokens travel in: f32 or bf16; sums are f32
+    #[arg(long, value_name = "DTYPE", default_value = "bf16", help_heading = "Model")]
+    pub(super) dtype: Dtype,
+    /// replay, switch, gshard, noisy, softmax, softmax-renorm, topk-softmax, sigmoid or soft [default: replay with TRACE, else
+    /// the model's own]
+    #[arg(long, value_name = "NAME", help_heading = "Routing")]
+    pub(super) router: Option<String>,
+    /// Room per expert and source, over an even share; none where not given
+    #[arg(long, value_name = "FACTOR", help_heading = "Routing")]
+    capacity: Option<f64>,
+    /// With --capacity: what becomes of a choice without room: drop or next
+    #[arg(
+        long,
+        value_name = "RULE",
+        default_value = "drop",
+        requires = "capacity",
+        help_heading = "Routing"
+    )]
+    overflow: Overflow,
+    /// Without TRACE: what all tokens of a step share, 0 to 1; more makes routing less even
+    #[arg(long, value_name = "PART", default_value_t = 0.6, help_heading = "Routing")]
+    pub(super) skew: f64,
+    /// Without TRACE: how far what they share turns per step, in radians
+    #[arg(long, value_name = "RADIANS", default_value_t = 0.02, help_heading = "Routing")]
+    pub(super) drift: f64,
+    /// Placement policy: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY
+    #[arg(long, value_name = "NAME", default_value = "eplb", help_heading = "Plan")]
+    pub(super) policy: String,
+    /// Split: even, affine5, lp, exact
+    #[arg(long, value_name = "NAME", default_value = "exact", help_heading = "Plan")]
+    pub(super) split: Method,
+    /// Share of the steps to plan on; the rest may run
+    #[arg(long, value_name = "SHARE", default_value_t = 0.4, help_heading = "Plan")]
+    pub(super) plan_on: f64,
+    /// Plan again after so many steps, on these, and move experts while running; later where moves are still under way
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Plan")]
+    pub(super) replan_every: Option<u64>,
+    /// With --replan-every: weights to copy per step over all ranks, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 64, requires = "replan_every", help_heading = "Plan")]
+    pub(super) move_budget: u64,
+    /// cpu or cuda
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub(super) backend: BackendName,
+    /// Steps to run
+    #[arg(long, value_name = "S", default_value_t = 20)]
+    pub(super) steps: usize,
+    /// Compare every step with one dense memory in f64; bounds on a token's error are 1e-5 for f32 and 2e-2 for bf16
+    #[arg(long)]
+    pub(super) check: bool,
+    /// Run the plan alone, without the two runs it is compared with
+    #[arg(long)]
+    pub(super) alone: bool,
+    /// Write the loads of what ran here, as a trace: .csv, .csv.gz, .csv.zst or .parquet
+    #[arg(long, value_name = "FILE")]
+    pub(super) record: Option<PathBuf>,
+    /// Write a picture of it here: one HTML file that needs no network
+    #[arg(long, value_name = "FILE")]
+    pub(super) report: Option<PathBuf>,
+}
+
+/// What runs the layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendName {
+    /// Any machine.
+    Cpu,
+    /// NVIDIA GPUs.
+    Cuda,
+}
+
+impl RunArgs {
+    /// The model with what was given beside its name.
+    pub(super) fn model(&self) -> anyhow::Result<Model> {
+        const MOST: u64 = 1 << 20;
+        let named = self.model;
+        let model = Model {
+            hidden: self.hidden.unwrap_or(named.hidden),
+            intermediate: self.intermediate.unwrap_or(named.intermediate),
+            experts: self.trace.experts.unwrap_or(named.experts),
+            top_k: self.experts_per_token.unwrap_or(named.top_k),
+            ..named
+        };
+        for (name, width) in [("--hidden", model.hidden), ("--intermediate", model.intermediate)] {
+            if !(1..=MOST).contains(&width) {
+                bail!("{name} {width}: expected 1 to {MOST}");
+            }
+        }
+        if !(1..=model.experts).contains(&model.top_k) {
+            bail!("top-{} of {} experts: expected 1 to {}", model.top_k, model.experts, model.experts);
+        }
+        Ok(model)
+    }
+
+    /// Room per expert, where it is limited.
+    pub(super) fn capacity(&self) -> Option<Capacity> {
+        self.capacity.map(|factor| Capacity { factor, overflow: self.overflow })
+    }
+}
+
+impl BackendName {
+    /// The name that selects it.
+    pub(in crate::cli) fn name(self) -> &'static str {
+        match self {
+            BackendName::Cpu => "cpu",
+            BackendName::Cuda => "cuda",
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! `evenkeel run`: a real forward pass that applies the plans, measured and checked.
+
+mod args;
+mod show;
+
+pub(super) use args::{BackendName, RunArgs};
+
+use super::output::{Bar, Output, print, write_file};
+use anyhow::{Context as _, bail};
+use evenkeel::exec::ExecConfig;
+use evenkeel::exec::activations::Activations;
+use evenkeel::exec::checkpoint::Checkpoint;
+use evenkeel::exec::feed::Feed;
+use evenkeel::exec::router::Router;
+use evenkeel::exec::run::{Outcome, Replan, Run};
+use evenkeel::exec::weights::{RandomWeights, WeightSource};
+use evenkeel::model::Model;
+use evenkeel::place::{self, Placement};
+use evenkeel::simulate::busy_layers;
+use evenkeel::trace::Format;
+use std::ops::Range;
+use std::sync::Arc;
+
+pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
+    args.backend.available()?;
+    let model = args.model()?;
+    let feed = feed(args, &model, output)?;
+    let router = router(args, &model)?;
+    let cluster = args.cluster.cluster(model.experts)?;
+    let policy = place::policy(&args.policy, args.cluster.groups, &cluster)?;
+    let layers = layers(args, &feed)?;
+    let (plan_on, steps) = steps(args, &feed, output)?;
+    let weights = weights(args, model, &router)?;
+    let run = Run {
+        exec: ExecConfig {
+            model,
+            cluster,
+            router,
+            capacity: args.capacity(),
+            method: Some(args.split),
+            dtype: args.dtype,
+            seed: args.trace.seed,
+        },
+        weights,
+        feed: &feed,
+        layers,
+        steps,
+        activations: Activations {
+            skew: args.skew,
+            drift: args.drift,
+            ..Activations::new(model.hidden as usize, args.trace.seed)
+        },
+        policy: policy.as_ref(),
+        replan: args
+            .replan_every
+            .map(|every| Replan { every: every as usize, budget: args.move_budget.saturating_mul(1 << 20) }),
+        check: args.check,
+        compare: !args.alone,
+    };
+    let bar = Bar::running();
+    let placements = placements(&run, &plan_on, &bar)?;
+    let outcome = run.on_cpu(placements, &bar)?;
+    drop(bar);
+    finish(args, &run, &plan_on, &outcome, output)
+}
+
+/// Writes, prints, and fails where the check failed.
+fn finish(
+    args: &RunArgs,
+    run: &Run<'_>,
+    plan_on: &Range<usize>,
+    outcome: &Outcome,
+    output: Output,
+) -> anyhow::Result<()> {
+    if let Some(path) = &args.record {
+        evenkeel::trace::write(&outcome.trace()?, path)?;
+    }
+    if let Some(path) = &args.report {
+        let page = show::page(args, run, outcome);
+        write_file(path, &page)?;
+    }
+    if output.json() {
+        super::output::document(&show::document(args, run, plan_on, outcome))?;
+    } else {
+        print(&show::text(args, run, plan_on, outcome))?;
+        for (what, path) in [("loads", &args.record), ("report", &args.report)] {
+            if let Some(path) = path {
+                output.note(&format!("{what} written to {}", path.display()));
+            }
+        }
+    }
+    if outcome.check.is_some_and(|check| !check.ok(run.exec.dtype)) {
+        bail!("the check failed: what ran is not what the reference computes");
+    }
+    if !outcome.to_the_token() {
+        bail!("what the ranks served is not what the split says");
+    }
+    Ok(())
+}
+
+/// Placements of the first step: of the first part of the trace, or of steps that are run for it.
+fn placements(run: &Run<'_>, plan_on: &Range<usize>, bar: &Bar) -> anyhow::Result<Vec<Placement>> {
+    Ok(match run.feed.trace() {
+        Some(trace) => run.place(trace, &run.layers, plan_on.clone())?,
+        None => {
+            let profile = run.profile(plan_on.clone(), bar)?;
+            run.place(&profile, &run.layers, 0..plan_on.len())?
+        }
+    })
+}
+
+fn weights(args: &RunArgs, model: Model, router: &Router) -> anyhow::Result<Arc<dyn WeightSource>> {
+    Ok(match &args.weights {
+        Some(folder) => Arc::new(Checkpoint::open(folder, model, args.dtype)?),
+        None => Arc::new(RandomWeights {
+            model,
+            width: router.width(model.experts),
+            dtype: args.dtype,
+            seed: args.trace.seed,
+        }),
+    })
+}
+
+fn feed(args: &RunArgs, model: &Model, output: Output) -> anyhow::Result<Feed> {
+    let trace_args = &args.trace;
+    if trace_args.traces.is_empty() {
+        return Ok(Feed::Made { tokens: trace_args.decode_batch.unwrap_or(trace_args.batch_tokens) });
+    }
+    let trace = trace_args.read()?;
+    output.notices(trace.notices());
+    if trace.experts() != model.experts {
+        bail!(
+            "the trace has {} experts, {} has {}: expected the same (--model, or --experts)",
+            trace.experts(),
+            model.name,
+            model.experts
+        );
+    }
+    let per_token = matches!(trace.format(), Format::Npy | Format::Npz) && trace_args.resample.is_none();
+    Ok(if per_token {
+        Feed::Tokens(trace_args.read_tokens()?)
+    } else {
+        Feed::Counts { trace, top_k: model.top_k, seed: trace_args.seed }
+    })
+}
+
+fn router(args: &RunArgs, model: &Model) -> anyhow::Result<Router> {
+    let replayed = !args.trace.traces.is_empty();
+    match args.router.as_deref() {
+        None | Some("replay") if replayed => Ok(Router::of(model)),
+        Some("replay") => bail!("--router replay: expected a TRACE to replay"),
+        None => Ok(Router::of(model)),
+        Some(name) => {
+            let router: Router = name.parse().context("--router")?;
+            if replayed {
+                bail!(
+                    "--router {name}: the trace says where its tokens go; leave TRACE out, or take --router replay"
+                );
+            }
+            Ok(router)
+        }
+    }
+}
+
+/// The layers that run: the first that routed tokens, or any where nothing was recorded.
+fn layers(args: &RunArgs, feed: &Feed) -> anyhow::Result<Vec<usize>> {
+    let all = match feed.trace() {
+        Some(trace) => busy_layers(trace)?,
+        None => (0..args.num_layers).collect(),
+    };
+    if args.num_layers == 0 || args.num_layers > all.len() {
+        bail!("--num-layers {}: expected 1 to {}", args.num_layers, all.len().max(1));
+    }
+    Ok(all[..args.num_layers].to_vec())
+}
+
+/// Steps to plan on and steps to run.
+fn steps(args: &RunArgs, feed: &Feed, output: Output) -> anyhow::Result<(Range<usize>, Range<usize>)> {
+    if args.steps == 0 {
+        bail!("--steps 0: expected 1 or more");
+    }
+    if !(args.plan_on > 0.0 && args.plan_on < 1.0) {
+        bail!("--plan-on {}: expected more than 0 and less than 1", args.plan_on);
+    }
+    let Some(trace) = feed.trace() else {
+        let first = (args.steps as f64 * args.plan_on / (1.0 - args.plan_on)).ceil().min(1e6) as usize;
+        return Ok((0..first, first..first + args.steps));
+    };
+    let all = trace.steps().len();
+    if all < 2 {
+        bail!("the trace has {all} step(s): at least 2 are needed to plan on one part and run the rest");
+    }
+    // As a simulation cuts it.
+    let cut = ((all as f64 * args.plan_on).floor() as usize).clamp(1, all - 1);
+    let run = args.steps.min(all - cut);
+    if run < args.steps {
+        output.note(&format!("{run} steps run: the trace has no more behind the {cut} planned on"));
+    }
+    Ok((0..cut, cut..cut + run))
+}
+
+impl BackendName {
+    /// Whether it can run here.
+    pub(in crate::cli) fn available(self) -> anyhow::Result<()> {
+        match self {
+            BackendName::Cpu => Ok(()),
+            BackendName::Cuda => Err(evenkeel::exec::no_cuda().into()),
+        }
+    }
+}

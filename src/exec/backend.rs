@@ -1,0 +1,233 @@
+//! What runs one MoE layer on all ranks, and what it tells.
+
+use super::error::ExecError;
+use super::random::Stream;
+use super::router::{Capacity, RouteArgs, Router, Routing, Soft};
+use super::weights::Dtype;
+use crate::cluster::Cluster;
+use crate::model::Model;
+use crate::place::Placement;
+use crate::planner::{Copies, Planner};
+use crate::split::Method;
+use std::fmt;
+use std::time::Duration;
+
+/// What runs, on whatever backend.
+#[derive(Debug, Clone)]
+pub struct ExecConfig {
+    /// Shapes; [`Model::top_k`] is what the router takes, where the router leaves it open.
+    pub model: Model,
+    /// The group.
+    pub cluster: Cluster,
+    /// How tokens get their experts, where they are not replayed.
+    pub router: Router,
+    /// Room per expert and source.
+    pub capacity: Option<Capacity>,
+    /// How batches are split; `None` to plan nothing: every expert is served by its first copy, and no counts are gathered.
+    pub method: Option<Method>,
+    /// What tokens travel in; that of the weights.
+    pub dtype: Dtype,
+    /// Seed of whatever is random in routing.
+    pub seed: u64,
+}
+
+impl ExecConfig {
+    /// What splits the batches of a layer, if anything does.
+    pub(super) fn planner(&self, placement: &Placement) -> Result<Option<Planner>, ExecError> {
+        self.method.map(|method| Ok(Planner::by(placement.clone(), self.cluster, method)?)).transpose()
+    }
+
+    /// What a source routes its tokens with.
+    pub(super) fn route_args(&self, step: u64, layer: usize, source: usize) -> RouteArgs {
+        RouteArgs {
+            experts: self.model.experts,
+            top_k: self.model.top_k,
+            capacity: self.capacity,
+            random: Stream::new(self.seed, &[step, layer as u64, source as u64]),
+        }
+    }
+}
+
+/// The parts of a layer, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// RMSNorm, logits, choices.
+    Route,
+    /// Tokens per expert on this source.
+    Count,
+    /// Everybody's counts to quotas to slots.
+    Split,
+    /// Tokens into send buffers, and out of the received ones into rows per slot.
+    Dispatch,
+    /// The experts, routed and shared.
+    Ffn,
+    /// Results back, weighted and summed.
+    Combine,
+}
+
+impl Phase {
+    /// All phases.
+    pub const ALL: [Phase; 6] =
+        [Phase::Route, Phase::Count, Phase::Split, Phase::Dispatch, Phase::Ffn, Phase::Combine];
+
+    /// As tables and documents call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Route => "route",
+            Phase::Count => "count",
+            Phase::Split => "split",
+            Phase::Dispatch => "dispatch",
+            Phase::Ffn => "ffn",
+            Phase::Combine => "combine",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How long one rank took for each phase, alone on the machine.
+pub type Times = [Duration; Phase::ALL.len()];
+
+/// How tokens get their experts.
+#[derive(Debug, Clone, Copy)]
+pub enum Routed<'a> {
+    /// By the layer's router.
+    Router,
+    /// As recorded.
+    Replay {
+        /// Per source `[token][k]`, -1 for none.
+        ids: &'a [Vec<i32>],
+        /// Experts per token.
+        top_k: usize,
+        /// Per source `[token][k]`, where known; equal otherwise.
+        weights: Option<&'a [Vec<f32>]>,
+        /// The slot that serves each choice, per source `[token][k]`, where no planner shall decide.
+        slots: Option<&'a [Vec<i64>]>,
+        /// Whether the layer's router runs all the same and is not listened to, where a comparison is to pay for routing.
+        and_route: bool,
+    },
+}
+
+/// What goes into one layer.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerInput<'a> {
+    /// Layer index.
+    pub layer: usize,
+    /// Step, for whatever is random in it.
+    pub step: u64,
+    /// The tokens of every rank, `[token][H]`, before the norm. Ranks may hold different numbers of them, or none.
+    pub tokens: &'a [Vec<f32>],
+    /// How they get their experts.
+    pub routed: Routed<'a>,
+}
+
+/// Where one source's tokens went.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SourceRouting {
+    /// Logits that its router decided on, `[token][width]`; none where it did not.
+    pub logits: Vec<f32>,
+    /// Experts and weights of its tokens, or of its mixtures.
+    pub routing: Routing,
+    /// The mixtures, for a soft router.
+    pub soft: Option<Soft>,
+}
+
+/// What came out of one layer.
+#[derive(Debug, Clone, Default)]
+pub struct LayerRun {
+    /// What the layer adds to every rank's tokens, `[token][H]`, before the residual.
+    pub outputs: Vec<Vec<f32>>,
+    /// Where they went, per source.
+    pub routed: Vec<SourceRouting>,
+    /// Tokens per expert, `[E]`, over all sources.
+    pub counts: Vec<u64>,
+    /// Rows that each rank's routed experts really worked on.
+    pub rank_loads: Vec<u64>,
+    /// Per rank and phase.
+    pub times: Vec<Times>,
+    /// What really travelled.
+    pub copies: Copies,
+}
+
+impl LayerRun {
+    /// The time of this layer if all ranks ran at once: between two exchanges everybody waits for the slowest rank.
+    /// Exchanges are after counting (the counts), in the dispatch, and in the combine; wires are taken to cost nothing.
+    pub fn modelled(&self) -> Duration {
+        const STAGES: [&[Phase]; 4] = [
+            &[Phase::Route, Phase::Count],
+            &[Phase::Split, Phase::Dispatch],
+            &[Phase::Ffn],
+            &[Phase::Combine],
+        ];
+        let of = |times: &Times, stage: &[Phase]| stage.iter().map(|&p| times[p as usize]).sum::<Duration>();
+        STAGES.iter().map(|stage| self.times.iter().map(|t| of(t, stage)).max().unwrap_or_default()).sum()
+    }
+}
+
+/// Runs layers on the ranks of one group.
+pub trait Backend {
+    /// The name that selects it.
+    fn name(&self) -> &'static str;
+
+    /// Runs one layer.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or tokens cannot be routed or split.
+    fn layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError>;
+
+    /// Where the experts of a layer are now.
+    fn placement(&self, layer: usize) -> &Placement;
+
+    /// Bytes of a routed expert.
+    ///
+    /// # Errors
+    /// When there is no such layer or expert.
+    fn bytes(&self, layer: usize, expert: u32) -> Result<u64, ExecError>;
+
+    /// Begins to copy an expert from a rank that holds it into a staging slot of another, beside the forward pass. Nothing
+    /// is begun where it is there or on its way already. Returns the bytes to copy.
+    ///
+    /// # Errors
+    /// When there is no such rank, layer or expert.
+    fn copy(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError>;
+
+    /// Waits until all copies begun have arrived; how long each rank was copied to.
+    ///
+    /// # Errors
+    /// When whatever copies is gone.
+    fn arrive(&mut self) -> Result<Vec<Duration>, ExecError>;
+
+    /// Switches a layer to another placement, between two steps; every rank uses what it holds or has been copied there, and
+    /// lets go of the rest. Nothing changes where an error is returned.
+    ///
+    /// # Errors
+    /// When a rank misses an expert, or the placement has another shape.
+    fn switch(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError>;
+
+    /// Bytes of routed experts in use, and of those in staging slots or on their way there, per rank.
+    fn memory(&self) -> Vec<[u64; 2]>;
+}
+
+/// Why there is no CUDA backend: the one that would run on this machine's GPUs is not in this version, and without a driver
+/// none could.
+#[cfg(feature = "cuda")]
+pub fn no_cuda() -> ExecError {
+    let reason = match crate::cuda::probe() {
+        Err(error) => error.to_string(),
+        Ok(devices) => {
+            let names: Vec<String> = devices.into_iter().map(|device| device.name).collect();
+            format!("there is {}, but this version runs layers on the CPU only", names.join(", "))
+        }
+    };
+    ExecError::Unavailable { backend: "cuda", reason }
+}
+
+/// Why there is no CUDA backend: it was left out.
+#[cfg(not(feature = "cuda"))]
+pub fn no_cuda() -> ExecError {
+    ExecError::Unavailable { backend: "cuda", reason: "built without the feature `cuda`".into() }
+}

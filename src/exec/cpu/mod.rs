@@ -1,0 +1,337 @@
+//! The CPU backend: ranks as isolated memories, one after the other on one thread, each phase of each rank timed alone.
+//!
+//! In: the tokens of every rank. Out: what the layer adds to them. Between ranks only three things pass, all explicit: the
+//! counts (all-gathered), a parcel per (source, destination) with each token once, and its answer with one weighted row per
+//! token. Every rank computes the split for itself.
+
+mod few;
+mod ffn;
+mod matmul;
+mod parcel;
+mod rank;
+mod side;
+mod work;
+
+pub use ffn::Ffn;
+pub use matmul::times_transposed;
+
+use super::backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, Times};
+use super::error::ExecError;
+
+use super::weights::{ExpertWeights, WeightSource};
+use crate::place::Placement;
+use crate::planner::Planner;
+use crate::split::Method;
+use parcel::{Parcel, pack};
+use rank::{Own, Rank, Replicated, Slots};
+use side::Side;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use work::Work;
+
+/// The CPU backend.
+#[derive(Debug)]
+pub struct Cpu {
+    config: ExecConfig,
+    layers: Arc<Vec<Replicated>>,
+    placements: Vec<Placement>,
+    ranks: Vec<Rank>,
+    side: Side,
+}
+
+impl Cpu {
+    /// Builds the ranks' memories: one placement per layer, weights from `source`.
+    ///
+    /// # Errors
+    /// When weights cannot be had or have other shapes than the model's, or a placement does not fit.
+    pub fn new(
+        config: ExecConfig,
+        source: &dyn WeightSource,
+        placements: Vec<Placement>,
+    ) -> Result<Self, ExecError> {
+        let (hidden, width) = (config.model.hidden as usize, config.router.width(config.model.experts));
+        let mut layers = Vec::with_capacity(placements.len());
+        for layer in 0..placements.len() {
+            let (gate, norm) = (source.gate(layer)?, source.norm(layer)?);
+            ExecError::expect("numbers of a norm", norm.len(), hidden)?;
+            ExecError::expect("numbers of a router", gate.weight.len(), width * hidden)?;
+            let router = config.router.with_bias(&gate.selection);
+            layers.push(Replicated { router, gate, norm, shared: source.shared(layer)? });
+        }
+        let layers = Arc::new(layers);
+        Self::build(config, layers, placements, |_, layer, expert| {
+            Ok(Arc::new(source.expert(layer, expert as usize)?))
+        })
+    }
+
+    /// The same model on the same group with other placements and another split; a rank's experts are shared with this one
+    /// where it holds them already.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`].
+    pub fn with(
+        &self,
+        source: &dyn WeightSource,
+        placements: Vec<Placement>,
+        method: Option<Method>,
+    ) -> Result<Self, ExecError> {
+        let config = ExecConfig { method, ..self.config.clone() };
+        Self::build(config, Arc::clone(&self.layers), placements, |rank, layer, expert| {
+            match self.held(rank, layer, expert) {
+                Some(weights) => Ok(weights),
+                None => Ok(Arc::new(source.expert(layer, expert as usize)?)),
+            }
+        })
+    }
+
+    fn build(
+        config: ExecConfig,
+        layers: Arc<Vec<Replicated>>,
+        placements: Vec<Placement>,
+        weights: impl Fn(usize, usize, u32) -> Result<Arc<ExpertWeights>, ExecError>,
+    ) -> Result<Self, ExecError> {
+        let cluster = config.cluster;
+        let mut ranks = Vec::with_capacity(cluster.ranks());
+        for rank in 0..cluster.ranks() {
+            let (mut slots, mut planners) = (Vec::new(), Vec::new());
+            for (layer, placement) in placements.iter().enumerate() {
+                ExecError::expect("experts of a placement", placement.experts(), config.model.experts)?;
+                ExecError::expect("slots of a placement", placement.slots().len(), cluster.slots())?;
+                planners.push(config.planner(placement)?);
+                let of_slot = |&expert: &Option<u32>| expert.map(|e| weights(rank, layer, e)).transpose();
+                slots.push(of_rank(placement, rank).iter().map(of_slot).collect::<Result<Slots, _>>()?);
+            }
+            ranks.push(Rank { slots, staged: HashMap::new(), planners, ffn: Ffn::default() });
+        }
+        Ok(Self { config, layers, placements, ranks, side: Side::new() })
+    }
+
+    /// Weights that a rank holds in a slot.
+    fn held(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<ExpertWeights>> {
+        let at = of_rank(self.placements.get(layer)?, rank).iter().position(|&held| held == Some(expert))?;
+        self.ranks.get(rank)?.slots.get(layer)?.get(at)?.clone()
+    }
+
+    /// Weights that a rank would use after a switch: held or staged.
+    fn ready(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<ExpertWeights>> {
+        self.held(rank, layer, expert).or_else(|| self.ranks[rank].staged.get(&(layer, expert)).cloned())
+    }
+
+    /// An expert on the first rank that holds it.
+    fn original(&self, layer: usize, expert: u32) -> Result<&Arc<ExpertWeights>, ExecError> {
+        let wrong = |what, given, expected| ExecError::Shape { what, given, expected };
+        let placement =
+            self.placements.get(layer).ok_or_else(|| wrong("layer", layer, self.placements.len()))?;
+        if expert as usize >= placement.experts() {
+            return Err(wrong("expert", expert as usize, placement.experts()));
+        }
+        let slot = placement.copies(expert as usize)[0];
+        let (rank, at) = (placement.rank_of(slot), slot as usize % placement.slots_per_rank());
+        self.ranks[rank].slots[layer][at].as_ref().ok_or(ExecError::NotStaged { layer, rank, expert })
+    }
+
+    fn check(&self, input: &LayerInput<'_>) -> Result<(), ExecError> {
+        let (ranks, hidden) = (self.ranks.len(), self.config.model.hidden as usize);
+        if input.layer >= self.layers.len() {
+            return Err(ExecError::Shape { what: "layer", given: input.layer, expected: self.layers.len() });
+        }
+        ExecError::expect("sources", input.tokens.len(), ranks)?;
+        for tokens in input.tokens {
+            ExecError::expect("numbers past the last whole token", tokens.len() % hidden, 0)?;
+        }
+        if let Routed::Replay { ids, weights, slots, .. } = input.routed {
+            ExecError::expect("sources of ids", ids.len(), ranks)?;
+            ExecError::expect("sources of weights", weights.map_or(ranks, <[_]>::len), ranks)?;
+            ExecError::expect("sources of slots", slots.map_or(ranks, <[_]>::len), ranks)?;
+        }
+        Ok(())
+    }
+
+    /// Every rank routes and counts its own tokens.
+    fn route(&self, input: &LayerInput<'_>, times: &mut [Times]) -> Result<(Vec<Own>, Vec<u64>), ExecError> {
+        let model = &self.config.model;
+        let (mut owns, mut counts) = (Vec::new(), Vec::new());
+        for (rank, times) in times.iter_mut().enumerate() {
+            let args = self.config.route_args(input.step, input.layer, rank);
+            let layer = &self.layers[input.layer];
+            let own = timed(&mut times[Phase::Route as usize], || {
+                rank::route(layer, rank, &input.tokens[rank], input.routed, &args)
+            })?;
+            counts.extend(timed(&mut times[Phase::Count as usize], || {
+                rank::count(&own.routed.routing.ids, model.experts)
+            }));
+            owns.push(own);
+        }
+        Ok((owns, counts))
+    }
+
+    /// Every rank splits the gathered counts for itself and says which slots serve its tokens.
+    fn split(
+        &mut self,
+        input: &LayerInput<'_>,
+        owns: &[Own],
+        counts: &[u64],
+        times: &mut [Times],
+    ) -> Result<Vec<Vec<i64>>, ExecError> {
+        let mut all = Vec::with_capacity(owns.len());
+        for (rank, (own, times)) in owns.iter().zip(times).enumerate() {
+            let ids = &own.routed.routing.ids;
+            let placement = &self.placements[input.layer];
+            if let Routed::Replay { slots: Some(slots), .. } = input.routed {
+                rank::check_slots(rank, ids, &slots[rank], placement)?;
+                all.push(slots[rank].clone());
+                continue;
+            }
+            let planner = self.ranks[rank].planners[input.layer].as_mut();
+            all.push(timed(&mut times[Phase::Split as usize], || match planner {
+                None => Ok(rank::first_copies(ids, placement)),
+                Some(planner) => {
+                    let gathered = counts.to_vec();
+                    planner.split(&gathered)?;
+                    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+                    planner.redirect(&ids, rank)
+                }
+            })?);
+        }
+        Ok(all)
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
+        self.check(input)?;
+        let ExecConfig { model, cluster, dtype, .. } = self.config;
+        let (hidden, ranks) = (model.hidden as usize, cluster.ranks());
+        let mut times: Vec<Times> = vec![Times::default(); ranks];
+        let (owns, counts) = self.route(input, &mut times)?;
+        let slots = self.split(input, &owns, &counts, &mut times)?;
+
+        let (mut run, placement) = (LayerRun::default(), &self.placements[input.layer]);
+        let (mut inboxes, mut sent): (Vec<Vec<Parcel>>, Vec<_>) = (vec![Vec::new(); ranks], Vec::new());
+        for (source, own) in owns.iter().enumerate() {
+            let routing = &own.routed.routing;
+            let (parcels, tokens) = timed(&mut times[source][Phase::Dispatch as usize], || {
+                pack(own.rows(), hidden, &slots[source], &routing.weights, routing.top_k, placement, dtype)
+            });
+            run.copies.add(&slots[source], routing.top_k, source, &cluster);
+            inboxes.iter_mut().zip(parcels).for_each(|(inbox, parcel)| inbox.push(parcel));
+            sent.push(tokens);
+        }
+
+        let layer = &self.layers[input.layer];
+        let mut answers: Vec<Vec<_>> = vec![Vec::new(); ranks];
+        let mut shared = vec![Vec::new(); ranks];
+        for (at, (rank, inbox)) in self.ranks.iter_mut().zip(&inboxes).enumerate() {
+            let work = timed(&mut times[at][Phase::Dispatch as usize], || {
+                Work::unpack(inbox, cluster.slots_per_rank(), hidden)
+            });
+            run.rank_loads.push(work.rows());
+            let results = timed(&mut times[at][Phase::Ffn as usize], || {
+                if let Some(expert) = &layer.shared {
+                    let tokens = &owns[at].tokens;
+                    shared[at].resize(tokens.len(), 0.0);
+                    rank.ffn.run(expert, model.activation, tokens, hidden, &mut shared[at]);
+                }
+                work.run(&rank.slots[input.layer], &mut rank.ffn, model.activation, hidden)
+            });
+            let of_rank = timed(&mut times[at][Phase::Combine as usize], || {
+                work.answers(inbox, &results, hidden, dtype)
+            });
+            answers.iter_mut().zip(of_rank).for_each(|(answers, answer)| answers.push(answer));
+        }
+        for (at, own) in owns.iter().enumerate() {
+            run.outputs.push(timed(&mut times[at][Phase::Combine as usize], || {
+                rank::combine(own, &sent[at], &answers[at], &shared[at], hidden)
+            }));
+        }
+        run.counts = (0..model.experts).map(|e| counts.iter().skip(e).step_by(model.experts).sum()).collect();
+        run.routed = owns.into_iter().map(|own| own.routed).collect();
+        run.times = times;
+        Ok(run)
+    }
+
+    fn placement(&self, layer: usize) -> &Placement {
+        &self.placements[layer]
+    }
+
+    fn bytes(&self, layer: usize, expert: u32) -> Result<u64, ExecError> {
+        Ok(self.original(layer, expert)?.bytes())
+    }
+
+    fn copy(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError> {
+        let weights = Arc::clone(self.original(layer, expert)?);
+        if rank >= self.ranks.len() {
+            return Err(ExecError::Shape { what: "rank", given: rank, expected: self.ranks.len() });
+        }
+        let on_its_way = self.side.begun.iter().any(|&(l, r, e, _)| (l, r, e) == (layer, rank, expert));
+        if on_its_way || self.ready(rank, layer, expert).is_some() {
+            return Ok(0);
+        }
+        let bytes = weights.bytes();
+        self.side.begin(layer, rank, expert, weights)?;
+        Ok(bytes)
+    }
+
+    fn arrive(&mut self) -> Result<Vec<Duration>, ExecError> {
+        let mut took = vec![Duration::ZERO; self.ranks.len()];
+        for done in self.side.finish()? {
+            took[done.rank] += done.took;
+            self.ranks[done.rank].staged.insert((done.layer, done.expert), done.weights);
+        }
+        Ok(took)
+    }
+
+    fn switch(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError> {
+        let expected = self.placements.len();
+        if layer >= expected {
+            return Err(ExecError::Shape { what: "layer", given: layer, expected });
+        }
+        ExecError::expect("experts of a placement", placement.experts(), self.config.model.experts)?;
+        ExecError::expect("slots of a placement", placement.slots().len(), self.config.cluster.slots())?;
+        let mut next: Vec<(Slots, Option<Planner>)> = Vec::with_capacity(self.ranks.len());
+        for rank in 0..self.ranks.len() {
+            let of_slot = |&expert: &Option<u32>| {
+                let Some(expert) = expert else { return Ok(None) };
+                let missing = ExecError::NotStaged { layer, rank, expert };
+                self.ready(rank, layer, expert).map(Some).ok_or(missing)
+            };
+            let slots = of_rank(&placement, rank).iter().map(of_slot).collect::<Result<Slots, _>>()?;
+            next.push((slots, self.config.planner(&placement)?));
+        }
+        for (rank, (slots, planner)) in self.ranks.iter_mut().zip(next) {
+            rank.slots[layer] = slots;
+            rank.planners[layer] = planner;
+            rank.staged.retain(|&(of, _), _| of != layer);
+        }
+        self.placements[layer] = placement;
+        Ok(())
+    }
+
+    fn memory(&self) -> Vec<[u64; 2]> {
+        let of = |(at, rank): (usize, &Rank)| {
+            let used = rank.slots.iter().flatten().flatten().map(|weights| weights.bytes()).sum();
+            let staged: u64 = rank.staged.values().map(|weights| weights.bytes()).sum();
+            let coming = self.side.begun.iter().filter(|begun| begun.1 == at).map(|begun| begun.3);
+            [used, staged + coming.sum::<u64>()]
+        };
+        self.ranks.iter().enumerate().map(of).collect()
+    }
+}
+
+/// The experts in one rank's slots, `[S]`.
+fn of_rank(placement: &Placement, rank: usize) -> &[Option<u32>] {
+    let per_rank = placement.slots_per_rank();
+    placement.slots().get(rank * per_rank..(rank + 1) * per_rank).unwrap_or_default()
+}
+
+fn timed<T>(time: &mut Duration, work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let done = work();
+    *time += begun.elapsed();
+    done
+}

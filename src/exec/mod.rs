@@ -1,0 +1,30 @@
+//! A real expert-parallel MoE forward pass, so that plans are executed and checked, not only simulated.
+//!
+//! In: tokens, a model's shape and weights, placements. Out: the tokens after all layers, what every rank served, and how
+//! long each phase took ([`forward::step`]). A layer runs
+//!
+//! ```text
+//! norm, route -> count -> all-gather counts -> split -> dispatch -> FFN per slot -> combine -> residual
+//! ```
+//!
+//! on whatever implements [`Backend`]; [`cpu`] is the one for any machine. What comes out does not depend on placement or
+//! split: [`reference`] is the same layer in one memory and `f64`, without any of them.
+
+pub mod activations;
+mod backend;
+pub mod calibrate;
+pub mod checkpoint;
+pub mod cpu;
+mod error;
+pub mod feed;
+pub mod forward;
+pub mod moves;
+mod numbers;
+pub mod random;
+pub mod reference;
+pub mod router;
+pub mod run;
+pub mod weights;
+
+pub use backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times, no_cuda};
+pub use error::ExecError;

@@ -360,3 +360,40 @@ fn every_token_is_followed_where_ids_are_known() {
     let wrong = refusal(&[&["simulate", counts.to_str().unwrap()], &base[..9]].concat());
     assert!(wrong.contains("no ids of single tokens"), "{wrong}");
 }
+
+#[test]
+fn files_of_serving_stacks_are_checked_and_judged_beside_the_policies() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path());
+    let (trace, plan) = (trace.to_str().unwrap(), folder.path().join("plan.json"));
+    let shape = ["--ranks", "4", "--redundant", "4"];
+    let run = [&["plan", trace, "--policy", "eplb", "-o", plan.to_str().unwrap()], &shape[..]].concat();
+    stdout(&run);
+    let mut files = vec![plan.to_str().unwrap().to_owned()];
+    for dialect in ["sglang", "trtllm", "vllm", "vllm-ascend", "eplb"] {
+        let file = folder.path().join(dialect);
+        let file = file.to_str().unwrap();
+        stdout(&["export", plan.to_str().unwrap(), "--to", dialect, "-o", file]);
+        let checked = document(&["plan", "check", file, "--ranks", "4", "--json"]);
+        assert_eq!((&checked["dialect"], &checked["ranks"]), (&dialect.into(), &4.into()), "{checked}");
+        files.push(file.to_owned());
+    }
+    let sglang = files[1].as_str();
+    let message = refusal(&["plan", "check", sglang]);
+    assert!(message.contains("--ranks"), "{message}");
+    let message = refusal(&["plan", "check", sglang, "--ranks", "7"]);
+    assert!(message.contains("ranks"), "{message}");
+
+    let all = files.join(",");
+    let run = [
+        &["simulate", trace, "--policies", "contiguous", "--splits", "exact", "--placement", &all, "--json"],
+        &shape[..],
+    ];
+    let rows = document(&run.concat());
+    let rows = rows["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 1 + files.len());
+    assert!(rows[1..].iter().all(|row| row["imbalance"] == rows[1]["imbalance"]), "{rows:?}");
+    let wrong = ["simulate", trace, "--placement", sglang, "--ranks", "4", "--redundant", "8"];
+    let message = refusal(&wrong);
+    assert!(message.contains("sglang: it places") && message.contains("--redundant 4 fits"), "{message}");
+}

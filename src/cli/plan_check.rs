@@ -4,7 +4,8 @@ use super::output::{Bar, Output, document, print};
 use super::secure_args;
 use anyhow::{Context as _, bail};
 use clap::Args;
-use evenkeel::place::AfterLoss;
+use evenkeel::export;
+use evenkeel::place::{AfterLoss, Placement};
 use evenkeel::plan::Plan;
 use evenkeel::simulate::{Summary, judge};
 use evenkeel::split::Method;
@@ -15,15 +16,21 @@ use std::path::PathBuf;
 /// Check a plan file: every key, every slot, every expert; with its trace, also the imbalance that it promises, and what the
 /// loss of any one rank would do.
 ///
+/// Files that SGLang, TensorRT-LLM, vLLM, vllm-ascend or EPLB read are checked as strictly as they do; they need --ranks.
+///
 /// Exit code 0 means that the plan can be used as it is.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  evenkeel plan check plan.json\n  evenkeel plan check plan.json --trace loads.csv"
+    after_help = "Examples:\n  evenkeel plan check plan.json\n  evenkeel plan check plan.json --trace loads.csv\n  \
+                  evenkeel plan check init-expert-location.json --ranks 32"
 )]
 pub(crate) struct CheckArgs {
     /// The plan file
     #[arg(value_name = "PLAN")]
     plan: PathBuf,
+    /// Ranks that the slots of a stack's file divide over; a plan says so itself
+    #[arg(long, value_name = "N", conflicts_with = "trace")]
+    ranks: Option<usize>,
     /// Trace that the plan was made from: judge the plan on it again and compare (may be given several times)
     #[arg(long, value_name = "TRACE")]
     trace: Vec<PathBuf>,
@@ -43,7 +50,16 @@ pub(crate) struct CheckArgs {
 
 pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
     let shown = args.plan.display();
-    let plan = Plan::read(&args.plan).with_context(|| format!("{shown}"))?;
+    let text = std::fs::read_to_string(&args.plan).with_context(|| format!("{shown}"))?;
+    if !Plan::claims(&text) {
+        if let Some(ranks) = args.ranks {
+            return check_foreign(args, &text, ranks, output);
+        }
+        if export::read(&text, 1).is_ok() {
+            bail!("{shown}: a serving stack's file: --ranks says over how many ranks its slots divide");
+        }
+    }
+    let plan = Plan::from_json(&text).with_context(|| format!("{shown}"))?;
     let (judged, losses) = if args.trace.is_empty() {
         (None, None)
     } else {
@@ -118,6 +134,39 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
         text += &secure_args::words(&losses);
     }
     print(&text)
+}
+
+/// A file of a serving stack: whole or not, and what it holds.
+fn check_foreign(args: &CheckArgs, text: &str, ranks: usize, output: Output) -> anyhow::Result<()> {
+    let shown = args.plan.display();
+    let imported = export::read(text, ranks).with_context(|| format!("{shown}"))?;
+    let placements = || imported.layers.iter().map(|(_, placement)| placement);
+    let doubled: usize = placements().map(Placement::doubled).sum();
+    let per_rank = placements().next().map_or(0, Placement::slots_per_rank);
+    if output.json() {
+        return document(&json!({
+            "plan": args.plan,
+            "valid": true,
+            "dialect": imported.dialect.name(),
+            "experts": imported.experts,
+            "ranks": ranks,
+            "slots_per_rank": per_rank,
+            "layers": imported.layers.iter().map(|(layer, _)| layer).collect::<Vec<_>>(),
+            "doubled": doubled,
+        }));
+    }
+    if doubled > 0 {
+        output.note(&format!(
+            "{doubled} copies share a rank with another copy of their expert and serve nothing more"
+        ));
+    }
+    print(&format!(
+        "{shown}: valid for {}. {} experts x {} layers on {ranks} ranks x {per_rank} slots\n`evenkeel simulate TRACE \
+         --placement {shown}` judges it\n",
+        imported.dialect,
+        imported.experts,
+        imported.layers.len(),
+    ))
 }
 
 /// What the loss of each rank would do, layer by layer.

@@ -7,14 +7,17 @@ use super::model_args::ModelOnGpu;
 use super::output::{Bar, Output, print, table, write_file};
 use super::replan_args::{ReplanArgs, Replanned};
 use super::trace_args::TraceArgs;
+use anyhow::Context as _;
 use clap::Args;
+use evenkeel::export;
 use evenkeel::place::{self, ForSpeeds, Policy};
+use evenkeel::plan::{Given, Plan};
 use evenkeel::report::Page;
 use evenkeel::simulate::{Config, Outcome, hindsight, simulate};
 use evenkeel::split::Method;
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Compare placement policies and splits: plan on the first part of a trace, judge on the rest.
 ///
@@ -42,6 +45,11 @@ pub(crate) struct SimulateArgs {
     /// lp-round, milp
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb,recourse")]
     policies: Vec<String>,
+    /// Also judge the placements of these files: plans, or what SGLang, TensorRT-LLM, vLLM, vllm-ascend or EPLB read
+    ///
+    /// Files that count MoE layers only are taken to begin at the first layer that routes tokens.
+    #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
+    placement: Vec<PathBuf>,
     /// Add a row for `recourse` shown the judged batches beforehand: about what any placement could reach
     #[arg(long)]
     hindsight: bool,
@@ -73,6 +81,22 @@ pub(crate) struct SimulateArgs {
     report: Option<PathBuf>,
 }
 
+/// The placements of a plan or of a stack's file, as a policy of the file's name.
+fn given(path: &Path, trace: &Trace, ranks: usize) -> anyhow::Result<Given> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("{shown}"))?;
+    if Plan::claims(&text) {
+        let plan = Plan::from_json(&text).with_context(|| format!("{shown}"))?;
+        return Ok(Given::plan(name, &plan));
+    }
+    let imported = export::read(&text, ranks).with_context(|| format!("{shown}"))?;
+    let idle = trace.idle_layers();
+    let busy = (0..trace.layers().len()).filter(|layer| !idle.contains(layer));
+    let moe_layers: Vec<u32> = busy.map(|layer| trace.layers()[layer]).collect();
+    Ok(Given::imported(name, &imported, &moe_layers))
+}
+
 pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     let tokens = if args.locality { Some(args.trace.read_tokens()?) } else { None };
     let read;
@@ -91,6 +115,9 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         if args.goal.place_for_speeds {
             policies.push(Box::new(ForSpeeds::new(find()?, args.goal.speeds.clone())));
         }
+    }
+    for path in &args.placement {
+        policies.push(Box::new(given(path, trace, cluster.ranks())?));
     }
     let config = Config::first_part(trace, cluster, args.splits.clone(), args.plan_on)?;
     let bar = Bar::layers();

@@ -61,6 +61,11 @@ impl<'a> History<'a> {
         Self { trace, layer, steps: end.saturating_sub(4 * half_life)..end, totals }
     }
 
+    /// The layer's real id.
+    pub fn layer(&self) -> u32 {
+        self.trace.layers()[self.layer]
+    }
+
     /// Logical experts, `E`.
     pub fn experts(&self) -> usize {
         self.trace.experts()

@@ -4,12 +4,14 @@
 //! without the trace; writing and reading again gives the same plan.
 
 mod budget;
+mod given;
 mod make;
 mod past;
 mod within;
 
 pub use crate::split::{Horizon, Verdict};
 pub use budget::{Level, spend};
+pub use given::Given;
 pub use make::{Made, Origin};
 pub use past::{Changed, Past};
 
@@ -164,6 +166,16 @@ impl Plan {
     /// [`PlanError`] names the key, layer or line that is wrong and what was expected.
     pub fn read(path: &Path) -> Result<Self, PlanError> {
         Self::from_json(&std::fs::read_to_string(path)?)
+    }
+
+    /// Does this text say that it is a plan, of whatever version? It may still be wrong.
+    pub fn claims(text: &str) -> bool {
+        serde_json::from_str::<serde_json::Value>(text).is_ok_and(|value| {
+            value
+                .get("format")
+                .and_then(serde_json::Value::as_str)
+                .is_some_and(|f| f.starts_with("evenkeel.plan"))
+        })
     }
 
     /// Reads and checks a plan from its JSON text.

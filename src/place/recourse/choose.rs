@@ -48,8 +48,7 @@ pub(super) fn spread(layer: &Layer<'_>, batches: &[&[u64]], dice: &mut Dice) -> 
         let seen = spread::scenarios(experts, ranks, first, strength, layer.policy.scenarios, dice);
         let found = layer.found(&seen, None, iterations, dice.clone())?;
         let peaks = exact.peaks(&found.seating, &held)?;
-        scores
-            .push(peaks.iter().zip(held.factors()).map(|(&peak, factor)| f64::from(peak) * factor).collect());
+        scores.push(peaks.iter().zip(held.factors()).map(|(&peak, factor)| f64::from(peak) * factor).collect());
     }
     Ok(LADDER[strongest_of_the_best(&scores)].to_vec())
 }

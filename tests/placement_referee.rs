@@ -166,7 +166,7 @@ fn policies_that_solve_programmes_hold_on_small_cases() {
     let best = case.optimum(&Contiguous::placement(6, &case.cluster).unwrap()).unwrap();
     let rounded = place::policy("lp-round", 1, &case.cluster).unwrap();
     let found = case.peaks(&rounded.place(&case.history(), &case.cluster).unwrap());
-    println!("mean {}, optimum {best}, lp-round {found}, contiguous {contiguous}", MEAN);
+    println!("mean {MEAN}, optimum {best}, lp-round {found}, contiguous {contiguous}");
     assert!(best <= found && found < contiguous);
     let large = Trace::from_loads(9, vec![0], vec!["0".into()], vec![1; 9]).unwrap();
     let cluster = Cluster::new(3, 1, 9, 3).unwrap();

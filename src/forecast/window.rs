@@ -114,6 +114,9 @@ mod tests {
         assert_eq!(auto.history(&jump, 0, 60).steps(), 55..60);
         let noise = trace(60, |step| 30 + (step * step * 7919 % 41) as u64);
         assert!(auto.history(&noise, 0, 60).steps().len() >= 20);
+        // A shorter window foresees this slow wave a little better, not enough to forget what came before.
+        let wave = trace(64, |step| 50 + (step as u64 % 8));
+        assert_eq!(auto.history(&wave, 0, 64).steps(), 0..64);
         assert_eq!(auto.history(&jump, 0, 1).steps(), 0..1);
     }
 

@@ -216,7 +216,7 @@ fn optimum(trace: &Trace) -> u64 {
     best
 }
 
-fn peak(loads: &[u64], ranks: &[u8; 6]) -> u64 {
+fn peak(loads: &[u64], ranks: [u8; 6]) -> u64 {
     (1u32..64)
         .map(|set| {
             let outside = (0..6).filter(|r| set >> r & 1 == 0).fold(0, |all, r| all | ranks[r]);

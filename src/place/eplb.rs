@@ -155,19 +155,17 @@ pub(super) fn balanced_packing(weights: &[f32], packs: usize) -> Vec<Vec<usize>>
         .collect();
     order.sort_unstable();
     let mut packed = vec![Vec::with_capacity(room); packs];
-    // What is full weighs more than anything that has room.
     let mut filled = vec![0f32; packs];
+    // Load and index of every pack as one number; what is full weighs more than anything that has room.
+    let key =
+        |load: f32, pack: usize| u64::from(ordered(load).cast_unsigned() ^ (1 << 31)) << 32 | pack as u64;
+    let mut keys: Vec<u64> = (0..packs).map(|pack| key(0.0, pack)).collect();
     for item in order.into_iter().map(|key| key as u32 as usize) {
-        let least = filled.iter().copied().fold(f32::INFINITY, f32::min);
-        let lightest =
-            filled.iter().zip(&packed).position(|(&load, pack)| load <= least && pack.len() < room);
-        if let Some(pack) = lightest {
-            packed[pack].push(item);
-            filled[pack] += weights[item];
-            if packed[pack].len() == room {
-                filled[pack] = f32::INFINITY;
-            }
-        }
+        let lightest = keys.iter().copied().min().unwrap_or(u64::MAX) as u32 as usize;
+        let Some(pack) = packed.get_mut(lightest) else { break };
+        pack.push(item);
+        filled[lightest] += weights[item];
+        keys[lightest] = if pack.len() == room { u64::MAX } else { key(filled[lightest], lightest) };
     }
     packed
 }

@@ -390,7 +390,7 @@ fn files_of_serving_stacks_are_checked_and_judged_beside_the_policies() {
         &shape[..],
     ];
     let rows = document(&run.concat());
-    let rows = rows["rows"].as_array().unwrap();
+    let rows = rows["results"].as_array().unwrap();
     assert_eq!(rows.len(), 1 + files.len());
     assert!(rows[1..].iter().all(|row| row["imbalance"] == rows[1]["imbalance"]), "{rows:?}");
     let wrong = ["simulate", trace, "--placement", sglang, "--ranks", "4", "--redundant", "8"];

@@ -25,10 +25,8 @@ impl Given {
     /// The placements of a stack's file, under a name of the caller's. `moe_layers` are the real ids of the layers that
     /// route tokens, ascending, for dialects that count those only.
     pub fn imported(name: String, imported: &Imported, moe_layers: &[u32]) -> Self {
-        let real = |id: u32| match imported.dialect.counts_moe_layers_only() {
-            true => moe_layers.get(id as usize).copied(),
-            false => Some(id),
-        };
+        let counted = imported.dialect.counts_moe_layers_only();
+        let real = |id: u32| if counted { moe_layers.get(id as usize).copied() } else { Some(id) };
         let layers =
             imported.layers.iter().filter_map(|(id, placement)| Some((real(*id)?, placement.clone())));
         Self { name, layers: layers.collect() }

@@ -7,6 +7,9 @@
 use super::{PlaceError, Placement, Policy};
 use crate::cluster::Cluster;
 use crate::forecast::History;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 
 /// Which expert gets the next copy when several have the same load per copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,16 +159,20 @@ pub(super) fn balanced_packing(weights: &[f32], packs: usize) -> Vec<Vec<usize>>
     order.sort_unstable();
     let mut packed = vec![Vec::with_capacity(room); packs];
     let mut filled = vec![0f32; packs];
-    // Load and index of every pack as one number; what is full weighs more than anything that has room.
+    // Load and index of every pack that has room, as one number, the least on top.
     let key =
         |load: f32, pack: usize| u64::from(ordered(load).cast_unsigned() ^ (1 << 31)) << 32 | pack as u64;
-    let mut keys: Vec<u64> = (0..packs).map(|pack| key(0.0, pack)).collect();
+    let mut lightest: BinaryHeap<Reverse<u64>> = (0..packs).map(|pack| Reverse(key(0.0, pack))).collect();
     for item in order.into_iter().map(|key| key as u32 as usize) {
-        let lightest = keys.iter().copied().min().unwrap_or(u64::MAX) as u32 as usize;
-        let Some(pack) = packed.get_mut(lightest) else { break };
-        pack.push(item);
-        filled[lightest] += weights[item];
-        keys[lightest] = if pack.len() == room { u64::MAX } else { key(filled[lightest], lightest) };
+        let Some(mut top) = lightest.peek_mut() else { break };
+        let pack = top.0 as u32 as usize;
+        packed[pack].push(item);
+        filled[pack] += weights[item];
+        if packed[pack].len() == room {
+            PeekMut::pop(top);
+        } else {
+            *top = Reverse(key(filled[pack], pack));
+        }
     }
     packed
 }

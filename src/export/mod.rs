@@ -1,6 +1,6 @@
 //! Plans in the dialects of serving stacks, and back.
 //!
-//! In: a [`Plan`]. Out: the text of the file that a stack reads at its start ([`write`]), strict about what each reader
+//! In: a [`Plan`]. Out: the text of the file that a stack reads at its start ([`write()`]), strict about what each reader
 //! refuses. Back ([`read`]): the placements of such a file, for whoever has one and wants it judged. One file per dialect.
 //!
 //! Most dialects know no empty slot. Empty slots get copies that change nothing for the worse: each the lowest expert

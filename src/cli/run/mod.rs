@@ -100,13 +100,12 @@ fn finish(
 
 /// Placements of the first step: of the first part of the trace, or of steps that are run for it.
 fn placements(run: &Run<'_>, plan_on: &Range<usize>, bar: &Bar) -> anyhow::Result<Vec<Placement>> {
-    Ok(match run.feed.trace() {
-        Some(trace) => run.place(trace, &run.layers, plan_on.clone())?,
-        None => {
-            let profile = run.profile(plan_on.clone(), bar)?;
-            run.place(&profile, &run.layers, 0..plan_on.len())?
-        }
-    })
+    if let Some(trace) = run.feed.trace() {
+        return Ok(run.place(trace, &run.layers, plan_on.clone())?);
+    }
+    let (layers, profile): (Vec<usize>, _) =
+        ((0..run.layers.len()).collect(), run.profile(plan_on.clone(), bar)?);
+    Ok(run.place(&profile, &layers, 0..plan_on.len())?)
 }
 
 fn weights(args: &RunArgs, model: Model, router: &Router) -> anyhow::Result<Arc<dyn WeightSource>> {

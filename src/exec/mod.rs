@@ -14,6 +14,7 @@ pub mod activations;
 mod backend;
 pub mod calibrate;
 pub mod checkpoint;
+pub mod clock;
 pub mod cpu;
 mod error;
 pub mod feed;

@@ -138,6 +138,12 @@ impl RunArgs {
         if !(1..=model.experts).contains(&model.top_k) {
             bail!("top-{} of {} experts: expected 1 to {}", model.top_k, model.experts, model.experts);
         }
+        if !(0.0..=1.0).contains(&self.skew) || !self.drift.is_finite() {
+            bail!("--skew {} --drift {}: expected a part of 0 to 1, and an angle", self.skew, self.drift);
+        }
+        if self.capacity.is_some_and(|factor| !(0.0..=1e6).contains(&factor)) {
+            bail!("--capacity: expected a factor of 0 to 1e6");
+        }
         Ok(model)
     }
 

@@ -21,6 +21,9 @@ use evenkeel::trace::Format;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Bytes of experts that are worth a word before they are made.
+const LARGE: u64 = 8 << 30;
+
 pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
     args.backend.available()?;
     let model = args.model()?;
@@ -30,6 +33,11 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
     let policy = place::policy(&args.policy, args.cluster.groups, &cluster)?;
     let layers = layers(args, &feed)?;
     let (plan_on, steps) = steps(args, &feed, output)?;
+    let expert = model.expert_parameters() * args.dtype.bytes();
+    let bytes = expert * (cluster.slots() * layers.len()) as u64;
+    if bytes > LARGE {
+        output.note(&format!("experts take {:.0} GiB of memory", bytes as f64 / f64::from(1 << 30)));
+    }
     let weights = weights(args, model, &router)?;
     let run = Run {
         exec: ExecConfig {

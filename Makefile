@@ -41,7 +41,7 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help demo test kernels check examples bench fuzz clean
+.PHONY: help demo test kernels python check examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -60,6 +60,10 @@ test: $(TOOLS) ## Run all tests and documentation examples, with HiGHS as refere
 
 kernels: $(TOOLS) $(NVRTC_READY) ## Compile the CUDA kernels for sm_80, sm_90, sm_90a and sm_100; needs no GPU.
 	$(WITH_TOOLS) $(WITH_NVRTC) $(CARGO) test --workspace --features $(FEATURES) --test cubins -- --nocapture
+
+python: .tools/python/ready ## Build the Python package, install it into .tools/python and run its tests.
+	.tools/python/bin/pip install --quiet --disable-pip-version-check .
+	.tools/python/bin/python -m pytest -q
 
 check: $(TOOLS) ## Check formatting, lints and documentation.
 	$(CARGO) fmt --all --check
@@ -83,6 +87,14 @@ fuzz: ## Run every fuzz target for FUZZ_SECONDS (60); needs cargo-fuzz and a nig
 clean: ## Remove everything that was built or fetched.
 	$(CARGO) clean
 	rm -rf .tools demo
+
+.tools/python/ready:
+	@$(PYTHON) -m venv .tools/python && \
+		.tools/python/bin/pip install --quiet --disable-pip-version-check numpy pytest || { \
+		rm -rf .tools/python; \
+		echo "The Python tests want Python's venv module (Debian: python3-venv)" >&2; \
+		exit 1; }
+	@touch $@
 
 .tools/nvrtc/ready: $(TOOLS)
 	@$(PYTHON) -m venv .tools/nvrtc && \

@@ -5,15 +5,18 @@ use thiserror::Error;
 /// Most ranks that an expert-parallel group may have.
 pub const MAX_RANKS: usize = 1024;
 
-/// An expert-parallel group of equal ranks.
+/// An expert-parallel group of equally fast ranks.
 ///
 /// Rank `r` owns the slots `r * S .. (r + 1) * S`, where `S` is [`Cluster::slots_per_rank`]; node `n` owns
-/// the ranks `n * R / N .. (n + 1) * R / N`.
+/// the ranks `n * R / N .. (n + 1) * R / N`. Where slots do not divide over the ranks ([`Cluster::uneven`]), the last slot
+/// of some ranks is never used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cluster {
     ranks: usize,
     nodes: usize,
     slots_per_rank: usize,
+    /// Slots that may hold an expert, of all ranks together.
+    usable: usize,
 }
 
 /// A cluster that cannot be.
@@ -65,20 +68,38 @@ impl Cluster {
     /// # Errors
     /// When nothing can be divided evenly; the message names the nearest numbers that can.
     pub fn new(ranks: usize, nodes: usize, experts: usize, redundant: usize) -> Result<Self, ClusterError> {
+        let cluster = Self::uneven(ranks, nodes, experts, redundant)?;
+        if !cluster.is_even() {
+            return Err(ClusterError::Slots { experts, redundant, ranks });
+        }
+        Ok(cluster)
+    }
+
+    /// As [`Cluster::new`], for slots that need not divide over the ranks: the lowest ranks have one usable slot more
+    /// than the others, whose last slot stays empty.
+    ///
+    /// # Errors
+    /// When there is no rank, no slot or too many of either, or the ranks do not divide over the nodes.
+    pub fn uneven(
+        ranks: usize,
+        nodes: usize,
+        experts: usize,
+        redundant: usize,
+    ) -> Result<Self, ClusterError> {
         if ranks == 0 || ranks > MAX_RANKS {
             return Err(ClusterError::Ranks(ranks));
         }
         if nodes == 0 || !ranks.is_multiple_of(nodes) {
             return Err(ClusterError::Nodes { ranks, nodes });
         }
-        let slots = experts.saturating_add(redundant);
-        if slots >= u32::MAX as usize {
-            return Err(ClusterError::TooManySlots(slots));
+        let usable = experts.saturating_add(redundant);
+        if usable >= u32::MAX as usize - MAX_RANKS {
+            return Err(ClusterError::TooManySlots(usable));
         }
-        if !slots.is_multiple_of(ranks) || slots == 0 {
+        if usable == 0 {
             return Err(ClusterError::Slots { experts, redundant, ranks });
         }
-        Ok(Self { ranks, nodes, slots_per_rank: slots / ranks })
+        Ok(Self { ranks, nodes, slots_per_rank: usable.div_ceil(ranks), usable })
     }
 
     /// Ranks in the group, `R`.
@@ -101,9 +122,25 @@ impl Cluster {
         self.slots_per_rank
     }
 
-    /// Slots in all, `R * S`.
+    /// Slots in all, `R * S`, usable or not.
     pub fn slots(&self) -> usize {
         self.ranks * self.slots_per_rank
+    }
+
+    /// Slots of a rank that may hold an expert: the first so many of its `S`.
+    pub fn usable(&self, rank: usize) -> usize {
+        let short = self.slots() - self.usable;
+        self.slots_per_rank - usize::from(rank >= self.ranks - short)
+    }
+
+    /// Slots of all ranks that may hold an expert.
+    pub fn usable_slots(&self) -> usize {
+        self.usable
+    }
+
+    /// Have all ranks the same number of usable slots?
+    pub fn is_even(&self) -> bool {
+        self.usable == self.slots()
     }
 }
 
@@ -115,6 +152,15 @@ mod tests {
     fn slots_are_shared_out_evenly() {
         let cluster = Cluster::new(8, 2, 32, 8).unwrap();
         assert_eq!((cluster.slots_per_rank(), cluster.slots()), (5, 40));
+    }
+
+    #[test]
+    fn slots_that_do_not_divide_are_spread() {
+        let cluster = Cluster::uneven(4, 1, 10, 4).unwrap();
+        assert_eq!((cluster.slots_per_rank(), cluster.slots(), cluster.usable_slots()), (4, 16, 14));
+        assert_eq!((0..4).map(|rank| cluster.usable(rank)).collect::<Vec<_>>(), [4, 4, 3, 3]);
+        assert!(!cluster.is_even() && Cluster::new(4, 1, 10, 2).unwrap().is_even());
+        assert_eq!(Cluster::uneven(4, 1, 10, 2), Cluster::new(4, 1, 10, 2));
     }
 
     #[test]

@@ -266,6 +266,20 @@ fn other_goals_are_measured_beside_the_usual_splits() {
         }
     }
     assert!(document(&[&base[..], &["--json"]].concat())["goal"].is_null());
+    // Placing for the speeds is another policy, and no worse at them.
+    let d = document(&[&base[..], &["--speeds", "1,2,3,4", "--place-for-speeds", "--json"]].concat());
+    let rows = d["goal"].as_array().unwrap();
+    assert_eq!((rows.len(), &rows[5]["policy"]), (6, &"lplb:ring, for speeds".into()));
+    assert!(rows[5]["imbalance"]["mean"].as_f64() < rows[2]["imbalance"]["mean"].as_f64(), "{rows:?}");
+    let plan = ["plan", trace.to_str().unwrap(), "--ranks", "4", "--redundant", "4", "--policy", "eplb"];
+    let d = document(&[&plan[..], &["--speeds", "1,2,3,4", "--json"]].concat());
+    let by_speed = d["by_speed"]["imbalance"]["mean"].as_f64().unwrap();
+    assert!((1.0..1.5).contains(&by_speed), "{by_speed}");
+    let text = stdout(&[&plan[..], &["--speeds", "1,2,3,4"]].concat());
+    assert!(text.contains("by speeds [1, 2, 3, 4]: mean imbalance"), "{text}");
+    assert!(text.contains("placement_bound") && text.contains("eplb, for speeds"), "{text}");
+    let wrong = refusal(&[&plan[..], &["--speeds", "1,2"]].concat());
+    assert!(wrong.contains("2 speeds for 4 ranks"), "{wrong}");
     let wrong = refusal(&[&base[..], &["--speeds", "1,2"]].concat());
     assert!(wrong.contains("2 speeds") && wrong.contains('4'), "{wrong}");
     let wrong = refusal(&[&base[..], &["--speeds", "1,2,0,1"]].concat());
@@ -345,4 +359,41 @@ fn every_token_is_followed_where_ids_are_known() {
     let counts = trace_file(folder.path());
     let wrong = refusal(&[&["simulate", counts.to_str().unwrap()], &base[..9]].concat());
     assert!(wrong.contains("no ids of single tokens"), "{wrong}");
+}
+
+#[test]
+fn files_of_serving_stacks_are_checked_and_judged_beside_the_policies() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path());
+    let (trace, plan) = (trace.to_str().unwrap(), folder.path().join("plan.json"));
+    let shape = ["--ranks", "4", "--redundant", "4"];
+    let run = [&["plan", trace, "--policy", "eplb", "-o", plan.to_str().unwrap()], &shape[..]].concat();
+    stdout(&run);
+    let mut files = vec![plan.to_str().unwrap().to_owned()];
+    for dialect in ["sglang", "trtllm", "vllm", "vllm-ascend", "eplb"] {
+        let file = folder.path().join(dialect);
+        let file = file.to_str().unwrap();
+        stdout(&["export", plan.to_str().unwrap(), "--to", dialect, "-o", file]);
+        let checked = document(&["plan", "check", file, "--ranks", "4", "--json"]);
+        assert_eq!((&checked["dialect"], &checked["ranks"]), (&dialect.into(), &4.into()), "{checked}");
+        files.push(file.to_owned());
+    }
+    let sglang = files[1].as_str();
+    let message = refusal(&["plan", "check", sglang]);
+    assert!(message.contains("--ranks"), "{message}");
+    let message = refusal(&["plan", "check", sglang, "--ranks", "7"]);
+    assert!(message.contains("ranks"), "{message}");
+
+    let all = files.join(",");
+    let run = [
+        &["simulate", trace, "--policies", "contiguous", "--splits", "exact", "--placement", &all, "--json"],
+        &shape[..],
+    ];
+    let rows = document(&run.concat());
+    let rows = rows["results"].as_array().unwrap();
+    assert_eq!(rows.len(), 1 + files.len());
+    assert!(rows[1..].iter().all(|row| row["imbalance"] == rows[1]["imbalance"]), "{rows:?}");
+    let wrong = ["simulate", trace, "--placement", sglang, "--ranks", "4", "--redundant", "8"];
+    let message = refusal(&wrong);
+    assert!(message.contains("sglang: it places") && message.contains("--redundant 4 fits"), "{message}");
 }

@@ -5,9 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use evenkeel::cluster::Cluster;
+use evenkeel::forecast::Window;
 use evenkeel::place;
 use evenkeel::report::Page;
-use evenkeel::simulate::{Config, Outcome, simulate};
+use evenkeel::simulate::{Config, Outcome, Replay, replay, simulate};
 use evenkeel::split::Method;
 use evenkeel::trace::{ReadOptions, Trace};
 use std::collections::BTreeSet;
@@ -54,7 +55,7 @@ fn outcome(trace: &Trace, cluster: Cluster, policies: &[&str], methods: &[Method
 fn page(name: &str, trace: &Trace, cluster: &Cluster, outcome: &Outcome) -> String {
     let title = format!("{name}: what balances it");
     let command = format!("evenkeel simulate {name}.csv --ranks {} --report r.html", cluster.ranks());
-    let html = Page { title, command, trace, cluster, outcome }.html();
+    let html = Page { title, command, trace, cluster, outcome, replayed: &[] }.html();
     std::fs::write(format!("{}/report-{name}.html", env!("CARGO_TARGET_TMPDIR")), &html).unwrap();
     well_formed(&html).unwrap_or_else(|e| panic!("{name}: {e}"));
     html
@@ -196,6 +197,7 @@ fn every_row_and_figure_is_there_and_nothing_is_fetched() {
         trace: &trace,
         cluster: &cluster,
         outcome: &outcome,
+        replayed: &[],
     };
     assert_eq!(html, again.html(), "the same input gives the same bytes");
     assert!(html.len() < 150_000, "{} bytes", html.len());
@@ -221,7 +223,8 @@ fn names_from_outside_stay_text() {
     }
     let title = "</title><script>alert(1)</script>".to_owned();
     let command = "evenkeel simulate '</code><svg onload=alert(1)>' \u{1b}[2J".to_owned();
-    let html = Page { title, command, trace: &trace, cluster: &cluster, outcome: &outcome }.html();
+    let html =
+        Page { title, command, trace: &trace, cluster: &cluster, outcome: &outcome, replayed: &[] }.html();
     well_formed(&html).unwrap();
     for never in ["<script", "<img", "<svg onload", "\u{202e}", "\u{1b}"] {
         assert!(!html.contains(never), "{never}");
@@ -291,4 +294,29 @@ fn small_and_odd_cases_have_their_page() {
     let quiet = Trace::from_loads(4, vec![0], vec!["a".into(), "b".into()], loads).unwrap();
     let result = outcome(&quiet, cluster, &["contiguous"], &[Method::Even]);
     assert!(page("quiet", &quiet, &cluster, &result).contains("Nothing was judged."));
+}
+
+#[test]
+fn replayed_planning_shows_what_moves_buy() {
+    let trace = trace(&[3, 4], 16, 40, 4096.0);
+    let cluster = Cluster::new(4, 1, 16, 4).unwrap();
+    let config = Config::first_part(&trace, cluster, vec![Method::Even, Method::Exact], 0.4).unwrap();
+    let policies: Vec<_> =
+        ["contiguous", "eplb"].iter().map(|name| place::policy(name, 1, &cluster).unwrap()).collect();
+    let how = Replay { every: 4, window: Window::Last(6), max_moves: vec![1, 2], pays: None };
+    let replayed = replay(&trace, &config, &how, &policies, &()).unwrap();
+    let outcome = simulate(&trace, &config, &policies, &()).unwrap();
+    let (title, command) = ("moves".to_owned(), "evenkeel simulate t.csv --replan-every 4".to_owned());
+    let page =
+        Page { title, command, trace: &trace, cluster: &cluster, outcome: &outcome, replayed: &replayed };
+    let html = page.html();
+    well_formed(&html).unwrap();
+    // Two policies, five paces each, of the exact split only.
+    assert_eq!(
+        html.matches("moves per re-planning</title>").count() + html.matches("few moves</title>").count(),
+        10
+    );
+    assert_eq!(html.matches("class=\"s1 full\"").count(), 4);
+    assert!(html.contains("What moves buy") && html.contains("at most 2 per layer"));
+    assert!(!html.contains("NaN"));
 }

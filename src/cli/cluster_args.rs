@@ -6,8 +6,8 @@ use evenkeel::cluster::Cluster;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClusterArgs {
     /// Ranks (GPUs) of the expert-parallel group
-    // Optional only to the type: `plan check` does without.
-    #[arg(long, value_name = "R", required = true, help_heading = "Cluster")]
+    // Optional to the type: `plan check` does without, and `plan --previous` knows it.
+    #[arg(long, value_name = "R", help_heading = "Cluster")]
     pub(crate) ranks: Option<usize>,
     /// Nodes that the ranks sit in
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Cluster")]
@@ -19,12 +19,22 @@ pub(crate) struct ClusterArgs {
     /// Expert groups of the model's routing; EPLB keeps groups within nodes where they divide (DeepSeek-V3: 8)
     #[arg(long, value_name = "G", default_value_t = 1, help_heading = "Cluster")]
     pub(crate) groups: usize,
+    /// Let ranks have unequal numbers of slots where they do not divide: some have one less than the others
+    ///
+    /// `eplb` and `lplb` need equal numbers and refuse.
+    #[arg(long, help_heading = "Cluster")]
+    pub(crate) uneven: bool,
 }
 
 impl ClusterArgs {
     /// The cluster for a model of `experts` logical experts.
     pub(crate) fn cluster(&self, experts: usize) -> anyhow::Result<Cluster> {
-        let ranks = self.ranks.unwrap_or(0);
+        let Some(ranks) = self.ranks else {
+            anyhow::bail!("--ranks is missing: expected the number of ranks (GPUs) that share the experts");
+        };
+        if self.uneven {
+            return Ok(Cluster::uneven(ranks, self.nodes, experts, self.redundant.unwrap_or(ranks))?);
+        }
         let one_per_rank = ranks - experts.checked_rem(ranks).unwrap_or(0);
         Ok(Cluster::new(ranks, self.nodes, experts, self.redundant.unwrap_or(one_per_rank))?)
     }
@@ -37,6 +47,7 @@ pub(crate) fn document(cluster: &Cluster, experts: usize) -> serde_json::Value {
         "nodes": cluster.nodes(),
         "slots_per_rank": cluster.slots_per_rank(),
         "slots": cluster.slots(),
-        "redundant": cluster.slots() - experts,
+        "usable_slots": cluster.usable_slots(),
+        "redundant": cluster.usable_slots().saturating_sub(experts),
     })
 }

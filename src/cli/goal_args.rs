@@ -61,7 +61,10 @@ pub(crate) struct GoalArgs {
     then: Option<String>,
     /// How fast each rank is, one whole number per rank: a rank of speed 2 does twice the work
     #[arg(long, value_name = "N,..", value_delimiter = ',', help_heading = "Goal")]
-    speeds: Vec<u32>,
+    pub(crate) speeds: Vec<u32>,
+    /// With --speeds: also show every policy placing for these speeds, instead of equal ranks
+    #[arg(long, requires = "speeds", help_heading = "Goal")]
+    pub(crate) place_for_speeds: bool,
     /// Tokens that each rank serves anyway, one number per rank
     #[arg(long, value_name = "TOKENS,..", value_delimiter = ',', help_heading = "Goal")]
     base: Vec<u64>,

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 it could not be done (one message on stderr says why), 2 the arguments were wrong.
 
+mod and_args;
 mod bench;
 mod calibrate;
 mod cluster_args;
@@ -10,10 +11,15 @@ mod further;
 mod goal_args;
 mod model_args;
 mod output;
+mod past_args;
 mod plan;
 mod plan_check;
+mod plan_told;
+mod replan_args;
 mod run;
+mod secure_args;
 mod simulate;
+mod speeds;
 mod topology;
 mod trace;
 mod trace_args;

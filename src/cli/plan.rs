@@ -1,18 +1,22 @@
 //! `evenkeel plan`: a trace in, a placement out.
 
+use super::and_args::{self, And};
 use super::cluster_args::ClusterArgs;
-use super::output::{Bar, Output, print, table, write_file};
+use super::output::{Bar, Output, print, write_file};
+use super::past_args::PastArgs;
 use super::plan_check::{self, CheckArgs};
+use super::plan_told::{Further, document, summary};
+use super::secure_args::{self, Secure};
+use super::speeds::BySpeed;
 use super::trace_args::TraceArgs;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use evenkeel::place::{self, Contiguous, Policy};
-use evenkeel::plan::{Made, Origin, Plan};
+use evenkeel::place::{self, Contiguous, ForSpeeds, Policy, Secured};
+use evenkeel::plan::{Made, Origin, Past, Plan};
 use evenkeel::report::Page;
 use evenkeel::simulate::{Config, simulate};
 use evenkeel::split::Method;
 use evenkeel::trace::Trace;
-use serde_json::json;
 use std::path::PathBuf;
 
 /// Plan where the copies of every layer's experts live, and write the plan.
@@ -25,7 +29,9 @@ use std::path::PathBuf;
     subcommand_negates_reqs = true,
     after_help = "Examples:\n  evenkeel plan loads.csv --ranks 32 --nodes 4 --redundant 32 -o plan.json --report \
                   report.html\n  evenkeel plan dumps/ --ranks 16 --policy lplb:hypercube --redundant 32 -o plan.json\n  \
-                  evenkeel plan check plan.json"
+                  evenkeel plan loads.csv --previous plan.json --max-moves 2 -o next.json\n  evenkeel plan \
+                  loads.csv --previous plan.json --without-rank 7 -o next.json\n  evenkeel plan loads.csv --ranks 8 \
+                  --redundant 64 --secure 1 -o plan.json\n  evenkeel plan check plan.json"
 )]
 pub(crate) struct PlanCommand {
     #[command(subcommand)]
@@ -45,14 +51,45 @@ struct PlanArgs {
     trace: TraceArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// contiguous, eplb, eplb:trtllm, or lplb:TOPOLOGY (see `evenkeel topology --help`)
-    #[arg(long, value_name = "NAME", default_value = "eplb")]
+    /// recourse, contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY (see `evenkeel topology --help`), lp-round or milp
+    ///
+    /// recourse searches for the placement whose batches split best. Options follow it, each behind a colon: cvar=0.9 (the
+    /// worst tenth of the batches counts) or worst instead of the mean; seed=N; iterations=N. lp-round rounds a linear
+    /// programme. milp proves the best placement for up to 16 batches of up to 8 experts; it needs the feature `highs`.
+    #[arg(long, value_name = "NAME", default_value = "recourse")]
     policy: String,
+    /// Plan for another trace at the same time, say decode beside prefill; WEIGHT 1 gives it as many batches as TRACE has
+    ///
+    /// May be given several times. Experts and layers have to be the same. Batch options are TRACE's, unless :decode=REQUESTS
+    /// or :prefill=TOKENS follows. What the plan makes of each trace alone is told. To plan them apart, plan twice.
+    #[arg(long, value_name = "TRACE:WEIGHT")]
+    and: Vec<And>,
+    #[command(flatten)]
+    past: PastArgs,
+    /// Every expert survives the loss of any one rank (1), or as many as the slots allow, heaviest first (best)
+    ///
+    /// What each possible loss does to the imbalance is computed exactly, and the worst is told.
+    #[arg(long, value_name = "1|best", conflicts_with_all = ["max_moves", "without_rank"])]
+    secure: Option<Secure>,
+    /// Redundant slots of all layers together: layers get them where they lower peaks most, the others stay empty
+    #[arg(long, value_name = "SLOTS", conflicts_with_all = ["previous", "redundant", "uneven"])]
+    memory_budget: Option<usize>,
+    /// How fast each rank is, one whole number per rank: faster ranks are given more
+    ///
+    /// The policy plans as for equal ranks; its placement, or one dealt out anew by speed, is then refined by exact splits at
+    /// these speeds.
+    #[arg(
+        long,
+        value_name = "N,..",
+        value_delimiter = ',',
+        conflicts_with_all = ["secure", "memory_budget", "without_rank", "horizon_steps", "report"]
+    )]
+    speeds: Vec<u32>,
     /// Write the plan here; `-` is stdout
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Write a picture of it here: one HTML file that needs no network
-    #[arg(long, value_name = "FILE")]
+    /// Write a picture of it here: one HTML file that needs no network; of plans made from scratch only
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["previous", "memory_budget"])]
     report: Option<PathBuf>,
 }
 
@@ -64,14 +101,51 @@ pub(crate) fn run(command: PlanCommand, output: Output) -> anyhow::Result<()> {
 }
 
 fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
-    let trace = args.trace.read()?;
+    let (trace, blend) = and_args::blend(args.trace.read()?, &args.trace, &args.and)?;
     output.notices(trace.notices());
-    let cluster = args.cluster.cluster(trace.experts())?;
-    let policy = place::policy(&args.policy, args.cluster.groups, &cluster)?;
-    let origin = Origin { seed: args.trace.seed, batches: args.trace.batches(&trace) };
+    let previous = args.past.read()?;
+    let cluster = match &previous {
+        Some(previous) => args.past.cluster(previous, &args.cluster, trace.experts(), output)?,
+        None => args.cluster.cluster(trace.experts())?,
+    };
+    let mut policy = place::policy(&args.policy, args.cluster.groups, &cluster)?;
+    if let Some(Secure(cover)) = args.secure {
+        policy = Box::new(Secured::new(policy, cover));
+    }
+    if !args.speeds.is_empty() {
+        policy = Box::new(ForSpeeds::new(policy, args.speeds.clone()));
+    }
+    let batches = args.trace.batches(&trace);
+    let batches = blend.as_ref().map_or(batches.clone(), |blend| blend.words(&batches, &args.and));
+    let origin = Origin { seed: args.trace.seed, batches };
+    let mut more = Further { horizon: args.past.horizon()?, ..Further::default() };
     let bar = Bar::layers();
-    let made = Plan::make(&trace, &cluster, policy.as_ref(), origin, &bar)?;
+    let made = if let Some(previous) = &previous {
+        let past = Past {
+            previous,
+            lost: &args.past.without_rank,
+            max_moves: args.past.max_moves,
+            horizon: more.horizon,
+        };
+        let (made, changes) = Plan::make_after(&trace, &cluster, policy.as_ref(), &past, origin, &bar)?;
+        more.changes = Some(changes);
+        made
+    } else if let Some(budget) = args.memory_budget {
+        let shape = (cluster.ranks(), cluster.nodes());
+        let (made, redundant) = Plan::make_within(&trace, shape, policy.as_ref(), budget, origin, &bar)?;
+        more.redundant = Some(redundant);
+        made
+    } else {
+        Plan::make(&trace, &cluster, policy.as_ref(), origin, &bar)?
+    };
     drop(bar);
+    if args.secure.is_some() {
+        more.losses = Some(secure_args::losses(&made.plan, &trace)?);
+    }
+    more.parts = blend.map(|blend| blend.judged(&made.plan)).transpose()?;
+    if !args.speeds.is_empty() {
+        more.by_speed = Some(BySpeed::of(&made.plan, &trace, &args.speeds)?);
+    }
     if let Some(path) = &args.output {
         write_file(path, &made.plan.to_json()?)?;
     }
@@ -82,9 +156,10 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
         return Ok(());
     }
     if output.json() {
-        return super::output::document(&document(args, &trace, &made));
+        return super::output::document(&document(args.output.as_deref(), &trace, &made, &more));
     }
     print(&summary(&trace, &made, output.verbose()))?;
+    print(&more.words(&made.plan, output.verbose()))?;
     match &args.output {
         Some(path) => output.note(&format!("plan written to {}", path.display())),
         None => output.note("nothing written: -o FILE writes the plan"),
@@ -105,68 +180,5 @@ fn report(trace: &Trace, policy: Box<dyn Policy>, made: &Made) -> anyhow::Result
     let outcome =
         simulate(trace, &config, &[Box::new(Contiguous), policy], &()).context("while making the report")?;
     let command = super::command_line();
-    Ok(Page { title, command, trace, cluster: &made.plan.cluster, outcome: &outcome }.html())
-}
-
-fn document(args: &PlanArgs, trace: &Trace, made: &Made) -> serde_json::Value {
-    let plan = &made.plan;
-    json!({
-        "plan": args.output,
-        "policy": plan.provenance.policy,
-        "cluster": super::cluster_args::document(&plan.cluster, plan.experts),
-        "layers": plan.layers.iter().map(|l| json!({
-            "layer": l.layer,
-            "imbalance": l.imbalance,
-            "bound": l.bound,
-            "doubled": l.placement.doubled(),
-        })).collect::<Vec<_>>(),
-        "idle_layers": plan.idle_layers,
-        "expected": { "split": plan.provenance.split, "imbalance": plan.provenance.imbalance,
-                      "batches": plan.provenance.judged },
-        "plan_ms": made.plan_time.as_secs_f64() * 1e3,
-        "notices": trace.notices(),
-    })
-}
-
-fn summary(trace: &Trace, made: &Made, verbose: bool) -> String {
-    let plan = &made.plan;
-    let doubled: usize = plan.layers.iter().map(|l| l.placement.doubled()).sum();
-    let mut text = format!(
-        "{} experts x {} layers on {} ranks x {} slots, by {}\n",
-        plan.experts,
-        plan.layers.len(),
-        plan.cluster.ranks(),
-        plan.cluster.slots_per_rank(),
-        plan.provenance.policy,
-    );
-    if !plan.idle_layers.is_empty() {
-        text += &format!("{} idle layers left out: {:?}\n", plan.idle_layers.len(), plan.idle_layers);
-    }
-    let i = plan.provenance.imbalance;
-    text += &format!(
-        "expected imbalance with the exact split: mean {:.3}, p95 {:.3}, max {:.3} ({} batches of {} steps, {})\n",
-        i.mean,
-        i.p95,
-        i.max,
-        plan.provenance.judged,
-        trace.steps().len(),
-        plan.provenance.batches,
-    );
-    if doubled > 0 {
-        text +=
-            &format!("{doubled} copies share a rank with another copy of their expert: memory without use\n");
-    }
-    text += &format!("planned in {:.2} ms\n", made.plan_time.as_secs_f64() * 1e3);
-    if verbose {
-        let rows = plan.layers.iter().map(|l| {
-            vec![
-                l.layer.to_string(),
-                format!("{:.3}", l.imbalance),
-                format!("{:.3}", l.bound),
-                l.placement.doubled().to_string(),
-            ]
-        });
-        text += &table(&["layer", "imbalance", "bound", "doubled"], rows.collect(), 0);
-    }
-    text
+    Ok(Page { title, command, trace, cluster: &made.plan.cluster, outcome: &outcome, replayed: &[] }.html())
 }

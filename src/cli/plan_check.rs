@@ -1,8 +1,11 @@
 //! `evenkeel plan check`: is a plan file whole, and are its figures true?
 
 use super::output::{Bar, Output, document, print};
+use super::secure_args;
 use anyhow::{Context as _, bail};
 use clap::Args;
+use evenkeel::export;
+use evenkeel::place::{AfterLoss, Placement};
 use evenkeel::plan::Plan;
 use evenkeel::simulate::{Summary, judge};
 use evenkeel::split::Method;
@@ -10,17 +13,24 @@ use evenkeel::trace::{self, Batching, Order, ReadOptions};
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Check a plan file: every key, every slot, every expert; with its trace, also the imbalance that it promises.
+/// Check a plan file: every key, every slot, every expert; with its trace, also the imbalance that it promises, and what the
+/// loss of any one rank would do.
+///
+/// Files that SGLang, TensorRT-LLM, vLLM, vllm-ascend or EPLB read are checked as strictly as they do; they need --ranks.
 ///
 /// Exit code 0 means that the plan can be used as it is.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  evenkeel plan check plan.json\n  evenkeel plan check plan.json --trace loads.csv"
+    after_help = "Examples:\n  evenkeel plan check plan.json\n  evenkeel plan check plan.json --trace loads.csv\n  \
+                  evenkeel plan check init-expert-location.json --ranks 32"
 )]
 pub(crate) struct CheckArgs {
     /// The plan file
     #[arg(value_name = "PLAN")]
     plan: PathBuf,
+    /// Ranks that the slots of a stack's file divide over; a plan says so itself
+    #[arg(long, value_name = "N", conflicts_with = "trace")]
+    ranks: Option<usize>,
     /// Trace that the plan was made from: judge the plan on it again and compare (may be given several times)
     #[arg(long, value_name = "TRACE")]
     trace: Vec<PathBuf>,
@@ -40,11 +50,31 @@ pub(crate) struct CheckArgs {
 
 pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
     let shown = args.plan.display();
-    let plan = Plan::read(&args.plan).with_context(|| format!("{shown}"))?;
-    let judged = if args.trace.is_empty() { None } else { Some(judge_again(args, &plan, output)?) };
+    let text = std::fs::read_to_string(&args.plan).with_context(|| format!("{shown}"))?;
+    if !Plan::claims(&text) {
+        if let Some(ranks) = args.ranks {
+            return check_foreign(args, &text, ranks, output);
+        }
+        if export::read(&text, 1).is_ok() {
+            bail!("{shown}: a serving stack's file: --ranks says over how many ranks its slots divide");
+        }
+    }
+    let plan = Plan::from_json(&text).with_context(|| format!("{shown}"))?;
+    let (judged, losses) = if args.trace.is_empty() {
+        (None, None)
+    } else {
+        let (judged, losses) = judge_again(args, &plan, output)?;
+        (Some(judged), losses)
+    };
     let doubled: usize = plan.layers.iter().map(|l| l.placement.doubled()).sum();
     let empty: usize =
         plan.layers.iter().map(|l| l.placement.slots().iter().filter(|slot| slot.is_none()).count()).sum();
+    let alone: Vec<(u32, usize)> = plan
+        .layers
+        .iter()
+        .map(|l| (l.layer, (0..plan.experts).filter(|&e| l.placement.ranks_of(e).len() < 2).count()))
+        .filter(|&(_, alone)| alone > 0)
+        .collect();
     if output.json() {
         return document(&json!({
             "plan": args.plan,
@@ -53,9 +83,12 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
             "layers": plan.layers.len(),
             "idle_layers": plan.idle_layers,
             "empty_slots": empty,
+            "survives_any_loss": alone.is_empty(),
+            "experts_on_one_rank": alone.iter().map(|(_, alone)| alone).sum::<usize>(),
             "doubled": doubled,
             "provenance": plan.provenance,
-            "judged_again": judged,
+            "judged_again": judged.map(|(again, _)| again),
+            "after_loss": losses.as_deref().map(secure_args::document),
         }));
     }
     let p = &plan.provenance;
@@ -70,6 +103,14 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
         p.version,
     );
     text += &format!("{empty} empty slots\n");
+    text += &match alone.iter().max_by_key(|&&(layer, alone)| (alone, std::cmp::Reverse(layer))) {
+        None => "every expert survives the loss of any one rank\n".to_owned(),
+        Some((layer, most)) => format!(
+            "experts on one rank alone, gone if it is lost: in {} of {} layers, {most} in layer {layer}\n",
+            alone.len(),
+            plan.layers.len()
+        ),
+    };
     if doubled > 0 {
         output.note(&format!(
             "{doubled} copies share a rank with another copy of their expert and will serve nothing: the rank's quota \
@@ -80,17 +121,64 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
         "expected imbalance ({} split): mean {:.3}, p95 {:.3}\n",
         p.split, p.imbalance.mean, p.imbalance.p95
     );
-    if let Some(again) = judged {
+    if let Some((again, same)) = judged {
         text += &format!(
-            "judged again on its trace: mean {:.3}, p95 {:.3}: as promised\n",
-            again.mean, again.p95
+            "judged again on {}: mean {:.3}, p95 {:.3}{}\n",
+            if same { "its trace" } else { "this trace, which it was not made from" },
+            again.mean,
+            again.p95,
+            if same { ": as promised" } else { "" }
         );
+    }
+    if let Some(losses) = losses {
+        text += &secure_args::words(&losses);
     }
     print(&text)
 }
 
-/// The plan's imbalance on its trace, measured again; an error where it is not what the plan says.
-fn judge_again(args: &CheckArgs, plan: &Plan, output: Output) -> anyhow::Result<Summary> {
+/// A file of a serving stack: whole or not, and what it holds.
+fn check_foreign(args: &CheckArgs, text: &str, ranks: usize, output: Output) -> anyhow::Result<()> {
+    let shown = args.plan.display();
+    let imported = export::read(text, ranks).with_context(|| format!("{shown}"))?;
+    let placements = || imported.layers.iter().map(|(_, placement)| placement);
+    let doubled: usize = placements().map(Placement::doubled).sum();
+    let per_rank = placements().next().map_or(0, Placement::slots_per_rank);
+    if output.json() {
+        return document(&json!({
+            "plan": args.plan,
+            "valid": true,
+            "dialect": imported.dialect.name(),
+            "experts": imported.experts,
+            "ranks": ranks,
+            "slots_per_rank": per_rank,
+            "layers": imported.layers.iter().map(|(layer, _)| layer).collect::<Vec<_>>(),
+            "doubled": doubled,
+        }));
+    }
+    if doubled > 0 {
+        output.note(&format!(
+            "{doubled} copies share a rank with another copy of their expert and serve nothing more"
+        ));
+    }
+    print(&format!(
+        "{shown}: valid for {}. {} experts x {} layers on {ranks} ranks x {per_rank} slots\n`evenkeel simulate TRACE \
+         --placement {shown}` judges it\n",
+        imported.dialect,
+        imported.experts,
+        imported.layers.len(),
+    ))
+}
+
+/// What the loss of each rank would do, layer by layer.
+type Losses = Vec<(u32, Vec<AfterLoss>)>;
+
+/// The plan's imbalance on a trace, and whether that is its own; an error where it is not what the plan says then. Beside it, where there are
+/// several ranks, every possible loss of one.
+fn judge_again(
+    args: &CheckArgs,
+    plan: &Plan,
+    output: Output,
+) -> anyhow::Result<((Summary, bool), Option<Losses>)> {
     let options = ReadOptions {
         experts: Some(plan.experts),
         batching: match args.decode_batch {
@@ -136,5 +224,6 @@ fn judge_again(args: &CheckArgs, plan: &Plan, output: Output) -> anyhow::Result<
             again.mean
         );
     }
-    Ok(again)
+    let losses = (plan.cluster.ranks() > 1).then(|| secure_args::losses(plan, &trace)).transpose()?;
+    Ok(((again, same_trace), losses))
 }

@@ -5,15 +5,19 @@ use super::further::Further;
 use super::goal_args::GoalArgs;
 use super::model_args::ModelOnGpu;
 use super::output::{Bar, Output, print, table, write_file};
+use super::replan_args::{ReplanArgs, Replanned};
 use super::trace_args::TraceArgs;
+use anyhow::Context as _;
 use clap::Args;
-use evenkeel::place;
+use evenkeel::export;
+use evenkeel::place::{self, ForSpeeds, Policy};
+use evenkeel::plan::{Given, Plan};
 use evenkeel::report::Page;
-use evenkeel::simulate::{Config, Outcome, simulate};
+use evenkeel::simulate::{Config, Outcome, hindsight, simulate};
 use evenkeel::split::Method;
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Compare placement policies and splits: plan on the first part of a trace, judge on the rest.
 ///
@@ -25,7 +29,8 @@ use std::path::PathBuf;
 #[command(
     after_help = "Examples:\n  evenkeel simulate traces/sample-decode.csv.zst --ranks 8 --redundant 8\n  evenkeel \
                   simulate gptoss20b-decode/ --ranks 8 --redundant 8 --decode-batch 64 --policies \
-                  contiguous,eplb,lplb:ring --splits even,lp,exact --report report.html"
+                  contiguous,eplb,lplb:ring --splits even,lp,exact --report report.html\n  evenkeel simulate \
+                  deepseek-v2-lite-domains/ --ranks 8 --replan-every 4 --max-moves 1,2,4"
 )]
 pub(crate) struct SimulateArgs {
     #[command(flatten)]
@@ -34,9 +39,20 @@ pub(crate) struct SimulateArgs {
     cluster: ClusterArgs,
     #[command(flatten)]
     pub(super) goal: GoalArgs,
-    /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY
-    #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb")]
+    #[command(flatten)]
+    replan: ReplanArgs,
+    /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse (also recourse:cvar=0.9, recourse:worst),
+    /// lp-round, milp
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb,recourse")]
     policies: Vec<String>,
+    /// Also judge the placements of these files: plans, or what SGLang, TensorRT-LLM, vLLM, vllm-ascend or EPLB read
+    ///
+    /// Files that count MoE layers only are taken to begin at the first layer that routes tokens.
+    #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
+    placement: Vec<PathBuf>,
+    /// Add a row for `recourse` shown the judged batches beforehand: about what any placement could reach
+    #[arg(long)]
+    hindsight: bool,
     /// Splits: even, affine5, lp, exact
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "even,exact")]
     splits: Vec<Method>,
@@ -65,6 +81,22 @@ pub(crate) struct SimulateArgs {
     report: Option<PathBuf>,
 }
 
+/// The placements of a plan or of a stack's file, as a policy of the file's name.
+fn given(path: &Path, trace: &Trace, ranks: usize) -> anyhow::Result<Given> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("{shown}"))?;
+    if Plan::claims(&text) {
+        let plan = Plan::from_json(&text).with_context(|| format!("{shown}"))?;
+        return Ok(Given::plan(name, &plan));
+    }
+    let imported = export::read(&text, ranks).with_context(|| format!("{shown}"))?;
+    let idle = trace.idle_layers();
+    let busy = (0..trace.layers().len()).filter(|layer| !idle.contains(layer));
+    let moe_layers: Vec<u32> = busy.map(|layer| trace.layers()[layer]).collect();
+    Ok(Given::imported(name, &imported, &moe_layers))
+}
+
 pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     let tokens = if args.locality { Some(args.trace.read_tokens()?) } else { None };
     let read;
@@ -76,16 +108,26 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     };
     output.notices(trace.notices());
     let cluster = args.cluster.cluster(trace.experts())?;
-    let policies: Vec<_> = args
-        .policies
-        .iter()
-        .map(|name| place::policy(name.trim(), args.cluster.groups, &cluster))
-        .collect::<Result<_, _>>()?;
+    let mut policies: Vec<Box<dyn Policy>> = Vec::new();
+    for name in &args.policies {
+        let find = || place::policy(name.trim(), args.cluster.groups, &cluster);
+        policies.push(find()?);
+        if args.goal.place_for_speeds {
+            policies.push(Box::new(ForSpeeds::new(find()?, args.goal.speeds.clone())));
+        }
+    }
+    for path in &args.placement {
+        policies.push(Box::new(given(path, trace, cluster.ranks())?));
+    }
     let config = Config::first_part(trace, cluster, args.splits.clone(), args.plan_on)?;
     let bar = Bar::layers();
-    let outcome = simulate(trace, &config, &policies, &bar)?;
+    let mut outcome = simulate(trace, &config, &policies, &bar)?;
+    if args.hindsight {
+        outcome.append(hindsight(trace, &config, &bar)?);
+    }
     drop(bar);
     let further = Further::ask(args, trace, tokens.as_ref(), &config, &outcome)?;
+    let replanned = args.replan.ask(trace, &config, &policies)?;
     if let Some(path) = &args.report {
         let page = Page {
             title: "Simulation".into(),
@@ -93,12 +135,19 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
             trace,
             cluster: &cluster,
             outcome: &outcome,
+            replayed: replanned.as_ref().map_or(&[], Replanned::rows),
         };
         write_file(path, &page.html())?;
     }
     let batches = args.trace.batches(trace);
     if output.json() {
-        return super::output::document(&document(trace, &config, &outcome, &batches, &further));
+        return super::output::document(&document(
+            trace,
+            &config,
+            &outcome,
+            &batches,
+            (&further, replanned.as_ref()),
+        ));
     }
     print(&format!(
         "{} experts x {} layers, {batches}; {} ranks x {} slots; planned on {} steps, judged on {} ({} batches{})\n\n",
@@ -117,6 +166,9 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     ))?;
     print(&results(&outcome))?;
     print(&further.tables(&outcome, &config))?;
+    if let Some(replanned) = &replanned {
+        print(&format!("\n{}", replanned.table()))?;
+    }
     if let Some(path) = &args.report {
         output.note(&format!("report written to {}", path.display()));
     }
@@ -146,7 +198,13 @@ fn results(outcome: &Outcome) -> String {
     table(&header, rows.collect(), 2)
 }
 
-fn document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str, further: &Further) -> Value {
+fn document(
+    trace: &Trace,
+    config: &Config,
+    outcome: &Outcome,
+    batches: &str,
+    (further, replanned): (&Further, Option<&Replanned>),
+) -> Value {
     let results: Vec<Value> = outcome
         .rows
         .iter()
@@ -185,5 +243,6 @@ fn document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str, fu
         "goal": further.goal(outcome),
         "worth": further.worth(outcome),
         "locality": further.locality(outcome),
+        "replan": replanned.map(Replanned::document),
     })
 }

@@ -10,9 +10,12 @@ use serde_json::json;
 /// Ranks are nodes; two ranks are joined for every expert that both hold. Load can only flow along edges, so what
 /// balances drift is a connected graph with high edge-connectivity, a small diameter and no parallel edges.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  evenkeel topology torus:8x4")]
+#[command(
+    after_help = "Examples:\n  evenkeel topology torus:8x4\n  evenkeel topology --ranks 64 ring torus:8x8 designed:2"
+)]
 pub(crate) struct TopologyArgs {
-    /// ring, ring:N, cube, hypercube, torus:MxN, or a .json file: [[rank, ...], ...], one row per rank
+    /// ring, ring:N, cube, hypercube, torus:MxN, designed:D (needs --ranks), or a .json file: [[rank, ...], ...], one
+    /// row per rank
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
     /// Ranks of the expert-parallel group [default: one group of the topology, 8 for `ring`]

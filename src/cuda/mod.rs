@@ -31,6 +31,7 @@
 mod compile;
 mod context;
 mod error;
+mod foreign;
 mod gather;
 mod planner;
 mod probe;
@@ -39,6 +40,7 @@ mod solver;
 pub use compile::{cache_folder, compile, compile_cached, compile_with_log, nvrtc_version};
 pub use context::{Context, Graph};
 pub use error::CudaError;
+pub use foreign::{Foreign, Handover};
 pub use gather::{DeviceGather, Nccl, Peers, SameDevice};
 pub use planner::{DevicePlanner, TopkId};
 pub use probe::{Device, probe};

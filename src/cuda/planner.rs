@@ -238,6 +238,20 @@ impl DevicePlanner {
         self.map(layer, ids, slots)
     }
 
+    /// Enqueues copying the counts of all ranks, `[R][E]`, to where a layer's split takes them from, for those who gather
+    /// counts themselves.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for a layer that is not there or another number of counts; [`CudaError::Driver`].
+    pub fn take_counts(&mut self, layer: usize, counts: &CudaSlice<u32>) -> Result<(), CudaError> {
+        let expected = self.ranks * self.experts;
+        if counts.len() != expected {
+            return Err(CudaError::Shape { what: "counts", given: counts.len(), expected });
+        }
+        let mut all = self.solver.counts_mut(layer)?;
+        self.gpu.stream().memcpy_dtod(counts, &mut all).map_err(CudaError::driver("copying counts"))
+    }
+
     /// Waits and copies one layer's split back.
     ///
     /// # Errors

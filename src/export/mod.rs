@@ -51,6 +51,13 @@ impl Dialect {
     }
 }
 
+impl Dialect {
+    /// Are layers counted among those that route tokens only, from 0? Otherwise files name them by their real ids.
+    pub fn counts_moe_layers_only(self) -> bool {
+        matches!(self, Dialect::Vllm | Dialect::Eplb)
+    }
+}
+
 impl fmt::Display for Dialect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())

@@ -21,7 +21,7 @@ impl Contiguous {
         let mut expert = 0;
         for rank in 0..ranks {
             let here = experts / ranks + usize::from(rank < experts % ranks);
-            if here > per_rank {
+            if here > cluster.usable(rank) {
                 let reason = format!("{experts} experts do not fit {ranks} ranks x {per_rank} slots");
                 return Err(PlaceError::Shape { policy: "contiguous".into(), reason });
             }

@@ -91,18 +91,19 @@ impl Eplb {
     fn replicate(&self, loads: &[f32], slots: usize) -> Vec<usize> {
         let mut copies: Vec<usize> = (0..loads.len()).collect();
         let mut counts = vec![1u32; loads.len()];
+        // Load per copy; only the chosen expert's changes.
+        let mut shares: Vec<i32> = loads.iter().map(|&load| ordered(load)).collect();
         while copies.len() < slots {
-            let share = |e: usize| loads[e] / counts[e] as f32;
-            let mut best = 0;
-            for e in 1..loads.len() {
-                let order = share(e).total_cmp(&share(best));
-                let fewer = self.ties == Ties::FewestCopies && order.is_eq() && counts[e] < counts[best];
-                if order.is_gt() || fewer {
-                    best = e;
-                }
-            }
+            let most = shares.iter().copied().max().unwrap_or(i32::MIN);
+            let mut heaviest = (0..loads.len()).filter(|&e| shares[e] == most);
+            let best = match self.ties {
+                Ties::LowestExpert => heaviest.next(),
+                Ties::FewestCopies => heaviest.min_by_key(|&e| counts[e]),
+            };
+            let Some(best) = best else { break };
             copies.push(best);
             counts[best] += 1;
+            shares[best] = ordered(loads[best] / counts[best] as f32);
         }
         copies
     }
@@ -117,10 +118,24 @@ impl Policy for Eplb {
     }
 
     fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
+        if !cluster.is_even() {
+            let reason = format!(
+                "{} slots do not divide over {} ranks: expected as many on each",
+                cluster.usable_slots(),
+                cluster.ranks()
+            );
+            return Err(PlaceError::Shape { policy: Policy::name(self), reason });
+        }
         let loads: Vec<f32> = history.totals().iter().map(|&load| load as f32).collect();
         let slots = self.physical_to_logical(&loads, cluster.slots(), cluster.nodes(), cluster.ranks())?;
         Ok(Placement::new(loads.len(), cluster.ranks(), slots.into_iter().map(Some).collect())?)
     }
+}
+
+/// The bits of a number, so that integers stand in the order of [`f32::total_cmp`].
+fn ordered(number: f32) -> i32 {
+    let bits = number.to_bits().cast_signed();
+    bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
 }
 
 /// Packs items into `packs` of equal size: in descending order of weight, each to the lightest pack that still has
@@ -132,21 +147,25 @@ pub(super) fn balanced_packing(weights: &[f32], packs: usize) -> Vec<Vec<usize>>
     if room == 1 {
         return (0..packs).map(|item| vec![item]).collect();
     }
-    let mut order: Vec<usize> = (0..weights.len()).collect();
-    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
+    // Descending weights, equal ones in the order of their indices, as one number each.
+    let mut order: Vec<u64> = weights
+        .iter()
+        .enumerate()
+        .map(|(item, &weight)| u64::from(!(ordered(weight).cast_unsigned() ^ (1 << 31))) << 32 | item as u64)
+        .collect();
+    order.sort_unstable();
     let mut packed = vec![Vec::with_capacity(room); packs];
     let mut filled = vec![0f32; packs];
-    for item in order {
-        let mut lightest = None;
-        for pack in 0..packs {
-            if packed[pack].len() < room && lightest.is_none_or(|best: usize| filled[pack] < filled[best]) {
-                lightest = Some(pack);
-            }
-        }
-        if let Some(pack) = lightest {
-            packed[pack].push(item);
-            filled[pack] += weights[item];
-        }
+    // Load and index of every pack as one number; what is full weighs more than anything that has room.
+    let key =
+        |load: f32, pack: usize| u64::from(ordered(load).cast_unsigned() ^ (1 << 31)) << 32 | pack as u64;
+    let mut keys: Vec<u64> = (0..packs).map(|pack| key(0.0, pack)).collect();
+    for item in order.into_iter().map(|key| key as u32 as usize) {
+        let lightest = keys.iter().copied().min().unwrap_or(u64::MAX) as u32 as usize;
+        let Some(pack) = packed.get_mut(lightest) else { break };
+        pack.push(item);
+        filled[lightest] += weights[item];
+        keys[lightest] = if pack.len() == room { u64::MAX } else { key(filled[lightest], lightest) };
     }
     packed
 }

@@ -62,6 +62,13 @@ impl Policy for Lplb {
 
     fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
         let (loads, ranks) = (history.totals(), cluster.ranks());
+        if !cluster.is_even() {
+            let reason = format!(
+                "{} slots do not divide over {ranks} ranks: expected as many on each",
+                cluster.usable_slots()
+            );
+            return Err(PlaceError::Shape { policy: Policy::name(self), reason });
+        }
         if !loads.len().is_multiple_of(ranks) {
             return Err(PlaceError::Shape {
                 policy: Policy::name(self),

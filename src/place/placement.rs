@@ -16,6 +16,19 @@ pub struct Placement {
     copies: Vec<u32>,
 }
 
+/// One expert's weights, copied to a rank that did not hold them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Move {
+    /// The expert.
+    pub expert: u32,
+    /// The rank that receives it.
+    pub to: u32,
+    /// The slot that it goes to, numbered over all ranks.
+    pub slot: u32,
+    /// The lowest rank that held it before; `None` where none did.
+    pub from: Option<u32>,
+}
+
 /// A slot map that is no placement.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -123,10 +136,11 @@ impl Placement {
     /// # Errors
     /// None for a placement that [`Placement::new`] has checked; the solver checks again.
     pub fn hosts(&self) -> Result<Hosts, evenkeel_solver::Error> {
-        Hosts::new(self.ranks, (0..self.experts()).map(|e| self.host_ranks(e)))
+        Hosts::new(self.ranks, (0..self.experts()).map(|e| self.ranks_of(e)))
     }
 
-    fn host_ranks(&self, expert: usize) -> Vec<u32> {
+    /// The ranks that hold an expert, ascending, each once.
+    pub fn ranks_of(&self, expert: usize) -> Vec<u32> {
         let mut ranks: Vec<u32> = self.copies(expert).iter().map(|&s| self.rank_of(s) as u32).collect();
         ranks.dedup();
         ranks
@@ -134,19 +148,40 @@ impl Placement {
 
     /// Copies that share their rank with a lower slot's copy of the same expert: memory spent for nothing.
     pub fn doubled(&self) -> usize {
-        self.copies.len() - (0..self.experts()).map(|e| self.host_ranks(e).len()).sum::<usize>()
+        self.copies.len() - (0..self.experts()).map(|e| self.ranks_of(e).len()).sum::<usize>()
     }
 
     /// Experts that a rank holds here and did not hold in `old`, summed over the ranks: the weights that have to
     /// be copied from another rank to get from there to here. Changes of order within a rank cost nothing.
     pub fn moves_from(&self, old: &Placement) -> usize {
-        let holds = |rank: usize, expert: u32| {
-            (expert as usize) < old.experts()
-                && old.copies(expert as usize).iter().any(|&slot| old.rank_of(slot) == rank)
-        };
-        (0..self.experts())
-            .map(|e| self.host_ranks(e).iter().filter(|&&rank| !holds(rank as usize, e as u32)).count())
-            .sum()
+        self.moves(old).len()
+    }
+
+    /// The moves that [`Placement::moves_from`] counts, by rank, then expert. Where `old` holds the expert, any of its
+    /// copies can be read; the lowest is named.
+    pub fn moves(&self, old: &Placement) -> Vec<Move> {
+        let mut moves = Vec::new();
+        for expert in 0..self.experts() {
+            let before = if expert < old.experts() { old.ranks_of(expert) } else { vec![] };
+            let mut last = None;
+            for &slot in self.copies(expert) {
+                let to = self.rank_of(slot) as u32;
+                if last != Some(to) && !before.contains(&to) {
+                    moves.push(Move { expert: expert as u32, to, slot, from: before.first().copied() });
+                }
+                last = Some(to);
+            }
+        }
+        moves.sort_by_key(|m| (m.to, m.expert));
+        moves
+    }
+
+    /// The same with `width` slots on each rank, the further ones empty; `None` if there are more already.
+    pub fn widened(&self, width: usize) -> Option<Placement> {
+        let more = width.checked_sub(self.slots_per_rank())?;
+        let ranks = self.slots.chunks(self.slots_per_rank());
+        let slots = ranks.flat_map(|rank| rank.iter().copied().chain(std::iter::repeat_n(None, more)));
+        Placement::new(self.experts(), self.ranks, slots.collect()).ok()
     }
 }
 

@@ -4,11 +4,15 @@
 //! which ranks are nodes and every pair of ranks that shares an expert is joined. Source: deepseek-ai/LPLB,
 //! the topologies of its README and tests.
 
+use super::designed;
 use petgraph::algo::{connected_components, dijkstra};
 use petgraph::graph::{NodeIndex, UnGraph};
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use thiserror::Error;
+
+/// Most redundant slots per rank of a designed graph.
+const MAX_DESIGNED: usize = 16;
 
 /// LPLB's redundant-to-original table for one group of ranks.
 ///
@@ -39,7 +43,9 @@ pub struct Connectivity {
 #[non_exhaustive]
 pub enum TopologyError {
     /// No topology has this name.
-    #[error("unknown topology `{0}`: expected ring, ring:N, cube, hypercube, torus:MxN or a .json file")]
+    #[error(
+        "unknown topology `{0}`: expected ring, ring:N, cube, hypercube, torus:MxN, designed:D or a .json file"
+    )]
     Unknown(String),
     /// The group does not divide the ranks.
     #[error("topology {name} joins groups of {group} ranks, which do not divide {ranks} ranks")]
@@ -78,6 +84,8 @@ impl Topology {
     ///   rings of `N`;
     /// - `cube` (8 ranks, 2 columns), `hypercube` (16 ranks, 2 columns): LPLB's own tables;
     /// - `torus:MxN` (`M * N` ranks, 2 columns);
+    /// - `designed:D`: one group of all ranks with `D` columns, searched for short distances; its edge-connectivity is
+    ///   `2 D`. Needs a cluster of at least 2 ranks;
     /// - a path that ends in `.json`: `[[rank of column 0, rank of column 1, ...], ...]`, one row per rank of
     ///   the group, as LPLB's `redundant_to_original`.
     ///
@@ -99,6 +107,15 @@ impl Topology {
                         return Err(TopologyError::Group { name: name.to_owned(), group, ranks });
                     }
                     ring(group)
+                } else if let Some(slots) = name.strip_prefix("designed:") {
+                    let slots: usize = slots.parse().map_err(|_| unknown())?;
+                    if !(1..=MAX_DESIGNED).contains(&slots) || ranks < 2 {
+                        let reason = format!(
+                            "expected 1 to {MAX_DESIGNED} slots per rank on 2 ranks or more, not {ranks}"
+                        );
+                        return Err(TopologyError::Column { name: name.to_owned(), column: 0, reason });
+                    }
+                    designed::columns(ranks, slots)
                 } else if let Some(shape) = name.strip_prefix("torus:") {
                     let (m, n) = shape.split_once('x').ok_or_else(unknown)?;
                     let (m, n): (u32, u32) =

@@ -3,7 +3,7 @@
 use super::{LayerPlan, Plan, Provenance, TraceFile};
 use crate::cluster::Cluster;
 use crate::forecast::History;
-use crate::place::{Placement, Policy};
+use crate::place::{Bound, PlaceError, Placement, Policy, placement_bound};
 use crate::simulate::{Judged, Progress, SimulateError, Summary, busy_layers, judge};
 use crate::split::Method;
 use crate::trace::Trace;
@@ -18,6 +18,8 @@ pub struct Made {
     pub plan: Plan,
     /// Its expected batches, one entry per planned layer.
     pub judged: Vec<Judged>,
+    /// What is proved that no placement can be below on these batches, one entry per planned layer.
+    pub bounds: Vec<Bound>,
     /// Planning time, summed over the layers, without judging.
     pub plan_time: Duration,
 }
@@ -44,26 +46,45 @@ impl Plan {
         origin: Origin,
         progress: &dyn Progress,
     ) -> Result<Made, SimulateError> {
+        Self::make_by(trace, cluster, &policy.name(), origin, progress, |_, history| {
+            policy.place(history, cluster)
+        })
+    }
+
+    /// As [`Plan::make`], with any way of placing a layer, which is given its index and its history. Placements must be
+    /// of `cluster`'s ranks and slots.
+    ///
+    /// # Errors
+    /// As [`Plan::make`]; [`SimulateError::Place`] names the layer for which `place` fails.
+    pub fn make_by(
+        trace: &Trace,
+        cluster: &Cluster,
+        policy: &str,
+        origin: Origin,
+        progress: &dyn Progress,
+        place: impl Fn(usize, &History<'_>) -> Result<Placement, PlaceError> + Sync,
+    ) -> Result<Made, SimulateError> {
         let busy = busy_layers(trace)?;
         let done = AtomicUsize::new(0);
-        let placed: Vec<(Placement, Judged, Duration)> = busy
+        let placed: Vec<(Placement, Judged, Bound, Duration)> = busy
             .par_iter()
             .map(|&layer| {
                 let history = History::whole(trace, layer);
                 let begun = Instant::now();
-                let placement = policy
-                    .place(&history, cluster)
+                let placement = place(layer, &history)
                     .map_err(|source| SimulateError::Place { layer: trace.layers()[layer], source })?;
                 let plan_time = begun.elapsed();
                 let judged = judge(trace, layer, 0..trace.steps().len(), &placement, Method::Exact)?;
+                let bound = placement_bound(&history, cluster, Some(&placement))
+                    .map_err(|source| SimulateError::Place { layer: trace.layers()[layer], source })?;
                 progress.layers(done.fetch_add(1, Ordering::Relaxed) + 1, busy.len());
-                Ok((placement, judged, plan_time))
+                Ok((placement, judged, bound, plan_time))
             })
             .collect::<Result<_, SimulateError>>()?;
 
         let imbalances = |j: &Judged| (0..j.peaks.len()).map(|b| j.imbalance(b)).collect::<Vec<_>>();
-        let all: Vec<f64> = placed.iter().flat_map(|(_, judged, _)| imbalances(judged)).collect();
-        let layers = busy.iter().zip(&placed).map(|(&layer, (placement, judged, _))| LayerPlan {
+        let all: Vec<f64> = placed.iter().flat_map(|(_, judged, ..)| imbalances(judged)).collect();
+        let layers = busy.iter().zip(&placed).map(|(&layer, (placement, judged, ..))| LayerPlan {
             layer: trace.layers()[layer],
             placement: placement.clone(),
             imbalance: Summary::of(imbalances(judged)).mean,
@@ -81,7 +102,7 @@ impl Plan {
                 .collect(),
             provenance: Provenance {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                policy: policy.name(),
+                policy: policy.to_owned(),
                 split: Method::Exact.to_string(),
                 seed: origin.seed,
                 batches: origin.batches,
@@ -94,7 +115,13 @@ impl Plan {
                     .collect(),
             },
         };
-        let plan_time = placed.iter().map(|(_, _, time)| *time).sum();
-        Ok(Made { plan, judged: placed.into_iter().map(|(_, judged, _)| judged).collect(), plan_time })
+        let plan_time = placed.iter().map(|(.., time)| *time).sum();
+        let bounds = placed.iter().map(|(_, _, bound, _)| *bound).collect();
+        Ok(Made {
+            plan,
+            judged: placed.into_iter().map(|(_, judged, ..)| judged).collect(),
+            bounds,
+            plan_time,
+        })
     }
 }

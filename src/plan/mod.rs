@@ -3,9 +3,17 @@
 //! A plan is one JSON document, `"format": "evenkeel.plan/1"`. Reading checks everything that can be checked
 //! without the trace; writing and reading again gives the same plan.
 
+mod budget;
+mod given;
 mod make;
+mod past;
+mod within;
 
+pub use crate::split::{Horizon, Verdict};
+pub use budget::{Level, spend};
+pub use given::Given;
 pub use make::{Made, Origin};
+pub use past::{Changed, Past};
 
 use crate::cluster::{Cluster, ClusterError};
 use crate::place::{Placement, PlacementError};
@@ -129,6 +137,9 @@ struct ClusterDocument {
     ranks: usize,
     nodes: usize,
     slots_per_rank: usize,
+    /// Only where slots do not divide over the ranks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    usable_slots: Option<usize>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -157,6 +168,16 @@ impl Plan {
         Self::from_json(&std::fs::read_to_string(path)?)
     }
 
+    /// Does this text say that it is a plan, of whatever version? It may still be wrong.
+    pub fn claims(text: &str) -> bool {
+        serde_json::from_str::<serde_json::Value>(text).is_ok_and(|value| {
+            value
+                .get("format")
+                .and_then(serde_json::Value::as_str)
+                .is_some_and(|f| f.starts_with("evenkeel.plan"))
+        })
+    }
+
     /// Reads and checks a plan from its JSON text.
     ///
     /// # Errors
@@ -176,12 +197,17 @@ impl Plan {
         let value = |key: &str, reason: String| PlanError::Value { key: key.to_owned(), reason };
         let redundant = ranks
             .checked_mul(per_rank)
-            .and_then(|slots| slots.checked_sub(experts))
+            .and_then(|slots| document.cluster.usable_slots.unwrap_or(slots).checked_sub(experts))
             .filter(|_| experts > 0)
             .ok_or_else(|| {
                 value("cluster", format!("{ranks} ranks x {per_rank} slots cannot hold {experts} experts"))
             })?;
-        let cluster = Cluster::new(ranks, document.cluster.nodes, experts, redundant)?;
+        let cluster = Cluster::uneven(ranks, document.cluster.nodes, experts, redundant)?;
+        if cluster.slots_per_rank() != per_rank {
+            let usable = cluster.usable_slots();
+            let reason = format!("{usable} usable slots on {ranks} ranks, with {per_rank} slots on each");
+            return Err(value("cluster.usable_slots", reason));
+        }
         let mut seen = BTreeSet::new();
         let mut layers = Vec::with_capacity(document.layers.len());
         for layer in document.layers {
@@ -190,7 +216,7 @@ impl Plan {
                 return Err(value("layers", format!("layer {id} is out of order or there twice")));
             }
             seen.insert(id);
-            layers.push(layer.checked(experts, ranks, per_rank)?);
+            layers.push(layer.checked(experts, &cluster)?);
         }
         if layers.is_empty() {
             return Err(value("layers", "no layer is planned".into()));
@@ -219,6 +245,7 @@ impl Plan {
             ranks: self.cluster.ranks(),
             nodes: self.cluster.nodes(),
             slots_per_rank: self.cluster.slots_per_rank(),
+            usable_slots: (!self.cluster.is_even()).then(|| self.cluster.usable_slots()),
         };
         let model = ModelDocument { experts: self.experts, idle_layers: self.idle_layers.clone() };
         let mut text = String::from("{\n");
@@ -253,8 +280,8 @@ impl LayerDocument {
         }
     }
 
-    fn checked(self, experts: usize, ranks: usize, per_rank: usize) -> Result<LayerPlan, PlanError> {
-        let layer = self.layer;
+    fn checked(self, experts: usize, cluster: &Cluster) -> Result<LayerPlan, PlanError> {
+        let (layer, ranks, per_rank) = (self.layer, cluster.ranks(), cluster.slots_per_rank());
         let value =
             |key: &str, reason: String| PlanError::Value { key: format!("layer {layer}, {key}"), reason };
         if self.slots.len() != ranks {
@@ -265,6 +292,13 @@ impl LayerDocument {
             if on_rank.len() != per_rank {
                 let reason = format!("rank {rank} has {} slots, \"cluster\" has {per_rank}", on_rank.len());
                 return Err(value("slots", reason));
+            }
+            if let Some(slot) = on_rank.iter().skip(cluster.usable(rank)).position(|&expert| expert != -1) {
+                let slot = slot + cluster.usable(rank);
+                return Err(value(
+                    "slots",
+                    format!("rank {rank} has no use of slot {slot}: expected -1 (empty)"),
+                ));
             }
             for &expert in on_rank {
                 slots.push(match expert {

@@ -76,6 +76,14 @@ pub enum PlannerError {
         /// Logical experts.
         experts: usize,
     },
+    /// Memory for another number of slots than there are ids.
+    #[error("room for {room} slots, {ids} ids")]
+    Room {
+        /// Ids given.
+        ids: usize,
+        /// Slots that there is room for.
+        room: usize,
+    },
     /// More tokens of an expert than the counts that were split.
     #[error("position {position}: expert {expert} has more tokens on source {source_rank} than were counted")]
     Uncounted {
@@ -151,13 +159,17 @@ impl Planner {
         if counts.len() != expected {
             return Err(SplitError::Shape { given: counts.len(), experts: expected }.into());
         }
-        for (expert, total) in self.totals.iter_mut().enumerate() {
-            *total = counts
-                .iter()
-                .skip(expert)
-                .step_by(experts)
-                .try_fold(0u64, |sum, &count| sum.checked_add(count))
-                .ok_or(SplitError::Solver(evenkeel_solver::Error::Overflow))?;
+        self.totals.fill(0);
+        let mut overflows = false;
+        for own in counts.chunks_exact(experts) {
+            for (total, &count) in self.totals.iter_mut().zip(own) {
+                let (sum, over) = total.overflowing_add(count);
+                *total = sum;
+                overflows |= over;
+            }
+        }
+        if overflows {
+            return Err(SplitError::Solver(evenkeel_solver::Error::Overflow).into());
         }
         match &mut self.engine {
             Engine::Any(splitter) => splitter.split(&self.totals, &mut self.split)?,
@@ -196,23 +208,46 @@ impl Planner {
     where
         Id: Copy + Into<i64> + TryFrom<u32>,
     {
+        let mut slots = topk_ids.to_vec();
+        self.redirect_into(topk_ids, source, &mut slots)?;
+        Ok(slots)
+    }
+
+    /// As [`Planner::redirect`], into memory that is there: `slots` is as long as `topk_ids`. After an error its contents
+    /// are no answer.
+    ///
+    /// # Errors
+    /// As [`Planner::redirect`], and when the lengths differ.
+    pub fn redirect_into<Id>(
+        &mut self,
+        topk_ids: &[Id],
+        source: usize,
+        slots: &mut [Id],
+    ) -> Result<(), PlannerError>
+    where
+        Id: Copy + Into<i64> + TryFrom<u32>,
+    {
         let ranks = self.cluster.ranks();
         if source >= ranks {
             return Err(PlannerError::Source { source_rank: source, ranks });
+        }
+        if slots.len() != topk_ids.len() {
+            return Err(PlannerError::Room { ids: topk_ids.len(), room: slots.len() });
         }
         let (experts, placement) = (self.totals.len(), self.engine.placement());
         for (expert, cursor) in self.cursor.iter_mut().enumerate() {
             *cursor = (0, self.shares.of(source, expert)[0]);
         }
-        let mut slots = Vec::with_capacity(topk_ids.len());
-        for (position, &id) in topk_ids.iter().enumerate() {
+        for (position, (&id, slot)) in topk_ids.iter().zip(slots).enumerate() {
             let wide: i64 = id.into();
-            if wide == -1 {
-                slots.push(id);
-                continue;
-            }
             let wrong = PlannerError::Id { position, id: wide, experts };
-            let Some(expert) = usize::try_from(wide).ok().filter(|&e| e < experts) else { return Err(wrong) };
+            let Some(expert) = usize::try_from(wide).ok().filter(|&e| e < experts) else {
+                if wide == -1 {
+                    *slot = id;
+                    continue;
+                }
+                return Err(wrong);
+            };
             let shares = self.shares.of(source, expert);
             let (copy, left) = &mut self.cursor[expert];
             while *left == 0 {
@@ -223,10 +258,9 @@ impl Planner {
                 *left = share;
             }
             *left -= 1;
-            let slot = placement.copies(expert)[*copy];
-            slots.push(Id::try_from(slot).map_err(|_| wrong)?);
+            *slot = Id::try_from(placement.copies(expert)[*copy]).map_err(|_| wrong)?;
         }
-        Ok(slots)
+        Ok(())
     }
 
     /// LPLB's drop-in shape: counts this source's ids, gathers everybody's counts, splits and redirects.

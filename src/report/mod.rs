@@ -19,13 +19,14 @@ mod fit;
 mod headline;
 mod heatmap;
 mod layers;
+mod moves;
 mod run;
 mod svg;
 mod table;
 mod text;
 
 use crate::cluster::Cluster;
-use crate::simulate::{Outcome, Row};
+use crate::simulate::{Outcome, Replayed, Row};
 use crate::split::Method;
 use crate::trace::Trace;
 use std::fmt::Write as _;
@@ -47,6 +48,8 @@ pub struct Page<'a> {
     pub cluster: &'a Cluster,
     /// What came out.
     pub outcome: &'a Outcome,
+    /// Where planning was replayed along the trace: what came of it; else empty.
+    pub replayed: &'a [Replayed],
 }
 
 const STYLE: &str = include_str!("style.css");
@@ -64,6 +67,7 @@ impl Page<'_> {
                     table::write(out, self.outcome, &comparison);
                     distribution::write(out, self.outcome, &comparison);
                     heatmap::write(out, self, &comparison);
+                    moves::write(out, self);
                     layers::write(out, self, &comparison);
                     experts::write(out, self, &comparison);
                 }

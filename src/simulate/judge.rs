@@ -45,6 +45,17 @@ impl Judged {
         self.bound(b) as f64 / self.mean(b)
     }
 
+    /// Adds later batches on the same ranks.
+    pub(super) fn append(&mut self, later: Judged) {
+        self.peaks.extend(later.peaks);
+        self.totals.extend(later.totals);
+        self.split_ns.extend(later.split_ns);
+        for (sum, tokens) in self.rank_tokens.iter_mut().zip(later.rank_tokens) {
+            *sum = sum.saturating_add(tokens);
+        }
+        self.empty_batches += later.empty_batches;
+    }
+
     fn mean(&self, b: usize) -> f64 {
         self.totals[b] as f64 / self.ranks as f64
     }

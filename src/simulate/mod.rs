@@ -5,14 +5,18 @@
 //! independent and run in parallel; results are gathered in layer order, so they do not depend on the threads.
 
 mod goals;
+mod hindsight;
 mod judge;
 mod locality;
+mod replay;
 mod summary;
 mod worth;
 
 pub use goals::{Aim, Reached, goals};
+pub use hindsight::hindsight;
 pub use judge::{Judged, judge};
 pub use locality::{Locality, locality};
+pub use replay::{Pace, Replay, Replayed, on_front, replay};
 pub use summary::Summary;
 pub use worth::{Worth, worth};
 
@@ -266,6 +270,15 @@ fn one_layer(
         .map(|&method| judge(trace, layer, config.judge_on.clone(), &placement, method))
         .collect::<Result<_, _>>()?;
     Ok(PolicyOnLayer { moves: placement.moves_from(&before), placement, plan_time, judged })
+}
+
+impl Outcome {
+    /// Adds the policies of another simulation of the same layers and judged steps.
+    pub fn append(&mut self, other: Outcome) {
+        let before = self.planned.len();
+        self.planned.extend(other.planned);
+        self.rows.extend(other.rows.into_iter().map(|row| Row { planned: row.planned + before, ..row }));
+    }
 }
 
 impl Row {

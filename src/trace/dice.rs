@@ -36,6 +36,16 @@ impl Dice {
         ((self.rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
+    /// Exponential with mean 1 in units of 2^-16, in integers alone: -ln of a uniform number, its binary logarithm taken
+    /// linearly between powers of two.
+    pub(crate) fn exponential(&mut self) -> u64 {
+        let bits = self.rng.next_u64() | 1;
+        let zeros = u64::from(bits.leading_zeros());
+        let after = (bits << zeros << 1) >> 48;
+        // ln 2 = 45426 / 65536.
+        ((((zeros + 1) << 16) - after) * 45_426) >> 16
+    }
+
     /// Two independent standard normals, by Box and Muller.
     pub(crate) fn normals(&mut self) -> (f64, f64) {
         let radius = (-2.0 * self.unit().ln()).sqrt();

@@ -10,8 +10,9 @@
 //! panics on it: malformed input is a [`TraceError`] that says where and what was expected.
 
 mod batches;
+mod blend;
 mod builder;
-mod dice;
+pub(crate) mod dice;
 mod error;
 mod input;
 mod json;

@@ -1,0 +1,59 @@
+"""The C interface by ctypes: plans, planners, messages, no GPU."""
+
+import ctypes
+import os
+import sys
+import tempfile
+
+lib = ctypes.CDLL(sys.argv[1])
+lib.ek_last_error.restype = lib.ek_version.restype = ctypes.c_char_p
+OK, INVALID, UNAVAILABLE = 0, 1, 2
+handle = ctypes.c_void_p
+
+
+def said():
+    return lib.ek_last_error().decode()
+
+
+samples = os.path.join(os.path.dirname(__file__), "..", "..", "..", "traces")
+plan, planner = handle(), handle()
+trace = os.path.join(samples, "sample-decode.csv.zst").encode()
+assert lib.ek_plan_new(trace, 8, 1, 8, 1, b"eplb", ctypes.byref(plan)) == OK, said()
+shape = [ctypes.c_size_t() for _ in range(4)]
+assert lib.ek_plan_shape(plan, *map(ctypes.byref, shape)) == OK
+layers, experts, ranks, per_rank = (number.value for number in shape)
+slots, layer = ranks * per_rank, ctypes.c_uint32()
+held = (ctypes.c_int64 * slots)()
+assert lib.ek_plan_layer(plan, 0, ctypes.byref(layer), held) == OK and set(held) == set(range(experts))
+assert lib.ek_plan_layer(plan, layers, None, None) == INVALID and "layers" in said()
+
+with tempfile.TemporaryDirectory() as folder:
+    for dialect in (None, b"sglang", b"trtllm", b"vllm", b"vllm-ascend", b"eplb"):
+        path = os.path.join(folder, "plan").encode()
+        assert lib.ek_plan_write(plan, path, dialect) == OK, said()
+        assert os.path.getsize(path) > 0
+    assert lib.ek_plan_write(plan, path, b"word") == INVALID and "unknown format" in said()
+    assert lib.ek_plan_write(plan, path, None) == OK
+    again = handle()
+    assert lib.ek_plan_read(path, ctypes.byref(again)) == OK
+    lib.ek_plan_free(again)
+assert lib.ek_plan_read(b"/nowhere.json", ctypes.byref(again)) == INVALID and "/nowhere.json" in said()
+
+assert lib.ek_plan_planner(plan, layer, ctypes.byref(planner)) == OK
+counts = (ctypes.c_uint64 * (ranks * experts))(*[(7 * i) % 23 for i in range(ranks * experts)])
+quotas, peak = (ctypes.c_uint64 * slots)(), ctypes.c_uint64()
+assert lib.ek_planner_split(planner, counts, len(counts), quotas, ctypes.byref(peak)) == OK, said()
+loads = [sum(quotas[r * per_rank : (r + 1) * per_rank]) for r in range(ranks)]
+assert sum(quotas) == sum(counts) and max(loads) == peak.value
+assert lib.ek_planner_split(planner, counts, 3, None, None) == INVALID and "3 loads" in said(), said()
+assert lib.ek_planner_split(planner, None, len(counts), None, None) == INVALID and "counts: null" in said()
+assert lib.ek_planner_split(None, counts, len(counts), None, None) == INVALID and "planner: null" in said()
+
+device = handle()
+status = lib.ek_device_planner_new(held, 1, slots, experts, ranks, 1, 0, 1024, 0, ctypes.byref(device))
+assert status in (OK, UNAVAILABLE), said()
+lib.ek_device_planner_free(device)
+lib.ek_planner_free(planner)
+lib.ek_plan_free(plan)
+lib.ek_planner_free(None)
+print("ok")

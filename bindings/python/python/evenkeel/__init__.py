@@ -1,0 +1,49 @@
+"""Load-balancing planner for Mixture-of-Experts models under expert parallelism.
+
+From routing statistics to placements of redundant expert copies, and from each batch's counts to whole-token quotas of
+least possible peak:
+
+>>> import evenkeel, numpy as np
+>>> trace = evenkeel.Trace.from_loads(np.array([[[90, 10, 10, 10]], [[70, 30, 10, 10]]]))
+>>> plan = evenkeel.plan(trace, ranks=2, redundant=2, policy="eplb")
+>>> planner = plan.planner(layer=0)
+>>> split = planner.split(np.array([[50, 5, 5, 5], [40, 5, 5, 5]]))
+>>> split.peak
+60
+>>> planner.redirect(np.array([[0, 1], [0, -1]]), source=0).shape
+(2, 2)
+
+``evenkeel.eplb`` and ``evenkeel.lplb`` have the calls of DeepSeek's EPLB and LPLB; ``evenkeel.cuda`` the fast loop on a GPU;
+``evenkeel.vllm``, ``evenkeel.sglang`` and ``evenkeel.vllm_ascend`` what those stacks load as plug-ins.
+"""
+
+from . import cuda, eplb, lplb, sglang, vllm, vllm_ascend
+from ._native import (
+    Error,
+    Plan,
+    Planner,
+    Split,
+    Trace,
+    Unavailable,
+    __version__,
+    plan,
+    read_trace,
+)
+
+__all__ = [
+    "Error",
+    "Plan",
+    "Planner",
+    "Split",
+    "Trace",
+    "Unavailable",
+    "__version__",
+    "cuda",
+    "eplb",
+    "lplb",
+    "plan",
+    "read_trace",
+    "sglang",
+    "vllm",
+    "vllm_ascend",
+]

@@ -1,0 +1,148 @@
+"""The native part: see the package's documentation."""
+
+import os
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Path = Union[str, "os.PathLike[str]"]
+__version__: str
+
+class Error(ValueError):
+    """What was asked for cannot be done; the message says what was expected."""
+
+class Unavailable(RuntimeError):
+    """This machine lacks what was asked for, a GPU for example."""
+
+class Trace:
+    """Token counts of a recorded run: loads[step, layer, expert]."""
+
+    experts: int
+    layers: NDArray[np.uint32]
+    steps: List[str]
+    notices: List[str]
+    @staticmethod
+    def from_loads(loads: NDArray[Any], layers: Optional[Sequence[int]] = None) -> Trace: ...
+    def loads(self) -> NDArray[np.uint64]: ...
+    def totals(self) -> NDArray[np.uint64]: ...
+    def columns(self) -> Dict[str, NDArray[Any]]: ...
+
+def read_trace(
+    paths: Union[_Path, Sequence[_Path]],
+    *,
+    format: Optional[str] = None,
+    experts: Optional[int] = None,
+    layers: Optional[str] = None,
+    batch_tokens: Optional[int] = None,
+    decode_batch: Optional[int] = None,
+    order: str = "recorded",
+    seed: int = 0,
+) -> Trace: ...
+
+class Plan:
+    """Placements for all busy layers of a model on one group of ranks."""
+
+    ranks: int
+    nodes: int
+    slots_per_rank: int
+    experts: int
+    layers: NDArray[np.uint32]
+    physical_to_logical: NDArray[np.int64]
+    imbalance: NDArray[np.float64]
+    @staticmethod
+    def load(path: _Path) -> Plan: ...
+    @staticmethod
+    def from_json(text: str) -> Plan: ...
+    def to_json(self) -> str: ...
+    def save(self, path: _Path) -> None: ...
+    def export(self, to: str) -> str: ...
+    def planner(self, layer: int) -> Planner: ...
+
+def plan(
+    trace: Trace,
+    ranks: int,
+    redundant: int,
+    *,
+    policy: str = "recourse",
+    nodes: int = 1,
+    groups: int = 1,
+) -> Plan: ...
+
+class Split:
+    """The quotas of one batch: whole tokens, of least possible peak."""
+
+    quotas: NDArray[np.uint64]
+    rank_loads: NDArray[np.uint64]
+    peak: int
+    certificate: NDArray[np.uint32]
+    imbalance: float
+
+class Planner:
+    """Splits batches of one layer and says which slot serves which token."""
+
+    ranks: int
+    experts: int
+    def __init__(
+        self,
+        physical_to_logical: NDArray[np.int64],
+        ranks: int,
+        *,
+        nodes: int = 1,
+        experts: Optional[int] = None,
+        keep: Optional[str] = None,
+    ) -> None: ...
+    def split(self, counts: NDArray[Any]) -> Split: ...
+    def redirect(
+        self, topk_ids: NDArray[Any], source: int, out: Optional[NDArray[Any]] = None
+    ) -> NDArray[Any]: ...
+    def count(self, topk_ids: NDArray[Any]) -> NDArray[np.uint64]: ...
+    def check(self, counts: NDArray[Any]) -> None: ...
+
+class DevicePlanner:
+    experts: int
+    ranks: int
+    device: int
+    def __init__(
+        self,
+        physical_to_logical: NDArray[np.int64],
+        ranks: int,
+        source: int,
+        capacity: int,
+        *,
+        device: int = 0,
+        nodes: int = 1,
+        experts: Optional[int] = None,
+    ) -> None: ...
+    def own_counts(self) -> int: ...
+    def count(self, ids: int, len: int, wide: bool, stream: int) -> None: ...
+    def redirect(
+        self, layer: int, counts: int, ids: int, len: int, wide: bool, slots: int, stream: int
+    ) -> None: ...
+    def check_faults(self) -> None: ...
+
+def devices() -> List[Tuple[str, Tuple[int, int]]]: ...
+def replicate(
+    redundant_to_original: NDArray[np.int64],
+    slots_in_all: int,
+    experts: int,
+    ranks: int,
+    workload: Optional[NDArray[Any]] = None,
+) -> NDArray[np.int64]: ...
+def rebalance(
+    weight: NDArray[np.float32], num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int
+) -> NDArray[np.int64]: ...
+def replan(
+    loads: NDArray[Any],
+    slots_in_all: int,
+    ranks: int,
+    *,
+    policy: str,
+    groups: int = 1,
+    nodes: int = 1,
+    previous: Optional[NDArray[np.int64]] = None,
+    max_moves: Optional[int] = None,
+) -> NDArray[np.int64]: ...
+def inverse(
+    physical_to_logical: NDArray[np.int64], experts: int
+) -> Tuple[NDArray[np.int64], NDArray[np.int64]]: ...

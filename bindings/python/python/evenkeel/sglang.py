@@ -1,0 +1,62 @@
+"""SGLang's placement, by the entry point `sglang.srt.plugins`.
+
+Turned on by the environment, nothing else to change::
+
+    EVENKEEL_POLICY=recourse python -m sglang.launch_server --enable-eplb ...
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Optional, Tuple
+
+import numpy as np
+
+from . import _native
+from ._arrays import like, to_numpy
+from ._stack import Settings, logger, replan, settings
+
+TARGET = "sglang.srt.eplb.eplb_algorithms.rebalance_experts"
+
+
+def running_placement() -> Optional[np.ndarray]:
+    """Which logical expert each physical one is now, [layers, physical], if a server runs in this process."""
+    from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
+
+    metadata = get_global_expert_location_metadata()
+    return None if metadata is None else to_numpy(metadata.physical_to_logical_map_cpu)
+
+
+def rebalance_function(
+    how: Settings, running: Optional[Callable[[], Optional[np.ndarray]]] = None
+) -> Callable[..., Tuple[Any, Any, Any]]:
+    """What takes the place of SGLang's ``rebalance_experts``; ``running`` tells the placement that is in force
+    (``running_placement`` if not given)."""
+
+    def rebalance_experts(
+        tokens_per_expert: Any,
+        num_physical_experts: int,
+        num_local_physical_experts: int,
+        num_groups: Optional[int],
+        num_nodes: int,
+        algorithm: Any = None,
+    ) -> Tuple[Any, Any, Any]:
+        """Batches [batches, layers, experts] in; physical-to-logical [layers, physical], its inverse [layers, experts, X] padded
+        with -1, and the number of copies [layers, experts] out."""
+        loads = to_numpy(tokens_per_expert)
+        ranks = num_physical_experts // num_local_physical_experts
+        maps = replan(how, loads, num_physical_experts, ranks, num_nodes, num_groups, (running or running_placement)())
+        copies, counts = _native.inverse(maps, loads.shape[-1])
+        return tuple(like(tokens_per_expert, part) for part in (maps, copies, counts))
+
+    return rebalance_experts
+
+
+def register() -> None:
+    """Puts evenkeel in the place of SGLang's algorithms, if ``EVENKEEL_POLICY`` says so."""
+    how = settings()
+    if how is None:
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(TARGET, rebalance_function(how), HookType.REPLACE)
+    logger.info("evenkeel: SGLang's expert placement is by %s", how.policy)

@@ -1,0 +1,51 @@
+"""vLLM's placement policy (`EPLB_POLICIES`), found by the entry point `vllm.general_plugins`.
+
+Turned on by the environment, nothing else to change::
+
+    EVENKEEL_POLICY=recourse vllm serve MODEL --enable-expert-parallel --enable-eplb
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import numpy as np
+
+from ._arrays import like, to_numpy
+from ._stack import Settings, logger, replan, settings
+
+
+def policy_class(base: type, how: Settings) -> type:
+    """A policy for vLLM: `base` is its ``AbstractEplbPolicy``."""
+
+    class EvenkeelPolicy(base):  # type: ignore[misc, valid-type]
+        """Places experts by evenkeel, keeping what can stay where it is."""
+
+        @classmethod
+        def rebalance_experts(
+            cls,
+            weight: Any,
+            num_replicas: int,
+            num_groups: int,
+            num_nodes: int,
+            num_ranks: int,
+            old_global_expert_indices: Optional[Any] = None,
+        ) -> Any:
+            """Loads [layers, experts] in, the logical expert of every physical one out: [layers, num_replicas], int64."""
+            running = None if old_global_expert_indices is None else to_numpy(old_global_expert_indices)
+            loads = np.asarray(to_numpy(weight))[None]
+            maps = replan(how, loads, num_replicas, num_ranks, num_nodes, num_groups, running)
+            return like(weight, maps)
+
+    return EvenkeelPolicy
+
+
+def register() -> None:
+    """Makes evenkeel's policy vLLM's default one, if ``EVENKEEL_POLICY`` says so."""
+    how = settings()
+    if how is None:
+        return
+    from vllm.distributed.eplb import policy
+
+    policy.EPLB_POLICIES["default"] = policy_class(policy.AbstractEplbPolicy, how)
+    logger.info("evenkeel: vLLM's expert placement is by %s", how.policy)

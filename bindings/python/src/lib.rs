@@ -1,0 +1,46 @@
+//! The Python module `evenkeel._native`: the library's objects with NumPy arrays in and out.
+//!
+//! Arrays of the type that is asked for are read where they are, others are converted. Work is done with the interpreter's
+//! lock released. Planning starts threads of its own for each call and leaves none behind, so a process may fork after it.
+
+#![allow(clippy::needless_pass_by_value, reason = "arguments that Python gives are taken by value")]
+
+mod arrays;
+mod convert;
+mod device;
+mod errors;
+mod graph;
+mod plan;
+mod planner;
+mod rebalance;
+mod trace;
+
+use pyo3::prelude::*;
+
+/// Load-balancing planner for Mixture-of-Experts models under expert parallelism (native part).
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use super::device::{DevicePlanner, devices};
+    #[pymodule_export]
+    use super::graph::replicate;
+    #[pymodule_export]
+    use super::plan::{Plan, plan};
+    #[pymodule_export]
+    use super::planner::{Planner, Split};
+    #[pymodule_export]
+    use super::rebalance::{inverse, rebalance, replan};
+    #[pymodule_export]
+    use super::trace::{Trace, read_trace};
+
+    use super::errors;
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        module.add("Error", py.get_type::<errors::Error>())?;
+        module.add("Unavailable", py.get_type::<errors::Unavailable>())?;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,67 @@
+"""Traces and plans as arrays; plans written, read and exported."""
+
+import json
+
+import numpy as np
+import pytest
+
+import evenkeel
+
+SAMPLES = __file__.rsplit("/bindings/", 1)[0] + "/traces"
+
+
+def test_a_sample_as_arrays():
+    trace = evenkeel.read_trace(f"{SAMPLES}/sample-decode.csv.zst")
+    loads = trace.loads()
+    assert loads.shape == (len(trace.steps), len(trace.layers), trace.experts) and loads.dtype == np.uint64
+    assert (loads.sum(axis=0) == trace.totals()).all()
+    table = trace.columns()
+    assert table["tokens"].sum() == loads.sum() and len({len(column) for column in table.values()}) == 1
+    where = np.searchsorted(trace.layers, table["layer"])
+    assert (loads[table["step"], where, table["expert"]] == table["tokens"]).all()
+
+
+def test_from_loads_and_back():
+    loads = np.random.default_rng(0).integers(0, 50, (3, 2, 8))
+    trace = evenkeel.Trace.from_loads(loads, layers=[3, 7])
+    assert (trace.loads() == loads).all() and trace.layers.tolist() == [3, 7]
+    with pytest.raises(evenkeel.Error, match="steps, layers, experts"):
+        evenkeel.Trace.from_loads(loads[0])
+    with pytest.raises(evenkeel.Error, match="layer ids"):
+        evenkeel.Trace.from_loads(loads, layers=[1])
+
+
+@pytest.mark.parametrize("policy", ["recourse", "eplb", "lplb:ring"])
+def test_plan_save_load_export(tmp_path, policy):
+    trace = evenkeel.read_trace([f"{SAMPLES}/sample-decode.csv.zst"])
+    plan = evenkeel.plan(trace, ranks=8, redundant=8, policy=policy)
+    maps = plan.physical_to_logical
+    assert maps.shape == (len(plan.layers), 8 * plan.slots_per_rank) and (plan.imbalance >= 1).all()
+    plan.save(tmp_path / "plan.json")
+    assert (evenkeel.Plan.load(tmp_path / "plan.json").physical_to_logical == maps).all()
+    assert (evenkeel.Plan.from_json(plan.to_json()).physical_to_logical == maps).all()
+    sglang = json.loads(plan.export("sglang"))
+    assert (np.array(sglang["physical_to_logical_map"])[plan.layers] == maps).all()
+    planner = plan.planner(int(plan.layers[0]))
+    assert planner.experts == trace.experts
+    with pytest.raises(evenkeel.Error, match="not planned"):
+        plan.planner(4000)
+    with pytest.raises(evenkeel.Error, match="unknown format"):
+        plan.export("tensorflow")
+
+
+def test_errors_name_the_file(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(evenkeel.Error, match="bad.json"):
+        evenkeel.Plan.load(tmp_path / "bad.json")
+    with pytest.raises(evenkeel.Error, match="bad.json"):
+        evenkeel.read_trace(tmp_path / "bad.json")
+    with pytest.raises(evenkeel.Error, match="nowhere"):
+        evenkeel.read_trace(tmp_path / "nowhere.csv")
+    with pytest.raises(evenkeel.Error, match="order"):
+        evenkeel.read_trace(tmp_path / "bad.json", order="sorted")
+    trace = evenkeel.Trace.from_loads(np.ones((1, 1, 8), dtype=int))
+    with pytest.raises(evenkeel.Error, match="do not divide"):
+        evenkeel.plan(trace, ranks=8, redundant=3)
+    with pytest.raises(evenkeel.Error, match="unknown policy"):
+        evenkeel.plan(trace, ranks=8, redundant=8, policy="magic")

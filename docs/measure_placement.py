@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+"""Prints the tables of docs/placement.md: what `recourse` reaches beside the other policies on recorded traces.
+
+    cargo build --release && python3 docs/measure_placement.py [stationary|once|shifting|resampled|moves|budget ...]
+
+EVENKEEL_REAL_TRACES names the folder with the recorded traces. Every row is one `evenkeel simulate --json` command; the
+head of each table says which. Only Python's standard library is used.
+"""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+EVENKEEL = pathlib.Path(os.environ.get("EVENKEEL", ROOT / "target/release/evenkeel"))
+TRACES = os.environ.get("EVENKEEL_REAL_TRACES", "")
+
+# name: (folder, batches, experts, routed tokens per batch, steps between two plans)
+ROWS = {
+    "gpt-oss, decode 16": ("gptoss20b-decode", "--decode-batch 16", 32, 16 * 4, 512),
+    "gpt-oss, decode 32": ("gptoss20b-decode", "--decode-batch 32", 32, 32 * 4, 256),
+    "gpt-oss, decode 64": ("gptoss20b-decode", "--decode-batch 64", 32, 64 * 4, 128),
+    "dsv2-lite, prefill 256": ("deepseek-v2-lite-domains", "--batch-tokens 256", 64, 256 * 6, 8),
+    "dsv2-lite, prefill 512": ("deepseek-v2-lite-domains", "--batch-tokens 512", 64, 512 * 6, 4),
+}
+COUNTS = {
+    "DeepSeek-R1, resampled": ("deepseek-r1-sglang-dumps", "--resample 40 --top-k 8 --batch-tokens 2048", 256, 2048 * 8, 0),
+    "Gemma-4-26B, resampled": ("gemma4-26b-families", "--step-column family --resample 60 --top-k 8 --batch-tokens 2048", 128, 2048 * 8, 0),
+}
+# Planning again is replayed on every sixth layer.
+SIXTH = "--layers 0,6,12,18"
+CLUSTERS = [(8, 1), (16, 1), (16, 2), (32, 1)]
+RECOURSE = ("recourse", "exact")
+# The tables of recorded order were made with this budget, below the default.
+LESS = "recourse:iterations=24000"
+
+
+def graphs(ranks, per_rank, experts):
+    """LPLB's replica graphs that fit the shape."""
+    if per_rank > experts // ranks:
+        return []
+    names = ["ring", "ring:4"] + ([f"ring:{ranks}"] if ranks > 8 else [])
+    if per_rank >= 2:
+        names += ["cube", "hypercube", "torus:4x4"] if ranks == 16 else ["cube"]
+    return [f"lplb:{name}" for name in names]
+
+
+def simulate(folder, options, policies, ranks, per_rank, experts, *more):
+    command = [EVENKEEL, "simulate", f"{TRACES}/{folder}", *options.split(), "--experts", experts, "--ranks", ranks]
+    command += ["--redundant", ranks * per_rank, "--policies", ",".join(policies), "--splits", "even,exact", "--json", *more]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def cell(result):
+    return "{mean:.3f} ({p95:.3f})".format(**result["imbalance"])
+
+
+class Sums:
+    """Excess summed over rows, and the rows that miss."""
+
+    def __init__(self):
+        self.sums, self.rows, self.best, self.misses, self.hindsight = {}, 0, 0.0, [], 0.0
+
+    def add(self, name, cells, token):
+        """Takes one row: results by (policy, split). Returns what to print of it."""
+        mine, others = cells[RECOURSE], {k: c for k, c in cells.items() if k[0] not in ("recourse", "hindsight")}
+        self.rows += 1
+        for key, result in cells.items():
+            kinds = [key]
+            if key[0].startswith("lplb") and key[1] == "exact":
+                kinds.append(("best lplb in each row", "exact"))
+            for kind in kinds:
+                per_row = self.sums.setdefault(kind, {})
+                per_row[name] = min(per_row.get(name, math.inf), result["excess"]["mean"])
+        self.best += min(c["excess"]["mean"] for c in others.values())
+        mean = min(others.items(), key=lambda other: other[1]["imbalance"]["mean"])
+        p95 = min(others.items(), key=lambda other: other[1]["imbalance"]["p95"])
+        says = []
+        if mine["imbalance"]["mean"] > 1.001 * mean[1]["imbalance"]["mean"]:
+            says.append(f"mean above {' + '.join(mean[0])} by {mine['imbalance']['mean'] - mean[1]['imbalance']['mean']:.4f}")
+        if mine["imbalance"]["p95"] > p95[1]["imbalance"]["p95"] + token + 1e-9:
+            says.append(f"p95 above {' + '.join(p95[0])} by {mine['imbalance']['p95'] - p95[1]['imbalance']['p95']:.4f}")
+        if says:
+            self.misses.append(f"{name}: {'; '.join(says)}")
+        return mean, "; ".join(says) or "lowest"
+
+    def print(self):
+        print(f"\nSums of the mean excess over {self.rows} rows:\n")
+        print("| policy | split | sum | recourse's share of it |\n|---|---|---|---|")
+        mine = sum(self.sums[RECOURSE].values())
+        rows = [(k, sum(v.values())) for k, v in self.sums.items() if len(v) == self.rows]
+        for (policy, split), total in sorted(rows, key=lambda row: row[1]):
+            print(f"| {policy} | {split} | {total:.4f} | {mine / total:.3f} |")
+        print(f"| best other policy in each row | | {self.best:.4f} | {mine / self.best:.3f} |")
+        print(f"\nRows that miss: {len(self.misses)}\n")
+        for miss in self.misses:
+            print(f"- {miss}")
+        print()
+
+
+def columns(cells, best):
+    keys = [("contiguous", "even"), ("eplb", "even"), ("eplb", "exact")]
+    graph = min((c["imbalance"]["mean"], k) for k, c in cells.items() if k[0].startswith("lplb") and k[1] == "exact") if any(
+        k[0].startswith("lplb") for k in cells) else None
+    shown = [cell(cells[key]) for key in keys]
+    shown.append(f"{cell(cells[graph[1]])} {graph[1][0][5:]}" if graph else "")
+    shown.append(f"**{cell(cells[RECOURSE])}**")
+    return shown
+
+
+def planned_once(rows, order, sums, recourse="recourse"):
+    print(f"    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES {order} \\")
+    print(f"        --ranks RANKS --redundant SLOTS --policies contiguous,eplb,lplb:..,{recourse} --splits even,exact --hindsight --json\n")
+    print("| trace | ranks x redundant | contiguous + even | eplb + even | eplb + exact | best lplb + exact | recourse + exact | hindsight | excess of recourse, hindsight | verdict |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name, (folder, options, experts, tokens, _) in rows.items():
+        for ranks, per_rank in CLUSTERS:
+            policies = ["contiguous", "eplb", *graphs(ranks, per_rank, experts), recourse]
+            out = simulate(folder, f"{options} {order}", policies, ranks, per_rank, experts, "--hindsight")
+            cells = {(r["policy"].split(":it")[0], r["split"]): r for r in out["results"] if (r["policy"], r["split"]) != ("hindsight", "even")}
+            shape = f"{ranks} x {per_rank}"
+            best, verdict = sums.add(f"{name}, {shape}", cells, ranks / tokens)
+            limit = cells[("hindsight", "exact")]
+            excess = f"{cells[RECOURSE]['excess']['mean']:.4f}, {limit['excess']['mean']:.4f}"
+            print("| " + " | ".join([name, shape, *columns(cells, best), cell(limit), excess, verdict]) + " |", flush=True)
+    sums.print()
+
+
+def stationary():
+    print("### Stationary: requests and sequences shuffled\n\n`python3 docs/measure_placement.py stationary`: for every row\n")
+    planned_once(ROWS, "--order shuffled", Sums())
+
+
+def once():
+    print("### Shifting, planned once: requests and domains in recorded order\n\n`python3 docs/measure_placement.py once`: for every row\n")
+    planned_once(ROWS, "--order recorded", Sums(), LESS)
+
+
+def resampled():
+    print("### Totals only: **over-dispersed resamples**, in no sum above\n\n`python3 docs/measure_placement.py resampled`: for every row\n")
+    planned_once(COUNTS, "", Sums())
+
+
+def shifting():
+    print("### Shifting, planned again: requests and domains in recorded order\n")
+    print("`python3 docs/measure_placement.py shifting`: for every row, with K = 8192 decoded or 2048 prefill tokens,\n")
+    print("    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES --layers 0,6,12,18 --order recorded --replan-every K --window auto \\")
+    print("        --ranks RANKS --redundant SLOTS --policies contiguous,eplb,lplb:..,recourse:iterations=24000 --splits even,exact --json\n")
+    print("| trace | ranks x redundant | contiguous + even | eplb + even | eplb + exact | best lplb + exact | recourse + exact | moves per plan: eplb, recourse | verdict |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    sums = Sums()
+    for name, (folder, options, experts, tokens, every) in ROWS.items():
+        for ranks, per_rank in CLUSTERS:
+            policies = ["contiguous", "eplb", *graphs(ranks, per_rank, experts), LESS]
+            out = simulate(folder, f"{options} {SIXTH} --order recorded", policies, ranks, per_rank, experts, "--replan-every", every)
+            again = [r for r in out["replan"]["rows"] if r["planned_again"] == "yes"]
+            cells = {(r["policy"].split(":it")[0], r["split"]): r for r in again}
+            shape = f"{ranks} x {per_rank}"
+            best, verdict = sums.add(f"{name}, {shape}", cells, ranks / tokens)
+            moves = f"{cells[('eplb', 'exact')]['moves_per_replan']:.0f}, {cells[RECOURSE]['moves_per_replan']:.0f}"
+            print("| " + " | ".join([name, shape, *columns(cells, best), moves, verdict]) + " |", flush=True)
+    sums.print()
+
+
+def moves():
+    print("### Imbalance against moves\n\n`python3 docs/measure_placement.py moves`: for every row\n")
+    print("    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES --layers 0,6,12,18 --order recorded --replan-every K --max-moves 1,2,4,8 \\")
+    print("        --ranks RANKS --redundant SLOTS --policies eplb,recourse:iterations=24000 --splits exact --json\n")
+    print("Mean imbalance (moves of one layer in one re-planning). The tenth: the least limit at which `recourse` is no worse than")
+    print("`eplb` without a limit, and its moves as a share of `eplb`'s.\n")
+    limits = [1, 2, 4, 8]
+    print("| trace | ranks x redundant | policy | " + " | ".join(f"<= {n}" for n in limits) + " | no limit | never | oracle | the tenth |")
+    print("|---|---|---|" + "---|" * (len(limits) + 4))
+    for name in ["gpt-oss, decode 64", "dsv2-lite, prefill 512"]:
+        folder, options, experts, _, every = ROWS[name]
+        for ranks, per_rank in [(8, 1), (16, 1), (32, 1)]:
+            more = ["--replan-every", every, "--max-moves", ",".join(map(str, limits))]
+            out = simulate(folder, f"{options} {SIXTH} --order recorded", ["eplb", LESS], ranks, per_rank, experts, *more)
+            rows = [r for r in out["replan"]["rows"] if r["split"] == "exact"]
+            layers = len(out["trace"]["layers"])
+            find = lambda policy, again, most=None: next(
+                r for r in rows if (r["policy"].split(":")[0], r["planned_again"], r["max_moves"]) == (policy, again, most))
+            eplb = find("eplb", "yes")
+            for policy in ["eplb", "recourse"]:
+                show = lambda r: f"{r['imbalance']['mean']:.3f} ({r['moves_per_replan'] / layers:.1f})"
+                curve = [find(policy, "yes", n) for n in limits] + [find(policy, "yes")]
+                cells = [show(r) for r in curve] + [f"{find(policy, end)['imbalance']['mean']:.3f}" for end in ("never", "oracle")]
+                good = [r for r in curve if r["imbalance"]["mean"] <= eplb["imbalance"]["mean"]] if policy == "recourse" else []
+                tenth = f"<= {good[0]['max_moves']}: {100 * good[0]['moves'] / eplb['moves']:.1f} %" if good else ""
+                print("| " + " | ".join([name, f"{ranks} x {per_rank}", policy, *cells, tenth]) + " |", flush=True)
+    print()
+
+
+def budget():
+    print("### Imbalance against iterations\n\n`python3 docs/measure_placement.py budget`: shuffled, for every row\n")
+    print("    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES --layers 0,6,12,18 --order shuffled \\")
+    print("        --ranks RANKS --redundant SLOTS --policies recourse:iterations=N,.. --splits exact --json\n")
+    budgets = [500, 2000, 8000, 32000, 128000]
+    print("Mean imbalance (planning time of one layer, ms, on one of two shared x86 cores).\n")
+    print("| trace | ranks x redundant | " + " | ".join(f"{n}" for n in budgets) + " | default |")
+    print("|---|---|" + "---|" * (len(budgets) + 1))
+    for name in ["gpt-oss, decode 64", "dsv2-lite, prefill 512"]:
+        folder, options, experts, _, _ = ROWS[name]
+        for ranks, per_rank in [(8, 1), (16, 1), (32, 1)]:
+            policies = [f"recourse:iterations={n}" for n in budgets] + ["recourse"]
+            out = simulate(folder, f"{options} {SIXTH} --order shuffled", policies, ranks, per_rank, experts)
+            layers = len(out["trace"]["layers"])
+            found = {r["policy"]: r for r in out["results"] if r["split"] == "exact"}
+            cells = [f"{found[p]['imbalance']['mean']:.4f} ({found[p]['plan_ms'] / layers:.0f})" for p in policies]
+            print(f"| {name} | {ranks} x {per_rank} | " + " | ".join(cells) + " |", flush=True)
+    print()
+
+
+TABLES = {f.__name__: f for f in (stationary, once, shifting, resampled, moves, budget)}
+
+
+def main():
+    for name in sys.argv[1:] or TABLES:
+        if name not in TABLES:
+            sys.exit(f"unknown table {name}: expected {', '.join(TABLES)}")
+        TABLES[name]()
+
+
+main()

@@ -1,0 +1,93 @@
+//! How far to trust the history: chosen on batches held back.
+//!
+//! In: the batches of a window. Out: [`Trust`]: the spread to draw scenarios by, or a replica graph where even the widest
+//! search would not have held. Every spread is searched on one half of the window and judged on the other, both ways round,
+//! in blocks of time: if domains change within the window, the other half shows it. Fixed replica graphs, which need nothing
+//! from the batches but the order of the experts, are judged beside them. Of the spreads that are as good as the best within a
+//! standard error, the widest is taken: where batches cannot tell, caution.
+
+use super::score::each;
+use super::spread::{self, Part, Spread};
+use super::{Dice, Exact, Layer, Recourse, Scenarios, starts};
+use evenkeel_solver::Error;
+
+const fn part(share: u8, tilt: u8, new: u8) -> Part {
+    Part { share, tilt, new }
+}
+
+/// Spreads to choose from, narrowest first.
+const LADDER: [&[Part]; 3] = [
+    &[part(50, 0, 0), part(50, 100, 0)],
+    &[part(25, 0, 0), part(50, 100, 0), part(25, 0, 15)],
+    &[part(75, 100, 0), part(25, 0, 100)],
+];
+
+/// The spread where nothing can be held back.
+const UNKNOWN: usize = LADDER.len() - 1;
+
+/// With fewer batches, nothing can be held back.
+pub(super) const FEWEST: usize = 8;
+
+/// Most batches of a half that are judged on.
+const HELD: usize = 128;
+
+/// Scenarios of a search to choose by.
+const SCENARIOS: usize = 64;
+
+/// What to plan by.
+pub(super) enum Trust {
+    /// Search on scenarios drawn by this spread.
+    Search(Spread),
+    /// Take the start of this number, a replica graph.
+    Graph(usize),
+}
+
+/// The widest spread.
+pub(super) fn strongest() -> Spread {
+    LADDER[LADDER.len() - 1].to_vec()
+}
+
+/// What the random graphs are drawn from: the same ones for every window.
+pub(super) fn graph_dice(policy: &Recourse) -> Dice {
+    Dice::new(policy.seed, u64::MAX)
+}
+
+/// What to plan by, for the batches of a layer.
+///
+/// # Errors
+/// Where an expert has no rank; the caller has checked that all fit.
+pub(super) fn trust(layer: &Layer<'_>, dice: &mut Dice) -> Result<Trust, Error> {
+    if layer.batches.len() < FEWEST {
+        return Ok(Trust::Search(LADDER[UNKNOWN].to_vec()));
+    }
+    let (first, second) = layer.batches.split_at(layer.batches.len() / 2);
+    let (experts, ranks) = (layer.experts, layer.slots.len());
+    let iterations = layer.policy.iterations(&layer.slots) / (2 * LADDER.len() as u64);
+    let mut exact = Exact::default();
+    let mut rows: Vec<Vec<u64>> = vec![];
+    for (seen, unseen) in [(first, second), (second, first)] {
+        let judged = spread::evenly(unseen.len(), unseen.len().min(HELD)).map(|b| unseen[b]);
+        let held = Scenarios::new(experts, ranks, judged);
+        let mut seatings = vec![];
+        for spread in LADDER {
+            let count = layer.policy.scenarios.min(SCENARIOS);
+            let scenarios = spread::scenarios(experts, ranks, seen, spread, count, dice);
+            seatings.push(layer.found(&scenarios, iterations, dice.clone())?.seating);
+        }
+        let shares = Scenarios::new(experts, ranks, seen.iter().copied()).shares();
+        seatings.extend(starts::starts(&shares, &layer.slots, &mut graph_dice(layer.policy)));
+        rows.resize(seatings.len(), vec![]);
+        for (row, seating) in rows.iter_mut().zip(&seatings) {
+            row.extend(each(&held, &exact.peaks(seating, &held)?));
+        }
+    }
+    let good = layer.policy.objective.as_good(&rows);
+    // A graph wins only where no spread is as good.
+    let widest = good.iter().take(LADDER.len()).rposition(|&good| good);
+    let graph = good.iter().position(|&good| good).map(|at| at - LADDER.len().min(at));
+    Ok(match (widest, graph) {
+        (Some(at), _) => Trust::Search(LADDER[at].to_vec()),
+        (None, Some(at)) => Trust::Graph(at),
+        (None, None) => Trust::Search(LADDER[UNKNOWN].to_vec()),
+    })
+}

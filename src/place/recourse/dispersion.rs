@@ -1,0 +1,114 @@
+//! How far batches stray from their average, where too few are known to show it.
+//!
+//! In: a few batches, or totals. Out: the dispersion of the shares of the experts, fitted by moments, and batches drawn with
+//! it. The model is the Dirichlet-multinomial: shares are Dirichlet with mean `p` and concentration `1 / rho - 1`, so that for
+//! a batch of `n` tokens
+//!
+//! ```text
+//! E sum over e of (N_e - n p_e)^2 = n (1 - sum over e of p_e^2) (1 + (n - 1) rho)
+//! ```
+//!
+//! `rho = 0` is independent draws from the average, which real batches are far from.
+
+use crate::trace::dice::Dice;
+
+/// What is assumed of a single batch: the squared coefficient of variation of the share of an average expert.
+const USUAL: f64 = 0.25;
+
+/// Most that is believed of few batches: shares of an average expert that vary by three times themselves.
+const MOST: f64 = 9.0;
+
+/// The dispersion `rho` of these batches; the usual one where a single batch says nothing.
+pub(super) fn fitted(batches: &[&[u64]]) -> f64 {
+    let experts = batches.first().map_or(1, |batch| batch.len()).max(1) as f64;
+    let sum = |batch: &[u64]| batch.iter().map(|&load| load as f64).sum::<f64>();
+    let all: f64 = batches.iter().map(|batch| sum(batch)).sum();
+    if batches.len() < 2 || all <= 0.0 {
+        return USUAL / experts;
+    }
+    let mut mean = vec![0.0; batches[0].len()];
+    for batch in batches {
+        for (share, &load) in mean.iter_mut().zip(*batch) {
+            *share += load as f64 / all;
+        }
+    }
+    let apart = 1.0 - mean.iter().map(|share| share * share).sum::<f64>();
+    let (mut strayed, mut expected) = (0.0, 0.0);
+    for batch in batches {
+        let n = sum(batch);
+        let square = |(&load, share): (&u64, &f64)| (load as f64 - n * share) * (load as f64 - n * share);
+        strayed += batch.iter().zip(&mean).map(square).sum::<f64>() - n * apart;
+        expected += n * (n - 1.0) * apart;
+    }
+    // The mean was fitted to the same batches.
+    let freedom = 1.0 - 1.0 / batches.len() as f64;
+    if expected <= 0.0 { USUAL / experts } else { (strayed / expected / freedom).clamp(0.0, MOST / experts) }
+}
+
+/// A batch of as many tokens whose shares stray by `rho` from this one's, not yet whole tokens.
+pub(super) fn strayed(batch: &[u64], rho: f64, dice: &mut Dice) -> Vec<f64> {
+    let total: f64 = batch.iter().map(|&load| load as f64).sum();
+    if rho <= 0.0 || total <= 0.0 {
+        return batch.iter().map(|&load| load as f64).collect();
+    }
+    let concentration = 1.0 / rho - 1.0;
+    batch.iter().map(|&load| gamma(concentration.max(0.0) * load as f64 / total, dice)).collect()
+}
+
+/// A gamma variate of this shape and scale 1 (Marsaglia and Tsang, ACM TOMS 26, 2000).
+fn gamma(shape: f64, dice: &mut Dice) -> f64 {
+    if shape <= 0.0 {
+        return 0.0;
+    }
+    if shape < 1.0 {
+        return gamma(shape + 1.0, dice) * dice.unit().powf(1.0 / shape);
+    }
+    let d = shape - 1.0 / 3.0;
+    let c = 1.0 / (9.0 * d).sqrt();
+    loop {
+        let (x, _) = dice.normals();
+        let v = (1.0 + c * x).powi(3);
+        if v > 0.0 && dice.unit().ln() < 0.5 * x * x + d - d * v + d * v.ln() {
+            return d * v;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gamma_variates_have_their_moments() {
+        let mut dice = Dice::new(3, 0);
+        for shape in [0.3, 1.0, 4.5] {
+            let draws: Vec<f64> = (0..40_000).map(|_| gamma(shape, &mut dice)).collect();
+            let mean = draws.iter().sum::<f64>() / draws.len() as f64;
+            let variance = draws.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / draws.len() as f64;
+            assert!(
+                (mean / shape - 1.0).abs() < 0.03 && (variance / shape - 1.0).abs() < 0.08,
+                "{shape}: {mean} {variance}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_dispersion_that_was_drawn_is_found_again() {
+        let average: Vec<u64> = (0..64).map(|e| 1000 + 40 * e).collect();
+        let mut dice = Dice::new(1, 0);
+        for rho in [0.001, 0.01, 0.05] {
+            let draws: Vec<Vec<u64>> = (0..200)
+                .map(|_| {
+                    let shares = strayed(&average, rho, &mut dice);
+                    let sum: f64 = shares.iter().sum();
+                    shares.iter().map(|share| (share / sum * 150_000.0) as u64).collect()
+                })
+                .collect();
+            let found = fitted(&draws.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            assert!((found / rho - 1.0).abs() < 0.15, "{rho}: {found}");
+        }
+        assert!(fitted(&[&[5, 5], &[5, 5]]) <= 0.0);
+        assert!(fitted(&[&average]) > 0.0);
+        assert_eq!(strayed(&[1, 2], 0.0, &mut dice), [1.0, 2.0]);
+    }
+}

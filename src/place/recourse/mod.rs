@@ -1,0 +1,176 @@
+//! The policy `recourse`: a placement for batches that will each be split exactly.
+//!
+//! In: a layer's batches and a cluster. Out: a placement searched on the exact peak that every scenario will have
+//! (two-stage programming with recourse; docs/placement.md has the model).
+//!
+//! **Module map.** `scenarios`: the batches to search on, laid out for pricing. `spread`: how they come from a history, as
+//! they were and changed; `dispersion`: how far batches stray where few are known. `choose`: how much they are changed, found
+//! on batches held back. `starts`: placements to begin with. `seating`: a placement being changed; `steps`: which changes are
+//! tried. `cuts`: lower bounds that price a step; `exact`: peaks and certificates; `score`: one integer for all scenarios;
+//! `search`: the annealing that uses them. `again`: planning from what is in force.
+
+mod again;
+mod choose;
+mod cuts;
+mod dispersion;
+mod exact;
+mod options;
+mod scenarios;
+mod score;
+mod search;
+mod seating;
+mod spread;
+mod starts;
+mod steps;
+
+pub use options::Recourse;
+pub use score::Objective;
+
+use super::{PlaceError, Placement, Policy};
+use crate::cluster::Cluster;
+use crate::forecast::History;
+use crate::trace::dice::Dice;
+use choose::Trust;
+use evenkeel_solver::Error;
+use exact::Exact;
+use scenarios::Scenarios;
+use search::{Found, Limits, search};
+use seating::Seating;
+use spread::Part;
+
+/// The stream of random numbers that everything of one layer is drawn from.
+const STREAM: u64 = 0;
+
+/// Draws of scenarios that are searched one after the other.
+const DRAWS: u64 = 2;
+
+/// The draw that they are compared on is so many times larger.
+const REFEREE: usize = 2;
+
+impl Policy for Recourse {
+    fn name(&self) -> String {
+        self.to_string()
+    }
+
+    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
+        let layer = Layer::new(self, history, cluster)?;
+        let mut dice = Dice::new(self.seed, STREAM);
+        let trust = layer.trust(&mut dice).map_err(|e| self.failed(e.to_string()))?;
+        layer.scratch(&trust, &mut dice).map_err(|e| self.failed(e.to_string()))?.placement()
+    }
+
+    /// Searches from the previous placement with few moves, then more; without a limit from scratch as well. Of what was
+    /// found, the fewest moves that are within noise of the best.
+    fn replan(
+        &self,
+        history: &History<'_>,
+        cluster: &Cluster,
+        previous: &Placement,
+        max_moves: Option<usize>,
+    ) -> Result<Placement, PlaceError> {
+        again::replan(&Layer::new(self, history, cluster)?, cluster, previous, max_moves)
+    }
+}
+
+impl Recourse {
+    fn failed(&self, reason: String) -> PlaceError {
+        PlaceError::Shape { policy: self.to_string(), reason }
+    }
+}
+
+/// What stays the same while one layer is planned.
+struct Layer<'a> {
+    policy: &'a Recourse,
+    experts: usize,
+    /// Usable slots of each rank.
+    slots: Vec<usize>,
+    /// The batches of the history that hold a token; its totals where there are none.
+    batches: Vec<&'a [u64]>,
+}
+
+impl<'a> Layer<'a> {
+    fn new(
+        policy: &'a Recourse,
+        history: &'a History<'_>,
+        cluster: &Cluster,
+    ) -> Result<Layer<'a>, PlaceError> {
+        let experts = history.experts();
+        if cluster.usable_slots() < experts {
+            let slots = cluster.usable_slots();
+            return Err(policy.failed(format!("{slots} slots cannot hold {experts} experts")));
+        }
+        let busy = |batch: &&[u64]| batch.iter().any(|&load| load > 0);
+        let mut batches: Vec<&[u64]> = history.batches().filter(busy).collect();
+        if batches.is_empty() {
+            batches.push(history.totals());
+        }
+        let slots = (0..cluster.ranks()).map(|rank| cluster.usable(rank)).collect();
+        Ok(Layer { policy, experts, slots, batches })
+    }
+
+    /// How far the batches are to be trusted: as asked, or chosen.
+    fn trust(&self, dice: &mut Dice) -> Result<Trust, Error> {
+        match &self.policy.spread {
+            Some(spread) => Ok(Trust::Search(spread.clone())),
+            None => choose::trust(self, dice),
+        }
+    }
+
+    /// The best placement without a past.
+    fn scratch(&self, trust: &Trust, dice: &mut Dice) -> Result<Seating, Error> {
+        match trust {
+            Trust::Search(spread) => self.best_of_draws(spread, dice),
+            Trust::Graph(number) => {
+                let seen = Scenarios::new(self.experts, self.slots.len(), self.batches.iter().copied());
+                let starts =
+                    starts::starts(&seen.shares(), &self.slots, &mut choose::graph_dice(self.policy));
+                let start = starts.into_iter().nth(*number);
+                Ok(start.unwrap_or_else(|| Seating::empty(self.experts, &self.slots)))
+            }
+        }
+    }
+
+    /// So many scenarios by this spread.
+    fn draw(&self, spread: &[Part], count: usize, dice: &mut Dice) -> Scenarios {
+        spread::scenarios(self.experts, self.slots.len(), &self.batches, spread, count, dice)
+    }
+
+    /// Searches on several draws of scenarios, each with its part of the iterations, and takes the placement that does best on
+    /// a larger draw that none has seen.
+    fn best_of_draws(&self, spread: &[Part], dice: &mut Dice) -> Result<Seating, Error> {
+        let referee = self.draw(spread, REFEREE * self.policy.scenarios, dice);
+        let iterations = self.policy.iterations(&self.slots) / DRAWS;
+        let mut best: Option<Found> = None;
+        for number in 0..DRAWS {
+            let scenarios = self.draw(spread, self.policy.scenarios, dice);
+            let dice = Dice::new(self.policy.seed, STREAM + 1 + number);
+            let seating = self.found(&scenarios, iterations, dice)?.seating;
+            let score = Exact::default().score(&seating, &referee, self.policy.objective)?;
+            if best.as_ref().is_none_or(|best| score < best.score) {
+                best = Some(Found { seating, score });
+            }
+        }
+        Ok(best.map_or_else(|| Seating::empty(self.experts, &self.slots), |best| best.seating))
+    }
+
+    /// The best placement for these scenarios, searched from the best start.
+    fn found(&self, scenarios: &Scenarios, iterations: u64, mut dice: Dice) -> Result<Found, Error> {
+        let objective = self.policy.objective;
+        let mut exact = Exact::default();
+        let mut best: Option<Found> = None;
+        for start in starts::starts(&scenarios.shares(), &self.slots, &mut dice) {
+            let score = exact.score(&start, scenarios, objective)?;
+            if best.as_ref().is_none_or(|best| score < best.score) {
+                best = Some(Found { seating: start, score });
+            }
+        }
+        let start = best.map_or_else(|| Seating::empty(self.experts, &self.slots), |best| best.seating);
+        let limits = Limits { iterations, heat: self.policy.heat, moves: None };
+        let near = search(scenarios, Objective::Mean, start, limits, dice.clone())?;
+        if objective == Objective::Mean {
+            return Ok(near);
+        }
+        // A tail says nothing of most steps: the mean leads near it first.
+        search(scenarios, objective, near.seating, limits, dice)
+    }
+}

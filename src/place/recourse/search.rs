@@ -1,0 +1,204 @@
+//! The search: simulated annealing on lower bounds, kept honest by exact splits.
+//!
+//! In: scenarios, a placement to start from, a number of iterations. Out: the best placement seen and its exact score.
+//!
+//! A step is priced by the cuts at hand, a lower bound. Where that is no worse than the present score plus a threshold, drawn
+//! anew each time and falling with the iterations (Metropolis, in integers), the step is taken for a trial: its scenarios are
+//! split exactly, one after the other, until the score is certain, or certain to be beyond the threshold; then the step is
+//! undone. Certificates of what the cuts had missed become cuts. So the score of the placement in hand is always exact.
+//!
+//! An iteration is one step priced or one scenario split.
+
+use super::cuts::Cuts;
+use super::exact::Exact;
+use super::scenarios::{Scenarios, UNIT};
+use super::score::Objective;
+use super::seating::{Seating, Step};
+use super::steps::Proposals;
+use crate::trace::dice::Dice;
+use evenkeel_solver::{Error, Problem};
+
+/// What a search may do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits<'a> {
+    /// Steps priced and scenarios split, together.
+    pub(crate) iterations: u64,
+    /// The first threshold, in units of 2^-20 of mean imbalance; it falls to nothing.
+    pub(crate) heat: u64,
+    /// The placement that is running, and how many experts may be new to a rank.
+    pub(crate) moves: Option<(&'a Seating, usize)>,
+}
+
+/// The best placement of a search.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    /// The placement.
+    pub(crate) seating: Seating,
+    /// Its exact score.
+    pub(crate) score: u64,
+}
+
+struct Search<'a> {
+    scenarios: &'a Scenarios,
+    objective: Objective,
+    seating: Seating,
+    cuts: Cuts<'a>,
+    score: u64,
+    best: Found,
+    exact: Exact,
+    spent: u64,
+    /// The scenario to be split first: the last one that told a step off.
+    next: usize,
+}
+
+/// Searches from a placement that holds every expert and none twice on a rank.
+///
+/// # Errors
+/// Where the start leaves an expert without a rank.
+pub(crate) fn search(
+    scenarios: &Scenarios,
+    objective: Objective,
+    start: Seating,
+    limits: Limits<'_>,
+    mut dice: Dice,
+) -> Result<Found, Error> {
+    let mut exact = Exact::default();
+    let score = exact.score(&start, scenarios, objective)?;
+    let mut search = Search {
+        cuts: Cuts::new(scenarios, &start),
+        best: Found { seating: start.clone(), score },
+        seating: start,
+        score: 0,
+        scenarios,
+        objective,
+        exact,
+        spent: scenarios.len() as u64,
+        next: 0,
+    };
+    search.score = objective.score(scenarios, search.cuts.peaks());
+    search.refuted(u64::MAX)?;
+    let floor = objective.score(scenarios, scenarios.floors());
+    let mut peaks = vec![0.0; scenarios.padded()];
+    // The exact peaks of the placement in hand; its cuts may have been dropped since.
+    let mut known = peaks.clone();
+    let mut moved = limits.moves.map_or(0, |(from, _)| moves_between(from, &search.seating).cast_signed());
+    let mut proposals = Proposals::new(&search.seating);
+    let total = limits.iterations.max(1);
+    let scale = limits.heat * objective.counted(scenarios) as u64;
+    while search.spent < total && search.best.score > floor {
+        search.spent += 1;
+        let Some(step) = proposals.next(&search.seating, &mut search.cuts, scenarios, &mut dice) else {
+            continue;
+        };
+        let changes = search.seating.changes(step);
+        if let Some((from, most)) = limits.moves {
+            let after = changes.iter().fold(moved, |sum, change| sum + new_moves(from, change));
+            if after > most.cast_signed() && after > moved {
+                continue;
+            }
+        }
+        let effect = search.cuts.effect(&search.seating, changes);
+        let left = total - search.spent;
+        let heat = (u128::from(scale) * u128::from(left) * u128::from(left)
+            / (u128::from(total) * u128::from(total))) as u64;
+        let threshold = search.score.saturating_add(heat.saturating_mul(dice.exponential()) >> 16);
+        let allowance = threshold - search.score;
+        let early = objective == Objective::Mean;
+        let go_on = |from: usize, upto: usize, peaks: &[f32]| {
+            !early || !search.hopeless(from..upto, peaks, allowance)
+        };
+        if !search.cuts.price(&effect, &mut peaks, go_on) {
+            continue;
+        }
+        let price = objective.score(scenarios, &peaks);
+        if price > threshold {
+            continue;
+        }
+        known.copy_from_slice(search.cuts.peaks());
+        let score = search.score;
+        let undo = search.take(step, &effect, &peaks, price);
+        if search.refuted(threshold)? {
+            let changes = search.seating.changes(undo);
+            let effect = search.cuts.effect(&search.seating, changes);
+            search.take(undo, &effect, &known, score);
+            continue;
+        }
+        if search.score < search.best.score {
+            search.best = Found { seating: search.seating.clone(), score: search.score };
+        }
+        if let Some((from, _)) = limits.moves {
+            moved = changes.iter().fold(moved, |sum, change| sum + new_moves(from, change));
+        }
+    }
+    Ok(search.best)
+}
+
+impl Search<'_> {
+    /// Whether a step that is this bad on one block of scenarios is not worth looking at on the others: what is worse outweighs
+    /// what is better four times and is beyond the threshold twice.
+    fn hopeless(&self, block: std::ops::Range<usize>, peaks: &[f32], allowance: u64) -> bool {
+        let both = peaks[block.clone()].iter().zip(&self.cuts.peaks()[block.clone()]);
+        let (mut worse, mut better) = (0.0, 0.0);
+        for ((now, before), factor) in both.zip(&self.scenarios.factors()[block]) {
+            let change = f64::from(now - before) * factor;
+            worse += change.max(0.0);
+            better += (-change).max(0.0);
+        }
+        worse > 4.0 * better + 2.0 * allowance as f64
+    }
+
+    /// Takes a step whose price, peak by peak and in all, is known.
+    fn take(&mut self, step: Step, effect: &super::cuts::Effect, peaks: &[f32], price: u64) -> Step {
+        self.cuts.apply(effect, peaks);
+        self.score = price;
+        self.seating.apply(step)
+    }
+
+    /// Splits the scenarios exactly, one after the other, until the score is known or above the threshold. The one that was
+    /// the last to refute a placement comes first.
+    fn refuted(&mut self, threshold: u64) -> Result<bool, Error> {
+        let problem = Exact::problem(&self.seating)?;
+        for _ in 0..self.scenarios.len() {
+            let scenario = self.next;
+            self.split(&problem, scenario)?;
+            if self.score > threshold {
+                return Ok(true);
+            }
+            self.next = (scenario + 1) % self.scenarios.len();
+        }
+        Ok(false)
+    }
+
+    /// Splits one scenario exactly; where the cuts missed something, its certificate becomes one.
+    fn split(&mut self, problem: &Problem, scenario: usize) -> Result<(), Error> {
+        self.spent += 1;
+        let (peak, certificate) = self.exact.peak(problem, self.scenarios, scenario)?;
+        if peak > self.cuts.peaks()[scenario] {
+            self.cuts.add(&self.seating, certificate);
+            self.score = self.objective.score(self.scenarios, self.cuts.peaks());
+        }
+        Ok(())
+    }
+}
+
+/// Experts that are on a rank where they were not.
+pub(crate) fn moves_between(from: &Seating, to: &Seating) -> usize {
+    let new = |expert: u32| to.hosts(expert).iter().filter(|&&rank| !from.holds(rank, expert)).count();
+    (0..to.experts() as u32).map(new).sum()
+}
+
+/// By how much a change alters the number of moves.
+fn new_moves(from: &Seating, change: &super::seating::Change) -> isize {
+    if change.expert as usize == from.experts() {
+        return 0;
+    }
+    let new = |rank: Option<super::seating::Rank>| {
+        isize::from(rank.is_some_and(|rank| !from.holds(rank, change.expert)))
+    };
+    new(change.to) - new(change.from)
+}
+
+/// A threshold in plain words: this share of a mean imbalance of 1.
+pub(crate) const fn heat(millionths: u64) -> u64 {
+    UNIT * millionths / 1_000_000
+}

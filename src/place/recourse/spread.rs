@@ -1,0 +1,167 @@
+//! Scenarios from a history: recent batches as they are, and copies of them in which experts have changed roles.
+//!
+//! A search that trusts its batches fits the experts that happened to be heavy, and loses when the domain shifts. So part of
+//! the scenarios are *displaced*: the counts of a real batch are kept, token for token, but handed out anew, in the order of
+//! `rho * normal score of the expert's rank in the batch + sqrt(1 - rho^2) * a standard normal` (a Gaussian copula between
+//! the roles before and after). `rho = 1` is the batch itself, `rho = 0` the same counts on random experts: only the replica
+//! graph helps there. Totals, sparseness and concentration are the batch's own at every strength.
+
+use super::choose::FEWEST;
+use super::dispersion;
+use super::scenarios::Scenarios;
+use crate::trace::dice::Dice;
+
+/// How part of the scenarios departs from the batches seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Scenarios made this way, in percent of all.
+    pub(crate) share: u8,
+    /// How much of the difference of two other batches is added to each, in percent.
+    pub(crate) tilt: u8,
+    /// How much of an expert's role is new in them, in percent: 1 - rho^2.
+    pub(crate) new: u8,
+}
+
+/// How far scenarios depart from the batches seen: the parts that they are made of, 100 percent together.
+pub(crate) type Spread = Vec<Part>;
+
+/// The batches as they are.
+pub(crate) fn none() -> Spread {
+    vec![Part { share: 100, tilt: 0, new: 0 }]
+}
+
+/// Reads `share/tilt/new+share/tilt/new+..`, in percent.
+pub(crate) fn named(name: &str) -> Option<Spread> {
+    let part = |text: &str| {
+        let mut parts = text.split('/').map(|part| part.parse().ok());
+        let mut part = || parts.next().flatten();
+        Some(Part { share: part()?, tilt: part()?, new: part()? })
+    };
+    name.split('+').map(part).collect()
+}
+
+/// Up to `most` scenarios: of every part its share, batches evenly spaced in time. Batches as they are do not come twice. Where
+/// there are too few to show how batches differ, as where a history is totals, changed ones stray as [`dispersion`] says instead of
+/// being tilted.
+pub(crate) fn scenarios(
+    experts: usize,
+    ranks: usize,
+    batches: &[&[u64]],
+    spread: &[Part],
+    most: usize,
+    dice: &mut Dice,
+) -> Scenarios {
+    let few = batches.len() < FEWEST;
+    let rho = if few { dispersion::fitted(batches) } else { 0.0 };
+    let mut all: Vec<Vec<u64>> = vec![];
+    for &Part { share, tilt, new } in spread {
+        let count = (most * share as usize).div_ceil(100);
+        let as_they_are = tilt == 0 && new == 0;
+        let count = if as_they_are || batches.is_empty() { count.min(batches.len()) } else { count };
+        for b in evenly(batches.len(), count) {
+            let batch = if few && !as_they_are {
+                whole(&dispersion::strayed(batches[b], rho, dice), batches[b].iter().sum(), dice)
+            } else {
+                tilted(batches, b, f64::from(tilt) / 100.0, dice)
+            };
+            all.push(displace(&batch, f64::from(new) / 100.0, dice));
+        }
+    }
+    Scenarios::new(experts, ranks, all.iter().map(Vec::as_slice))
+}
+
+/// `count` indices below `n`, evenly spaced, with repetition where there are fewer.
+pub(crate) fn evenly(n: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |i| ((2 * i + 1) * n / (2 * count)).min(n.saturating_sub(1)))
+}
+
+/// A batch plus part of the difference of two others, in whole tokens, as many as before.
+fn tilted(batches: &[&[u64]], base: usize, part: f64, dice: &mut Dice) -> Vec<u64> {
+    let batch = batches[base];
+    if part == 0.0 {
+        return batch.to_vec();
+    }
+    let n = batches.len() as u64;
+    let (plus, minus) = (batches[dice.below(n) as usize], batches[dice.below(n) as usize]);
+    let total: u64 = batch.iter().sum();
+    let of = |batch: &[u64]| batch.iter().sum::<u64>().max(1) as f64;
+    let (p, m) = (part * total as f64 / of(plus), part * total as f64 / of(minus));
+    let wanted: Vec<f64> = (0..batch.len())
+        .map(|e| (batch[e] as f64 + p * plus[e] as f64 - m * minus[e] as f64).max(0.0))
+        .collect();
+    if wanted.iter().sum::<f64>() <= 0.0 { batch.to_vec() } else { whole(&wanted, total, dice) }
+}
+
+/// So many tokens in these proportions, rounded systematically: every partial sum is within a token of what is wanted.
+fn whole(wanted: &[f64], total: u64, dice: &mut Dice) -> Vec<u64> {
+    let sum: f64 = wanted.iter().sum();
+    let offset = dice.unit();
+    let (mut so_far, mut given) = (0.0, 0);
+    let mut tokens: Vec<u64> = Vec::with_capacity(wanted.len());
+    for want in wanted {
+        so_far += want;
+        let upto = ((so_far / sum * total as f64 + offset) as u64).min(total);
+        tokens.push(upto - given);
+        given = upto;
+    }
+    tokens
+}
+
+fn displace(batch: &[u64], new: f64, dice: &mut Dice) -> Vec<u64> {
+    if new == 0.0 {
+        return batch.to_vec();
+    }
+    let n = batch.len();
+    let mut noise = vec![0.0; 2 * n];
+    dice.fill_normal(&mut noise);
+    let (noise, ties) = noise.split_at(n);
+    let mut order: Vec<usize> = (0..n).collect();
+    order.sort_by(|&a, &b| batch[a].cmp(&batch[b]).then(ties[a].total_cmp(&ties[b])));
+    let mut key = vec![0.0; n];
+    for (at, &expert) in order.iter().enumerate() {
+        let score = normal_score((at as f64 + 0.5) / n as f64);
+        key[expert] = (1.0 - new).sqrt() * score + new.sqrt() * noise[expert];
+    }
+    let mut after: Vec<usize> = (0..n).collect();
+    after.sort_by(|&a, &b| key[a].total_cmp(&key[b]).then(a.cmp(&b)));
+    let mut displaced = vec![0; n];
+    for (&from, &to) in order.iter().zip(&after) {
+        displaced[to] = batch[from];
+    }
+    displaced
+}
+
+/// The standard normal's quantile, to a few thousandths: Tukey's lambda.
+fn normal_score(p: f64) -> f64 {
+    (p.powf(0.1349) - (1.0 - p).powf(0.1349)) / 0.1975
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn displaced_batches_keep_their_counts() {
+        let batch: Vec<u64> = (0..40).map(|e| e * e % 97).collect();
+        let mut dice = Dice::new(1, 0);
+        let sorted = |batch: &[u64]| {
+            let mut sorted = batch.to_vec();
+            sorted.sort_unstable();
+            sorted
+        };
+        let mut apart = vec![];
+        for new in [0.0, 0.1, 0.5, 1.0] {
+            let other = displace(&batch, new, &mut dice);
+            assert_eq!(sorted(&other), sorted(&batch));
+            apart.push(batch.iter().zip(&other).map(|(a, b)| a.abs_diff(*b)).sum::<u64>());
+        }
+        assert_eq!(apart[0], 0);
+        assert!(apart.is_sorted(), "{apart:?}");
+    }
+
+    #[test]
+    fn indices_are_spread_over_all() {
+        assert_eq!(evenly(10, 5).collect::<Vec<_>>(), [1, 3, 5, 7, 9]);
+        assert_eq!(evenly(2, 4).collect::<Vec<_>>(), [0, 0, 1, 1]);
+    }
+}

@@ -1,0 +1,92 @@
+//! Which steps are tried: half of them guided by a certificate, half of them anywhere.
+//!
+//! Guided: take a scenario above its floor and the cut that proves its peak; an expert confined there needs a host outside,
+//! or a place outside for one that weighs less.
+
+use super::cuts::Cuts;
+use super::scenarios::Scenarios;
+use super::seating::{Seating, Step};
+use crate::trace::dice::Dice;
+
+/// How often a guided step looks for a heavier expert inside.
+const LOOKS: usize = 3;
+
+/// Draws steps.
+#[derive(Debug)]
+pub(crate) struct Proposals {
+    inside: Vec<bool>,
+}
+
+impl Proposals {
+    pub(crate) fn new(seating: &Seating) -> Proposals {
+        Proposals { inside: vec![false; seating.ranks()] }
+    }
+
+    /// A step that leads to a placement; `None` where none was found this time.
+    pub(crate) fn next(
+        &mut self,
+        seating: &Seating,
+        cuts: &mut Cuts<'_>,
+        scenarios: &Scenarios,
+        dice: &mut Dice,
+    ) -> Option<Step> {
+        let step = if dice.below(2) == 0 {
+            self.guided(seating, cuts, scenarios, dice)
+        } else {
+            anywhere(seating, dice)
+        }?;
+        seating.allows(step).then_some(step)
+    }
+
+    fn guided(
+        &mut self,
+        seating: &Seating,
+        cuts: &mut Cuts<'_>,
+        scenarios: &Scenarios,
+        dice: &mut Dice,
+    ) -> Option<Step> {
+        // The further above its floor of two, in units of the score.
+        let above = |b: usize| (cuts.peaks()[b] - scenarios.floors()[b]) as u64 * scenarios.weights()[b];
+        let (a, b) = (pick(scenarios.len(), dice), pick(scenarios.len(), dice));
+        let scenario = if above(a) >= above(b) { a } else { b };
+        let (ranks, confined) = cuts.tight(scenario)?;
+        for &rank in ranks {
+            self.inside[rank as usize] = true;
+        }
+        let mut slot = None;
+        let load = |slot: usize| scenarios.row(seating.held(slot) as usize)[scenario];
+        for _ in 0..LOOKS {
+            let slots = seating.slots_of(ranks[pick(ranks.len(), dice)]);
+            let at = slots.start + pick(slots.len(), dice);
+            if at < slots.end
+                && confined(seating.held(at))
+                && slot.is_none_or(|before| load(at) > load(before))
+            {
+                slot = Some(at);
+            }
+        }
+        let outside = (0..8)
+            .map(|_| pick(seating.slots(), dice))
+            .find(|&slot| !self.inside[seating.rank(slot) as usize]);
+        for &rank in ranks {
+            self.inside[rank as usize] = false;
+        }
+        let (slot, outside) = (slot?, outside?);
+        if seating.redundant(outside) && dice.below(4) != 0 {
+            return Some(Step::Retarget(outside, seating.held(slot)));
+        }
+        Some(Step::Swap(slot, outside))
+    }
+}
+
+fn anywhere(seating: &Seating, dice: &mut Dice) -> Option<Step> {
+    if dice.below(2) == 0 {
+        return Some(Step::Swap(pick(seating.slots(), dice), pick(seating.slots(), dice)));
+    }
+    let slot = (0..8).map(|_| pick(seating.slots(), dice)).find(|&slot| seating.redundant(slot))?;
+    Some(Step::Retarget(slot, pick(seating.experts(), dice) as u32))
+}
+
+fn pick(n: usize, dice: &mut Dice) -> usize {
+    dice.below(n as u64) as usize
+}

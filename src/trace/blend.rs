@@ -1,0 +1,97 @@
+//! Several traces as one: prefill and decode, or several services, weighed.
+//!
+//! In: a trace and others of the same layers and experts, each with a weight. Out: one trace that holds all steps of the first
+//! and, of every other, `weight` times as many, evenly drawn from it (again and again where it has too few). Steps are
+//! interleaved, so that every stretch of the result holds the same blend. Who plans on batches weighs every step alike;
+//! totals are in tokens, so that large batches weigh more there.
+
+use super::{Trace, TraceError};
+
+impl Trace {
+    /// This trace and others, blended by weight: 1 is as many steps as this one has.
+    ///
+    /// # Errors
+    /// When experts or layers differ, a weight is not positive, or a trace without steps is to be blended in.
+    pub fn blended(&self, others: &[(Trace, f64)]) -> Result<Trace, TraceError> {
+        let wrong = |what: String| Err(TraceError::Options(what));
+        // (position in 0..1, which trace, step): by position, then in the order given.
+        let place = |count: usize, at: usize| (at as f64 + 0.5) / count as f64;
+        let count = self.steps().len();
+        let mut order: Vec<(f64, usize, usize)> =
+            (0..count).map(|step| (place(count, step), 0, step)).collect();
+        let mut notices = self.notices().to_vec();
+        for (at, (other, weight)) in others.iter().enumerate() {
+            if other.experts() != self.experts() || other.layers() != self.layers() {
+                return wrong(format!(
+                    "traces to be blended differ: {} experts in layers {:?}, and {} in {:?}",
+                    self.experts(),
+                    self.layers(),
+                    other.experts(),
+                    other.layers()
+                ));
+            }
+            if !(*weight > 0.0 && *weight <= 1e6) || other.steps().is_empty() || count == 0 {
+                return wrong(format!(
+                    "a weight of {weight}: expected more than 0, up to 1e6, of traces with steps"
+                ));
+            }
+            let drawn = ((count as f64 * weight).round() as usize).max(1);
+            let own = other.steps().len();
+            order.extend(
+                (0..drawn).map(|i| (place(drawn, i), at + 1, ((2 * i + 1) * own / (2 * drawn)).min(own - 1))),
+            );
+            notices.extend(other.notices().iter().cloned());
+            notices.push(format!("{drawn} steps drawn from the {own} of trace {}: weight {weight}", at + 2));
+        }
+        order.sort_by(|a, b| a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+        let of = |which: usize| if which == 0 { self } else { &others[which - 1].0 };
+        let mut loads = Vec::with_capacity(order.len() * self.layers().len() * self.experts());
+        for &(_, which, step) in &order {
+            loads.extend_from_slice(&of(which).loads[step]);
+        }
+        let steps =
+            order.iter().map(|&(_, which, step)| format!("{}.{}", which + 1, of(which).steps()[step]));
+        let mut blend = Trace::from_loads(self.experts(), self.layers().to_vec(), steps.collect(), loads)?;
+        blend.notices = notices;
+        blend.format = self.format;
+        blend.files.clone_from(&self.files);
+        blend.files.extend(others.iter().flat_map(|(other, _)| other.files.iter().cloned()));
+        Ok(blend)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trace(steps: usize, tokens: u64) -> Trace {
+        let loads = (0..steps as u64).flat_map(|step| [tokens, step]).collect();
+        Trace::from_loads(2, vec![3], (0..steps).map(|s| s.to_string()).collect(), loads).unwrap()
+    }
+
+    #[test]
+    fn every_stretch_holds_the_same_blend() {
+        let (prefill, decode) = (trace(20, 1000), trace(5, 10));
+        let blend = prefill.blended(&[(decode, 0.5)]).unwrap();
+        assert_eq!(blend.steps().len(), 30);
+        for stretch in 0..5 {
+            let second = (6 * stretch..6 * stretch + 6).filter(|&step| blend.loads(step, 0)[0] == 10).count();
+            assert_eq!(second, 2, "{:?}", blend.steps());
+        }
+        // Each of the five was drawn twice, all of the twenty once.
+        assert_eq!(blend.totals(0), [20_000 + 100, (0..20).sum::<u64>() + 2 * (1 + 2 + 3 + 4)]);
+        assert!(blend.notices()[0].contains("10 steps drawn from the 5 of trace 2"));
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        let first = trace(4, 1);
+        let other = Trace::from_loads(3, vec![3], vec!["0".into()], vec![1, 2, 3]).unwrap();
+        assert!(first.blended(&[(other, 1.0)]).unwrap_err().to_string().contains("3 in [3]"));
+        for weight in [0.0, -1.0, f64::NAN, 1e9] {
+            assert!(first.blended(&[(trace(2, 1), weight)]).is_err());
+        }
+        let empty = Trace::from_loads(2, vec![3], vec![], vec![]).unwrap();
+        assert!(first.blended(&[(empty, 1.0)]).is_err());
+    }
+}

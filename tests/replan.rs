@@ -1,0 +1,450 @@
+//! Planning again, with a past, after losses and under budgets: as a user runs it.
+
+#![allow(clippy::unwrap_used)]
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn evenkeel(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).output().unwrap()
+}
+
+fn stdout(args: &[&str]) -> String {
+    let output = evenkeel(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn document(args: &[&str]) -> Value {
+    serde_json::from_str(&stdout(args)).unwrap()
+}
+
+/// The message of a command that must fail with exit code 1.
+fn refusal(args: &[&str]) -> String {
+    let output = evenkeel(args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+    stderr
+}
+
+/// A trace of `steps` x 2 layers (ids 3 and 5) x 16 experts whose heavy expert is `heavy(step)`.
+fn trace_file(folder: &Path, name: &str, steps: u64, heavy: impl Fn(u64) -> u64) -> String {
+    let mut text = String::from("step,layer,expert,tokens\n");
+    for step in 0..steps {
+        for layer in [3, 5] {
+            for expert in 0..16u64 {
+                let tokens = 20
+                    + 90 * u64::from(expert == (layer + heavy(step)) % 16)
+                    + (step * 31 + expert * expert * 17 + layer) % 23;
+                text += &format!("{step},{layer},{expert},{tokens}\n");
+            }
+        }
+    }
+    let path = folder.join(name);
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn replanning_follows_a_drift_and_counts_its_moves() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path(), "drift.csv", 40, |step| step / 8);
+    let base = ["simulate", &trace, "--ranks", "4", "--policies", "contiguous,eplb,lplb:ring", "--json"];
+    for window in [&["--window", "auto"][..], &["--window", "4"], &["--decay", "3"]] {
+        let d = document(&[&base[..], &["--replan-every", "4", "--max-moves", "1,3"], window].concat());
+        let rows = d["replan"]["rows"].as_array().unwrap();
+        // Three policies, two splits; never, again, two limits, oracle.
+        assert_eq!(rows.len(), 3 * 2 * 5);
+        for rows in rows.chunks(5) {
+            let names: Vec<&str> = rows.iter().map(|row| row["planned_again"].as_str().unwrap()).collect();
+            assert_eq!(names, ["never", "yes", "yes", "yes", "oracle"]);
+            for (row, limit) in rows.iter().zip([Some(0), None, Some(1), Some(3), None]) {
+                assert!(row["imbalance"]["mean"].as_f64() >= Some(1.0) && row["plan_ms"].is_f64());
+                if let Some(limit) = limit {
+                    // Two layers.
+                    assert!(row["moves"].as_u64().unwrap() <= 2 * limit * row["replans"].as_u64().unwrap());
+                }
+            }
+        }
+        // The plain table is the row that is never planned again.
+        let never = rows.iter().find(|row| row["policy"] == "eplb" && row["split"] == "exact").unwrap();
+        let plain = d["results"].as_array().unwrap();
+        let plain = plain.iter().find(|row| row["policy"] == "eplb" && row["split"] == "exact").unwrap();
+        assert_eq!(never["imbalance"], plain["imbalance"]);
+    }
+    let text = stdout(&[&base[..6], &["--replan-every", "4", "--max-moves", "2"]].concat());
+    assert!(text.contains("Planned again every 4 steps") && text.contains("<= 2 moves"), "{text}");
+    assert!(document(&base)["replan"].is_null());
+    assert!(refusal(&[&base[..], &["--replan-every", "0"]].concat()).contains("--replan-every 0"));
+    assert!(refusal(&[&base[..], &["--replan-every", "2", "--decay", "0"]].concat()).contains("--decay 0"));
+    let usage = evenkeel(&[&base[..], &["--replan-every", "2", "--window", "0"]].concat());
+    assert!(String::from_utf8_lossy(&usage.stderr).contains("from 1 on, or auto"));
+}
+
+#[test]
+fn replaying_does_not_depend_on_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path(), "drift.csv", 30, |step| step / 5);
+    let rows = |threads: &str| {
+        let args = ["simulate", &trace, "--ranks", "4", "--replan-every", "3", "--max-moves", "2", "--json"];
+        let mut d = document(&[&args[..], &["--threads", threads]].concat());
+        for row in d["replan"]["rows"].as_array_mut().unwrap() {
+            row["plan_ms"] = Value::Null;
+        }
+        d["replan"].clone()
+    };
+    assert_eq!(rows("1"), rows("3"));
+}
+
+fn plan(trace: &str, out: &str, more: &[&str]) -> Value {
+    document(&[&["plan", trace, "-o", out, "--json"], more].concat())
+}
+
+/// The ranks of every expert in every layer of a plan file: `[layer][expert]`.
+fn hosts(path: &str) -> Vec<Vec<Vec<usize>>> {
+    let plan: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let experts = plan["model"]["experts"].as_u64().unwrap() as usize;
+    let layer = |layer: &Value| {
+        let mut hosts = vec![vec![]; experts];
+        for (rank, slots) in layer["slots"].as_array().unwrap().iter().enumerate() {
+            for expert in slots.as_array().unwrap().iter().filter_map(Value::as_u64) {
+                let on: &mut Vec<usize> = &mut hosts[expert as usize];
+                if on.last() != Some(&rank) {
+                    on.push(rank);
+                }
+            }
+        }
+        hosts
+    };
+    plan["layers"].as_array().unwrap().iter().map(layer).collect()
+}
+
+#[test]
+fn a_plan_with_a_past_keeps_what_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (old, new) =
+        (trace_file(folder.path(), "old.csv", 10, |_| 0), trace_file(folder.path(), "new.csv", 10, |_| 4));
+    let (first, next) = (at("first.json"), at("next.json"));
+    plan(&old, &first, &["--ranks", "4"]);
+    // The same trace again: nothing moves.
+    let same = plan(&old, &next, &["--previous", &first]);
+    assert_eq!((same["moves"]["total"].as_u64(), hosts(&next)), (Some(0), hosts(&first)));
+    assert_eq!(fs::read_to_string(&next).unwrap(), fs::read_to_string(&first).unwrap());
+    // Another trace, few moves: what is listed has come, nothing else.
+    let moved = plan(&new, &next, &["--previous", &first, "--max-moves", "2"]);
+    let (before, after) = (hosts(&first), hosts(&next));
+    for (at, layer) in moved["moves"]["layers"].as_array().unwrap().iter().enumerate() {
+        let moves = layer["moves"].as_array().unwrap();
+        assert!(!moves.is_empty() && moves.len() <= 2, "{layer}");
+        let mut listed: Vec<(usize, usize)> = moves
+            .iter()
+            .map(|m| (m["expert"].as_u64().unwrap() as usize, m["to"].as_u64().unwrap() as usize))
+            .collect();
+        let mut come = Vec::new();
+        for expert in 0..16 {
+            let new = after[at][expert].iter().filter(|rank| !before[at][expert].contains(rank));
+            come.extend(new.map(|&rank| (expert, rank)));
+        }
+        listed.sort_unstable();
+        assert_eq!(listed, come);
+    }
+    let imbalance = |d: &Value| d["expected"]["imbalance"]["mean"].as_f64().unwrap();
+    let stayed = plan(&new, &next, &["--previous", &first, "--max-moves", "0"]);
+    assert!(imbalance(&moved) < imbalance(&stayed));
+    let table = stdout(&["plan", &new, "--previous", &first, "-v"]);
+    assert!(table.contains("moves in 2 layers") && table.contains("from rank"), "{table}");
+
+    let wrong = |more: &[&str]| refusal(&[&["plan", &new, "--previous", &first], more].concat());
+    assert!(wrong(&["--ranks", "8"]).contains("--ranks 8: the previous plan leaves 4"));
+    assert!(wrong(&["--redundant", "8"]).contains("--redundant 8: the previous plan leaves 4"));
+    assert!(refusal(&["plan", &new, "--previous", "/nowhere.json"]).contains("--previous /nowhere.json"));
+    assert!(refusal(&["plan", &new]).contains("--ranks is missing"));
+}
+
+#[test]
+fn a_move_is_made_only_if_it_pays() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let old = trace_file(folder.path(), "old.csv", 10, |_| 0);
+    let new = trace_file(folder.path(), "new.csv", 10, |_| 4);
+    let (first, next) = (at("first.json"), at("next.json"));
+    plan(&old, &first, &["--ranks", "4"]);
+    let pays = |steps: &str| {
+        let more = ["--link-gbps", "400", "--model", "deepseek-v3,h100", "--max-moves", "2"];
+        plan(&new, &next, &[&["--previous", &first, "--horizon-steps", steps], &more[..]].concat())
+    };
+    let layers = |d: &Value| d["moves"]["layers"].as_array().unwrap().clone();
+    for layer in layers(&pays("1")) {
+        assert_eq!(
+            (layer["pays"]["made"].as_bool(), layer["moves"].as_array().unwrap().len()),
+            (Some(false), 0)
+        );
+        // 44 MB over 400 Gb/s: 881 us per copy that the busiest rank receives.
+        let cost = layer["pays"]["cost_us"].as_f64().unwrap();
+        assert!(
+            (cost / 880.8).round() >= 1.0 && (cost / 880.803_84 - (cost / 880.8).round()).abs() < 1e-3,
+            "{cost}"
+        );
+    }
+    assert_eq!(hosts(&next), hosts(&first));
+    let long = pays("100000000");
+    for layer in layers(&long) {
+        let gain = layer["pays"]["gain_us"].as_f64().unwrap();
+        assert_eq!(layer["pays"]["made"].as_bool(), Some(gain > layer["pays"]["cost_us"].as_f64().unwrap()));
+    }
+    let text = stdout(&[
+        "plan",
+        &new,
+        "--previous",
+        &first,
+        "--horizon-steps",
+        "100",
+        "--link-gbps",
+        "400",
+        "--model",
+        "deepseek-v3,h100",
+    ]);
+    assert!(text.contains("over 100 steps for") && text.contains("it does not pay in 2 layers"), "{text}");
+    let usage = evenkeel(&["plan", &new, "--previous", &first, "--horizon-steps", "100"]);
+    assert_eq!(usage.status.code(), Some(2));
+}
+
+#[test]
+fn after_a_loss_the_others_keep_what_they_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let trace = trace_file(folder.path(), "old.csv", 10, |_| 0);
+    let (first, next) = (at("first.json"), at("next.json"));
+    plan(&trace, &first, &["--ranks", "8", "--redundant", "8", "--nodes", "2"]);
+    let d = plan(&trace, &next, &["--previous", &first, "--without-rank", "5"]);
+    assert_eq!((d["cluster"]["ranks"].as_u64(), d["cluster"]["usable_slots"].as_u64()), (Some(7), Some(21)));
+    let (before, after) = (hosts(&first), hosts(&next));
+    for (at, layer) in d["moves"]["layers"].as_array().unwrap().iter().enumerate() {
+        assert!(layer["moves"].as_array().unwrap().len() <= 3);
+        let homeless = (0..16).filter(|&e| before[at][e] == [5]).count();
+        assert_eq!(layer["lost_experts"].as_u64(), Some(homeless as u64));
+        for expert in 0..16 {
+            for &rank in &after[at][expert] {
+                let was = rank + usize::from(rank >= 5);
+                let moves = layer["moves"].as_array().unwrap();
+                let listed = moves.iter().any(|m| m["expert"] == expert && m["to"] == rank);
+                assert_eq!(before[at][expert].contains(&was), !listed);
+            }
+        }
+    }
+    assert_eq!(document(&["plan", "check", &next, "--json"])["valid"], true);
+    let wrong = |more: &[&str]| refusal(&[&["plan", &trace, "--previous", &first], more].concat());
+    assert!(wrong(&["--without-rank", "8"]).contains("rank 8 of only 8"));
+    assert!(wrong(&["--without-rank", "0,1,2"]).contains("15 slots are left, 16 experts need one each"));
+}
+
+#[test]
+fn secure_plans_survive_every_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let trace = trace_file(folder.path(), "old.csv", 10, |step| step % 2);
+    let out = at("plan.json");
+    for policy in [
+        "contiguous",
+        "eplb",
+        "eplb:trtllm",
+        "lplb:ring:4",
+        "lplb:designed:2",
+        "recourse:iterations=500",
+        "lp-round",
+    ] {
+        let d =
+            plan(&trace, &out, &["--ranks", "4", "--redundant", "16", "--policy", policy, "--secure", "1"]);
+        assert_eq!(d["after_loss"]["every_expert_survives"], true, "{policy}");
+        assert!(d["after_loss"]["worst_imbalance"]["mean"].as_f64() >= Some(1.0));
+        // Exhaustively: whichever rank goes, every expert has another.
+        for layer in hosts(&out) {
+            for lost in 0..4 {
+                assert!(layer.iter().all(|ranks| ranks.iter().any(|&rank| rank != lost)), "{policy} {lost}");
+            }
+        }
+        assert_eq!(document(&["plan", "check", &out, "--json"])["survives_any_loss"], true);
+    }
+    assert!(stdout(&["plan", "check", &out]).contains("every expert survives the loss of any one rank"));
+    // With the trace, what each loss does is told, the same as when planning.
+    let d = plan(&trace, &out, &["--ranks", "4", "--redundant", "16", "--policy", "eplb", "--secure", "1"]);
+    let checked = document(&["plan", "check", &out, "--trace", &trace, "--json"]);
+    assert_eq!(checked["after_loss"], d["after_loss"]);
+    let text = stdout(&["plan", "check", &out, "--trace", &trace]);
+    assert!(text.contains("after the loss of a rank: mean imbalance"), "{text}");
+    let few = ["plan", &trace, "--ranks", "4", "--redundant", "8", "-o", &out, "--secure"];
+    let wrong = refusal(&[&few[..], &["1"]].concat());
+    assert!(wrong.contains("16 experts need 32 slots (--redundant 16 or more), there are 24"), "{wrong}");
+    let best = document(&[&few[..], &["best", "--json"]].concat());
+    assert_eq!(best["after_loss"]["every_expert_survives"], false);
+    assert!(best["after_loss"]["most_at_risk"]["tokens"].as_u64() > Some(0));
+    // Eight of sixteen are covered, the heaviest among them.
+    for layer in hosts(&out) {
+        assert!(layer.iter().filter(|ranks| ranks.len() >= 2).count() >= 8);
+    }
+    assert_eq!(document(&["plan", "check", &out, "--json"])["survives_any_loss"], false);
+    // Secure with a past.
+    plan(&trace, &out, &["--ranks", "4", "--redundant", "16", "--secure", "1"]);
+    let again = plan(&trace, &at("next.json"), &["--previous", &out, "--secure", "1"]);
+    assert_eq!(
+        (&again["moves"]["total"], &again["after_loss"]["every_expert_survives"]),
+        (&0.into(), &true.into())
+    );
+}
+
+#[test]
+fn slots_need_not_divide() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let trace = trace_file(folder.path(), "old.csv", 10, |_| 0);
+    let out = at("plan.json");
+    let uneven = ["--ranks", "6", "--redundant", "4", "--uneven"];
+    let wrong = refusal(&[&["plan", &trace, "--policy", "eplb"], &uneven[..]].concat());
+    assert!(wrong.contains("eplb: 20 slots do not divide over 6 ranks: expected as many on each"), "{wrong}");
+    let d = plan(&trace, &out, &[&["--policy", "contiguous", "--secure", "best"], &uneven[..]].concat());
+    assert_eq!(
+        (d["cluster"]["slots_per_rank"].as_u64(), d["cluster"]["usable_slots"].as_u64()),
+        (Some(4), Some(20))
+    );
+    assert_eq!(document(&["plan", "check", &out, "--json"])["empty_slots"], 2 * 4);
+    // A plan knows which slots are of no use.
+    let text = fs::read_to_string(&out).unwrap();
+    let damaged = at("damaged.json");
+    fs::write(&damaged, text.replace("\"usable_slots\":20", "\"usable_slots\":19")).unwrap();
+    assert!(refusal(&["plan", "check", &damaged]).contains("has no use of slot 3"), "{text}");
+    fs::write(&damaged, text.replace("\"usable_slots\":20", "\"usable_slots\":18")).unwrap();
+    assert!(refusal(&["plan", "check", &damaged]).contains("cluster.usable_slots"));
+    // And it can be a past.
+    let again = plan(&trace, &at("next.json"), &["--policy", "contiguous", "--previous", &out]);
+    assert_eq!(again["cluster"]["usable_slots"], 20);
+}
+
+#[test]
+fn a_budget_goes_where_it_helps() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    // Layer 0 is level, layer 1 is not.
+    let mut text = String::from("step,layer,expert,tokens\n");
+    for step in 0..6 {
+        for expert in 0..16 {
+            let heavy = 300 * u64::from(expert == 3) + 100 * u64::from(expert == 9);
+            text += &format!("{step},0,{expert},50\n{step},1,{expert},{}\n", 50 + heavy);
+        }
+    }
+    let trace = at("two.csv");
+    fs::write(&trace, text).unwrap();
+    let out = at("plan.json");
+    let with = |budget: &str| plan(&trace, &out, &["--ranks", "4", "--memory-budget", budget]);
+    let d = with("8");
+    assert_eq!(d["redundant_by_layer"], serde_json::json!([0, 4]), "four slots are enough: {d}");
+    assert_eq!(document(&["plan", "check", &out, "--json"])["empty_slots"], 4);
+    assert_eq!(with("0")["redundant_by_layer"], serde_json::json!([0, 0]));
+    // Slots are bought for all ranks at once.
+    assert_eq!(with("3")["redundant_by_layer"], serde_json::json!([0, 0]));
+    let few = refusal(&["plan", &trace, "--ranks", "4", "--policy", "lplb:ring:4", "--memory-budget", "7"]);
+    assert!(few.contains("needs 8 redundant slots at least"), "{few}");
+    assert!(
+        stdout(&["plan", &trace, "--ranks", "4", "--memory-budget", "8", "-v"])
+            .contains("4 redundant slots in all")
+    );
+}
+
+#[test]
+fn two_kinds_of_traffic_are_planned_for_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let prefill = trace_file(folder.path(), "prefill.csv", 12, |_| 0);
+    let decode = trace_file(folder.path(), "decode.csv", 6, |_| 7);
+    let with = |more: &[&str]| {
+        let base = ["plan", &prefill, "--ranks", "4", "--policy", "recourse:iterations=2000", "--json"];
+        document(&[&base[..], more].concat())
+    };
+    let (apart, both) = (with(&[]), with(&["--and", &format!("{decode}:1")]));
+    assert!(apart["on_each_trace"].is_null());
+    let on = |d: &Value, which: usize| d["on_each_trace"][which]["imbalance"]["mean"].as_f64().unwrap();
+    assert_eq!(both["on_each_trace"].as_array().unwrap().len(), 2);
+    assert_eq!(both["expected"]["batches"], 2 * 24, "two layers, as many batches of each");
+    // Planned for prefill alone and judged on decode, it is worse there.
+    let out = folder.path().join("plan.json");
+    let out = out.to_str().unwrap();
+    with(&["-o", out]);
+    let alone = evenkeel(&["plan", "check", out, "--trace", &decode, "--json"]);
+    let alone: Value = serde_json::from_slice(&alone.stdout).unwrap();
+    assert!(on(&both, 1) < alone["judged_again"]["mean"].as_f64().unwrap(), "{both} {alone}");
+    // A light weight: one batch of twelve.
+    assert_eq!(with(&["--and", &format!("{decode}:0.1")])["expected"]["batches"], 2 * 13);
+    let text =
+        stdout(&["plan", &prefill, "--ranks", "4", "--policy", "eplb", "--and", &format!("{decode}:2")]);
+    assert!(text.contains("decode.csv alone: mean") && text.contains("weight 2"), "{text}");
+    for wrong in ["decode.csv", "decode.csv:0", "decode.csv:x", "decode.csv:1:both=3"] {
+        let usage = evenkeel(&["plan", &prefill, "--ranks", "4", "--and", wrong]);
+        let said = String::from_utf8_lossy(&usage.stderr).into_owned();
+        assert!(usage.status.code() == Some(2) && said.contains("TRACE:WEIGHT"), "{said}");
+    }
+}
+
+#[test]
+fn programmes_place_small_cases_beside_the_search() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut text = String::from("step,layer,expert,tokens\n");
+    for step in 0..10u64 {
+        for expert in 0..6u64 {
+            let tokens = 50 + 200 * u64::from(expert == step % 2) + (step * 29 + expert * 17) % 40;
+            text += &format!("{step},0,{expert},{tokens}\n");
+        }
+    }
+    let trace = folder.path().join("small.csv");
+    fs::write(&trace, text).unwrap();
+    let trace = trace.to_str().unwrap();
+    let plan = |policy: &str| document(&["plan", trace, "--ranks", "6", "--policy", policy, "--json"]);
+    let mean = |d: &Value| d["expected"]["imbalance"]["mean"].as_f64().unwrap();
+    let rounded = plan("lp-round");
+    // Ten batches of six experts: all placements are tried.
+    let bound = &rounded["layers"][0]["placement_bound"];
+    assert_eq!(bound["proof"], "all placements tried");
+    let bound = bound["imbalance"].as_f64().unwrap();
+    assert!(mean(&rounded) >= bound - 1e-9 && mean(&plan("recourse")) >= bound - 1e-9);
+    let said = stdout(&["plan", trace, "--ranks", "6", "--policy", "lp-round", "-v"]);
+    assert!(said.contains("placement_bound") && said.contains("1 by trying all placements"), "{said}");
+    if cfg!(feature = "highs") {
+        assert!((mean(&plan("milp")) - bound).abs() < 1e-9, "both are proved");
+        let d =
+            document(&["simulate", trace, "--ranks", "6", "--policies", "recourse,lp-round,milp", "--json"]);
+        assert_eq!(d["results"].as_array().unwrap().len(), 6);
+    } else {
+        let wrong = refusal(&["plan", trace, "--ranks", "6", "--policy", "milp"]);
+        assert!(wrong.contains("--features highs"), "{wrong}");
+    }
+    let wrong = refusal(&["plan", trace, "--ranks", "6", "--policy", "simplex"]);
+    assert!(wrong.contains("lp-round or milp"), "{wrong}");
+}
+
+#[test]
+fn replaying_moves_only_where_that_pays() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = trace_file(folder.path(), "drift.csv", 40, |step| step / 8);
+    let base = ["simulate", &trace, "--ranks", "4", "--policies", "eplb", "--splits", "exact", "--json"];
+    let moves = |gbps: &str| {
+        let pays = ["--replan-every", "4", "--link-gbps", gbps, "--model", "deepseek-v3,h100"];
+        let d = document(&[&base[..], &pays].concat());
+        let rows = d["replan"]["rows"].as_array().unwrap().clone();
+        let row = rows.iter().find(|row| row["planned_again"] == "where it pays").unwrap();
+        (row["moves"].as_u64().unwrap(), rows[1]["moves"].as_u64().unwrap())
+    };
+    // Four steps cannot pay for 44 MB over 1 Gbit/s.
+    assert_eq!(moves("1").0, 0);
+    let (fast, always) = moves("1000000000");
+    assert!(fast <= always);
+    let usage = evenkeel(&[&base[..], &["--replan-every", "4", "--link-gbps", "400"]].concat());
+    assert_eq!(usage.status.code(), Some(2));
+    assert!(
+        refusal(
+            &[&base[..], &["--replan-every", "4", "--link-gbps", "0", "--model", "deepseek-v3,h100"]]
+                .concat()
+        )
+        .contains("--link-gbps 0")
+    );
+}

@@ -74,8 +74,9 @@ pub(crate) struct RunArgs {
     /// Without TRACE: how far what they share turns per step, in radians
     #[arg(long, value_name = "RADIANS", default_value_t = 0.02, help_heading = "Routing")]
     pub(super) drift: f64,
-    /// Placement policy: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY
-    #[arg(long, value_name = "NAME", default_value = "eplb", help_heading = "Plan")]
+    /// Placement policy: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse (also recourse:cvar=0.9, recourse:worst),
+    /// lp-round, milp
+    #[arg(long, value_name = "NAME", default_value = "recourse", help_heading = "Plan")]
     pub(super) policy: String,
     /// Split: even, affine5, lp, exact
     #[arg(long, value_name = "NAME", default_value = "exact", help_heading = "Plan")]

@@ -4,16 +4,17 @@
 //! cargo bench --bench ffn
 //! ```
 //!
-//! Rates are the median of several; every round times the large product and all experts one after the other, so that what
+//! Rates are of processor time, the median of several; every round times the large product and all experts one after the other, so that what
 //! else the machine does falls on all alike, and a share is the median of the rounds' own shares.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark may unwrap")]
 #![allow(clippy::print_stdout, reason = "it prints what the docs quote")]
 
+use evenkeel::exec::clock::timed;
 use evenkeel::exec::cpu::{Ffn, times_transposed};
 use evenkeel::exec::random::Stream;
 use evenkeel::exec::weights::{Dtype, Matrix, RandomWeights, WeightSource};
 use evenkeel::model::Model;
-use std::time::Instant;
+use std::time::Duration;
 
 const ROUNDS: usize = 9;
 const LARGE: usize = 2048;
@@ -25,9 +26,9 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 
 /// 10^9 operations per second of `operations` in `work`.
 fn rate(operations: f64, work: impl FnOnce()) -> f64 {
-    let begun = Instant::now();
-    work();
-    operations / begun.elapsed().as_secs_f64() / 1e9
+    let mut time = Duration::ZERO;
+    timed(&mut time, work);
+    operations / time.as_secs_f64() / 1e9
 }
 
 struct Case {

@@ -192,6 +192,7 @@ fn gpt_oss_is_unpacked_and_taken_apart() {
 }
 
 #[test]
+#[allow(clippy::float_cmp, reason = "these are exact")]
 fn fp8_comes_with_its_scales() {
     let folder = tempfile::tempdir().unwrap();
     let model = Model { hidden: 130, intermediate: 3, shared: 0, ..small("deepseek-v3", 1, 1) };

@@ -137,6 +137,8 @@ fn what_cannot_run_says_why() {
         (format!("run {SAMPLE} --model gpt-oss-20b --ranks 8 --num-layers 99"), "expected 1 to 16"),
         (format!("run {SAMPLE} --model gpt-oss-20b --ranks 8 --router softmax"), "leave TRACE out"),
         (format!("{SMALL} --plan-on 1"), "--plan-on 1"),
+        (format!("{SMALL} --skew nan"), "--skew NaN"),
+        (format!("{SMALL} --capacity=-1"), "--capacity"),
         ("run --model olmoe-1b-7b --ranks 4 --hidden 0".into(), "--hidden 0"),
         ("run --model olmoe-1b-7b --ranks 4 --experts-per-token 65".into(), "top-65 of 64"),
         ("run no-such-trace --model olmoe-1b-7b --ranks 4".into(), "no-such-trace"),

@@ -89,7 +89,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// How long one rank took for each phase, alone on the machine.
+/// How long one rank took for each phase, alone: on the CPU, processor time of its thread.
 pub type Times = [Duration; Phase::ALL.len()];
 
 /// How tokens get their experts.

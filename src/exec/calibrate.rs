@@ -4,6 +4,7 @@
 //! `max(read, token * tile * ceil(tokens / tile))` picoseconds (Williams et al., *Roofline*, 2009). Real costs bend where the
 //! roofline has a corner, and experts of one rank are taken to add up; the residual says how wrong both are.
 
+use super::clock::timed;
 use super::cpu::Ffn;
 use super::error::ExecError;
 use super::random::Stream;
@@ -13,7 +14,7 @@ use crate::model::Model;
 use crate::simulate::Summary;
 use crate::split::Roofline;
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
+use std::time::Duration;
 
 /// What a file of a fit calls itself.
 pub const FORMAT: &str = "evenkeel.roofline/1";
@@ -28,7 +29,7 @@ pub struct Point {
     pub experts: u64,
     /// Tokens of each.
     pub tokens: u64,
-    /// Microseconds of all of them, one after the other on one core; the median of the rounds.
+    /// Microseconds of processor time of all of them, one after the other; the median of the rounds.
     pub us: f64,
 }
 
@@ -86,14 +87,16 @@ pub fn measure(
     for round in 0..=sweep.rounds {
         for ((active, tokens), times) in grid().zip(&mut times) {
             let x = &x[..tokens as usize * hidden];
-            let begun = Instant::now();
-            for _ in 0..active {
-                next = (next + 1) % pool;
-                ffn.run(&experts[next], model.activation, x, hidden, &mut out);
-            }
+            let mut time = Duration::ZERO;
+            timed(&mut time, || {
+                for _ in 0..active {
+                    next = (next + 1) % pool;
+                    ffn.run(&experts[next], model.activation, x, hidden, &mut out);
+                }
+            });
             // The first round touches all memory.
             if round > 0 {
-                times.push(begun.elapsed().as_secs_f64() * 1e6);
+                times.push(time.as_secs_f64() * 1e6);
             }
         }
         progress.steps(round, sweep.rounds);

@@ -8,12 +8,13 @@
 //! ```
 //!
 //! on whatever implements [`Backend`]; [`cpu`] is the one for any machine. What comes out does not depend on placement or
-//! split: [`reference`] is the same layer in one memory and `f64`, without any of them.
+//! split: [`mod@reference`] is the same layer in one memory and `f64`, without any of them.
 
 pub mod activations;
 mod backend;
 pub mod calibrate;
 pub mod checkpoint;
+pub mod clock;
 pub mod cpu;
 mod error;
 pub mod feed;

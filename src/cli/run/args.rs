@@ -74,8 +74,9 @@ pub(crate) struct RunArgs {
     /// Without TRACE: how far what they share turns per step, in radians
     #[arg(long, value_name = "RADIANS", default_value_t = 0.02, help_heading = "Routing")]
     pub(super) drift: f64,
-    /// Placement policy: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY
-    #[arg(long, value_name = "NAME", default_value = "eplb", help_heading = "Plan")]
+    /// Placement policy: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse (also recourse:cvar=0.9, recourse:worst),
+    /// lp-round, milp
+    #[arg(long, value_name = "NAME", default_value = "recourse", help_heading = "Plan")]
     pub(super) policy: String,
     /// Split: even, affine5, lp, exact
     #[arg(long, value_name = "NAME", default_value = "exact", help_heading = "Plan")]
@@ -137,6 +138,12 @@ impl RunArgs {
         }
         if !(1..=model.experts).contains(&model.top_k) {
             bail!("top-{} of {} experts: expected 1 to {}", model.top_k, model.experts, model.experts);
+        }
+        if !(0.0..=1.0).contains(&self.skew) || !self.drift.is_finite() {
+            bail!("--skew {} --drift {}: expected a part of 0 to 1, and an angle", self.skew, self.drift);
+        }
+        if self.capacity.is_some_and(|factor| !(0.0..=1e6).contains(&factor)) {
+            bail!("--capacity: expected a factor of 0 to 1e6");
         }
         Ok(model)
     }

@@ -21,6 +21,9 @@ use evenkeel::trace::Format;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Bytes of experts that are worth a word before they are made.
+const LARGE: u64 = 8 << 30;
+
 pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
     args.backend.available()?;
     let model = args.model()?;
@@ -30,6 +33,11 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
     let policy = place::policy(&args.policy, args.cluster.groups, &cluster)?;
     let layers = layers(args, &feed)?;
     let (plan_on, steps) = steps(args, &feed, output)?;
+    let expert = model.expert_parameters() * args.dtype.bytes();
+    let bytes = expert * (cluster.slots() * layers.len()) as u64;
+    if bytes > LARGE {
+        output.note(&format!("experts take {:.0} GiB of memory", bytes as f64 / f64::from(1 << 30)));
+    }
     let weights = weights(args, model, &router)?;
     let run = Run {
         exec: ExecConfig {
@@ -100,13 +108,12 @@ fn finish(
 
 /// Placements of the first step: of the first part of the trace, or of steps that are run for it.
 fn placements(run: &Run<'_>, plan_on: &Range<usize>, bar: &Bar) -> anyhow::Result<Vec<Placement>> {
-    Ok(match run.feed.trace() {
-        Some(trace) => run.place(trace, &run.layers, plan_on.clone())?,
-        None => {
-            let profile = run.profile(plan_on.clone(), bar)?;
-            run.place(&profile, &run.layers, 0..plan_on.len())?
-        }
-    })
+    if let Some(trace) = run.feed.trace() {
+        return Ok(run.place(trace, &run.layers, plan_on.clone())?);
+    }
+    let (layers, profile): (Vec<usize>, _) =
+        ((0..run.layers.len()).collect(), run.profile(plan_on.clone(), bar)?);
+    Ok(run.place(&profile, &layers, 0..plan_on.len())?)
 }
 
 fn weights(args: &RunArgs, model: Model, router: &Router) -> anyhow::Result<Arc<dyn WeightSource>> {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub(super) struct Files {
     folder: PathBuf,
-    files: Vec<(PathBuf, Mmap)>,
+    mapped: Vec<(PathBuf, Mmap)>,
     /// Where each tensor is: its file, where its file's numbers begin, and what the file says about it.
     tensors: HashMap<String, (usize, usize, TensorInfo)>,
 }
@@ -46,7 +46,7 @@ impl Files {
         if paths.is_empty() {
             return Err(wrong(folder, "no .safetensors file in this folder".into()));
         }
-        let mut all = Self { folder: folder.to_owned(), files: Vec::new(), tensors: HashMap::new() };
+        let mut all = Self { folder: folder.to_owned(), mapped: Vec::new(), tensors: HashMap::new() };
         for path in paths {
             all.add(path)?;
         }
@@ -63,9 +63,9 @@ impl Files {
         for (name, info) in metadata.tensors() {
             match self.tensors.entry(name) {
                 // Behind eight bytes of length and the header.
-                Entry::Vacant(place) => place.insert((self.files.len(), 8 + header, info.clone())),
+                Entry::Vacant(place) => place.insert((self.mapped.len(), 8 + header, info.clone())),
                 Entry::Occupied(known) => {
-                    let other = &self.files[known.get().0].0;
+                    let other = &self.mapped[known.get().0].0;
                     return Err(wrong(
                         &path,
                         format!("tensor {} is in {} as well", known.key(), other.display()),
@@ -73,7 +73,7 @@ impl Files {
                 }
             };
         }
-        self.files.push((path, map));
+        self.mapped.push((path, map));
         Ok(())
     }
 
@@ -87,7 +87,7 @@ impl Files {
 
     pub(super) fn get(&self, name: &str) -> Option<Tensor<'_>> {
         let (file, start, info) = self.tensors.get(name)?;
-        let (path, map) = &self.files[*file];
+        let (path, map) = &self.mapped[*file];
         let (from, to) = info.data_offsets;
         // In range, as was checked when the file was opened.
         let bytes = map.get(start + from..start + to)?;

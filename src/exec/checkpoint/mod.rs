@@ -94,11 +94,11 @@ impl Checkpoint {
     fn matrix(&self, layer: usize, rest: &str, shape: [usize; 2]) -> Result<Matrix, ExecError> {
         let name = self.name(layer, rest)?;
         // As it is stored, where it is stored so.
-        if let (Some(tensor), Dtype::Bf16) = (self.files.get(&name), self.dtype) {
-            if let Some(numbers) = tensor.bf16() {
-                tensor.has_shape(&shape)?;
-                return Ok(Matrix::Bf16(numbers));
-            }
+        if let (Some(tensor), Dtype::Bf16) = (self.files.get(&name), self.dtype)
+            && let Some(numbers) = tensor.bf16()
+        {
+            tensor.has_shape(&shape)?;
+            return Ok(Matrix::Bf16(numbers));
         }
         Ok(Matrix::new(self.dtype, self.numbers(layer, rest, &shape)?))
     }

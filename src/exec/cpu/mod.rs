@@ -1,4 +1,5 @@
-//! The CPU backend: ranks as isolated memories, one after the other on one thread, each phase of each rank timed alone.
+//! The CPU backend: ranks as isolated memories, one after the other on one thread, each phase of each rank timed
+//! alone, in processor time of that thread.
 //!
 //! In: the tokens of every rank. Out: what the layer adds to them. Between ranks only three things pass, all explicit: the
 //! counts (all-gathered), a parcel per (source, destination) with each token once, and its answer with one weighted row per
@@ -16,6 +17,7 @@ pub use ffn::Ffn;
 pub use matmul::times_transposed;
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, Times};
+use super::clock::timed;
 use super::error::ExecError;
 
 use super::weights::{ExpertWeights, WeightSource};
@@ -27,7 +29,7 @@ use rank::{Own, Rank, Replicated, Slots};
 use side::Side;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use work::Work;
 
 /// The CPU backend.
@@ -327,11 +329,4 @@ impl Backend for Cpu {
 fn of_rank(placement: &Placement, rank: usize) -> &[Option<u32>] {
     let per_rank = placement.slots_per_rank();
     placement.slots().get(rank * per_rank..(rank + 1) * per_rank).unwrap_or_default()
-}
-
-fn timed<T>(time: &mut Duration, work: impl FnOnce() -> T) -> T {
-    let begun = Instant::now();
-    let done = work();
-    *time += begun.elapsed();
-    done
 }

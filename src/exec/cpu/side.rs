@@ -1,11 +1,12 @@
 //! The thread beside the forward pass that copies experts into staging slots.
 
+use crate::exec::clock::timed;
 use crate::exec::error::ExecError;
 use crate::exec::weights::ExpertWeights;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// An expert for a rank.
 #[derive(Debug)]
@@ -33,9 +34,8 @@ impl Side {
         let (finished, done) = channel();
         let thread = std::thread::spawn(move || {
             for mut job in taken {
-                let begun = Instant::now();
-                job.weights = Arc::new(ExpertWeights::clone(&job.weights));
-                job.took = begun.elapsed();
+                let Parcelled { weights, took, .. } = &mut job;
+                timed(took, || *weights = Arc::new(ExpertWeights::clone(weights)));
                 if finished.send(job).is_err() {
                     return;
                 }

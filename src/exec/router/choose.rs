@@ -2,6 +2,9 @@
 
 use super::{Capacity, Overflow, RouterLoss, Routing};
 
+/// Whether a token makes its second choice, given its weights.
+pub(super) type Keep<'a> = &'a mut dyn FnMut(&[f64]) -> bool;
+
 /// Scores of all tokens of one source, and then the choices made by them.
 #[derive(Debug)]
 pub(super) struct Chosen {
@@ -48,7 +51,7 @@ impl Chosen {
         self,
         capacity: Option<Capacity>,
         normalise: impl Fn(&mut [f64]),
-        mut keep: Option<&mut dyn FnMut(&[f64]) -> bool>,
+        mut keep: Option<Keep<'_>>,
         loss: RouterLoss,
     ) -> Routing {
         let k = self.top_k;

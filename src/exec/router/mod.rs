@@ -22,7 +22,7 @@ pub use soft::{Soft, SoftMix};
 
 use super::random::Stream;
 use crate::model::Model;
-use choose::Chosen;
+use choose::{Chosen, Keep};
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
@@ -241,7 +241,7 @@ impl Router {
         }
         let loss = RouterLoss::of(logits, width, experts, &chosen);
         let second = |gates: &[f64]| gshard::visits(gates, &mut random);
-        let keep: Option<&mut dyn FnMut(&[f64]) -> bool> = match self {
+        let keep: Option<Keep<'_>> = match self {
             Router::Gshard => Some(&mut { second }),
             _ => None,
         };

@@ -124,7 +124,7 @@ impl Run<'_> {
                     row.predicted = self.predict(backend, &run)?;
                 }
                 row.take(variant, &run);
-                outcome.take(variant, run, at > 0 || self.steps.len() == 1);
+                outcome.take(variant, &run, at > 0 || self.steps.len() == 1);
             }
             outcome.memory(planned);
             outcome.steps.push(row);

@@ -121,7 +121,7 @@ impl Outcome {
         }
     }
 
-    pub(super) fn take(&mut self, variant: Variant, run: StepRun, timed: bool) {
+    pub(super) fn take(&mut self, variant: Variant, run: &StepRun, timed: bool) {
         for layer in &run.layers {
             if timed {
                 for (sum, times) in self.times[variant as usize].iter_mut().zip(&layer.times) {

@@ -15,12 +15,28 @@ use crate::place::Placement;
 pub struct Shares {
     /// Copies of expert `e` are `starts[e]..starts[e + 1]`, in ascending order of their slots.
     starts: Vec<usize>,
+    /// Experts with one copy: there is nothing to share out.
+    single: Vec<Single>,
+    /// The others.
+    shared: Vec<u32>,
     /// `[source][copy]`
     tokens: Vec<u64>,
     traffic: Traffic,
     /// What is left to match of the expert at hand: tokens per source, quota per copy.
     supply: Vec<u64>,
     demand: Vec<u64>,
+    /// Tokens of each single expert.
+    sums: Vec<u64>,
+}
+
+/// An expert with one copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Single {
+    expert: u32,
+    /// Its copy, among all copies.
+    copy: u32,
+    slot: u32,
+    rank: u32,
 }
 
 /// Where tokens are served, seen from where they come from. Units: (token, expert) pairs.
@@ -59,8 +75,19 @@ impl Shares {
         for e in 0..placement.experts() {
             starts.push(starts[e] + placement.copies(e).len());
         }
+        let (mut single, mut shared) = (vec![], vec![]);
+        for (expert, &copy) in starts[..placement.experts()].iter().enumerate() {
+            match placement.copies(expert) {
+                &[slot] => {
+                    let rank = placement.rank_of(slot) as u32;
+                    single.push(Single { expert: expert as u32, copy: copy as u32, slot, rank });
+                }
+                _ => shared.push(expert as u32),
+            }
+        }
         let tokens = vec![0; placement.ranks() * starts[placement.experts()]];
-        Self { starts, tokens, traffic: Traffic::default(), supply: vec![], demand: vec![] }
+        let (traffic, sums) = (Traffic::default(), vec![0; single.len()]);
+        Self { starts, single, shared, tokens, traffic, supply: vec![], demand: vec![], sums }
     }
 
     /// Shares out the quotas of `split` among the sources; `counts` is `[source][expert]`, one source per rank.
@@ -81,9 +108,10 @@ impl Shares {
             return Err(SplitError::Shape { given: counts.len(), experts: ranks * experts });
         }
         let per_node = ranks / cluster.nodes();
-        self.tokens.fill(0);
         self.traffic = Traffic::default();
-        for e in 0..experts {
+        self.fill_single(split, counts, per_node)?;
+        for at in 0..self.shared.len() {
+            let e = self.shared[at] as usize;
             let slots = placement.copies(e);
             self.supply.clear();
             self.supply.extend((0..ranks).map(|source| counts[source * experts + e]));
@@ -104,6 +132,37 @@ impl Shares {
                 self.traffic.elsewhere += self.serve(e, copy, 0..ranks);
             }
         }
+        Ok(())
+    }
+
+    /// Gives all tokens of the experts with one copy to it, and clears the shares of the others.
+    fn fill_single(&mut self, split: &Split, counts: &[u64], per_node: usize) -> Result<(), SplitError> {
+        let (experts, copies) = (self.starts.len() - 1, self.starts[self.starts.len() - 1]);
+        let (mut all, mut own_rank, mut within) = (0, 0, 0);
+        self.sums.fill(0);
+        for (source, (row, shares)) in
+            counts.chunks_exact(experts).zip(self.tokens.chunks_exact_mut(copies)).enumerate()
+        {
+            let node = source / per_node;
+            for (one, sum) in self.single.iter().zip(&mut self.sums) {
+                let tokens = row[one.expert as usize];
+                shares[one.copy as usize] = tokens;
+                // What wraps around is wrong, and found below.
+                *sum = sum.saturating_add(tokens);
+                all = u64::wrapping_add(all, tokens);
+                own_rank = u64::wrapping_add(own_rank, if one.rank as usize == source { tokens } else { 0 });
+                let near = one.rank as usize / per_node == node;
+                within = u64::wrapping_add(within, if near { tokens } else { 0 });
+            }
+            for &expert in &self.shared {
+                shares[self.starts[expert as usize]..self.starts[expert as usize + 1]].fill(0);
+            }
+        }
+        let wrong = |(one, sum): &(&Single, &u64)| split.quotas[one.slot as usize] != **sum;
+        if let Some((one, _)) = self.single.iter().zip(&self.sums).find(wrong) {
+            return Err(SplitError::Counts { expert: one.expert as usize });
+        }
+        self.traffic = Traffic { own_rank, own_node: within - own_rank, elsewhere: all - within };
         Ok(())
     }
 

@@ -9,6 +9,7 @@ mod cluster_args;
 mod export;
 mod further;
 mod goal_args;
+mod links;
 mod model_args;
 mod output;
 mod past_args;

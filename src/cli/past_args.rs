@@ -1,18 +1,22 @@
 //! Planning with a past, as asked for on the command line: previous plan, losses, moves and whether they pay.
 
 use super::cluster_args::ClusterArgs;
-use super::model_args::ModelOnGpu;
+use super::model_args::{ModelOnGpu, ModelPerhapsOnGpu};
 use super::output::{Output, table};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::cluster::Cluster;
 use evenkeel::place::without_ranks;
-use evenkeel::plan::{Changed, Horizon, Plan};
+use evenkeel::plan::{Changed, Horizon, LinkBudget, Plan};
 use evenkeel::split::roofline;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
+/// Bytes of a mebibyte.
+pub(super) const MIB: u64 = 1 << 20;
+
 #[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("priced").args(["horizon_steps", "link_budget"]))]
 pub(crate) struct PastArgs {
     /// The plan in force: what can stay stays, and its moves are counted; its cluster is taken from it
     #[arg(long, value_name = "PLAN", help_heading = "Coming from a plan")]
@@ -41,12 +45,25 @@ pub(crate) struct PastArgs {
         help_heading = "Coming from a plan"
     )]
     pub(super) horizon_steps: Option<u64>,
+    /// Most MiB of expert weights that any one rank may receive, all layers together; needs --model
+    ///
+    /// Every layer is planned again with room for 1, 2, 4, .. moves; moves are made where they lower the exact peaks most per
+    /// move, as long as every receiver has room.
+    #[arg(
+        long,
+        value_name = "MIB",
+        requires_all = ["previous", "model"],
+        conflicts_with_all = ["without_rank", "horizon_steps"],
+        help_heading = "Coming from a plan"
+    )]
+    pub(super) link_budget: Option<u64>,
     /// With --horizon-steps: what a rank receives, in gigabits per second
     #[arg(long, value_name = "GBPS", requires = "horizon_steps", help_heading = "Coming from a plan")]
     pub(super) link_gbps: Option<u64>,
-    /// With --horizon-steps: how much an expert weighs and how long its tokens take, as in deepseek-v3,h100
-    #[arg(long, value_name = "MODEL,GPU", requires = "horizon_steps", help_heading = "Coming from a plan")]
-    pub(super) model: Option<ModelOnGpu>,
+    /// With --horizon-steps: how much an expert weighs and how long its tokens take, as in deepseek-v3,h100; with
+    /// --link-budget the model alone will do
+    #[arg(long, value_name = "MODEL[,GPU]", requires = "priced", help_heading = "Coming from a plan")]
+    pub(super) model: Option<ModelPerhapsOnGpu>,
 }
 
 impl PastArgs {
@@ -94,7 +111,15 @@ impl PastArgs {
         let (Some(steps), Some(gbps), Some(on)) = (self.horizon_steps, self.link_gbps, self.model) else {
             return Ok(None);
         };
-        horizon(steps, gbps, on).map(Some)
+        horizon(steps, gbps, on.with_gpu("--horizon-steps")?).map(Some)
+    }
+
+    /// Where links are limited, what each rank may receive.
+    pub(super) fn link_budget(&self) -> anyhow::Result<Option<LinkBudget>> {
+        let (Some(mib), Some(on)) = (self.link_budget, self.model) else { return Ok(None) };
+        let bytes =
+            mib.checked_mul(MIB).with_context(|| format!("--link-budget {mib}: too many bytes to count"))?;
+        Ok(Some(LinkBudget { bytes, expert_bytes: on.model.expert_bytes() }))
     }
 }
 

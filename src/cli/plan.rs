@@ -2,6 +2,7 @@
 
 use super::and_args::{self, And};
 use super::cluster_args::ClusterArgs;
+use super::links::Links;
 use super::output::{Bar, Output, print, write_file};
 use super::past_args::PastArgs;
 use super::plan_check::{self, CheckArgs};
@@ -69,7 +70,7 @@ struct PlanArgs {
     /// Every expert survives the loss of any one rank (1), or as many as the slots allow, heaviest first (best)
     ///
     /// What each possible loss does to the imbalance is computed exactly, and the worst is told.
-    #[arg(long, value_name = "1|best", conflicts_with_all = ["max_moves", "without_rank"])]
+    #[arg(long, value_name = "1|best", conflicts_with_all = ["max_moves", "without_rank", "link_budget"])]
     secure: Option<Secure>,
     /// Redundant slots of all layers together: layers get them where they lower peaks most, the others stay empty
     #[arg(long, value_name = "SLOTS", conflicts_with_all = ["previous", "redundant", "uneven"])]
@@ -82,7 +83,7 @@ struct PlanArgs {
         long,
         value_name = "N,..",
         value_delimiter = ',',
-        conflicts_with_all = ["secure", "memory_budget", "without_rank", "horizon_steps", "report"]
+        conflicts_with_all = ["secure", "memory_budget", "without_rank", "horizon_steps", "link_budget", "report"]
     )]
     speeds: Vec<u32>,
     /// Write the plan here; `-` is stdout
@@ -127,9 +128,17 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
             max_moves: args.past.max_moves,
             horizon: more.horizon,
         };
-        let (made, changes) = Plan::make_after(&trace, &cluster, policy.as_ref(), &past, origin, &bar)?;
-        more.changes = Some(changes);
-        made
+        if let Some(budget) = args.past.link_budget()? {
+            let how = (&past, budget);
+            let linked = Plan::make_linked(&trace, &cluster, policy.as_ref(), how, origin, &bar)?;
+            more.links = Some(Links::of(&linked, budget));
+            more.changes = Some(linked.changes);
+            linked.made
+        } else {
+            let (made, changes) = Plan::make_after(&trace, &cluster, policy.as_ref(), &past, origin, &bar)?;
+            more.changes = Some(changes);
+            made
+        }
     } else if let Some(budget) = args.memory_budget {
         let shape = (cluster.ranks(), cluster.nodes());
         let (made, redundant) = Plan::make_within(&trace, shape, policy.as_ref(), budget, origin, &bar)?;

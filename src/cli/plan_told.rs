@@ -1,6 +1,7 @@
 //! What `evenkeel plan` tells of a plan, in words and as a document.
 
 use super::and_args::Parts;
+use super::links::Links;
 use super::output::table;
 use super::speeds::BySpeed;
 use super::{past_args, secure_args};
@@ -15,6 +16,8 @@ use std::path::Path;
 pub(super) struct Further {
     pub(super) horizon: Option<Horizon>,
     pub(super) changes: Option<Vec<Changed>>,
+    /// What ranks receive, under a budget for all layers.
+    pub(super) links: Option<Links>,
     pub(super) losses: Option<Vec<(u32, Vec<AfterLoss>)>>,
     /// Redundant slots of each layer, under a budget for all.
     pub(super) redundant: Option<Vec<usize>>,
@@ -36,6 +39,9 @@ impl Further {
         }
         if let Some(changes) = &self.changes {
             text += &past_args::words(plan, changes, self.horizon.as_ref(), verbose);
+        }
+        if let Some(links) = &self.links {
+            text += &links.words();
         }
         if let Some(losses) = &self.losses {
             text += &secure_args::words(losses);
@@ -72,6 +78,7 @@ pub(super) fn document(
                              "layers_above_mean": Bound::of_all(&made.bounds).1 },
         "plan_ms": made.plan_time.as_secs_f64() * 1e3,
         "moves": more.changes.as_ref().map(|changes| past_args::document(plan, changes)),
+        "link_budget": more.links.as_ref().map(Links::document),
         "after_loss": more.losses.as_ref().map(|losses| secure_args::document(losses)),
         "redundant_by_layer": more.redundant,
         "on_each_trace": more.parts.as_ref().map(Parts::document),

@@ -8,8 +8,8 @@
 /// One choice for one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Level {
-    /// Redundant slots of the layer.
-    pub redundant: usize,
+    /// What it costs: redundant slots of the layer, or moves.
+    pub cost: usize,
     /// Sum of the exact peaks of its batches.
     pub peaks: u64,
 }
@@ -19,7 +19,7 @@ pub struct Level {
 /// Levels of a layer are in ascending order of slots; the first is what it has at least. `None` where even those exceed the
 /// budget.
 pub fn spend(layers: &[Vec<Level>], budget: usize) -> Option<Vec<usize>> {
-    let least: usize = layers.iter().map(|levels| levels.first().map_or(0, |level| level.redundant)).sum();
+    let least: usize = layers.iter().map(|levels| levels.first().map_or(0, |level| level.cost)).sum();
     let mut left = budget.checked_sub(least)?;
     let envelopes: Vec<Vec<usize>> = layers.iter().map(|levels| envelope(levels)).collect();
     // Where each layer stands on its envelope.
@@ -29,7 +29,7 @@ pub fn spend(layers: &[Vec<Level>], budget: usize) -> Option<Vec<usize>> {
         for (layer, envelope) in envelopes.iter().enumerate() {
             let Some(&next) = envelope.get(at[layer] + 1) else { continue };
             let (from, to) = (layers[layer][envelope[at[layer]]], layers[layer][next]);
-            let (slots, saved) = ((to.redundant - from.redundant) as u64, from.peaks - to.peaks);
+            let (slots, saved) = ((to.cost - from.cost) as u64, from.peaks - to.peaks);
             // More tokens saved per slot; the lowest layer of several.
             let better = |&(most, per, _): &(u64, u64, usize)| {
                 u128::from(saved) * u128::from(per) > u128::from(most) * u128::from(slots)
@@ -46,7 +46,7 @@ pub fn spend(layers: &[Vec<Level>], budget: usize) -> Option<Vec<usize>> {
 }
 
 /// The levels on the lower convex envelope that each save something, by index; the first always belongs to it.
-fn envelope(levels: &[Level]) -> Vec<usize> {
+pub(super) fn envelope(levels: &[Level]) -> Vec<usize> {
     let mut kept: Vec<usize> = Vec::new();
     for (index, level) in levels.iter().enumerate() {
         if kept.last().is_some_and(|&last| levels[last].peaks <= level.peaks) {
@@ -54,8 +54,7 @@ fn envelope(levels: &[Level]) -> Vec<usize> {
         }
         while let [.., a, b] = kept[..] {
             let (a, b) = (levels[a], levels[b]);
-            let slope =
-                |x: Level, y: Level| (u128::from(x.peaks - y.peaks), (y.redundant - x.redundant) as u128);
+            let slope = |x: Level, y: Level| (u128::from(x.peaks - y.peaks), (y.cost - x.cost) as u128);
             let ((saved, slots), (saved_next, slots_next)) = (slope(a, b), slope(b, *level));
             if saved * slots_next >= saved_next * slots {
                 break;
@@ -73,7 +72,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn levels(points: &[(usize, u64)]) -> Vec<Level> {
-        points.iter().map(|&(redundant, peaks)| Level { redundant, peaks }).collect()
+        points.iter().map(|&(cost, peaks)| Level { cost, peaks }).collect()
     }
 
     #[test]
@@ -102,7 +101,7 @@ mod tests {
                 levels(&[vec![(0, 200)], rest.collect()].concat())
             }).collect();
             let chosen = spend(&layers, budget).unwrap();
-            let cost = |at: &[usize]| at.iter().zip(&layers).map(|(&k, l)| l[k].redundant).sum::<usize>();
+            let cost = |at: &[usize]| at.iter().zip(&layers).map(|(&k, l)| l[k].cost).sum::<usize>();
             let peaks = |at: &[usize]| at.iter().zip(&layers).map(|(&k, l)| l[k].peaks).sum::<u64>();
             prop_assert!(cost(&chosen) <= budget);
             for a in 0..4 { for b in 0..4 { for c in 0..4 {

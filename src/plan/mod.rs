@@ -5,6 +5,7 @@
 
 mod budget;
 mod given;
+mod link;
 mod make;
 mod past;
 mod within;
@@ -12,6 +13,7 @@ mod within;
 pub use crate::split::{Horizon, Verdict};
 pub use budget::{Level, spend};
 pub use given::Given;
+pub use link::{LinkBudget, Linked};
 pub use make::{Made, Origin};
 pub use past::{Changed, Past};
 

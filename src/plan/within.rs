@@ -43,13 +43,12 @@ impl Plan {
             .collect::<Result<_, _>>()?;
         let curves: Vec<Vec<Level>> = tried.iter().map(|(levels, _)| levels.clone()).collect();
         let Some(chosen) = spend(&curves, budget) else {
-            let least: usize = curves.iter().map(|levels| levels[0].redundant).sum();
+            let least: usize = curves.iter().map(|levels| levels[0].cost).sum();
             let reason =
                 format!("--memory-budget {budget}: needs {least} redundant slots at least in all layers");
             return Err(named(busy[0])(PlaceError::Shape { policy: policy.name(), reason }));
         };
-        let redundant: Vec<usize> =
-            chosen.iter().zip(&curves).map(|(&at, levels)| levels[at].redundant).collect();
+        let redundant: Vec<usize> = chosen.iter().zip(&curves).map(|(&at, levels)| levels[at].cost).collect();
         let most = redundant.iter().copied().max().unwrap_or(0);
         let cluster =
             clusters.iter().copied().find(|cluster| cluster.slots() - experts == most).unwrap_or(clusters[0]);
@@ -92,8 +91,8 @@ fn levels(
     for cluster in clusters {
         match policy.place(history, cluster) {
             Ok(placement) => {
-                let redundant = cluster.slots() - history.experts();
-                levels.push(Level { redundant, peaks: scenarios.of_placement(&placement)? });
+                let cost = cluster.slots() - history.experts();
+                levels.push(Level { cost, peaks: scenarios.of_placement(&placement)? });
                 placements.push(placement);
             }
             Err(error) => refused = Some(error),

@@ -210,6 +210,11 @@ fn fp8_comes_with_its_scales() {
     let (up, down) = (expert.up.wide(), expert.down.wide());
     assert_eq!([up[0], up[1], up[127], up[128], up[129], up[130]], [0.5, -1.0, -1.0, 4.0, -8.0, 0.5]);
     assert_eq!([down[0], down[127 * 3], down[128 * 3], down[129 * 3 + 2]], [0.5, -1.0, 4.0, -8.0]);
+    // Finite numbers by a finite scale, but not what they make.
+    out[2].3 = f32::MAX.to_le_bytes().repeat(2);
+    write(&folder.path().join("model.safetensors"), &out);
+    let infinite = Checkpoint::open(folder.path(), model, Dtype::F32).unwrap().expert(0, 0).unwrap_err();
+    assert!(infinite.to_string().contains("not finite"), "{infinite}");
 }
 
 #[test]

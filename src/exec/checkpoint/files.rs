@@ -139,9 +139,14 @@ impl Tensor<'_> {
                 return Err(self.wrong(&reason));
             }
         };
-        if numbers.iter().any(|x| !x.is_finite()) {
-            return Err(self.wrong("a number that is not finite"));
+        self.finite(numbers)
+    }
+
+    /// These numbers of it, where all are finite.
+    pub(super) fn finite(&self, numbers: Vec<f32>) -> Result<Vec<f32>, ExecError> {
+        if numbers.iter().all(|x| x.is_finite()) {
+            return Ok(numbers);
         }
-        Ok(numbers)
+        Err(self.wrong("a number that is not finite"))
     }
 }

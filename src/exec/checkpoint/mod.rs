@@ -81,7 +81,7 @@ impl Checkpoint {
         if let (Some(scales), &[_, columns]) = (scales, shape) {
             decode::scale_blocks(&mut numbers, columns, &scales);
         }
-        Ok(Some(numbers))
+        Ok(Some(tensor.finite(numbers)?))
     }
 
     fn numbers(&self, layer: usize, rest: &str, shape: &[usize]) -> Result<Vec<f32>, ExecError> {
@@ -164,7 +164,8 @@ impl Checkpoint {
             return Err(self.files.wrong(format!("{name}: rows of {columns} numbers are no blocks of 32")));
         }
         let (blocks, scales) = (blocks.part(expert, experts)?, scales.part(expert, experts)?);
-        Ok(decode::mxfp4(blocks.bytes()?, scales.bytes()?))
+        // A scale of all ones stands for no number.
+        scales.finite(decode::mxfp4(blocks.bytes()?, scales.bytes()?))
     }
 
     fn bias(&self, layer: usize, rest: &str, expert: usize, width: usize) -> Result<Vec<f32>, ExecError> {

@@ -2,7 +2,7 @@
 //!
 //! In: a trace, a policy, the previous plan, the bytes that a rank may receive. Out: the plan, in which the layers move that
 //! gain most. Every layer is planned again with room for 1, 2, 4, .. moves and for as many as the policy wants, each judged by
-//! its exact peaks ([`levels`]). Then moves are bought as long as every receiver has room ([`buy`]).
+//! its exact peaks ([`choices`]). Then moves are bought as long as every receiver has room ([`buy`]).
 
 use super::budget::envelope;
 use super::{Changed, Level, Made, Origin, Past, Plan};

@@ -1,0 +1,150 @@
+//! Planning again within a link budget, as a user runs it.
+
+#![allow(clippy::unwrap_used)]
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn evenkeel(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).output().unwrap()
+}
+
+fn stdout(args: &[&str]) -> String {
+    let output = evenkeel(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn document(args: &[&str]) -> Value {
+    serde_json::from_str(&stdout(args)).unwrap()
+}
+
+/// The message of a command that must fail with exit code 1.
+fn refusal(args: &[&str]) -> String {
+    let output = evenkeel(args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+    stderr
+}
+
+/// A trace of `steps` x 2 layers (ids 3 and 5) x 16 experts whose heavy expert is `heavy(step)`.
+fn trace_file(folder: &Path, name: &str, steps: u64, heavy: impl Fn(u64) -> u64) -> String {
+    let mut text = String::from("step,layer,expert,tokens\n");
+    for step in 0..steps {
+        for layer in [3, 5] {
+            for expert in 0..16u64 {
+                let tokens = 20
+                    + 90 * u64::from(expert == (layer + heavy(step)) % 16)
+                    + (step * 31 + expert * expert * 17 + layer) % 23;
+                text += &format!("{step},{layer},{expert},{tokens}\n");
+            }
+        }
+    }
+    let path = folder.join(name);
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn plan(trace: &str, out: &str, more: &[&str]) -> Value {
+    document(&[&["plan", trace, "-o", out, "--json"], more].concat())
+}
+
+/// The slots of every layer of a plan file.
+fn slots(path: &str) -> Vec<Value> {
+    let plan: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    plan["layers"].as_array().unwrap().iter().map(|layer| layer["slots"].clone()).collect()
+}
+
+/// Planned again from `previous` with so many MiB for each receiver; an expert has 42.
+fn linked(trace: &str, previous: &str, out: &str, mib: &str, more: &[&str]) -> Value {
+    let base = ["--previous", previous, "--link-budget", mib, "--model", "deepseek-v3"];
+    plan(trace, out, &[&base[..], more].concat())
+}
+
+#[test]
+fn a_link_budget_limits_the_busiest_receiver() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let old = trace_file(folder.path(), "old.csv", 10, |_| 0);
+    let new = trace_file(folder.path(), "new.csv", 10, |step| 4 + step / 5);
+    let (first, next) = (at("first.json"), at("next.json"));
+    for policy in ["eplb", "recourse:iterations=2000"] {
+        let policy = ["--policy", policy];
+        plan(&old, &first, &[&["--ranks", "4"], &policy[..]].concat());
+        let mut least = u64::MAX;
+        // An expert of DeepSeek-V3 has 42 MiB: below that nothing moves.
+        for mib in ["0", "41", "42", "84", "100", "168", "1000000"] {
+            let d = linked(&new, &first, &next, mib, &policy);
+            let (links, room) = (&d["link_budget"], mib.parse::<f64>().unwrap());
+            let busiest = links["busiest_mib"].as_f64().unwrap();
+            assert!(busiest <= room && links["budget_mib"] == room && links["expert_mib"] == 42.0, "{d}");
+            // What is told is what the listed moves weigh.
+            let mut received = [0.0; 4];
+            for m in
+                d["moves"]["layers"].as_array().unwrap().iter().flat_map(|l| l["moves"].as_array().unwrap())
+            {
+                received[m["to"].as_u64().unwrap() as usize] += 42.0;
+            }
+            assert_eq!(links["received_mib"], serde_json::json!(received));
+            assert!(received.iter().all(|&mib| mib <= busiest));
+            let rank = links["busiest_rank"].as_u64().unwrap() as usize;
+            assert_eq!(links["received_mib"][rank], links["busiest_mib"]);
+            if room < 42.0 {
+                assert_eq!((d["moves"]["total"].as_u64(), slots(&next)), (Some(0), slots(&first)));
+            }
+            let sum = links["sum_of_peaks"]["after"].as_u64().unwrap();
+            assert!(sum <= least && links["sum_of_peaks"]["before"].as_u64().unwrap() >= sum, "{mib}: {d}");
+            least = sum;
+        }
+        let words = ["plan", &new, "--previous", &first, "--link-budget", "84", "--model", "deepseek-v3"];
+        let text = stdout(&[&words[..], &policy].concat());
+        assert!(text.contains("of 84.0 MiB used by the busiest receiver (rank "), "{text}");
+    }
+    // At most so many moves in each layer beside it.
+    let d = linked(&new, &first, &next, "100000", &["--max-moves", "1"]);
+    assert!(
+        d["moves"]["layers"].as_array().unwrap().iter().all(|l| l["moves"].as_array().unwrap().len() <= 1)
+    );
+}
+
+#[test]
+fn what_a_link_budget_needs_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let trace = trace_file(folder.path(), "old.csv", 4, |_| 0);
+    let first = at("first.json");
+    plan(&trace, &first, &["--ranks", "4", "--policy", "eplb"]);
+    let usage = |more: &[&str]| {
+        let output = evenkeel(&[&["plan", &trace], more].concat());
+        assert_eq!(output.status.code(), Some(2), "{more:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let previous = ["--previous", &first, "--link-budget", "9"];
+    assert!(usage(&["--ranks", "4", "--link-budget", "9", "--model", "deepseek-v3"]).contains("--previous"));
+    assert!(usage(&previous).contains("--model"));
+    assert!(usage(&["--previous", &first, "--model", "deepseek-v3"]).contains("--link-budget"));
+    for (more, named) in [
+        (&["--model", "gpt-9"][..], "unknown model"),
+        (&["--model", "deepseek-v3", "--without-rank", "1"], "--without-rank"),
+        (&["--model", "deepseek-v3", "--secure", "1"], "--secure"),
+        (&["--model", "deepseek-v3", "--speeds", "1,1,1,2"], "--speeds"),
+    ] {
+        let said = usage(&[&previous[..], more].concat());
+        assert!(said.contains(named), "{said}");
+    }
+    let past = ["plan", &trace, "--previous", &first, "--model", "deepseek-v3"];
+    let wrong = refusal(&[&past[..], &["--horizon-steps", "9", "--link-gbps", "400"]].concat());
+    assert!(wrong.contains("--horizon-steps needs the GPU too, as in deepseek-v3:fp8,h100"), "{wrong}");
+    let wrong = refusal(&[&past[..], &["--link-budget", "18446744073709551615"]].concat());
+    assert!(wrong.contains("too many bytes"), "{wrong}");
+    // A layer that the plan does not have.
+    let text = fs::read_to_string(&trace).unwrap() + "0,6,2,9\n";
+    let wider = at("wider.csv");
+    fs::write(&wider, text).unwrap();
+    let wrong =
+        refusal(&["plan", &wider, "--previous", &first, "--link-budget", "84", "--model", "deepseek-v3"]);
+    assert!(wrong.contains("layer 6") && wrong.contains("the previous plan does not have it"), "{wrong}");
+}

@@ -1,10 +1,11 @@
 //! The loop closed: a model runs, its routing is recorded, forecast, planned for again, and experts move while it runs.
 //!
-//!     cargo run --release --example closed_loop
+//!     cargo run --release --example closed_loop [-- MAX_MOVES]
 //!
 //! Tokens share a direction that turns from step to step, so the experts that a real router prefers change. Three placements
-//! see the same routing: none, the first plan kept for good, and a plan that is made anew of the last steps and moved to
-//! within a budget of bytes per step. Every step is checked against one dense memory in double precision.
+//! see the same routing: none, the first plan kept for good, and one that is planned again on the last steps, coming from what
+//! is in force with few moves (at most MAX_MOVES, where given), and moved to within a budget of bytes per step. Every step is
+//! checked against one dense memory in double precision.
 
 use evenkeel::cluster::Cluster;
 use evenkeel::exec::activations::Activations;
@@ -27,6 +28,7 @@ const WINDOWS: usize = 12;
 const TOKENS_PER_RANK: usize = 32;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let max_moves: Option<usize> = std::env::args().nth(1).map(|most| most.parse()).transpose()?;
     // Qwen3-30B's routing (128 experts, top-8) with experts of a size that runs in a moment.
     let model = Model { hidden: 64, intermediate: 32, ..Model::clone(&"qwen3-30b-a3b".parse()?) };
     let cluster = Cluster::new(8, 1, model.experts, 16)?;
@@ -88,7 +90,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let labels = (0..(window + 1) * WINDOW).map(|at| at.to_string()).collect();
         let trace = Trace::from_loads(model.experts, vec![0], labels, loads.clone())?;
         let recent = History::window(&trace, 0, window * WINDOW..(window + 1) * WINDOW);
-        let placement = policy.place(&recent, &cluster)?;
+        // The first plan comes from nothing planned and may move what it likes.
+        let limit = if first.is_some() { max_moves } else { None };
+        let placement = policy.replan(&recent, &cluster, backend.placement(0), limit)?;
         first.get_or_insert_with(|| placement.clone());
         mover.aim(&backend, 0, placement);
     }

@@ -108,6 +108,26 @@ fn a_router_of_its_own_drifts_and_the_plan_follows() {
 }
 
 #[test]
+fn planning_again_moves_no_more_than_it_may() {
+    for (policy, most) in [("recourse", 0), ("recourse", 2), ("eplb", 3)] {
+        let d = document(
+            &format!(
+                "{SMALL} --redundant 8 --num-layers 2 --policy {policy} --batch-tokens 96 --steps 24 --drift 0.08 \
+                 --replan-every 4 --max-moves {most} --check --alone --json"
+            ),
+            &[],
+        );
+        assert_eq!(d["check"]["ok"], true, "{policy} {most}: {}", d["check"]);
+        assert_eq!(d["imbalance"]["to_the_token"], true);
+        let (plans, copies) = (d["moves"]["plans"].as_u64().unwrap(), d["moves"]["copies"].as_u64().unwrap());
+        assert!(plans >= 4 && copies <= plans * 2 * most, "{policy} {most}: {}", d["moves"]);
+        assert_eq!(copies == 0, most == 0, "{policy} {most}: {}", d["moves"]);
+    }
+    // A limit on nothing.
+    assert_eq!(evenkeel(&format!("{SMALL} --max-moves 2"), &[]).status.code(), Some(2));
+}
+
+#[test]
 fn capacity_drops_and_soft_mixtures_run_too() {
     let dropping = document(&format!("{SMALL} --router switch --capacity 0.5 --steps 3 --check --json"), &[]);
     assert!(dropping["router"]["dropped"].as_u64().unwrap() > 0 && dropping["check"]["ok"] == true);

@@ -5,6 +5,7 @@ use crate::cli::trace_args::TraceArgs;
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use evenkeel::exec::router::{Capacity, Overflow};
+use evenkeel::exec::run::Replan;
 use evenkeel::exec::weights::Dtype;
 use evenkeel::model::Model;
 use evenkeel::split::Method;
@@ -84,12 +85,16 @@ pub(crate) struct RunArgs {
     /// Share of the steps to plan on; the rest may run
     #[arg(long, value_name = "SHARE", default_value_t = 0.4, help_heading = "Plan")]
     pub(super) plan_on: f64,
-    /// Plan again after so many steps, on these, and move experts while running; later where moves are still under way
+    /// Plan again after so many steps, on these, from what is in force with few moves, and move experts while running; later
+    /// where moves are still under way
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Plan")]
     pub(super) replan_every: Option<u64>,
     /// With --replan-every: weights to copy per step over all ranks, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 64, requires = "replan_every", help_heading = "Plan")]
     pub(super) move_budget: u64,
+    /// With --replan-every: at most so many moves per layer and re-planning
+    #[arg(long, value_name = "N", requires = "replan_every", help_heading = "Plan")]
+    pub(super) max_moves: Option<usize>,
     /// cpu or cuda
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub(super) backend: BackendName,
@@ -120,6 +125,12 @@ pub(crate) enum BackendName {
 }
 
 impl RunArgs {
+    /// When to plan again, and how much may move.
+    pub(super) fn replan(&self) -> Option<Replan> {
+        let budget = self.move_budget.saturating_mul(1 << 20);
+        self.replan_every.map(|every| Replan { every: every as usize, budget, max_moves: self.max_moves })
+    }
+
     /// The model with what was given beside its name.
     pub(super) fn model(&self) -> anyhow::Result<Model> {
         const MOST: u64 = 1 << 20;

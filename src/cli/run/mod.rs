@@ -12,7 +12,7 @@ use evenkeel::exec::activations::Activations;
 use evenkeel::exec::checkpoint::Checkpoint;
 use evenkeel::exec::feed::Feed;
 use evenkeel::exec::router::Router;
-use evenkeel::exec::run::{Outcome, Replan, Run};
+use evenkeel::exec::run::{Outcome, Run};
 use evenkeel::exec::weights::{RandomWeights, WeightSource};
 use evenkeel::model::Model;
 use evenkeel::place::{self, Placement};
@@ -59,9 +59,7 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
             ..Activations::new(model.hidden as usize, args.trace.seed)
         },
         policy: policy.as_ref(),
-        replan: args
-            .replan_every
-            .map(|every| Replan { every: every as usize, budget: args.move_budget.saturating_mul(1 << 20) }),
+        replan: args.replan(),
         check: args.check,
         compare: !args.alone,
     };

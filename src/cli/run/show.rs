@@ -160,6 +160,7 @@ pub(super) fn document(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>, ou
             "copies": moves.copies,
             "bytes": moves.bytes,
             "budget_bytes_per_step": run.replan.map(|replan| replan.budget),
+            "max_moves": run.replan.and_then(|replan| replan.max_moves),
             "switches": moves.switched.len(),
             "waited_ms": moves.waited.as_secs_f64() * 1e3,
         },

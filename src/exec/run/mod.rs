@@ -31,6 +31,8 @@ pub struct Replan {
     pub every: usize,
     /// Bytes of weights to copy per step.
     pub budget: u64,
+    /// Moves per layer and plan, where they are limited.
+    pub max_moves: Option<usize>,
 }
 
 /// What to run.
@@ -133,7 +135,11 @@ impl Run<'_> {
             if let Some(replan) = self.replan.filter(due) {
                 let recent = outcome.trace()?;
                 let window = (at + 1).saturating_sub(replan.every)..at + 1;
-                for (layer, placement) in self.place(&recent, &self.all(), window)?.into_iter().enumerate() {
+                for layer in 0..self.layers.len() {
+                    // Nothing is under way, so what is in force is what to come from.
+                    let previous = planned.placement(layer);
+                    let placement =
+                        self.replan(&recent, layer, window.clone(), previous, replan.max_moves)?;
                     mover.aim(planned, layer, placement);
                 }
                 outcome.replans += 1;
@@ -163,11 +169,6 @@ impl Run<'_> {
     /// When the group cannot hold the experts.
     pub fn contiguous(&self) -> Result<Placement, ExecError> {
         Ok(Contiguous::placement(self.exec.model.experts, &self.exec.cluster)?)
-    }
-
-    /// All layers that run, as indices into what this run records.
-    fn all(&self) -> Vec<usize> {
-        (0..self.layers.len()).collect()
     }
 }
 

@@ -26,6 +26,22 @@ impl Run<'_> {
         layers.iter().map(of).collect()
     }
 
+    /// Places a layer (by index into `trace`) again on what a window of its steps shows, coming from `previous`.
+    ///
+    /// # Errors
+    /// When the policy cannot serve the shape.
+    pub(super) fn replan(
+        &self,
+        trace: &Trace,
+        layer: usize,
+        window: Range<usize>,
+        previous: &Placement,
+        max_moves: Option<usize>,
+    ) -> Result<Placement, ExecError> {
+        let history = History::window(trace, layer, window);
+        Ok(self.policy.replan(&history, &self.exec.cluster, previous, max_moves)?)
+    }
+
     /// Runs steps on the contiguous placement, on the CPU, and returns their loads, layers numbered from 0: something to plan on
     /// where nothing was recorded.
     ///

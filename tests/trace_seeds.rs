@@ -51,6 +51,10 @@ fn write_seed_corpora() {
         ],
     );
     write("safetensors", &[&safetensors(&[("0_0", vec![1, 2]), ("1_0", vec![3, 4])])]);
+    // As they are, in each naming; and bytes of a file.
+    let file = [&[0][..], &safetensors(&[("model.layers.0.mlp.gate.weight", vec![1, 2])])].concat();
+    write("checkpoint", &[&[0x80], &[0x81], &[0x82], &[0x83], &[0x84], &file]);
+    write("forward", &[&[3, 7, 0, 63, 47, 1, 1, 0, 0, 30, 2, 30, 1], &[2; 24], &[159; 24]]);
     write(
         "json",
         &[

@@ -52,7 +52,7 @@ demo: ## Plan and compare on a sample trace; writes demo/plan.json and demo/repo
 	mkdir -p demo
 	$(EVENKEEL) plan $(SAMPLE) $(CLUSTER) -o demo/plan.json
 	$(EVENKEEL) plan check demo/plan.json
-	$(EVENKEEL) simulate $(SAMPLE) $(CLUSTER) --policies contiguous,eplb,lplb:ring --splits even,lp,exact \
+	$(EVENKEEL) simulate $(SAMPLE) $(CLUSTER) --policies contiguous,eplb,lplb:ring,recourse --splits even,lp,exact \
 		--report demo/report.html
 
 test: $(TOOLS) ## Run all tests and documentation examples, with HiGHS as referee.

@@ -65,3 +65,6 @@ pub mod report;
 pub mod simulate;
 pub mod split;
 pub mod trace;
+mod words;
+
+pub use words::in_words;

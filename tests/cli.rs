@@ -2,25 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use serde_json::Value;
+mod command;
+
+use command::{document, evenkeel, stdout};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-fn evenkeel(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).output().unwrap()
-}
-
-fn stdout(args: &[&str]) -> String {
-    let output = evenkeel(args);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{args:?}: {stderr}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn document(args: &[&str]) -> Value {
-    serde_json::from_str(&stdout(args)).unwrap()
-}
+use std::process::Command;
 
 /// The message of a command that must fail with exit code 1, and say so in one line.
 fn refusal(args: &[&str]) -> String {

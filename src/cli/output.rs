@@ -64,14 +64,7 @@ pub(crate) fn document(document: &impl Serialize) -> anyhow::Result<()> {
 
 /// The one message of a failed command: the error and what led to it.
 pub(crate) fn error(error: &anyhow::Error) {
-    let mut message = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        // Many errors quote their cause.
-        if !message.contains(&cause) {
-            message = format!("{message}: {cause}");
-        }
-    }
-    let _ = writeln!(io::stderr(), "error: {message}");
+    let _ = writeln!(io::stderr(), "error: {}", evenkeel::in_words(error.as_ref()));
 }
 
 /// Writes a result file, making its folder, or says which file could not be written.

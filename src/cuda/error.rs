@@ -110,6 +110,12 @@ pub enum CudaError {
 
 impl CudaError {
     /// A driver error; says what was being done. The error's name is ours: an old driver cannot name it.
+    /// Does this machine lack what is needed, rather than something having gone wrong?
+    pub fn is_unavailable(&self) -> bool {
+        use CudaError::{NoCompiler, NoDevice, NoDriver, TooOld};
+        matches!(self, NoDriver | NoDevice(_) | NoCompiler | TooOld { .. })
+    }
+
     pub(super) fn driver(doing: &'static str) -> impl Fn(DriverError) -> CudaError {
         move |error| CudaError::Driver { doing, code: format!("{:?}", error.0) }
     }

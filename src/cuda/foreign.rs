@@ -1,6 +1,6 @@
 //! Memory and streams of others: a framework's tensors, and the stream that it works on.
 
-use super::{Context, CudaError};
+use super::{Context, CudaError, DevicePlanner, TopkId};
 use cudarc::driver::result::{event, stream};
 use cudarc::driver::sys::{CUevent_flags, CUevent_wait_flags, CUstream};
 use cudarc::driver::{CudaEvent, CudaSlice};
@@ -99,5 +99,63 @@ impl Context {
     pub unsafe fn foreign<T>(&self, address: u64, len: usize) -> Foreign<T> {
         // SAFETY: the caller's promise; `Foreign` never frees it.
         Foreign(ManuallyDrop::new(unsafe { self.stream().upgrade_device_ptr(address, len) }))
+    }
+}
+
+impl Handover {
+    /// [`DevicePlanner::count`] of `len` ids at an address, in its turn on the caller's stream.
+    ///
+    /// # Errors
+    /// As [`DevicePlanner::count`].
+    ///
+    /// # Safety
+    /// As [`Context::foreign`] and [`Handover::within`].
+    #[allow(unsafe_code, reason = "addresses and a stream that only the caller can vouch for")]
+    pub unsafe fn count<Id: TopkId>(
+        &self,
+        planner: &mut DevicePlanner,
+        ids: u64,
+        len: usize,
+        caller: u64,
+    ) -> Result<(), CudaError> {
+        let gpu = planner.gpu().clone();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let ids = gpu.foreign::<Id>(ids, len);
+            self.within(&gpu, caller, || planner.count(&ids))
+        }
+    }
+
+    /// A layer split by the counts of all ranks, `[R][E]`, and the slots of the `len` ids that were counted, all at addresses, in
+    /// its turn on the caller's stream.
+    ///
+    /// # Errors
+    /// As the steps of [`DevicePlanner`].
+    ///
+    /// # Safety
+    /// As [`Context::foreign`] and [`Handover::within`]; `slots` is other memory than `ids`.
+    #[allow(unsafe_code, reason = "addresses and a stream that only the caller can vouch for")]
+    pub unsafe fn redirect<Id: TopkId>(
+        &self,
+        planner: &mut DevicePlanner,
+        layer: usize,
+        counts: u64,
+        (ids, len): (u64, usize),
+        slots: u64,
+        caller: u64,
+    ) -> Result<(), CudaError> {
+        let gpu = planner.gpu().clone();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let counts = gpu.foreign::<u32>(counts, planner.counts_len());
+            let ids = gpu.foreign::<Id>(ids, len);
+            let mut slots = gpu.foreign::<Id>(slots, len);
+            self.within(&gpu, caller, || {
+                planner.take_counts(layer, &counts)?;
+                planner.solve(layer)?;
+                planner.share(layer)?;
+                planner.map(layer, &ids, &mut slots)
+            })
+        }
     }
 }

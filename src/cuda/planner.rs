@@ -103,6 +103,16 @@ impl DevicePlanner {
         })
     }
 
+    /// The GPU that it works on.
+    pub fn gpu(&self) -> &Arc<Context> {
+        &self.gpu
+    }
+
+    /// Counts of all ranks, `R * E`.
+    pub fn counts_len(&self) -> usize {
+        self.ranks * self.experts
+    }
+
     /// The split on its own.
     pub fn solver(&mut self) -> &mut DeviceSolver {
         &mut self.solver
@@ -244,7 +254,7 @@ impl DevicePlanner {
     /// # Errors
     /// [`CudaError::Shape`] for a layer that is not there or another number of counts; [`CudaError::Driver`].
     pub fn take_counts(&mut self, layer: usize, counts: &CudaSlice<u32>) -> Result<(), CudaError> {
-        let expected = self.ranks * self.experts;
+        let expected = self.counts_len();
         if counts.len() != expected {
             return Err(CudaError::Shape { what: "counts", given: counts.len(), expected });
         }

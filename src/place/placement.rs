@@ -41,6 +41,16 @@ pub enum PlacementError {
         /// Ranks given.
         ranks: usize,
     },
+    /// A map of numbers holds one that is neither an expert nor -1.
+    #[error("slot {slot}: expert {id}: expected -1 (empty) to {}", experts.saturating_sub(1))]
+    Id {
+        /// The slot.
+        slot: usize,
+        /// What stands there.
+        id: i64,
+        /// Logical experts of the model.
+        experts: usize,
+    },
     /// A slot names an expert that the model does not have.
     #[error("slot {slot} holds expert {expert}, but there are only {experts} experts (0 to {})", experts - 1)]
     UnknownExpert {
@@ -99,6 +109,23 @@ impl Placement {
             }
         }
         Ok(Self { ranks, slots, starts, copies })
+    }
+
+    /// As [`Placement::new`], of a map as other languages write it: -1 is an empty slot.
+    ///
+    /// # Errors
+    /// As [`Placement::new`]; [`PlacementError::Id`] for a number that can be no expert.
+    pub fn of_ids(experts: usize, ranks: usize, ids: &[i64]) -> Result<Self, PlacementError> {
+        let held = |(slot, &id): (usize, &i64)| match id {
+            -1 => Ok(None),
+            _ => u32::try_from(id).map(Some).map_err(|_| PlacementError::Id { slot, id, experts }),
+        };
+        Self::new(experts, ranks, ids.iter().enumerate().map(held).collect::<Result<_, _>>()?)
+    }
+
+    /// Which expert each slot holds, `[R * S]`; -1 is an empty slot.
+    pub fn ids(&self) -> impl Iterator<Item = i64> + '_ {
+        self.slots.iter().map(|slot| slot.map_or(-1, i64::from))
     }
 
     /// Logical experts, `E`.

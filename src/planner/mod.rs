@@ -263,6 +263,30 @@ impl Planner {
         Ok(())
     }
 
+    /// Counts one source's ids into `counts`, `[E]`: what the other sources have to be told; -1 counts for nothing.
+    ///
+    /// # Errors
+    /// When an id is no expert, or `counts` is not `[E]`.
+    pub fn count<Id>(&self, topk_ids: &[Id], counts: &mut [u64]) -> Result<(), PlannerError>
+    where
+        Id: Copy + Into<i64>,
+    {
+        let experts = self.totals.len();
+        if counts.len() != experts {
+            return Err(SplitError::Shape { given: counts.len(), experts }.into());
+        }
+        counts.fill(0);
+        for (position, &id) in topk_ids.iter().enumerate() {
+            let id: i64 = id.into();
+            match usize::try_from(id).ok().and_then(|e| counts.get_mut(e)) {
+                Some(count) => *count += 1,
+                None if id == -1 => {}
+                None => return Err(PlannerError::Id { position, id, experts }),
+            }
+        }
+        Ok(())
+    }
+
     /// LPLB's drop-in shape: counts this source's ids, gathers everybody's counts, splits and redirects.
     ///
     /// # Errors
@@ -278,14 +302,7 @@ impl Planner {
     {
         let experts = self.totals.len();
         let mut own = vec![0u64; experts];
-        for (position, &id) in topk_ids.iter().enumerate() {
-            let wide: i64 = id.into();
-            match usize::try_from(wide).ok().and_then(|e| own.get_mut(e)) {
-                Some(count) => *count += 1,
-                None if wide == -1 => {}
-                None => return Err(PlannerError::Id { position, id: wide, experts }),
-            }
-        }
+        self.count(topk_ids, &mut own)?;
         let mut counts = vec![0u64; self.cluster.ranks() * experts];
         gather.all_gather(source, &own, &mut counts)?;
         self.split(&counts)?;

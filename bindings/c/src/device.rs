@@ -1,25 +1,20 @@
 //! The fast loop on a GPU, on the caller's memory and stream.
 
-use crate::planner::{cluster, placement};
+use crate::planner::cluster;
 use crate::status::{Failure, array, ek_status, give, guarded, handle, handle_mut, take};
 use evenkeel::cuda::cudarc::driver::DevicePtr as _;
-use evenkeel::cuda::{Context, CudaError, DevicePlanner, Handover, TopkId};
+use evenkeel::cuda::{Context, CudaError, DevicePlanner, Handover};
+use evenkeel::place::Placement;
 use std::ffi::c_void;
-use std::sync::Arc;
 
 /// Splits and redirects batches on one GPU, for one source rank.
 pub struct ek_device_planner {
-    gpu: Arc<Context>,
     planner: DevicePlanner,
     handover: Handover,
-    counts: usize,
 }
 
 fn failed(err: CudaError) -> Failure {
-    let unavailable = matches!(
-        err,
-        CudaError::NoDriver | CudaError::NoDevice(_) | CudaError::NoCompiler | CudaError::TooOld { .. }
-    );
+    let unavailable = err.is_unavailable();
     let failure = Failure::of(err);
     if unavailable { Failure { status: ek_status::EK_UNAVAILABLE, ..failure } } else { failure }
 }
@@ -44,13 +39,13 @@ pub unsafe extern "C" fn ek_device_planner_new(
         let values = values.ok_or_else(|| Failure::invalid("expected at least one layer and one slot"))?;
         // SAFETY: as many values are there, says the caller; `out` is theirs.
         let maps = unsafe { array(physical_to_logical, values, "physical_to_logical") }?;
-        let placements = maps.chunks(slots).map(|map| placement(map, experts, ranks));
-        let placements = placements.collect::<Result<Vec<_>, _>>()?;
+        let placements = maps.chunks(slots).map(|map| Placement::of_ids(experts, ranks, map));
+        let placements = placements.collect::<Result<Vec<_>, _>>().map_err(Failure::of)?;
         let cluster = cluster(&placements[0], nodes)?;
         let gpu = Context::open(device).map_err(failed)?;
         let planner = DevicePlanner::new(&gpu, &placements, &cluster, source, capacity).map_err(failed)?;
         let handover = Handover::new(&gpu).map_err(failed)?;
-        unsafe { give(out, ek_device_planner { gpu, planner, handover, counts: ranks * experts }) }
+        unsafe { give(out, ek_device_planner { planner, handover }) }
     })
 }
 
@@ -72,51 +67,10 @@ pub unsafe extern "C" fn ek_device_planner_own_counts(
         // SAFETY: a handle; null or room for a pointer.
         let planner = unsafe { handle(planner, "planner") }?;
         let out = unsafe { out.as_mut() }.ok_or_else(|| Failure::invalid("out: null"))?;
-        let (address, _in_order) = planner.planner.own_counts().device_ptr(planner.gpu.stream());
+        let (address, _in_order) = planner.planner.own_counts().device_ptr(planner.planner.gpu().stream());
         *out = address as usize as *const u32;
         Ok(())
     })
-}
-
-impl ek_device_planner {
-    unsafe fn count<Id: TopkId>(
-        &mut self,
-        ids: *const c_void,
-        len: usize,
-        stream: *mut c_void,
-    ) -> Result<(), Failure> {
-        let (gpu, planner) = (&self.gpu, &mut self.planner);
-        // SAFETY: the caller's memory and stream.
-        let enqueued = unsafe {
-            let ids = gpu.foreign::<Id>(ids as u64, len);
-            self.handover.within(gpu, stream as u64, || planner.count(&ids))
-        };
-        enqueued.map_err(failed)
-    }
-
-    unsafe fn redirect<Id: TopkId>(
-        &mut self,
-        layer: usize,
-        counts: *const u32,
-        (ids, len): (*const c_void, usize),
-        slots: *mut c_void,
-        stream: *mut c_void,
-    ) -> Result<(), Failure> {
-        let (gpu, planner) = (&self.gpu, &mut self.planner);
-        // SAFETY: the caller's memory and stream.
-        let enqueued = unsafe {
-            let counts = gpu.foreign::<u32>(counts as u64, self.counts);
-            let ids = gpu.foreign::<Id>(ids as u64, len);
-            let mut slots = gpu.foreign::<Id>(slots as u64, len);
-            self.handover.within(gpu, stream as u64, || {
-                planner.take_counts(layer, &counts)?;
-                planner.solve(layer)?;
-                planner.share(layer)?;
-                planner.map(layer, &ids, &mut slots)
-            })
-        };
-        enqueued.map_err(failed)
-    }
 }
 
 /// Enqueues the counting of `ids[len]` in device memory, of `id_bytes` 4 or 8 each, on the caller's `stream` (a cudaStream_t).
@@ -131,11 +85,13 @@ pub unsafe extern "C" fn ek_device_planner_count(
     guarded(|| {
         // SAFETY: a handle; memory and stream are the caller's.
         let planner = unsafe { handle_mut(planner, "planner") }?;
-        match id_bytes {
-            4 => unsafe { planner.count::<i32>(ids, len, stream) },
-            8 => unsafe { planner.count::<i64>(ids, len, stream) },
-            _ => Err(Failure::invalid(format!("id_bytes {id_bytes}: expected 4 or 8"))),
-        }
+        let (gpu, handover) = (&mut planner.planner, &planner.handover);
+        let enqueued = match id_bytes {
+            4 => unsafe { handover.count::<i32>(gpu, ids as u64, len, stream as u64) },
+            8 => unsafe { handover.count::<i64>(gpu, ids as u64, len, stream as u64) },
+            _ => return Err(Failure::invalid(format!("id_bytes {id_bytes}: expected 4 or 8"))),
+        };
+        enqueued.map_err(failed)
     })
 }
 
@@ -155,10 +111,13 @@ pub unsafe extern "C" fn ek_device_planner_redirect(
     guarded(|| {
         // SAFETY: a handle; memory and stream are the caller's.
         let planner = unsafe { handle_mut(planner, "planner") }?;
-        match id_bytes {
-            4 => unsafe { planner.redirect::<i32>(layer, counts, (ids, len), slots, stream) },
-            8 => unsafe { planner.redirect::<i64>(layer, counts, (ids, len), slots, stream) },
-            _ => Err(Failure::invalid(format!("id_bytes {id_bytes}: expected 4 or 8"))),
-        }
+        let (gpu, handover) = (&mut planner.planner, &planner.handover);
+        let (counts, ids, slots, stream) = (counts as u64, (ids as u64, len), slots as u64, stream as u64);
+        let enqueued = match id_bytes {
+            4 => unsafe { handover.redirect::<i32>(gpu, layer, counts, ids, slots, stream) },
+            8 => unsafe { handover.redirect::<i64>(gpu, layer, counts, ids, slots, stream) },
+            _ => return Err(Failure::invalid(format!("id_bytes {id_bytes}: expected 4 or 8"))),
+        };
+        enqueued.map_err(failed)
     })
 }

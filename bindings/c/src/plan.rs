@@ -107,10 +107,10 @@ pub unsafe extern "C" fn ek_plan_layer(
             *id = layer.layer;
         }
         if !physical_to_logical.is_null() {
-            let slots = layer.placement.slots();
-            let map = unsafe { array_mut(physical_to_logical, slots.len(), "physical_to_logical") }?;
-            for (out, slot) in map.iter_mut().zip(slots) {
-                *out = slot.map_or(-1, i64::from);
+            let slots = layer.placement.slots().len();
+            let map = unsafe { array_mut(physical_to_logical, slots, "physical_to_logical") }?;
+            for (out, id) in map.iter_mut().zip(layer.placement.ids()) {
+                *out = id;
             }
         }
         Ok(())

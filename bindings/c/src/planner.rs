@@ -3,7 +3,7 @@
 use crate::status::{Failure, array, array_mut, ek_status, give, guarded, handle_mut, take};
 use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
-use evenkeel::planner::{Planner, PlannerError};
+use evenkeel::planner::Planner;
 
 /// Splits batches of one layer and says which slot serves which token.
 pub struct ek_planner {
@@ -12,19 +12,7 @@ pub struct ek_planner {
     pub(crate) slots: usize,
 }
 
-/// The slots of a map: -1 is an empty one.
-pub(crate) fn placement(map: &[i64], experts: usize, ranks: usize) -> Result<Placement, Failure> {
-    let mut held = Vec::with_capacity(map.len());
-    for (slot, &expert) in map.iter().enumerate() {
-        let wrong = || {
-            let most = experts.saturating_sub(1);
-            Failure::invalid(format!("slot {slot}: expert {expert}: expected -1 (empty) to {most}"))
-        };
-        held.push(if expert == -1 { None } else { Some(u32::try_from(expert).map_err(|_| wrong())?) });
-    }
-    Placement::new(experts, ranks, held).map_err(Failure::of)
-}
-
+/// The group that a placement is for.
 pub(crate) fn cluster(placement: &Placement, nodes: usize) -> Result<Cluster, Failure> {
     let (slots, experts) = (placement.slots().len(), placement.experts());
     let redundant = slots.checked_sub(experts);
@@ -47,7 +35,7 @@ pub unsafe extern "C" fn ek_planner_new(
     guarded(|| {
         // SAFETY: `slots` values are there, says the caller; `out` is theirs.
         let map = unsafe { array(physical_to_logical, slots, "physical_to_logical") }?;
-        let placement = placement(map, experts, ranks)?;
+        let placement = Placement::of_ids(experts, ranks, map).map_err(Failure::of)?;
         let cluster = cluster(&placement, nodes)?;
         let inner = Planner::new(placement, cluster).map_err(Failure::of)?;
         unsafe { give(out, ek_planner { inner, experts, slots }) }
@@ -99,19 +87,7 @@ unsafe fn count<Id: Copy + Into<i64>>(
         let planner = unsafe { handle_mut(planner, "planner") }?;
         let ids = unsafe { array(ids, len, "ids") }?;
         let counts = unsafe { array_mut(counts, planner.experts, "counts") }?;
-        counts.fill(0);
-        for (position, &id) in ids.iter().enumerate() {
-            let id: i64 = id.into();
-            match usize::try_from(id).ok().and_then(|expert| counts.get_mut(expert)) {
-                Some(count) => *count += 1,
-                None if id == -1 => {}
-                None => {
-                    let experts = planner.experts;
-                    return Err(Failure::of(PlannerError::Id { position, id, experts }));
-                }
-            }
-        }
-        Ok(())
+        planner.inner.count(ids, counts).map_err(Failure::of)
     })
 }
 

@@ -32,17 +32,8 @@ impl Failure {
     }
 
     /// An error of the library, with all its causes.
-    pub(crate) fn of(err: impl StdError) -> Self {
-        let mut message = err.to_string();
-        let mut cause = err.source();
-        while let Some(inner) = cause {
-            let text = inner.to_string();
-            if !message.ends_with(&text) {
-                message += &format!(": {text}");
-            }
-            cause = inner.source();
-        }
-        Failure::invalid(message)
+    pub(crate) fn of(err: impl StdError + 'static) -> Self {
+        Failure::invalid(evenkeel::in_words(&err))
     }
 }
 

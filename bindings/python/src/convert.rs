@@ -18,28 +18,11 @@ pub(crate) fn matrix<T: numpy::Element>(
     Ok(array.into_pyarray(py))
 }
 
-/// What each slot holds, -1 for an empty one.
-pub(crate) fn slots(placement: &Placement) -> impl Iterator<Item = i64> + '_ {
-    placement.slots().iter().map(|slot| slot.map_or(-1, i64::from))
-}
-
 /// A placement from what each slot holds; experts counted from the highest where not given.
 pub(crate) fn placement(slots: &[i64], ranks: usize, experts: Option<usize>) -> PyResult<Placement> {
     let experts = experts
         .unwrap_or_else(|| slots.iter().max().map_or(0, |&most| usize::try_from(most + 1).unwrap_or(0)));
-    let mut held = Vec::with_capacity(slots.len());
-    for (slot, &expert) in slots.iter().enumerate() {
-        held.push(match expert {
-            -1 => None,
-            _ => Some(u32::try_from(expert).map_err(|_| {
-                refuse(format!(
-                    "slot {slot}: expert {expert}: expected -1 (empty) to {}",
-                    experts.saturating_sub(1)
-                ))
-            })?),
-        });
-    }
-    Placement::new(experts, ranks, held).map_err(error)
+    Placement::of_ids(experts, ranks, slots).map_err(error)
 }
 
 /// The group that a placement is for.

@@ -4,19 +4,14 @@
 
 use crate::convert::{cluster_of, placement, rows};
 use crate::errors::{Unavailable, error, refuse};
-use evenkeel::cuda::{Context, CudaError, DevicePlanner as Core, Handover, TopkId, probe};
+use evenkeel::cuda::{Context, CudaError, DevicePlanner as Core, Handover, probe};
 use numpy::PyReadonlyArray2;
 use pyo3::prelude::*;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The message for a machine without what is needed, the plain error for anything else.
 fn failed(err: CudaError) -> PyErr {
-    match err {
-        CudaError::NoDriver | CudaError::NoDevice(_) | CudaError::NoCompiler | CudaError::TooOld { .. } => {
-            Unavailable::new_err(err.to_string())
-        }
-        other => error(other),
-    }
+    if err.is_unavailable() { Unavailable::new_err(err.to_string()) } else { error(err) }
 }
 
 /// The GPUs of this machine: (name, compute capability) each. Raises `Unavailable` where there is none.
@@ -26,7 +21,6 @@ pub(crate) fn devices() -> PyResult<Vec<(String, (u32, u32))>> {
 }
 
 struct Inner {
-    gpu: Arc<Context>,
     planner: Core,
     handover: Handover,
 }
@@ -46,47 +40,6 @@ pub(crate) struct DevicePlanner {
 impl DevicePlanner {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    fn count<Id: TopkId>(&mut self, address: u64, len: usize, stream: u64) -> Result<(), CudaError> {
-        let (gpu, planner) = (&self.gpu, &mut self.planner);
-        #[allow(
-            unsafe_code,
-            reason = "cuda.py checked the tensor that the address is of, and whose stream it is"
-        )]
-        unsafe {
-            let ids = gpu.foreign::<Id>(address, len);
-            self.handover.within(gpu, stream, || planner.count(&ids))
-        }
-    }
-
-    fn redirect<Id: TopkId>(
-        &mut self,
-        layer: usize,
-        counts: u64,
-        shape: usize,
-        ids: (u64, usize),
-        slots: u64,
-        stream: u64,
-    ) -> Result<(), CudaError> {
-        let (gpu, planner) = (&self.gpu, &mut self.planner);
-        #[allow(
-            unsafe_code,
-            reason = "cuda.py checked the tensors that the addresses are of, and whose stream it is"
-        )]
-        unsafe {
-            let counts = gpu.foreign::<u32>(counts, shape);
-            let mut slots = gpu.foreign::<Id>(slots, ids.1);
-            let ids = gpu.foreign::<Id>(ids.0, ids.1);
-            self.handover.within(gpu, stream, || {
-                planner.take_counts(layer, &counts)?;
-                planner.solve(layer)?;
-                planner.share(layer)?;
-                planner.map(layer, &ids, &mut slots)
-            })
-        }
     }
 }
 
@@ -114,7 +67,7 @@ impl DevicePlanner {
         let inner = py.detach(|| {
             let gpu = Context::open(device)?;
             let planner = Core::new(&gpu, &placements, &cluster, source, capacity)?;
-            Ok(Inner { handover: Handover::new(&gpu)?, gpu, planner })
+            Ok(Inner { handover: Handover::new(&gpu)?, planner })
         });
         Ok(Self { inner: Mutex::new(inner.map_err(failed)?), experts, ranks, device })
     }
@@ -123,15 +76,25 @@ impl DevicePlanner {
     fn own_counts(&self) -> u64 {
         use evenkeel::cuda::cudarc::driver::DevicePtr as _;
         let inner = self.lock();
-        let (address, _guard) = inner.planner.own_counts().device_ptr(inner.gpu.stream());
+        let (address, _guard) = inner.planner.own_counts().device_ptr(inner.planner.gpu().stream());
         address
     }
 
     /// Enqueues counting.
     fn count(&self, ids: u64, len: usize, wide: bool, stream: u64) -> PyResult<()> {
-        let mut inner = self.lock();
-        if wide { inner.count::<i64>(ids, len, stream) } else { inner.count::<i32>(ids, len, stream) }
-            .map_err(failed)
+        let Inner { planner, handover } = &mut *self.lock();
+        #[allow(
+            unsafe_code,
+            reason = "cuda.py checked the tensor that the address is of, and whose stream it is"
+        )]
+        let enqueued = unsafe {
+            if wide {
+                handover.count::<i64>(planner, ids, len, stream)
+            } else {
+                handover.count::<i32>(planner, ids, len, stream)
+            }
+        };
+        enqueued.map_err(failed)
     }
 
     /// Enqueues the split by the counts of all ranks, and the slots of the ids that were counted.
@@ -146,13 +109,19 @@ impl DevicePlanner {
         slots: u64,
         stream: u64,
     ) -> PyResult<()> {
-        let (shape, mut inner) = (self.ranks * self.experts, self.lock());
-        if wide {
-            inner.redirect::<i64>(layer, counts, shape, (ids, len), slots, stream)
-        } else {
-            inner.redirect::<i32>(layer, counts, shape, (ids, len), slots, stream)
-        }
-        .map_err(failed)
+        let Inner { planner, handover } = &mut *self.lock();
+        #[allow(
+            unsafe_code,
+            reason = "cuda.py checked the tensors that the addresses are of, and whose stream it is"
+        )]
+        let enqueued = unsafe {
+            if wide {
+                handover.redirect::<i64>(planner, layer, counts, (ids, len), slots, stream)
+            } else {
+                handover.redirect::<i32>(planner, layer, counts, (ids, len), slots, stream)
+            }
+        };
+        enqueued.map_err(failed)
     }
 
     /// Waits for the GPU and raises `Error` if an id was no expert, or was not counted.

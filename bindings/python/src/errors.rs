@@ -19,18 +19,8 @@ create_exception!(
 );
 
 /// The exception for an error of the library, with all its causes.
-pub(crate) fn error(err: impl StdError) -> PyErr {
-    let mut message = err.to_string();
-    let mut cause = err.source();
-    while let Some(inner) = cause {
-        let text = inner.to_string();
-        // Transparent errors repeat their cause.
-        if !message.ends_with(&text) {
-            message += &format!(": {text}");
-        }
-        cause = inner.source();
-    }
-    Error::new_err(message)
+pub(crate) fn error(err: impl StdError + 'static) -> PyErr {
+    Error::new_err(evenkeel::in_words(&err))
 }
 
 /// The exception for a message.

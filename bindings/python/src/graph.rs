@@ -1,7 +1,6 @@
 //! LPLB's placement along a replica graph.
 
 use crate::arrays::tokens;
-use crate::convert::slots;
 use crate::errors::{error, refuse};
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
@@ -57,5 +56,5 @@ pub(crate) fn replicate<'py>(
             lplb.place(&History::whole(&trace, 0), &cluster)
         }
     };
-    Ok(slots(&placed.map_err(error)?).collect::<Vec<_>>().into_pyarray(py))
+    Ok(placed.map_err(error)?.ids().collect::<Vec<_>>().into_pyarray(py))
 }

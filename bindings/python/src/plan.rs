@@ -1,6 +1,6 @@
 //! Plans: made from a trace, read, written, exported.
 
-use crate::convert::{matrix, slots};
+use crate::convert::matrix;
 use crate::errors::{error, refuse};
 use crate::planner::Planner;
 use crate::trace::Trace;
@@ -108,7 +108,7 @@ impl Plan {
     /// r * slots_per_rank .. (r + 1) * slots_per_rank.
     #[getter]
     fn physical_to_logical<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
-        let all = self.inner.layers.iter().flat_map(|layer| slots(&layer.placement)).collect();
+        let all = self.inner.layers.iter().flat_map(|layer| layer.placement.ids()).collect();
         matrix(py, self.inner.layers.len(), self.inner.cluster.slots(), all)
     }
 

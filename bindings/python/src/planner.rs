@@ -5,13 +5,14 @@ use crate::convert;
 use crate::errors::{error, refuse};
 use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
-use evenkeel::planner::{self as core, PlannerError};
+use evenkeel::planner as core;
 use evenkeel::split::{self, Keep};
 use numpy::{
-    Element, IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods,
-    ToPyArray,
+    Element, IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArrayDyn,
+    PyUntypedArrayMethods, ToPyArray,
 };
 use pyo3::prelude::*;
+use std::borrow::Cow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -94,20 +95,22 @@ impl Planner {
             }
             None => given.as_array().to_pyarray(py),
         };
-        let copied: Vec<Id>;
-        let ids = if let Ok(ids) = given.as_slice() {
-            ids
-        } else {
-            copied = given.as_array().iter().copied().collect();
-            &copied
-        };
+        let ids = in_order(&given);
         {
             let mut slots =
                 into.try_readwrite().map_err(|_| refuse("out: overlaps topk_ids, or is read-only"))?;
             let slots = slots.as_slice_mut()?;
-            py.detach(|| self.lock().redirect_into(ids, source, slots)).map_err(error)?;
+            py.detach(|| self.lock().redirect_into(&ids, source, slots)).map_err(error)?;
         }
         Ok(into)
+    }
+}
+
+/// The values of an array in C order: borrowed where they lie so, copied otherwise.
+fn in_order<'a, Id: Element + Copy>(array: &'a PyReadonlyArrayDyn<'_, Id>) -> Cow<'a, [Id]> {
+    match array.as_slice() {
+        Ok(values) => Cow::Borrowed(values),
+        Err(_) => Cow::Owned(array.as_array().iter().copied().collect()),
     }
 }
 
@@ -188,26 +191,11 @@ impl Planner {
         topk_ids: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<u64>>> {
         let mut own = vec![0u64; self.experts];
-        let mut add = |position: usize, id: i64| match usize::try_from(id).ok().and_then(|e| own.get_mut(e)) {
-            Some(count) => {
-                *count += 1;
-                Ok(())
-            }
-            None if id == -1 => Ok(()),
-            None => Err(error(PlannerError::Id { position, id, experts: self.experts })),
-        };
         match Ids::of(topk_ids, "topk_ids")? {
-            Ids::Narrow(ids) => {
-                ids.readonly()
-                    .as_array()
-                    .iter()
-                    .enumerate()
-                    .try_for_each(|(at, &id)| add(at, i64::from(id)))?;
-            }
-            Ids::Wide(ids) => {
-                ids.readonly().as_array().iter().enumerate().try_for_each(|(at, &id)| add(at, id))?;
-            }
+            Ids::Narrow(ids) => self.lock().count(&in_order(&ids.readonly()), &mut own),
+            Ids::Wide(ids) => self.lock().count(&in_order(&ids.readonly()), &mut own),
         }
+        .map_err(error)?;
         Ok(own.into_pyarray(py))
     }
 

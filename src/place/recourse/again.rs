@@ -45,7 +45,7 @@ pub(super) fn replan(
     let iterations = layer.policy.iterations(&layer.slots) / rungs.len().max(1) as u64;
     let mut tried = vec![Tried { seating: from.clone(), moves: 0 }];
     for (number, &most) in rungs.iter().enumerate() {
-        let limits = Limits { iterations, heat: layer.policy.heat, moves: Some((&from, most)) };
+        let limits = Limits { iterations, moves: Some((&from, most)) };
         let start = tried[tried.len() - 1].seating.clone();
         let dice = Dice::new(layer.policy.seed, STREAM + 1 + number as u64);
         let seating = search(&seen, layer.policy.objective, start, limits, dice).map_err(failed)?.seating;

@@ -165,7 +165,7 @@ impl<'a> Layer<'a> {
             }
         }
         let start = best.map_or_else(|| Seating::empty(self.experts, &self.slots), |best| best.seating);
-        let limits = Limits { iterations, heat: self.policy.heat, moves: None };
+        let limits = Limits { iterations, moves: None };
         let near = search(scenarios, Objective::Mean, start, limits, dice.clone())?;
         if objective == Objective::Mean {
             return Ok(near);

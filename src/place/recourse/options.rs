@@ -1,15 +1,11 @@
 //! What can be asked of the policy `recourse`, in code and by name.
 
 use super::score::Objective;
-use super::search::heat;
 use super::spread::{self, Spread};
 use std::fmt;
 
 /// Scenarios that a placement is searched on, unless asked otherwise.
 const SCENARIOS: usize = 128;
-
-/// The first threshold of the search, in millionths of mean imbalance.
-const HEAT: u64 = 1000;
 
 /// Iterations of the last search for up to [`MANY`] slots, unless asked otherwise.
 const ITERATIONS: u64 = 40_000;
@@ -34,20 +30,12 @@ pub struct Recourse {
     pub(super) budget: Option<u64>,
     pub(super) scenarios: usize,
     pub(super) spread: Option<Spread>,
-    pub(super) heat: u64,
 }
 
 impl Default for Recourse {
     /// Mean imbalance, seed 0, the default number of iterations.
     fn default() -> Self {
-        Recourse {
-            objective: Objective::Mean,
-            seed: 0,
-            budget: None,
-            scenarios: SCENARIOS,
-            spread: None,
-            heat: heat(HEAT),
-        }
+        Recourse { objective: Objective::Mean, seed: 0, budget: None, scenarios: SCENARIOS, spread: None }
     }
 }
 
@@ -97,8 +85,6 @@ impl Recourse {
                 ("seed", value) => policy.with_seed(value.parse().ok()?),
                 ("iterations", value) => policy.with_iterations(value.parse().ok()?),
                 ("scenarios", value) => policy.with_scenarios(value.parse().ok()?),
-                ("heat", value) => Recourse { heat: heat(value.parse().ok()?), ..policy },
-                ("spread", value) => Recourse { spread: Some(spread::named(value)?), ..policy },
                 _ => return None,
             };
         }

@@ -18,13 +18,14 @@ use super::steps::Proposals;
 use crate::trace::dice::Dice;
 use evenkeel_solver::{Error, Problem};
 
+/// The first threshold: a thousandth of a mean imbalance of 1. It falls to nothing.
+const HEAT: u64 = UNIT / 1000;
+
 /// What a search may do.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits<'a> {
     /// Steps priced and scenarios split, together.
     pub(crate) iterations: u64,
-    /// The first threshold, in units of 2^-20 of mean imbalance; it falls to nothing.
-    pub(crate) heat: u64,
     /// The placement that is running, and how many experts may be new to a rank.
     pub(crate) moves: Option<(&'a Seating, usize)>,
 }
@@ -84,7 +85,7 @@ pub(crate) fn search(
     let mut moved = limits.moves.map_or(0, |(from, _)| moves_between(from, &search.seating).cast_signed());
     let mut proposals = Proposals::new(&search.seating);
     let total = limits.iterations.max(1);
-    let scale = limits.heat * objective.counted(scenarios) as u64;
+    let scale = HEAT * objective.counted(scenarios) as u64;
     while search.spent < total && search.best.score > floor {
         search.spent += 1;
         let Some(step) = proposals.next(&search.seating, &mut search.cuts, scenarios, &mut dice) else {
@@ -196,9 +197,4 @@ fn new_moves(from: &Seating, change: &super::seating::Change) -> isize {
         isize::from(rank.is_some_and(|rank| !from.holds(rank, change.expert)))
     };
     new(change.to) - new(change.from)
-}
-
-/// A threshold in plain words: this share of a mean imbalance of 1.
-pub(crate) const fn heat(millionths: u64) -> u64 {
-    UNIT * millionths / 1_000_000
 }

@@ -30,16 +30,6 @@ pub(crate) fn none() -> Spread {
     vec![Part { share: 100, tilt: 0, new: 0 }]
 }
 
-/// Reads `share/tilt/new+share/tilt/new+..`, in percent.
-pub(crate) fn named(name: &str) -> Option<Spread> {
-    let part = |text: &str| {
-        let mut parts = text.split('/').map(|part| part.parse().ok());
-        let mut part = || parts.next().flatten();
-        Some(Part { share: part()?, tilt: part()?, new: part()? })
-    };
-    name.split('+').map(part).collect()
-}
-
 /// Up to `most` scenarios: of every part its share, batches evenly spaced in time. Batches as they are do not come twice. Where
 /// there are too few to show how batches differ, as where a history is totals, changed ones stray as [`dispersion`] says instead of
 /// being tilted.

@@ -1,11 +1,12 @@
 //! The loop closed: a model runs, its routing is recorded, forecast, planned for again, and experts move while it runs.
 //!
-//!     cargo run --release --example closed_loop [-- MAX_MOVES]
+//!     cargo run --release --example closed_loop [-- MAX_MOVES [STEPS.csv]]
 //!
 //! Tokens share a direction that turns from step to step, so the experts that a real router prefers change. Three placements
 //! see the same routing: none, the first plan kept for good, and one that is planned again on the last steps, coming from what
 //! is in force with few moves (at most MAX_MOVES, where given), and moved to within a budget of bytes per step. Every step is
-//! checked against one dense memory in double precision.
+//! checked against one dense memory in double precision, and written to STEPS.csv, from which `docs/draw_closed_loop.py` draws
+//! the picture in the README.
 
 use evenkeel::cluster::Cluster;
 use evenkeel::exec::activations::Activations;
@@ -29,6 +30,7 @@ const TOKENS_PER_RANK: usize = 32;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let max_moves: Option<usize> = std::env::args().nth(1).map(|most| most.parse()).transpose()?;
+    let mut steps = String::from("step,no_plan,first_plan,replanned,moved\n");
     // Qwen3-30B's routing (128 experts, top-8) with experts of a size that runs in a moment.
     let model = Model { hidden: 64, intermediate: 32, ..Model::clone(&"qwen3-30b-a3b".parse()?) };
     let cluster = Cluster::new(8, 1, model.experts, 16)?;
@@ -57,7 +59,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for window in 0..WINDOWS {
         let (mut sums, mut moved) = ([0f64; 3], 0);
         for at in window * WINDOW..(window + 1) * WINDOW {
-            moved += mover.between_steps(&mut backend)?.copies;
+            let copies = mover.between_steps(&mut backend)?.copies;
+            moved += copies;
             // Forward: norm, route, count, gather, split, dispatch, experts, combine, residual.
             let mut x: Vec<Vec<f32>> =
                 (0..cluster.ranks()).map(|rank| tokens.of(at as u64, rank, TOKENS_PER_RANK)).collect();
@@ -68,9 +71,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             // Record; and see what the other placements would have served of the same counts.
             let layer = &run.layers[0];
             loads.extend(&layer.counts);
-            sums[0] += imbalance(&served(&contiguous, &layer.counts)?);
-            sums[1] += imbalance(&served(first.as_ref().unwrap_or(&contiguous), &layer.counts)?);
-            sums[2] += imbalance(&layer.rank_loads);
+            let now = [
+                imbalance(&served(&contiguous, &layer.counts)?),
+                imbalance(&served(first.as_ref().unwrap_or(&contiguous), &layer.counts)?),
+                imbalance(&layer.rank_loads),
+            ];
+            sums.iter_mut().zip(now).for_each(|(sum, now)| *sum += now);
+            steps += &format!("{at},{:.4},{:.4},{:.4},{copies}\n", now[0], now[1], now[2]);
         }
         let means = sums.map(|sum| sum / WINDOW as f64);
         let bar = "#".repeat(((means[2] - 1.0) * 40.0).round() as usize);
@@ -95,6 +102,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let placement = policy.replan(&recent, &cluster, backend.placement(0), limit)?;
         first.get_or_insert_with(|| placement.clone());
         mover.aim(&backend, 0, placement);
+    }
+    if let Some(path) = std::env::args().nth(2) {
+        std::fs::write(path, steps)?;
     }
     println!("\nlargest error of a token in {} steps: {worst:.1e} (2e-2 allowed)", WINDOW * WINDOWS);
     Ok(())

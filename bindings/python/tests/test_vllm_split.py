@@ -1,7 +1,7 @@
 """Every batch split exactly inside vLLM: its own router, state and runner's method, ours in the place of its mapping.
 
 Real: `BaseRouter` with `select_experts`, `EplbLayerState`, how plans are committed to the maps (`_commit_eplb_maps`,
-`_commit_eplb_maps_for_layer`, `compute_logical_maps`) and `MoERunner._apply_quant_method`. Their modules import Triton and the whole
+`_commit_eplb_maps_for_layer`, `compute_logical_maps`), `MoERunner._apply_quant_method` and what tells how its tokens travel. Their modules import Triton and the whole
 configuration, so those run from their source, and the router's imports are stood in for. On a CPU vLLM's own mapping gives the
 logical ids back.
 """
@@ -51,11 +51,21 @@ class Vllm:
         )
         self.router = stacks.load(f"{ROUTER}.base_router")
         order = types.SimpleNamespace(NO_OVERLAP=0)
-        self.runner = stacks.take(RUNNER, "MoERunner._apply_quant_method", SharedExpertsOrder=order)
-        method = self.runner._apply_quant_method
-        self.runner.MoERunner = type("MoERunner", (), {
-            "_apply_quant_method": method, "_maybe_apply_shared_experts": lambda *_: None})  # fmt: skip
-        self.config = types.SimpleNamespace(use_all2all_kernels=all_to_all)
+        self.runner = stacks.take(
+            RUNNER, "MoERunner._apply_quant_method", "MoERunner.do_naive_dispatch_combine", SharedExpertsOrder=order
+        )
+        members = {
+            "_apply_quant_method": self.runner._apply_quant_method,
+            "do_naive_dispatch_combine": property(self.runner.do_naive_dispatch_combine),
+            "_maybe_apply_shared_experts": lambda *_: None,
+        }
+        self.runner.MoERunner = type("MoERunner", (), members)
+        self.config = types.SimpleNamespace(
+            moe_parallel_config=types.SimpleNamespace(use_all2all_kernels=all_to_all),
+            dp_size=2 if all_to_all else 1,
+            is_sequence_parallel=False,
+        )
+        self.internal = True  # kernels that dispatch by themselves
 
         physical, experts, layers = placements.shape[1], 16, len(placements)
         full = lambda *shape: torch.full(shape, -1, dtype=torch.int64)
@@ -98,8 +108,8 @@ class Vllm:
 
         runner = self.runner.MoERunner()
         runner.router = Router(2, 24, state)
-        runner.moe_config = types.SimpleNamespace(moe_parallel_config=self.config)
-        runner._quant_method = types.SimpleNamespace(topk_indices_dtype=None, supports_internal_mk=True)
+        runner.moe_config = self.config
+        runner._quant_method = types.SimpleNamespace(topk_indices_dtype=None, supports_internal_mk=self.internal)
         runner._shared_experts = None
         runner.routed_experts = types.SimpleNamespace(
             quant_method=types.SimpleNamespace(is_monolithic=False), forward_modular=lambda **given: given["topk_ids"]
@@ -151,6 +161,16 @@ def test_ranks_with_the_same_tokens(exact, maps, dtype):
         assert out.dtype == ids.dtype and out.shape == ids.shape and (out.numpy() == expected(maps[index], ids)).all()
         assert (vllm.loads[index].numpy() == counts_of(out, 24)).all(), "loads are recorded"
         assert batch(ids[:0]).shape == (0, 2)
+
+
+def test_tokens_that_a_plain_dispatch_has_spread(exact, maps):
+    vllm = Vllm(exact, maps, all_to_all=True)
+    evenkeel.vllm.register()
+    vllm.internal = False
+    ids = ids_of(exact, 8)
+    assert (vllm.layer(0)(ids).numpy() == expected(maps[0], ids)).all(), "routed after it: all ranks have the same"
+    vllm.config.dp_size = 1
+    assert (vllm.layer(0)(ids) == ids).all(), "whose they are is not certain: vLLM's own mapping"
 
 
 def test_loads_are_recorded_as_vllm_does(exact, maps):

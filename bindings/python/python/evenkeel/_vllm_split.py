@@ -22,14 +22,21 @@ from ._stack import logger
 _here = threading.local()
 
 
+def own_tokens(runner: Any) -> Optional[bool]:
+    """Does a ``MoERunner`` route tokens that its rank has alone (True) or that all ranks of the group have (False)? None where
+    neither is certain."""
+    if not runner.moe_config.moe_parallel_config.use_all2all_kernels or runner.do_naive_dispatch_combine:
+        return False
+    return True if runner._quant_method.supports_internal_mk else None
+
+
 def noting_tokens(method: Callable[..., Any]) -> Callable[..., Any]:
-    """``MoERunner._apply_quant_method`` that notes whether the tokens of its batch are this rank's own."""
+    """``MoERunner._apply_quant_method`` that notes whose tokens its batch has."""
 
     @functools.wraps(method)
     def apply(self: Any, *args: Any, **kwargs: Any) -> Any:
-        dispatched = self.moe_config.moe_parallel_config.use_all2all_kernels
         before = getattr(_here, "own", None)
-        _here.own = bool(dispatched and self._quant_method.supports_internal_mk)
+        _here.own = own_tokens(self)
         try:
             return method(self, *args, **kwargs)
         finally:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ._arrays import to_numpy
 from ._split import ExactSplit, Group, gather_by, opaque
-from ._stack import logger
+from ._stack import warn_once
 
 DISPATCH = "sglang.srt.eplb.expert_location_dispatch.topk_ids_logical_to_physical"
 INPUTS = "sglang.srt.layers.moe.topk.resolve_routing_inputs"
@@ -98,7 +98,6 @@ def tokens_only(topk_ids: Any, rows: Any) -> Any:
 def hooks() -> List[Tuple[str, Callable[..., Any], str]]:
     """What is to be hooked in where, and how: (target, hook, type of hook)."""
     same = SameTokens()
-    told: List[str] = []
 
     @opaque
     def redirect(original: Callable[..., Any], topk_ids: Any, info: Any, log2phy_prob: Any = None) -> Any:
@@ -112,16 +111,14 @@ def hooks() -> List[Tuple[str, Callable[..., Any], str]]:
 
             return expert_location_dispatch._topk_ids_logical_to_physical_dynamic(topk_ids, info)
         if info is not None and info.ep_dispatch_algorithm in ("static", "dynamic"):
-            if info.rank_invariant:
+            if getattr(info, "rank_invariant", False):
                 slots = same.redirect(tokens_only(topk_ids, getattr(info, ROWS, None)), info)
                 if slots is not None:
                     return slots
-            elif not told:
-                told.append(info.ep_dispatch_algorithm)
-                logger.warning(
-                    "evenkeel: EVENKEEL_SPLIT=exact with --ep-dispatch-algorithm %s: SGLang's own mapping stays; with lp all "
-                    "ranks' counts can be gathered",
-                    info.ep_dispatch_algorithm,
+            else:
+                warn_once(
+                    f"evenkeel: EVENKEEL_SPLIT=exact with --ep-dispatch-algorithm {info.ep_dispatch_algorithm}: SGLang's own "
+                    "mapping stays; with lp all ranks' counts can be gathered"
                 )
         return original(topk_ids, info, log2phy_prob)
 

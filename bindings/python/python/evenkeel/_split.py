@@ -62,11 +62,6 @@ def gather_by(group: Any) -> Gather:
     return gather
 
 
-def replicated(placement: np.ndarray, experts: int) -> bool:
-    """Has any expert several copies? Without, there is nothing to choose."""
-    return bool((np.bincount(placement[placement >= 0], minlength=experts) > 1).any())
-
-
 class _Layer:
     """One layer's placement and its planners, made when first needed: one on the host, one on the GPU."""
 
@@ -77,7 +72,8 @@ class _Layer:
         self.placement = placement
         self.experts, self.ranks = experts, ranks
         self.nodes = nodes if nodes > 0 and ranks % nodes == 0 else 1
-        self.replicated = replicated(placement, experts)
+        #: Without several copies of any expert there is nothing to choose.
+        self.replicated = bool((np.bincount(placement[placement >= 0], minlength=experts) > 1).any())
         self._lock = threading.Lock()
         self._host: Optional[_native.Planner] = None
         self._device: Dict[Any, Any] = {}

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 import numpy as np
 
 from ._split import ExactSplit, Group, gather_by, opaque
-from ._stack import logger
+from ._stack import logger, warn_once
 
 _here = threading.local()
 
@@ -66,6 +66,7 @@ class Placements:
         """From one layer's map [experts, X], padded with -1; None where changes of it could not be seen."""
         if logical_to_physical.is_inference():
             if logical_to_physical.is_cuda:
+                warn_once("evenkeel: vLLM's maps do not say when they are written: vLLM's own mapping stays")
                 return None
             return self._inverse(logical_to_physical.numpy(), physical)
         # All layers' maps are one tensor with one count of writes: it is read once for all.

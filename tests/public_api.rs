@@ -9,9 +9,7 @@ mod api_support;
 use api_support::{has, is_public, name_of, outline, outline_methods, outline_trait_impl, print, visibility};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use syn::{
-    Attribute, Fields, File, ImplItem, Item, ItemImpl, TraitItem, Type, UseTree, Visibility, parse_quote,
-};
+use syn::{Item, ItemImpl, Type, UseTree};
 
 type Names = Vec<String>;
 

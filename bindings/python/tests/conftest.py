@@ -10,6 +10,13 @@ import pytest
 import stacks
 
 
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    """Plug-ins are off unless a test turns them on."""
+    for name in ("EVENKEEL_POLICY", "EVENKEEL_MAX_MOVES", "EVENKEEL_SPLIT"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def ring():
     """Sixteen experts on eight ranks; each rank copies the first expert of the next: [slots]."""

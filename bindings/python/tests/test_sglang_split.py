@@ -14,7 +14,6 @@ import evenkeel
 
 @pytest.fixture
 def exact(clean, monkeypatch):
-    monkeypatch.delenv("EVENKEEL_POLICY", raising=False)
     monkeypatch.setenv("EVENKEEL_SPLIT", "exact")
     return clean
 
@@ -92,6 +91,25 @@ def test_padding_shared_experts_and_no_tokens(exact, maps):
     assert (sglang.batch(0, exact.full((4, 2), -1, dtype=exact.int32))[0] == -1).all()
 
 
+def test_inside_a_compiled_function(exact, maps):
+    """SGLang compiles what calls the dispatch on CUDA; the hook is kept out of it, and what comes after runs on."""
+    if not hasattr(getattr(exact, "compiler", None), "disable"):
+        pytest.skip(f"torch {exact.__version__} compiles nothing")
+    from sglang_rank import Rank
+
+    sglang = Rank(exact, maps).start()
+    compiled = exact.compile(sglang.topk._biased_grouped_topk_postprocess, dynamic=True, backend="eager")
+    for tokens in (64, 33, 7):
+        ids = ids_of(exact, tokens, tokens=tokens)
+        rows, info = sglang.topk.resolve_routing_inputs(
+            layer_id=1, is_draft=False, num_token_non_padded=exact.tensor(tokens - 2)
+        )
+        out = compiled(ids.clone(), info, rows)
+        kept = ids[: tokens - 2]
+        assert (out[: tokens - 2].numpy() == expected(maps[1], alone(kept), kept, 0)[0]).all()
+        assert (out[tokens - 2 :] == -1).all()
+
+
 def test_what_stays_sglangs_own(exact, maps, caplog):
     from sglang_rank import Rank
 
@@ -109,8 +127,6 @@ def test_what_stays_sglangs_own(exact, maps, caplog):
 def test_off_unless_asked(clean, maps, monkeypatch):
     from sglang_rank import Rank
 
-    monkeypatch.delenv("EVENKEEL_POLICY", raising=False)
-    monkeypatch.delenv("EVENKEEL_SPLIT", raising=False)
     sglang = Rank(clean, maps).start()
     assert not sglang.registry._hooks
     monkeypatch.setenv("EVENKEEL_SPLIT", "roughly")
@@ -150,7 +166,6 @@ def one_of_eight(rank, store, maps, answers):
     import torch.distributed as dist
 
     os.environ["EVENKEEL_SPLIT"] = "exact"
-    os.environ.pop("EVENKEEL_POLICY", None)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=8, timeout=timedelta(seconds=60))
     from sglang_rank import Rank
 

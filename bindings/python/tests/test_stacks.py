@@ -115,7 +115,6 @@ def test_vllm_registration(clean, monkeypatch):
     package = sys.modules["vllm.distributed.eplb.policy"]
     package.AbstractEplbPolicy, package.EPLB_POLICIES = abstract.AbstractEplbPolicy, {"default": object}
     monkeypatch.setenv("EVENKEEL_POLICY", "recourse")
-    monkeypatch.delenv("EVENKEEL_SPLIT", raising=False)
     evenkeel.vllm.register()
     assert issubclass(package.EPLB_POLICIES["default"], abstract.AbstractEplbPolicy)
 
@@ -125,7 +124,6 @@ def test_sglang_own_hooks(clean, monkeypatch):
     registry = stacks.load("sglang.srt.plugins.hook_registry").HookRegistry
     algorithms = stacks.load("sglang.srt.eplb.eplb_algorithms")
     monkeypatch.setenv("EVENKEEL_POLICY", "recourse")
-    monkeypatch.delenv("EVENKEEL_SPLIT", raising=False)
     evenkeel.sglang.register()
     assert list(registry._hooks) == [evenkeel.sglang.TARGET]
     registry.apply_hooks()

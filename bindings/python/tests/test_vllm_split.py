@@ -124,7 +124,6 @@ class Vllm:
 
 @pytest.fixture
 def exact(clean, monkeypatch):
-    monkeypatch.delenv("EVENKEEL_POLICY", raising=False)
     monkeypatch.setenv("EVENKEEL_SPLIT", "exact")
     return clean
 
@@ -244,7 +243,6 @@ def one_of_four(rank, store, maps, answers):
     import torch.distributed as dist
 
     os.environ["EVENKEEL_SPLIT"] = "exact"
-    os.environ.pop("EVENKEEL_POLICY", None)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=4, timeout=timedelta(seconds=60))
 
     @torch.inference_mode(False)  # gloo's threads write outside of it

@@ -25,6 +25,13 @@ def ring():
     return np.concatenate([homes, copies[:, None]], axis=1).reshape(-1).astype(np.int64)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What tests have measured is told, not judged."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.location[2]}: {name}: {value}")
+
+
 def counts_of(ids, experts):
     """Tokens per expert of one source's ids."""
     ids = np.asarray(ids).reshape(-1)

@@ -235,6 +235,13 @@ def test_modules_that_had_imported_the_name(exact, maps):
     assert getattr(holder, name) is getattr(vllm.router, name) and hasattr(getattr(holder, name), "__wrapped__")
 
 
+def test_a_vllm_of_another_make_is_refused(exact, maps):
+    vllm = Vllm(exact, maps)
+    del vllm.router.eplb_map_to_physical_and_record
+    with pytest.raises(evenkeel.Error, match="eplb_map_to_physical_and_record.*0.33"):
+        evenkeel.vllm.register()
+
+
 def one_of_four(rank, store, maps, answers):
     """A rank with tokens of its own, in its own process."""
     import os

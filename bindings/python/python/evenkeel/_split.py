@@ -124,7 +124,8 @@ class _Layer:
                     device=ids.device.index, nodes=self.nodes, experts=self.experts,
                 )  # fmt: skip
                 own = torch.as_tensor(planner.own_counts, device=ids.device)
-                alone = torch.zeros((self.ranks, self.experts), dtype=torch.int32, device=ids.device)
+                with torch.inference_mode(False):  # to be written in whatever mode the next batch comes
+                    alone = torch.zeros((self.ranks, self.experts), dtype=torch.int32, device=ids.device)
                 made = (planner, own, alone)
                 self._device[key] = (room, made)
             return made

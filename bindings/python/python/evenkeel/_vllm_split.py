@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 
 import numpy as np
 
+from ._native import Error
 from ._split import ExactSplit, Group, gather_by, opaque
 from ._stack import logger, warn_once
 
@@ -159,13 +160,17 @@ def replace(module: Any, name: str, new: Any) -> None:
 
 
 def install() -> None:
-    """Hooks into vLLM's routers; once per process."""
-    from vllm.model_executor.layers.fused_moe.router import base_router
-    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-
+    """Hooks into vLLM's routers; once per process. Raises ``Error`` for a vLLM that has them elsewhere."""
     name = "eplb_map_to_physical_and_record"
-    if hasattr(getattr(base_router, name), "__wrapped__"):
+    try:
+        from vllm.model_executor.layers.fused_moe.router import base_router
+        from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+        original, method = getattr(base_router, name), MoERunner._apply_quant_method
+    except (ImportError, AttributeError) as why:
+        raise Error(f"EVENKEEL_SPLIT=exact: {why}: expected vLLM's routers as in 0.33") from why
+    if hasattr(original, "__wrapped__"):
         return
-    replace(base_router, name, mapping(getattr(base_router, name)))
-    MoERunner._apply_quant_method = noting_tokens(MoERunner._apply_quant_method)
+    replace(base_router, name, mapping(original))
+    MoERunner._apply_quant_method = noting_tokens(method)
     logger.info("evenkeel: vLLM's batches are split exactly")

@@ -41,7 +41,7 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help demo test kernels python check examples bench fuzz clean
+.PHONY: help demo test kernels python stacks check examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -64,6 +64,9 @@ kernels: $(TOOLS) $(NVRTC_READY) ## Compile the CUDA kernels for sm_80, sm_90, s
 python: .tools/python/ready ## Build the Python package, install it into .tools/python and run its tests.
 	.tools/python/bin/pip install --quiet --disable-pip-version-check .
 	.tools/python/bin/python -m pytest -q
+
+stacks: .tools/python/ready ## Test the plug-ins with vLLM's, SGLang's and vllm-ascend's own modules, fetched into .tools/stacks.
+	bindings/python/stacks.sh
 
 check: $(TOOLS) ## Check formatting, lints and documentation.
 	$(CARGO) fmt --all --check

@@ -9,6 +9,7 @@ use thiserror::Error;
 
 /// What a weight is stored and multiplied in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Precision {
     /// 8-bit floating point, 1 byte.
     Fp8,
@@ -36,6 +37,7 @@ impl Precision {
 
 /// What an expert computes of a token `x`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Activation {
     /// `down (silu(gate x) * up x)`, three matrices.
     SwiGlu,

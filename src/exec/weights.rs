@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 /// What weights are kept in and activations travel in; arithmetic is `f32` in both cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Dtype {
     /// 32 bits.
     F32,

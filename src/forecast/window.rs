@@ -11,6 +11,7 @@ use std::fmt;
 
 /// Which past steps a placement is planned on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Window {
     /// All of them, alike.
     All,

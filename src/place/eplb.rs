@@ -13,6 +13,7 @@ use std::collections::binary_heap::PeekMut;
 
 /// Which expert gets the next copy when several have the same load per copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ties {
     /// The lowest index: DeepSeek's reference, SGLang and vLLM.
     LowestExpert,

@@ -19,6 +19,7 @@ use crate::forecast::History;
 
 /// Which experts have to survive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Cover {
     /// All.
     All,

@@ -35,6 +35,7 @@ use thiserror::Error;
 
 /// A way of sharing tokens between copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Method {
     /// The same number for every copy, what EPLB assumes: `floor(N / c)`, one more for the lowest slots.
     Even,

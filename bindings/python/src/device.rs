@@ -7,7 +7,8 @@ use crate::errors::{Unavailable, error, refuse};
 use evenkeel::cuda::{Context, CudaError, DevicePlanner as Core, Handover, probe};
 use numpy::PyReadonlyArray2;
 use pyo3::prelude::*;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The message for a machine without what is needed, the plain error for anything else.
 fn failed(err: CudaError) -> PyErr {
@@ -18,6 +19,19 @@ fn failed(err: CudaError) -> PyErr {
 #[pyfunction]
 pub(crate) fn devices() -> PyResult<Vec<(String, (u32, u32))>> {
     Ok(probe().map_err(failed)?.into_iter().map(|device| (device.name, device.capability)).collect())
+}
+
+/// GPUs that planners of this process hold open: all planners of one share its kernels and its stream.
+static OPEN: LazyLock<Mutex<HashMap<usize, Weak<Context>>>> = LazyLock::new(Mutex::default);
+
+fn open(device: usize) -> Result<Arc<Context>, CudaError> {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(gpu) = open.get(&device).and_then(Weak::upgrade) {
+        return Ok(gpu);
+    }
+    let gpu = Context::open(device)?;
+    open.insert(device, Arc::downgrade(&gpu));
+    Ok(gpu)
 }
 
 struct Inner {
@@ -65,7 +79,7 @@ impl DevicePlanner {
             placements.first().ok_or_else(|| refuse("physical_to_logical: expected a row per layer"))?;
         let (cluster, experts) = (cluster_of(first, nodes)?, first.experts());
         let inner = py.detach(|| {
-            let gpu = Context::open(device)?;
+            let gpu = open(device)?;
             let planner = Core::new(&gpu, &placements, &cluster, source, capacity)?;
             Ok(Inner { handover: Handover::new(&gpu)?, planner })
         });

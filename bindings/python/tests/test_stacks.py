@@ -1,43 +1,18 @@
 """Plug-ins against the stacks' own modules, as published, and through the entry points' registration.
 
-`EVENKEEL_STACKS` names a folder with the unpacked wheels of vllm, sglang and vllm-ascend; the packages' own `__init__` files, which
-import the whole stack, are passed over. Tests that want torch or a stack say what is missing where it is.
+Placement; the split of every batch is in `test_sglang_split.py` and `test_vllm_split.py`. `stacks.py` says where the modules come from.
 """
 
-import importlib
-import os
 import sys
-import types
 
 import numpy as np
 import pytest
+import stacks
 
 import evenkeel
 from evenkeel._stack import Settings, settings
 
-STACKS = os.environ.get("EVENKEEL_STACKS")
 ON = Settings("recourse", None)
-
-
-@pytest.fixture
-def stack():
-    """Imports a module of a stack without running the `__init__` of the packages around it."""
-    if STACKS is None:
-        pytest.skip("EVENKEEL_STACKS is not set")
-    pytest.importorskip("torch")
-    before = set(sys.modules)
-
-    def load(name, bare):
-        for package in bare:
-            module = types.ModuleType(package)
-            module.__path__ = [os.path.join(STACKS, *package.split("."))]
-            sys.modules[package] = module
-        return importlib.import_module(name)
-
-    yield load
-    for name in set(sys.modules) - before:
-        if name.split(".")[0] in ("vllm", "sglang", "vllm_ascend"):
-            del sys.modules[name]
 
 
 def batches(seed, layers=3, experts=16, steps=6):
@@ -120,51 +95,44 @@ def test_vllm_ascend_call():
     assert still == 0 and (np.array(same) == table).all()
 
 
-def test_vllm_own_classes(stack):
-    import torch
-
-    bare = ["vllm", "vllm.distributed", "vllm.distributed.eplb", "vllm.distributed.eplb.policy"]
-    abstract = stack("vllm.distributed.eplb.policy.abstract", bare)
-    default = importlib.import_module("vllm.distributed.eplb.policy.default")
+def test_vllm_own_classes(clean):
+    torch = clean
+    abstract = stacks.load("vllm.distributed.eplb.policy.abstract")
+    default = stacks.load("vllm.distributed.eplb.policy.default")
     policy = evenkeel.vllm.policy_class(abstract.AbstractEplbPolicy, ON)
     assert issubclass(policy, abstract.AbstractEplbPolicy)
     loads = torch.from_numpy(batches(0).sum(axis=0)).float()
     answer = policy.rebalance_experts(loads, 24, 1, 1, 8, None)
     theirs = default.DefaultEplbPolicy.rebalance_experts(loads, 24, 1, 1, 8, None)
     assert type(answer) is type(theirs) and answer.dtype == theirs.dtype and answer.shape == theirs.shape
-    # `policy=eplb` is theirs where no weights tie.
-    same = evenkeel.eplb.rebalance_experts(torch.rand(3, 16), 24, 1, 1, 8)[0]
-    assert isinstance(same, torch.Tensor)
+    weights = torch.from_numpy(np.random.default_rng(0).lognormal(3, 1, (58, 256)).astype(np.float32))
+    theirs = default.DefaultEplbPolicy.rebalance_experts(weights, 288, 8, 4, 32, None)
+    assert torch.equal(evenkeel.eplb.rebalance_experts(weights, 288, 8, 4, 32)[0], theirs)
 
 
-def test_vllm_registration(stack, monkeypatch):
-    bare = ["vllm", "vllm.distributed", "vllm.distributed.eplb", "vllm.distributed.eplb.policy"]
-    abstract = stack("vllm.distributed.eplb.policy.abstract", bare)
+def test_vllm_registration(clean, monkeypatch):
+    abstract = stacks.load("vllm.distributed.eplb.policy.abstract")
     package = sys.modules["vllm.distributed.eplb.policy"]
     package.AbstractEplbPolicy, package.EPLB_POLICIES = abstract.AbstractEplbPolicy, {"default": object}
-    sys.modules["vllm.distributed.eplb"].policy = package
     monkeypatch.setenv("EVENKEEL_POLICY", "recourse")
     evenkeel.vllm.register()
     assert issubclass(package.EPLB_POLICIES["default"], abstract.AbstractEplbPolicy)
 
 
-def test_sglang_own_hooks(stack, monkeypatch):
-    import torch
-
-    bare = ["sglang", "sglang.srt", "sglang.srt.plugins", "sglang.srt.eplb"]
-    registry = stack("sglang.srt.plugins.hook_registry", bare)
+def test_sglang_own_hooks(clean, monkeypatch):
+    torch = clean
+    registry = stacks.load("sglang.srt.plugins.hook_registry").HookRegistry
+    algorithms = stacks.load("sglang.srt.eplb.eplb_algorithms")
     monkeypatch.setenv("EVENKEEL_POLICY", "recourse")
     evenkeel.sglang.register()
-    assert evenkeel.sglang.TARGET in registry.HookRegistry._hooks
-    registry.HookRegistry.apply_hooks()
-    algorithms = importlib.import_module("sglang.srt.eplb.eplb_algorithms")
-    # No server runs here, and the module that would know imports all of one.
-    monkeypatch.setattr(evenkeel.sglang, "running_placement", lambda: None)
+    assert list(registry._hooks) == [evenkeel.sglang.TARGET]
+    registry.apply_hooks()
+    monkeypatch.setattr(evenkeel.sglang, "running_placement", lambda: None)  # no server runs here
     loads = torch.from_numpy(batches(4))
     shape = dict(num_physical_experts=24, num_local_physical_experts=3, num_groups=1, num_nodes=1)
     algorithm = algorithms.EplbAlgorithm.deepseek
     ours = algorithms.rebalance_experts(tokens_per_expert=loads, **shape, algorithm=algorithm)
-    registry.HookRegistry.reset()
+    registry.reset()
     expected = evenkeel.eplb.rebalance_experts(loads.numpy(), 24, 1, 1, 8, policy="recourse")
     assert all((our.numpy() == part).all() for our, part in zip(ours, expected))
     theirs = algorithms.deepseek.rebalance_experts(
@@ -174,8 +142,24 @@ def test_sglang_own_hooks(stack, monkeypatch):
         assert our.dtype == their.dtype and our.shape[:2] == their.shape[:2]
 
 
-def test_vllm_ascend_own_class(stack):
-    bare = ["vllm_ascend", "vllm_ascend.eplb", "vllm_ascend.eplb.core", "vllm_ascend.eplb.core.policy"]
-    abstract = stack("vllm_ascend.eplb.core.policy.policy_abstract", bare)
-    policy = evenkeel.vllm_ascend.policy_class(abstract.EplbPolicy, ON)
-    assert issubclass(policy, abstract.EplbPolicy) and policy().rebalance_experts is not None
+def test_sglang_reads_the_running_placement(clean, ring):
+    from sglang_rank import LAYERS, Rank
+
+    maps = np.tile(ring, (LAYERS, 1))
+    Rank(clean, maps).place(maps)
+    assert (evenkeel.sglang.running_placement() == maps).all()
+
+
+def test_vllm_ascend_own_factory(clean, monkeypatch):
+    """Its factory's module imports all its policies and vLLM's logger: the class runs from its source."""
+    abstract = stacks.load("vllm_ascend.eplb.core.policy.policy_abstract")
+    factory = stacks.take(
+        "vllm_ascend.eplb.core.policy.policy_factory", "PolicyFactory", EplbPolicy=abstract.EplbPolicy
+    )
+    monkeypatch.setenv("EVENKEEL_POLICY", "recourse")
+    evenkeel.vllm_ascend.register()
+    policy = factory.PolicyFactory.generate_policy(1)
+    assert isinstance(policy, abstract.EplbPolicy)
+    table = np.tile(np.arange(24) % 16, (2, 1)).reshape(2, 8, 3)
+    changed, _, new = policy.rebalance_experts(table, np.random.default_rng(0).integers(0, 99, table.shape))
+    assert changed == 1 and np.array(new).shape == table.shape

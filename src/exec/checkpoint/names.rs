@@ -4,6 +4,7 @@ use std::fmt;
 
 /// A naming.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Naming {
     /// `block_sparse_moe.gate`, `block_sparse_moe.experts.E.w1` (gate), `.w3` (up), `.w2` (down).
     Mixtral,

@@ -29,6 +29,7 @@ use thiserror::Error;
 
 /// A way of routing tokens.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Router {
     /// Top-1 of a softmax, weighted by its probability (Switch Transformer, arXiv:2101.03961, section 2.1).
     Switch,

@@ -5,6 +5,7 @@ use std::fmt;
 
 /// What is minimised over the scenarios.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Objective {
     /// The mean imbalance.
     #[default]

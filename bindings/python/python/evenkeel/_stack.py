@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from typing import Any, NamedTuple, Optional
@@ -12,6 +13,12 @@ from . import _native
 from ._arrays import whole
 
 logger = logging.getLogger("evenkeel")
+
+
+@functools.lru_cache(maxsize=None)
+def warn_once(message: str) -> None:
+    """For what every batch would say again."""
+    logger.warning(message)
 
 
 class Settings(NamedTuple):

@@ -1,8 +1,9 @@
-"""SGLang's placement, by the entry point `sglang.srt.plugins`.
+"""SGLang's placement and the split of its batches, by the entry point `sglang.srt.plugins`.
 
-Turned on by the environment, nothing else to change::
+Turned on by the environment, each by itself::
 
     EVENKEEL_POLICY=recourse python -m sglang.launch_server --enable-eplb ...
+    EVENKEEL_SPLIT=exact python -m sglang.launch_server --moe-a2a-backend deepep --ep-dispatch-algorithm lp ...
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Callable, Optional, Tuple
 
 import numpy as np
 
-from . import _native
+from . import _native, _split
 from ._arrays import like, to_numpy
 from ._stack import Settings, logger, replan, settings
 
@@ -52,11 +53,18 @@ def rebalance_function(
 
 
 def register() -> None:
-    """Puts evenkeel in the place of SGLang's algorithms, if ``EVENKEEL_POLICY`` says so."""
-    how = settings()
-    if how is None:
+    """Hooks in what ``EVENKEEL_POLICY`` (placement) and ``EVENKEEL_SPLIT`` (every batch) ask for."""
+    how, exact = settings(), _split.wanted()
+    if how is None and not exact:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(TARGET, rebalance_function(how), HookType.REPLACE)
-    logger.info("evenkeel: SGLang's expert placement is by %s", how.policy)
+    if how is not None:
+        HookRegistry.register(TARGET, rebalance_function(how), HookType.REPLACE)
+        logger.info("evenkeel: SGLang's expert placement is by %s", how.policy)
+    if exact:
+        from ._sglang_split import hooks
+
+        for target, hook, kind in hooks():
+            HookRegistry.register(target, hook, HookType(kind))
+        logger.info("evenkeel: SGLang's batches are split exactly")

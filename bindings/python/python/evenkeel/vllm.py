@@ -1,8 +1,8 @@
-"""vLLM's placement policy (`EPLB_POLICIES`), found by the entry point `vllm.general_plugins`.
+"""vLLM's placement policy (`EPLB_POLICIES`) and the split of its batches, by the entry point `vllm.general_plugins`.
 
-Turned on by the environment, nothing else to change::
+Turned on by the environment, each by itself::
 
-    EVENKEEL_POLICY=recourse vllm serve MODEL --enable-expert-parallel --enable-eplb
+    EVENKEEL_POLICY=recourse EVENKEEL_SPLIT=exact vllm serve MODEL --enable-expert-parallel --enable-eplb
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from . import _split
 from ._arrays import like, to_numpy
 from ._stack import Settings, logger, replan, settings
 
@@ -41,11 +42,14 @@ def policy_class(base: type, how: Settings) -> type:
 
 
 def register() -> None:
-    """Makes evenkeel's policy vLLM's default one, if ``EVENKEEL_POLICY`` says so."""
+    """Hooks in what ``EVENKEEL_POLICY`` (vLLM's default policy) and ``EVENKEEL_SPLIT`` (every batch) ask for."""
     how = settings()
-    if how is None:
-        return
-    from vllm.distributed.eplb import policy
+    if how is not None:
+        from vllm.distributed.eplb import policy
 
-    policy.EPLB_POLICIES["default"] = policy_class(policy.AbstractEplbPolicy, how)
-    logger.info("evenkeel: vLLM's expert placement is by %s", how.policy)
+        policy.EPLB_POLICIES["default"] = policy_class(policy.AbstractEplbPolicy, how)
+        logger.info("evenkeel: vLLM's expert placement is by %s", how.policy)
+    if _split.wanted():
+        from ._vllm_split import install
+
+        install()

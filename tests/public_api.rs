@@ -1,0 +1,250 @@
+//! The public API of both crates, as it is committed in `docs/api/`: a change of it is seen in review, not after a release.
+//!
+//! Sources are read with `syn` from `lib.rs` along `mod` and `pub use`; every public item is written where users find it, without
+//! bodies and documentation, private fields as `_private: _`, followed by its public methods and the traits that it has.
+//! What macros make is not seen. `EVENKEEL_API=write cargo test --test public_api` writes the lists anew.
+
+mod api_support;
+
+use api_support::{has, is_public, name_of, outline, outline_methods, outline_trait_impl, print, visibility};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use syn::{Item, ItemImpl, Type, UseTree};
+
+type Names = Vec<String>;
+
+/// What is wrong with which file.
+type Outcome<T = ()> = Result<T, String>;
+
+/// A module with the names that it brings in: `name`, the path it stands for, and whether it is passed on.
+#[derive(Default)]
+struct Module {
+    public: bool,
+    items: Vec<Item>,
+    uses: Vec<(String, Names, bool)>,
+    globs: Vec<Names>,
+}
+
+/// All modules of a crate by their paths; the crate's own is empty.
+#[derive(Default)]
+struct Crate(BTreeMap<Names, Module>);
+
+impl Crate {
+    fn read(folder: &Path) -> Outcome<Crate> {
+        let mut all = Crate::default();
+        all.add(&folder.join("lib.rs"), folder, Vec::new(), true)?;
+        Ok(all)
+    }
+
+    fn add(&mut self, file: &Path, folder: &Path, path: Names, public: bool) -> Outcome {
+        let text = std::fs::read_to_string(file).map_err(in_file(file))?;
+        self.enter(syn::parse_file(&text).map_err(in_file(file))?.items, folder, path, public)
+    }
+
+    fn enter(&mut self, items: Vec<Item>, folder: &Path, path: Names, public: bool) -> Outcome {
+        let mut module = Module { public, ..Module::default() };
+        for item in items {
+            match item {
+                Item::Mod(inner) if !has(&inner.attrs, "cfg", "test") => {
+                    let (name, public) = (inner.ident.to_string(), is_public(&inner.vis));
+                    let below = [path.clone(), vec![name.clone()]].concat();
+                    let folder = folder.join(&name);
+                    match inner.content {
+                        Some((_, items)) => self.enter(items, &folder, below, public)?,
+                        None => self.add(&file_of(&folder), &folder, below, public)?,
+                    }
+                }
+                Item::Mod(_) => {}
+                Item::Use(item) => module.take(&item.tree, Vec::new(), is_public(&item.vis)),
+                item => module.items.push(item),
+            }
+        }
+        self.0.insert(path, module);
+        Ok(())
+    }
+
+    /// Where the item or module that a path means from a module is defined; none for what other crates define.
+    fn resolve(&self, from: &[String], path: &[String], depth: usize) -> Option<Names> {
+        let (first, rest) = path.split_first()?;
+        let mut at = match first.as_str() {
+            "crate" => Vec::new(),
+            "self" => from.to_vec(),
+            "super" => from[..from.len().checked_sub(1)?].to_vec(),
+            name => self.find(from, name, depth)?,
+        };
+        for name in rest {
+            at = if name == "super" {
+                at[..at.len().checked_sub(1)?].to_vec()
+            } else {
+                self.find(&at, name, depth)?
+            };
+        }
+        Some(at)
+    }
+
+    fn find(&self, module: &[String], name: &str, depth: usize) -> Option<Names> {
+        let below = [module, &[name.to_owned()]].concat();
+        let inside = self.0.get(module)?;
+        let mut defined = inside.items.iter().filter_map(name_of);
+        if self.0.contains_key(&below) || defined.any(|ident| ident == name) {
+            return Some(below);
+        }
+        let depth = depth.checked_sub(1)?;
+        let mut brought =
+            inside.uses.iter().filter(|(known, path, _)| known == name && path[..] != [name.to_owned()]);
+        if let Some((_, path, _)) = brought.next() {
+            return self.resolve(module, path, depth);
+        }
+        inside.globs.iter().find_map(|glob| self.find(&self.resolve(module, glob, depth)?, name, depth))
+    }
+
+    /// The items that users find at `shown`, a module, and below: their definitions by the paths they are shown at.
+    fn show(
+        &self,
+        module: &[String],
+        shown: &[String],
+        found: &mut BTreeMap<Names, Names>,
+        others: &mut BTreeSet<String>,
+    ) {
+        let Some(inside) = self.0.get(module) else { return };
+        let at = |name: &str| [shown, &[name.to_owned()]].concat();
+        let defined = |name: &str| [module, &[name.to_owned()]].concat();
+        for item in inside.items.iter().filter(|item| visibility(item).is_some_and(is_public)) {
+            let name = name_of(item).unwrap_or_default();
+            found.insert(at(&name), defined(&name));
+        }
+        let below = |path: &Names| path.len() == module.len() + 1 && path.starts_with(module);
+        for (path, _) in self.0.iter().filter(|(path, inner)| inner.public && below(path)) {
+            self.show(path, &at(&path[module.len()]), found, others);
+        }
+        for (name, path, _) in inside.uses.iter().filter(|(.., public)| *public) {
+            match self.resolve(module, path, 9) {
+                Some(target) if self.0.contains_key(&target) => self.show(&target, &at(name), found, others),
+                Some(target) => {
+                    found.insert(at(name), target);
+                }
+                None => {
+                    others.insert(format!("pub use {} as {};", path.join("::"), at(name).join("::")));
+                }
+            }
+        }
+    }
+
+    fn item(&self, path: &[String]) -> Option<&Item> {
+        let (name, module) = path.split_last()?;
+        self.0.get(module)?.items.iter().find(|item| name_of(item).as_ref() == Some(name))
+    }
+
+    /// Implementations by the definition of what they are for.
+    fn implementations(&self) -> BTreeMap<Names, Vec<(Names, &ItemImpl)>> {
+        let mut all: BTreeMap<Names, Vec<(Names, &ItemImpl)>> = BTreeMap::new();
+        for (module, inside) in &self.0 {
+            for item in &inside.items {
+                let Item::Impl(item) = item else { continue };
+                let Type::Path(of) = &*item.self_ty else { continue };
+                let path: Names = of.path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+                if let Some(target) = self.resolve(module, &path, 9) {
+                    all.entry(target).or_default().push((module.clone(), item));
+                }
+            }
+        }
+        all
+    }
+
+    fn list(&self, name: &str) -> String {
+        let (mut found, mut others) = (BTreeMap::new(), BTreeSet::new());
+        self.show(&[], &[name.to_owned()], &mut found, &mut others);
+        let public: BTreeSet<&Names> = found.values().collect();
+        let implementations = self.implementations();
+        let mut text = format!("// The public API of {name}, written by tests/public_api.rs.\n");
+        others.iter().for_each(|other| text += &format!("\n{other}\n"));
+        for (shown, defined) in &found {
+            let Some(item) = self.item(defined).and_then(outline) else { continue };
+            let mut items = vec![item];
+            let mut traits = Vec::new();
+            for (module, block) in implementations.get(defined).into_iter().flatten() {
+                if let Some((_, of, _)) = &block.trait_ {
+                    let path: Names = of.segments.iter().map(|segment| segment.ident.to_string()).collect();
+                    if self.resolve(module, &path, 9).is_none_or(|of| public.contains(&of)) {
+                        traits.push(outline_trait_impl(block));
+                    }
+                } else {
+                    items.extend(outline_methods(block));
+                }
+            }
+            let mut traits: Vec<String> = traits.into_iter().map(print).collect();
+            traits.sort();
+            let rest: String = items.into_iter().map(print).collect();
+            text += &format!("\n// {}\n{rest}{}", shown.join("::"), traits.concat());
+        }
+        text
+    }
+}
+
+impl Module {
+    fn take(&mut self, tree: &UseTree, mut path: Names, public: bool) {
+        match tree {
+            UseTree::Path(inner) => {
+                path.push(inner.ident.to_string());
+                self.take(&inner.tree, path, public);
+            }
+            UseTree::Group(group) => {
+                for tree in &group.items {
+                    self.take(tree, path.clone(), public);
+                }
+            }
+            UseTree::Glob(_) => self.globs.push(path),
+            UseTree::Name(name) => {
+                if name.ident != "self" {
+                    path.push(name.ident.to_string());
+                }
+                let known = path.last().cloned().unwrap_or_default();
+                self.uses.push((known, path, public));
+            }
+            UseTree::Rename(name) => {
+                path.push(name.ident.to_string());
+                self.uses.push((name.rename.to_string(), path, public));
+            }
+        }
+    }
+}
+
+fn file_of(folder: &Path) -> PathBuf {
+    let file = folder.with_extension("rs");
+    if file.exists() { file } else { folder.join("mod.rs") }
+}
+
+fn in_file<E: std::fmt::Display>(file: &Path) -> impl Fn(E) -> String {
+    move |err| format!("{}: {err}", file.display())
+}
+
+fn check(name: &str, folder: &str) -> Outcome {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (file, listed) =
+        (root.join(format!("docs/api/{name}.txt")), Crate::read(&root.join(folder))?.list(name));
+    if std::env::var("EVENKEEL_API").is_ok_and(|value| value == "write") {
+        return std::fs::write(&file, listed).map_err(in_file(&file));
+    }
+    let committed = std::fs::read_to_string(&file).unwrap_or_default();
+    let (now, before): (BTreeSet<&str>, BTreeSet<&str>) =
+        (listed.lines().collect(), committed.lines().collect());
+    let mut changes = String::new();
+    before.difference(&now).for_each(|line| changes += &format!("- {line}\n"));
+    now.difference(&before).for_each(|line| changes += &format!("+ {line}\n"));
+    assert!(
+        listed == committed,
+        "the public API of {name} is not what docs/api/{name}.txt says:\n{changes}If that is meant, see \"Versions\" in \
+         CONTRIBUTING.md and write it anew: EVENKEEL_API=write cargo test --test public_api"
+    );
+    Ok(())
+}
+
+#[test]
+fn evenkeel() -> Outcome {
+    check("evenkeel", "src")
+}
+
+#[test]
+fn evenkeel_solver() -> Outcome {
+    check("evenkeel_solver", "solver/src")
+}

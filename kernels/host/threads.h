@@ -12,6 +12,7 @@
 #define __forceinline__ inline
 #define __noinline__
 #define EK_LOOP
+#define EK_SHORT
 
 enum Order { ASCENDING, DESCENDING, SHUFFLED };
 static Order ek_order = ASCENDING; // of no effect here

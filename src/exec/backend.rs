@@ -125,6 +125,25 @@ pub struct LayerInput<'a> {
     pub routed: Routed<'a>,
 }
 
+impl LayerInput<'_> {
+    /// Whether it fits a backend with so many layers and ranks, and tokens of so many numbers.
+    pub(super) fn check(&self, layers: usize, ranks: usize, hidden: usize) -> Result<(), ExecError> {
+        if self.layer >= layers {
+            return Err(ExecError::Shape { what: "layer", given: self.layer, expected: layers });
+        }
+        ExecError::expect("sources", self.tokens.len(), ranks)?;
+        for tokens in self.tokens {
+            ExecError::expect("numbers past the last whole token", tokens.len() % hidden, 0)?;
+        }
+        if let Routed::Replay { ids, weights, slots, .. } = self.routed {
+            ExecError::expect("sources of ids", ids.len(), ranks)?;
+            ExecError::expect("sources of weights", weights.map_or(ranks, <[_]>::len), ranks)?;
+            ExecError::expect("sources of slots", slots.map_or(ranks, <[_]>::len), ranks)?;
+        }
+        Ok(())
+    }
+}
+
 /// Where one source's tokens went.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SourceRouting {
@@ -151,6 +170,9 @@ pub struct LayerRun {
     pub times: Vec<Times>,
     /// What really travelled.
     pub copies: Copies,
+    /// From the first rank's first phase to the last one's last, where a clock around the call would also see tokens come to
+    /// a device and go.
+    pub wall: Option<Duration>,
 }
 
 impl LayerRun {

@@ -16,6 +16,8 @@ pub mod calibrate;
 pub mod checkpoint;
 pub mod clock;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 pub mod feed;
 pub mod forward;

@@ -1,0 +1,454 @@
+//! The CUDA backend: ranks with memories and streams of their own on one GPU, bf16 weights and activations, `f32` sums.
+//!
+//! In: the tokens of every rank. Out: what the layer adds to them. A layer's kernels (`kernels/route.cu`, `dispatch.cu`, `ffn.cu`
+//! and those of the split) read from device memory how many tokens went where, so nothing between the first and the last one
+//! waits for the host, and a graph can record all of it ([`Cuda::record`]). The host is asked where it must be: by routers that
+//! draw random numbers or mix tokens, by splits other than the exact one, by room that overflows to the next choice, and by
+//! cuBLAS ([`Path::Cublas`]), which takes the sizes of its products from the host.
+//!
+//! Ranks do not read each other's memory but for what is sent: counts, slots and weights of tokens, parcels, answers.
+
+mod blas;
+mod cells;
+mod clock;
+mod experts;
+mod home;
+mod kernels;
+mod layers;
+mod measure;
+mod moves;
+mod rank;
+mod record;
+mod route;
+mod step;
+
+pub use measure::Experts;
+pub use record::Recorded;
+
+use super::backend::{Backend, ExecConfig, LayerInput, LayerRun};
+use super::error::ExecError;
+use super::weights::{Dtype, WeightSource};
+use crate::cuda::{Context, CudaError, DeviceGather, DevicePlanner, SameDevice};
+use crate::place::Placement;
+use crate::planner::Planner;
+use crate::split::Method;
+use blas::Blas;
+use cells::{Cell, CellShape};
+use clock::Clock;
+use home::{Home, Slots, of_rank};
+use kernels::Kernels;
+use layers::Layer;
+use moves::Side;
+use rank::{Buffers, Rank, Room};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What multiplies the experts' matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Path {
+    /// Our own grouped products, which read their sizes from device memory.
+    #[default]
+    Own,
+    /// cuBLAS' grouped products, for which every rank's host waits for its sizes once per layer.
+    Cublas,
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Path::Own => "own",
+            Path::Cublas => "cublas",
+        })
+    }
+}
+
+impl FromStr for Path {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "own" => Ok(Path::Own),
+            "cublas" => Ok(Path::Cublas),
+            _ => Err(format!("unknown products `{name}`: expected own or cublas")),
+        }
+    }
+}
+
+/// How ranks share a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Streams {
+    /// One after the other, so that each rank's phases are timed alone.
+    #[default]
+    Alone,
+    /// All at once, each on a stream of its own.
+    Own,
+}
+
+/// What a backend runs on, besides the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    /// The GPU.
+    pub device: usize,
+    /// What multiplies.
+    pub path: Path,
+    /// How ranks share it.
+    pub streams: Streams,
+}
+
+/// What splits a layer's batches, on every rank.
+#[derive(Debug)]
+enum Plan {
+    /// Nothing: first copies.
+    None,
+    /// The device.
+    Device(Vec<DevicePlanner>),
+    /// The host.
+    Host(Vec<Planner>),
+}
+
+/// The CUDA backend.
+pub struct Cuda {
+    config: ExecConfig,
+    options: Options,
+    gpu: Arc<Context>,
+    layers: Arc<Vec<Layer>>,
+    shape: CellShape,
+    placements: Vec<Placement>,
+    ranks: Vec<Rank>,
+    homes: Vec<Home>,
+    /// Per layer; made with the buffers.
+    plans: Vec<Plan>,
+    /// Boards of tokens per expert, and per slot.
+    boards: Option<[Box<dyn DeviceGather>; 2]>,
+    blas: Vec<Blas>,
+    clock: Clock,
+    /// Whether the next pass' slots are there already.
+    given: bool,
+    side: Side,
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cuda").field("config", &self.config).field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Cuda {
+    /// Builds the ranks' memories on a GPU: one placement per layer, weights from `source`.
+    ///
+    /// # Errors
+    /// Without a usable GPU; for `f32`, or widths that are no multiples of 8; where memory does not suffice, before any of it is
+    /// taken; when weights cannot be had or have other shapes than the model's, or a placement does not fit.
+    pub fn new(
+        config: ExecConfig,
+        options: Options,
+        source: &dyn WeightSource,
+        placements: Vec<Placement>,
+    ) -> Result<Self, ExecError> {
+        let unavailable = |reason: String| ExecError::Unavailable { backend: "cuda", reason };
+        if config.dtype != Dtype::Bf16 {
+            return Err(unavailable(format!("it runs bf16, not {}", config.dtype)));
+        }
+        let model = &config.model;
+        for (what, width) in [("tokens", model.hidden), ("experts", model.intermediate)] {
+            if !width.is_multiple_of(8) {
+                return Err(unavailable(format!("{what} are {width} wide: it takes multiples of 8")));
+            }
+        }
+        let gpu = Context::open(options.device).map_err(|error| match error {
+            error if error.is_unavailable() => unavailable(error.to_string()),
+            error => error.into(),
+        })?;
+        let kernels = Kernels::load(&gpu)?;
+        let cluster = config.cluster;
+        if cluster.slots_per_rank() > kernels.most_groups() {
+            return Err(unavailable(format!(
+                "{} slots per rank: it takes {}",
+                cluster.slots_per_rank(),
+                kernels.most_groups()
+            )));
+        }
+        let shape = CellShape::new(model.hidden as usize, model.intermediate as usize, model.activation);
+        let cells: usize = placements.iter().map(|p| p.slots().iter().flatten().count()).sum();
+        let shared = model.expert_parameters() * 2 * model.shared as u64;
+        let gates = 4 * model.hidden * config.router.width(model.experts) as u64;
+        let needed = shape.bytes() * cells as u64 + (shared + gates) * placements.len() as u64;
+        enough(&gpu, "weights", needed)?;
+        let layers = (0..placements.len())
+            .map(|layer| Layer::new(&gpu, source, layer, model, &config.router))
+            .collect::<Result<Vec<_>, _>>()?;
+        let side = Side::new(&gpu)?;
+        let this = Self {
+            options,
+            layers: Arc::new(layers),
+            shape,
+            placements: vec![],
+            ranks: vec![],
+            homes: vec![],
+            plans: vec![],
+            boards: None,
+            blas: vec![],
+            clock: Clock::default(),
+            given: false,
+            side,
+            gpu,
+            config,
+        };
+        this.build(source, placements, this.config.method, &kernels)
+    }
+
+    /// The same model on the same group and GPU with other placements and another split; a rank's experts are shared with this
+    /// backend where it holds them already.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn with(
+        &self,
+        source: &dyn WeightSource,
+        placements: Vec<Placement>,
+        method: Option<Method>,
+    ) -> Result<Self, ExecError> {
+        let kernels = match self.ranks.first() {
+            Some(rank) => Arc::clone(&rank.kernels),
+            None => Kernels::load(&self.gpu)?,
+        };
+        self.build(source, placements, method, &kernels)
+    }
+
+    fn build(
+        &self,
+        source: &dyn WeightSource,
+        placements: Vec<Placement>,
+        method: Option<Method>,
+        kernels: &Arc<Kernels>,
+    ) -> Result<Self, ExecError> {
+        let config = ExecConfig { method, ..self.config.clone() };
+        let cluster = config.cluster;
+        for placement in &placements {
+            ExecError::expect("experts of a placement", placement.experts(), config.model.experts)?;
+            ExecError::expect("slots of a placement", placement.slots().len(), cluster.slots())?;
+            ExecError::expect("ranks of a placement", placement.ranks(), cluster.ranks())?;
+        }
+        let together = self.gpu.fork()?;
+        let mut ranks = Vec::with_capacity(cluster.ranks());
+        for own in 0..cluster.ranks() {
+            let gpu = match self.options.streams {
+                Streams::Alone => Arc::clone(&together),
+                Streams::Own => self.gpu.fork()?,
+            };
+            ranks.push(Rank { own, gpu, kernels: Arc::clone(kernels), buffers: None });
+        }
+        let missing = |placement: &Placement, layer: usize, rank: usize| {
+            let here = of_rank(placement, rank).iter().flatten();
+            here.filter(|&&expert| self.held(rank, layer, expert).is_none()).count()
+        };
+        let all = placements.iter().enumerate();
+        let cells: usize =
+            all.map(|(layer, p)| (0..ranks.len()).map(|rank| missing(p, layer, rank)).sum::<usize>()).sum();
+        enough(&self.gpu, "experts", self.shape.bytes() * cells as u64)?;
+        let mut homes: Vec<Home> = ranks.iter().map(|_| Home::default()).collect();
+        for (layer, placement) in placements.iter().enumerate() {
+            let slots = self.fill(source, layer, placement)?;
+            for (home, slots) in homes.iter_mut().zip(slots) {
+                home.push(&self.gpu, placement, slots)?;
+            }
+        }
+        let blas = match self.options.path {
+            Path::Own => vec![],
+            Path::Cublas => ranks.iter().map(|rank| Blas::new(&rank.gpu)).collect::<Result<_, _>>()?,
+        };
+        self.gpu.synchronize()?;
+        Ok(Self {
+            config,
+            options: self.options,
+            gpu: Arc::clone(&self.gpu),
+            layers: Arc::clone(&self.layers),
+            shape: self.shape,
+            placements,
+            ranks,
+            homes,
+            plans: vec![],
+            boards: None,
+            blas,
+            clock: Clock::default(),
+            given: false,
+            side: Side::new(&self.gpu)?,
+        })
+    }
+
+    /// One layer's cells per rank: those that this backend has there, copies of those that it has elsewhere, and new ones.
+    fn fill(&self, source: &dyn WeightSource, layer: usize, placement: &Placement) -> Result<Vec<Slots>, ExecError> {
+        let mut slots: Vec<Slots> = (0..placement.ranks()).map(|r| vec![None; of_rank(placement, r).len()]).collect();
+        for expert in 0..placement.experts() as u32 {
+            let mut first = self.original(layer, expert).ok();
+            for &slot in placement.copies(expert as usize) {
+                let (rank, at) = (placement.rank_of(slot), slot as usize % placement.slots_per_rank());
+                let here = self.held(rank, layer, expert).or_else(|| {
+                    of_rank(placement, rank)[..at].iter().position(|&e| e == Some(expert)).and_then(|s| slots[rank][s].clone())
+                });
+                let cell = match (here, &first) {
+                    (Some(cell), _) => cell,
+                    (None, Some(other)) => {
+                        let mut cell = Cell::empty(&self.gpu, &self.shape)?;
+                        cell.copy_from(&self.gpu, other)?;
+                        Arc::new(cell)
+                    }
+                    (None, None) => {
+                        let weights = source.expert(layer, expert as usize)?;
+                        Arc::new(Cell::new(&self.gpu, &self.shape, &weights)?)
+                    }
+                };
+                first.get_or_insert_with(|| Arc::clone(&cell));
+                slots[rank][at] = Some(cell);
+            }
+        }
+        Ok(slots)
+    }
+
+    /// Gives all ranks buffers for so many tokens and choices per token, where those that there are do not suffice, and the
+    /// planners that go with them.
+    fn make_room(&mut self, tokens: usize, top_k: usize) -> Result<(), ExecError> {
+        let (model, cluster) = (&self.config.model, &self.config.cluster);
+        let old = self.ranks.first().and_then(|rank| rank.buffers.as_ref()).map(|buffers| buffers.room);
+        if old.is_some_and(|old| old.tokens >= tokens && old.top_k >= top_k) && self.plans.len() == self.placements.len() {
+            return Ok(());
+        }
+        let inner = |layer: &Layer| layer.shared.as_ref().map_or(0, |shared| shared.shape.inner);
+        let room = Room {
+            tokens: old.map_or(0, |old| old.tokens).max(tokens.next_multiple_of(16)).max(16),
+            top_k: old.map_or(1, |old| old.top_k).max(top_k),
+            ranks: cluster.ranks(),
+            per_rank: cluster.slots_per_rank(),
+            hidden: model.hidden as usize,
+            inner: model.intermediate as usize,
+            shared: self.layers.iter().map(inner).max().unwrap_or(0),
+            width: self.config.router.width(model.experts),
+            dense: self.options.path == Path::Cublas,
+        };
+        self.synchronize()?;
+        self.ranks.iter_mut().for_each(|rank| rank.buffers = None);
+        self.plans.clear();
+        self.boards = None;
+        self.synchronize()?;
+        enough(&self.gpu, "buffers", room.bytes() * room.ranks as u64)?;
+        for rank in &mut self.ranks {
+            rank.buffers = Some(Buffers::new(&rank.gpu, room, rank.own)?);
+        }
+        let all: Vec<&Buffers> = self.ranks.iter().filter_map(|rank| rank.buffers.as_ref()).collect();
+        let tables = self.ranks.iter().map(|rank| rank.tables(&all)).collect::<Result<Vec<_>, _>>()?;
+        for (rank, tables) in self.ranks.iter_mut().zip(tables) {
+            if let Some(buffers) = &mut rank.buffers {
+                buffers.tables = Some(tables);
+            }
+        }
+        let board = |width| -> Result<Box<dyn DeviceGather>, CudaError> {
+            Ok(Box::new(SameDevice::new(&self.gpu, cluster.ranks(), width)?))
+        };
+        self.boards = Some([board(model.experts)?, board(cluster.slots())?]);
+        self.plans = (0..self.placements.len()).map(|layer| self.plan(layer, room)).collect::<Result<_, _>>()?;
+        self.gpu.synchronize()?;
+        self.synchronize()
+    }
+
+    /// What splits a layer: the device where the exact split is wanted and it can, else the host.
+    fn plan(&self, layer: usize, room: Room) -> Result<Plan, ExecError> {
+        let (placement, cluster) = (&self.placements[layer], &self.config.cluster);
+        if self.config.method.is_none() {
+            return Ok(Plan::None);
+        }
+        if self.config.method == Some(Method::Exact) {
+            let of = |rank: &Rank| {
+                let placements = std::slice::from_ref(placement);
+                DevicePlanner::new(&rank.gpu, placements, cluster, rank.own, room.choices())
+            };
+            match self.ranks.iter().map(of).collect::<Result<Vec<_>, _>>() {
+                Ok(planners) => return Ok(Plan::Device(planners)),
+                // Too large for the device, or not its kind of problem.
+                Err(CudaError::SharedMemory { .. } | CudaError::Program(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let of = |_| self.config.planner(placement).map(Option::into_iter);
+        let planners = (0..self.ranks.len()).map(of).collect::<Result<Vec<_>, _>>()?;
+        Ok(Plan::Host(planners.into_iter().flatten().collect()))
+    }
+
+    /// Waits for all ranks.
+    fn synchronize(&self) -> Result<(), ExecError> {
+        self.ranks.iter().try_for_each(|rank| Ok(rank.gpu.synchronize()?))
+    }
+
+    /// The GPU.
+    pub fn gpu(&self) -> &Arc<Context> {
+        &self.gpu
+    }
+
+    fn held(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<Cell>> {
+        self.homes.get(rank)?.held(self.placements.get(layer)?, rank, layer, expert)
+    }
+
+    /// An expert on the first rank that holds it.
+    fn original(&self, layer: usize, expert: u32) -> Result<Arc<Cell>, ExecError> {
+        let wrong = |what, given, expected| ExecError::Shape { what, given, expected };
+        let placement = self.placements.get(layer).ok_or_else(|| wrong("layer", layer, self.placements.len()))?;
+        if expert as usize >= placement.experts() {
+            return Err(wrong("expert", expert as usize, placement.experts()));
+        }
+        let rank = placement.rank_of(placement.copies(expert as usize)[0]);
+        self.held(rank, layer, expert).ok_or(ExecError::NotStaged { layer, rank, expert })
+    }
+}
+
+/// [`ExecError::Memory`] where a GPU has less free memory than needed.
+fn enough(gpu: &Context, what: &'static str, needed: u64) -> Result<(), ExecError> {
+    let (free, _) = gpu.memory()?;
+    if needed <= free {
+        return Ok(());
+    }
+    Err(ExecError::Memory { what, device: gpu.device().name.clone(), needed, free })
+}
+
+impl Drop for Cuda {
+    /// Memory is freed on the stream that it came from: nobody else must be at work on it.
+    fn drop(&mut self) {
+        // An error here was an error of the work itself, and is reported where that is waited for.
+        let _ = self.synchronize();
+        let _ = self.side.finish();
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
+        self.run_layer(input)
+    }
+
+    fn placement(&self, layer: usize) -> &Placement {
+        &self.placements[layer]
+    }
+
+    fn bytes(&self, layer: usize, expert: u32) -> Result<u64, ExecError> {
+        self.original(layer, expert).map(|_| self.shape.counted())
+    }
+
+    fn copy(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError> {
+        self.begin_copy(layer, rank, expert)
+    }
+
+    fn arrive(&mut self) -> Result<Vec<Duration>, ExecError> {
+        self.finish_copies()
+    }
+
+    fn switch(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError> {
+        self.switch_layer(layer, placement)
+    }
+
+    fn memory(&self) -> Vec<[u64; 2]> {
+        self.bytes_held()
+    }
+}

@@ -233,23 +233,3 @@ pub trait Backend {
     /// Bytes of routed experts in use, and of those in staging slots or on their way there, per rank.
     fn memory(&self) -> Vec<[u64; 2]>;
 }
-
-/// Why there is no CUDA backend: the one that would run on this machine's GPUs is not in this version, and without a driver
-/// none could.
-#[cfg(feature = "cuda")]
-pub fn no_cuda() -> ExecError {
-    let reason = match crate::cuda::probe() {
-        Err(error) => error.to_string(),
-        Ok(devices) => {
-            let names: Vec<String> = devices.into_iter().map(|device| device.name).collect();
-            format!("there is {}, but this version runs layers on the CPU only", names.join(", "))
-        }
-    };
-    ExecError::Unavailable { backend: "cuda", reason }
-}
-
-/// Why there is no CUDA backend: it was left out.
-#[cfg(not(feature = "cuda"))]
-pub fn no_cuda() -> ExecError {
-    ExecError::Unavailable { backend: "cuda", reason: "built without the feature `cuda`".into() }
-}

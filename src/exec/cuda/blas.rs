@@ -33,14 +33,17 @@ const F32: sys::cublasComputeType_t = sys::cublasComputeType_t::CUBLAS_COMPUTE_3
 const TRANSPOSED: sys::cublasOperation_t = sys::cublasOperation_t::CUBLAS_OP_T;
 const AS_IS: sys::cublasOperation_t = sys::cublasOperation_t::CUBLAS_OP_N;
 
+/// Whether there is a cuBLAS.
+pub(super) fn present() -> Result<(), CudaError> {
+    #[allow(unsafe_code, reason = "loads libcublas, whose initialisers are trusted, and lets go of it")]
+    let present = unsafe { sys::is_culib_present() };
+    if present { Ok(()) } else { Err(CudaError::NoBlas) }
+}
+
 impl Blas {
     /// cuBLAS for the stream of a GPU.
     pub(super) fn new(gpu: &Context) -> Result<Self, CudaError> {
-        #[allow(unsafe_code, reason = "loads libcublas, whose initialisers are trusted")]
-        let present = unsafe { sys::is_culib_present() };
-        if !present {
-            return Err(CudaError::NoBlas);
-        }
+        present()?;
         #[allow(unsafe_code, reason = "asks whether the library has a symbol, which is not called here")]
         let grouped = unsafe { sys::culib().get::<unsafe extern "C" fn()>(b"cublasGemmGroupedBatchedEx\0").is_ok() };
         let handle = CudaBlas::new(gpu.stream().clone()).map_err(CudaError::blas("starting cuBLAS"))?;

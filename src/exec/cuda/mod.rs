@@ -28,7 +28,7 @@ pub use record::Recorded;
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun};
 use super::error::ExecError;
 use super::weights::{Dtype, WeightSource};
-use crate::cuda::{Context, CudaError, DeviceGather, DevicePlanner, SameDevice};
+use crate::cuda::{Context, CudaError, DeviceGather, DevicePlanner, SameDevice, nvrtc_version, probe};
 use crate::place::Placement;
 use crate::planner::Planner;
 use crate::split::Method;
@@ -97,6 +97,28 @@ pub struct Options {
     pub streams: Streams,
 }
 
+impl Options {
+    /// Whether a backend could be opened here: a driver, this GPU, a compiler for its kernels, and cuBLAS where it is asked for.
+    ///
+    /// # Errors
+    /// [`ExecError::Unavailable`] says what is missing.
+    pub fn available(&self) -> Result<(), ExecError> {
+        let look = || {
+            let devices = probe()?;
+            let Some(device) = devices.get(self.device) else {
+                return Err(CudaError::Ordinal { ordinal: self.device, devices: devices.len() });
+            };
+            let (major, minor) = device.capability;
+            if major < 8 {
+                return Err(CudaError::TooOld { ordinal: self.device, major, minor });
+            }
+            nvrtc_version()?;
+            if self.path == Path::Cublas { blas::present() } else { Ok(()) }
+        };
+        look().map_err(|error| ExecError::Unavailable { backend: "cuda", reason: error.to_string() })
+    }
+}
+
 /// What splits a layer's batches, on every rank.
 #[derive(Debug)]
 enum Plan {
@@ -157,10 +179,8 @@ impl Cuda {
                 return Err(unavailable(format!("{what} are {width} wide: it takes multiples of 8")));
             }
         }
-        let gpu = Context::open(options.device).map_err(|error| match error {
-            error if error.is_unavailable() => unavailable(error.to_string()),
-            error => error.into(),
-        })?;
+        options.available()?;
+        let gpu = Context::open(options.device)?;
         let kernels = Kernels::load(&gpu)?;
         let cluster = config.cluster;
         if cluster.slots_per_rank() > kernels.most_groups() {

@@ -3,8 +3,10 @@
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod driver_support;
 mod exec_support;
 
+use driver_support::host_driver;
 use evenkeel::cluster::Cluster;
 use evenkeel::exec::cuda::{Cuda, Experts, Options, Path, Streams};
 use evenkeel::exec::forward::step;
@@ -78,7 +80,7 @@ fn any_placement_router_and_capacity_gives_the_reference() {
         return;
     }
     let models = ["qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v2-lite", "glam-64b"];
-    for case in 0..96u64 {
+    for case in 0..64u64 {
         let mut random = Stream::new(case, &[7]);
         let mut below = |n: usize| (random.bits() % n as u64) as usize;
         let (ranks, top_k) = (1 + below(4), 1 + below(3));
@@ -131,7 +133,8 @@ fn experts_of_any_size_give_the_reference() {
     for (at, (name, experts, hidden, intermediate, per_rank)) in shapes.into_iter().enumerate() {
         let model = Model { hidden, intermediate, ..small(name, experts, 2) };
         let ranks = per_rank.len();
-        let cluster = Cluster::new(ranks, 1, experts, experts.next_multiple_of(ranks) + ranks - experts).unwrap();
+        let cluster =
+            Cluster::new(ranks, 1, experts, experts.next_multiple_of(ranks) + ranks - experts).unwrap();
         for path in [0, 2] {
             let config = config(model, cluster, Router::of(&model), Dtype::Bf16);
             check(&config, path, vec![placement(experts, &cluster, at as u64)], per_rank, 40 + at as u64);
@@ -194,12 +197,14 @@ fn a_recorded_layer_is_the_layer() {
         for streams in [Streams::Alone, Streams::Own] {
             for method in [None, Some(Method::Exact)] {
                 let cluster = Cluster::new(4, 2, 8, 4).unwrap();
-                let mut config = config(small(name, 8, 2), cluster, Router::Softmax { renormalise: at == 0 }, Dtype::Bf16);
+                let mut config =
+                    config(small(name, 8, 2), cluster, Router::Softmax { renormalise: at == 0 }, Dtype::Bf16);
                 config.method = method;
                 config.capacity = Some(Capacity { factor: 1.5, overflow: Overflow::Drop });
                 let options = Options { streams, ..Options::default() };
                 let placements = vec![placement(8, &cluster, 5); 2];
-                let mut cuda = Cuda::new(config.clone(), options, weights(&config).as_ref(), placements).unwrap();
+                let mut cuda =
+                    Cuda::new(config.clone(), options, weights(&config).as_ref(), placements).unwrap();
                 let recorded = cuda.record(1, &[3, 0, 20, 5], false).unwrap();
                 let with_residual = cuda.record(1, &[3, 0, 20, 5], true).unwrap();
                 for seed in 0..3 {
@@ -207,8 +212,11 @@ fn a_recorded_layer_is_the_layer() {
                     let input = LayerInput { layer: 1, step: 0, tokens: &x, routed: Routed::Router };
                     let expected = cuda.layer(&input).unwrap().outputs;
                     assert_eq!(cuda.launch(&recorded, &x).unwrap(), expected);
-                    let added: Vec<Vec<f32>> =
-                        x.iter().zip(&expected).map(|(x, y)| x.iter().zip(y).map(|(x, y)| x + y).collect()).collect();
+                    let added: Vec<Vec<f32>> = x
+                        .iter()
+                        .zip(&expected)
+                        .map(|(x, y)| x.iter().zip(y).map(|(x, y)| x + y).collect())
+                        .collect();
                     assert_eq!(cuda.launch(&with_residual, &x).unwrap(), added);
                 }
                 assert_eq!(cuda.time(&recorded, 3).unwrap().len(), 3);
@@ -242,7 +250,8 @@ fn placements_switch_at_every_step() {
             }
             mover.between_steps(&mut cuda).unwrap();
             // The copies run beside this step; then everything is there.
-            let run = step(&mut cuda, 2, at, &mut x.clone(), |_| Routed::Router, Some(&mut reference)).unwrap();
+            let run =
+                step(&mut cuda, 2, at, &mut x.clone(), |_| Routed::Router, Some(&mut reference)).unwrap();
             assert!(run.check.unwrap().ok(Dtype::Bf16), "step {at}, {streams:?}: {:?}", run.check);
             let moved = mover.between_steps(&mut cuda).unwrap();
             assert_eq!(moved.switched, [0, 1], "step {at}");
@@ -262,7 +271,8 @@ fn another_backend_shares_what_ranks_hold() {
         return;
     }
     let cluster = Cluster::new(3, 1, 9, 6).unwrap();
-    let config = config(small("qwen3-30b-a3b", 9, 2), cluster, Router::Softmax { renormalise: true }, Dtype::Bf16);
+    let config =
+        config(small("qwen3-30b-a3b", 9, 2), cluster, Router::Softmax { renormalise: true }, Dtype::Bf16);
     let (mut first, mut reference) = backend(&config, 0, vec![placement(9, &cluster, 1)]);
     let (_, free) = (0, first.gpu().memory().unwrap().0);
     let mut same = first.with(weights(&config).as_ref(), vec![placement(9, &cluster, 1)], None).unwrap();
@@ -337,32 +347,6 @@ fn experts_alone_are_timed() {
     }
     assert!(experts.time(Path::Own, 4, &[1, 1, 1], None, 1).is_err());
     assert_eq!(experts.dense([20, 30, 40], 2).unwrap().len(), 2);
-}
-
-/// Builds the driver on the host; `None`, after saying so, without a C++ compiler.
-fn host_driver(name: &str, flags: &[&str]) -> Option<std::path::PathBuf> {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver-{name}"));
-    std::fs::create_dir_all(&folder).unwrap();
-    let built = Command::new(compiler)
-        .args(["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"])
-        .args(flags)
-        .arg(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host/driver.cpp"))
-        .arg("-o")
-        .arg(folder.join("libcuda.so"))
-        .output();
-    let Ok(built) = built else {
-        println!("skipped: no C++ compiler");
-        return None;
-    };
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    for other in ["libnvrtc.so", "libcublas.so"] {
-        let link = folder.join(other);
-        // One library under three names, loaded once.
-        let _ = std::fs::remove_file(&link);
-        std::os::unix::fs::symlink("libcuda.so", link).unwrap();
-    }
-    Some(folder)
 }
 
 /// Runs all other tests here on the driver in `folder`.

@@ -1,11 +1,11 @@
 //! `evenkeel calibrate`: what experts cost on this machine, as a roofline that splits can aim at.
 
 use super::output::{Bar, Output, print, table, write_file};
-use clap::Args;
 use super::run::BackendName;
-use evenkeel::exec::calibrate::{Fit, Sweep, measure};
+use clap::Args;
 #[cfg(feature = "cuda")]
 use evenkeel::exec::calibrate::measure_on_cuda;
+use evenkeel::exec::calibrate::{Fit, Sweep, measure};
 use evenkeel::exec::weights::{Dtype, RandomWeights};
 use evenkeel::model::Model;
 use evenkeel::report::FitPage;
@@ -64,6 +64,9 @@ pub(crate) struct CalibrateArgs {
 
 pub(crate) fn run(args: &CalibrateArgs, output: Output) -> anyhow::Result<()> {
     args.backend.available(args.gpu, args.ffn)?;
+    if args.backend == BackendName::Cuda && args.dtype != Dtype::Bf16 {
+        anyhow::bail!("--dtype {}: the cuda backend runs bf16", args.dtype);
+    }
     let model = Model {
         hidden: args.hidden.unwrap_or(args.model.hidden),
         intermediate: args.intermediate.unwrap_or(args.model.intermediate),

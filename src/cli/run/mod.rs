@@ -7,7 +7,6 @@ pub(super) use args::{BackendName, FfnName, RunArgs};
 
 use super::output::{Bar, Output, print, write_file};
 use anyhow::{Context as _, bail};
-use evenkeel::exec::{ExecConfig, ExecError};
 use evenkeel::exec::activations::Activations;
 use evenkeel::exec::checkpoint::Checkpoint;
 #[cfg(feature = "cuda")]
@@ -16,6 +15,7 @@ use evenkeel::exec::feed::Feed;
 use evenkeel::exec::router::Router;
 use evenkeel::exec::run::{Outcome, Run};
 use evenkeel::exec::weights::{RandomWeights, WeightSource};
+use evenkeel::exec::{ExecConfig, ExecError};
 use evenkeel::model::Model;
 use evenkeel::place::{self, Placement};
 use evenkeel::simulate::busy_layers;

@@ -51,7 +51,8 @@ fn setting(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>) -> String {
         run.steps.len(),
         match args.backend {
             BackendName::Cpu => "cpu".to_owned(),
-            BackendName::Cuda => format!("gpu (cuda, {} products)", if args.ffn == FfnName::Own { "own" } else { "cublas" }),
+            BackendName::Cuda =>
+                format!("gpu (cuda, {} products)", if args.ffn == FfnName::Own { "own" } else { "cublas" }),
         },
     )
 }

@@ -45,7 +45,8 @@ impl Blas {
     pub(super) fn new(gpu: &Context) -> Result<Self, CudaError> {
         present()?;
         #[allow(unsafe_code, reason = "asks whether the library has a symbol, which is not called here")]
-        let grouped = unsafe { sys::culib().get::<unsafe extern "C" fn()>(b"cublasGemmGroupedBatchedEx\0").is_ok() };
+        let grouped =
+            unsafe { sys::culib().get::<unsafe extern "C" fn()>(b"cublasGemmGroupedBatchedEx\0").is_ok() };
         let handle = CudaBlas::new(gpu.stream().clone()).map_err(CudaError::blas("starting cuBLAS"))?;
         Ok(Self { handle, grouped })
     }
@@ -56,7 +57,11 @@ impl Blas {
         if products.is_empty() {
             return Ok(());
         }
-        if self.grouped { self.group(gpu, &products) } else { products.into_iter().try_for_each(|p| self.one(p)) }
+        if self.grouped {
+            self.group(gpu, &products)
+        } else {
+            products.into_iter().try_for_each(|p| self.one(p))
+        }
     }
 
     fn group(&self, gpu: &Context, products: &[&Product]) -> Result<(), CudaError> {
@@ -66,7 +71,8 @@ impl Blas {
         let addresses = upload(gpu, &addresses)?;
         let begin = address(&addresses);
         let part = |which: usize| begin + (8 * n * which) as u64;
-        let sizes = |field: fn(&Product) -> usize| products.iter().map(|&p| field(p) as i32).collect::<Vec<i32>>();
+        let sizes =
+            |field: fn(&Product) -> usize| products.iter().map(|&p| field(p) as i32).collect::<Vec<i32>>();
         let (rows, columns, inner) = (sizes(|p| p.rows), sizes(|p| p.columns), sizes(|p| p.inner));
         let (transposed, as_is) = (vec![TRANSPOSED; n], vec![AS_IS; n]);
         let (one, zero, each) = (vec![1f32; n], vec![0f32; n], vec![1i32; n]);

@@ -64,7 +64,8 @@ impl Clock {
             let [begin, end] = &self.events[rank][at];
             times[rank][phase as usize] += took([begin, end])?;
         }
-        let (Some(&(first, _, begin)), Some(&(last, _, end))) = (self.spans.first(), self.spans.last()) else {
+        let (Some(&(first, _, begin)), Some(&(last, _, end))) = (self.spans.first(), self.spans.last())
+        else {
             return Ok(None);
         };
         let (begin, end) = (&self.events[first][begin][0], &self.events[last][end][1]);

@@ -68,7 +68,12 @@ impl Home {
         let (needed, (free, _)) = (shape.bytes(), gpu.memory()?);
         if needed > free {
             let device = gpu.device().name.clone();
-            return Err(ExecError::Memory { what: "a staging slot for an expert would", device, needed, free });
+            return Err(ExecError::Memory {
+                what: "a staging slot for an expert would",
+                device,
+                needed,
+                free,
+            });
         }
         Ok(Cell::empty(gpu, shape)?)
     }

@@ -62,7 +62,7 @@ impl Layer {
             None => None,
             Some(weights) => {
                 let shape = CellShape::new(hidden, weights.up.len() / hidden.max(1), model.activation);
-                if shape.inner % 8 != 0 {
+                if !shape.inner.is_multiple_of(8) {
                     return Err(ExecError::Shape {
                         what: "width of the shared expert past a multiple of 8",
                         given: shape.inner % 8,

@@ -147,7 +147,8 @@ impl Experts {
         let w = x + 2 * (rows * inner) as u64;
         let out = w + 2 * (columns * inner) as u64;
         // Not zeros: see `new`.
-        let wave: Vec<u16> = (0..1 << 16).map(|i| bf16::from_f32((i * 7919 % 2003) as f32 / 1001.0 - 1.0).to_bits()).collect();
+        let wave: Vec<u16> =
+            (0..1 << 16).map(|i| bf16::from_f32((i * 7919 % 2003) as f32 / 1001.0 - 1.0).to_bits()).collect();
         let stream = self.gpu.stream();
         let mut memory = memory;
         let failed = CudaError::driver("filling matrices");

@@ -4,7 +4,8 @@
 //! here knows how many rows a rank will get: buffers have room for the most that could come, and kernels read from device
 //! memory what did.
 
-use super::kernels::{Address, Kernels, LogitShape, On, Seat, address, upload, zeros};
+use super::kernels::{Address, Kernels, On, address, upload, zeros};
+use super::launch::{LogitShape, Seat};
 use super::layers::Layer;
 use crate::cuda::{Context, CudaError};
 use crate::kernels::CHUNK;
@@ -56,13 +57,19 @@ impl Room {
     /// Bytes of one rank's buffers.
     pub(super) fn bytes(&self) -> u64 {
         let (tokens, rows, hidden) = (self.tokens, self.rows(), self.hidden);
-        let of_tokens = tokens * (hidden * (4 + 4 + 4 + 2) + 4 * self.width + 4 * self.ranks) + 4 * self.parts();
+        let of_tokens =
+            tokens * (hidden * (4 + 4 + 4 + 2) + 4 * self.width + 4 * self.ranks) + 4 * self.parts();
         let of_choices = self.choices() * 16 + 4 * self.choices().div_ceil(CHUNK) * self.slots();
         let of_peers = 2 * self.ranks.saturating_sub(1) * 2 * tokens * hidden;
         let of_rows = rows * (12 + 2 * self.inner + 2 * hidden);
         let of_dense = if self.dense { rows * (2 * hidden + 4 * self.inner) } else { 0 };
-        let of_shared = if self.shared > 0 { tokens * (2 * self.shared * if self.dense { 3 } else { 1 } + 2 * hidden) } else { 0 };
-        (of_tokens + of_choices + of_peers + of_rows + of_dense + of_shared) as u64 + 4 * (self.ranks * self.slots()) as u64
+        let of_shared = if self.shared > 0 {
+            tokens * (2 * self.shared * if self.dense { 3 } else { 1 } + 2 * hidden)
+        } else {
+            0
+        };
+        (of_tokens + of_choices + of_peers + of_rows + of_dense + of_shared) as u64
+            + 4 * (self.ranks * self.slots()) as u64
     }
 }
 
@@ -229,7 +236,12 @@ impl Rank {
     }
 
     /// Logits of `tokens` tokens, in parts.
-    pub(super) fn logits(&self, buffers: &Buffers, layer: &Layer, shape: LogitShape) -> Result<(), CudaError> {
+    pub(super) fn logits(
+        &self,
+        buffers: &Buffers,
+        layer: &Layer,
+        shape: LogitShape,
+    ) -> Result<(), CudaError> {
         self.on().logits(address(&buffers.exact), address(&layer.gate), shape, address(&buffers.parts))
     }
 

@@ -27,7 +27,9 @@ impl Cuda {
         }
         ExecError::expect("sources", tokens.len(), self.ranks.len())?;
         let pass = self.pass(layer, tokens.to_vec(), &Routed::Router)?;
-        let host = |what: &str| Err(ExecError::Nothing(format!("{what}: the host takes part, nothing can be recorded")));
+        let host = |what: &str| {
+            Err(ExecError::Nothing(format!("{what}: the host takes part, nothing can be recorded")))
+        };
         if pass.chooser != Chooser::Device {
             return host("this router");
         }

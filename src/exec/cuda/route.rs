@@ -1,7 +1,8 @@
 //! Routing of the CUDA backend: on the device where the router draws nothing and mixes nothing, else on the host, from logits
 //! that the device computed; or as recorded.
 
-use super::kernels::{LogitShape, address};
+use super::kernels::address;
+use super::launch::LogitShape;
 use super::layers::Layer;
 use super::rank::{Buffers, Rank, fill_ones};
 use crate::cuda::CudaError;

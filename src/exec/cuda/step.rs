@@ -1,6 +1,6 @@
 //! One layer on all ranks, phase by phase: what is enqueued, and what comes back.
 
-use super::clock::Clock;
+use super::dispatch::{dispatch, split, with_buffers};
 use super::experts::Cells;
 use super::home::Home;
 use super::kernels::address;
@@ -8,12 +8,12 @@ use super::layers::Layer;
 use super::rank::{Buffers, Rank, Tables};
 use super::route::{Chooser, on_host, padded, recorded};
 use super::{Cuda, Plan, Streams};
-use crate::cuda::{CudaError, DeviceGather};
+use crate::cuda::CudaError;
 use crate::exec::backend::{LayerInput, LayerRun, Phase, Routed, SourceRouting, Times};
 use crate::exec::clock::timed;
 use crate::exec::cpu::check_slots;
 use crate::exec::error::ExecError;
-use crate::exec::router::{RouteArgs, Router, RouterError};
+use crate::exec::router::{RouteArgs, Router};
 
 /// What a pass through a layer works on.
 #[derive(Debug, Clone)]
@@ -77,7 +77,8 @@ impl Cuda {
             Router::Soft { slots } if chooser != Chooser::Recorded => Some(slots * model.experts),
             _ => None,
         };
-        let rows: Vec<usize> = tokens.iter().map(|&n| if n == 0 { 0 } else { mixtures.unwrap_or(n) }).collect();
+        let rows: Vec<usize> =
+            tokens.iter().map(|&n| if n == 0 { 0 } else { mixtures.unwrap_or(n) }).collect();
         let most = tokens.iter().chain(&rows).copied().max().unwrap_or(0);
         self.make_room(most, top_k.max(1))?;
         Ok(Pass { layer, tokens, rows, top_k, chooser })
@@ -94,7 +95,9 @@ impl Cuda {
                 stream.memcpy_htod(x, &mut buffers.x).map_err(&failed)?;
             }
             stream.memcpy_htod(&choices, &mut buffers.choices).map_err(&failed)?;
-            stream.memcpy_htod(&[0, pass.tokens[own] as u32], &mut buffers.shared_offsets).map_err(&failed)?;
+            stream
+                .memcpy_htod(&[0, pass.tokens[own] as u32], &mut buffers.shared_offsets)
+                .map_err(&failed)?;
             for memory in [&mut buffers.dropped, &mut buffers.faults] {
                 stream.memset_zeros(memory).map_err(&failed)?;
             }
@@ -155,9 +158,9 @@ impl Cuda {
                 continue;
             }
             let of_source = match pass.chooser {
-                Chooser::Host => {
-                    timed(&mut times[at][Phase::Route as usize], || on_host(&layer.router, logits, &args[at]))?
-                }
+                Chooser::Host => timed(&mut times[at][Phase::Route as usize], || {
+                    on_host(&layer.router, logits, &args[at])
+                })?,
                 _ => of_source,
             };
             if let Some(soft) = &of_source.soft {
@@ -272,173 +275,5 @@ impl Cuda {
         // The next pass writes what others read in this one.
         meet(ranks, streams)?;
         Ok(())
-    }
-}
-
-/// Does something with a rank and its buffers, which are taken out of it for that long.
-fn with_buffers<T>(
-    rank: &mut Rank,
-    work: impl FnOnce(&Rank, &mut Buffers) -> Result<T, CudaError>,
-) -> Result<T, ExecError> {
-    let Some(mut buffers) = rank.buffers.take() else {
-        return Err(ExecError::Nothing("a rank without buffers".into()));
-    };
-    let done = work(rank, &mut buffers);
-    rank.buffers = Some(buffers);
-    Ok(done?)
-}
-
-/// Counts, gathers, splits and maps, or takes first copies; a split on the host has been made already.
-fn split(
-    plan: &mut Plan,
-    ranks: &mut [Rank],
-    homes: &[Home],
-    board: &mut dyn DeviceGather,
-    clock: &mut Clock,
-    pass: &Pass,
-    streams: Streams,
-) -> Result<(), ExecError> {
-    match plan {
-        Plan::Host(_) => {}
-        Plan::None => {
-            for (at, rank) in ranks.iter().enumerate() {
-                let (buffers, _) = parts(rank)?;
-                let (_, firsts) = homes[at].tables(pass.layer);
-                clock.span(&rank.gpu, at, Phase::Split, || {
-                    let (ids, slots) = (address(&buffers.ids), address(&buffers.slots));
-                    rank.on().first_copy(ids, buffers.room.choices(), address(firsts), slots)
-                })?;
-            }
-        }
-        Plan::Device(planners) => {
-            for (at, (rank, planner)) in ranks.iter().zip(planners.iter_mut()).enumerate() {
-                let (buffers, _) = parts(rank)?;
-                clock.span(&rank.gpu, at, Phase::Count, || planner.count(&buffers.ids))?;
-                clock.span(&rank.gpu, at, Phase::Split, || planner.offer(board))?;
-            }
-            meet(ranks, streams)?;
-            for (at, (rank, planner)) in ranks.iter_mut().zip(planners).enumerate() {
-                let gpu = rank.gpu.clone();
-                clock.span(&gpu, at, Phase::Split, || -> Result<(), ExecError> {
-                    planner.collect(0, board)?;
-                    planner.solve(0)?;
-                    planner.share(0)?;
-                    with_buffers(rank, |_, buffers| planner.map(0, &buffers.ids, &mut buffers.slots))
-                })?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Every source says where its visits go and packs its tokens; every rank takes in what came.
-fn dispatch(
-    ranks: &mut [Rank],
-    board: &mut dyn DeviceGather,
-    clock: &mut Clock,
-    pass: &Pass,
-    streams: Streams,
-) -> Result<(), ExecError> {
-    for (at, rank) in ranks.iter().enumerate() {
-        let (buffers, _) = parts(rank)?;
-        clock.span(&rank.gpu, at, Phase::Dispatch, || {
-            let (n, all) = (buffers.room.choices(), buffers.room.ranks * buffers.room.per_rank);
-            let (slots, counts) = (address(&buffers.slots), address(&buffers.own_counts));
-            rank.on().count_slots(slots, n, all, address(&buffers.histograms), counts, address(&buffers.faults))?;
-            board.offer(at, &buffers.own_counts, &rank.gpu)
-        })?;
-    }
-    meet(ranks, streams)?;
-    for (at, rank) in ranks.iter_mut().enumerate() {
-        let gpu = rank.gpu.clone();
-        clock.span(&gpu, at, Phase::Dispatch, || -> Result<(), ExecError> {
-            with_buffers(rank, |rank, buffers| {
-                board.collect(at, &buffers.own_counts, &mut buffers.all_counts.as_view_mut(), &rank.gpu)
-            })?;
-            let (buffers, tables) = parts(rank)?;
-            let (seat, size) = (rank.seat(&buffers.room), [pass.rows[at], pass.top_k]);
-            let (slots, base) = (address(&buffers.slots), address(&buffers.base));
-            rank.on().bases(seat, address(&buffers.all_counts), base, address(&buffers.offsets))?;
-            let (befores, places) = (address(&buffers.histograms), address(&buffers.places));
-            rank.on().place(seat, slots, buffers.room.choices(), befores, base, places)?;
-            if buffers.room.ranks == 1 || pass.rows[at] == 0 {
-                return Ok(());
-            }
-            let (rows, tokens) = (address(&buffers.parcel_rows), address(&buffers.tokens));
-            rank.on().number_rows(seat, slots, size, rows)?;
-            Ok(rank.on().pack(seat, tokens, slots, size, rows, address(&tables.parcels))?)
-        })?;
-    }
-    meet(ranks, streams)?;
-    for (at, rank) in ranks.iter().enumerate() {
-        let (buffers, tables) = parts(rank)?;
-        clock.span(&rank.gpu, at, Phase::Dispatch, || {
-            let (inboxes, counts) = (address(&tables.inboxes), address(&buffers.choices));
-            let (rows, scales) = (address(&buffers.rows), address(&buffers.scales));
-            rank.on().accept(rank.seat(&buffers.room), inboxes, counts, pass.top_k, rows, scales)
-        })?;
-    }
-    Ok(())
-}
-
-impl Cuda {
-    /// What came out, once it is there.
-    fn collect(
-        &mut self,
-        pass: &Pass,
-        mut routed: Vec<SourceRouting>,
-        args: &[RouteArgs],
-    ) -> Result<LayerRun, ExecError> {
-        self.synchronize()?;
-        let (model, cluster) = (&self.config.model, &self.config.cluster);
-        let (hidden, k) = (model.hidden as usize, pass.top_k);
-        let layer = &self.layers[pass.layer];
-        let mut run = LayerRun { counts: vec![0; model.experts], ..LayerRun::default() };
-        for (at, rank) in self.ranks.iter().enumerate() {
-            let (buffers, _) = parts(rank)?;
-            let (tokens, rows, gpu) = (pass.tokens[at], pass.rows[at], &rank.gpu);
-            if pass.chooser == Chooser::Device && tokens > 0 {
-                let bad = gpu.download(&buffers.bad)?.first().copied().unwrap_or(u32::MAX);
-                if bad != u32::MAX {
-                    return Err(RouterError::NotFinite { token: bad as usize }.into());
-                }
-                let logits = gpu.download(&buffers.logits.slice(..tokens * buffers.room.width))?;
-                // Losses are statistics: the host makes them of the same logits.
-                let mut of_source = on_host(&layer.router, logits, &args[at])?;
-                of_source.routing.ids = gpu.download(&buffers.ids.slice(..tokens * k))?;
-                of_source.routing.weights = gpu.download(&buffers.weights.slice(..tokens * k))?;
-                of_source.routing.dropped = u64::from(gpu.download(&buffers.dropped)?.first().copied().unwrap_or(0));
-                routed[at] = of_source;
-            } else if pass.chooser == Chooser::Device {
-                routed[at] = on_host(&layer.router, vec![], &args[at])?;
-            }
-            for &id in &routed[at].routing.ids {
-                if let Some(count) = usize::try_from(id).ok().and_then(|id| run.counts.get_mut(id)) {
-                    *count += 1;
-                }
-            }
-            let offsets = gpu.download(&buffers.offsets)?;
-            run.rank_loads.push(u64::from(offsets.last().copied().unwrap_or(0)));
-            if rows == 0 {
-                run.outputs.push(vec![]);
-                continue;
-            }
-            let slots = gpu.download(&buffers.slots.slice(..rows * k))?;
-            run.copies.add(&slots, k, at, cluster);
-            let mut out = gpu.download(&buffers.out.slice(..rows * hidden))?;
-            if let Some(soft) = &routed[at].soft {
-                out = soft.unmix(&out, hidden);
-                if layer.shared.is_some() {
-                    let shared = gpu.download(&buffers.shared_out.slice(..tokens * hidden))?;
-                    out.iter_mut().zip(shared).for_each(|(y, s)| *y += f32::from_bits(u32::from(s) << 16));
-                }
-            }
-            run.outputs.push(out);
-        }
-        if let Plan::Device(planners) = &mut self.plans[pass.layer] {
-            planners.iter_mut().try_for_each(|planner| planner.check_faults())?;
-        }
-        run.routed = routed;
-        Ok(run)
     }
 }

@@ -173,7 +173,7 @@ template <u32 ROWS, bool PAIRED> EK_FN void grouped(Block team, u16* shared, con
   Own<Sums<ROWS>, 8> sums;
   EK_LOOP for (u32 index = block; index < tiles; index += blocks) {
     const Tile tile = find_tile<ROWS, PAIRED>(job, starts, index);
-    EK_EACH(team, lane, EK_FFN_LANES) aim<ROWS, PAIRED>(source[lane], job, tile, lane);
+    EK_LANE(lane, EK_FFN_LANES) aim<ROWS, PAIRED>(source[lane], job, tile, lane);
     EK_WARPS(warp, 8u) {
       EK_SHORT for (u32 i = 0; i < Cut<ROWS>::HIGH; ++i) {
         EK_SHORT for (u32 j = 0; j < Cut<ROWS>::WIDE; ++j) sums[warp].at[i][j].clear();
@@ -182,7 +182,7 @@ template <u32 ROWS, bool PAIRED> EK_FN void grouped(Block team, u16* shared, con
     EK_LOOP for (u32 step = 0; step < EK_FFN_STAGES - 1; ++step) {
       if (step < steps) {
         u16* stage = shared + step * Cut<ROWS>::STAGE;
-        EK_EACH(team, lane, EK_FFN_LANES) copy_piece<ROWS, PAIRED>(source[lane], job, stage, step, lane);
+        EK_LANE(lane, EK_FFN_LANES) copy_piece<ROWS, PAIRED>(source[lane], job, stage, step, lane);
       }
       seal_copies();
     }
@@ -193,7 +193,7 @@ template <u32 ROWS, bool PAIRED> EK_FN void grouped(Block team, u16* shared, con
       const u32 next = step + EK_FFN_STAGES - 1;
       if (next < steps) {
         u16* stage = shared + next % EK_FFN_STAGES * Cut<ROWS>::STAGE;
-        EK_EACH(team, lane, EK_FFN_LANES) copy_piece<ROWS, PAIRED>(source[lane], job, stage, next, lane);
+        EK_LANE(lane, EK_FFN_LANES) copy_piece<ROWS, PAIRED>(source[lane], job, stage, next, lane);
       }
       seal_copies();
       const u16* stage = shared + step % EK_FFN_STAGES * Cut<ROWS>::STAGE;

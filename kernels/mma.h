@@ -14,7 +14,7 @@
 #define EK_DEPTH 64u
 EK_FN u32 tile_at(u32 row, u32 chunk) { return row * EK_DEPTH + ((chunk ^ (row & 7u)) << 3); }
 
-#ifdef EK_HOST
+#if defined(EK_HOST) && !defined(EK_THREADS)
 #include "host/mma.h"
 #else
 #define EK_WARPS(warp, n) if (const u32 warp = threadIdx.x >> 5; true)
@@ -32,30 +32,16 @@ struct Acc {
   EK_FN_MEMBER void clear() { value[0] = value[1] = value[2] = value[3] = 0.0f; }
 };
 
+#ifdef EK_THREADS
+#include "host/lanes.h"
+#else
 EK_FN u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 
-EK_FN void load_four(u32* word, u32 address) {
+EK_FN void load_four(u32* word, const u16* from) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-               : "r"(address)
+               : "r"(shared_address(from))
                : "memory");
-}
-
-// Rows row.. + 16 and columns 16 * step.. + 16 of a tile.
-EK_FN void load_a(FragA& a, const u16* tile, u32 row, u32 step) {
-  const u32 lane = threadIdx.x & 31u;
-  load_four(a.word, shared_address(tile + tile_at(row + (lane & 15u), 2 * step + (lane >> 4))));
-}
-
-// The same rows of a tile as the columns of two products of eight columns each.
-EK_FN void load_b(FragB& first, FragB& second, const u16* tile, u32 row, u32 step) {
-  const u32 lane = threadIdx.x & 31u;
-  u32 word[4];
-  load_four(word, shared_address(tile + tile_at(row + (lane & 7u) + ((lane >> 4) << 3), 2 * step + ((lane >> 3) & 1u))));
-  first.word[0] = word[0];
-  first.word[1] = word[1];
-  second.word[0] = word[2];
-  second.word[1] = word[3];
 }
 
 EK_FN void multiply(Acc& sum, const FragA& a, const FragB& b) {
@@ -77,4 +63,22 @@ EK_FN void copy_chunk(u16* to, const u16* from, bool there) {
 EK_FN void seal_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until all but the last N seals have arrived, for this lane; a barrier behind it tells the others.
 template <u32 N> EK_FN void await_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
+#endif
+
+// Rows row.. + 16 and columns 16 * step.. + 16 of a tile.
+EK_FN void load_a(FragA& a, const u16* tile, u32 row, u32 step) {
+  const u32 lane = threadIdx.x & 31u;
+  load_four(a.word, tile + tile_at(row + (lane & 15u), 2 * step + (lane >> 4)));
+}
+
+// The same rows of a tile as the columns of two products of eight columns each.
+EK_FN void load_b(FragB& first, FragB& second, const u16* tile, u32 row, u32 step) {
+  const u32 lane = threadIdx.x & 31u;
+  u32 word[4];
+  load_four(word, tile + tile_at(row + (lane & 7u) + ((lane >> 4) << 3), 2 * step + ((lane >> 3) & 1u)));
+  first.word[0] = word[0];
+  first.word[1] = word[1];
+  second.word[0] = word[2];
+  second.word[1] = word[3];
+}
 #endif

@@ -31,7 +31,7 @@ EK_FN void logits_tile(Block team, float* shared, const float* x, const float* w
   // Transposed, and a number wider than needed: neither writing nor reading meets a bank twice.
   float *left = shared, *right = shared + EK_LOGIT_DEPTH * (EK_LOGIT_TILE + 1);
   Own<LogitSums, 256> sums;
-  EK_EACH(team, lane, 256u) {
+  EK_LANE(lane, 256u) {
     for (u32 i = 0; i < 4; ++i) {
       for (u32 j = 0; j < 4; ++j) sums[lane].at[i][j] = 0.0f;
     }
@@ -43,7 +43,7 @@ EK_FN void logits_tile(Block team, float* shared, const float* x, const float* w
       left[place] = token + row < tokens && along < to ? x[(u64)(token + row) * hidden + along] : 0.0f;
       right[place] = logit + row < width && along < to ? weight[(u64)(logit + row) * hidden + along] : 0.0f;
     }
-    EK_FOR(team, lane, 256u) {
+    EK_LANE(lane, 256u) {
       const u32 row = lane / 16 * 4, column = lane % 16;
       float part[4][4] = {};
       for (u32 k = 0; k < EK_LOGIT_DEPTH; ++k) {
@@ -56,8 +56,9 @@ EK_FN void logits_tile(Block team, float* shared, const float* x, const float* w
         for (u32 j = 0; j < 4; ++j) sums[lane].at[i][j] += part[i][j];
       }
     }
+    team.sync();
   }
-  EK_EACH(team, lane, 256u) {
+  EK_LANE(lane, 256u) {
     for (u32 i = 0; i < 4; ++i) {
       const u32 row = token + lane / 16 * 4 + i;
       for (u32 j = 0; j < 4; ++j) {

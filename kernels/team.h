@@ -113,6 +113,9 @@ template <class T> EK_FN Section<T> section(T team) { return Section<T>(team); }
 #define EK_ROWS(row, n) \
   for (u64 row = (u64)blockIdx.x * 8 + threadIdx.x / 32, ek_rows = (n); row < ek_rows; row += (u64)gridDim.x * 8)
 
+// Once per lane of a block of `n` lanes, without a barrier.
+#define EK_LANE(lane, n) if (const u32 lane = threadIdx.x; true)
+
 // What each of N lanes keeps between sections: in registers on a GPU, in an array on a host.
 template <class T, u32 N> struct Own {
   T own;

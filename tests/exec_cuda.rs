@@ -142,6 +142,25 @@ fn experts_of_any_size_give_the_reference() {
     }
 }
 
+/// Every kernel once, on few tokens: what a sanitiser of threads has time for.
+#[test]
+fn a_small_layer_gives_the_reference() {
+    if !gpu() {
+        return;
+    }
+    let cluster = Cluster::new(2, 1, 4, 2).unwrap();
+    for (path, router) in [(0, "sigmoid"), (2, "softmax")] {
+        let model = Model { hidden: 72, ..small("deepseek-v2-lite", 4, 2) };
+        let router = match router.parse().unwrap() {
+            Router::Sigmoid { scale, bias, .. } => Router::Sigmoid { groups: 2, top_groups: 1, scale, bias },
+            other => other,
+        };
+        let mut config = config(model, cluster, router, Dtype::Bf16);
+        config.capacity = Some(Capacity { factor: 1.2, overflow: Overflow::Drop });
+        check(&config, path, vec![placement(4, &cluster, 1)], &[5, 2], 3);
+    }
+}
+
 #[test]
 fn any_valid_split_gives_the_reference() {
     if !gpu() {
@@ -350,10 +369,11 @@ fn experts_alone_are_timed() {
 }
 
 /// Runs all other tests here on the driver in `folder`.
-fn run_on(folder: &std::path::Path, order: u32, environment: &[(&str, &str)]) {
+fn run_on(folder: &std::path::Path, order: u32, which: &[&str], environment: &[(&str, &str)]) {
     let cache = tempfile::tempdir().unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--skip", "on_a_host", "--nocapture"])
+        .args(which)
         .env("LD_LIBRARY_PATH", folder)
         .env("EVENKEEL_CACHE", cache.path())
         .env("EK_ORDER", order.to_string())
@@ -369,20 +389,46 @@ fn run_on(folder: &std::path::Path, order: u32, environment: &[(&str, &str)]) {
 #[test]
 fn all_of_it_on_a_host_in_every_order_of_lanes() {
     let Some(folder) = host_driver("plain", &["-O2"]) else { return };
-    (0..3).for_each(|order| run_on(&folder, order, &[]));
+    (0..3).for_each(|order| run_on(&folder, order, &[], &[]));
 }
 
 #[test]
 fn all_of_it_on_a_host_within_bounds() {
     let flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
     let Some(folder) = host_driver("sanitised", &flags) else { return };
-    let named = Command::new("c++").args(["-print-file-name=libasan.so"]).output();
+    let Some(library) = sanitiser("libasan.so") else { return };
+    run_on(&folder, 2, &[], &[("LD_PRELOAD", &library), ("ASAN_OPTIONS", "detect_leaks=0")]);
+}
+
+/// With a thread for every lane: a barrier too few is a data race.
+#[test]
+fn no_barrier_is_missing_on_a_host() {
+    let flags = ["-O1", "-g", "-DEK_THREADS", "-pthread", "-fsanitize=thread"];
+    let Some(folder) = host_driver("threads", &flags) else { return };
+    let Some(library) = sanitiser("libtsan.so") else { return };
+    // This program itself is not instrumented: races that seem to be in it are none.
+    let quiet = folder.join("suppressions");
+    std::fs::write(&quiet, "race:exec_cuda\nthread:exec_cuda\nmutex:exec_cuda\n").unwrap();
+    let options = format!("suppressions={} report_thread_leaks=0 exitcode=66", quiet.display());
+    let which = ["a_small_layer", "--test-threads", "1"];
+    let environment = [
+        ("LD_PRELOAD", library.as_str()),
+        ("TSAN_OPTIONS", &options),
+        ("EK_MULTIPROCESSORS", "1"),
+        ("RAYON_NUM_THREADS", "1"),
+    ];
+    run_on(&folder, 0, &which, &environment);
+}
+
+/// A sanitiser's library, where programs start with it; says so if not.
+fn sanitiser(name: &str) -> Option<String> {
+    let named = Command::new("c++").arg(format!("-print-file-name={name}")).output();
     let library = named.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
-    let preload = [("LD_PRELOAD", library.as_str()), ("ASAN_OPTIONS", "detect_leaks=0")];
-    let starts = Command::new("true").envs(preload).output();
-    if !library.starts_with('/') || !starts.is_ok_and(|o| o.status.success() && o.stderr.is_empty()) {
-        println!("skipped: no address sanitiser");
-        return;
+    let starts =
+        Command::new("true").env("LD_PRELOAD", &library).env("ASAN_OPTIONS", "detect_leaks=0").output();
+    if library.starts_with('/') && starts.is_ok_and(|o| o.status.success() && o.stderr.is_empty()) {
+        return Some(library);
     }
-    run_on(&folder, 2, &preload);
+    println!("skipped: no {name}");
+    None
 }

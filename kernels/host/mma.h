@@ -1,9 +1,7 @@
-// Tensor cores on a host: fragments of all 32 lanes, and copies that arrive only when they are waited for.
+// Tensor cores on a host: fragments of all 32 lanes.
 #pragma once
 
-#include <cstring>
-#include <deque>
-#include <vector>
+#include "copies.h"
 
 #define EK_WARPS(warp, n) EK_EACH(Block(), warp, n)
 #define EK_LANES(lane) EK_EACH(Block(), lane, 32u)
@@ -78,31 +76,5 @@ static inline void multiply(Acc& sum, const FragA& a, const FragB& b) {
       for (u32 k = 0; k < 16; ++k) value += left[row][k] * right[k][column];
       sum.value[lane][i] += value;
     }
-  }
-}
-
-struct Copy {
-  u16* to;
-  u16 numbers[8];
-};
-inline thread_local std::vector<Copy> ek_open_copies;
-inline thread_local std::deque<std::vector<Copy>> ek_sealed_copies;
-
-static inline void copy_chunk(u16* to, const u16* from, bool there) {
-  Copy copy = {to, {}};
-  if (there) std::memcpy(copy.numbers, from, 16);
-  // Until it arrives, what lies there is nonsense.
-  std::memset(to, 0x7f, 16);
-  ek_open_copies.push_back(copy);
-}
-// All lanes of a block seal together: one of them does it for all, see seal_copies in the kernels.
-static inline void seal_copies() {
-  ek_sealed_copies.push_back(std::move(ek_open_copies));
-  ek_open_copies.clear();
-}
-template <u32 N> static inline void await_copies() {
-  while (ek_sealed_copies.size() > N) {
-    for (const Copy& copy : ek_sealed_copies.front()) std::memcpy(copy.to, copy.numbers, 16);
-    ek_sealed_copies.pop_front();
   }
 }

@@ -71,6 +71,7 @@ template <class T, u32 N> struct Own {
     for (u64 ek_at = 0, ek_end = ek_way.count; ek_at < ek_end; ++ek_at)               \
       for (u32 i = ek_way(ek_at), ek_once = ((void)(team), 1); ek_once; ek_once = 0)
 #define EK_FOR(team, i, n) EK_EACH(team, i, n)
+#define EK_LANE(lane, n) EK_EACH(Block(), lane, n)
 // A block's part of a grid: every gridDim-th thing, as far apart as on a GPU.
 #define EK_SPREAD(i, n)                                                                             \
   for (u64 ek_block = (u64)blockIdx.x * 256, ek_end = (n); ek_block < ek_end; ek_block += (u64)gridDim.x * 256)  \

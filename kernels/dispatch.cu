@@ -22,25 +22,31 @@ EK_FN void first_copy(u64 at, const i32* ids, const i32* first, i32* slots) {
 }
 
 // One source's first place in every slot, and where the rows of every slot of this rank begin, [per_rank + 1]. `all` is
-// [ranks][slots]. `shared` has room for a number per slot.
+// [ranks][slots]. `shared` has room for two numbers per slot.
 EK_FN void bases(Block team, u32* shared, const u32* all, u32 ranks, u32 per_rank, u32 own, u32* base, u32* offsets) {
   const u32 slots = ranks * per_rank;
+  u32 *begins = shared, *before = shared + slots;
   EK_FOR(team, slot, slots) {
     u32 sum = 0;
     for (u32 source = 0; source < ranks; ++source) {
-      if (source == own) base[slot] = sum;
+      if (source == own) before[slot] = sum;
       sum += all[(u64)source * slots + slot];
     }
-    shared[slot] = sum;
+    begins[slot] = sum;
   }
+  // From rows of a slot to rows before it.
   EK_FOR(team, rank, ranks) {
     u32 sum = 0;
     for (u32 slot = rank * per_rank; slot < (rank + 1) * per_rank; ++slot) {
-      base[slot] += sum;
-      if (rank == own) offsets[slot - rank * per_rank] = sum;
-      sum += shared[slot];
+      const u32 here = begins[slot];
+      begins[slot] = sum;
+      sum += here;
     }
     if (rank == own) offsets[per_rank] = sum;
+  }
+  EK_FOR(team, slot, slots) {
+    base[slot] = begins[slot] + before[slot];
+    if (slot / per_rank == own) offsets[slot - own * per_rank] = begins[slot];
   }
 }
 

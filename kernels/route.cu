@@ -5,6 +5,13 @@
 #define EK_EPSILON 1e-6f
 #define EK_LOGIT_TILE 64u
 #define EK_LOGIT_DEPTH 16u
+// Numbers from one line of shared memory to the next: wider than a tile, so that fewer lanes meet in a bank when they write, and
+// whole fours, which are read at once.
+#define EK_LOGIT_PITCH 68u
+
+struct alignas(16) Four {
+  float at[4];
+};
 
 // One token: x / sqrt(mean(x^2) + epsilon) * weight, in f32 for the router and bf16 for the experts.
 EK_FN void norm_token(Warp team, const float* x, const float* weight, u32 hidden, float* exact, u16* rounded) {
@@ -18,8 +25,7 @@ EK_FN void norm_token(Warp team, const float* x, const float* weight, u32 hidden
   }
 }
 
-// A lane's sums of a tile of logits: rows 4 (lane / 16).. and columns lane % 16 + 16 j, so that lanes read from shared
-// memory side by side.
+// A lane's sums of a tile of logits: rows 4 (lane / 16) + i and columns 4 (lane % 16) + j.
 struct LogitSums {
   float at[4][4];
 };
@@ -28,8 +34,8 @@ struct LogitSums {
 // are added to sums of such sums, which keeps their error small.
 EK_FN void logits_tile(Block team, float* shared, const float* x, const float* weight, u32 tokens, u32 width, u32 hidden,
                        u32 token, u32 logit, u32 from, u32 to, float* out) {
-  // Transposed, and a number wider than needed: neither writing nor reading meets a bank twice.
-  float *left = shared, *right = shared + EK_LOGIT_DEPTH * (EK_LOGIT_TILE + 1);
+  // Transposed: a line for each inner number.
+  float *left = shared, *right = shared + EK_LOGIT_DEPTH * EK_LOGIT_PITCH;
   Own<LogitSums, 256> sums;
   EK_LANE(lane, 256u) {
     for (u32 i = 0; i < 4; ++i) {
@@ -39,17 +45,18 @@ EK_FN void logits_tile(Block team, float* shared, const float* x, const float* w
   EK_LOOP for (u32 begin = from; begin < to; begin += EK_LOGIT_DEPTH) {
     EK_FOR(team, at, EK_LOGIT_TILE * EK_LOGIT_DEPTH) {
       const u32 row = at / EK_LOGIT_DEPTH, k = at % EK_LOGIT_DEPTH, along = begin + k;
-      const u32 place = k * (EK_LOGIT_TILE + 1) + row;
+      const u32 place = k * EK_LOGIT_PITCH + row;
       left[place] = token + row < tokens && along < to ? x[(u64)(token + row) * hidden + along] : 0.0f;
       right[place] = logit + row < width && along < to ? weight[(u64)(logit + row) * hidden + along] : 0.0f;
     }
     EK_LANE(lane, 256u) {
-      const u32 row = lane / 16 * 4, column = lane % 16;
+      const u32 row = lane / 16 * 4, column = lane % 16 * 4;
       float part[4][4] = {};
-      for (u32 k = 0; k < EK_LOGIT_DEPTH; ++k) {
-        const u32 line = k * (EK_LOGIT_TILE + 1);
-        for (u32 i = 0; i < 4; ++i) {
-          for (u32 j = 0; j < 4; ++j) part[i][j] += left[line + row + i] * right[line + column + 16 * j];
+      EK_SHORT for (u32 k = 0; k < EK_LOGIT_DEPTH; ++k) {
+        const Four rows = *(const Four*)(left + k * EK_LOGIT_PITCH + row);
+        const Four columns = *(const Four*)(right + k * EK_LOGIT_PITCH + column);
+        EK_SHORT for (u32 i = 0; i < 4; ++i) {
+          EK_SHORT for (u32 j = 0; j < 4; ++j) part[i][j] += rows.at[i] * columns.at[j];
         }
       }
       for (u32 i = 0; i < 4; ++i) {
@@ -62,7 +69,7 @@ EK_FN void logits_tile(Block team, float* shared, const float* x, const float* w
     for (u32 i = 0; i < 4; ++i) {
       const u32 row = token + lane / 16 * 4 + i;
       for (u32 j = 0; j < 4; ++j) {
-        const u32 column = logit + lane % 16 + 16 * j;
+        const u32 column = logit + lane % 16 * 4 + j;
         if (row < tokens && column < width) out[(u64)row * width + column] = sums[lane].at[i][j];
       }
     }
@@ -228,9 +235,9 @@ ek_norm(const float* x, const float* weight, u32 tokens, u32 hidden, float* exac
 // Tiles of tokens, tiles of logits, parts of the inner width (a multiple of 16 numbers each).
 EK_KERNEL(256)
 ek_logits(const float* x, const float* weight, u32 tokens, u32 width, u32 hidden, u32 part, float* parts) {
-  EK_SHARED_ARRAY(float, shared, 2 * EK_LOGIT_DEPTH * (EK_LOGIT_TILE + 1));
+  EK_SHARED_ARRAY(Four, shared, EK_LOGIT_DEPTH * EK_LOGIT_PITCH / 2);
   const u32 from = blockIdx.z * part, to = from + part < hidden ? from + part : hidden;
-  logits_tile(Block(), shared, x, weight, tokens, width, hidden, blockIdx.x * EK_LOGIT_TILE, blockIdx.y * EK_LOGIT_TILE,
+  logits_tile(Block(), shared[0].at, x, weight, tokens, width, hidden, blockIdx.x * EK_LOGIT_TILE, blockIdx.y * EK_LOGIT_TILE,
               from, to, parts + (u64)blockIdx.z * tokens * width);
 }
 

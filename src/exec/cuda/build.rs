@@ -39,7 +39,7 @@ impl Cuda {
                 Streams::Alone => Arc::clone(&together),
                 Streams::Own => self.gpu.fork()?,
             };
-            ranks.push(Rank { own, gpu, kernels: Arc::clone(kernels), buffers: None });
+            ranks.push(Rank::new(own, gpu, Arc::clone(kernels))?);
         }
         let missing = |placement: &Placement, layer: usize, rank: usize| {
             let here = of_rank(placement, rank).iter().flatten();

@@ -176,7 +176,7 @@ impl On<'_> {
         base: Address,
         offsets: Address,
     ) -> Result<(), CudaError> {
-        let shared = 4 * seat.ranks * seat.per_rank;
+        let shared = 8 * seat.ranks * seat.per_rank;
         launch!(
             self,
             bases,

@@ -9,7 +9,7 @@ use super::launch::{LogitShape, Seat};
 use super::layers::Layer;
 use crate::cuda::{Context, CudaError};
 use crate::kernels::CHUNK;
-use cudarc::driver::CudaSlice;
+use cudarc::driver::{CudaEvent, CudaSlice};
 use std::sync::Arc;
 
 /// What buffers have room for.
@@ -207,10 +207,27 @@ pub(super) struct Rank {
     pub(super) own: usize,
     pub(super) gpu: Arc<Context>,
     pub(super) kernels: Arc<Kernels>,
+    /// Where its stream is, for others to wait for.
+    here: CudaEvent,
     pub(super) buffers: Option<Buffers>,
 }
 
 impl Rank {
+    pub(super) fn new(own: usize, gpu: Arc<Context>, kernels: Arc<Kernels>) -> Result<Self, CudaError> {
+        let here = gpu.stream().context().new_event(None).map_err(CudaError::driver("making an event"))?;
+        Ok(Self { own, gpu, kernels, here, buffers: None })
+    }
+
+    /// Marks where this rank's stream is.
+    pub(super) fn mark(&self) -> Result<(), CudaError> {
+        self.here.record(self.gpu.stream()).map_err(CudaError::driver("letting ranks wait for each other"))
+    }
+
+    /// Waits, on this rank's stream, for another one's last mark.
+    pub(super) fn wait(&self, other: &Rank) -> Result<(), CudaError> {
+        self.gpu.stream().wait(&other.here).map_err(CudaError::driver("letting ranks wait for each other"))
+    }
+
     pub(super) fn on(&self) -> On<'_> {
         On { kernels: &self.kernels, stream: self.gpu.stream() }
     }

@@ -44,10 +44,10 @@ impl Cuda {
         let first = self.ranks[0].gpu.clone();
         let of_layer = pass.clone();
         let graph = first.capture(|| {
-            self.fork(&first)?;
+            self.fork()?;
             let enqueued = self.enqueue_all(&of_layer, residual);
             // A recording has to come together again, whatever happened in it.
-            self.join(&first)?;
+            self.join()?;
             enqueued.map_err(|error| match error {
                 ExecError::Cuda(error) => error,
                 other => CudaError::Driver { doing: "recording a layer", code: other.to_string() },
@@ -58,26 +58,25 @@ impl Cuda {
     }
 
     /// The other ranks' streams begin where the first one is.
-    fn fork(&self, first: &crate::cuda::Context) -> Result<(), CudaError> {
-        if self.options.streams == Streams::Alone {
+    fn fork(&self) -> Result<(), CudaError> {
+        let Some((first, others)) = self.ranks.split_first().filter(|_| self.options.streams == Streams::Own)
+        else {
             return Ok(());
-        }
-        let failed = CudaError::driver("recording on several streams");
-        let event = first.stream().record_event(None).map_err(&failed)?;
-        self.ranks[1..].iter().try_for_each(|rank| rank.gpu.stream().wait(&event).map_err(&failed))
+        };
+        first.mark()?;
+        others.iter().try_for_each(|rank| rank.wait(first))
     }
 
     /// The first rank's stream waits for the others.
-    fn join(&self, first: &crate::cuda::Context) -> Result<(), CudaError> {
-        if self.options.streams == Streams::Alone {
+    fn join(&self) -> Result<(), CudaError> {
+        let Some((first, others)) = self.ranks.split_first().filter(|_| self.options.streams == Streams::Own)
+        else {
             return Ok(());
-        }
-        let failed = CudaError::driver("recording on several streams");
-        for rank in &self.ranks[1..] {
-            let event = rank.gpu.stream().record_event(None).map_err(&failed)?;
-            first.stream().wait(&event).map_err(&failed)?;
-        }
-        Ok(())
+        };
+        others.iter().try_for_each(|rank| {
+            rank.mark()?;
+            first.wait(rank)
+        })
     }
 
     /// The whole layer on the device.

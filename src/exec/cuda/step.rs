@@ -42,15 +42,9 @@ pub(super) fn meet(ranks: &[Rank], streams: Streams) -> Result<(), CudaError> {
     if streams == Streams::Alone {
         return Ok(());
     }
-    let failed = CudaError::driver("letting ranks wait for each other");
-    let events = ranks.iter().map(|rank| rank.gpu.stream().record_event(None).map_err(&failed));
-    let events = events.collect::<Result<Vec<_>, _>>()?;
-    for (at, rank) in ranks.iter().enumerate() {
-        for (other, event) in events.iter().enumerate() {
-            if other != at {
-                rank.gpu.stream().wait(event).map_err(&failed)?;
-            }
-        }
+    ranks.iter().try_for_each(Rank::mark)?;
+    for rank in ranks {
+        ranks.iter().filter(|other| other.own != rank.own).try_for_each(|other| rank.wait(other))?;
     }
     Ok(())
 }

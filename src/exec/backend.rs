@@ -230,6 +230,7 @@ pub trait Backend {
     /// When a rank misses an expert, or the placement has another shape.
     fn switch(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError>;
 
-    /// Bytes of routed experts in use, and of those in staging slots or on their way there, per rank.
+    /// Bytes of weights in use (routed and shared experts, norms, routers), and of experts in staging slots or on their way there,
+    /// per rank. What all ranks have alike may be held once, and counts for each.
     fn memory(&self) -> Vec<[u64; 2]>;
 }

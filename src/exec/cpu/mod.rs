@@ -300,11 +300,12 @@ impl Backend for Cpu {
     }
 
     fn memory(&self) -> Vec<[u64; 2]> {
+        let replicated: u64 = self.layers.iter().map(Replicated::bytes).sum();
         let of = |(at, rank): (usize, &Rank)| {
-            let used = rank.slots.iter().flatten().flatten().map(|weights| weights.bytes()).sum();
+            let routed: u64 = rank.slots.iter().flatten().flatten().map(|weights| weights.bytes()).sum();
             let staged: u64 = rank.staged.values().map(|weights| weights.bytes()).sum();
             let coming = self.side.begun.iter().filter(|begun| begun.1 == at).map(|begun| begun.3);
-            [used, staged + coming.sum::<u64>()]
+            [routed + replicated, staged + coming.sum::<u64>()]
         };
         self.ranks.iter().enumerate().map(of).collect()
     }

@@ -92,6 +92,14 @@ impl Layer {
         })
     }
 
+    /// Bytes of it, on every rank: norm, router, shared expert.
+    pub(super) fn bytes(&self) -> u64 {
+        let numbers = self.norm.num_bytes() + self.gate.num_bytes();
+        let biases = self.bias.as_ref().map_or(0, CudaSlice::num_bytes)
+            + self.selection.as_ref().map_or(0, CudaSlice::num_bytes);
+        (numbers + biases) as u64 + self.shared.as_ref().map_or(0, |shared| shared.shape.counted())
+    }
+
     /// What is added to the logits.
     pub(super) fn bias(&self) -> Address {
         self.bias.as_ref().map_or(0, address)

@@ -117,13 +117,14 @@ impl Cuda {
         self.synchronize()
     }
 
-    /// Bytes of routed experts in use, and staged or on their way, per rank.
+    /// Bytes of weights in use, and of experts staged or on their way, per rank.
     pub(super) fn bytes_held(&self) -> Vec<[u64; 2]> {
         let each = self.shape.counted();
+        let replicated: u64 = self.layers.iter().map(super::layers::Layer::bytes).sum();
         let of = |(at, home): (usize, &super::home::Home)| {
             let used = home.slots.iter().flatten().flatten().count() as u64;
             let coming = self.side.begun.iter().filter(|begun| begun.rank == at).count() as u64;
-            [used * each, (home.staged.len() as u64 + coming) * each]
+            [used * each + replicated, (home.staged.len() as u64 + coming) * each]
         };
         self.homes.iter().enumerate().map(of).collect()
     }

@@ -46,7 +46,9 @@ fn gpu() -> bool {
 
 fn options(at: usize) -> Options {
     let (path, streams) = OPTIONS[at % OPTIONS.len()];
-    Options { device: 0, path, streams }
+    // Ranks are dealt to all GPUs that there are, to three at most.
+    let devices = evenkeel::cuda::probe().map_or(1, |found| found.len()).min(3);
+    Options { device: 0, devices, path, streams }
 }
 
 fn backend(config: &ExecConfig, at: usize, placements: Vec<Placement>) -> (Cuda, Reference) {
@@ -390,6 +392,13 @@ fn run_on(folder: &std::path::Path, order: u32, which: &[&str], environment: &[(
 fn all_of_it_on_a_host_in_every_order_of_lanes() {
     let Some(folder) = host_driver("plain", &["-O2"]) else { return };
     (0..3).for_each(|order| run_on(&folder, order, &[], &[]));
+}
+
+/// Kernels of one GPU cannot touch another's memory there.
+#[test]
+fn all_of_it_on_a_host_with_three_devices() {
+    let Some(folder) = host_driver("devices", &["-O2"]) else { return };
+    run_on(&folder, 2, &[], &[("EK_DEVICES", "3")]);
 }
 
 #[test]

@@ -5,7 +5,8 @@
 // It is stricter than a GPU where that finds mistakes. Streams do nothing before somebody waits for them, and a stream that is
 // waited for runs no other one further than its own waits for events demand: a wait that is missing shows. New memory is full of
 // nonsense. Copies must stay within one allocation. Launches must have the lanes that their kernel is written for, no empty grid,
-// and no more shared memory than was asked for. Under the address sanitiser kernels cannot leave their memory either.
+// and no more shared memory than was asked for. With several devices, kernels of one cannot touch memory of another (GPUs without
+// access to their peers). Under the address sanitiser kernels cannot leave their memory either.
 //
 // Environment: EK_ORDER is the order of lanes (0 ascending, 1 descending, 2 shuffled), EK_MEMORY the device memory in bytes,
 // EK_DEVICES and EK_MULTIPROCESSORS how many of these there are.
@@ -29,6 +30,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <sys/mman.h>
 #include <tuple>
 #include <utility>
 
@@ -77,7 +79,7 @@ struct Op {
 struct Stream {
   std::deque<Op> queue;
   GraphOf* capture = nullptr;
-  int device = 0;
+  u64 device = 0;
 };
 
 struct GraphOf {
@@ -137,6 +139,7 @@ static void drain(Stream* stream) {
   while (!stream->queue.empty()) step(stream);
 }
 
+static thread_local u64 current = 0; // the device, from 1
 static std::vector<Stream*> streams;
 static Stream* stream_of(void* handle) {
   static Stream zero;
@@ -153,6 +156,7 @@ static void enqueue(Stream* stream, Work work) {
 API int cuStreamCreate(void** stream, unsigned) {
   GUARD;
   streams.push_back(new Stream);
+  streams.back()->device = current;
   *stream = streams.back();
   return OK;
 }
@@ -281,7 +285,6 @@ API int cuGraphExecDestroy(void*) { return OK; }
 
 static std::map<u64, u64> allocations; // address to bytes
 static u64 used = 0;
-static thread_local u64 current = 0;
 
 static bool within(u64 address, u64 bytes) {
   auto next = allocations.upper_bound(address);
@@ -327,10 +330,44 @@ API int cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
   *free = *total > used ? *total - used : 0;
   return OK;
 }
+// With several devices each has an address range of its own, which kernels of the others cannot touch.
+struct Range {
+  char* base = nullptr;
+  u64 next = 0;
+  static constexpr u64 BYTES = 64ull << 30;
+
+  void protect(int how) {
+    if (base && next > 0 && mprotect(base, (next + 4095) / 4096 * 4096, how) != 0) std::abort();
+  }
+};
+static std::map<u64, Range> ranges;
+
+static void alone(u64 device, const Work& work) {
+  for (auto& [other, range] : ranges) {
+    if (other != device) range.protect(PROT_NONE);
+  }
+  work();
+  for (auto& [other, range] : ranges) range.protect(PROT_READ | PROT_WRITE);
+}
+
+static void* take(std::size_t bytes) {
+  if (setting("EK_DEVICES", 1) == 1) return std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  Range& range = ranges[current];
+  if (!range.base) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* memory = mmap(nullptr, Range::BYTES, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED) return nullptr;
+    range.base = (char*)memory;
+  }
+  void* memory = range.base + range.next;
+  range.next += (bytes + 255) / 256 * 256;
+  return range.next <= Range::BYTES ? memory : nullptr;
+}
+
 static int allocate(u64* address, std::size_t bytes) {
   if (bytes == 0) return fail("an allocation of nothing");
   if (used + bytes > setting("EK_MEMORY", 8ull << 30)) return NO_MEMORY;
-  void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  void* memory = take(bytes);
   if (!memory) return NO_MEMORY;
   std::memset(memory, 0xcb, bytes);
   *address = (u64)memory;
@@ -340,8 +377,9 @@ static int allocate(u64* address, std::size_t bytes) {
 }
 static void release(u64 address) {
   used -= allocations[address];
+  std::memset((void*)address, 0xcb, allocations[address]);
   allocations.erase(address);
-  std::free((void*)address);
+  if (ranges.empty()) std::free((void*)address);
 }
 API int cuMemAllocAsync(u64* address, std::size_t bytes, void*) {
   GUARD;
@@ -463,7 +501,8 @@ API int cuLaunchKernel(void* function, u32 x, u32 y, u32 z, u32 lanes, u32 lanes
   if (lanes != kernel->lanes || lanes_y != 1 || lanes_z != 1) return fail("other lanes than the kernel is written for");
   if (shared > kernel->shared) return fail("more shared memory than was asked for");
   Work work = kernel->bind(arguments);
-  enqueue(stream_of(handle), [=] {
+  const u64 device = stream_of(handle)->device;
+  Work launch = [=] {
     gridDim = {x, y, z};
     EK_GRID(block, (u64)x * y * z) {
       blockIdx = {block % x, block / x % y, block / x / y};
@@ -475,7 +514,8 @@ API int cuLaunchKernel(void* function, u32 x, u32 y, u32 z, u32 lanes, u32 lanes
 #endif
       ek_launch(work);
     }
-  });
+  };
+  enqueue(stream_of(handle), [device, launch] { alone(device, launch); });
   return OK;
 }
 

@@ -63,7 +63,7 @@ pub(crate) struct CalibrateArgs {
 }
 
 pub(crate) fn run(args: &CalibrateArgs, output: Output) -> anyhow::Result<()> {
-    args.backend.available(args.gpu, args.ffn)?;
+    args.backend.available(args.gpu, 1, args.ffn)?;
     if args.backend == BackendName::Cuda && args.dtype != Dtype::Bf16 {
         anyhow::bail!("--dtype {}: the cuda backend runs bf16", args.dtype);
     }
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &CalibrateArgs, output: Output) -> anyhow::Result<()> {
     let points = match args.backend {
         #[cfg(feature = "cuda")]
         BackendName::Cuda => {
-            measure_on_cuda(super::run::cuda(args.gpu, args.ffn), &model, &weights, &sweep, &bar)?
+            measure_on_cuda(super::run::cuda(args.gpu, 1, args.ffn), &model, &weights, &sweep, &bar)?
         }
         _ => measure(&model, &weights, &sweep, &bar)?,
     };

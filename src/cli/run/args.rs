@@ -102,9 +102,12 @@ pub(crate) struct RunArgs {
     /// cublas (which takes them from the host)
     #[arg(long, value_name = "NAME", default_value = "own")]
     pub(super) ffn: FfnName,
-    /// With --backend cuda: which GPU; all ranks share it, one after the other
+    /// With --backend cuda: which GPU, or the first of several
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) gpu: usize,
+    /// With --backend cuda: how many GPUs the ranks are dealt to; those of one GPU run one after the other
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) gpus: u16,
     /// Steps to run
     #[arg(long, value_name = "S", default_value_t = 20)]
     pub(super) steps: usize,

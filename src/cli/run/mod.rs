@@ -27,7 +27,7 @@ use std::sync::Arc;
 const LARGE: u64 = 8 << 30;
 
 pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
-    args.backend.available(args.gpu, args.ffn)?;
+    args.backend.available(args.gpu, args.gpus, args.ffn)?;
     let model = args.model()?;
     let feed = feed(args, &model, output)?;
     let router = router(args, &model)?;
@@ -73,7 +73,7 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
         }
         #[cfg(feature = "cuda")]
         BackendName::Cuda => run.on_cuda(
-            cuda(args.gpu, args.ffn),
+            cuda(args.gpu, args.gpus, args.ffn),
             |plain| placements(&run, &plan_on, |steps| run.profile_on(plain, steps, &bar)),
             &bar,
         )?,
@@ -223,14 +223,14 @@ fn steps(args: &RunArgs, feed: &Feed, output: Output) -> anyhow::Result<(Range<u
 
 impl BackendName {
     /// Whether it can run here.
-    pub(in crate::cli) fn available(self, gpu: usize, ffn: FfnName) -> anyhow::Result<()> {
+    pub(in crate::cli) fn available(self, gpu: usize, gpus: u16, ffn: FfnName) -> anyhow::Result<()> {
         match self {
             BackendName::Cpu => Ok(()),
             #[cfg(feature = "cuda")]
-            BackendName::Cuda => Ok(cuda(gpu, ffn).available()?),
+            BackendName::Cuda => Ok(cuda(gpu, gpus, ffn).available()?),
             #[cfg(not(feature = "cuda"))]
             BackendName::Cuda => {
-                let _ = (gpu, ffn);
+                let _ = (gpu, gpus, ffn);
                 let reason = "built without the feature `cuda`".into();
                 Err(evenkeel::exec::ExecError::Unavailable { backend: "cuda", reason }.into())
             }
@@ -240,10 +240,10 @@ impl BackendName {
 
 /// What a CUDA backend runs on.
 #[cfg(feature = "cuda")]
-pub(super) fn cuda(device: usize, ffn: FfnName) -> Options {
+pub(super) fn cuda(device: usize, devices: u16, ffn: FfnName) -> Options {
     let path = match ffn {
         FfnName::Own => Path::Own,
         FfnName::Cublas => Path::Cublas,
     };
-    Options { device, path, ..Options::default() }
+    Options { device, devices: devices.into(), path, ..Options::default() }
 }

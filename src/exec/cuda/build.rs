@@ -4,12 +4,11 @@ use super::blas::Blas;
 use super::cells::Cell;
 use super::clock::Clock;
 use super::home::{Home, Slots, of_rank};
-use super::kernels::Kernels;
 use super::layers::Layer;
 use super::moves::Side;
 use super::rank::{Buffers, Rank, Room};
 use super::{Cuda, Path, Plan, Streams, enough};
-use crate::cuda::{CudaError, DeviceGather, DevicePlanner, SameDevice};
+use crate::cuda::{CudaError, DeviceGather, DevicePlanner, Peers, SameDevice};
 use crate::exec::backend::ExecConfig;
 use crate::exec::error::ExecError;
 use crate::exec::weights::WeightSource;
@@ -23,7 +22,6 @@ impl Cuda {
         source: &dyn WeightSource,
         placements: Vec<Placement>,
         method: Option<Method>,
-        kernels: &Arc<Kernels>,
     ) -> Result<Self, ExecError> {
         let config = ExecConfig { method, ..self.config.clone() };
         let cluster = config.cluster;
@@ -32,40 +30,44 @@ impl Cuda {
             ExecError::expect("slots of a placement", placement.slots().len(), cluster.slots())?;
             ExecError::expect("ranks of a placement", placement.ranks(), cluster.ranks())?;
         }
-        let together = self.gpu.fork()?;
+        let together = self.gpus.iter().map(|gpu| gpu.context.fork()).collect::<Result<Vec<_>, _>>()?;
         let mut ranks = Vec::with_capacity(cluster.ranks());
         for own in 0..cluster.ranks() {
+            let device = self.device(own);
             let gpu = match self.options.streams {
-                Streams::Alone => Arc::clone(&together),
-                Streams::Own => self.gpu.fork()?,
+                Streams::Alone => Arc::clone(&together[device]),
+                Streams::Own => self.gpus[device].context.fork()?,
             };
-            ranks.push(Rank::new(own, gpu, Arc::clone(kernels))?);
+            ranks.push(Rank::new(own, device, gpu, Arc::clone(&self.gpus[device].kernels))?);
         }
         let missing = |placement: &Placement, layer: usize, rank: usize| {
             let here = of_rank(placement, rank).iter().flatten();
             here.filter(|&&expert| self.held(rank, layer, expert).is_none()).count()
         };
-        let all = placements.iter().enumerate();
-        let cells: usize =
-            all.map(|(layer, p)| (0..ranks.len()).map(|rank| missing(p, layer, rank)).sum::<usize>()).sum();
-        enough(&self.gpu, "experts", self.shape.bytes() * cells as u64)?;
+        for (device, gpu) in self.gpus.iter().enumerate() {
+            let here = || ranks.iter().filter(|rank| rank.device == device);
+            let of = |(layer, p): (usize, &Placement)| {
+                here().map(|rank| missing(p, layer, rank.own)).sum::<usize>()
+            };
+            let cells: usize = placements.iter().enumerate().map(of).sum();
+            enough(&gpu.context, "experts", self.shape.bytes() * cells as u64)?;
+        }
         let mut homes: Vec<Home> = ranks.iter().map(|_| Home::default()).collect();
         for (layer, placement) in placements.iter().enumerate() {
             let slots = self.fill(source, layer, placement)?;
-            for (home, slots) in homes.iter_mut().zip(slots) {
-                home.push(&self.gpu, placement, slots)?;
+            for (rank, (home, slots)) in homes.iter_mut().zip(slots).enumerate() {
+                home.push(&self.gpus[self.device(rank)].context, placement, slots)?;
             }
         }
         let blas = match self.options.path {
             Path::Own => vec![],
             Path::Cublas => ranks.iter().map(|rank| Blas::new(&rank.gpu)).collect::<Result<_, _>>()?,
         };
-        self.gpu.synchronize()?;
+        self.synchronize()?;
         Ok(Self {
             config,
             options: self.options,
-            gpu: Arc::clone(&self.gpu),
-            layers: Arc::clone(&self.layers),
+            gpus: Arc::clone(&self.gpus),
             shape: self.shape,
             placements,
             ranks,
@@ -75,7 +77,7 @@ impl Cuda {
             blas,
             clock: Clock::default(),
             given: false,
-            side: Side::new(&self.gpu)?,
+            sides: self.gpus.iter().map(|gpu| Side::new(&gpu.context)).collect::<Result<_, _>>()?,
         })
     }
 
@@ -92,6 +94,7 @@ impl Cuda {
             let mut first = self.original(layer, expert).ok();
             for &slot in placement.copies(expert as usize) {
                 let (rank, at) = (placement.rank_of(slot), slot as usize % placement.slots_per_rank());
+                let gpu = &self.gpus[self.device(rank)].context;
                 let here = self.held(rank, layer, expert).or_else(|| {
                     of_rank(placement, rank)[..at]
                         .iter()
@@ -101,13 +104,13 @@ impl Cuda {
                 let cell = match (here, &first) {
                     (Some(cell), _) => cell,
                     (None, Some(other)) => {
-                        let mut cell = Cell::empty(&self.gpu, &self.shape)?;
-                        cell.copy_from(&self.gpu, other)?;
+                        let mut cell = Cell::empty(gpu, &self.shape)?;
+                        cell.copy_from(gpu, other)?;
                         Arc::new(cell)
                     }
                     (None, None) => {
                         let weights = source.expert(layer, expert as usize)?;
-                        Arc::new(Cell::new(&self.gpu, &self.shape, &weights)?)
+                        Arc::new(Cell::new(gpu, &self.shape, &weights)?)
                     }
                 };
                 first.get_or_insert_with(|| Arc::clone(&cell));
@@ -135,7 +138,7 @@ impl Cuda {
             per_rank: cluster.slots_per_rank(),
             hidden: model.hidden as usize,
             inner: model.intermediate as usize,
-            shared: self.layers.iter().map(inner).max().unwrap_or(0),
+            shared: self.layers().iter().map(inner).max().unwrap_or(0),
             width: self.config.router.width(model.experts),
             dense: self.options.path == Path::Cublas,
         };
@@ -144,9 +147,14 @@ impl Cuda {
         self.plans.clear();
         self.boards = None;
         self.synchronize()?;
-        enough(&self.gpu, "buffers", room.bytes() * room.ranks as u64)?;
+        for (device, gpu) in self.gpus.iter().enumerate() {
+            let (here, far): (Vec<_>, Vec<_>) = self.ranks.iter().partition(|rank| rank.device == device);
+            let mirrors = room.mirror_bytes() * (here.len() * far.len()) as u64;
+            enough(&gpu.context, "buffers", room.bytes() * here.len() as u64 + mirrors)?;
+        }
+        let devices: Vec<usize> = self.ranks.iter().map(|rank| rank.device).collect();
         for rank in &mut self.ranks {
-            rank.buffers = Some(Buffers::new(&rank.gpu, room, rank.own)?);
+            rank.buffers = Some(Buffers::new(&rank.gpu, room, rank.own, &devices)?);
         }
         let all: Vec<&Buffers> = self.ranks.iter().filter_map(|rank| rank.buffers.as_ref()).collect();
         let tables = self.ranks.iter().map(|rank| rank.tables(&all)).collect::<Result<Vec<_>, _>>()?;
@@ -156,12 +164,15 @@ impl Cuda {
             }
         }
         let board = |width| -> Result<Box<dyn DeviceGather>, CudaError> {
-            Ok(Box::new(SameDevice::new(&self.gpu, cluster.ranks(), width)?))
+            if self.gpus.len() == 1 {
+                return Ok(Box::new(SameDevice::new(self.gpu(), cluster.ranks(), width)?));
+            }
+            let gpus: Vec<_> = self.ranks.iter().map(|rank| Arc::clone(&rank.gpu)).collect();
+            Ok(Box::new(Peers::new(&gpus, width)?))
         };
         self.boards = Some([board(model.experts)?, board(cluster.slots())?]);
         self.plans =
             (0..self.placements.len()).map(|layer| self.plan(layer, room)).collect::<Result<_, _>>()?;
-        self.gpu.synchronize()?;
         self.synchronize()
     }
 

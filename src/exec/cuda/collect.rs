@@ -19,7 +19,7 @@ impl Cuda {
         self.synchronize()?;
         let (model, cluster) = (&self.config.model, &self.config.cluster);
         let (hidden, k) = (model.hidden as usize, pass.top_k);
-        let layer = &self.layers[pass.layer];
+        let layer = &self.layers()[pass.layer];
         let mut run = LayerRun { counts: vec![0; model.experts], ..LayerRun::default() };
         for (at, rank) in self.ranks.iter().enumerate() {
             let (buffers, _) = parts(rank)?;

@@ -3,7 +3,7 @@
 use super::clock::Clock;
 use super::home::Home;
 use super::kernels::address;
-use super::rank::{Buffers, Rank};
+use super::rank::{Buffers, Rank, mirror};
 use super::step::{Pass, meet, parts};
 use super::{Plan, Streams};
 use crate::cuda::{CudaError, DeviceGather};
@@ -112,7 +112,12 @@ pub(super) fn dispatch(
         })?;
     }
     meet(ranks, streams)?;
-    for (at, rank) in ranks.iter().enumerate() {
+    for at in 0..ranks.len() {
+        let gpu = ranks[at].gpu.clone();
+        if ranks.iter().any(|rank| rank.device != ranks[at].device) {
+            clock.span(&gpu, at, Phase::Dispatch, || mirror(ranks, at, false))?;
+        }
+        let rank = &ranks[at];
         let (buffers, tables) = parts(rank)?;
         clock.span(&rank.gpu, at, Phase::Dispatch, || {
             let (inboxes, counts) = (address(&tables.inboxes), address(&buffers.choices));

@@ -39,7 +39,7 @@ use crate::split::Method;
 use blas::Blas;
 use cells::{Cell, CellShape};
 use clock::Clock;
-use home::Home;
+use home::{Home, of_rank};
 use kernels::Kernels;
 use layers::Layer;
 use moves::Side;
@@ -93,8 +93,10 @@ pub enum Streams {
 /// What a backend runs on, besides the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Options {
-    /// The GPU.
+    /// The GPU, or the first of them.
     pub device: usize,
+    /// How many GPUs, one behind the other; 0 is 1. Rank `r` is on the `r mod devices`-th.
+    pub devices: usize,
     /// What multiplies.
     pub path: Path,
     /// How ranks share it.
@@ -102,6 +104,10 @@ pub struct Options {
 }
 
 impl Options {
+    fn ordinals(&self) -> std::ops::Range<usize> {
+        self.device..self.device.saturating_add(self.devices.max(1))
+    }
+
     /// Whether a backend could be opened here: a driver, this GPU, a compiler for its kernels, and cuBLAS where it is asked for.
     ///
     /// # Errors
@@ -109,12 +115,14 @@ impl Options {
     pub fn available(&self) -> Result<(), ExecError> {
         let look = || {
             let devices = probe()?;
-            let Some(device) = devices.get(self.device) else {
-                return Err(CudaError::Ordinal { ordinal: self.device, devices: devices.len() });
-            };
-            let (major, minor) = device.capability;
-            if major < 8 {
-                return Err(CudaError::TooOld { ordinal: self.device, major, minor });
+            for ordinal in self.ordinals() {
+                let Some(device) = devices.get(ordinal) else {
+                    return Err(CudaError::Ordinal { ordinal, devices: devices.len() });
+                };
+                let (major, minor) = device.capability;
+                if major < 8 {
+                    return Err(CudaError::TooOld { ordinal, major, minor });
+                }
             }
             nvrtc_version()?;
             if self.path == Path::Cublas { blas::present() } else { Ok(()) }
@@ -134,12 +142,19 @@ enum Plan {
     Host(Vec<Planner>),
 }
 
+/// One GPU: its kernels, and what all ranks on it have alike.
+#[derive(Debug)]
+struct Gpu {
+    context: Arc<Context>,
+    kernels: Arc<Kernels>,
+    layers: Vec<Layer>,
+}
+
 /// The CUDA backend.
 pub struct Cuda {
     config: ExecConfig,
     options: Options,
-    gpu: Arc<Context>,
-    layers: Arc<Vec<Layer>>,
+    gpus: Arc<Vec<Gpu>>,
     shape: CellShape,
     placements: Vec<Placement>,
     ranks: Vec<Rank>,
@@ -152,7 +167,8 @@ pub struct Cuda {
     clock: Clock,
     /// Whether the next pass' slots are there already.
     given: bool,
-    side: Side,
+    /// Per GPU.
+    sides: Vec<Side>,
 }
 
 impl fmt::Debug for Cuda {
@@ -187,29 +203,38 @@ impl Cuda {
             }
         }
         options.available()?;
-        let gpu = Context::open(options.device)?;
-        let kernels = Kernels::load(&gpu)?;
-        let cluster = config.cluster;
-        if cluster.slots_per_rank() > kernels.most_groups() {
-            return Err(unavailable(format!(
-                "{} slots per rank: it takes {}",
-                cluster.slots_per_rank(),
-                kernels.most_groups()
-            )));
-        }
         let shape = CellShape::new(model.hidden as usize, model.intermediate as usize, model.activation);
-        let cells: usize = placements.iter().map(|p| p.slots().iter().flatten().count()).sum();
         let shared = model.expert_parameters() * 2 * model.shared as u64;
         let gates = 4 * model.hidden * config.router.width(model.experts) as u64;
-        let needed = shape.bytes() * cells as u64 + (shared + gates) * placements.len() as u64;
-        enough(&gpu, "weights", needed)?;
-        let layers = (0..placements.len())
-            .map(|layer| Layer::new(&gpu, source, layer, model, &config.router))
-            .collect::<Result<Vec<_>, _>>()?;
-        let side = Side::new(&gpu)?;
+        let (ordinals, layers) = (options.ordinals(), 0..placements.len());
+        let mut gpus = Vec::with_capacity(ordinals.len());
+        for (at, ordinal) in ordinals.clone().enumerate() {
+            let context = Context::open(ordinal)?;
+            let kernels = Kernels::load(&context)?;
+            let (slots, most) = (config.cluster.slots_per_rank(), kernels.most_groups());
+            if slots > most {
+                return Err(unavailable(format!("{slots} slots per rank: it takes {most}")));
+            }
+            let here = |rank: usize| rank % ordinals.len() == at;
+            let of = |placement: &Placement| {
+                let ranks = (0..placement.ranks()).filter(|&rank| here(rank));
+                ranks.map(|rank| of_rank(placement, rank).iter().flatten().count()).sum::<usize>()
+            };
+            let cells: usize = placements.iter().map(of).sum();
+            enough(
+                &context,
+                "weights",
+                shape.bytes() * cells as u64 + (shared + gates) * layers.len() as u64,
+            )?;
+            gpus.push(Gpu { context, kernels, layers: vec![] });
+        }
+        for gpu in &mut gpus {
+            let of = |layer| Layer::new(&gpu.context, source, layer, model, &config.router);
+            gpu.layers = layers.clone().map(of).collect::<Result<_, _>>()?;
+        }
         let this = Self {
             options,
-            layers: Arc::new(layers),
+            gpus: Arc::new(gpus),
             shape,
             placements: vec![],
             ranks: vec![],
@@ -219,11 +244,10 @@ impl Cuda {
             blas: vec![],
             clock: Clock::default(),
             given: false,
-            side,
-            gpu,
+            sides: vec![],
             config,
         };
-        this.build(source, placements, this.config.method, &kernels)
+        this.build(source, placements, this.config.method)
     }
 
     /// The same model on the same group and GPU with other placements and another split; a rank's experts are shared with this
@@ -237,21 +261,28 @@ impl Cuda {
         placements: Vec<Placement>,
         method: Option<Method>,
     ) -> Result<Self, ExecError> {
-        let kernels = match self.ranks.first() {
-            Some(rank) => Arc::clone(&rank.kernels),
-            None => Kernels::load(&self.gpu)?,
-        };
-        self.build(source, placements, method, &kernels)
+        self.build(source, placements, method)
     }
 
-    /// Waits for all ranks.
+    /// Waits for all ranks, and for what was sent to the GPUs.
     fn synchronize(&self) -> Result<(), ExecError> {
-        self.ranks.iter().try_for_each(|rank| Ok(rank.gpu.synchronize()?))
+        self.ranks.iter().try_for_each(|rank| rank.gpu.synchronize())?;
+        Ok(self.gpus.iter().try_for_each(|gpu| gpu.context.synchronize())?)
     }
 
-    /// The GPU.
+    /// The GPU, or the first of them.
     pub fn gpu(&self) -> &Arc<Context> {
-        &self.gpu
+        &self.gpus[0].context
+    }
+
+    /// Which of the GPUs a rank is on.
+    fn device(&self, rank: usize) -> usize {
+        rank % self.gpus.len()
+    }
+
+    /// Layers, as every GPU has them.
+    fn layers(&self) -> &[Layer] {
+        &self.gpus[0].layers
     }
 
     fn held(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<Cell>> {
@@ -285,7 +316,9 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // An error here was an error of the work itself, and is reported where that is waited for.
         let _ = self.synchronize();
-        let _ = self.side.finish();
+        self.sides.iter().for_each(|side| {
+            let _ = side.finish();
+        });
     }
 }
 

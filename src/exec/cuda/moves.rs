@@ -49,10 +49,11 @@ impl Cuda {
             return Err(ExecError::Shape { what: "rank", given: rank, expected: self.ranks.len() });
         }
         let on_its_way = |b: &Begun| (b.layer, b.rank, b.expert) == (layer, rank, expert);
-        if self.side.begun.iter().any(on_its_way) || self.ready(rank, layer, expert).is_some() {
+        let device = self.device(rank);
+        if self.sides[device].begun.iter().any(on_its_way) || self.ready(rank, layer, expert).is_some() {
             return Ok(0);
         }
-        let gpu = Arc::clone(&self.side.gpu);
+        let gpu = Arc::clone(&self.sides[device].gpu);
         let mut cell = self.homes[rank].cell(&gpu, &self.shape)?;
         let failed = CudaError::driver("timing a copy");
         let event = || gpu.stream().context().new_event(Some(CU_EVENT_DEFAULT)).map_err(&failed);
@@ -61,14 +62,16 @@ impl Cuda {
         events[0].record(gpu.stream()).map_err(&failed)?;
         cell.copy_from(&gpu, &from)?;
         events[1].record(gpu.stream()).map_err(&failed)?;
-        self.side.begun.push(Begun { layer, rank, expert, _from: from, cell, events });
+        self.sides[device].begun.push(Begun { layer, rank, expert, _from: from, cell, events });
         Ok(self.shape.counted())
     }
 
     pub(super) fn finish_copies(&mut self) -> Result<Vec<Duration>, ExecError> {
         let mut took = vec![Duration::ZERO; self.ranks.len()];
-        self.side.finish()?;
-        for Begun { layer, rank, expert, cell, events, .. } in self.side.begun.drain(..) {
+        self.sides.iter().try_for_each(Side::finish)?;
+        for Begun { layer, rank, expert, cell, events, .. } in
+            self.sides.iter_mut().flat_map(|side| side.begun.drain(..))
+        {
             let ms = events[0].elapsed_ms(&events[1]).map_err(CudaError::driver("reading a time"))?;
             took[rank] += Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default();
             self.homes[rank].staged.insert((layer, expert), Arc::new(cell));
@@ -110,20 +113,21 @@ impl Cuda {
             }
         }
         let placement = &self.placements[layer];
-        for (home, slots) in self.homes.iter_mut().zip(next) {
-            home.switch(&self.gpu, layer, placement, slots)?;
+        let gpus = &self.gpus;
+        for (rank, (home, slots)) in self.homes.iter_mut().zip(next).enumerate() {
+            home.switch(&gpus[rank % gpus.len()].context, layer, placement, slots)?;
         }
-        self.gpu.synchronize()?;
         self.synchronize()
     }
 
     /// Bytes of weights in use, and of experts staged or on their way, per rank.
     pub(super) fn bytes_held(&self) -> Vec<[u64; 2]> {
         let each = self.shape.counted();
-        let replicated: u64 = self.layers.iter().map(super::layers::Layer::bytes).sum();
+        let replicated: u64 = self.layers().iter().map(super::layers::Layer::bytes).sum();
         let of = |(at, home): (usize, &super::home::Home)| {
             let used = home.slots.iter().flatten().flatten().count() as u64;
-            let coming = self.side.begun.iter().filter(|begun| begun.rank == at).count() as u64;
+            let begun = self.sides.iter().flat_map(|side| &side.begun);
+            let coming = begun.filter(|begun| begun.rank == at).count() as u64;
             [used * each + replicated, (home.staged.len() as u64 + coming) * each]
         };
         self.homes.iter().enumerate().map(of).collect()

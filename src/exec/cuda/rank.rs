@@ -54,6 +54,11 @@ impl Room {
             .unwrap_or(0)
     }
 
+    /// Bytes of a mirror of one rank on another's GPU.
+    pub(super) fn mirror_bytes(&self) -> u64 {
+        (12 * self.choices() + 4 * self.tokens + 4 * self.tokens * self.hidden) as u64
+    }
+
     /// Bytes of one rank's buffers.
     pub(super) fn bytes(&self) -> u64 {
         let (tokens, rows, hidden) = (self.tokens, self.rows(), self.hidden);
@@ -126,8 +131,21 @@ pub(super) struct Buffers {
     /// The lowest token whose logits are no numbers.
     pub(super) bad: CudaSlice<u32>,
     pub(super) faults: CudaSlice<u32>,
+    /// Per rank on another GPU: what it sends, here.
+    pub(super) mirrors: Vec<Option<Mirror>>,
     /// Addresses, `[R]` each, known once all ranks have their buffers.
     pub(super) tables: Option<Tables>,
+}
+
+/// What a rank on another GPU sends, copied to this one's memory: kernels read no other GPU's.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    slots: CudaSlice<i32>,
+    places: CudaSlice<u32>,
+    weights: CudaSlice<f32>,
+    rows: CudaSlice<u32>,
+    parcel: CudaSlice<u16>,
+    answers: CudaSlice<u16>,
 }
 
 /// What a rank knows of the others.
@@ -141,12 +159,26 @@ pub(super) struct Tables {
 }
 
 impl Buffers {
-    pub(super) fn new(gpu: &Context, room: Room, own: usize) -> Result<Self, CudaError> {
+    /// `devices` are those of all ranks.
+    pub(super) fn new(gpu: &Context, room: Room, own: usize, devices: &[usize]) -> Result<Self, CudaError> {
         let (tokens, rows, choices) = (room.tokens, room.rows(), room.choices());
         let dense = |n: usize| if room.dense { n } else { 0 };
         let peers = || {
             let one = |rank| if rank == own { Ok(None) } else { zeros(gpu, tokens * room.hidden).map(Some) };
             (0..room.ranks).map(one).collect::<Result<Vec<_>, _>>()
+        };
+        let mirror = |device: &usize| -> Result<Option<Mirror>, CudaError> {
+            if *device == devices[own] {
+                return Ok(None);
+            }
+            Ok(Some(Mirror {
+                slots: zeros(gpu, choices)?,
+                places: zeros(gpu, choices)?,
+                weights: zeros(gpu, choices)?,
+                rows: zeros(gpu, tokens)?,
+                parcel: zeros(gpu, tokens * room.hidden)?,
+                answers: zeros(gpu, tokens * room.hidden)?,
+            }))
         };
         Ok(Self {
             room,
@@ -184,6 +216,7 @@ impl Buffers {
             dropped: zeros(gpu, 1)?,
             bad: zeros(gpu, 1)?,
             faults: zeros(gpu, 1)?,
+            mirrors: devices.iter().map(mirror).collect::<Result<_, _>>()?,
             tables: None,
         })
     }
@@ -205,6 +238,8 @@ pub(super) fn fill_ones<T>(gpu: &Context, memory: &CudaSlice<T>) -> Result<(), C
 #[derive(Debug)]
 pub(super) struct Rank {
     pub(super) own: usize,
+    /// Which of the backend's GPUs it is on.
+    pub(super) device: usize,
     pub(super) gpu: Arc<Context>,
     pub(super) kernels: Arc<Kernels>,
     /// Where its stream is, for others to wait for.
@@ -213,9 +248,14 @@ pub(super) struct Rank {
 }
 
 impl Rank {
-    pub(super) fn new(own: usize, gpu: Arc<Context>, kernels: Arc<Kernels>) -> Result<Self, CudaError> {
+    pub(super) fn new(
+        own: usize,
+        device: usize,
+        gpu: Arc<Context>,
+        kernels: Arc<Kernels>,
+    ) -> Result<Self, CudaError> {
         let here = gpu.stream().context().new_event(None).map_err(CudaError::driver("making an event"))?;
-        Ok(Self { own, gpu, kernels, here, buffers: None })
+        Ok(Self { own, device, gpu, kernels, here, buffers: None })
     }
 
     /// Marks where this rank's stream is.
@@ -264,25 +304,51 @@ impl Rank {
 
     /// The tables of addresses, once all ranks have their buffers.
     pub(super) fn tables(&self, all: &[&Buffers]) -> Result<Tables, CudaError> {
-        let own = self.own;
+        let (own, mine) = (self.own, all[self.own]);
         let inbox = |(source, of): (usize, &&Buffers)| -> Inbox {
+            if let Some(Mirror { slots, places, weights, rows, parcel, .. }) = &mine.mirrors[source] {
+                return [address(slots), address(places), address(weights), address(rows), address(parcel)];
+            }
             let (rows, tokens) = match &of.parcels[own] {
                 None => (0, address(&of.tokens)),
                 Some(parcel) => {
                     (address(&of.parcel_rows) + 4 * (own * of.room.tokens) as u64, address(parcel))
                 }
             };
-            debug_assert_eq!(source == own, rows == 0);
             [address(&of.slots), address(&of.places), address(&of.weights), rows, tokens]
+        };
+        let answers = |(source, of): (usize, &&Buffers)| match &mine.mirrors[source] {
+            Some(mirror) => address(&mirror.answers),
+            None => of.answers[own].as_ref().map_or(0, address),
         };
         let of = |memory: &Option<CudaSlice<u16>>| memory.as_ref().map_or(0, address);
         let inboxes: Vec<u64> = all.iter().enumerate().flat_map(inbox).collect();
-        let mine = all[own];
         Ok(Tables {
             inboxes: upload(&self.gpu, &inboxes)?,
             parcels: upload(&self.gpu, &mine.parcels.iter().map(of).collect::<Vec<_>>())?,
             own_answers: upload(&self.gpu, &mine.answers.iter().map(of).collect::<Vec<_>>())?,
-            answers: upload(&self.gpu, &all.iter().map(|b| of(&b.answers[own])).collect::<Vec<_>>())?,
+            answers: upload(&self.gpu, &all.iter().enumerate().map(answers).collect::<Vec<_>>())?,
         })
     }
+}
+
+/// Copies, on the stream of rank `own`, what ranks on other GPUs have sent it: their visits and parcels, or their answers.
+pub(super) fn mirror(ranks: &mut [Rank], own: usize, answers: bool) -> Result<(), CudaError> {
+    let Some(mut mine) = ranks[own].buffers.take() else { return Ok(()) };
+    let stream = ranks[own].gpu.stream().clone();
+    let failed = CudaError::driver("copying between GPUs");
+    let copied = mine.mirrors.iter_mut().zip(ranks.iter()).try_for_each(|(mirror, other)| {
+        let (Some(to), Some(of)) = (mirror, &other.buffers) else { return Ok(()) };
+        if answers {
+            return of.answers[own].as_ref().map_or(Ok(()), |from| stream.memcpy_dtod(from, &mut to.answers));
+        }
+        let tokens = of.room.tokens;
+        stream.memcpy_dtod(&of.slots, &mut to.slots)?;
+        stream.memcpy_dtod(&of.places, &mut to.places)?;
+        stream.memcpy_dtod(&of.weights, &mut to.weights)?;
+        stream.memcpy_dtod(&of.parcel_rows.slice(own * tokens..(own + 1) * tokens), &mut to.rows)?;
+        of.parcels[own].as_ref().map_or(Ok(()), |from| stream.memcpy_dtod(from, &mut to.parcel))
+    });
+    ranks[own].buffers = Some(mine);
+    copied.map_err(failed)
 }

@@ -22,8 +22,8 @@ impl Cuda {
     /// # Errors
     /// [`ExecError::Nothing`] where the host takes part: see [`crate::exec::cuda`]; and as [`crate::exec::Backend::layer`].
     pub fn record(&mut self, layer: usize, tokens: &[usize], residual: bool) -> Result<Recorded, ExecError> {
-        if layer >= self.layers.len() {
-            return Err(ExecError::Shape { what: "layer", given: layer, expected: self.layers.len() });
+        if layer >= self.layers().len() {
+            return Err(ExecError::Shape { what: "layer", given: layer, expected: self.layers().len() });
         }
         ExecError::expect("sources", tokens.len(), self.ranks.len())?;
         let pass = self.pass(layer, tokens.to_vec(), &Routed::Router)?;
@@ -38,6 +38,9 @@ impl Cuda {
         }
         if self.options.path == Path::Cublas {
             return host("cuBLAS");
+        }
+        if self.gpus.len() > 1 {
+            return host("copies between GPUs");
         }
         self.synchronize()?;
         self.clock.reset(false, self.ranks.len());
@@ -81,8 +84,8 @@ impl Cuda {
 
     /// The whole layer on the device.
     fn enqueue_all(&mut self, pass: &Pass, residual: bool) -> Result<(), ExecError> {
-        let layer = &self.layers[pass.layer];
         for (at, rank) in self.ranks.iter().enumerate() {
+            let layer = &self.gpus[rank.device].layers[pass.layer];
             let (buffers, _) = parts(rank)?;
             let args = self.config.route_args(0, pass.layer, at);
             rank.norm(buffers, layer, pass.tokens[at])?;

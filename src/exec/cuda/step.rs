@@ -4,8 +4,7 @@ use super::dispatch::{dispatch, split, with_buffers};
 use super::experts::Cells;
 use super::home::Home;
 use super::kernels::address;
-use super::layers::Layer;
-use super::rank::{Buffers, Rank, Tables};
+use super::rank::{Buffers, Rank, Tables, mirror};
 use super::route::{Chooser, on_host, padded, recorded};
 use super::{Cuda, Plan, Streams};
 use crate::cuda::CudaError;
@@ -24,6 +23,8 @@ pub(super) struct Pass {
     pub(super) rows: Vec<usize>,
     pub(super) top_k: usize,
     pub(super) chooser: Chooser,
+    /// Whether rows are mixtures.
+    pub(super) mixes: bool,
 }
 
 /// Buffers and tables of a rank that has been given them.
@@ -37,9 +38,9 @@ pub(super) fn buffers(rank: &mut Rank) -> Result<&mut Buffers, ExecError> {
     rank.buffers.as_mut().ok_or_else(|| ExecError::Nothing("a rank without buffers".into()))
 }
 
-/// Every rank waits for what all others have been given so far.
+/// Every rank waits for what all others have been given so far, where they are not on one stream.
 pub(super) fn meet(ranks: &[Rank], streams: Streams) -> Result<(), CudaError> {
-    if streams == Streams::Alone {
+    if streams == Streams::Alone && ranks.iter().all(|rank| rank.device == 0) {
         return Ok(());
     }
     ranks.iter().try_for_each(Rank::mark)?;
@@ -57,7 +58,7 @@ impl Cuda {
         tokens: Vec<usize>,
         routed: &Routed<'_>,
     ) -> Result<Pass, ExecError> {
-        let (model, router) = (&self.config.model, &self.layers[layer].router);
+        let (model, router) = (&self.config.model, &self.gpus[0].layers[layer].router);
         let chooser = Chooser::of(routed, router, self.config.capacity);
         let top_k = match *routed {
             Routed::Replay { top_k, .. } => top_k,
@@ -75,7 +76,7 @@ impl Cuda {
             tokens.iter().map(|&n| if n == 0 { 0 } else { mixtures.unwrap_or(n) }).collect();
         let most = tokens.iter().chain(&rows).copied().max().unwrap_or(0);
         self.make_room(most, top_k.max(1))?;
-        Ok(Pass { layer, tokens, rows, top_k, chooser })
+        Ok(Pass { layer, tokens, rows, top_k, chooser, mixes: mixtures.is_some() })
     }
 
     /// Sends tokens, and how many there are, to the ranks.
@@ -101,7 +102,7 @@ impl Cuda {
 
     pub(super) fn run_layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
         let (ranks, hidden) = (self.ranks.len(), self.config.model.hidden as usize);
-        input.check(self.layers.len(), ranks, hidden)?;
+        input.check(self.layers().len(), ranks, hidden)?;
         let tokens = input.tokens.iter().map(|x| x.len() / hidden).collect();
         let pass = self.pass(input.layer, tokens, &input.routed)?;
         self.send(&pass, input.tokens)?;
@@ -126,13 +127,14 @@ impl Cuda {
         args: &[RouteArgs],
         times: &mut [Times],
     ) -> Result<Vec<SourceRouting>, ExecError> {
-        let (experts, layer) = (self.config.model.experts, &self.layers[pass.layer]);
+        let (experts, gpus) = (self.config.model.experts, &self.gpus);
         let (path, activation) = (self.options.path, self.config.model.activation);
         let listens = !matches!(input.routed, Routed::Replay { and_route: false, .. });
-        let own_k = layer.router.fixed_top_k().unwrap_or(self.config.model.top_k);
+        let own_k = gpus[0].layers[pass.layer].router.fixed_top_k().unwrap_or(self.config.model.top_k);
         let mut all = Vec::with_capacity(self.ranks.len());
         for (at, rank) in self.ranks.iter_mut().enumerate() {
             let (tokens, gpu) = (pass.tokens[at], rank.gpu.clone());
+            let layer = &gpus[rank.device].layers[pass.layer];
             let of_source = recorded(&input.routed, at, tokens, experts)?;
             let logits = self.clock.span(&gpu, at, Phase::Route, || -> Result<Vec<f32>, ExecError> {
                 let (buffers, _) = parts(rank)?;
@@ -219,26 +221,25 @@ impl Cuda {
     /// their outputs.
     pub(super) fn enqueue(&mut self, pass: &Pass, residual: bool) -> Result<(), ExecError> {
         let given = std::mem::take(&mut self.given);
-        let Self { ranks, homes, plans, boards, clock, layers, blas, options, config, shape, .. } = self;
+        let Self { ranks, homes, plans, boards, clock, gpus, blas, options, config, shape, .. } = self;
         let (path, streams, activation) = (options.path, options.streams, config.model.activation);
         let Some([board, slot_board]) = boards else {
             return Err(ExecError::Nothing("ranks without boards".into()));
         };
-        let soft = pass.rows != pass.tokens;
         if !given {
             split(&mut plans[pass.layer], ranks, homes, board.as_mut(), clock, pass, streams)?;
         }
         dispatch(ranks, slot_board.as_mut(), clock, pass, streams)?;
-        let layer: &Layer = &layers[pass.layer];
         let choices = pass.rows.iter().sum::<usize>() * pass.top_k;
         for (at, rank) in ranks.iter().enumerate() {
             let (buffers, tables) = parts(rank)?;
+            let layer = &gpus[rank.device].layers[pass.layer];
             let (table, _) = homes[at].tables(pass.layer);
             let host = Home::addresses(&homes[at].slots[pass.layer]);
             let cells = Cells { table: address(table), host: &host };
             let blas = blas.get(at);
             clock.span(&rank.gpu, at, Phase::Ffn, || -> Result<(), ExecError> {
-                if !soft {
+                if !pass.mixes {
                     rank.shared(path, blas, buffers, layer, activation, pass.tokens[at])?;
                 }
                 Ok(rank.routed(path, blas, buffers, cells, (*shape, activation), choices)?)
@@ -253,9 +254,15 @@ impl Cuda {
             }
         }
         meet(ranks, streams)?;
-        for (at, rank) in ranks.iter().enumerate().filter(|&(at, _)| pass.rows[at] > 0) {
+        let has_shared = gpus[0].layers[pass.layer].shared.is_some();
+        for at in (0..ranks.len()).filter(|&at| pass.rows[at] > 0) {
+            let gpu = ranks[at].gpu.clone();
+            if ranks.iter().any(|rank| rank.device != ranks[at].device) {
+                clock.span(&gpu, at, Phase::Combine, || mirror(ranks, at, true))?;
+            }
+            let rank = &ranks[at];
             let (buffers, tables) = parts(rank)?;
-            let shared = if layer.shared.is_some() && !soft { address(&buffers.shared_out) } else { 0 };
+            let shared = if has_shared && !pass.mixes { address(&buffers.shared_out) } else { 0 };
             let x = if residual { address(&buffers.x) } else { 0 };
             clock.span(&rank.gpu, at, Phase::Combine, || {
                 let size = [pass.rows[at], pass.top_k];

@@ -334,6 +334,7 @@ API int cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
 struct Range {
   char* base = nullptr;
   u64 next = 0;
+  std::multimap<u64, void*> freed; // by size
   static constexpr u64 BYTES = 64ull << 30;
 
   void protect(int how) {
@@ -359,8 +360,15 @@ static void* take(std::size_t bytes) {
     if (memory == MAP_FAILED) return nullptr;
     range.base = (char*)memory;
   }
+  const u64 size = (bytes + 255) / 256 * 256;
+  auto again = range.freed.find(size);
+  if (again != range.freed.end()) {
+    void* memory = again->second;
+    range.freed.erase(again);
+    return memory;
+  }
   void* memory = range.base + range.next;
-  range.next += (bytes + 255) / 256 * 256;
+  range.next += size;
   return range.next <= Range::BYTES ? memory : nullptr;
 }
 
@@ -377,9 +385,16 @@ static int allocate(u64* address, std::size_t bytes) {
 }
 static void release(u64 address) {
   used -= allocations[address];
-  std::memset((void*)address, 0xcb, allocations[address]);
+  const u64 bytes = allocations[address];
+  std::memset((void*)address, 0xcb, bytes);
   allocations.erase(address);
-  if (ranges.empty()) std::free((void*)address);
+  for (auto& [device, range] : ranges) {
+    if ((char*)address >= range.base && (char*)address < range.base + Range::BYTES) {
+      range.freed.insert({(bytes + 255) / 256 * 256, (void*)address});
+      return;
+    }
+  }
+  std::free((void*)address);
 }
 API int cuMemAllocAsync(u64* address, std::size_t bytes, void*) {
   GUARD;

@@ -3,7 +3,7 @@
     python bindings/python/benches/layer.py [--models mixtral-8x7b,qwen3-30b-a3b] [--tokens 512,4096,16384]
 
 Norm, router, top-k, experts, weighted sum and residual, bf16 with random weights. The experts three ways, each where it can be
-had: a loop over the experts with `index_add_`, grouped products (`torch._grouped_mm`, tokens sorted by expert), and vLLM's
+had: a loop over the experts with `index_add_`, grouped products (torch's `grouped_mm`, tokens sorted by expert), and vLLM's
 fused kernel in Triton. Times are of CUDA events, the median of several after a few that do not count; "graph" is the same work
 recorded as a CUDA graph, which a loop cannot be, since it asks the host for its sizes. Needs a GPU and torch; says so without.
 """
@@ -88,8 +88,8 @@ class Layer:
         counts = torch.zeros(self.experts, dtype=torch.int32, device="cuda")
         counts.index_add_(0, ids.flatten(), torch.ones(ids.numel(), dtype=torch.int32, device="cuda"))
         ends = torch.cumsum(counts, 0).to(torch.int32)
-        inside = self.activate(torch._grouped_mm(y[token], self.first.transpose(1, 2), offs=ends))
-        result = torch._grouped_mm(inside, self.down.transpose(1, 2), offs=ends)
+        inside = self.activate(self.grouped_mm(y[token], self.first.transpose(1, 2), offs=ends))
+        result = self.grouped_mm(inside, self.down.transpose(1, 2), offs=ends)
         out = torch.zeros_like(y)
         return x + out.index_add_(0, token, result * weights.flatten()[order, None])
 
@@ -99,7 +99,9 @@ class Layer:
 
     def ways(self):
         yield "torch, loop", self.loop, False
-        if hasattr(self.torch, "_grouped_mm"):
+        public = getattr(self.torch.nn.functional, "grouped_mm", None)
+        self.grouped_mm = public or getattr(self.torch, "_grouped_mm", None)
+        if self.grouped_mm:
             yield "torch, grouped", self.grouped, True
         try:
             from vllm.model_executor.layers.fused_moe import fused_experts

@@ -241,7 +241,7 @@ ek_logits(const float* x, const float* weight, u32 tokens, u32 width, u32 hidden
               from, to, parts + (u64)blockIdx.z * tokens * width);
 }
 
-// A warp per block and token. Tokens from `tokens` to `room` are none: their ids are -1.
+// A warp per block and token. Ids behind the last token have been set to -1 before.
 EK_KERNEL(32)
 ek_choose(const Rule rule, const float* parts, u32 count, u32 tokens, float* logits, i32* ids, float* weights, u32* bad) {
   EK_SHARED(u64, keys);

@@ -9,6 +9,9 @@
 //   EK_FOR(team, i, n) { ... }    a section: i runs through 0..n, then a barrier
 //   EK_EACH(team, i, n) { ... }   the same without a barrier: reads only, to be followed by a reduction
 //   EK_ONE(team) { ... }          a section of one iteration
+//   EK_LANE(lane, n) { ... }      once per lane of a block of n, which keep their state in Own<T, n>; no barrier
+//   EK_SPREAD(i, n) { ... }       a block's part of n things, a lane each
+//   EK_ROWS(row, n) { ... }       a block's part of n rows, a warp each
 //
 // Reductions (any, sum, highest, lowest) give every lane the same result; `scan` needs the values in memory.
 // Between a value that all lanes read from memory outside a section and the next write to it stands a barrier.
@@ -107,13 +110,11 @@ template <class T> struct Section {
 };
 template <class T> EK_FN Section<T> section(T team) { return Section<T>(team); }
 
-// All of a grid: `n` things, a lane each, in steps of the grid; and rows, a warp of a block of 256 each.
 #define EK_SPREAD(i, n)                                                                             \
   for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x, ek_end = (n); i < ek_end; i += (u64)gridDim.x * blockDim.x)
 #define EK_ROWS(row, n) \
   for (u64 row = (u64)blockIdx.x * 8 + threadIdx.x / 32, ek_rows = (n); row < ek_rows; row += (u64)gridDim.x * 8)
 
-// Once per lane of a block of `n` lanes, without a barrier.
 #define EK_LANE(lane, n) if (const u32 lane = threadIdx.x; true)
 
 // What each of N lanes keeps between sections: in registers on a GPU, in an array on a host.

@@ -504,7 +504,7 @@ API int cuFuncSetAttribute(void* function, int which, int value) {
   if (which == 8) ((Kernel*)function)->shared = (u32)value;
   return OK;
 }
-API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void*, int, std::size_t) {
+API int cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, void*, int, std::size_t, unsigned) {
   *blocks = 2;
   return OK;
 }

@@ -107,8 +107,8 @@ pub(super) struct Kernels {
     pub(super) count_before: CudaFunction,
     pub(super) pair: Vec<CudaFunction>,
     pub(super) single: Vec<CudaFunction>,
-    /// Blocks that run at once where two fit on a multiprocessor.
-    pub(super) blocks: u32,
+    /// Blocks of a grouped product that run at once, by the size of its tiles.
+    pub(super) blocks: Vec<u32>,
     /// Shared memory that a block may ask for.
     shared: usize,
 }
@@ -141,6 +141,14 @@ impl Kernels {
                 .map_err(CudaError::driver("asking for shared memory"))?;
         }
         let (pair, single) = ffn.split_at(ffn.len() / 2);
+        // As many as fit with the tables of a few groups; one too many waits for its turn.
+        let fit = |(function, rows): (&CudaFunction, u32)| {
+            let shared = Self::ffn_shared(rows, 256) as usize;
+            let fit = function.occupancy_max_active_blocks_per_multiprocessor(LANES, shared, None);
+            let fit = fit.map_err(CudaError::driver("asking how many blocks fit"))?.max(1);
+            Ok(fit * gpu.device().multiprocessors as u32)
+        };
+        let blocks = pair.iter().zip(TILES).map(fit).collect::<Result<Vec<u32>, CudaError>>()?;
         Ok(Arc::new(Self {
             norm: route()?,
             logits: route()?,
@@ -162,7 +170,7 @@ impl Kernels {
             count_before: count().and_then(|_| count())?,
             pair: pair.to_vec(),
             single: single.to_vec(),
-            blocks: 2 * gpu.device().multiprocessors as u32,
+            blocks,
             shared: gpu.device().shared_memory,
         }))
     }

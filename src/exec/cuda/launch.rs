@@ -356,7 +356,7 @@ impl On<'_> {
     /// A grouped product of our own; `pair` where two matrices make one result. `tile` is an index into [`TILES`].
     pub(super) fn grouped(self, job: &Job, pair: bool, tile: usize) -> Result<(), CudaError> {
         let shared = Kernels::ffn_shared(TILES[tile], job.groups);
-        let grid = [self.kernels.blocks, 1, 1];
+        let grid = [self.kernels.blocks[tile], 1, 1];
         if pair {
             launch!(self, pair[tile], grid, LANES, shared, job)
         } else {

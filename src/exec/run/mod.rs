@@ -93,7 +93,8 @@ impl Run<'_> {
         self.run(&mut planned, Some(&mut plain), progress)
     }
 
-    /// Runs all steps on a GPU; `placements` are made from what runs without a plan, where they are not given.
+    /// Runs all steps on GPUs. `place` makes the placements, one per layer; it is given the backend that plans nothing, on which it
+    /// may profile.
     ///
     /// # Errors
     /// As [`Run::run`], [`Cuda::new`] and `place`.

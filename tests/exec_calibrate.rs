@@ -68,10 +68,3 @@ fn a_fit_is_written_shown_and_aimed_at() {
             && String::from_utf8_lossy(&refused.stderr).contains("roofline.json")
     );
 }
-
-#[test]
-fn cuda_is_refused_with_its_reason() {
-    let refused = evenkeel(&["calibrate", "--backend", "cuda", "--model", "qwen3-30b-a3b"]);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("the cuda backend is not available"));
-}

@@ -98,6 +98,16 @@ pub(crate) struct RunArgs {
     /// cpu or cuda
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub(super) backend: BackendName,
+    /// With --backend cuda: what multiplies the experts' matrices: own (grouped products that read their sizes on the device) or
+    /// cublas (which takes them from the host)
+    #[arg(long, value_name = "NAME", default_value = "own")]
+    pub(super) ffn: FfnName,
+    /// With --backend cuda: which GPU, or the first of several
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) gpu: usize,
+    /// With --backend cuda: how many GPUs the ranks are dealt to; those of one GPU run one after the other
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) gpus: u16,
     /// Steps to run
     #[arg(long, value_name = "S", default_value_t = 20)]
     pub(super) steps: usize,
@@ -122,6 +132,15 @@ pub(crate) enum BackendName {
     Cpu,
     /// NVIDIA GPUs.
     Cuda,
+}
+
+/// What multiplies on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FfnName {
+    /// Our own kernel.
+    Own,
+    /// cuBLAS.
+    Cublas,
 }
 
 impl RunArgs {

@@ -23,6 +23,14 @@ pub(super) struct Replicated {
     pub(super) shared: Option<ExpertWeights>,
 }
 
+impl Replicated {
+    /// Bytes of it, on every rank: norm, router, shared expert.
+    pub(super) fn bytes(&self) -> u64 {
+        let numbers = 4 * (self.norm.len() + self.gate.bias.len()) + 8 * self.gate.selection.len();
+        numbers as u64 + self.gate.weight.bytes() + self.shared.as_ref().map_or(0, ExpertWeights::bytes)
+    }
+}
+
 /// Experts in use, per slot.
 pub(super) type Slots = Vec<Option<Arc<ExpertWeights>>>;
 
@@ -123,7 +131,7 @@ pub(super) fn first_copies(ids: &[i32], placement: &Placement) -> Vec<i64> {
 }
 
 /// Checks that slots given from outside hold the experts that they are to serve.
-pub(super) fn check_slots(
+pub(in crate::exec) fn check_slots(
     rank: usize,
     ids: &[i32],
     slots: &[i64],

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# What the documentation says of a GPU, tested and measured by the programs in a folder that benches/gpu_kit.sh made (`make gpu` does
+# both). Needs the driver, NVRTC, cuBLAS where there is one, and for comparison a python3 with torch; no Rust. Each part says what it
+# is; a part that fails does not keep the others from running, and fails the whole in the end.
+#
+#   benches/gpu.sh target/gpu [tests|benches|layers|runs|sanitizer]..        all of it without a part
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+kit=${1:-target/gpu} python=${PYTHON:-python3} failed=0
+shift || true
+parts=${*:-tests benches layers runs sanitizer}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || {
+    echo "this wants a machine with an NVIDIA GPU and its driver" >&2
+    exit 1
+}
+# CUDA's libraries, where the loader does not find them by itself: of a toolkit, or of what pip installed for torch.
+folders=$(ls -d /usr/local/cuda*/lib64 2>/dev/null
+    "$python" -c 'import glob, site
+for base in site.getsitepackages():
+    print("\n".join(glob.glob(base + "/nvidia/*/lib")))' 2>/dev/null)
+export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$(echo $folders | tr ' ' ':')"
+
+part() {
+    printf '\n== %s\n' "$*"
+    "$@" || {
+        failed=1
+        printf 'FAILED: %s\n' "$*"
+    }
+}
+
+# The tests once more under compute-sanitizer, which comes with CUDA's toolkit.
+sanitize() {
+    if ! command -v compute-sanitizer >/dev/null; then
+        echo "skipped: no compute-sanitizer on the path"
+        return 0
+    fi
+    compute-sanitizer --tool "$1" --error-exitcode 1 "$2" --skip on_a_host --test-threads 1 | tail -n 20
+}
+
+run=("$kit/evenkeel" run --backend cuda --ranks 8 --redundant 8)
+for name in $parts; do
+    case $name in
+    tests)
+        part "$kit/test-cuda" --nocapture
+        part "$kit/test-exec_cuda" --nocapture --skip on_a_host
+        ;;
+    benches)
+        part "$kit/bench-cuda"
+        part "$kit/bench-ffn_cuda" ffn
+        ;;
+    layers)
+        part "$kit/bench-ffn_cuda" layer
+        part "$python" bindings/python/benches/layer.py
+        ;;
+    runs)
+        for model in mixtral-8x7b qwen3-30b-a3b; do
+            for tokens in 512 4096 16384; do
+                for policy in eplb recourse; do
+                    part "${run[@]}" --model "$model" --policy "$policy" --batch-tokens "$tokens" --steps 10
+                done
+            done
+            part "${run[@]}" --model "$model" --policy recourse --batch-tokens 4096 --steps 10 --ffn cublas
+        done
+        part "${run[@]}" --model qwen3-30b-a3b --batch-tokens 128 --steps 6 --replan-every 2 --check
+        part "${run[@]}" --model gpt-oss-20b --batch-tokens 128 --steps 2 --check --alone
+        part "$kit/evenkeel" calibrate --backend cuda --model qwen3-30b-a3b
+        ;;
+    sanitizer)
+        for tool in memcheck racecheck synccheck initcheck; do
+            part sanitize "$tool" "$kit/test-cuda"
+            part sanitize "$tool" "$kit/test-exec_cuda"
+        done
+        ;;
+    *)
+        echo "no part $name" >&2
+        exit 2
+        ;;
+    esac
+done
+exit "$failed"

@@ -19,11 +19,15 @@ mod plan_told;
 mod replan_args;
 mod run;
 mod secure_args;
+#[cfg(feature = "serve")]
+mod serve;
 mod simulate;
 mod speeds;
 mod topology;
 mod trace;
 mod trace_args;
+#[cfg(feature = "serve")]
+mod trace_replay;
 
 use clap::{Args, Parser, Subcommand};
 use output::Output;
@@ -74,6 +78,8 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     Run(Box<run::RunArgs>),
     Calibrate(calibrate::CalibrateArgs),
+    #[cfg(feature = "serve")]
+    Serve(serve::ServeArgs),
     Topology(topology::TopologyArgs),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -97,6 +103,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Simulate(args) => simulate::run(&args, output),
         Command::Run(args) => run::run(&args, output),
         Command::Calibrate(args) => calibrate::run(&args, output),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(args, output),
         Command::Topology(args) => topology::run(&args, output),
         Command::Bench(command) => bench::run(&command, output),
     };

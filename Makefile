@@ -6,6 +6,8 @@
 CARGO ?= cargo
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
+CONFORMANCE_SECONDS ?= 30
+KILLS ?= 200
 
 FEATURES := highs,evenkeel-solver/oracle
 EVENKEEL := $(or $(CARGO_TARGET_DIR),target)/release/evenkeel
@@ -41,11 +43,11 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help demo test kernels python check examples bench fuzz clean
+.PHONY: help demo test kernels python conformance faults check examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  make %-9s %s\n' "$$name" "$$text"; done
+		printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 demo: ## Plan and compare on a sample trace; writes demo/plan.json and demo/report.html. Rust alone.
 	$(CARGO) build --release
@@ -64,6 +66,14 @@ kernels: $(TOOLS) $(NVRTC_READY) ## Compile the CUDA kernels for sm_80, sm_90, s
 python: .tools/python/ready ## Build the Python package, install it into .tools/python and run its tests.
 	.tools/python/bin/pip install --quiet --disable-pip-version-check .
 	.tools/python/bin/python -m pytest -q
+
+conformance: .tools/schemathesis/ready ## Hold the service to its OpenAPI document for CONFORMANCE_SECONDS (30).
+	$(CARGO) build
+	tests/serve_conformance.sh $(or $(CARGO_TARGET_DIR),target)/debug/evenkeel .tools/schemathesis/bin/schemathesis \
+		$(CONFORMANCE_SECONDS)
+
+faults: $(TOOLS) ## Kill the service KILLS (200) times and check that nothing acknowledged is lost; ten kills are in `make test`.
+	EVENKEEL_KILLS=$(KILLS) $(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) --test serve_durability -- --nocapture kills
 
 check: $(TOOLS) ## Check formatting, lints and documentation.
 	$(CARGO) fmt --all --check
@@ -93,6 +103,14 @@ clean: ## Remove everything that was built or fetched.
 		.tools/python/bin/pip install --quiet --disable-pip-version-check numpy pytest || { \
 		rm -rf .tools/python; \
 		echo "The Python tests want Python's venv module (Debian: python3-venv)" >&2; \
+		exit 1; }
+	@touch $@
+
+.tools/schemathesis/ready:
+	@$(PYTHON) -m venv .tools/schemathesis && \
+		.tools/schemathesis/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.32,<5' || { \
+		rm -rf .tools/schemathesis; \
+		echo "The conformance test wants Python's venv module (Debian: python3-venv)" >&2; \
 		exit 1; }
 	@touch $@
 

@@ -4,6 +4,8 @@
 
 mod and_args;
 mod bench;
+#[cfg(feature = "serve")]
+mod bench_online;
 mod calibrate;
 mod cluster_args;
 mod export;

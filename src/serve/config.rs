@@ -27,7 +27,7 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// Not TOML, or a key that is unknown or of the wrong type; the message has line and column.
+    /// Not TOML, or a key that is unknown or of the wrong type; the message has the line.
     #[error("{path}: {message}")]
     Toml {
         /// The file.
@@ -256,9 +256,10 @@ impl Config {
     /// # Errors
     /// As [`Config::read`].
     pub fn from_toml(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let wrong = |error: toml::de::Error| ConfigError::Toml {
-            path: path.to_owned(),
-            message: error.to_string().trim_end().replace('\n', "\n  "),
+        let wrong = |error: toml::de::Error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            ConfigError::Toml { path: path.to_owned(), message: format!("line {line}: {}", error.message()) }
         };
         let config: Self = toml::from_str(text).map_err(wrong)?;
         config.check()?;
@@ -424,7 +425,7 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (text, part) in [
             ("lisen = 1", "unknown field `lisen`"),
-            ("listen = \"here\"", "listen"),
+            ("\nlisten = \"here\"", "line 2: "),
             ("[limits]\nbody = 1", "unknown field `body`"),
             ("[limits]\nbody_mib = 0", "limits.body_mib: 0, expected 1"),
             ("[decide]\nevry = 3", "unknown field `evry`"),

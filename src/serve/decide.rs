@@ -2,15 +2,15 @@
 //!
 //! In: a [`Lane`] and why a decision is due. Out: a [`Proposal`], which says what it would change, what that would gain and
 //! why it should or should not be done. The policy plans every busy layer again from what is in force, on as many of the
-//! past steps as would have foreseen the latest best; what it proposes is compared with what is in force by exact splits of
-//! the latest steps. A layer moves if its expected gain over the horizon exceeds the price of its moves; all layers together
+//! past steps as would have foreseen the latest best, with room for few moves and for many; what it proposes is compared with
+//! what is in force by exact splits of the latest of those steps. A layer moves if its expected gain over the horizon exceeds the price of its moves; all layers together
 //! if the mean imbalance falls by `min_gain` at least.
 
 use super::lane::{Lane, LaneError};
 use super::record::{Decision, Imbalances, MoveRecord, Outcome, Trigger};
 use crate::cluster::Cluster;
-use crate::forecast::Window;
-use crate::place::{Contiguous, Move, PlaceError, Placement, Policy, recover, without_ranks};
+use crate::forecast::{History, Window};
+use crate::place::{Contiguous, Move, PlaceError, Placement, Policy, Recourse, recover, without_ranks};
 use crate::split::{Method, Split, SplitError, Splitter, roofline};
 use crate::trace::Trace;
 use rayon::prelude::*;
@@ -129,7 +129,11 @@ impl Lane {
         };
         let (cluster, down) = self.target(ask)?;
         let trace = self.trace()?;
-        let policy = self.options.policy(self.shape.groups, &cluster)?;
+        let policy: Box<dyn Policy> = match self.options.policy(self.shape.groups, &cluster) {
+            // Going on without a rank asks no policy, and must not fail for a topology that does not fit what is left.
+            Err(_) if matches!(ask, Ask::Down(_)) => Box::new(Recourse::default()),
+            policy => policy?,
+        };
         let tried: Vec<Option<Tried>> = (0..self.layers.len())
             .into_par_iter()
             .map(|layer| {
@@ -204,14 +208,12 @@ impl Lane {
                 }
             }
             Ask::Replan { .. } if idle => return Ok(None),
-            Ask::Replan { .. } => {
-                let after = policy.replan(&history, cluster, before, Some(self.options.max_moves))?;
-                (before.clone(), after)
-            }
+            Ask::Replan { .. } => return self.best_of(trace, layer, &history, cluster, policy).map(Some),
             Ask::Down(rank) => {
                 let at = self.ranks().iter().position(|&r| r as usize == *rank).unwrap_or(0);
                 let found = recover(before, &[at], &history, cluster, None)?;
-                let tried = self.compare(trace, layer, before, found.placement, found.moves, true)?;
+                let tried =
+                    self.compare(trace, layer, &history, before, found.placement, found.moves, true)?;
                 return Ok(Some(tried));
             }
             Ask::Up(rank) => {
@@ -224,7 +226,35 @@ impl Lane {
         };
         let moves = if self.planned[layer] { placement.moves(&from) } else { vec![] };
         let forced = forced || !self.planned[layer];
-        Ok(Some(self.compare(trace, layer, &from, placement, moves, forced)?))
+        Ok(Some(self.compare(trace, layer, &history, &from, placement, moves, forced)?))
+    }
+
+    /// Of what the policy makes of few and of many moves, what gains most after its moves are paid.
+    fn best_of(
+        &self,
+        trace: &Trace,
+        layer: usize,
+        history: &History<'_>,
+        cluster: &Cluster,
+        policy: &dyn Policy,
+    ) -> Result<Tried, PlaceError> {
+        let before = &self.placements[layer];
+        let mut best: Option<Tried> = None;
+        for limit in limits(self.options.max_moves) {
+            let after = policy.replan(history, cluster, before, Some(limit))?;
+            let moves = after.moves(before);
+            let few = moves.len() <= limit / 4;
+            let tried = self.compare(trace, layer, history, before, after, moves, false)?;
+            let net = |tried: &Tried| tried.gain - tried.cost;
+            if best.as_ref().is_none_or(|best| net(&tried) > net(best)) {
+                best = Some(tried);
+            }
+            // The policy wants no more moves than the next limit allows.
+            if few {
+                break;
+            }
+        }
+        best.map_or_else(|| self.compare(trace, layer, history, before, before.clone(), vec![], false), Ok)
     }
 
     /// A placement on the ranks that are left, where one more is back and still empty.
@@ -241,17 +271,24 @@ impl Lane {
     }
 
     /// Splits the latest batches of a layer on both placements.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "two placements, what lies between them, and what they are judged on"
+    )]
     fn compare(
         &self,
         trace: &Trace,
         layer: usize,
+        history: &History<'_>,
         before: &Placement,
         placement: Placement,
         moves: Vec<Move>,
         forced: bool,
     ) -> Result<Tried, PlaceError> {
         let steps = trace.steps().len();
-        let judged = steps.saturating_sub(self.options.judged)..steps;
+        // Not on steps that are too far back to plan on.
+        let judged = self.options.judged.min(history.steps().len());
+        let judged = steps.saturating_sub(judged)..steps;
         let batches: Vec<&[u64]> =
             judged.map(|step| trace.loads(step, layer)).filter(|b| b.iter().any(|&load| load > 0)).collect();
         let old = mean_of(before, &batches)?;
@@ -490,6 +527,11 @@ impl Lane {
                 .collect(),
         })
     }
+}
+
+/// Limits on moves that are tried: the most, a quarter of it, and so on.
+fn limits(most: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors((most > 0).then_some(most), |&limit| (limit >= 4).then_some(limit / 4))
 }
 
 /// Experts that the busiest receiver gets.

@@ -354,6 +354,11 @@ impl Lane {
         &self.placements
     }
 
+    /// The latest step's imbalance: mean over layers, the worst layer's, the least possible.
+    pub fn last_served(&self) -> Option<(f64, f64, f64)> {
+        self.recent.back().map(|served| served.imbalance(self.cluster.ranks()))
+    }
+
     /// The latest point of the history.
     pub fn latest(&self) -> Option<&Point> {
         self.points.all().last()

@@ -65,6 +65,7 @@ pub struct LoadsBody {
     pub phase: Phase,
     /// Real ids of the layers that `counts` has, ascending; 0, 1, 2, .. where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_items = 1, max_items = 4096)]
     pub layers: Option<Vec<u32>>,
     /// The steps, in order.
     #[schema(min_items = 1, max_items = 4096)]
@@ -79,6 +80,7 @@ pub struct StepBody {
     #[schema(maximum = 9_223_372_036_854_775_807_u64)]
     pub step: u64,
     /// Tokens that each expert of each layer drew, `[layer][expert]`.
+    #[schema(min_items = 1, max_items = 4096)]
     pub counts: Vec<Vec<u32>>,
 }
 

@@ -13,7 +13,7 @@
 //! never what; the one exception, a decision passed over because the service was too far behind, is on record.
 //!
 //! **Module map.** `config`, `options`: what is configured. `phase`, `loads`, `binary`, `record`, `points`, `events`: the data.
-//! `lane`, `decide`: what follows from steps. `saved`, `store`, `ingest`: what survives. `feed`, `service`: the above,
+//! `lane`, `decide`: what follows from steps; `online`: the same for a whole trace. `saved`, `store`, `ingest`: what survives. `feed`, `service`: the above,
 //! running. `api`, `server`: HTTP. `sources`: loads that are fetched.
 
 mod api;
@@ -25,6 +25,7 @@ mod feed;
 mod ingest;
 mod lane;
 mod loads;
+mod online;
 mod options;
 mod phase;
 mod points;
@@ -40,6 +41,7 @@ pub use decide::{Ask, Next, NextLayer, Proposal};
 pub use ingest::{Receipt, Refusal};
 pub use lane::{Lane, LaneError, Seen, Served};
 pub use loads::{Loads, LoadsBody, LoadsError, MAX_POSTED, Step, StepBody, digest};
+pub use online::{Online, every_batch, online};
 pub use options::{DecideOptions, Shape, SpecError};
 pub use phase::Phase;
 pub use record::{Decision, Imbalances, MoveRecord, Outcome, Point, Trigger};

@@ -186,9 +186,12 @@ impl Store {
     pub(crate) fn open(folder: &Path) -> Result<(Self, Vec<StoredModel>), StoreError> {
         let path = folder.join("evenkeel.redb");
         std::fs::create_dir_all(folder).map_err(|error| of_io(&path, &error))?;
-        // The store's own checks end in errors; should one end in a panic, it is told as damage too.
-        let opened = std::panic::catch_unwind(|| open(&path).and_then(|db| Ok((read(&path, &db)?, db))));
-        let (models, db) = opened.unwrap_or_else(|_| Err(corrupt(&path, "unreadable")))?;
+        // Nothing else runs yet: what a panic would print is told as an error instead.
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| ()));
+        let opened = guarded(&path, || open(&path).and_then(|db| Ok((read(&path, &db)?, db))));
+        std::panic::set_hook(hook);
+        let (models, db) = opened?;
         let (jobs, inbox) = mpsc::channel();
         let commits = Arc::new(AtomicU64::new(0));
         let counted = commits.clone();
@@ -239,6 +242,17 @@ impl Drop for Store {
             let _ = thread.join();
         }
     }
+}
+
+/// The store's library answers most damage with errors, some of it with a panic: damage is what that is told as.
+fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(corrupt(path, said.unwrap_or("unreadable").lines().next().unwrap_or_default()))
+    })
 }
 
 fn open(path: &Path) -> Result<Database, StoreError> {
@@ -345,15 +359,14 @@ fn write_all(path: &Path, db: Database, inbox: &mpsc::Receiver<Job>, commits: &A
             bytes += next.ops.iter().map(Op::bytes).sum::<usize>();
             jobs.push(next);
         }
-        let result = match db.take().map_or_else(|| open(path), Ok) {
-            Ok(open) => {
-                let result = commit(path, &open, &jobs);
-                // After a failure the file is opened again: the library takes no more writes before that.
-                db = result.is_ok().then_some(open);
-                result
-            }
-            Err(error) => Err(error),
-        };
+        // After a failure the file is opened again: the library takes no more writes before that.
+        let mut kept = db.take();
+        let result = guarded(path, || {
+            let open = kept.take().map_or_else(|| open(path), Ok)?;
+            commit(path, &open, &jobs)?;
+            Ok(open)
+        });
+        let result = result.map(|open| db = Some(open));
         commits.fetch_add(1, Ordering::Relaxed);
         for job in jobs {
             (job.done)(result.clone());

@@ -96,7 +96,8 @@ async fn change(
     let model = app.model(name)?;
     let last = model.shape.ranks.saturating_sub(1);
     let number = rank.parse::<usize>().ok().filter(|&rank| rank <= last);
-    let number = number.ok_or_else(|| ApiError::bad(format!("rank {rank:?}"), format!("0 to {last}")))?;
+    let number =
+        number.ok_or_else(|| ApiError::not_found(format!("no rank {rank:?}"), format!("0 to {last}")))?;
     let feeds = model.feeds();
     if feeds.is_empty() {
         return Err(ApiError::not_found(

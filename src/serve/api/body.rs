@@ -7,6 +7,7 @@ use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ pub(super) async fn bytes(service: &Service, headers: &HeaderMap, body: Body) ->
     let announced =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > most) {
+        drain(body, most).await;
         return Err(too_large());
     }
     let read =
@@ -44,6 +46,19 @@ pub(super) async fn bytes(service: &Service, headers: &HeaderMap, body: Body) ->
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body took too long", expected))
         }
     }
+}
+
+/// Takes in some of what is not wanted, so that who sends it comes to read the refusal.
+async fn drain(body: Body, most: usize) {
+    let mut parts = body.into_data_stream();
+    let read = async {
+        let mut left = most;
+        while let Some(Ok(part)) = parts.next().await {
+            let Some(rest) = left.checked_sub(part.len()) else { break };
+            left = rest;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), read).await;
 }
 
 /// The content type without its parameters.

@@ -87,21 +87,22 @@ impl Watch {
                 self.complain(&error);
             }
             let path = self.source.path.clone();
-            let found = match std::fs::metadata(&path) {
+            let all = match std::fs::metadata(&path) {
                 Ok(meta) if meta.is_dir() => folder.look(&path),
-                Ok(_) => growing.look(&path),
+                Ok(_) => growing.look(&path).transpose().into_iter().collect(),
                 Err(error) => {
                     self.complain(&error.to_string());
                     continue;
                 }
             };
-            match found {
-                Ok(Some(found)) => match self.hand_on(&found) {
+            for found in all {
+                match found
+                    .map_err(|error: TraceError| crate::in_words(&error))
+                    .and_then(|found| self.hand_on(&found))
+                {
                     Ok(()) => self.said = None,
                     Err(error) => self.complain(&error),
-                },
-                Ok(None) => {}
-                Err(error) => self.complain(&TraceError::to_string(&error)),
+                }
             }
         }
     }

@@ -6,7 +6,7 @@
 //! Posters wait for each reply (the step is durable then). "taken" is what is acknowledged, and looked at within the bounds of the
 //! queue; planning runs on the same cores.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, reason = "a benchmark")]
 
 use evenkeel::serve::{Loads, Phase, Step, binary};
 use serde_json::{Value, json};
@@ -99,12 +99,9 @@ fn percentile(times: &mut [Duration], p: f64) -> f64 {
 /// One row: so many posters for some seconds, and one reader of the plan.
 fn row(
     name: &str,
-    layers: usize,
-    experts: usize,
-    ranks: usize,
-    posters: u64,
-    batch: u64,
     decide: &str,
+    (layers, experts, ranks): (usize, usize, usize),
+    (posters, batch): (u64, u64),
     seconds: u64,
 ) {
     let server = Server::start(&format!("[limits]\nrequests_per_second = 0\n[decide]\n{decide}\n"));
@@ -213,7 +210,7 @@ fn soak(minutes: f64) {
         std::thread::sleep(
             Duration::from_millis(id * 5).saturating_sub(begun.elapsed()).min(Duration::from_millis(50)),
         );
-        if told.elapsed() >= Duration::from_secs(60) || id == 10 {
+        if told.elapsed() >= Duration::from_mins(1) || id == 10 {
             told = Instant::now();
             println!("{:7.1} {id:7} {:8.1}", begun.elapsed().as_secs_f64() / 60.0, server.memory());
         }
@@ -231,10 +228,10 @@ fn main() {
     println!("shape      decisions            posters x steps; latencies p50, p99");
     let once = "every = 1000000000\ndrift = 0.0\npolicy = \"eplb\"";
     let often = "every = 64";
-    for (layers, experts, ranks) in [(61, 256, 32), (92, 512, 64)] {
-        row("one plan, then none", layers, experts, ranks, 1, 1, once, seconds);
-        row("one plan, then none", layers, experts, ranks, 8, 1, once, seconds);
-        row("one plan, then none", layers, experts, ranks, 4, 16, once, seconds);
-        row("recourse every 64 steps", layers, experts, ranks, 4, 16, often, seconds);
+    for shape in [(61, 256, 32), (92, 512, 64)] {
+        row("one plan, then none", once, shape, (1, 1), seconds);
+        row("one plan, then none", once, shape, (8, 1), seconds);
+        row("one plan, then none", once, shape, (4, 16), seconds);
+        row("recourse every 64 steps", often, shape, (4, 16), seconds);
     }
 }

@@ -1,7 +1,7 @@
 //! `evenkeel serve` as its clients see it: every path, through the real binary on loopback.
 
 #![cfg(feature = "serve")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod serve_support;
 
@@ -95,7 +95,7 @@ fn the_plan_is_that_of_the_decision_core_in_every_dialect() {
         match write(&plan, dialect) {
             Ok(expected) => assert_eq!(text.text, expected),
             Err(error) => {
-                assert!(text.status == 422 && text.text.contains(&error.to_string()), "{}", text.text)
+                assert!(text.status == 422 && text.text.contains(&error.to_string()), "{}", text.text);
             }
         }
     }

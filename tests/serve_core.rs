@@ -1,7 +1,7 @@
 //! The decisions of `evenkeel serve`, without a server: when, why, how much; and that nothing but steps decides.
 
 #![cfg(feature = "serve")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod serve_support;
 

@@ -3,7 +3,7 @@
 //! The number of kills is `EVENKEEL_KILLS`, 10 unless set; `make faults` makes 200.
 
 #![cfg(feature = "serve")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod serve_support;
 

@@ -1,7 +1,7 @@
 //! `evenkeel trace replay` and `evenkeel bench online`: what a trace comes to, through the service and without it.
 
 #![cfg(feature = "serve")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod command;
 mod serve_support;

@@ -1,7 +1,7 @@
 //! Loads that `evenkeel serve` fetches itself: a growing file, a folder of dumps, a SGLang server's recorder.
 
 #![cfg(feature = "serve")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod serve_support;
 
@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 fn config(path: &Path, more: &str) -> String {
     format!(
-        "{CONFIG}\n[models.m]\nranks = 2\nredundant = 2\n[[source]]\nmodel = \"m\"\npoll_seconds = 0.05\npath = {path:?}\n{more}"
+        "{CONFIG}\n[models.m]\nranks = 2\nredundant = 2\n[[source]]\nmodel = \"m\"\npoll_seconds = 0.05\npath = \"{}\"\n{more}",
+        path.display()
     )
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 /// Measure on this machine
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    Split(SplitArgs),
+    Split(Box<SplitArgs>),
     #[cfg(feature = "serve")]
     Online(Box<super::bench_online::OnlineArgs>),
 }

@@ -60,7 +60,7 @@ pub(crate) fn run(args: ServeArgs, output: Output) -> anyhow::Result<()> {
         };
         let _ = print(&line);
     };
-    Ok(serve(setup, ready)?)
+    Ok(serve(&setup, ready)?)
 }
 
 impl ServeArgs {

@@ -157,8 +157,7 @@ fn loads(args: &ReplayArgs, trace: &Trace, steps: std::ops::Range<usize>) -> any
 
 /// The first file's name, what does not fit into a model's name left out.
 fn default_name(args: &ReplayArgs) -> String {
-    let path =
-        args.trace.traces.first().map(std::path::PathBuf::as_path).unwrap_or(std::path::Path::new("trace"));
+    let path = args.trace.traces.first().map_or(std::path::Path::new("trace"), std::path::PathBuf::as_path);
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let name = name.split('.').next().unwrap_or_default();
@@ -271,7 +270,7 @@ impl Client {
             _ => bail!("{}{path}: {}", self.base, told(status, &value)),
         }
         let experts = trace.experts();
-        let power = (0..4).map(|k| 1usize << k).filter(|&ranks| ranks <= experts).next_back();
+        let power = (0..4).map(|k| 1usize << k).rfind(|&ranks| ranks <= experts);
         let ranks = args.ranks.or(power).unwrap_or(1).max(1);
         // One slot more per rank than the experts need.
         let redundant = args.redundant.unwrap_or_else(|| (experts.div_ceil(ranks) + 1) * ranks - experts);
@@ -300,7 +299,7 @@ impl Client {
             {
                 return Ok(());
             }
-            if begun.elapsed() > self.patience.max(Duration::from_secs(600)) {
+            if begun.elapsed() > self.patience.max(Duration::from_mins(10)) {
                 bail!("{name}: the service is behind for {:.0} s", begun.elapsed().as_secs_f64());
             }
             std::thread::sleep(Duration::from_millis(5));

@@ -505,7 +505,7 @@ impl Feed {
         };
         let text = plan.to_json().unwrap_or_default();
         let hash = Sha256::digest(format!("{ranks:?}{text}"));
-        let digest: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let digest = hash.iter().take(8).fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
         let etag = etag(version, "evenkeel", &digest);
         let served = Served { version, step, accepted, digest, plan, ranks };
         *self.served.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(served));

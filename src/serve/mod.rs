@@ -13,7 +13,7 @@
 //! never what; the one exception, a decision passed over because the service was too far behind, is on record.
 //!
 //! **Module map.** `config`, `options`: what is configured. `phase`, `loads`, `binary`, `record`, `points`, `events`: the data.
-//! `lane`, `decide`: what follows from steps; `online`: the same for a whole trace. `saved`, `store`, `ingest`: what survives. `feed`, `service`: the above,
+//! `lane`, `decide`, `tried`, `weigh`: what follows from steps; `online`: the same for a whole trace. `saved`, `store`, `ingest`: what survives. `feed`, `service`: the above,
 //! running. `api`, `server`: HTTP. `sources`: loads that are fetched.
 
 mod api;
@@ -35,6 +35,8 @@ mod server;
 mod service;
 mod sources;
 mod store;
+mod tried;
+mod weigh;
 
 pub use config::{Config, ConfigError};
 pub use decide::{Ask, Next, NextLayer, Proposal};

@@ -53,7 +53,7 @@ impl std::fmt::Debug for Setup {
 ///
 /// # Errors
 /// When the configuration, the store or the address cannot be used.
-pub fn serve(setup: Setup, ready: impl FnOnce(&str)) -> Result<(), ServeError> {
+pub fn serve(setup: &Setup, ready: impl FnOnce(&str)) -> Result<(), ServeError> {
     let io = |what: &str| {
         let what = what.to_owned();
         move |source| ServeError::Io { what, source }
@@ -92,7 +92,7 @@ pub fn serve(setup: Setup, ready: impl FnOnce(&str)) -> Result<(), ServeError> {
                 },
                 _ = ends.0.recv() => break,
                 _ = ends.1.recv() => break,
-                _ = hangup.recv() => reload(&service, &setup).await,
+                _ = hangup.recv() => reload(&service, setup).await,
                 Some(_) = connections.join_next() => {}
             }
         }

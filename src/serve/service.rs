@@ -13,7 +13,7 @@ use super::record::Decision;
 use super::store::{Op, Store, StoreError, StoredLane, StoredModel};
 use super::{Log, Phase};
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
@@ -39,7 +39,7 @@ pub enum ServeError {
         /// The model.
         model: String,
         /// What does not hold.
-        source: LaneError,
+        source: Box<LaneError>,
     },
     /// A stored model with another shape than the configuration says.
     #[error(
@@ -133,7 +133,7 @@ fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
 
 impl Service {
     /// Opens the store of `folder` and goes on with what it holds and what the configuration names.
-    pub(crate) fn open(config: Config, folder: &PathBuf, log: Log) -> Result<Arc<Self>, ServeError> {
+    pub(crate) fn open(config: Config, folder: &Path, log: Log) -> Result<Arc<Self>, ServeError> {
         let tokens = config.tokens()?;
         config.check_exposure(&tokens)?;
         let (store, stored) = Store::open(folder)?;
@@ -244,15 +244,17 @@ impl Service {
     fn restore(&self, stored: StoredModel) -> Result<(), ServeError> {
         let broken = |reason: String| ServeError::Restore {
             model: stored.name.clone(),
-            source: LaneError::Asked(reason),
+            source: Box::new(LaneError::Asked(reason)),
         };
         let shape: Shape =
             serde_json::from_str(&stored.shape).map_err(|error| broken(format!("shape: {error}")))?;
         let options = self.options_of(&stored.name).map_err(|error| broken(error.to_string()))?;
         let model = self.insert(&stored.name, stored.number, shape, options);
         for lane in stored.lanes {
-            model.restore(lane).map_err(|source| match source {
-                ModelError::Lane(source) => ServeError::Restore { model: stored.name.clone(), source },
+            model.restore(&lane).map_err(|source| match source {
+                ModelError::Lane(source) => {
+                    ServeError::Restore { model: stored.name.clone(), source: Box::new(source) }
+                }
                 error => broken(error.to_string()),
             })?;
         }
@@ -317,7 +319,7 @@ impl Model {
         Ok(feed)
     }
 
-    fn restore(&self, stored: StoredLane) -> Result<(), ModelError> {
+    fn restore(&self, stored: &StoredLane) -> Result<(), ModelError> {
         let broken = |what: &str| ModelError::Lane(LaneError::Asked(format!("{}: {what}", stored.phase)));
         let saved = SavedFeed::unpack(&stored.state).ok_or_else(|| broken("its state cannot be read"))?;
         let width = saved.lane.layers.len() * saved.lane.experts;

@@ -7,7 +7,8 @@
 use super::binary::pack;
 use super::lane::Seen;
 use super::loads::{Loads, digest};
-use super::store::{Row, StoreError};
+use super::store::Row;
+use super::store_error::StoreError;
 use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
 use thiserror::Error;

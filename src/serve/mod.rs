@@ -13,8 +13,8 @@
 //! never what; the one exception, a decision passed over because the service was too far behind, is on record.
 //!
 //! **Module map.** `config`, `options`: what is configured. `phase`, `loads`, `binary`, `record`, `points`, `events`: the data.
-//! `lane`, `decide`, `tried`, `weigh`: what follows from steps; `online`: the same for a whole trace. `saved`, `store`, `ingest`: what survives. `feed`, `service`: the above,
-//! running. `api`, `server`: HTTP. `sources`: loads that are fetched.
+//! `lane`, `decide`, `tried`, `weigh`: what follows from steps; `online`: the same for a whole trace. `saved`, `store`, `stored`, `store_error`, `ingest`: what survives.
+//! `feed`, `think`, `service`: the above, running. `api`, `server`: HTTP. `sources`: loads that are fetched.
 
 mod api;
 pub mod binary;
@@ -35,6 +35,9 @@ mod server;
 mod service;
 mod sources;
 mod store;
+mod store_error;
+mod stored;
+mod think;
 mod tried;
 mod weigh;
 
@@ -49,7 +52,8 @@ pub use phase::Phase;
 pub use record::{Decision, Imbalances, MoveRecord, Outcome, Point, Trigger};
 pub use server::{Setup, serve};
 pub use service::{ModelError, ServeError};
-pub use store::{SCHEMA, StoreError};
+pub use store::SCHEMA;
+pub use store_error::StoreError;
 
 pub(crate) use feed::Feed;
 

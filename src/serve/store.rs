@@ -4,83 +4,24 @@
 //! transaction, makes that durable, and only then answers: many posts share one flush, and what was answered is on disk. A
 //! write that fails changes nothing; the file is opened again with the next.
 
-use super::Phase;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
-use std::io;
+use super::store_error::{StoreError, guarded, of_io, of_redb};
+use super::stored::{DECISIONS, IDS, MODELS, PLANS, STATES, STEPS, StoredModel, read};
+use redb::Database;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use thiserror::Error;
 
 /// The layout that this version reads and writes.
 pub const SCHEMA: u64 = 1;
 
 /// Model, phase.
 pub(crate) type LaneKey = (u32, u8);
-type Key = (u32, u8, u64);
 
-const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
-/// Name -> number and shape.
-const MODELS: TableDefinition<'_, &str, (u32, &str)> = TableDefinition::new("models");
-/// Accepted -> step id and counts.
-const STEPS: TableDefinition<'_, Key, (u64, &[u8])> = TableDefinition::new("steps");
-/// Accepted -> step id and digest: remembered longer than the steps.
-const IDS: TableDefinition<'_, Key, (u64, [u8; 16])> = TableDefinition::new("ids");
-const STATES: TableDefinition<'_, LaneKey, &[u8]> = TableDefinition::new("states");
-const DECISIONS: TableDefinition<'_, Key, &str> = TableDefinition::new("decisions");
-const PLANS: TableDefinition<'_, Key, &[u8]> = TableDefinition::new("plans");
-
+/// Memory for pages of the file: what is written is rarely read again.
+const CACHE_BYTES: usize = 16 << 20;
 /// Bytes that one transaction gathers before it is committed.
 const MOST_BYTES: usize = 32 << 20;
-
-/// Why the store cannot be used.
-#[derive(Debug, Clone, Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// No room left, or over a quota.
-    #[error("the disk with the store {0} is full: make room, or start with another --data folder")]
-    Full(PathBuf),
-    /// Another process has it.
-    #[error(
-        "the store {0} is in use: another evenkeel serves from it; stop that, or start with another --data folder"
-    )]
-    InUse(PathBuf),
-    /// The bytes are not those of a store.
-    #[error(
-        "the store {path} is damaged ({reason}): move it away (mv {path} {path}.damaged) and start again; history begins anew, \
-         plans are made again after the first steps"
-    )]
-    Corrupt {
-        /// The file.
-        path: String,
-        /// What was found.
-        reason: String,
-    },
-    /// Written by another version.
-    #[error(
-        "the store {path} has layout {found} (written by evenkeel {by}), this evenkeel {ours} reads layout {SCHEMA}: {advice}",
-        ours = env!("CARGO_PKG_VERSION")
-    )]
-    Schema {
-        /// The file.
-        path: String,
-        /// Its layout.
-        found: String,
-        /// Who wrote it.
-        by: String,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// Something else went wrong.
-    #[error("the store {path}: {reason}")]
-    Io {
-        /// The file.
-        path: String,
-        /// What went wrong.
-        reason: String,
-    },
-}
 
 /// One accepted step.
 #[derive(Debug, Clone)]
@@ -146,25 +87,6 @@ pub(crate) type Done = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 struct Job {
     ops: Vec<Op>,
     done: Done,
-}
-
-/// A model as it was stored.
-#[derive(Debug)]
-pub(crate) struct StoredModel {
-    pub(crate) name: String,
-    pub(crate) number: u32,
-    pub(crate) shape: String,
-    pub(crate) lanes: Vec<StoredLane>,
-}
-
-/// A lane as it was stored.
-#[derive(Debug)]
-pub(crate) struct StoredLane {
-    pub(crate) phase: Phase,
-    pub(crate) state: Vec<u8>,
-    pub(crate) ids: Vec<(u64, u64, [u8; 16])>,
-    pub(crate) steps: Vec<(u64, u64, Vec<u8>)>,
-    pub(crate) decisions: Vec<String>,
 }
 
 /// The open store.
@@ -244,108 +166,9 @@ impl Drop for Store {
     }
 }
 
-/// The store's library answers most damage with errors, some of it with a panic: damage is what that is told as.
-fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let said = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(corrupt(path, said.unwrap_or("unreadable").lines().next().unwrap_or_default()))
-    })
-}
-
 fn open(path: &Path) -> Result<Database, StoreError> {
-    Database::create(path).map_err(|error| of_redb(path, error.into()))
-}
-
-fn read(path: &Path, db: &Database) -> Result<Vec<StoredModel>, StoreError> {
-    let fail = |error: redb::Error| of_redb(path, error);
-    check_schema(path, db)?;
-    let tx = db.begin_read().map_err(|e| fail(e.into()))?;
-    let mut models = Vec::new();
-    let table = tx.open_table(MODELS).map_err(|e| fail(e.into()))?;
-    for entry in table.iter().map_err(|e| fail(e.into()))? {
-        let (name, value) = entry.map_err(|e| fail(e.into()))?;
-        let (number, shape) = value.value();
-        models.push(StoredModel { name: name.value().into(), number, shape: shape.into(), lanes: vec![] });
-    }
-    let states = tx.open_table(STATES).map_err(|e| fail(e.into()))?;
-    let (ids, steps) =
-        (tx.open_table(IDS).map_err(|e| fail(e.into()))?, tx.open_table(STEPS).map_err(|e| fail(e.into()))?);
-    let decisions = tx.open_table(DECISIONS).map_err(|e| fail(e.into()))?;
-    for model in &mut models {
-        for phase in Phase::ALL {
-            let lane = (model.number, phase.code());
-            let Some(state) = states.get(lane).map_err(|e| fail(e.into()))? else { continue };
-            let range = (lane.0, lane.1, 0)..=(lane.0, lane.1, u64::MAX);
-            let mut stored = StoredLane {
-                phase,
-                state: state.value().to_vec(),
-                ids: vec![],
-                steps: vec![],
-                decisions: vec![],
-            };
-            for entry in ids.range(range.clone()).map_err(|e| fail(e.into()))? {
-                let (key, value) = entry.map_err(|e| fail(e.into()))?;
-                let (id, digest) = value.value();
-                stored.ids.push((key.value().2, id, digest));
-            }
-            for entry in steps.range(range.clone()).map_err(|e| fail(e.into()))? {
-                let (key, value) = entry.map_err(|e| fail(e.into()))?;
-                let (id, bytes) = value.value();
-                stored.steps.push((key.value().2, id, bytes.to_vec()));
-            }
-            for entry in decisions.range(range).map_err(|e| fail(e.into()))? {
-                stored.decisions.push(entry.map_err(|e| fail(e.into()))?.1.value().to_owned());
-            }
-            model.lanes.push(stored);
-        }
-    }
-    Ok(models)
-}
-
-/// Makes the tables of a new store; refuses one with another layout.
-fn check_schema(path: &Path, db: &Database) -> Result<(), StoreError> {
-    let fail = |error: redb::Error| of_redb(path, error);
-    let tx = db.begin_read().map_err(|e| fail(e.into()))?;
-    match tx.open_table(META) {
-        Ok(meta) => {
-            let get = |key: &str| -> Result<String, StoreError> {
-                let value = meta.get(key).map_err(|e| fail(e.into()))?;
-                Ok(value.map(|value| value.value().to_owned()).unwrap_or_default())
-            };
-            let found = get("schema")?;
-            if found == SCHEMA.to_string() {
-                return Ok(());
-            }
-            let newer = found.parse::<u64>().is_ok_and(|found| found > SCHEMA);
-            let advice = if newer {
-                "use the evenkeel that wrote it or a newer one, or start with another --data folder"
-            } else {
-                "start with another --data folder; history begins anew"
-            };
-            Err(StoreError::Schema { path: path.display().to_string(), found, by: get("by")?, advice })
-        }
-        Err(TableError::TableDoesNotExist(_)) => {
-            let tx = db.begin_write().map_err(|e| fail(e.into()))?;
-            {
-                let mut meta = tx.open_table(META).map_err(|e| fail(e.into()))?;
-                let schema = SCHEMA.to_string();
-                for (key, value) in [("schema", schema.as_str()), ("by", env!("CARGO_PKG_VERSION"))] {
-                    meta.insert(key, value).map_err(|e| fail(e.into()))?;
-                }
-                tx.open_table(MODELS).map_err(|e| fail(e.into()))?;
-                tx.open_table(STEPS).map_err(|e| fail(e.into()))?;
-                tx.open_table(IDS).map_err(|e| fail(e.into()))?;
-                tx.open_table(STATES).map_err(|e| fail(e.into()))?;
-                tx.open_table(DECISIONS).map_err(|e| fail(e.into()))?;
-                tx.open_table(PLANS).map_err(|e| fail(e.into()))?;
-            }
-            tx.commit().map_err(|e| fail(e.into()))
-        }
-        Err(error) => Err(fail(error.into())),
-    }
+    let opened = Database::builder().set_cache_size(CACHE_BYTES).create(path);
+    opened.map_err(|error| of_redb(path, error.into()))
 }
 
 /// The store's thread: gathers, writes, answers.
@@ -415,30 +238,4 @@ fn commit(path: &Path, db: &Database, jobs: &[Job]) -> Result<(), StoreError> {
         Ok(())
     };
     written().map_err(|error| of_redb(path, error))
-}
-
-fn corrupt(path: &Path, reason: impl Into<String>) -> StoreError {
-    StoreError::Corrupt { path: path.display().to_string(), reason: reason.into() }
-}
-
-fn of_io(path: &Path, error: &io::Error) -> StoreError {
-    use io::ErrorKind as Kind;
-    match error.kind() {
-        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => StoreError::Full(path.to_owned()),
-        Kind::InvalidData | Kind::UnexpectedEof => corrupt(path, error.to_string()),
-        _ => StoreError::Io { path: path.display().to_string(), reason: error.to_string() },
-    }
-}
-
-fn of_redb(path: &Path, error: redb::Error) -> StoreError {
-    match error {
-        redb::Error::DatabaseAlreadyOpen => StoreError::InUse(path.to_owned()),
-        redb::Error::Corrupted(reason) => corrupt(path, reason),
-        redb::Error::UpgradeRequired(version) => corrupt(path, format!("file format {version}")),
-        redb::Error::TableTypeMismatch { .. }
-        | redb::Error::TableIsMultimap(_)
-        | redb::Error::TableDoesNotExist(_) => corrupt(path, error.to_string()),
-        redb::Error::Io(error) => of_io(path, &error),
-        error => StoreError::Io { path: path.display().to_string(), reason: error.to_string() },
-    }
 }

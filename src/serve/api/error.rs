@@ -4,7 +4,7 @@ use crate::serve::ingest::Refusal;
 use crate::serve::lane::LaneError;
 use crate::serve::loads::LoadsError;
 use crate::serve::service::ModelError;
-use crate::serve::store::StoreError;
+use crate::serve::store_error::StoreError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};

@@ -11,6 +11,7 @@ KILLS ?= 200
 
 FEATURES := highs,evenkeel-solver/oracle
 EVENKEEL := $(or $(CARGO_TARGET_DIR),target)/release/evenkeel
+AXE := .tools/axe/package/axe.min.js
 SAMPLE := traces/sample-decode.csv.zst
 CLUSTER := --ranks 8 --redundant 8
 
@@ -43,7 +44,7 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help demo test kernels python conformance faults check examples bench fuzz clean
+.PHONY: help demo test kernels python page page-in-chromium conformance faults check examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -66,6 +67,16 @@ kernels: $(TOOLS) $(NVRTC_READY) ## Compile the CUDA kernels for sm_80, sm_90, s
 python: .tools/python/ready ## Build the Python package, install it into .tools/python and run its tests.
 	.tools/python/bin/pip install --quiet --disable-pip-version-check .
 	.tools/python/bin/python -m pytest -q
+
+page: ## Try the page of `evenkeel serve` in a headless Chromium; skipped where there is none.
+	@if $(PYTHON) tests/page/browser.py; then $(MAKE) page-in-chromium; else echo "skipped: no Chromium"; fi
+
+# axe-core checks accessibility; without npm to fetch it, that is left out.
+page-in-chromium:
+	$(CARGO) build
+	@[ -f $(AXE) ] || { command -v npm >/dev/null && mkdir -p .tools && cd .tools && npm pack --silent axe-core@4 >/dev/null && \
+		mkdir -p axe && tar -xzf axe-core-4*.tgz -C axe && rm axe-core-4*.tgz; } || echo "no axe-core: accessibility is not checked"
+	EVENKEEL=$(or $(CARGO_TARGET_DIR),target)/debug/evenkeel AXE=$$([ -f $(AXE) ] && echo $(AXE)) $(PYTHON) tests/page/test_page.py
 
 conformance: .tools/schemathesis/ready ## Hold the service to its OpenAPI document for CONFORMANCE_SECONDS (30).
 	$(CARGO) build

@@ -73,7 +73,8 @@ fn check(service: &Service, rates: &Rates, request: &Request) -> Result<(), ApiE
         return Err(ApiError::later(StatusCode::TOO_MANY_REQUESTS, error, 1));
     }
     let open = ["/", "/healthz", "/readyz", "/openapi.json"];
-    if open.contains(&request.uri().path()) {
+    let path = request.uri().path();
+    if open.contains(&path) || path.starts_with(super::page::PARTS) {
         return Ok(());
     }
     let tokens = service.tokens.read().unwrap_or_else(PoisonError::into_inner);

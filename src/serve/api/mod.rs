@@ -7,6 +7,7 @@ mod events;
 mod guard;
 mod loads;
 mod models;
+mod page;
 mod plan;
 mod view;
 mod watch;
@@ -14,10 +15,8 @@ mod watch;
 pub(crate) use guard::{Peer, Rates};
 
 use super::service::Service;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware;
-use axum::response::{Html, IntoResponse};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use error::{ApiError, ErrorBody, Refusals};
@@ -77,7 +76,8 @@ impl Modify for Token {
 pub(crate) fn router(app: App) -> Router {
     let guarded = (app.service.clone(), Arc::new(Rates::default()));
     Router::new()
-        .route("/", get(page))
+        .route("/", get(page::page))
+        .route("/page/{part}", get(page::part))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{model}", get(models::show).put(models::put))
         .route("/v1/models/{model}/loads", post(loads::post))
@@ -98,17 +98,6 @@ pub(crate) fn router(app: App) -> Router {
         })
         .layer(middleware::from_fn_with_state(guarded, guard::guard))
         .with_state(app)
-}
-
-async fn page(State(_): State<App>) -> impl IntoResponse {
-    let policy = "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data:; \
-                  frame-ancestors 'none'";
-    let headers = [
-        (header::CONTENT_SECURITY_POLICY, policy),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::CACHE_CONTROL, "no-cache"),
-    ];
-    (headers, Html(include_str!("../page/index.html")))
 }
 
 /// This document

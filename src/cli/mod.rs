@@ -7,6 +7,8 @@ mod bench;
 #[cfg(feature = "serve")]
 mod bench_online;
 mod calibrate;
+#[cfg(feature = "serve")]
+mod client;
 mod cluster_args;
 mod export;
 mod further;
@@ -25,6 +27,8 @@ mod secure_args;
 mod serve;
 mod simulate;
 mod speeds;
+#[cfg(feature = "serve")]
+mod top;
 mod topology;
 mod trace;
 mod trace_args;
@@ -82,6 +86,8 @@ enum Command {
     Calibrate(calibrate::CalibrateArgs),
     #[cfg(feature = "serve")]
     Serve(serve::ServeArgs),
+    #[cfg(feature = "serve")]
+    Top(top::TopArgs),
     Topology(topology::TopologyArgs),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -107,6 +113,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Calibrate(args) => calibrate::run(&args, output),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(args, output),
+        #[cfg(feature = "serve")]
+        Command::Top(args) => top::run(&args, output),
         Command::Topology(args) => topology::run(&args, output),
         Command::Bench(command) => bench::run(&command, output),
     };

@@ -3,6 +3,7 @@
 //! Step `k` of the trace is posted with id `k` (and `--first-step` more), so that a replay that was cut short goes on where it
 //! was: what the service knows already it acknowledges. Failed posts are tried again with growing pauses.
 
+use super::client::{Client, told};
 use super::output::{Bar, Output, document, print};
 use super::trace_args::TraceArgs;
 use anyhow::{Context as _, bail};
@@ -10,9 +11,6 @@ use evenkeel::serve::{Loads, Phase, Step, binary};
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use ureq::Agent;
-use ureq::http::Uri;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 /// Longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -74,7 +72,8 @@ pub(crate) fn run(args: &ReplayArgs, output: Output) -> anyhow::Result<()> {
     }
     let trace = args.trace.read()?;
     output.notices(trace.notices());
-    let client = Client::new(args)?;
+    let patience = Duration::from_secs_f64(args.patience);
+    let client = Client::new("--to ", &args.to, args.token_file.as_deref(), args.ca.as_deref(), patience)?;
     let name = args.name.clone().unwrap_or_else(|| default_name(args));
     client.make_model(args, &name, &trace)?;
     let replayed = post_all(args, &client, &name, &trace)?;
@@ -166,73 +165,7 @@ fn default_name(args: &ReplayArgs) -> String {
     if name.is_empty() { "trace".into() } else { name }
 }
 
-/// Speaks to the service.
-struct Client {
-    agent: Agent,
-    base: String,
-    token: Option<String>,
-    patience: Duration,
-}
-
 impl Client {
-    fn new(args: &ReplayArgs) -> anyhow::Result<Self> {
-        let uri: Uri =
-            args.to.parse().with_context(|| format!("--to {}: expected http://HOST:PORT", args.to))?;
-        if uri.host().is_none() || !matches!(uri.scheme_str(), Some("http" | "https")) {
-            bail!("--to {}: expected http://HOST:PORT or https://HOST:PORT", args.to);
-        }
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs_f64(args.patience.max(1.0))));
-        if let Some(file) = &args.ca {
-            let pem = std::fs::read(file).with_context(|| format!("--ca {}", file.display()))?;
-            let certificate =
-                Certificate::from_pem(&pem).with_context(|| format!("--ca {}", file.display()))?;
-            let roots = RootCerts::Specific(std::sync::Arc::new(vec![certificate.to_owned()]));
-            config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
-        }
-        let token = match &args.token_file {
-            Some(file) => {
-                let text = std::fs::read_to_string(file)
-                    .with_context(|| format!("--token-file {}", file.display()))?;
-                Some(text.lines().next().unwrap_or_default().trim().to_owned())
-            }
-            None => std::env::var("EVENKEEL_TOKEN").ok(),
-        };
-        Ok(Self {
-            agent: config.build().into(),
-            base: args.to.trim_end_matches('/').to_owned(),
-            token,
-            patience: Duration::from_secs_f64(args.patience),
-        })
-    }
-
-    fn send(
-        &self,
-        method: &str,
-        path: &str,
-        body: Option<(&str, &[u8])>,
-    ) -> Result<(u16, Value, Option<f64>), ureq::Error> {
-        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.base));
-        if let Some(token) = &self.token {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        let mut response = match body {
-            Some((kind, bytes)) => self.agent.run(request.header("content-type", kind).body(bytes)?)?,
-            None => self.agent.run(request.body(())?)?,
-        };
-        let again = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-        let text = response.body_mut().read_to_string()?;
-        let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Ok((response.status().as_u16(), value, again))
-    }
-
-    fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let (status, value, _) =
-            self.send("GET", path, None).with_context(|| format!("{}{path}", self.base))?;
-        if status == 200 { Ok(value) } else { bail!("{}{path}: {}", self.base, told(status, &value)) }
-    }
-
     /// Posts, and tries again where that can help.
     fn post(&self, path: &str, body: &[u8], retries: &mut u64) -> anyhow::Result<Value> {
         let (mut pause, mut begun) = (Duration::from_millis(50), Instant::now());
@@ -304,13 +237,5 @@ impl Client {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-    }
-}
-
-/// A reply that is no success, in words.
-fn told(status: u16, value: &Value) -> String {
-    match (value["error"].as_str(), value["expected"].as_str()) {
-        (Some(error), Some(expected)) => format!("{error} ({status}), expected {expected}"),
-        _ => format!("status {status}: {value}"),
     }
 }

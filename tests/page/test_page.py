@@ -289,6 +289,16 @@ class PageTest(unittest.TestCase):
         self.assertEqual(page.eval("document.querySelectorAll('img').length + (window.taken ?? 0)"), 0)
         self.assertFalse(page.eval("document.body.innerText.includes('\\u202e')"))
 
+    def test_pages_of_others_have_nothing_done(self):
+        service, other = self.fed(), self.service()
+        page = self.open(other)
+        page.wait("!document.getElementById('empty').hidden")
+        page.send("Page.setBypassCSP", {"enabled": True})
+        page.send("Page.reload")
+        page.wait("!document.getElementById('empty').hidden")
+        page.eval(f"fetch('{service.url}/v1/models/model/ranks/2/down', {{method: 'POST', mode: 'no-cors'}}).then(() => 1)")
+        self.assertEqual(len(service.ask("GET", "/v1/models/model/history")["decisions"]), 1)
+
     def test_large_models_stay_quick(self):
         for layers, experts, ranks in [(61, 256, 32), (92, 512, 64)]:
             service = self.service(config="[decide]\npolicy = \"eplb\"\nfirst_after = 4\nevery = 100000\nmin_every = 100000\n")

@@ -72,6 +72,16 @@ fn check(service: &Service, rates: &Rates, request: &Request) -> Result<(), ApiE
         let error = format!("more than {per_second} requests a second from {peer}");
         return Err(ApiError::later(StatusCode::TOO_MANY_REQUESTS, error, 1));
     }
+    // A browser says where a request comes from: pages of others may not have anything done here, not even on loopback.
+    let site = request.headers().get("sec-fetch-site").map(|value| value.as_bytes());
+    if !request.method().is_safe() && site.is_some_and(|site| !matches!(site, b"same-origin" | b"none")) {
+        let error = "a page of another site asked";
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            error,
+            "the page at / of this service, or a program",
+        ));
+    }
     let open = ["/", "/healthz", "/readyz", "/openapi.json"];
     let path = request.uri().path();
     if open.contains(&path) || path.starts_with(super::page::PARTS) {

@@ -18,7 +18,16 @@ macro_rules! parts {
 }
 
 const FILES: [(&str, &str); 10] = parts!(
-    "style.css", "acts.js", "heat.js", "lists.js", "main.js", "net.js", "plan.js", "time.js", "words.js", "index.html"
+    "style.css",
+    "acts.js",
+    "heat.js",
+    "lists.js",
+    "main.js",
+    "net.js",
+    "plan.js",
+    "time.js",
+    "words.js",
+    "index.html"
 );
 
 /// The page itself.

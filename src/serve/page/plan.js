@@ -37,11 +37,11 @@ export function showNext(next, decision, options) {
 export function headline(next, decision, outcome) {
   const { before, after, bound } = next.imbalance;
   const layers = new Set(next.moves.map((move) => move.layer)).size;
-  const what = next.moves.length > 0 ? `${counted(next.moves.length, "move")} in ${counted(layers, "layer")}` : null;
+  const what = next.moves.length > 0 ? `${counted(next.moves.length, "move")} in ${counted(layers, "layer")}` : "It";
   const change = `the imbalance from ${ratio(before)} to ${ratio(after)}, where ${ratio(bound)} is the least possible`;
-  if (outcome === "acted") return what ? `${what} lowered ${change}.` : `It lowered ${change}.`;
-  if (what) return `${what} would lower ${change}.`;
-  if (after < before) return `It would lower ${change}.`;
+  // Where a rank is gone, it may well rise.
+  if (outcome === "acted") return `${what} ${after > before ? "took" : "lowered"} ${change}.`;
+  if (what !== "It" || after !== before) return `${what} would ${after > before ? "take" : "lower"} ${change}.`;
   return `Nothing would be moved: the imbalance stays at ${ratio(before)}, where ${ratio(bound)} is the least possible.`;
 }
 
@@ -52,7 +52,7 @@ export function facts(next, decision, options, outcome = decision?.outcome) {
   if (decision) {
     const stays = outcome === "acted" || outcome === "dry_run" ? "Why" : "Why not";
     fact(stays, sentence(decision.reason));
-    if (decision.gain > 0 || decision.cost > 0) {
+    if (decision.gain > 0) {
       fact("Expected gain", `${amount(decision.gain)} balanced batches of a layer within ${counted(options?.horizon ?? 0, "step")}, for ${amount(decision.cost)} that the copies cost`);
     }
     if (next.moves.length > 0) {

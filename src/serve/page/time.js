@@ -75,7 +75,7 @@ export class Time {
     const span = Math.max(last - first, 1);
     this.x = (accepted) => LEFT + ((accepted - first) / span) * inner;
     this.y = (value) => TOP + (1 - scale.at(value)) * (HEIGHT - TOP - BELOW);
-    const root = svg("svg", { width, height: HEIGHT, role: "img", "aria-label": this.words(seen) });
+    const root = svg("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": this.words(seen) });
     for (const tick of scale.ticks) {
       const y = this.y(tick);
       root.append(svg("line", { x1: LEFT, x2: width - RIGHT, y1: y, y2: y, class: tick === 1 ? "one" : "grid" }));
@@ -111,7 +111,7 @@ export class Time {
   marks(root, first) {
     const within = this.decisions.filter((decision) => decision.accepted >= first);
     const crowded = within.length > 60;
-    let free = -Infinity;
+    const flags = within.filter((decision) => decision.outcome === "acted").map((decision) => this.x(decision.accepted));
     for (const decision of within) {
       const x = this.x(decision.accepted);
       const acted = decision.outcome === "acted";
@@ -123,9 +123,9 @@ export class Time {
       } else {
         group.append(svg("circle", { cx: x, cy: TOP - 8, r: 2.5 }));
       }
-      if (acted && x - free > 22 && x > LEFT + 6) {
+      // Its number, where there is room before the next flag and the edge.
+      if (acted && x + 24 < this.box.clientWidth && flags.every((other) => other <= x || other > x + 24)) {
         group.append(svg("text", { x: x + 6, y: TOP - 7, class: "start" }, String(decision.plan)));
-        free = x;
       }
       group.append(svg("title", {}, `decision ${decision.number}: ${OUTCOMES[decision.outcome] ?? decision.outcome}`));
       root.append(group);

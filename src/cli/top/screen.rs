@@ -117,7 +117,7 @@ impl Frame<'_> {
                 Layout::horizontal([map, Constraint::Length(2), Constraint::Fill(1)]).areas(below);
             self.heat(view, left, buffer);
             let [decisions, moves] =
-                Layout::vertical([Constraint::Fill(1), Constraint::Fill(1)]).areas(right);
+                Layout::vertical([Constraint::Fill(1), Constraint::Fill(1)]).spacing(1).areas(right);
             self.decisions(&view.decisions, decisions, buffer);
             self.moves_and_experts(view, moves, buffer);
             return;
@@ -128,7 +128,8 @@ impl Frame<'_> {
         let heat = wanted.min(below.height - least);
         let [map, lists] = Layout::vertical([Constraint::Length(heat), Constraint::Min(0)]).areas(below);
         self.heat(view, map, buffer);
-        let [decisions, moves] = Layout::vertical([Constraint::Fill(1), Constraint::Fill(1)]).areas(lists);
+        let [decisions, moves] =
+            Layout::vertical([Constraint::Fill(1), Constraint::Fill(1)]).spacing(1).areas(lists);
         if lists.height < 8 {
             self.decisions(&view.decisions, lists, buffer);
         } else {

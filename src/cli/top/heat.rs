@@ -51,8 +51,10 @@ pub(super) fn draw(view: &View, from: usize, colour: bool, area: Rect, buffer: &
     let columns = ranks.div_ceil(joined);
     let right = area.x + LEFT + u16::try_from(columns * width).unwrap_or(u16::MAX) + 1;
     buffer.set_stringn(area.x, area.y, "layer", usize::from(LEFT), soft);
-    let every =
-        (1..).map(|k| 1usize << k >> 1).find(|every| every * width > 4 || *every > columns).unwrap_or(1);
+    let every = (0..usize::BITS)
+        .map(|k| 1usize << k)
+        .find(|every| every * width > 4 || *every > columns)
+        .unwrap_or(1);
     for column in (0..columns).step_by(every) {
         let x = area.x + LEFT + u16::try_from(column * width).unwrap_or(u16::MAX);
         let rank = view.ranks.get(column * joined).map(u32::to_string).unwrap_or_default();

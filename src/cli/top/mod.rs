@@ -5,6 +5,7 @@ mod screen;
 mod seen;
 mod time;
 mod watch;
+mod words;
 
 use super::client::Client;
 use super::output::{Output, document, print};
@@ -216,7 +217,7 @@ impl Top {
             Told::Replanned(done) => {
                 self.waiting = false;
                 self.done =
-                    Some(format!("{}: {}", screen::outcome(done.decision.outcome), done.decision.reason));
+                    Some(format!("{}: {}", words::outcome(done.decision.outcome), done.decision.reason));
             }
             Told::Trouble(text) => {
                 self.waiting = false;

@@ -1,8 +1,9 @@
 //! One frame: the result in words, the imbalance over time, the heat map, decisions and moves, as much as fits.
 
 use super::seen::{Replanned, Seen, View};
+use super::words::{figures, move_lines, outcome, plan, result, sentence, size, title};
 use super::{heat, time};
-use evenkeel::serve::{Decision, Next, Outcome};
+use evenkeel::serve::{Decision, Outcome};
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -64,7 +65,7 @@ impl Frame<'_> {
         };
         foot_line.render(foot, buffer);
         if let Some(question) = self.question {
-            self.ask(question, area, buffer);
+            ask(question, area, buffer);
         }
     }
 
@@ -119,7 +120,7 @@ impl Frame<'_> {
             let [decisions, moves] =
                 Layout::vertical([Constraint::Fill(1), Constraint::Fill(1)]).spacing(1).areas(right);
             self.decisions(&view.decisions, decisions, buffer);
-            self.moves_and_experts(view, moves, buffer);
+            moves_and_experts(view, moves, buffer);
             return;
         }
         // The heat map first; lists take what it leaves, a third at least where there is room.
@@ -134,7 +135,7 @@ impl Frame<'_> {
             self.decisions(&view.decisions, lists, buffer);
         } else {
             self.decisions(&view.decisions, decisions, buffer);
-            self.moves_and_experts(view, moves, buffer);
+            moves_and_experts(view, moves, buffer);
         }
     }
 
@@ -173,68 +174,6 @@ impl Frame<'_> {
         }
     }
 
-    fn moves_and_experts(&self, view: &View, area: Rect, buffer: &mut Buffer) {
-        let [moves, experts] = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(area);
-        let (title, list) = match &view.next {
-            Some(next) => (title(next), move_lines(next, usize::from(area.height.saturating_sub(1)))),
-            None => ("Moves", vec!["no plan was considered yet".into()]),
-        };
-        let inner = section(title, moves, buffer);
-        for (line, row) in list.iter().zip(inner.rows()) {
-            buffer.set_stringn(row.x, row.y, line, usize::from(row.width.saturating_sub(1)), Style::new());
-        }
-        let inner = section("Hottest experts", experts, buffer);
-        for (hot, row) in view.hottest.iter().zip(inner.rows()) {
-            let ranks: Vec<String> = hot.ranks.iter().map(u32::to_string).collect();
-            let text = format!(
-                "layer {} expert {}: {:.2}x, on {}",
-                hot.layer,
-                hot.expert,
-                hot.over_mean,
-                ranks.join(",")
-            );
-            buffer.set_stringn(row.x, row.y, text, usize::from(row.width), Style::new());
-        }
-    }
-
-    /// The question whether to do it, over everything else.
-    fn ask(&self, question: &Replanned, area: Rect, buffer: &mut Buffer) {
-        let decision = &question.decision;
-        let mut lines = vec![Line::raw(sentence(&decision.reason)), Line::raw("")];
-        if let Some(next) = &question.next {
-            lines.extend(move_lines(next, 6).into_iter().map(Line::raw));
-            if let Some(bytes) = decision.bytes.filter(|&bytes| bytes > 0) {
-                lines.push(Line::raw(format!("{} to copy", size(bytes))));
-            }
-        }
-        let what = if decision.outcome == Outcome::Kept {
-            "Nothing would be moved. Decide all the same?"
-        } else {
-            "Re-plan now?"
-        };
-        lines.push(Line::raw(""));
-        lines.push(Line::styled(
-            format!("{what}  y: yes   n: leave it"),
-            Style::new().add_modifier(Modifier::BOLD),
-        ));
-        let width = area.width.min(72);
-        let text = usize::from(width.saturating_sub(4)).max(1);
-        let wrapped: usize = lines
-            .iter()
-            .map(|line| line.width().div_ceil(text).max(1) + usize::from(line.width() > text))
-            .sum();
-        let height = u16::try_from(wrapped + 2).unwrap_or(u16::MAX).min(area.height);
-        let place = Rect {
-            x: area.x + (area.width - width) / 2,
-            y: area.y + (area.height - height) / 2,
-            width,
-            height,
-        };
-        Clear.render(place, buffer);
-        let block = Block::bordered().title(" Plan again ").padding(Padding::horizontal(1));
-        Paragraph::new(lines).wrap(Wrap { trim: false }).block(block).render(place, buffer);
-    }
-
     fn accent(&self) -> Style {
         if self.colour { Style::new().fg(Color::Cyan) } else { Style::new() }
     }
@@ -256,104 +195,58 @@ fn section(title: &str, area: Rect, buffer: &mut Buffer) -> Rect {
     Rect { y: area.y + 1, height: area.height.saturating_sub(1), ..area }.intersection(area)
 }
 
-fn result(view: &View, imbalance: Option<f64>, seen: Option<&Seen>) -> String {
-    let Some(now) = imbalance else { return "No tokens in the latest steps.".into() };
-    let bound = view.state.latest.map_or(1.0, |point| point.bound);
-    let first = seen.and_then(|seen| {
-        seen.history.decisions.iter().find(|decision| decision.trigger == evenkeel::serve::Trigger::First)
-    });
-    let without =
-        first.map(|decision| decision.imbalance.before).filter(|&before| view.state.plan > 0 && before > now);
-    let instead = without.map_or(String::new(), |before| format!(" instead of {before:.3}"));
-    format!(
-        "The busiest rank does {now:.3} times the average work{instead}; {bound:.3} is the least possible."
-    )
+fn moves_and_experts(view: &View, area: Rect, buffer: &mut Buffer) {
+    let [moves, experts] = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(area);
+    let (title, list) = match &view.next {
+        Some(next) => (title(next), move_lines(next, usize::from(area.height.saturating_sub(1)))),
+        None => ("Moves", vec!["no plan was considered yet".into()]),
+    };
+    let inner = section(title, moves, buffer);
+    for (line, row) in list.iter().zip(inner.rows()) {
+        buffer.set_stringn(row.x, row.y, line, usize::from(row.width.saturating_sub(1)), Style::new());
+    }
+    let inner = section("Hottest experts", experts, buffer);
+    for (hot, row) in view.hottest.iter().zip(inner.rows()) {
+        let ranks: Vec<String> = hot.ranks.iter().map(u32::to_string).collect();
+        let text = format!(
+            "layer {} expert {}: {:.2}x, on {}",
+            hot.layer,
+            hot.expert,
+            hot.over_mean,
+            ranks.join(",")
+        );
+        buffer.set_stringn(row.x, row.y, text, usize::from(row.width), Style::new());
+    }
 }
 
-fn plan(view: &View) -> String {
-    let state = &view.state;
-    let steps = |step: Option<u64>| step.map_or("-".into(), |step| step.to_string());
-    let plan = if state.plan == 0 {
-        "No plan yet".into()
+/// The question whether to do it, over everything else.
+fn ask(question: &Replanned, area: Rect, buffer: &mut Buffer) {
+    let decision = &question.decision;
+    let mut lines = vec![Line::raw(sentence(&decision.reason)), Line::raw("")];
+    if let Some(next) = &question.next {
+        lines.extend(move_lines(next, 6).into_iter().map(Line::raw));
+        if let Some(bytes) = decision.bytes.filter(|&bytes| bytes > 0) {
+            lines.push(Line::raw(format!("{} to copy", size(bytes))));
+        }
+    }
+    let what = if decision.outcome == Outcome::Kept {
+        "Nothing would be moved. Decide all the same?"
     } else {
-        format!("Plan {} since step {}", state.plan, steps(state.plan_step))
+        "Re-plan now?"
     };
-    let due = if state.planning {
-        "a decision is being worked out".into()
-    } else {
-        format!("next decision within {} steps", state.due_in)
-    };
-    let behind = if state.behind > 0 { format!(", {} steps behind", state.behind) } else { String::new() };
-    let down = if state.down.is_empty() { String::new() } else { format!(", down: {:?}", state.down) };
-    format!(
-        "{plan}; step {}{behind}; {due}; {} layers, {} experts, {} of {} ranks{down}",
-        steps(state.step),
-        state.layers.len(),
-        state.experts,
-        view.ranks.len(),
-        view.shape.ranks
-    )
-}
-
-pub(super) fn outcome(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Acted => "re-planned",
-        Outcome::Kept => "kept",
-        Outcome::DryRun => "dry run",
-        Outcome::PassedOver => "passed over",
-        Outcome::Failed => "failed",
-    }
-}
-
-fn figures(decision: &Decision) -> String {
-    let step = decision.step.map_or(String::new(), |step| format!("step {step}, "));
-    let plan =
-        if decision.outcome == Outcome::Acted { format!("plan {}, ", decision.plan) } else { String::new() };
-    let moves = if decision.moves > 0 {
-        format!(", {} moves in {} layers", decision.moves, decision.layers)
-    } else {
-        String::new()
-    };
-    let bytes =
-        decision.bytes.filter(|&bytes| bytes > 0).map_or(String::new(), |bytes| format!(", {}", size(bytes)));
-    format!("{step}{plan}{:.3} -> {:.3}{moves}{bytes}", decision.imbalance.before, decision.imbalance.after)
-}
-
-fn title(next: &Next) -> &'static str {
-    match next.outcome {
-        Outcome::Acted => "Moves of the last plan",
-        Outcome::DryRun => "Moves the next plan would make",
-        _ => "Moves that were considered",
-    }
-}
-
-/// A line per move, at most so many.
-fn move_lines(next: &Next, most: usize) -> Vec<String> {
-    if next.moves.is_empty() {
-        return vec!["none".into()];
-    }
-    let shown = if next.moves.len() > most { most.saturating_sub(1) } else { next.moves.len() };
-    let line = |m: &evenkeel::serve::MoveRecord| {
-        let from = m.from.map_or("lost".into(), |from| format!("rank {from}"));
-        format!("layer {} expert {}: {from} -> rank {}", m.layer, m.expert, m.to)
-    };
-    let mut lines: Vec<String> = next.moves.iter().take(shown).map(line).collect();
-    if shown < next.moves.len() {
-        lines.push(format!("and {} more", next.moves.len() - shown));
-    }
-    lines
-}
-
-fn sentence(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or(String::new(), |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
-}
-
-/// Bytes in the unit that fits.
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let at = (bytes.max(1).ilog2() / 10).min(4);
-    let value = bytes as f64 / (1u64 << (10 * at)) as f64;
-    let digits = usize::from(at > 0 && value < 10.0);
-    format!("{value:.digits$} {}", UNITS[at as usize])
+    lines.push(Line::raw(""));
+    lines.push(Line::styled(
+        format!("{what}  y: yes   n: leave it"),
+        Style::new().add_modifier(Modifier::BOLD),
+    ));
+    let width = area.width.min(72);
+    let text = usize::from(width.saturating_sub(4)).max(1);
+    let wrapped: usize =
+        lines.iter().map(|line| line.width().div_ceil(text).max(1) + usize::from(line.width() > text)).sum();
+    let height = u16::try_from(wrapped + 2).unwrap_or(u16::MAX).min(area.height);
+    let place =
+        Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
+    Clear.render(place, buffer);
+    let block = Block::bordered().title(" Plan again ").padding(Padding::horizontal(1));
+    Paragraph::new(lines).wrap(Wrap { trim: false }).block(block).render(place, buffer);
 }

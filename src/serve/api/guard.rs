@@ -3,7 +3,7 @@
 use super::error::ApiError;
 use crate::serve::service::Service;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::collections::HashMap;
@@ -73,7 +73,7 @@ fn check(service: &Service, rates: &Rates, request: &Request) -> Result<(), ApiE
         return Err(ApiError::later(StatusCode::TOO_MANY_REQUESTS, error, 1));
     }
     // A browser says where a request comes from: pages of others may not have anything done here, not even on loopback.
-    let site = request.headers().get("sec-fetch-site").map(|value| value.as_bytes());
+    let site = request.headers().get("sec-fetch-site").map(HeaderValue::as_bytes);
     if !request.method().is_safe() && site.is_some_and(|site| !matches!(site, b"same-origin" | b"none")) {
         let error = "a page of another site asked";
         return Err(ApiError::new(

@@ -17,9 +17,10 @@ macro_rules! parts {
     ($($name:literal),*) => { [$(($name, include_str!(concat!("../page/", $name)))),*] };
 }
 
-const FILES: [(&str, &str); 10] = parts!(
+const FILES: [(&str, &str); 11] = parts!(
     "style.css",
     "acts.js",
+    "head.js",
     "heat.js",
     "lists.js",
     "main.js",

@@ -4,12 +4,13 @@
 // events, it is fetched every few seconds.
 
 import { changeRank, replan, whatIf } from "./acts.js";
+import { showHead } from "./head.js";
 import { Heat, layerRows } from "./heat.js";
 import { showDecisions, showHottest, showRanks, spoken } from "./lists.js";
 import { Refused, ask, follow, path, token } from "./net.js";
 import { showNext } from "./plan.js";
 import { Time } from "./time.js";
-import { $, ago, bytes, count, counted, el, percent, put, ratio, sentence, OUTCOMES } from "./words.js";
+import { $, ago, el, put, sentence } from "./words.js";
 
 /** Milliseconds between two fetches at least, while loads come. */
 const PACE = 1000;
@@ -206,7 +207,7 @@ function show() {
   const options = state.models.find((model) => model.name === view.model)?.decide;
   $("page").hidden = false;
   $("empty").hidden = true;
-  showHead(view, options);
+  showHead(view, state.history, options);
   showHeat(view);
   put($("layers-rows"), ...($("layers").open ? layerRows(view.heat, view.ranks) : []));
   time.show(state.history?.points ?? [], state.history?.decisions ?? view.decisions);
@@ -221,50 +222,6 @@ function show() {
 /** The decision that considered a plan: not one that was asked for and left no trace, whose number another got later. */
 function of(next, decisions) {
   return next ? decisions.find((one) => one.number === next.decision && one.outcome === next.outcome && one.imbalance.before === next.imbalance.before) : undefined;
-}
-
-function showHead(view, options) {
-  const { state: now, shape } = view;
-  const busy = view.heat.filter((line) => line.imbalance > 0);
-  const mean = busy.reduce((sum, line) => sum + line.imbalance, 0) / busy.length;
-  const bound = now.latest?.bound ?? 1;
-  const first = state.history?.decisions.find((decision) => decision.trigger === "first");
-  const without = first?.imbalance.before ?? state.history?.points.find((point) => point.plan === 0)?.mean;
-  const before = now.plan > 0 && without > mean ? without : null;
-  const headline = busy.length === 0 ? ["No tokens in the latest steps."]
-    : ["The busiest rank does ", el("em", null, `${ratio(mean)} times`), " the average work",
-      ...(before ? [" instead of ", el("b", null, `${ratio(before)} times`), "."] : ["."])];
-  put($("headline"), ...headline);
-  const slots = (now.experts + shape.redundant) / shape.ranks;
-  put($("setting"), `Every step waits for its busiest rank. Mean over the latest ${counted(view.steps, "step")} of ${counted(now.layers.length, "layer")}, ` +
-    `${count(now.experts)} experts each, on ${counted(view.ranks.length, "rank")}${Number.isInteger(slots) && view.ranks.length === shape.ranks ? ` with ${counted(slots, "slot")} each` : ""}` +
-    `${now.down.length > 0 ? ` of ${shape.ranks} (down: ${now.down.join(", ")})` : ""}.`);
-  showBars(before, mean, bound);
-  const excess = Math.max(mean - bound, 0);
-  put($("left"), el("b", null, percent(excess)));
-  put($("left-words"), `of the average rank's load: how far the busiest rank is above the least possible, ${ratio(bound)}.`);
-  put($("plan"), now.plan === 0 ? "none yet" : el("b", null, `no. ${now.plan}`));
-  const due = now.planning ? "A decision is being worked out." : `${now.plan === 0 ? "The first comes" : "Next decision"} within ${counted(now.due_in, "step")}${now.plan === 0 ? "" : ", earlier if loads drift"}.`;
-  const behind = now.behind > 0 ? ` ${counted(now.behind, "step")} still to be looked at.` : "";
-  const since = now.plan === 0 ? `${counted(now.accepted, "step")} seen, experts in order. ` : `Since step ${count(now.plan_step)} of ${count(now.step)}. `;
-  put($("plan-words"), `${since}${due}${behind}${options?.dry_run ? " Runs dry: plans are recorded, none is published." : ""}`);
-  const last = view.decisions.at(-1);
-  put($("last"), last ? el("b", null, OUTCOMES[last.outcome] ?? last.outcome) : "none yet", ...(last ? [" ", el("span", { class: "to" }, ago(last.at))] : []));
-  put($("last-words"), !last ? "Decisions and their reasons are listed below." : last.outcome === "acted" && last.moves > 0
-    ? `Imbalance ${ratio(last.imbalance.before)} → ${ratio(last.imbalance.after)} by ${counted(last.moves, "move")} in ${counted(last.layers, "layer")}${last.bytes ? `, ${bytes(last.bytes)}` : ""}.`
-    : sentence(last.reason));
-}
-
-/** Before and now as bars against the average rank. */
-function showBars(before, mean, bound) {
-  const bars = $("bars");
-  const top = Math.max(before ?? 1, mean, 1) * 1.02;
-  const rows = [...(before ? [["before", before, "without a plan"]] : []), ["after", mean, "now"]].filter(([, value]) => Number.isFinite(value));
-  const words = `Busiest rank's load as a multiple of the average rank's: ${rows.map(([, value, name]) => `${name} ${ratio(value)}`).join(", ")}, least possible ${ratio(bound)}.`;
-  bars.setAttribute("aria-label", words);
-  put(bars, ...rows.map(([name, value, label]) => el("p", { class: `bar ${name}` }, `${label} ${ratio(value)}`)), el("p", { class: "one" }, el("span", null, "the average rank")));
-  rows.forEach(([, value], at) => bars.children[at].style.setProperty("width", `${(value / top) * 100}%`));
-  bars.lastChild.style.setProperty("left", `${100 / top}%`);
 }
 
 function showHeat(view) {

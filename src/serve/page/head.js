@@ -38,12 +38,18 @@ export function showHead(view, history, options) {
 
 /** Before and now as bars against the average rank. */
 function showBars(before, mean, bound) {
-  const bars = $("bars");
-  const top = Math.max(before ?? 1, mean, 1) * 1.02;
-  const rows = [...(before ? [["before", before, "without a plan"]] : []), ["after", mean, "now"]].filter(([, value]) => Number.isFinite(value));
-  const words = `Busiest rank's load as a multiple of the average rank's: ${rows.map(([, value, name]) => `${name} ${ratio(value)}`).join(", ")}, least possible ${ratio(bound)}.`;
-  bars.setAttribute("aria-label", words);
-  put(bars, ...rows.map(([name, value, label]) => el("p", { class: `bar ${name}` }, `${label} ${ratio(value)}`)), el("p", { class: "one" }, el("span", null, "the average rank")));
-  rows.forEach(([, value], at) => bars.children[at].style.setProperty("width", `${(value / top) * 100}%`));
-  bars.lastChild.style.setProperty("left", `${100 / top}%`);
+  const top = Math.max(before ?? 1, mean || 1, 1) * 1.02;
+  const said = [];
+  for (const [id, value, label] of [["bar-before", before, "without a plan"], ["bar-after", mean, "now"]]) {
+    const bar = $(id);
+    bar.hidden = !(value > 0);
+    if (bar.hidden) continue;
+    said.push(`${label} ${ratio(value)}`);
+    put(bar, `${label} ${ratio(value)}`);
+    bar.style.width = `${(value / top) * 100}%`;
+  }
+  const one = $("bar-one");
+  one.style.left = `${100 / top}%`;
+  one.classList.toggle("right", top > 2);
+  $("bars").setAttribute("aria-label", `Busiest rank's load as a multiple of the average rank's: ${said.join(", ")}, least possible ${ratio(bound)}.`);
 }

@@ -53,7 +53,7 @@ export function facts(next, decision, options, outcome = decision?.outcome) {
     const stays = outcome === "acted" || outcome === "dry_run" ? "Why" : "Why not";
     fact(stays, sentence(decision.reason));
     if (decision.gain > 0) {
-      fact("Expected gain", `${amount(decision.gain)} balanced batches of a layer within ${counted(options?.horizon ?? 0, "step")}, for ${amount(decision.cost)} that the copies cost`);
+      fact("Expected gain", `${amount(decision.gain)} balanced batches of a layer within ${counted(options?.horizon ?? 0, "step")}${decision.cost > 0 ? `, for ${amount(decision.cost)} that the copies cost` : ""}`);
     }
     if (next.moves.length > 0) {
       fact("To copy", decision.bytes === null || decision.bytes === undefined || decision.bytes === 0

@@ -74,7 +74,7 @@ page: ## Try the page of `evenkeel serve` in a headless Chromium; skipped where 
 # axe-core checks accessibility; without npm to fetch it, that is left out.
 page-in-chromium:
 	$(CARGO) build
-	@[ -f $(AXE) ] || { command -v npm >/dev/null && mkdir -p .tools && cd .tools && npm pack --silent axe-core@4 >/dev/null && \
+	@[ -f $(AXE) ] || { command -v npm >/dev/null && mkdir -p .tools && cd .tools && npm pack --silent axe-core@4.14.1 >/dev/null && \
 		mkdir -p axe && tar -xzf axe-core-4*.tgz -C axe && rm axe-core-4*.tgz; } || echo "no axe-core: accessibility is not checked"
 	EVENKEEL=$(or $(CARGO_TARGET_DIR),target)/debug/evenkeel AXE=$$([ -f $(AXE) ] && echo $(AXE)) $(PYTHON) tests/page/test_page.py
 

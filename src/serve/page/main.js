@@ -279,10 +279,12 @@ function trouble(error, loud) {
   $("error").hidden = false;
 }
 
-/** Does something that a person asked for, once at a time. */
-async function act(what) {
+/** Does something that a person asked for, once at a time; a button that began it says so meanwhile. */
+async function act(what, button = null) {
   if (state.acting) return;
   state.acting = true;
+  const label = button?.textContent;
+  if (button) put(button, "Working it out …");
   document.body.classList.add("acting");
   $("error").hidden = true;
   try {
@@ -295,6 +297,7 @@ async function act(what) {
     trouble(error, true);
   } finally {
     state.acting = false;
+    if (button) put(button, label);
     document.body.classList.remove("acting");
   }
 }
@@ -308,8 +311,8 @@ $("what-if").addEventListener("click", () => act(async () => {
   state.asked = asked;
   put($("told"), `Dry run: ${sentence(asked.decision.reason)}`);
   show();
-}));
-$("replan").addEventListener("click", () => act(() => replan(chosen())));
+}, $("what-if")));
+$("replan").addEventListener("click", () => act(() => replan(chosen()), $("replan")));
 $("error-close").addEventListener("click", () => ($("error").hidden = true));
 $("model").addEventListener("change", () => choose(new URLSearchParams({ model: $("model").value })));
 $("phase").addEventListener("change", () => choose(new URLSearchParams({ model: state.model, phase: $("phase").value })));

@@ -3,6 +3,8 @@
 const KEY = "evenkeel-token";
 /** A stream that is silent for longer is dead: the service says something every 15 s. */
 const SILENCE = 40_000;
+/** Milliseconds after which an answer is given up: reading takes moments, planning may take minutes. */
+const [READING, DOING] = [20_000, 600_000];
 const PAUSES = [500, 1000, 2000, 4000, 8000, 15_000];
 
 let kept = null;
@@ -55,7 +57,8 @@ async function request(path, options) {
 
 /** The JSON that a request is answered with. */
 export async function ask(path, options) {
-  const reply = await request(path, options);
+  const signal = AbortSignal.timeout(options?.method === "POST" ? DOING : READING);
+  const reply = await request(path, { signal, ...options });
   try {
     return await reply.json();
   } catch (error) {

@@ -217,6 +217,19 @@ class PageTest(unittest.TestCase):
         service.post(8, 4)
         page.wait("document.getElementById('time-reading').innerText.includes('step 11')")
 
+    def test_without_a_stream_it_asks(self):
+        service = self.fed()
+        page = self.browser.page()
+        self.addCleanup(page.close)
+        page.send("Page.addScriptToEvaluateOnNewDocument", {"source": """
+            const real = window.fetch;
+            window.fetch = (...given) => /events$/.test(given[0]) ? Promise.reject(new TypeError("no")) : real(...given);"""})
+        page.send("Page.navigate", {"url": service.url})
+        page.wait(f"{READY} && document.getElementById('link').dataset.state === 'polling'")
+        service.post(8, 4)
+        page.wait("document.getElementById('time-reading').innerText.includes('step 11')")
+        self.assertEqual(page.complaints(), [])
+
     def test_phases_are_chosen(self):
         service = self.service()
         service.make()

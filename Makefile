@@ -6,9 +6,12 @@
 CARGO ?= cargo
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
+CONFORMANCE_SECONDS ?= 30
+KILLS ?= 200
 
 FEATURES := highs,evenkeel-solver/oracle
 EVENKEEL := $(or $(CARGO_TARGET_DIR),target)/release/evenkeel
+AXE := .tools/axe/package/axe.min.js
 SAMPLE := traces/sample-decode.csv.zst
 CLUSTER := --ranks 8 --redundant 8
 
@@ -41,11 +44,11 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help demo test kernels gpu gpukit python stacks check examples bench fuzz clean
+.PHONY: help demo test kernels gpu gpukit python stacks page page-in-chromium conformance faults check examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  make %-9s %s\n' "$$name" "$$text"; done
+		printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 demo: ## Plan and compare on a sample trace; writes demo/plan.json and demo/report.html. Rust alone.
 	$(CARGO) build --release
@@ -73,6 +76,24 @@ python: .tools/python/ready ## Build the Python package, install it into .tools/
 
 stacks: .tools/python/ready ## Test the plug-ins with vLLM's, SGLang's and vllm-ascend's own modules, fetched into .tools/stacks.
 	bindings/python/stacks.sh
+
+page: ## Try the page of `evenkeel serve` in a headless Chromium; skipped where there is none.
+	@if $(PYTHON) tests/page/browser.py; then $(MAKE) page-in-chromium; else echo "skipped: no Chromium"; fi
+
+# axe-core checks accessibility; without npm to fetch it, that is left out.
+page-in-chromium: $(TOOLS)
+	$(WITH_TOOLS) $(CARGO) build --workspace --features $(FEATURES)
+	@[ -f $(AXE) ] || { command -v npm >/dev/null && mkdir -p .tools && cd .tools && npm pack --silent axe-core@4.14.1 >/dev/null && \
+		mkdir -p axe && tar -xzf axe-core-4*.tgz -C axe && rm axe-core-4*.tgz; } || echo "no axe-core: accessibility is not checked"
+	EVENKEEL=$(or $(CARGO_TARGET_DIR),target)/debug/evenkeel AXE=$$([ -f $(AXE) ] && echo $(AXE)) $(PYTHON) tests/page/test_page.py
+
+conformance: $(TOOLS) .tools/schemathesis/ready ## Hold the service to its OpenAPI document for CONFORMANCE_SECONDS (30).
+	$(WITH_TOOLS) $(CARGO) build --workspace --features $(FEATURES)
+	tests/serve_conformance.sh $(or $(CARGO_TARGET_DIR),target)/debug/evenkeel .tools/schemathesis/bin/schemathesis \
+		$(CONFORMANCE_SECONDS)
+
+faults: $(TOOLS) ## Kill the service KILLS (200) times and check that nothing acknowledged is lost; ten kills are in `make test`.
+	EVENKEEL_KILLS=$(KILLS) $(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) --test serve_durability -- --nocapture kills
 
 check: $(TOOLS) ## Check formatting, lints and documentation.
 	$(CARGO) fmt --all --check
@@ -102,6 +123,14 @@ clean: ## Remove everything that was built or fetched.
 		.tools/python/bin/pip install --quiet --disable-pip-version-check numpy pytest || { \
 		rm -rf .tools/python; \
 		echo "The Python tests want Python's venv module (Debian: python3-venv)" >&2; \
+		exit 1; }
+	@touch $@
+
+.tools/schemathesis/ready:
+	@$(PYTHON) -m venv .tools/schemathesis && \
+		.tools/schemathesis/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.32,<5' || { \
+		rm -rf .tools/schemathesis; \
+		echo "The conformance test wants Python's venv module (Debian: python3-venv)" >&2; \
 		exit 1; }
 	@touch $@
 

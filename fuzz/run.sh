@@ -9,7 +9,7 @@ logs=${2:-target/logs}
 mkdir -p "$logs"
 (cd .. && EVENKEEL_FUZZ_CORPUS="$PWD/fuzz/corpus" cargo test -q --test trace_seeds >/dev/null)
 cargo +nightly fuzz build
-for target in pickle zip npy safetensors json jsonl csv parquet checkpoint forward; do
+for target in pickle zip npy safetensors json jsonl csv parquet checkpoint forward loads; do
     status=0
     nice -n 19 cargo +nightly fuzz run "$target" -- \
         -max_total_time="$seconds" -max_len=8192 -rss_limit_mb=4096 -timeout=30 -print_final_stats=1 \

@@ -62,6 +62,8 @@ pub mod place;
 pub mod plan;
 pub mod planner;
 pub mod report;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod simulate;
 pub mod split;
 pub mod trace;

@@ -76,6 +76,15 @@ fn write_seed_corpora() {
             b"layer_id,expert_id,count\n0,0,1\n",
         ],
     );
+    #[cfg(feature = "serve")]
+    {
+        use evenkeel::serve::{Loads, Phase, Step, binary};
+        let step = |id: u64| Step { id, counts: [0, 1, 127, 128, 300, u32::MAX].into() };
+        let loads =
+            Loads { phase: Phase::Decode, layers: vec![3, 9], experts: 3, steps: vec![step(5), step(6)] };
+        let json = serde_json::to_vec(&loads.to_body()).unwrap();
+        write("loads", &[&binary::encode(&loads), &json]);
+    }
     #[cfg(feature = "parquet")]
     {
         let folder = trace_support::Folder::new();

@@ -1,4 +1,4 @@
-//! `evenkeel bench split`: how long a split takes here, by this solver and by its peers.
+//! `evenkeel bench`; `split`: how long a split takes here, by this solver and by its peers.
 
 use super::output::{Output, print, table};
 use super::trace_args::TraceArgs;
@@ -17,7 +17,9 @@ use std::time::Duration;
 /// Measure on this machine
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    Split(SplitArgs),
+    Split(Box<SplitArgs>),
+    #[cfg(feature = "serve")]
+    Online(Box<super::bench_online::OnlineArgs>),
 }
 
 /// Time the split of one batch, by the exact solver and by its peers, on one core.
@@ -62,7 +64,11 @@ fn solver(name: &str) -> Result<Solver, String> {
 }
 
 pub(crate) fn run(command: &BenchCommand, output: Output) -> anyhow::Result<()> {
-    let BenchCommand::Split(args) = command;
+    let args = match command {
+        BenchCommand::Split(args) => args,
+        #[cfg(feature = "serve")]
+        BenchCommand::Online(args) => return super::bench_online::run(args, output),
+    };
     let solvers = if args.solvers.is_empty() { Solver::ALL.to_vec() } else { args.solvers.clone() };
     let patience = Duration::try_from_secs_f64(args.patience).context("--patience")?;
     let mut rows = Vec::new();

@@ -4,7 +4,11 @@
 
 mod and_args;
 mod bench;
+#[cfg(feature = "serve")]
+mod bench_online;
 mod calibrate;
+#[cfg(feature = "serve")]
+mod client;
 mod cluster_args;
 mod export;
 mod further;
@@ -19,11 +23,17 @@ mod plan_told;
 mod replan_args;
 mod run;
 mod secure_args;
+#[cfg(feature = "serve")]
+mod serve;
 mod simulate;
 mod speeds;
+#[cfg(feature = "serve")]
+mod top;
 mod topology;
 mod trace;
 mod trace_args;
+#[cfg(feature = "serve")]
+mod trace_replay;
 
 use clap::{Args, Parser, Subcommand};
 use output::Output;
@@ -74,6 +84,10 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     Run(Box<run::RunArgs>),
     Calibrate(calibrate::CalibrateArgs),
+    #[cfg(feature = "serve")]
+    Serve(serve::ServeArgs),
+    #[cfg(feature = "serve")]
+    Top(top::TopArgs),
     Topology(topology::TopologyArgs),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -97,6 +111,10 @@ pub(crate) fn run() -> ExitCode {
         Command::Simulate(args) => simulate::run(&args, output),
         Command::Run(args) => run::run(&args, output),
         Command::Calibrate(args) => calibrate::run(&args, output),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(args, output),
+        #[cfg(feature = "serve")]
+        Command::Top(args) => top::run(&args, output),
         Command::Topology(args) => topology::run(&args, output),
         Command::Bench(command) => bench::run(&command, output),
     };

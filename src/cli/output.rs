@@ -139,6 +139,13 @@ impl Bar {
     }
 }
 
+#[cfg(feature = "serve")]
+impl Bar {
+    pub(crate) fn posting() -> Self {
+        Self::styled("posting {bar:30} step {pos}/{len} {per_sec} {eta}")
+    }
+}
+
 impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();

@@ -42,6 +42,17 @@ pub(crate) enum TraceCommand {
         evenkeel trace synth --like gptoss20b-decode --seed 7 -o decode.csv.zst"
     )]
     Synth(Box<SynthArgs>),
+
+    /// Post a trace to a running `evenkeel serve`, step by step
+    ///
+    /// Steps are numbered from 0; a replay that was cut short can be run again, what the service knows already is only
+    /// acknowledged. A model that the service does not know is made, with --ranks and --redundant.
+    #[cfg(feature = "serve")]
+    #[command(
+        after_help = "Examples:\n  evenkeel trace replay traces/sample-prefill.csv.zst --to http://127.0.0.1:8787 --speed 10\n  \
+        evenkeel trace replay gptoss/ --decode-batch 64 --to http://127.0.0.1:8787 --name gpt-oss --ranks 8 --redundant 8"
+    )]
+    Replay(Box<super::trace_replay::ReplayArgs>),
 }
 
 /// Arguments of `trace inspect`.
@@ -153,6 +164,8 @@ pub(crate) fn run(command: TraceCommand, output: Output) -> anyhow::Result<()> {
         }
         TraceCommand::Convert(args) => convert_to(&args, output),
         TraceCommand::Synth(args) => synthesise(&args, output),
+        #[cfg(feature = "serve")]
+        TraceCommand::Replay(args) => super::trace_replay::run(&args, output),
     }
 }
 

@@ -14,10 +14,11 @@ least possible peak:
 (2, 2)
 
 ``evenkeel.eplb`` and ``evenkeel.lplb`` have the calls of DeepSeek's EPLB and LPLB; ``evenkeel.cuda`` the fast loop on a GPU;
-``evenkeel.vllm``, ``evenkeel.sglang`` and ``evenkeel.vllm_ascend`` what those stacks load as plug-ins.
+``evenkeel.vllm``, ``evenkeel.sglang`` and ``evenkeel.vllm_ascend`` what those stacks load as plug-ins; ``evenkeel.client`` posts loads to
+a running ``evenkeel serve``.
 """
 
-from . import cuda, eplb, lplb, sglang, vllm, vllm_ascend
+from . import client, cuda, eplb, lplb, sglang, vllm, vllm_ascend
 from ._native import (
     Error,
     Plan,
@@ -38,6 +39,7 @@ __all__ = [
     "Trace",
     "Unavailable",
     "__version__",
+    "client",
     "cuda",
     "eplb",
     "lplb",

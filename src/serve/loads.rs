@@ -1,0 +1,205 @@
+//! What is posted: token counts of one or several steps of one phase.
+//!
+//! In: a JSON body (the binary form is [`super::binary`]). Out: [`Loads`], checked: layers ascending, counts of every layer
+//! and expert, no step id twice.
+
+use super::Phase;
+use crate::trace::{MAX_EXPERTS, MAX_LAYERS};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use thiserror::Error;
+use utoipa::ToSchema;
+
+/// Most steps in one post.
+pub const MAX_POSTED: usize = 4096;
+
+/// The token counts of consecutive steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loads {
+    /// The phase that they come from.
+    pub phase: Phase,
+    /// Real layer ids, ascending, `[L]`.
+    pub layers: Vec<u32>,
+    /// Logical experts per layer, `E`.
+    pub experts: usize,
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+}
+
+/// One step: a batch of every layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The poster's number of it. Posting the same number again changes nothing.
+    pub id: u64,
+    /// Tokens, `[L][E]`.
+    pub counts: Arc<[u32]>,
+}
+
+/// Why posted loads were refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{at}: {found}, expected {expected}")]
+pub struct LoadsError {
+    /// The key, or byte offset, that is wrong.
+    pub at: String,
+    /// What is there.
+    pub found: String,
+    /// What should be.
+    pub expected: String,
+}
+
+impl LoadsError {
+    /// An error at a place.
+    pub fn new(at: impl Into<String>, found: impl Into<String>, expected: impl Into<String>) -> Self {
+        Self { at: at.into(), found: found.into(), expected: expected.into() }
+    }
+}
+
+/// The JSON body of posted loads.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadsBody {
+    /// The phase that they come from; `all` where it is not told apart.
+    #[serde(default)]
+    pub phase: Phase,
+    /// Real ids of the layers that `counts` has, ascending; 0, 1, 2, .. where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_items = 1, max_items = 4096)]
+    pub layers: Option<Vec<u32>>,
+    /// The steps, in order.
+    #[schema(min_items = 1, max_items = 4096)]
+    pub steps: Vec<StepBody>,
+}
+
+/// One step of a [`LoadsBody`].
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StepBody {
+    /// The poster's number of the step; below 2^63.
+    #[schema(maximum = 9_223_372_036_854_775_807_u64)]
+    pub step: u64,
+    /// Tokens that each expert of each layer drew, `[layer][expert]`.
+    #[schema(min_items = 1, max_items = 4096)]
+    pub counts: Vec<Vec<u32>>,
+}
+
+impl Loads {
+    /// Reads and checks a JSON body.
+    ///
+    /// # Errors
+    /// [`LoadsError`] names the key that is wrong, for text that is no JSON line and column.
+    pub fn from_json(body: &[u8]) -> Result<Self, LoadsError> {
+        let body: LoadsBody = serde_json::from_slice(body).map_err(|error| {
+            let at = format!("line {}, column {}", error.line(), error.column());
+            LoadsError::new(at, error.to_string(), "{\"steps\": [{\"step\": 0, \"counts\": [[..], ..]}, ..]}")
+        })?;
+        let first = body.steps.first().ok_or_else(|| LoadsError::new("steps", "no step", "one at least"))?;
+        let experts = first.counts.first().map_or(0, Vec::len);
+        let layers = body.layers.unwrap_or_else(|| (0..first.counts.len() as u32).collect());
+        let mut steps = Vec::with_capacity(body.steps.len());
+        for (at, step) in body.steps.iter().enumerate() {
+            let key = |rest: &str| format!("steps[{at}].counts{rest}");
+            if step.counts.len() != layers.len() {
+                let found = format!("{} layers", step.counts.len());
+                return Err(LoadsError::new(key(""), found, format!("{}", layers.len())));
+            }
+            let mut counts = Vec::with_capacity(layers.len() * experts);
+            for (layer, row) in step.counts.iter().enumerate() {
+                if row.len() != experts {
+                    let found = format!("{} experts", row.len());
+                    return Err(LoadsError::new(key(&format!("[{layer}]")), found, format!("{experts}")));
+                }
+                counts.extend_from_slice(row);
+            }
+            steps.push(Step { id: step.step, counts: counts.into() });
+        }
+        Self { phase: body.phase, layers, experts, steps }.checked()
+    }
+
+    /// The JSON body that reads as these loads.
+    pub fn to_body(&self) -> LoadsBody {
+        let rows = |step: &Step| step.counts.chunks(self.experts.max(1)).map(<[u32]>::to_vec).collect();
+        LoadsBody {
+            phase: self.phase,
+            layers: Some(self.layers.clone()),
+            steps: self.steps.iter().map(|s| StepBody { step: s.id, counts: rows(s) }).collect(),
+        }
+    }
+
+    /// Holds them to what every form has to keep to.
+    ///
+    /// # Errors
+    /// [`LoadsError`] names what does not hold.
+    pub fn checked(self) -> Result<Self, LoadsError> {
+        let err = |at: &str, found: String, expected: String| Err(LoadsError::new(at, found, expected));
+        if !(1..=MAX_EXPERTS).contains(&self.experts) {
+            return err("experts", self.experts.to_string(), format!("1 to {MAX_EXPERTS}"));
+        }
+        if !(1..=MAX_LAYERS).contains(&self.layers.len()) || !self.layers.is_sorted_by(|a, b| a < b) {
+            return err("layers", format!("{:?}", self.layers), format!("1 to {MAX_LAYERS} ascending ids"));
+        }
+        if self.layers.last().is_some_and(|&last| last as usize >= MAX_LAYERS) {
+            return err("layers", format!("{:?}", self.layers.last()), format!("ids below {MAX_LAYERS}"));
+        }
+        if !(1..=MAX_POSTED).contains(&self.steps.len()) {
+            return err("steps", format!("{} steps", self.steps.len()), format!("1 to {MAX_POSTED}"));
+        }
+        let mut ids = BTreeSet::new();
+        for step in &self.steps {
+            if step.id > i64::MAX as u64 {
+                return err("step", step.id.to_string(), "a number below 2^63".into());
+            }
+            if !ids.insert(step.id) {
+                return err("steps", format!("step {} twice", step.id), "every step once".into());
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// What tells two steps of the same shape apart: the first half of the SHA-256 of their counts.
+pub fn digest(counts: &[u32]) -> [u8; 16] {
+    let mut hash = Sha256::new();
+    let mut bytes = Vec::with_capacity(4 * 4096);
+    for part in counts.chunks(4096) {
+        bytes.clear();
+        part.iter().for_each(|count| bytes.extend_from_slice(&count.to_le_bytes()));
+        hash.update(&bytes);
+    }
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash.finalize()[..16]);
+    half
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_read_and_refused_by_key() {
+        let loads = Loads::from_json(br#"{"steps": [{"step": 7, "counts": [[1, 2], [3, 4]]}]}"#).unwrap();
+        assert_eq!(
+            (loads.experts, loads.layers.as_slice(), &*loads.steps[0].counts),
+            (2, &[0, 1][..], &[1, 2, 3, 4][..])
+        );
+        let again = Loads::from_json(&serde_json::to_vec(&loads.to_body()).unwrap()).unwrap();
+        assert_eq!(again, loads);
+        for (body, part) in [
+            ("{", "line 1"),
+            (r#"{"steps": []}"#, "no step"),
+            (r#"{"steps": [{"step": 1, "counts": []}]}"#, "experts"),
+            (
+                r#"{"steps": [{"step": 1, "counts": [[1], [1, 2]]}]}"#,
+                "steps[0].counts[1]: 2 experts, expected 1",
+            ),
+            (r#"{"steps": [{"step": 1, "counts": [[-1]]}]}"#, "line 1"),
+            (r#"{"layers": [3, 1], "steps": [{"step": 1, "counts": [[1], [1]]}]}"#, "ascending"),
+            (r#"{"steps": [{"step": 1, "counts": [[1]]}, {"step": 1, "counts": [[1]]}]}"#, "step 1 twice"),
+            (r#"{"phase": "both", "steps": []}"#, "unknown variant"),
+        ] {
+            let message = Loads::from_json(body.as_bytes()).unwrap_err().to_string();
+            assert!(message.contains(part), "{body}: {message}");
+        }
+    }
+}

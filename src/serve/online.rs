@@ -1,0 +1,125 @@
+//! A whole trace through the decisions of the service, without a server.
+//!
+//! In: a trace, a shape, options. Out: how each step was served, and what was decided: the same as the service would have
+//! decided, had it been fed these steps. Beside it, what planning again before every batch would do ([`every_batch`]).
+
+use super::Phase;
+use super::decide::Ask;
+use super::lane::{Lane, LaneError, Seen};
+use super::options::{DecideOptions, Shape};
+use super::record::{Decision, Outcome};
+use crate::forecast::Window;
+use crate::simulate::judge;
+use crate::split::Method;
+use crate::trace::Trace;
+use rayon::prelude::*;
+use std::sync::atomic::AtomicBool;
+
+/// How a trace was served.
+#[derive(Debug, Clone, Default)]
+pub struct Online {
+    /// Mean over the judged steps and their busy layers of peak over mean.
+    pub imbalance: f64,
+    /// The least that any placement could have had.
+    pub bound: f64,
+    /// Judged steps: those after the first plan.
+    pub steps: usize,
+    /// Moves after the first plan.
+    pub moves: usize,
+    /// Times that a plan came in force, the first included.
+    pub plans: usize,
+    /// Every decision, in order.
+    pub decisions: Vec<Decision>,
+}
+
+impl Online {
+    /// What is above the least possible.
+    pub fn excess(&self) -> f64 {
+        self.imbalance - self.bound
+    }
+}
+
+/// Feeds a trace to a lane, step by step, each decision taken when it is due.
+///
+/// # Errors
+/// When the trace does not fit the shape, or the policy fails.
+pub fn online(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Result<Online, LaneError> {
+    let layers = trace.layers().to_vec();
+    let mut lane = Lane::new(shape.clone(), options.clone(), Phase::All, layers, trace.experts())?;
+    let (mut online, never) = (Online::default(), AtomicBool::new(false));
+    for at in 0..trace.steps().len() {
+        let counts = (0..trace.layers().len()).flat_map(|layer| trace.loads(at, layer));
+        let counts = counts.map(|&load| u32::try_from(load).unwrap_or(u32::MAX)).collect();
+        let due = lane.step(Seen { accepted: at as u64 + 1, id: at as u64, counts }, 0)?;
+        if lane.version() > 0
+            && let Some(point) = lane.last_served()
+        {
+            online.imbalance += point.0;
+            online.bound += point.2;
+            online.steps += 1;
+        }
+        let Some(trigger) = due else { continue };
+        let Some(proposal) = lane.propose(&Ask::Replan { trigger, dry_run: false }, &never)? else {
+            continue;
+        };
+        if proposal.decision.outcome == Outcome::Acted {
+            online.moves += if lane.version() > 0 { proposal.decision.moves } else { 0 };
+            online.plans += 1;
+        }
+        lane.apply(&proposal)?;
+        online.decisions.push(proposal.decision);
+    }
+    let steps = online.steps.max(1) as f64;
+    online.imbalance /= steps;
+    online.bound /= steps;
+    Ok(online)
+}
+
+/// Plans every layer again before every step that [`online()`] judges, without a limit on moves.
+///
+/// # Errors
+/// As [`online()`].
+pub fn every_batch(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Result<Online, LaneError> {
+    let cluster = shape.cluster(trace.experts())?;
+    let policy = options.policy(shape.groups, &cluster)?;
+    let (first, steps) = (usize::try_from(options.first_after).unwrap_or(usize::MAX), trace.steps().len());
+    let busy: Vec<usize> = (0..trace.layers().len())
+        .filter(|&layer| trace.totals(layer).iter().any(|&tokens| tokens > 0))
+        .collect();
+    let layers: Vec<(f64, f64, usize, usize)> = busy
+        .into_par_iter()
+        .map(|layer| {
+            let failed = |source| LaneError::Place { layer: trace.layers()[layer], source };
+            let window = Window::Auto { ahead: 1 };
+            let mut placement = None;
+            let (mut imbalance, mut bound, mut batches, mut moves) = (0.0, 0.0, 0, 0);
+            for step in first..steps {
+                let history = window.history(trace, layer, step);
+                let next = match &placement {
+                    None => policy.place(&history, &cluster),
+                    Some(before) => policy.replan(&history, &cluster, before, None),
+                }
+                .map_err(failed)?;
+                moves += placement.as_ref().map_or(0, |before| next.moves_from(before));
+                let judged = judge(trace, layer, step..step + 1, &next, Method::Exact)
+                    .map_err(|error| LaneError::Asked(crate::in_words(&error)))?;
+                for at in 0..judged.peaks.len() {
+                    imbalance += judged.imbalance(at);
+                    bound += judged.lower_bound(at);
+                    batches += 1;
+                }
+                placement = Some(next);
+            }
+            Ok((imbalance, bound, batches, moves))
+        })
+        .collect::<Result<_, LaneError>>()?;
+    let batches = layers.iter().map(|layer| layer.2).sum::<usize>().max(1) as f64;
+    Ok(Online {
+        imbalance: layers.iter().map(|layer| layer.0).sum::<f64>() / batches,
+        bound: layers.iter().map(|layer| layer.1).sum::<f64>() / batches,
+        steps: steps.saturating_sub(first),
+        moves: layers.iter().map(|layer| layer.3).sum(),
+        plans: steps.saturating_sub(first),
+        decisions: vec![],
+    })
+}

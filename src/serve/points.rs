@@ -1,0 +1,59 @@
+//! The imbalance over time, bounded: the older, the coarser.
+
+use super::record::Point;
+
+/// Most points; when there are more, the older half is joined in pairs.
+pub(super) const MOST: usize = 2048;
+
+/// The history of the imbalance in ascending order.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Points(Vec<Point>);
+
+impl Points {
+    /// From a store.
+    pub(super) fn of(points: Vec<Point>) -> Self {
+        Self(points)
+    }
+
+    /// All points, oldest first.
+    pub(super) fn all(&self) -> &[Point] {
+        &self.0
+    }
+
+    /// Adds the latest.
+    pub(super) fn push(&mut self, point: Point) {
+        self.0.push(point);
+        if self.0.len() > MOST {
+            let half = MOST / 2;
+            let joined: Vec<Point> =
+                self.0[..half].chunks(2).map(|p| p[1..].iter().fold(p[0], |a, &b| a.joined(b))).collect();
+            self.0.splice(..half, joined);
+        }
+    }
+
+    /// Forgets what is older than a time.
+    pub(super) fn forget_before(&mut self, at: u64) {
+        self.0.retain(|point| point.at >= at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_past_grows_coarser_and_nothing_is_lost() {
+        let mut points = Points::default();
+        for at in 1..=10_000u64 {
+            let mean = 1.0 + (at % 10) as f64 / 10.0;
+            points.push(Point { accepted: at, step: at, steps: 1, mean, max: mean, bound: 1.0, plan: 1, at });
+        }
+        assert!(points.all().len() <= MOST);
+        assert_eq!(points.all().iter().map(|p| u64::from(p.steps)).sum::<u64>(), 10_000);
+        assert!(points.all().is_sorted_by(|a, b| a.accepted < b.accepted));
+        let mean: f64 = points.all().iter().map(|p| p.mean * f64::from(p.steps)).sum::<f64>() / 10_000.0;
+        assert!((mean - 1.45).abs() < 1e-9, "{mean}");
+        points.forget_before(9_991);
+        assert_eq!(points.all().len(), 10);
+    }
+}

@@ -1,0 +1,206 @@
+//! One layer planned again, next to what is in force.
+//!
+//! In: a [`Lane`], what is asked of it, a layer. Out: [`Tried`]: another placement, its moves, and what they gain and cost in
+//! perfectly balanced batches of that layer, by exact splits of the latest batches.
+
+use super::decide::{Ask, Figures};
+use super::lane::Lane;
+use crate::cluster::Cluster;
+use crate::forecast::{History, Window};
+use crate::place::{Contiguous, Move, PlaceError, Placement, Policy, recover};
+use crate::split::{Method, Split, SplitError, Splitter, roofline};
+use crate::trace::Trace;
+
+/// One layer, planned and compared.
+pub(super) struct Tried {
+    pub(super) placement: Placement,
+    pub(super) moves: Vec<Move>,
+    pub(super) figures: Figures,
+    pub(super) ranks_before: Vec<f32>,
+    pub(super) ranks_after: Vec<f32>,
+    /// Perfectly balanced batches of this layer that the moves gain, and that they cost.
+    pub(super) gain: f64,
+    pub(super) cost: f64,
+    /// It has to change whatever it gains.
+    pub(super) forced: bool,
+}
+
+impl Lane {
+    /// Plans one layer and compares; nothing where it need not be planned.
+    pub(super) fn try_layer(
+        &self,
+        ask: &Ask,
+        trace: &Trace,
+        layer: usize,
+        cluster: &Cluster,
+        policy: &dyn Policy,
+    ) -> Result<Option<Tried>, PlaceError> {
+        let before = &self.placements[layer];
+        let steps = trace.steps().len();
+        let history = Window::Auto { ahead: usize::try_from(self.options.every).unwrap_or(1).min(64) }
+            .history(trace, layer, steps);
+        let idle = history.totals().iter().all(|&tokens| tokens == 0);
+        let forced = !matches!(ask, Ask::Replan { .. });
+        let (from, placement) = match ask {
+            _ if !self.planned[layer] && (self.version == 0 || !idle) => {
+                if idle || (forced && self.version == 0) {
+                    // Nothing is known: experts in order on what there is.
+                    let placement = Contiguous::placement(self.experts, cluster)?;
+                    (placement.clone(), placement)
+                } else {
+                    (before.clone(), policy.place(&history, cluster)?)
+                }
+            }
+            Ask::Replan { .. } if idle => return Ok(None),
+            Ask::Replan { .. } => return self.best_of(trace, layer, &history, cluster, policy).map(Some),
+            Ask::Down(rank) => {
+                let at = self.ranks().iter().position(|&r| r as usize == *rank).unwrap_or(0);
+                let found = recover(before, &[at], &history, cluster, None)?;
+                let tried =
+                    self.compare(trace, layer, &history, before, found.placement, found.moves, true)?;
+                return Ok(Some(tried));
+            }
+            Ask::Up(rank) => {
+                let from = self.embedded(before, *rank, cluster)?;
+                let room = Some(from.slots_per_rank());
+                let after =
+                    if idle { from.clone() } else { policy.replan(&history, cluster, &from, room)? };
+                (from, after)
+            }
+        };
+        let moves = if self.planned[layer] { placement.moves(&from) } else { vec![] };
+        let forced = forced || !self.planned[layer];
+        Ok(Some(self.compare(trace, layer, &history, &from, placement, moves, forced)?))
+    }
+
+    /// Of what the policy makes of few and of many moves, what gains most after its moves are paid.
+    fn best_of(
+        &self,
+        trace: &Trace,
+        layer: usize,
+        history: &History<'_>,
+        cluster: &Cluster,
+        policy: &dyn Policy,
+    ) -> Result<Tried, PlaceError> {
+        let before = &self.placements[layer];
+        let mut best: Option<Tried> = None;
+        for limit in limits(self.options.max_moves) {
+            let after = policy.replan(history, cluster, before, Some(limit))?;
+            let moves = after.moves(before);
+            let few = moves.len() <= limit / 2;
+            let tried = self.compare(trace, layer, history, before, after, moves, false)?;
+            let net = |tried: &Tried| tried.gain - tried.cost;
+            if best.as_ref().is_none_or(|best| net(&tried) > net(best)) {
+                best = Some(tried);
+            }
+            // The policy wants no more moves than the next limit allows.
+            if few {
+                break;
+            }
+        }
+        best.map_or_else(|| self.compare(trace, layer, history, before, before.clone(), vec![], false), Ok)
+    }
+
+    /// A placement on the ranks that are left, where one more is back and still empty.
+    fn embedded(&self, before: &Placement, rank: usize, cluster: &Cluster) -> Result<Placement, PlaceError> {
+        let (old, width) = (before.slots_per_rank(), cluster.slots_per_rank());
+        let at = self.ranks().iter().filter(|&&left| (left as usize) < rank).count();
+        let mut rows: Vec<Vec<Option<u32>>> = before.slots().chunks(old).map(<[_]>::to_vec).collect();
+        rows.insert(at, vec![]);
+        let slots = rows.into_iter().flat_map(|mut row| {
+            row.resize(width, None);
+            row
+        });
+        Ok(Placement::new(self.experts, cluster.ranks(), slots.collect())?)
+    }
+
+    /// Splits the latest batches of a layer on both placements.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "two placements, what lies between them, and what they are judged on"
+    )]
+    fn compare(
+        &self,
+        trace: &Trace,
+        layer: usize,
+        history: &History<'_>,
+        before: &Placement,
+        placement: Placement,
+        moves: Vec<Move>,
+        forced: bool,
+    ) -> Result<Tried, PlaceError> {
+        let steps = trace.steps().len();
+        // Not on steps that are too far back to plan on.
+        let judged = self.options.judged.min(history.steps().len());
+        let judged = steps.saturating_sub(judged)..steps;
+        let batches: Vec<&[u64]> =
+            judged.map(|step| trace.loads(step, layer)).filter(|b| b.iter().any(|&load| load > 0)).collect();
+        let old = mean_of(before, &batches)?;
+        let new = if moves.is_empty() && placement == *before {
+            old.clone()
+        } else {
+            mean_of(&placement, &batches)?
+        };
+        let figures =
+            Figures { before: old.imbalance, after: new.imbalance, bound: new.bound, batches: batches.len() };
+        let gain = (figures.before - figures.after) * self.options.horizon as f64;
+        let tokens: u64 = batches.iter().flat_map(|batch| batch.iter()).sum();
+        let cost = moves.len() as f64 * self.price(tokens, batches.len());
+        Ok(Tried {
+            placement,
+            moves,
+            figures,
+            ranks_before: old.ranks,
+            ranks_after: new.ranks,
+            gain,
+            cost,
+            forced,
+        })
+    }
+
+    /// What one move costs, in perfectly balanced batches of one layer.
+    fn price(&self, tokens: u64, batches: usize) -> f64 {
+        // Both were checked when the shape was.
+        let (Ok(Some(model)), Ok(Some(gpu)), Some(gbps)) =
+            (self.shape.parsed_model(), self.shape.parsed_gpu(), self.shape.link_gbps)
+        else {
+            return self.options.move_cost;
+        };
+        let copy_ps = model.expert_bytes() as f64 * 8_000.0 / gbps as f64;
+        let time = roofline(&model, &gpu);
+        let per_rank = tokens as f64 / (batches.max(1) * self.cluster.ranks()) as f64;
+        let reading = time.read as f64 * self.cluster.slots_per_rank() as f64;
+        copy_ps / (per_rank * time.token as f64).max(reading).max(1.0)
+    }
+}
+
+/// Limits on moves that are tried: the most, half of it, and so on.
+fn limits(most: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors((most > 0).then_some(most), |&limit| (limit > 1).then_some(limit / 2))
+}
+
+/// How a placement serves batches, on average.
+#[derive(Debug, Clone)]
+struct Mean {
+    imbalance: f64,
+    bound: f64,
+    /// Load over mean, `[R]`.
+    ranks: Vec<f32>,
+}
+
+fn mean_of(placement: &Placement, batches: &[&[u64]]) -> Result<Mean, SplitError> {
+    let mut splitter = Splitter::new(placement.clone(), Method::Exact)?;
+    let (mut split, ranks) = (Split::default(), placement.ranks());
+    let (mut imbalance, mut bound, mut loads) = (0.0, 0.0, vec![0.0f64; ranks]);
+    for batch in batches {
+        splitter.split(batch, &mut split)?;
+        let total: u64 = split.rank_loads.iter().sum();
+        let mean = total as f64 / ranks as f64;
+        imbalance += split.peak() as f64 / mean;
+        bound += total.div_ceil(ranks as u64) as f64 / mean;
+        loads.iter_mut().zip(&split.rank_loads).for_each(|(sum, &load)| *sum += load as f64 / mean);
+    }
+    let n = batches.len().max(1) as f64;
+    let ranks = loads.into_iter().map(|load| (load / n) as f32).collect();
+    Ok(Mean { imbalance: imbalance / n, bound: bound / n, ranks })
+}

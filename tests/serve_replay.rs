@@ -1,0 +1,117 @@
+//! `evenkeel trace replay` and `evenkeel bench online`: what a trace comes to, through the service and without it.
+
+#![cfg(feature = "serve")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod command;
+mod serve_support;
+
+use command::{document, refusal};
+use serde_json::Value;
+use serve_support::{CONFIG, Server, folder};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const SAMPLE: &str = "traces/sample-prefill.csv.zst";
+
+/// Few iterations of the real policy: the same rules, faster.
+const RECOURSE: &str = "policy = \"recourse:iterations=300\"\nfirst_after = 8\nevery = 8\nmin_every = 2\nmax_moves = 2\nmove_cost = 0.05\nmax_behind = 100000";
+
+fn replay(server: &Server, more: &[&str]) -> Value {
+    let args = ["trace", "replay", SAMPLE, "--to", &server.url, "--name", "s", "--json", "--layers", "1,9"];
+    document(&[&args[..], more].concat())
+}
+
+#[test]
+fn the_service_and_the_decision_core_agree() {
+    let data = folder();
+    let server = Server::start(data.path(), &format!("[decide]\n{RECOURSE}\n"));
+    // Posted as fast as they are taken: what is decided depends on the order of steps alone.
+    let told = replay(&server, &["--ranks", "8", "--redundant", "8"]);
+    assert_eq!((told["accepted"].as_u64(), told["repeated"].as_u64()), (Some(48), Some(0)));
+    server.settled("s", "all");
+    let decide = RECOURSE.replace('\n', ", ");
+    let alone = document(&[
+        "bench",
+        "online",
+        SAMPLE,
+        "--ranks",
+        "8",
+        "--redundant",
+        "8",
+        "--layers",
+        "1,9",
+        "--skip-every-batch",
+        "--json",
+        "--decide",
+        &decide,
+    ]);
+    let history = server.get("/v1/models/s/history").json();
+    let told = |document: &Value| -> Vec<Value> {
+        let mut decisions = document["decisions"].as_array().unwrap().clone();
+        for decision in &mut decisions {
+            let decision = decision.as_object_mut().unwrap();
+            decision.remove("took_ms");
+            decision.remove("at");
+        }
+        decisions
+    };
+    assert!(told(&history).len() >= 5);
+    assert_eq!(told(&history), told(&alone));
+    let judged: Vec<&Value> =
+        history["points"].as_array().unwrap().iter().filter(|p| p["plan"] != 0).collect();
+    let mean = judged.iter().map(|p| p["mean"].as_f64().unwrap()).sum::<f64>() / judged.len() as f64;
+    assert!((mean - alone["online"]["imbalance"].as_f64().unwrap()).abs() < 1e-9);
+    server.terminate();
+}
+
+#[test]
+fn a_replay_goes_on_where_it_was() {
+    let data = folder();
+    let server = Server::start(data.path(), CONFIG);
+    let url = server.url.clone();
+    // The service is killed and started anew while a replay runs: it waits and goes on.
+    let port = server.address().split(':').nth(1).unwrap().to_owned();
+    let running = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
+        .args(["trace", "replay", SAMPLE, "--to", &url, "--name", "s", "--json", "--speed", "40"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(600));
+    server.kill();
+    std::thread::sleep(Duration::from_millis(200));
+    let again = Server::run(on_port(&serve_support::command(data.path(), CONFIG), &port), None);
+    let done = running.wait_with_output().unwrap();
+    assert!(done.status.success());
+    let told: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(told["retries"].as_u64().unwrap() > 0, "{told}");
+    assert_eq!(again.settled("s", "all")["accepted"], 48);
+    // Once more: all is known.
+    let told = document(&["trace", "replay", SAMPLE, "--to", &url, "--name", "s", "--json"]);
+    assert_eq!((told["accepted"].as_u64(), told["repeated"].as_u64()), (Some(0), Some(48)));
+    again.terminate();
+}
+
+/// The same command on a given port.
+fn on_port(command: &Command, port: &str) -> Command {
+    let mut other = Command::new(command.get_program());
+    let mut args: Vec<std::ffi::OsString> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
+    let at = args.iter().position(|arg| arg == "--listen").unwrap();
+    args[at + 1] = format!("127.0.0.1:{port}").into();
+    other.args(args);
+    other
+}
+
+#[test]
+fn what_cannot_be_replayed_is_told() {
+    let data = folder();
+    let server = Server::start(data.path(), CONFIG);
+    let message = refusal(&["trace", "replay", SAMPLE, "--to", "here"]);
+    assert!(message.contains("expected http://HOST:PORT"), "{message}");
+    let message =
+        refusal(&["trace", "replay", SAMPLE, "--to", &server.url, "--ranks", "7", "--redundant", "3"]);
+    assert!(message.contains("do not divide"), "{message}");
+    let message = refusal(&["trace", "replay", SAMPLE, "--to", "http://127.0.0.1:9", "--patience", "0"]);
+    assert!(message.contains("127.0.0.1:9"), "{message}");
+    server.terminate();
+}

@@ -61,6 +61,20 @@ fn strangers_are_refused() {
 }
 
 #[test]
+fn without_tokens_only_this_machines_names_are_answered() {
+    let data = folder();
+    let server = Server::run(command(data.path(), CONFIG), None);
+    for (host, status) in
+        [("localhost", "200"), ("127.0.0.1", "200"), ("[::1]:80", "200"), ("a.page.example", "403")]
+    {
+        let request = format!("GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let reply = raw(&server, request.as_bytes());
+        assert!(reply.starts_with(&format!("HTTP/1.1 {status}")), "{host}: {reply}");
+    }
+    server.terminate();
+}
+
+#[test]
 fn nobody_listens_to_everybody_without_a_token() {
     let data = folder();
     let mut open = Command::new(env!("CARGO_BIN_EXE_evenkeel"));

@@ -146,7 +146,7 @@ impl IntoResponses for Refusals {
         let all = [
             ("400", "The request is malformed."),
             ("401", "No bearer token, or a wrong one."),
-            ("403", "A page of another site asked."),
+            ("403", "A page of another site asked, or by another name."),
             ("404", "No such model, phase, plan or path."),
             ("405", "Another method."),
             ("408", "The body took too long."),

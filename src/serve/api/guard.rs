@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -89,7 +89,15 @@ fn check(service: &Service, rates: &Rates, request: &Request) -> Result<(), ApiE
     }
     let tokens = service.tokens.read().unwrap_or_else(PoisonError::into_inner);
     if tokens.is_empty() {
-        return Ok(());
+        // Without tokens a name is no proof either: a page of others may have let its own name point here.
+        let host = request.headers().get(header::HOST).map(HeaderValue::as_bytes);
+        if host.is_none_or(is_here) {
+            return Ok(());
+        }
+        let error = "asked for by a name that is not this machine's";
+        let expected =
+            "localhost or an address as host, or a token (--token-file), with which any name will do";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, error, expected));
     }
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = given.and_then(|value| {
@@ -108,10 +116,37 @@ fn check(service: &Service, rates: &Rates, request: &Request) -> Result<(), ApiE
     Err(ApiError::new(StatusCode::UNAUTHORIZED, error, "the header Authorization: Bearer TOKEN"))
 }
 
+/// Is a `Host` header `localhost` or an address, with or without a port?
+fn is_here(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    if host.parse::<SocketAddr>().is_ok() || host.parse::<IpAddr>().is_ok() {
+        return true;
+    }
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    name.eq_ignore_ascii_case("localhost")
+        || host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+            .is_some_and(|ip| ip.parse::<IpAddr>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn names_of_others_are_not_here() {
+        for here in ["localhost", "LocalHost:8787", "127.0.0.1", "127.0.0.1:8787", "[::1]:8787", "[::1]"] {
+            assert!(is_here(here.as_bytes()), "{here}");
+        }
+        for there in
+            ["example.com", "example.com:8787", "localhost.example.com", "127.0.0.1.example.com", "", "[::1"]
+        {
+            assert!(!is_here(there.as_bytes()), "{there}");
+        }
+        assert!(!is_here(b"\xff"));
+    }
 
     #[test]
     fn a_rate_allows_a_burst_and_then_its_pace() {

@@ -241,6 +241,14 @@ fn a_recorded_layer_is_the_layer() {
                     assert_eq!(cuda.launch(&with_residual, &x).unwrap(), added);
                 }
                 assert_eq!(cuda.time(&recorded, 3).unwrap().len(), 3);
+                let x = tokens(64, &[3, 0, 100, 5], 0);
+                cuda.layer(&LayerInput { layer: 0, step: 0, tokens: &x, routed: Routed::Router }).unwrap();
+                let refused = cuda.time(&recorded, 1).unwrap_err().to_string();
+                assert!(refused.contains("record it again"), "{refused}");
+                let recorded = cuda.record(0, &[1; 4], false).unwrap();
+                let same = cuda.placement(0).clone();
+                cuda.switch(0, same).unwrap();
+                assert!(cuda.launch(&recorded, &tokens(64, &[1; 4], 0)).is_err());
             }
         }
     }

@@ -7,7 +7,7 @@ use super::home::{Home, Slots, of_rank};
 use super::layers::Layer;
 use super::moves::Side;
 use super::rank::{Buffers, Rank, Room};
-use super::{Cuda, Path, Plan, Streams, enough};
+use super::{Cuda, Path, Plan, Streams, enough, stamp};
 use crate::cuda::{CudaError, DeviceGather, DevicePlanner, Peers, SameDevice};
 use crate::exec::backend::ExecConfig;
 use crate::exec::error::ExecError;
@@ -77,6 +77,7 @@ impl Cuda {
             blas,
             clock: Clock::default(),
             given: false,
+            stamps: vec![],
             sides: self.gpus.iter().map(|gpu| Side::new(&gpu.context)).collect::<Result<_, _>>()?,
         })
     }
@@ -143,6 +144,7 @@ impl Cuda {
             dense: self.options.path == Path::Cublas,
         };
         self.synchronize()?;
+        self.stamps = self.placements.iter().map(|_| stamp()).collect();
         self.ranks.iter_mut().for_each(|rank| rank.buffers = None);
         self.plans.clear();
         self.boards = None;

@@ -47,6 +47,7 @@ use rank::Rank;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What multiplies the experts' matrices.
@@ -169,6 +170,8 @@ pub struct Cuda {
     given: bool,
     /// Per GPU.
     sides: Vec<Side>,
+    /// Per layer: a number that changes, and that no other backend has, when memory that a recorded layer works on goes.
+    stamps: Vec<u64>,
 }
 
 impl fmt::Debug for Cuda {
@@ -245,6 +248,7 @@ impl Cuda {
             clock: Clock::default(),
             given: false,
             sides: vec![],
+            stamps: vec![],
             config,
         };
         this.build(source, placements, this.config.method)
@@ -300,6 +304,12 @@ impl Cuda {
         let rank = placement.rank_of(placement.copies(expert as usize)[0]);
         self.held(rank, layer, expert).ok_or(ExecError::NotStaged { layer, rank, expert })
     }
+}
+
+/// A number that was never given before.
+fn stamp() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// [`ExecError::Memory`] where a GPU has less free memory than needed.

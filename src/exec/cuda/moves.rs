@@ -1,9 +1,9 @@
 //! Moves of the CUDA backend: experts copied on a stream of their own into spare cells, and switches between steps.
 
-use super::Cuda;
 use super::cells::Cell;
 use super::home::{Slots, of_rank};
 use super::rank::Room;
+use super::{Cuda, stamp};
 use crate::cuda::{Context, CudaError};
 use crate::exec::error::ExecError;
 use crate::place::Placement;
@@ -105,7 +105,10 @@ impl Cuda {
         let room: Option<Room> = self.ranks[0].buffers.as_ref().map(|buffers| buffers.room);
         if let Some(room) = room.filter(|_| layer < self.plans.len()) {
             match self.plan(layer, room) {
-                Ok(plan) => self.plans[layer] = plan,
+                Ok(plan) => {
+                    self.plans[layer] = plan;
+                    self.stamps[layer] = stamp();
+                }
                 Err(error) => {
                     self.placements[layer] = old;
                     return Err(error);

@@ -7,12 +7,13 @@ use crate::cuda::{CudaError, Graph};
 use crate::exec::backend::Routed;
 use crate::exec::error::ExecError;
 
-/// One layer, recorded for a number of tokens per rank. It works on the memory of the backend that recorded it: to be launched
-/// while that lives, has run nothing with more tokens since, and has the layer where it was.
+/// One layer, recorded for a number of tokens per rank. It works on the memory of the backend that recorded it, and is refused once
+/// that is another: after more tokens than there was room for, and after a switch of the layer.
 #[derive(Debug)]
 pub struct Recorded {
     graph: Graph,
     pass: Pass,
+    stamp: u64,
 }
 
 impl Cuda {
@@ -57,7 +58,8 @@ impl Cuda {
             })
         })?;
         let graph = graph.ok_or_else(|| ExecError::Nothing("nothing was recorded".into()))?;
-        Ok(Recorded { graph, pass })
+        let stamp = self.stamps[layer];
+        Ok(Recorded { graph, pass, stamp })
     }
 
     /// The other ranks' streams begin where the first one is.
@@ -94,11 +96,22 @@ impl Cuda {
         self.enqueue(pass, residual)
     }
 
+    /// Whether a recorded layer's memory is still what it was.
+    fn fits(&self, recorded: &Recorded) -> Result<(), ExecError> {
+        if self.stamps.get(recorded.pass.layer) == Some(&recorded.stamp) {
+            return Ok(());
+        }
+        Err(ExecError::Nothing(
+            "the layer has other memory than when it was recorded: record it again".into(),
+        ))
+    }
+
     /// Sends tokens, `[token][H]` per rank, launches a recorded layer and brings its outputs back.
     ///
     /// # Errors
-    /// When there are other numbers of tokens than were recorded; [`ExecError::Cuda`].
+    /// When there are other numbers of tokens than were recorded, or the layer is to be recorded again; [`ExecError::Cuda`].
     pub fn launch(&mut self, recorded: &Recorded, tokens: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, ExecError> {
+        self.fits(recorded)?;
         let (pass, hidden) = (&recorded.pass, self.config.model.hidden as usize);
         ExecError::expect("sources", tokens.len(), self.ranks.len())?;
         for (x, &n) in tokens.iter().zip(&pass.tokens) {
@@ -121,6 +134,7 @@ impl Cuda {
     /// [`ExecError::Cuda`].
     pub fn time(&self, recorded: &Recorded, times: usize) -> Result<Vec<f64>, ExecError> {
         use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
+        self.fits(recorded)?;
         let (stream, failed) = (self.ranks[0].gpu.stream(), CudaError::driver("timing a graph"));
         let mut all = Vec::with_capacity(times);
         for _ in 0..times {

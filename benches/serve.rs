@@ -53,16 +53,6 @@ impl Server {
         let url = format!("{}/v1/models/m", self.url);
         ureq::put(url).header("content-type", "application/json").send(body.as_bytes()).unwrap();
     }
-
-    fn phase(&self) -> Value {
-        let text = ureq::get(format!("{}/v1/models/m", self.url))
-            .call()
-            .unwrap()
-            .body_mut()
-            .read_to_string()
-            .unwrap();
-        serde_json::from_str::<Value>(&text).unwrap()["phases"][0].clone()
-    }
 }
 
 impl Drop for Server {
@@ -112,9 +102,7 @@ fn row(
         .header("content-type", binary::CONTENT_TYPE)
         .send(&body(1 << 40, 8.max(batch), layers, experts)[..]);
     first.unwrap();
-    while server.phase()["plan"] == 0 {
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    ureq::get(format!("{}/v1/models/m/plan?wait=300", server.url)).call().unwrap();
     let (stop, next, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let (posts, plans) = (Mutex::new(vec![]), Mutex::new(vec![]));
     let begun = Instant::now();

@@ -309,6 +309,11 @@ fn the_view_has_what_a_page_shows_and_metrics_are_bounded() {
         assert!(paths.contains_key(path), "{path}");
     }
     assert_eq!(paths.len(), 14);
+    let wait = document["paths"]["/v1/models/{model}/plan"]["get"]["parameters"].as_array().unwrap();
+    assert!(
+        wait.iter().any(|parameter| parameter["name"] == "wait" && parameter["in"] == "query"),
+        "{wait:?}"
+    );
     server.terminate();
 }
 

@@ -14,6 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 /// How to plan again.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReplanQuery {
     /// The phase; needed where several are fed apart.

@@ -80,7 +80,8 @@ impl PhaseState {
             step: lane.last_step,
             behind: feed.behind(),
             planning: feed.planning.load(Ordering::Relaxed),
-            plan: lane.version(),
+            // What is handed out: a plan that is about to be stored is not told yet.
+            plan: feed.served().map_or(0, |served| served.version),
             plan_step: lane.plan_step,
             due_in: wait.saturating_sub(lane.accepted() - lane.decided),
             decisions: lane.decisions,

@@ -20,6 +20,7 @@ const LONGEST: f64 = 300.0;
 
 /// Which plan, in which format.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PlanQuery {
     /// The phase; needed where several are fed apart.

@@ -20,6 +20,7 @@ const DECISIONS: usize = 16;
 
 /// Which phase.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PhaseQuery {
     /// The phase; needed where several are fed apart.

@@ -154,7 +154,7 @@ fn what_happens_is_streamed() {
     let (_data, server) = with_model(CONFIG);
     let mut stream = TcpStream::connect(server.address()).unwrap();
     stream.set_read_timeout(Some(serve_support::PATIENCE)).unwrap();
-    write!(stream, "GET /v1/models/m/events HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    write!(stream, "GET /v1/models/m/events HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
     assert!(lines.next().unwrap().contains("200"));
     server.loads("m", &loads(0..4));

@@ -105,7 +105,7 @@ fn large_and_slow_requests_end() {
     assert!(announced.json()["expected"].as_str().unwrap().contains("limits.body_mib"));
     // Without saying so first.
     let mut chunked =
-        format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n")
+        format!("POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n")
             .into_bytes();
     for _ in 0..17 {
         chunked.extend_from_slice(b"10000\r\n");
@@ -116,14 +116,14 @@ fn large_and_slow_requests_end() {
     assert!(raw(&server, &chunked).starts_with("HTTP/1.1 413"));
     // A header that never ends, and a body that never comes.
     let begun = Instant::now();
-    raw(&server, b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-slow: ");
+    raw(&server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nx-slow: ");
     let slow =
-        raw(&server, format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{{").as_bytes());
+        raw(&server, format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{{").as_bytes());
     assert!(slow.starts_with("HTTP/1.1 408") && slow.contains("limits.body_seconds"), "{slow}");
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     assert!(raw(&server, b"nonsense\r\n\r\n").starts_with("HTTP/1.1 400"));
     let many = (0..200).fold(String::new(), |text, at| text + &format!("x-{at}: 1\r\n"));
-    let answer = raw(&server, format!("GET / HTTP/1.1\r\nhost: x\r\n{many}\r\n").as_bytes());
+    let answer = raw(&server, format!("GET / HTTP/1.1\r\nhost: localhost\r\n{many}\r\n").as_bytes());
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
     assert_eq!(server.get("/healthz").status, 200);
     server.terminate();
@@ -149,7 +149,7 @@ fn connections_and_streams_are_limited() {
     let open = || {
         let mut stream = TcpStream::connect(server.address()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET /v1/models/m/events HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        write!(stream, "GET /v1/models/m/events HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
         let mut begin = [0; 12];
         stream.read_exact(&mut begin).unwrap();
         (stream, String::from_utf8_lossy(&begin).into_owned())
@@ -162,7 +162,7 @@ fn connections_and_streams_are_limited() {
     // Two streams and the client's own connection are open: two more fit, then no more.
     let idle: Vec<TcpStream> = (0..6).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
     std::thread::sleep(Duration::from_millis(100));
-    let refused = raw(&server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n");
+    let refused = raw(&server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n");
     assert!(refused.starts_with("HTTP/1.1 503") || refused.is_empty(), "{refused}");
     drop((idle, streams));
     let begun = Instant::now();
@@ -196,7 +196,7 @@ fn tls_is_spoken() {
     assert!(server.url.starts_with("https://127.0.0.1:"), "{}", server.url);
     assert!(server.try_send("GET", "/healthz", &[], None).is_err(), "an unknown certificate is not trusted");
     assert!(
-        !raw(&server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").contains("200"),
+        !raw(&server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").contains("200"),
         "nothing is told in the clear"
     );
     let trace = data.path().join("t.csv");

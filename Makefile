@@ -41,7 +41,7 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help demo test kernels python stacks check examples bench fuzz clean
+.PHONY: help demo test kernels gpu python stacks check examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -60,6 +60,12 @@ test: $(TOOLS) ## Run all tests and documentation examples, with HiGHS as refere
 
 kernels: $(TOOLS) $(NVRTC_READY) ## Compile the CUDA kernels for sm_80, sm_90, sm_90a and sm_100; needs no GPU.
 	$(WITH_TOOLS) $(WITH_NVRTC) $(CARGO) test --workspace --features $(FEATURES) --test cubins -- --nocapture
+
+gpu: $(TOOLS) $(NVRTC_READY) ## On a machine with a GPU: its tests, benchmarks and compute-sanitizer; what docs/ need is printed.
+	@nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || { \
+		echo "make gpu wants a machine with an NVIDIA GPU and its driver" >&2; exit 1; }
+	$(WITH_TOOLS) $(WITH_NVRTC) $(CARGO) test --release --features $(FEATURES) --test cuda --test exec_cuda -- --nocapture
+	$(WITH_TOOLS) $(WITH_NVRTC) CARGO=$(CARGO) PYTHON=$(PYTHON) FEATURES=$(FEATURES) benches/gpu.sh
 
 python: .tools/python/ready ## Build the Python package, install it into .tools/python and run its tests.
 	.tools/python/bin/pip install --quiet --disable-pip-version-check .

@@ -17,26 +17,24 @@ EK_FN void count_chunk(Block team, u32* shared, const Id* ids, u64 n, u64 chunk,
   EK_FOR(team, expert, experts) histogram[expert] = shared[expert];
 }
 
-// Turns the histograms [chunks][experts] into sums over the chunks before, and writes the sums over all.
-EK_FN void count_before(Block team, u32* histograms, u64 chunks, u32 experts, u32 first, u32 lanes, u32* counts) {
-  EK_FOR(team, lane, lanes) {
-    u32 expert = first + lane;
-    if (expert < experts) {
-      u32 sum = 0;
-      for (u64 chunk = 0; chunk < chunks; ++chunk) {
-        u32 here = histograms[chunk * experts + expert];
-        histograms[chunk * experts + expert] = sum;
-        sum += here;
-      }
-      counts[expert] = sum;
-    }
+// Turns the histograms [chunks][experts] of one expert into sums over the chunks before, and writes the sum over all.
+// `shared` has room for TILE numbers.
+EK_FN void count_before(Warp team, u32* shared, u32* histograms, u64 chunks, u32 experts, u32 expert, u32* counts) {
+  u32 sum = 0;
+  EK_LOOP for (u64 first = 0; first < chunks; first += EK_TILE) {
+    const u64 rest = chunks - first;
+    const u32 here = rest < EK_TILE ? (u32)rest : EK_TILE;
+    EK_FOR(team, at, here) shared[at] = histograms[(first + at) * experts + expert];
+    const u32 all = team.scan(shared, here);
+    EK_FOR(team, at, here) histograms[(first + at) * experts + expert] = sum + shared[at];
+    sum += all;
   }
+  EK_ONE(team) counts[expert] = sum;
 }
 
-#ifndef EK_HOST
 template <class Id>
 EK_FN void count_block(const Id* ids, u64 n, u32 experts, u32* histograms, u32* faults) {
-  extern __shared__ u32 shared_counts[];
+  EK_SHARED(u32, shared_counts);
   u64 chunk = blockIdx.x;
   count_chunk(Block(), shared_counts, ids, n, chunk, experts, histograms + chunk * experts, faults);
 }
@@ -49,7 +47,7 @@ EK_KERNEL(256) ek_count_i64(const i64* ids, u64 n, u32 experts, u32* histograms,
   count_block(ids, n, experts, histograms, faults);
 }
 
-EK_KERNEL(64) ek_count_before(u32* histograms, u64 chunks, u32 experts, u32* counts) {
-  count_before(Block(), histograms, chunks, experts, blockIdx.x * 64, 64, counts);
+EK_KERNEL(32) ek_count_before(u32* histograms, u64 chunks, u32 experts, u32* counts) {
+  EK_SHARED_ARRAY(u32, shared, EK_TILE);
+  count_before(Warp(), shared, histograms, chunks, experts, blockIdx.x, counts);
 }
-#endif

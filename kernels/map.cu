@@ -26,11 +26,10 @@ EK_FN void map_chunk(Block team, u32* shared, const Id* ids, u64 n, u64 chunk, u
   }
 }
 
-#ifndef EK_HOST
 template <class Id>
 EK_FN void map_block(const Id* ids, u64 n, u32 experts, const u32* befores, const u32* layout, const u64* shares,
                      Id* slots, u32* faults) {
-  __shared__ u32 shared[EK_CHUNK];
+  EK_SHARED_ARRAY(u32, shared, EK_CHUNK);
   u64 chunk = blockIdx.x;
   map_chunk(Block(), shared, ids, n, chunk, experts, befores + chunk * experts, layout, shares, slots, faults);
 }
@@ -44,4 +43,3 @@ EK_KERNEL(256) ek_map_i64(const i64* ids, u64 n, u32 experts, const u32* befores
                           const u64* shares, i64* slots, u32* faults) {
   map_block(ids, n, experts, befores, layout, shares, slots, faults);
 }
-#endif

@@ -96,10 +96,8 @@ EK_FN void share_all(Block team, const u32* layout, const u32* counts, const u64
   }
 }
 
-#ifndef EK_HOST
 EK_KERNEL(128)
 ek_share(const u32* layout, const u32* counts, const u64* quotas, u32 experts, u32 ranks, u32 per_node, u32 source,
          u64* shares) {
   share_all(Block(), layout, counts, quotas, experts, ranks, per_node, source, blockIdx.x * 128, 128, shares);
 }
-#endif

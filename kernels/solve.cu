@@ -156,18 +156,16 @@ EK_FN void split(Block block, u32* shared, const u32* program, const u32* counts
   EK_ONE(block) answer.peak[0] = (u64)m.result[1] << 32 | m.result[0];
 }
 
-#ifndef EK_HOST
 // Block b splits layer first + b. Per layer: `programs` the offset of its program in `words`, and rows of counts
 // [sources][items], quotas [quota_stride], rank loads [ranks], peaks [1], certificates [certificate_stride].
 EK_KERNEL(256)
 ek_solve(const u32* words, const u32* programs, u32 first, const u32* counts, u32 sources, u32 items, u32 ranks,
          u32 hot, u64* quotas, u32 quota_stride, u64* rank_loads, u64* peaks, u32* certificates,
          u32 certificate_stride) {
-  extern __shared__ u64 shared[];
+  EK_SHARED(u64, shared);
   u64 layer = first + blockIdx.x, row = blockIdx.x;
   Answer answer = {quotas + row * quota_stride, rank_loads + row * ranks, peaks + row,
                    certificates + row * certificate_stride};
   split(Block(), (u32*)shared, words + programs[layer], counts + row * sources * items, sources, hot != 0, false,
         answer);
 }
-#endif

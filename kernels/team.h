@@ -21,6 +21,16 @@ typedef long long i64;
 
 #define EK_NEVER 0xffffffffu
 
+#ifdef EK_HOST
+#include "host/launch.h"
+#else
+#define EK_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define EK_GRID_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
+// Shared memory whose size the launch says, and of a size known here.
+#define EK_SHARED(type, name) extern __shared__ type name[]
+#define EK_SHARED_ARRAY(type, name, n) __shared__ type name[n]
+#endif
+
 #if defined(EK_HOST) && !defined(EK_THREADS)
 #include "host/order.h"
 #else
@@ -32,7 +42,6 @@ typedef long long i64;
 #define EK_FN_MEMBER __device__ __forceinline__
 // A function that is called: it is long next to the call, or rarely reached.
 #define EK_CALL __device__ __noinline__
-#define EK_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 
 #define EK_ALL_LANES 0xffffffffu
 
@@ -98,9 +107,28 @@ template <class T> struct Section {
 };
 template <class T> EK_FN Section<T> section(T team) { return Section<T>(team); }
 
+// All of a grid: `n` things, a lane each, in steps of the grid; and rows, a warp of a block of 256 each.
+#define EK_SPREAD(i, n)                                                                             \
+  for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x, ek_end = (n); i < ek_end; i += (u64)gridDim.x * blockDim.x)
+#define EK_ROWS(row, n) \
+  for (u64 row = (u64)blockIdx.x * 8 + threadIdx.x / 32, ek_rows = (n); row < ek_rows; row += (u64)gridDim.x * 8)
+
+// Once per lane of a block of `n` lanes, without a barrier.
+#define EK_LANE(lane, n) if (const u32 lane = threadIdx.x; true)
+
+// What each of N lanes keeps between sections: in registers on a GPU, in an array on a host.
+template <class T, u32 N> struct Own {
+  T own;
+  EK_FN_MEMBER T& operator[](u32) { return own; }
+};
+
 // A loop that is not unrolled: most are short, and instructions have to be fetched.
 #ifndef EK_LOOP
 #define EK_LOOP _Pragma("unroll 1")
+#endif
+// A loop of a few turns that is unrolled, so that what it indexes stays in registers.
+#ifndef EK_SHORT
+#define EK_SHORT _Pragma("unroll")
 #endif
 #define EK_EACH(team, i, n) EK_LOOP for (u32 i = (team).lane(); i < (u32)(n); i += (team).size())
 #define EK_FOR(team, i, n)                                           \

@@ -3,6 +3,8 @@
 #include "team.h"
 
 #define EK_CHUNK 256u
+// Numbers that a warp sums up at a time.
+#define EK_TILE 1024u
 
 // The expert that an id names, or EK_NEVER.
 template <class Id> EK_FN u32 expert_of(Id id, u32 experts) {

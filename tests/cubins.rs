@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use evenkeel::cuda::{CudaError, compile, compile_cached, compile_with_log, nvrtc_version};
-use evenkeel::kernels::source::UNITS;
+use evenkeel::kernels::source::{EXEC_UNITS, UNITS};
 
 const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_90", "sm_90a", "sm_100"];
 
@@ -28,7 +28,7 @@ fn every_kernel_compiles_for_every_architecture() {
         return;
     }
     for arch in ARCHITECTURES {
-        for unit in UNITS {
+        for unit in UNITS.into_iter().chain(EXEC_UNITS) {
             let (cubin, log) = compile_with_log(unit, arch).unwrap();
             assert_eq!(log, "", "{} for {arch}", unit.name);
             assert!(cubin.starts_with(b"\x7fELF"), "{} for {arch} is no cubin", unit.name);
@@ -36,7 +36,7 @@ fn every_kernel_compiles_for_every_architecture() {
                 let holds = cubin.windows(kernel.len()).any(|window| window == kernel.as_bytes());
                 assert!(holds, "{} for {arch} lacks {kernel}", unit.name);
             }
-            println!("{arch:>7} {:<5} {} bytes", unit.name, cubin.len());
+            println!("{arch:>7} {:<8} {} bytes", unit.name, cubin.len());
         }
     }
 }

@@ -171,9 +171,3 @@ fn what_cannot_run_says_why() {
         assert!(message.contains(expected), "{args}: {message}");
     }
 }
-
-#[test]
-fn cuda_is_refused_with_its_reason() {
-    let message = refusal(&format!("{SMALL} --backend cuda"));
-    assert!(message.contains("the cuda backend is not available"), "{message}");
-}

@@ -113,8 +113,11 @@ static std::vector<u32> count_ids(const std::vector<Id>& ids, u32 experts, std::
       count_chunk(Block(), shared.data(), ids.data(), ids.size(), chunk, experts, histogram, faults);
     });
   }
-  EK_GRID(block, (experts + 63) / 64) {
-    ek_launch([&] { count_before(Block(), histograms.data(), chunks, experts, block * 64, 64, counts.data()); });
+  std::vector<u32> tile(EK_TILE);
+  EK_GRID(expert, experts) {
+    ek_launch([&] {
+      EK_FIRST_WARP { count_before(Warp(), tile.data(), histograms.data(), chunks, experts, expert, counts.data()); }
+    });
   }
   return histograms;
 }

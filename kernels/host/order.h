@@ -8,6 +8,7 @@
 #define EK_FN_MEMBER inline
 #define EK_CALL static inline
 #define EK_LOOP
+#define EK_SHORT
 
 enum Order { ASCENDING, DESCENDING, SHUFFLED };
 static Order ek_order = ASCENDING;
@@ -60,11 +61,24 @@ struct Team {
 typedef Team Warp;
 typedef Team Block;
 
+template <class T, u32 N> struct Own {
+  T own[N];
+  T& operator[](u32 lane) { return own[lane]; }
+};
+
 #define EK_EACH(team, i, n)                                                       \
   for (Permutation ek_way((u64)(n)); ek_way.count > 0; ek_way.count = 0)                  \
     for (u64 ek_at = 0, ek_end = ek_way.count; ek_at < ek_end; ++ek_at)               \
       for (u32 i = ek_way(ek_at), ek_once = ((void)(team), 1); ek_once; ek_once = 0)
 #define EK_FOR(team, i, n) EK_EACH(team, i, n)
+#define EK_LANE(lane, n) EK_EACH(Block(), lane, n)
+// A block's part of a grid: every gridDim-th thing, as far apart as on a GPU.
+#define EK_SPREAD(i, n)                                                                             \
+  for (u64 ek_block = (u64)blockIdx.x * 256, ek_end = (n); ek_block < ek_end; ek_block += (u64)gridDim.x * 256)  \
+    for (u64 i = ek_block; i < ek_end && i < ek_block + 256; ++i)
+#define EK_ROWS(row, n)                                                                             \
+  for (u64 ek_block = (u64)blockIdx.x * 8, ek_end = (n); ek_block < ek_end; ek_block += (u64)gridDim.x * 8)      \
+    for (u64 row = ek_block; row < ek_end && row < ek_block + 8; ++row)
 #define EK_ONE(team) for (u32 ek_once = ((void)(team), 1); ek_once; ek_once = 0)
 #define EK_FIRST_WARP
 

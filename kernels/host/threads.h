@@ -1,5 +1,5 @@
 // The intrinsics that team.h uses, on a host, with a thread for every lane: slow, but the same code as on a GPU, and a
-// missing barrier is a data race, which a thread sanitiser sees. Blocks have two warps.
+// missing barrier is a data race, which a thread sanitiser sees. Blocks have two warps, unless a launch says otherwise.
 #pragma once
 
 #include <cstddef>
@@ -12,29 +12,31 @@
 #define __forceinline__ inline
 #define __noinline__
 #define EK_LOOP
+#define EK_SHORT
 
 enum Order { ASCENDING, DESCENDING, SHUFFLED };
-static Order ek_order = ASCENDING; // of no effect here
-static u64 ek_dice = 1;
-static u64 ek_sections = 0; // not counted here
+inline Order ek_order = ASCENDING; // of no effect here
+inline u64 ek_dice = 1;
+inline u64 ek_sections = 0; // not counted here
 
 struct Dim {
   u32 x;
 };
 static thread_local Dim threadIdx = {0};
-static const Dim blockDim = {64};
+static Dim blockDim = {64};
 
-static pthread_barrier_t ek_block_barrier, ek_warp_barriers[2];
-static u64 ek_exchange[64];
+static pthread_barrier_t ek_block_barrier, ek_warp_barriers[8];
+static u64 ek_exchange[256];
 
 static inline void __syncthreads() { pthread_barrier_wait(&ek_block_barrier); }
 static inline void __syncwarp() { pthread_barrier_wait(&ek_warp_barriers[threadIdx.x / 32]); }
 
 // What the lane `from` of this warp brings.
 template <class T> static inline T ek_swap(T mine, u32 from) {
-  ek_exchange[threadIdx.x] = (u64)mine;
+  __builtin_memcpy(&ek_exchange[threadIdx.x], &mine, sizeof mine);
   __syncwarp();
-  T other = (T)ek_exchange[threadIdx.x / 32 * 32 + from];
+  T other;
+  __builtin_memcpy(&other, &ek_exchange[threadIdx.x / 32 * 32 + from], sizeof other);
   __syncwarp();
   return other;
 }
@@ -69,7 +71,7 @@ static inline void atomicMin(u32* at, u32 value) {
 // Runs a block: `work` on every lane.
 template <class Work> static void ek_launch(Work work) {
   pthread_barrier_init(&ek_block_barrier, nullptr, blockDim.x);
-  for (pthread_barrier_t& barrier : ek_warp_barriers) pthread_barrier_init(&barrier, nullptr, 32);
+  for (u32 warp = 0; warp < blockDim.x / 32; ++warp) pthread_barrier_init(&ek_warp_barriers[warp], nullptr, 32);
   std::vector<std::thread> lanes;
   for (u32 lane = 0; lane < blockDim.x; ++lane) {
     lanes.emplace_back([&work, lane] {
@@ -79,5 +81,5 @@ template <class Work> static void ek_launch(Work work) {
   }
   for (std::thread& lane : lanes) lane.join();
   pthread_barrier_destroy(&ek_block_barrier);
-  for (pthread_barrier_t& barrier : ek_warp_barriers) pthread_barrier_destroy(&barrier);
+  for (u32 warp = 0; warp < blockDim.x / 32; ++warp) pthread_barrier_destroy(&ek_warp_barriers[warp]);
 }

@@ -1,7 +1,10 @@
 //! `evenkeel calibrate`: what experts cost on this machine, as a roofline that splits can aim at.
 
 use super::output::{Bar, Output, print, table, write_file};
+use super::run::BackendName;
 use clap::Args;
+#[cfg(feature = "cuda")]
+use evenkeel::exec::calibrate::measure_on_cuda;
 use evenkeel::exec::calibrate::{Fit, Sweep, measure};
 use evenkeel::exec::weights::{Dtype, RandomWeights};
 use evenkeel::model::Model;
@@ -21,7 +24,13 @@ use std::path::{Path, PathBuf};
 pub(crate) struct CalibrateArgs {
     /// cpu or cuda
     #[arg(long, value_name = "NAME", default_value = "cpu")]
-    backend: super::run::BackendName,
+    backend: BackendName,
+    /// With --backend cuda: own or cublas, what multiplies
+    #[arg(long, value_name = "NAME", default_value = "own")]
+    ffn: super::run::FfnName,
+    /// With --backend cuda: which GPU
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    gpu: usize,
     /// Whose experts: mixtral-8x7b, qwen3-30b-a3b, gpt-oss-20b, deepseek-v2-lite, deepseek-v3, kimi-k2 and others
     #[arg(long, value_name = "MODEL")]
     model: Model,
@@ -54,7 +63,10 @@ pub(crate) struct CalibrateArgs {
 }
 
 pub(crate) fn run(args: &CalibrateArgs, output: Output) -> anyhow::Result<()> {
-    args.backend.available()?;
+    args.backend.available(args.gpu, args.ffn)?;
+    if args.backend == BackendName::Cuda && args.dtype != Dtype::Bf16 {
+        anyhow::bail!("--dtype {}: the cuda backend runs bf16", args.dtype);
+    }
     let model = Model {
         hidden: args.hidden.unwrap_or(args.model.hidden),
         intermediate: args.intermediate.unwrap_or(args.model.intermediate),
@@ -68,13 +80,24 @@ pub(crate) fn run(args: &CalibrateArgs, output: Output) -> anyhow::Result<()> {
         ..Sweep::default()
     };
     let bar = Bar::running();
-    let points = measure(&model, &weights, &sweep, &bar)?;
+    let points = match args.backend {
+        #[cfg(feature = "cuda")]
+        BackendName::Cuda => {
+            measure_on_cuda(super::run::cuda(args.gpu, args.ffn), &model, &weights, &sweep, &bar)?
+        }
+        _ => measure(&model, &weights, &sweep, &bar)?,
+    };
     drop(bar);
     let fit = Fit::of(points)?;
     let file = fit.file(&model, &args.dtype.to_string(), args.backend.name());
     let setting = format!(
-        "Experts of {} ({} x {}) in {}, {} rounds, one core.",
-        model.name, model.hidden, model.intermediate, args.dtype, args.rounds
+        "Experts of {} ({} x {}) in {}, {} rounds, {}.",
+        model.name,
+        model.hidden,
+        model.intermediate,
+        args.dtype,
+        args.rounds,
+        if args.backend == BackendName::Cpu { "one core" } else { "one GPU" }
     );
     if let Some(path) = &args.report {
         let title = format!("Calibration of {}", model.name);

@@ -20,7 +20,7 @@ pub struct Context {
 }
 
 /// The kernels; those that read ids for 32 and for 64 bits.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Kernels {
     pub(super) count: [CudaFunction; 2],
     pub(super) count_before: CudaFunction,
@@ -91,6 +91,31 @@ impl Context {
                 .map_err(CudaError::driver("asking for shared memory"))?;
         }
         Ok(Arc::new(Context { device, stream, kernels }))
+    }
+
+    /// The same GPU and kernels with a stream of its own, whose work runs beside this one's.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn fork(&self) -> Result<Arc<Context>, CudaError> {
+        let stream = self.stream.context().new_stream().map_err(CudaError::driver("making a stream"))?;
+        Ok(Arc::new(Context { device: self.device.clone(), stream, kernels: self.kernels.clone() }))
+    }
+
+    /// Bytes of device memory that are free, and all there are.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn memory(&self) -> Result<(u64, u64), CudaError> {
+        let failed = CudaError::driver("asking for free memory");
+        let (free, all) = self.stream.context().mem_get_info().map_err(failed)?;
+        Ok((free as u64, all as u64))
+    }
+
+    /// The kernels of a unit, compiled for this GPU, in the order of their names.
+    pub(crate) fn functions(&self, unit: Unit) -> Result<Vec<CudaFunction>, CudaError> {
+        let module = load(self.stream.context(), unit, &self.device.arch())?;
+        unit.kernels.iter().map(|name| function(&module, name)).collect()
     }
 
     /// What this GPU is.

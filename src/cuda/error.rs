@@ -1,6 +1,7 @@
 //! What can go wrong between this program and a GPU.
 
 use crate::kernels::ProgramError;
+use cudarc::cublas::result::CublasError;
 use cudarc::driver::DriverError;
 use cudarc::nccl::result::NcclError;
 use std::path::PathBuf;
@@ -77,6 +78,17 @@ pub enum CudaError {
         /// NCCL's name for the error.
         code: String,
     },
+    /// No cuBLAS library.
+    #[error("no cuBLAS: libcublas.so is not on the library path (--ffn own does without)")]
+    NoBlas,
+    /// A call into cuBLAS failed.
+    #[error("{doing}: {code}")]
+    Blas {
+        /// What was being done.
+        doing: &'static str,
+        /// cuBLAS' name for the error.
+        code: String,
+    },
     /// The kernel cannot take a problem.
     #[error(transparent)]
     Program(#[from] ProgramError),
@@ -116,8 +128,12 @@ impl CudaError {
         matches!(self, NoDriver | NoDevice(_) | NoCompiler | TooOld { .. })
     }
 
-    pub(super) fn driver(doing: &'static str) -> impl Fn(DriverError) -> CudaError {
+    pub(crate) fn driver(doing: &'static str) -> impl Fn(DriverError) -> CudaError {
         move |error| CudaError::Driver { doing, code: format!("{:?}", error.0) }
+    }
+
+    pub(crate) fn blas(doing: &'static str) -> impl Fn(CublasError) -> CudaError {
+        move |error| CudaError::Blas { doing, code: format!("{:?}", error.0) }
     }
 
     pub(super) fn nccl(doing: &'static str) -> impl Fn(NcclError) -> CudaError {

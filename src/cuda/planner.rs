@@ -147,7 +147,7 @@ impl DevicePlanner {
         }
         let mut launch = self.gpu.stream().launch_builder(&self.gpu.kernels.count_before);
         launch.arg(&mut self.histograms).arg(&chunks).arg(&experts).arg(&mut self.own);
-        let shape = blocks(self.experts.div_ceil(64), 64, 0);
+        let shape = blocks(self.experts, 32, 0);
         #[allow(unsafe_code, reason = "arguments and sizes are those of ek_count_before in kernels/count.cu")]
         let launched = unsafe { launch.launch(shape) };
         launched.map_err(failed)?;

@@ -14,6 +14,8 @@ pub struct Device {
     pub capability: (u32, u32),
     /// Shared memory that a block may ask for, in bytes.
     pub shared_memory: usize,
+    /// Multiprocessors.
+    pub multiprocessors: usize,
 }
 
 impl Device {
@@ -59,5 +61,6 @@ fn describe(ordinal: i32) -> Result<Device, CudaError> {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32,
         ),
         shared_memory: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
     })
 }

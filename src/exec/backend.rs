@@ -125,6 +125,25 @@ pub struct LayerInput<'a> {
     pub routed: Routed<'a>,
 }
 
+impl LayerInput<'_> {
+    /// Whether it fits a backend with so many layers and ranks, and tokens of so many numbers.
+    pub(super) fn check(&self, layers: usize, ranks: usize, hidden: usize) -> Result<(), ExecError> {
+        if self.layer >= layers {
+            return Err(ExecError::Shape { what: "layer", given: self.layer, expected: layers });
+        }
+        ExecError::expect("sources", self.tokens.len(), ranks)?;
+        for tokens in self.tokens {
+            ExecError::expect("numbers past the last whole token", tokens.len() % hidden, 0)?;
+        }
+        if let Routed::Replay { ids, weights, slots, .. } = self.routed {
+            ExecError::expect("sources of ids", ids.len(), ranks)?;
+            ExecError::expect("sources of weights", weights.map_or(ranks, <[_]>::len), ranks)?;
+            ExecError::expect("sources of slots", slots.map_or(ranks, <[_]>::len), ranks)?;
+        }
+        Ok(())
+    }
+}
+
 /// Where one source's tokens went.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SourceRouting {
@@ -151,6 +170,9 @@ pub struct LayerRun {
     pub times: Vec<Times>,
     /// What really travelled.
     pub copies: Copies,
+    /// From the first rank's first phase to the last one's last, where a clock around the call would also see tokens come to
+    /// a device and go.
+    pub wall: Option<Duration>,
 }
 
 impl LayerRun {
@@ -210,24 +232,4 @@ pub trait Backend {
 
     /// Bytes of routed experts in use, and of those in staging slots or on their way there, per rank.
     fn memory(&self) -> Vec<[u64; 2]>;
-}
-
-/// Why there is no CUDA backend: the one that would run on this machine's GPUs is not in this version, and without a driver
-/// none could.
-#[cfg(feature = "cuda")]
-pub fn no_cuda() -> ExecError {
-    let reason = match crate::cuda::probe() {
-        Err(error) => error.to_string(),
-        Ok(devices) => {
-            let names: Vec<String> = devices.into_iter().map(|device| device.name).collect();
-            format!("there is {}, but this version runs layers on the CPU only", names.join(", "))
-        }
-    };
-    ExecError::Unavailable { backend: "cuda", reason }
-}
-
-/// Why there is no CUDA backend: it was left out.
-#[cfg(not(feature = "cuda"))]
-pub fn no_cuda() -> ExecError {
-    ExecError::Unavailable { backend: "cuda", reason: "built without the feature `cuda`".into() }
 }

@@ -60,7 +60,44 @@ impl Default for Sweep {
     }
 }
 
-/// Measures experts on the CPU. Rounds go over all points, so that what else the machine does falls on all alike.
+impl Sweep {
+    /// The most tokens of an expert, and experts there are for a model.
+    fn check(&self, model: &Model) -> Result<(u64, usize), ExecError> {
+        let most = self.tokens.iter().copied().max().unwrap_or(0);
+        let pool = self.pool.min(model.experts);
+        let some = self.tokens.iter().chain(&self.experts).all(|&n| n > 0) && self.rounds > 0;
+        if most == 0 || self.experts.is_empty() || pool == 0 || !some {
+            return Err(ExecError::Nothing(
+                "nothing to measure: expected tokens, experts and rounds from 1".into(),
+            ));
+        }
+        Ok((most, pool))
+    }
+
+    /// Times every point in every round, by a function of (experts, tokens each) that says microseconds. Rounds go over all
+    /// points, so that what else the machine does falls on all alike; the first touches all memory and does not count.
+    fn points(
+        &self,
+        mut time: impl FnMut(u64, u64) -> Result<f64, ExecError>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Point>, ExecError> {
+        let grid = || self.experts.iter().flat_map(|&e| self.tokens.iter().map(move |&t| (e, t)));
+        let mut times = vec![Vec::with_capacity(self.rounds); grid().count()];
+        for round in 0..=self.rounds {
+            for ((active, tokens), times) in grid().zip(&mut times) {
+                let us = time(active, tokens)?;
+                if round > 0 {
+                    times.push(us);
+                }
+            }
+            progress.steps(round, self.rounds);
+        }
+        let point = |((experts, tokens), times)| Point { experts, tokens, us: Summary::of(times).p50 };
+        Ok(grid().zip(times).map(point).collect())
+    }
+}
+
+/// Measures experts on the CPU.
 ///
 /// # Errors
 /// When there is nothing to measure, or weights cannot be had.
@@ -70,39 +107,53 @@ pub fn measure(
     sweep: &Sweep,
     progress: &dyn Progress,
 ) -> Result<Vec<Point>, ExecError> {
-    let most = sweep.tokens.iter().copied().max().unwrap_or(0);
-    let pool = sweep.pool.min(model.experts);
-    let some = sweep.tokens.iter().chain(&sweep.experts).all(|&n| n > 0) && sweep.rounds > 0;
-    if most == 0 || sweep.experts.is_empty() || pool == 0 || !some {
-        return Err(ExecError::Nothing(
-            "nothing to measure: expected tokens, experts and rounds from 1".into(),
-        ));
-    }
+    let (most, pool) = sweep.check(model)?;
     let experts = (0..pool).map(|e| source.expert(0, e)).collect::<Result<Vec<ExpertWeights>, _>>()?;
     let hidden = model.hidden as usize;
     let x = Stream::new(1, &[]).weights(most as usize * hidden, 1.0);
     let (mut out, mut ffn, mut next) = (vec![0f32; x.len()], Ffn::default(), 0);
-    let grid = || sweep.experts.iter().flat_map(|&e| sweep.tokens.iter().map(move |&t| (e, t)));
-    let mut times = vec![Vec::with_capacity(sweep.rounds); grid().count()];
-    for round in 0..=sweep.rounds {
-        for ((active, tokens), times) in grid().zip(&mut times) {
-            let x = &x[..tokens as usize * hidden];
-            let mut time = Duration::ZERO;
-            timed(&mut time, || {
-                for _ in 0..active {
-                    next = (next + 1) % pool;
-                    ffn.run(&experts[next], model.activation, x, hidden, &mut out);
-                }
-            });
-            // The first round touches all memory.
-            if round > 0 {
-                times.push(time.as_secs_f64() * 1e6);
+    let time = |active: u64, tokens: u64| {
+        let x = &x[..tokens as usize * hidden];
+        let mut time = Duration::ZERO;
+        timed(&mut time, || {
+            for _ in 0..active {
+                next = (next + 1) % pool;
+                ffn.run(&experts[next], model.activation, x, hidden, &mut out);
             }
-        }
-        progress.steps(round, sweep.rounds);
-    }
-    let point = |((experts, tokens), times)| Point { experts, tokens, us: Summary::of(times).p50 };
-    Ok(grid().zip(times).map(point).collect())
+        });
+        Ok(time.as_secs_f64() * 1e6)
+    };
+    sweep.points(time, progress)
+}
+
+/// Measures experts on a GPU, by CUDA events: so many at once in one grouped product, as a rank runs them. Experts follow each
+/// other through the pool, which is made four times as large as asked for: caches of GPUs hold an expert or two.
+///
+/// # Errors
+/// As [`measure`], and as [`Experts::new`](super::cuda::Experts::new).
+#[cfg(feature = "cuda")]
+pub fn measure_on_cuda(
+    options: super::cuda::Options,
+    model: &Model,
+    source: &dyn WeightSource,
+    sweep: &Sweep,
+    progress: &dyn Progress,
+) -> Result<Vec<Point>, ExecError> {
+    let (most, pool) = sweep.check(model)?;
+    options.available()?;
+    let active = sweep.experts.iter().copied().max().unwrap_or(1) as usize;
+    let pool = (4 * pool).max(active);
+    let size = [pool, sweep.pool.min(model.experts), active * most as usize];
+    let experts = super::cuda::Experts::new(options.device, model, source, size)?;
+    let mut next = 0;
+    let time = |active: u64, tokens: u64| {
+        let active = active as usize;
+        next = if next + 2 * active > pool { 0 } else { next + active };
+        let ms = experts.time(options.path, next, &vec![tokens as usize; active], None, 1)?;
+        // Clocks of GPUs have a resolution; nothing takes no time.
+        Ok(ms.first().map_or(0.0, |ms| ms * 1e3).max(1e-3))
+    };
+    sweep.points(time, progress)
 }
 
 /// A roofline and how well it fits.

@@ -81,6 +81,25 @@ pub enum ExecError {
         /// Why not.
         reason: String,
     },
+    /// More device memory wanted than is free.
+    #[error(
+        "{what} take {} MiB on {device}, of which {} MiB are free: fewer layers, ranks or tokens would do",
+        needed.div_ceil(1 << 20), free >> 20
+    )]
+    Memory {
+        /// What for.
+        what: &'static str,
+        /// The GPU.
+        device: String,
+        /// Bytes wanted.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// A GPU could not do its part.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
     /// Nothing to run.
     #[error("{0}")]
     Nothing(String),

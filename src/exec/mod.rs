@@ -7,7 +7,7 @@
 //! norm, route -> count -> all-gather counts -> split -> dispatch -> FFN per slot -> combine -> residual
 //! ```
 //!
-//! on whatever implements [`Backend`]; [`cpu`] is the one for any machine. What comes out does not depend on placement or
+//! on whatever implements [`Backend`]: [`cpu`] on any machine, `cuda` on NVIDIA GPUs. What comes out does not depend on placement or
 //! split: [`mod@reference`] is the same layer in one memory and `f64`, without any of them.
 
 pub mod activations;
@@ -16,6 +16,8 @@ pub mod calibrate;
 pub mod checkpoint;
 pub mod clock;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 pub mod feed;
 pub mod forward;
@@ -27,5 +29,5 @@ pub mod router;
 pub mod run;
 pub mod weights;
 
-pub use backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times, no_cuda};
+pub use backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times};
 pub use error::ExecError;

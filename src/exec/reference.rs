@@ -152,7 +152,7 @@ impl Reference {
         let router = self.of(layer)?.router.clone();
         check.logits = error(&routed.logits, &logits, router.width(self.config.model.experts));
         let args = self.config.route_args(step as u64, layer, source);
-        check.misrouted = u64::from(router.route(&routed.logits, &args)? != routed.routing);
+        check.misrouted = u64::from(!router.route(&routed.logits, &args)?.agrees(&routed.routing));
         Ok(check)
     }
 

@@ -9,7 +9,37 @@ pub struct Unit {
     pub kernels: &'static [&'static str],
 }
 
-/// All units.
+/// The units of the executor.
+pub const EXEC_UNITS: [Unit; 4] = [
+    Unit { name: "route", kernels: &["ek_norm", "ek_logits", "ek_choose", "ek_add_up", "ek_room"] },
+    Unit {
+        name: "dispatch",
+        kernels: &[
+            "ek_first_copy",
+            "ek_bases",
+            "ek_place",
+            "ek_number_rows",
+            "ek_pack",
+            "ek_accept",
+            "ek_answer",
+            "ek_combine",
+        ],
+    },
+    Unit {
+        name: "ffn",
+        kernels: &[
+            "ek_pair_16",
+            "ek_pair_64",
+            "ek_pair_128",
+            "ek_single_16",
+            "ek_single_64",
+            "ek_single_128",
+        ],
+    },
+    Unit { name: "dense", kernels: &["ek_permute", "ek_activate", "ek_weigh"] },
+];
+
+/// The units of the split.
 pub const UNITS: [Unit; 4] = [
     Unit { name: "count", kernels: &["ek_count_i32", "ek_count_i64", "ek_count_before"] },
     Unit { name: "solve", kernels: &["ek_solve"] },
@@ -22,7 +52,7 @@ macro_rules! files {
 }
 
 /// Every file of the kernels, by name.
-const FILES: [(&str, &str); 11] = files!(
+const FILES: [(&str, &str); 18] = files!(
     "team.h",
     "problem.h",
     "fill.h",
@@ -33,7 +63,14 @@ const FILES: [(&str, &str); 11] = files!(
     "count.cu",
     "solve.cu",
     "share.cu",
-    "map.cu"
+    "map.cu",
+    "bf16.h",
+    "mma.h",
+    "activation.h",
+    "route.cu",
+    "dispatch.cu",
+    "ffn.cu",
+    "dense.cu"
 );
 
 impl Unit {

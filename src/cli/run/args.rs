@@ -98,6 +98,13 @@ pub(crate) struct RunArgs {
     /// cpu or cuda
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub(super) backend: BackendName,
+    /// With --backend cuda: what multiplies the experts' matrices: own (grouped products that read their sizes on the device) or
+    /// cublas (which takes them from the host)
+    #[arg(long, value_name = "NAME", default_value = "own")]
+    pub(super) ffn: FfnName,
+    /// With --backend cuda: which GPU; all ranks share it, one after the other
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) gpu: usize,
     /// Steps to run
     #[arg(long, value_name = "S", default_value_t = 20)]
     pub(super) steps: usize,
@@ -122,6 +129,15 @@ pub(crate) enum BackendName {
     Cpu,
     /// NVIDIA GPUs.
     Cuda,
+}
+
+/// What multiplies on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FfnName {
+    /// Our own kernel.
+    Own,
+    /// cuBLAS.
+    Cublas,
 }
 
 impl RunArgs {

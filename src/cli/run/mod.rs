@@ -3,21 +3,23 @@
 mod args;
 mod show;
 
-pub(super) use args::{BackendName, RunArgs};
+pub(super) use args::{BackendName, FfnName, RunArgs};
 
 use super::output::{Bar, Output, print, write_file};
 use anyhow::{Context as _, bail};
-use evenkeel::exec::ExecConfig;
 use evenkeel::exec::activations::Activations;
 use evenkeel::exec::checkpoint::Checkpoint;
+#[cfg(feature = "cuda")]
+use evenkeel::exec::cuda::{Options, Path};
 use evenkeel::exec::feed::Feed;
 use evenkeel::exec::router::Router;
 use evenkeel::exec::run::{Outcome, Run};
 use evenkeel::exec::weights::{RandomWeights, WeightSource};
+use evenkeel::exec::{ExecConfig, ExecError};
 use evenkeel::model::Model;
 use evenkeel::place::{self, Placement};
 use evenkeel::simulate::busy_layers;
-use evenkeel::trace::Format;
+use evenkeel::trace::{Format, Trace};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -25,7 +27,7 @@ use std::sync::Arc;
 const LARGE: u64 = 8 << 30;
 
 pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
-    args.backend.available()?;
+    args.backend.available(args.gpu, args.ffn)?;
     let model = args.model()?;
     let feed = feed(args, &model, output)?;
     let router = router(args, &model)?;
@@ -64,8 +66,20 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
         compare: !args.alone,
     };
     let bar = Bar::running();
-    let placements = placements(&run, &plan_on, &bar)?;
-    let outcome = run.on_cpu(placements, &bar)?;
+    let outcome = match args.backend {
+        BackendName::Cpu => {
+            let placements = placements(&run, &plan_on, |steps| run.profile(steps, &bar))?;
+            run.on_cpu(placements, &bar)?
+        }
+        #[cfg(feature = "cuda")]
+        BackendName::Cuda => run.on_cuda(
+            cuda(args.gpu, args.ffn),
+            |plain| placements(&run, &plan_on, |steps| run.profile_on(plain, steps, &bar)),
+            &bar,
+        )?,
+        #[cfg(not(feature = "cuda"))]
+        BackendName::Cuda => bail!("built without the feature `cuda`"),
+    };
     drop(bar);
     finish(args, &run, &plan_on, &outcome, output)
 }
@@ -105,12 +119,15 @@ fn finish(
 }
 
 /// Placements of the first step: of the first part of the trace, or of steps that are run for it.
-fn placements(run: &Run<'_>, plan_on: &Range<usize>, bar: &Bar) -> anyhow::Result<Vec<Placement>> {
+fn placements(
+    run: &Run<'_>,
+    plan_on: &Range<usize>,
+    profile: impl FnOnce(Range<usize>) -> Result<Trace, ExecError>,
+) -> anyhow::Result<Vec<Placement>> {
     if let Some(trace) = run.feed.trace() {
         return Ok(run.place(trace, &run.layers, plan_on.clone())?);
     }
-    let (layers, profile): (Vec<usize>, _) =
-        ((0..run.layers.len()).collect(), run.profile(plan_on.clone(), bar)?);
+    let (layers, profile): (Vec<usize>, _) = ((0..run.layers.len()).collect(), profile(plan_on.clone())?);
     Ok(run.place(&profile, &layers, 0..plan_on.len())?)
 }
 
@@ -206,10 +223,27 @@ fn steps(args: &RunArgs, feed: &Feed, output: Output) -> anyhow::Result<(Range<u
 
 impl BackendName {
     /// Whether it can run here.
-    pub(in crate::cli) fn available(self) -> anyhow::Result<()> {
+    pub(in crate::cli) fn available(self, gpu: usize, ffn: FfnName) -> anyhow::Result<()> {
         match self {
             BackendName::Cpu => Ok(()),
-            BackendName::Cuda => Err(evenkeel::exec::no_cuda().into()),
+            #[cfg(feature = "cuda")]
+            BackendName::Cuda => Ok(cuda(gpu, ffn).available()?),
+            #[cfg(not(feature = "cuda"))]
+            BackendName::Cuda => {
+                let _ = (gpu, ffn);
+                let reason = "built without the feature `cuda`".into();
+                Err(evenkeel::exec::ExecError::Unavailable { backend: "cuda", reason }.into())
+            }
         }
     }
+}
+
+/// What a CUDA backend runs on.
+#[cfg(feature = "cuda")]
+pub(super) fn cuda(device: usize, ffn: FfnName) -> Options {
+    let path = match ffn {
+        FfnName::Own => Path::Own,
+        FfnName::Cublas => Path::Cublas,
+    };
+    Options { device, path, ..Options::default() }
 }

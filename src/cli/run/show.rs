@@ -1,6 +1,6 @@
 //! What a run found, as tables and as a document.
 
-use super::args::RunArgs;
+use super::args::{BackendName, FfnName, RunArgs};
 use crate::cli::output::table;
 use evenkeel::exec::Phase;
 use evenkeel::exec::feed::Feed;
@@ -49,7 +49,11 @@ fn setting(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>) -> String {
         args.split,
         plan_on.len(),
         run.steps.len(),
-        args.backend.name(),
+        match args.backend {
+            BackendName::Cpu => "cpu".to_owned(),
+            BackendName::Cuda =>
+                format!("gpu (cuda, {} products)", if args.ffn == FfnName::Own { "own" } else { "cublas" }),
+        },
     )
 }
 

@@ -25,6 +25,8 @@ use crate::place::Placement;
 use crate::planner::Planner;
 use crate::split::Method;
 use parcel::{Parcel, pack};
+#[cfg(feature = "cuda")]
+pub(super) use rank::check_slots;
 use rank::{Own, Rank, Replicated, Slots};
 use side::Side;
 use std::collections::HashMap;
@@ -133,23 +135,6 @@ impl Cpu {
         self.ranks[rank].slots[layer][at].as_ref().ok_or(ExecError::NotStaged { layer, rank, expert })
     }
 
-    fn check(&self, input: &LayerInput<'_>) -> Result<(), ExecError> {
-        let (ranks, hidden) = (self.ranks.len(), self.config.model.hidden as usize);
-        if input.layer >= self.layers.len() {
-            return Err(ExecError::Shape { what: "layer", given: input.layer, expected: self.layers.len() });
-        }
-        ExecError::expect("sources", input.tokens.len(), ranks)?;
-        for tokens in input.tokens {
-            ExecError::expect("numbers past the last whole token", tokens.len() % hidden, 0)?;
-        }
-        if let Routed::Replay { ids, weights, slots, .. } = input.routed {
-            ExecError::expect("sources of ids", ids.len(), ranks)?;
-            ExecError::expect("sources of weights", weights.map_or(ranks, <[_]>::len), ranks)?;
-            ExecError::expect("sources of slots", slots.map_or(ranks, <[_]>::len), ranks)?;
-        }
-        Ok(())
-    }
-
     /// Every rank routes and counts its own tokens.
     fn route(&self, input: &LayerInput<'_>, times: &mut [Times]) -> Result<(Vec<Own>, Vec<u64>), ExecError> {
         let model = &self.config.model;
@@ -206,9 +191,9 @@ impl Backend for Cpu {
     }
 
     fn layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
-        self.check(input)?;
         let ExecConfig { model, cluster, dtype, .. } = self.config;
         let (hidden, ranks) = (model.hidden as usize, cluster.ranks());
+        input.check(self.layers.len(), ranks, hidden)?;
         let mut times: Vec<Times> = vec![Times::default(); ranks];
         let (owns, counts) = self.route(input, &mut times)?;
         let slots = self.split(input, &owns, &counts, &mut times)?;

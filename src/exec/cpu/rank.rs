@@ -123,7 +123,7 @@ pub(super) fn first_copies(ids: &[i32], placement: &Placement) -> Vec<i64> {
 }
 
 /// Checks that slots given from outside hold the experts that they are to serve.
-pub(super) fn check_slots(
+pub(in crate::exec) fn check_slots(
     rank: usize,
     ids: &[i32],
     slots: &[i64],

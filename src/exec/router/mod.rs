@@ -147,6 +147,19 @@ pub struct Routing {
     pub loss: RouterLoss,
 }
 
+impl Routing {
+    /// Whether both say the same: equal choices, and weights that differ in their last digit at most (the exponentials of two
+    /// machines do).
+    pub fn agrees(&self, other: &Routing) -> bool {
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 2.0 * f32::EPSILON * a.abs();
+        self.top_k == other.top_k
+            && self.ids == other.ids
+            && self.dropped == other.dropped
+            && self.weights.len() == other.weights.len()
+            && self.weights.iter().zip(&other.weights).all(close)
+    }
+}
+
 /// What routing one source's tokens needs besides their logits.
 #[derive(Debug, Clone, Copy)]
 pub struct RouteArgs {

@@ -12,6 +12,8 @@ pub use outcome::{Outcome, StepRow, Timed, Variant};
 use super::activations::Activations;
 use super::backend::{Backend, ExecConfig, Routed};
 use super::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use super::cuda::{Cuda, Options};
 use super::error::ExecError;
 use super::feed::{Feed, balanced, parts};
 use super::forward::{StepRun, step};
@@ -89,6 +91,29 @@ impl Run<'_> {
         let contiguous = vec![self.contiguous()?; self.layers.len()];
         let mut plain = planned.with(self.weights.as_ref(), contiguous, None)?;
         self.run(&mut planned, Some(&mut plain), progress)
+    }
+
+    /// Runs all steps on a GPU; `placements` are made from what runs without a plan, where they are not given.
+    ///
+    /// # Errors
+    /// As [`Run::run`], [`Cuda::new`] and `place`.
+    #[cfg(feature = "cuda")]
+    pub fn on_cuda<E: From<ExecError>>(
+        &self,
+        options: Options,
+        place: impl FnOnce(&mut dyn Backend) -> Result<Vec<Placement>, E>,
+        progress: &dyn Progress,
+    ) -> Result<Outcome, E> {
+        let (weights, exec) = (self.weights.as_ref(), ExecConfig { method: None, ..self.exec.clone() });
+        let contiguous = vec![self.contiguous()?; self.layers.len()];
+        let mut plain = Cuda::new(exec, options, weights, contiguous)?;
+        let placements = place(&mut plain)?;
+        let mut planned = plain.with(weights, placements, self.exec.method)?;
+        if self.compare {
+            return Ok(self.run(&mut planned, Some(&mut plain), progress)?);
+        }
+        drop(plain);
+        Ok(self.run(&mut planned, None, progress)?)
     }
 
     /// Runs all steps on `planned`, whose placements change where it is planned again, and beside it on `plain`, which has the

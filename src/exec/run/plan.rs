@@ -1,7 +1,7 @@
 //! Placements for a run: of what was recorded, or of a few steps that are run for it.
 
 use super::{Batch, Progress, Run, Variant};
-use crate::exec::backend::ExecConfig;
+use crate::exec::backend::{Backend, ExecConfig};
 use crate::exec::cpu::Cpu;
 use crate::exec::error::ExecError;
 use crate::forecast::History;
@@ -50,11 +50,25 @@ impl Run<'_> {
     pub fn profile(&self, steps: Range<usize>, progress: &dyn Progress) -> Result<Trace, ExecError> {
         let contiguous = self.contiguous()?;
         let exec = ExecConfig { method: None, ..self.exec.clone() };
-        let mut plain = Cpu::new(exec, self.weights.as_ref(), vec![contiguous.clone(); self.layers.len()])?;
+        let mut plain = Cpu::new(exec, self.weights.as_ref(), vec![contiguous; self.layers.len()])?;
+        self.profile_on(&mut plain, steps, progress)
+    }
+
+    /// As [`Run::profile`], on a backend that has the contiguous placement and plans nothing.
+    ///
+    /// # Errors
+    /// As [`Run::run`].
+    pub fn profile_on(
+        &self,
+        plain: &mut dyn Backend,
+        steps: Range<usize>,
+        progress: &dyn Progress,
+    ) -> Result<Trace, ExecError> {
+        let contiguous = self.contiguous()?;
         let mut loads = Vec::new();
         for (at, of_feed) in steps.clone().enumerate() {
             let batch = Batch::new(self, of_feed, &contiguous);
-            let run = batch.step(self, of_feed, Variant::None, &mut plain, None)?;
+            let run = batch.step(self, of_feed, Variant::None, plain, None)?;
             loads.extend(run.layers.iter().flat_map(|layer| layer.counts.iter().copied()));
             progress.steps(at + 1, steps.len());
         }

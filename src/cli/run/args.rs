@@ -24,7 +24,8 @@ use std::path::PathBuf;
     after_help = "Examples:\n  evenkeel run traces/sample-decode.csv.zst --model gpt-oss-20b --hidden 256 --intermediate 256 \
                   --num-layers 2 --ranks 8 --redundant 8 --check\n  evenkeel run --model qwen3-30b-a3b --num-layers 1 \
                   --ranks 8 --redundant 8 --batch-tokens 512 --steps 5\n  evenkeel run --model deepseek-v2-lite --hidden 128 \
-                  --intermediate 64 --ranks 8 --redundant 16 --replan-every 10 --check --record loads.csv.zst"
+                  --intermediate 64 --ranks 8 --redundant 16 --replan-every 10 --check --record loads.csv.zst\n  mpirun -n 8 \
+                  evenkeel run traces/sample-decode.csv.zst --model gpt-oss-20b --ranks 8 --redundant 8 --transport mpi --check"
 )]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -105,6 +106,23 @@ pub(crate) struct RunArgs {
     /// With --backend cuda: which GPU; all ranks share it, one after the other
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) gpu: usize,
+    /// Where ranks are: in-process (all in this process, one after the other) or mpi (one process each, started by mpirun or srun; on the
+    /// CPU); see docs/distributed.md
+    #[arg(long, value_name = "NAME", default_value = "in-process", help_heading = "Processes")]
+    pub(super) transport: TransportName,
+    /// With --transport mpi: a rank that is silent for so long is taken for lost, and ends the job; more than the longest a rank
+    /// computes without a word
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..=86_400),
+        help_heading = "Processes"
+    )]
+    pub(super) rank_timeout: u64,
+    /// With --transport mpi: compare digests of every rank's split of every batch, and fail where they differ
+    #[arg(long, help_heading = "Processes")]
+    pub(super) prove_plans: bool,
     /// Steps to run
     #[arg(long, value_name = "S", default_value_t = 20)]
     pub(super) steps: usize,
@@ -129,6 +147,15 @@ pub(crate) enum BackendName {
     Cpu,
     /// NVIDIA GPUs.
     Cuda,
+}
+
+/// Where ranks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportName {
+    /// Here, one after the other.
+    InProcess,
+    /// In processes of an MPI job.
+    Mpi,
 }
 
 /// What multiplies on a GPU.

@@ -1,6 +1,6 @@
 //! What a run found, as tables and as a document.
 
-use super::args::{BackendName, FfnName, RunArgs};
+use super::args::{BackendName, FfnName, RunArgs, TransportName};
 use crate::cli::output::table;
 use evenkeel::exec::Phase;
 use evenkeel::exec::feed::Feed;
@@ -50,6 +50,8 @@ fn setting(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>) -> String {
         plan_on.len(),
         run.steps.len(),
         match args.backend {
+            BackendName::Cpu if args.transport == TransportName::Mpi =>
+                "cpu, a process per rank (mpi)".to_owned(),
             BackendName::Cpu => "cpu".to_owned(),
             BackendName::Cuda =>
                 format!("gpu (cuda, {} products)", if args.ffn == FfnName::Own { "own" } else { "cublas" }),

@@ -4,11 +4,11 @@
 
 use super::ffn::Ffn;
 use super::matmul::times_transposed;
-use crate::exec::backend::{Routed, SourceRouting};
+use crate::exec::backend::{ExecConfig, Routed, SourceRouting};
 use crate::exec::error::ExecError;
 use crate::exec::reference::EPSILON;
 use crate::exec::router::{RouteArgs, Router, Soft, replay};
-use crate::exec::weights::{ExpertWeights, GateWeights, Matrix};
+use crate::exec::weights::{ExpertWeights, GateWeights, Matrix, WeightSource};
 use crate::place::Placement;
 use crate::planner::Planner;
 use std::collections::HashMap;
@@ -21,6 +21,25 @@ pub(super) struct Replicated {
     pub(super) gate: GateWeights,
     pub(super) norm: Vec<f32>,
     pub(super) shared: Option<ExpertWeights>,
+}
+
+impl Replicated {
+    /// That of the first `layers` layers.
+    pub(super) fn read(
+        config: &ExecConfig,
+        source: &dyn WeightSource,
+        layers: usize,
+    ) -> Result<Vec<Self>, ExecError> {
+        let (hidden, width) = (config.model.hidden as usize, config.router.width(config.model.experts));
+        let one = |layer| {
+            let (gate, norm) = (source.gate(layer)?, source.norm(layer)?);
+            ExecError::expect("numbers of a norm", norm.len(), hidden)?;
+            ExecError::expect("numbers of a router", gate.weight.len(), width * hidden)?;
+            let router = config.router.with_bias(&gate.selection);
+            Ok(Self { router, gate, norm, shared: source.shared(layer)? })
+        };
+        (0..layers).map(one).collect()
+    }
 }
 
 /// Experts in use, per slot.
@@ -96,7 +115,7 @@ fn choose(layer: &Replicated, tokens: &[f32], args: &RouteArgs) -> Result<Source
         Router::Soft { slots } => Some(Soft::new(&logits, slots * args.experts)?),
         _ => None,
     };
-    Ok(SourceRouting { logits, routing, soft })
+    Ok(SourceRouting { logits, routing, soft, elsewhere: false })
 }
 
 fn norm(x: &[f32], weight: &[f32]) -> Vec<f32> {

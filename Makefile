@@ -41,7 +41,7 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help demo test kernels gpu python stacks check examples bench fuzz clean
+.PHONY: help demo test kernels gpu mpi python stacks check examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -66,6 +66,18 @@ gpu: $(TOOLS) $(NVRTC_READY) ## On a machine with a GPU: its tests, benchmarks a
 		echo "make gpu wants a machine with an NVIDIA GPU and its driver" >&2; exit 1; }
 	$(WITH_TOOLS) $(WITH_NVRTC) $(CARGO) test --release --features $(FEATURES) --test cuda --test exec_cuda -- --nocapture
 	$(WITH_TOOLS) $(WITH_NVRTC) CARGO=$(CARGO) PYTHON=$(PYTHON) FEATURES=$(FEATURES) benches/gpu.sh
+
+# Open MPI's headers want stddef.h, which is not with every libclang: the C compiler's does. HiGHS is not compiled again for it.
+mpi: $(TOOLS) ## Run the executor's ranks as processes over MPI, and kill some; installs Open MPI by apt where root may.
+	@if ! { command -v mpicc && command -v mpirun; } >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		install="apt-get install -y --no-install-recommends libopenmpi-dev openmpi-bin"; \
+		$$install >/dev/null 2>&1 || { apt-get update >/dev/null 2>&1 && $$install >/dev/null 2>&1; } || true; \
+	fi
+	@if { command -v mpicc && mpirun --version 2>/dev/null | grep -q "Open MPI"; } >/dev/null; then \
+		export CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}"; \
+		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES),mpi --test exec_mpi && \
+		$(WITH_TOOLS) $(CARGO) clippy --features $(FEATURES),mpi --lib --bins --test exec_mpi -- -D warnings; \
+	else echo "skipped: no Open MPI"; fi
 
 python: .tools/python/ready ## Build the Python package, install it into .tools/python and run its tests.
 	.tools/python/bin/pip install --quiet --disable-pip-version-check .

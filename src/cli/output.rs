@@ -70,7 +70,9 @@ pub(crate) fn document(document: &impl Serialize) -> anyhow::Result<()> {
 
 /// The one message of a failed command: the error and what led to it.
 pub(crate) fn error(error: &anyhow::Error) {
-    let _ = writeln!(io::stderr(), "error: {}", evenkeel::in_words(error.as_ref()));
+    // In one piece: other processes may write to the same terminal.
+    let line = format!("error: {}\n", evenkeel::in_words(error.as_ref()));
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// A failure that has been told already.

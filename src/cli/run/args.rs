@@ -2,12 +2,15 @@
 
 use crate::cli::cluster_args::ClusterArgs;
 use crate::cli::trace_args::TraceArgs;
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
+use evenkeel::cluster::Cluster;
 use evenkeel::exec::router::{Capacity, Overflow};
 use evenkeel::exec::run::Replan;
 use evenkeel::exec::weights::Dtype;
 use evenkeel::model::Model;
+use evenkeel::place::{self, Policy};
+use evenkeel::plan::{Given, Plan};
 use evenkeel::split::Method;
 use std::path::PathBuf;
 
@@ -80,6 +83,14 @@ pub(crate) struct RunArgs {
     /// lp-round, milp
     #[arg(long, value_name = "NAME", default_value = "recourse", help_heading = "Plan")]
     pub(super) policy: String,
+    /// The placements of this plan instead of a policy's: after `plan --without-rank`, say; --ranks and --redundant are the plan's
+    #[arg(
+        long,
+        value_name = "PLAN",
+        conflicts_with_all = ["policy", "replan_every"],
+        help_heading = "Plan"
+    )]
+    pub(super) placement: Option<PathBuf>,
     /// Split: even, affine5, lp, exact
     #[arg(long, value_name = "NAME", default_value = "exact", help_heading = "Plan")]
     pub(super) split: Method,
@@ -119,6 +130,7 @@ pub(crate) struct RunArgs {
         value_parser = clap::value_parser!(u64).range(1..=86_400),
         help_heading = "Processes"
     )]
+    #[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "of processes alone"))]
     pub(super) rank_timeout: u64,
     /// With --transport mpi: compare digests of every rank's split of every batch, and fail where they differ
     #[arg(long, help_heading = "Processes")]
@@ -200,6 +212,20 @@ impl RunArgs {
             bail!("--capacity: expected a factor of 0 to 1e6");
         }
         Ok(model)
+    }
+
+    /// What places.
+    pub(super) fn policy(&self, cluster: &Cluster) -> anyhow::Result<Box<dyn Policy>> {
+        let Some(path) = &self.placement else {
+            return Ok(place::policy(&self.policy, self.cluster.groups, cluster)?);
+        };
+        let plan = Plan::read(path).with_context(|| format!("--placement {}", path.display()))?;
+        Ok(Box::new(Given::plan(self.policy_name(), &plan)))
+    }
+
+    /// Its name, for tables and documents.
+    pub(super) fn policy_name(&self) -> String {
+        self.placement.as_ref().map_or_else(|| self.policy.clone(), |path| path.display().to_string())
     }
 
     /// Room per expert, where it is limited.

@@ -3,6 +3,7 @@
 mod args;
 #[cfg(feature = "mpi")]
 mod processes;
+#[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "of processes alone"))]
 mod sent;
 mod show;
 
@@ -22,7 +23,7 @@ use evenkeel::exec::run::{Outcome, Run};
 use evenkeel::exec::weights::{RandomWeights, WeightSource};
 use evenkeel::exec::{ExecConfig, ExecError};
 use evenkeel::model::Model;
-use evenkeel::place::{self, Placement, Policy};
+use evenkeel::place::{Placement, Policy};
 use evenkeel::simulate::busy_layers;
 use evenkeel::trace::{Format, Trace};
 use std::ops::Range;
@@ -92,7 +93,7 @@ impl Setup {
         let feed = feed(args, &model, output)?;
         let router = router(args, &model)?;
         let cluster = args.cluster.cluster(model.experts)?;
-        let policy = place::policy(&args.policy, args.cluster.groups, &cluster)?;
+        let policy = args.policy(&cluster)?;
         let layers = layers(args, &feed)?;
         let (plan_on, steps) = steps(args, &feed, output)?;
         let expert = model.expert_parameters() * args.dtype.bytes();

@@ -122,7 +122,7 @@ fn facts(args: &RunArgs, setup: &Setup, mpi: &Mpi) -> Result<BTreeMap<String, St
         ("router", format!("{} {:?}", setup.exec.router, setup.exec.capacity)),
         ("--dtype", setup.exec.dtype.to_string()),
         ("--seed", setup.exec.seed.to_string()),
-        ("--policy", format!("{} groups {}", args.policy, args.cluster.groups)),
+        ("--policy", format!("{} groups {}", args.policy_name(), args.cluster.groups)),
         ("--split", args.split.to_string()),
         ("--skew and --drift", format!("{} {}", args.skew, args.drift)),
         ("--replan-every, --move-budget and --max-moves", format!("{:?}", args.replan())),

@@ -87,7 +87,7 @@ impl fmt::Display for At {
 #[non_exhaustive]
 pub enum TransportError {
     /// Ranks that do not answer.
-    #[error("{} ({at}): {} within {:.1} s", lost(silent, failed), answered(silent, failed), waited.as_secs_f64())]
+    #[error("{} ({at}, after {:.1} s)", lost(silent, failed), waited.as_secs_f64())]
     Lost {
         /// What this rank was doing.
         at: At,
@@ -97,6 +97,22 @@ pub enum TransportError {
         failed: Vec<(usize, String)>,
         /// How long this rank waited.
         waited: Duration,
+    },
+    /// Ranks that are there and have sent nothing in time.
+    #[error("{}, though all ranks are there ({at}): more --rank-timeout may help", late(missing, waited))]
+    Late {
+        /// What this rank was doing.
+        at: At,
+        /// Ranks from which nothing came; none where this rank was called by another that waited.
+        missing: Vec<usize>,
+        /// How long this rank waited.
+        waited: Duration,
+    },
+    /// The launcher ended the job.
+    #[error("the job was ended from outside ({at}); all ranks were there")]
+    Ended {
+        /// What this rank was doing.
+        at: At,
     },
     /// Ranks that hold something else than the others where all must hold the same.
     #[error("{what} of {} from that of the others ({at})", differ(ranks))]
@@ -153,17 +169,17 @@ pub fn ranks_in_words(ranks: &[usize]) -> String {
 fn lost(silent: &[usize], failed: &[(usize, String)]) -> String {
     let mut parts: Vec<String> =
         failed.iter().map(|(rank, why)| format!("rank {rank} gave up: {why}")).collect();
-    if !silent.is_empty() || parts.is_empty() {
-        parts.push(format!("lost {}", ranks_in_words(silent)));
+    if !silent.is_empty() {
+        let is = if silent.len() == 1 { "does" } else { "do" };
+        parts.push(format!("{} {is} not answer: killed, hung or cut off", ranks_in_words(silent)));
     }
     parts.join("; ")
 }
 
-fn answered(silent: &[usize], failed: &[(usize, String)]) -> &'static str {
-    match (silent, failed) {
-        ([], [_, ..]) => "told",
-        ([_], _) => "killed or hung, no answer",
-        _ => "killed or hung, no answers",
+fn late(missing: &[usize], waited: &Duration) -> String {
+    match missing {
+        [] => "another rank has waited too long".into(),
+        _ => format!("nothing came from {} for {:.1} s", ranks_in_words(missing), waited.as_secs_f64()),
     }
 }
 

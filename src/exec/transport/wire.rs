@@ -74,21 +74,6 @@ impl Tally {
         self.waited.iter_mut().zip(other.waited).for_each(|(sum, waited)| *sum += waited);
         self
     }
-
-    /// What was tallied since `earlier`.
-    #[must_use]
-    pub fn since(mut self, earlier: &Tally) -> Tally {
-        for (now, bytes) in self.bytes.iter_mut().flatten().zip(earlier.bytes.iter().flatten()) {
-            *now -= bytes;
-        }
-        self.waited.iter_mut().zip(earlier.waited).for_each(|(now, waited)| *now -= waited);
-        self
-    }
-
-    /// Bytes that leave their rank, for the layers themselves: counts, dispatch and combine.
-    pub fn reach(&self, reach: Reach) -> u64 {
-        self.bytes[..3].iter().map(|bytes| bytes[reach as usize]).sum()
-    }
 }
 
 /// One rank's end of a transport.
@@ -152,6 +137,11 @@ impl Wire {
             () => Reach::Cluster,
         };
         self.tally.borrow_mut().bytes[purpose as usize][reach as usize] += bytes as u64;
+    }
+
+    /// Counts what stays on this rank and need not be packed.
+    pub fn stays(&self, purpose: Purpose, bytes: u64) {
+        self.count(purpose, self.rank(), bytes as usize);
     }
 
     fn waiting<T>(&self, purpose: Purpose, work: impl FnOnce() -> T) -> T {

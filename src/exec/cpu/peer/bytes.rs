@@ -54,12 +54,17 @@ fn put(matrix: &Matrix, out: &mut Vec<u8>) {
     }
 }
 
+/// Bytes of a parcel that is not empty: two lengths, rows, visits of three numbers.
+pub(super) fn length(parcel: &Parcel) -> u64 {
+    if parcel.visits.is_empty() { 0 } else { 8 + parcel.rows.bytes() + 12 * parcel.visits.len() as u64 }
+}
+
 /// Tokens for one rank: how many, how many visits, the rows, the visits. Nothing where there are none.
 pub(super) fn of_parcel(parcel: &Parcel, hidden: usize) -> Vec<u8> {
     if parcel.visits.is_empty() {
         return Vec::new();
     }
-    let mut out = Vec::with_capacity(8 + parcel.rows.bytes() as usize + 12 * parcel.visits.len());
+    let mut out = Vec::with_capacity(length(parcel) as usize);
     out.extend(((parcel.rows.len() / hidden) as u32).to_le_bytes());
     out.extend((parcel.visits.len() as u32).to_le_bytes());
     put(&parcel.rows, &mut out);
@@ -156,6 +161,7 @@ mod tests {
                 ],
             };
             let bytes = of_parcel(&sent, 3);
+            assert_eq!(bytes.len() as u64, length(&sent));
             let came = parcel(&bytes, 3, 2, dtype).unwrap();
             assert_eq!((came.rows, came.visits), (sent.rows, sent.visits));
             assert!(parcel(&bytes, 3, 1, dtype).is_err());

@@ -165,6 +165,7 @@ impl Peer {
         // What stays is not packed.
         let stays = Parcel { rows: Matrix::with_capacity(dtype, 0), visits: Vec::new() };
         let stays = std::mem::replace(&mut parcels[me], stays);
+        self.wire.stays(Purpose::Dispatch, bytes::length(&stays));
         let bytes = timed(time, || parcels.iter().map(|parcel| bytes::of_parcel(parcel, hidden)).collect());
         let came = self.wire.exchange(Purpose::Dispatch, bytes)?;
         let read = |(from, bytes): (usize, &Vec<u8>)| {
@@ -188,6 +189,7 @@ impl Peer {
         let (me, hidden) = (self.wire.rank(), model.hidden as usize);
         let time = &mut times[Phase::Combine as usize];
         let stays = std::mem::replace(&mut answers[me], Matrix::with_capacity(dtype, 0));
+        self.wire.stays(Purpose::Combine, stays.bytes());
         let bytes = timed(time, || answers.iter().map(bytes::of_answer).collect());
         let came = self.wire.exchange(Purpose::Combine, bytes)?;
         let read = |(from, (bytes, sent)): (usize, (&Vec<u8>, &Vec<u32>))| {

@@ -203,40 +203,45 @@ impl Process {
         answers
     }
 
-    /// Calls the roll: who is lost?
-    fn roll(&self, at: At, begun: Instant) -> TransportError {
-        let waited = begun.elapsed();
+    /// Calls the roll: who is lost? Nothing has come from `missing`.
+    fn roll(&self, at: At, waited: Duration, missing: Vec<usize>) -> TransportError {
         self.told.set(true);
         self.tell("");
-        let hurry = self.ending.load(Ordering::Relaxed);
-        let grace = if hurry { HURRY } else { (self.timeout / 4).clamp(GRACE[0], GRACE[1]) };
+        let ending = self.ending.load(Ordering::Relaxed);
+        let grace = if ending { HURRY } else { (self.timeout / 4).clamp(GRACE[0], GRACE[1]) };
         let answers = self.answers(Instant::now() + grace);
-        let silent = self.others().filter(|rank| !answers.contains_key(rank)).collect();
-        let failed = answers.into_iter().filter(|(_, why)| !why.is_empty()).collect();
-        TransportError::Lost { at, silent, failed, waited }
+        let silent: Vec<usize> = self.others().filter(|rank| !answers.contains_key(rank)).collect();
+        let failed: Vec<_> = answers.into_iter().filter(|(_, why)| !why.is_empty()).collect();
+        match () {
+            () if !silent.is_empty() || !failed.is_empty() => {
+                TransportError::Lost { at, silent, failed, waited }
+            }
+            () if self.ending.load(Ordering::Relaxed) => TransportError::Ended { at },
+            () => TransportError::Late { at, missing, waited },
+        }
     }
 
-    /// Asks until everything is there; with a deadline.
+    /// Asks until everything is there; says how long it waited where that is not to be.
     fn wait(
         &self,
-        at: At,
         mut all_here: impl FnMut() -> Result<bool, TransportError>,
-    ) -> Result<(), TransportError> {
+    ) -> Result<Option<Duration>, TransportError> {
         let begun = Instant::now();
         let mut turns = 0u32;
         loop {
-            if all_here()? {
-                return Ok(());
-            }
-            turns = turns.wrapping_add(1);
+            // At first, too: a process that is to end, and never has to wait, would not end.
             if turns.is_multiple_of(16) {
                 let called = self.called()?;
                 if called || self.ending.load(Ordering::Relaxed) || begun.elapsed() > self.timeout {
-                    return Err(self.roll(at, begun));
+                    return Ok(Some(begun.elapsed()));
                 }
                 // On a machine with fewer cores than ranks somebody else has to work.
                 std::thread::yield_now();
             }
+            if all_here()? {
+                return Ok(None);
+            }
+            turns = turns.wrapping_add(1);
         }
     }
 
@@ -260,7 +265,7 @@ impl Process {
         mut wanted: Vec<Wanted>,
     ) -> Result<Vec<Vec<u8>>, TransportError> {
         let (mut first_sent, mut first_wanted) = (0, 0);
-        self.wait(at, || {
+        let waited = self.wait(|| {
             // In order: what is through needs no further asking.
             while first_wanted < wanted.len() && wanted[first_wanted].is_here(self.comm)? {
                 first_wanted += 1;
@@ -270,6 +275,10 @@ impl Process {
             }
             Ok(first_wanted == wanted.len() && first_sent == sent.len())
         })?;
+        if let Some(waited) = waited {
+            let missing = wanted.iter().filter(|wanted| waited > self.timeout && wanted.message.is_none());
+            return Err(self.roll(at, waited, missing.map(|wanted| wanted.from).collect()));
+        }
         Ok(wanted.into_iter().filter_map(|wanted| wanted.message).map(Message::into_bytes).collect())
     }
 }

@@ -133,10 +133,10 @@ pub(super) fn expert(bytes: &[u8], hidden: usize, dtype: Dtype) -> Result<Expert
     let gate = gated.then(|| reader.matrix(dtype, inner * hidden)).transpose()?;
     let (up, down) = (reader.matrix(dtype, inner * hidden)?, reader.matrix(dtype, inner * hidden)?);
     let mut bias = |numbers| reader.matrix(Dtype::F32, numbers).map(|matrix| matrix.wide());
-    let biases = match biased {
-        true => Some(Biases { gate: bias(inner)?, up: bias(inner)?, down: bias(hidden)? }),
-        false => None,
-    };
+    let mut biases = None;
+    if biased {
+        biases = Some(Biases { gate: bias(inner)?, up: bias(inner)?, down: bias(hidden)? });
+    }
     reader.end()?;
     Ok(ExpertWeights { gate, up, down, biases })
 }

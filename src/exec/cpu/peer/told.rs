@@ -7,6 +7,7 @@ use crate::exec::error::ExecError;
 use crate::exec::forward::StepRun;
 use crate::exec::reference::Check;
 use crate::exec::transport::{Purpose, Wire};
+use crate::planner::Copies;
 use std::time::Duration;
 
 /// Numbers of a layer before its counts.
@@ -27,7 +28,7 @@ pub(super) fn complete(wire: &Wire, experts: usize, run: &mut StepRun) -> Result
     let all = wire.all_numbers(Purpose::Control, &own)?;
     for layer in &mut run.layers {
         layer.counts = vec![0; experts];
-        layer.copies = Default::default();
+        layer.copies = Copies::default();
         layer.rank_loads = vec![0; ranks];
     }
     for (rank, numbers) in all.chunks_exact(own.len()).enumerate() {

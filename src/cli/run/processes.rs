@@ -85,7 +85,7 @@ fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
         .map_err(|error| evenkeel::in_words(error.as_ref()))
         .and_then(|setup| facts(args, setup, mpi));
     let told = serde_json::to_vec(&facts).map_err(|error| Fault::Own(error.into()))?;
-    let hosts = compare(&wire, wire.all_gather(Purpose::Control, told)?)?;
+    let hosts = compare(&wire, &wire.all_gather(Purpose::Control, told)?)?;
     let setup = setup?;
 
     let wire = Rc::new(Wire::new(Box::new(mpi.clone()), setup.exec.cluster)?);
@@ -96,7 +96,8 @@ fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
         &wire,
         args.prove_plans,
         |plain| {
-            Ok::<_, Fault>(placements(&run, &setup.plan_on, |steps| run.profile_on(plain, steps, progress))?)
+            let profile = |steps| run.profile_on(plain, steps, progress);
+            made(&wire, placements(&run, &setup.plan_on, profile))
         },
         progress,
     )?;
@@ -177,11 +178,13 @@ fn weights(setup: &Setup) -> Result<String, ExecError> {
 }
 
 fn short(hash: Sha256) -> String {
-    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.finalize()[..8]);
+    format!("{:016x}", u64::from_be_bytes(first))
 }
 
 /// Refuses ranks that cannot run together, naming what differs where; the same error on all of them. Out: the hosts.
-fn compare(wire: &Wire, told: Vec<Vec<u8>>) -> Result<Vec<String>, Fault> {
+fn compare(wire: &Wire, told: &[Vec<u8>]) -> Result<Vec<String>, Fault> {
     type Facts = Result<BTreeMap<String, String>, String>;
     let mut all: Vec<BTreeMap<String, String>> = Vec::with_capacity(told.len());
     let mut failed: BTreeMap<String, Vec<usize>> = BTreeMap::new();
@@ -193,11 +196,7 @@ fn compare(wire: &Wire, told: Vec<Vec<u8>>) -> Result<Vec<String>, Fault> {
             Err(why) => failed.entry(why).or_default().push(rank),
         }
     }
-    if let Some((why, ranks)) = failed.iter().next() {
-        let everywhere = ranks.len() == told.len();
-        let error = if everywhere { anyhow!("{why}") } else { anyhow!("{}: {why}", ranks_in_words(ranks)) };
-        return Err(Fault::All(error));
-    }
+    refuse(&failed, told.len())?;
     let mut differ = Vec::new();
     for (name, fact) in all[0].iter().filter(|(name, _)| *name != "host") {
         let others: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].get(name) != Some(fact)).collect();
@@ -214,6 +213,32 @@ fn compare(wire: &Wire, told: Vec<Vec<u8>>) -> Result<Vec<String>, Fault> {
         return Err(TransportError::Ranks { given: wire.ranks(), expected }.into());
     }
     Ok(all.into_iter().map(|mut facts| facts.remove("host").unwrap_or_default()).collect())
+}
+
+/// The first reason for which ranks fail, where any does.
+fn refuse(failed: &BTreeMap<String, Vec<usize>>, ranks: usize) -> Result<(), Fault> {
+    match failed.iter().next() {
+        None => Ok(()),
+        Some((why, all)) if all.len() == ranks => Err(Fault::All(anyhow!("{why}"))),
+        Some((why, some)) => Err(Fault::All(anyhow!("{}: {why}", ranks_in_words(some)))),
+    }
+}
+
+/// What every rank made for itself, where all could make it; else the same error on all.
+fn made<T>(wire: &Wire, made: anyhow::Result<T>) -> Result<T, Fault> {
+    let error = made.as_ref().err();
+    let lost = matches!(error.and_then(|error| error.downcast_ref()), Some(ExecError::Transport(_)));
+    // Where a rank is gone nobody can be asked any more.
+    if !lost {
+        let why = error.map_or_else(String::new, |error| evenkeel::in_words(error.as_ref()));
+        let mut failed: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        let all = wire.all_gather(Purpose::Control, why.into_bytes())?;
+        for (rank, why) in all.iter().enumerate().filter(|(_, why)| !why.is_empty()) {
+            failed.entry(String::from_utf8_lossy(why).into_owned()).or_default().push(rank);
+        }
+        refuse(&failed, all.len())?;
+    }
+    Ok(made?)
 }
 
 /// Everybody's tally.

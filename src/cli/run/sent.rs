@@ -20,7 +20,7 @@ pub(super) struct Sent {
 
 impl Sent {
     fn all(&self) -> Tally {
-        self.tallies.iter().fold(Tally::default(), |all, one| all.plus(one))
+        self.tallies.iter().fold(Tally::default(), Tally::plus)
     }
 
     fn hosts(&self) -> usize {

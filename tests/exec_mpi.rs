@@ -144,7 +144,7 @@ fn so_it_is_on_a_real_recording() {
     let trace = std::path::PathBuf::from(folder).join("gptoss20b-decode");
     let args = format!(
         "run {} --decode-batch 64 --model gpt-oss-20b --hidden 64 --intermediate 32 --num-layers 2 --redundant 8 --policy lplb:ring \
-         --steps 120 --alone --replan-every 40 --max-moves 4",
+         --steps 200 --alone --replan-every 50 --max-moves 4",
         trace.display()
     );
     for processes in [4, 8] {

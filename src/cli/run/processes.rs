@@ -57,22 +57,26 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
     let end = || mpi.end(At { step: None, layer: None, purpose: Purpose::Control }).map_err(Fault::from);
     let done = as_rank(args, if first { output } else { output.quiet() }, &mpi);
     let ended = match done {
-        Ok(()) => end().map(|()| None),
-        Err(Fault::All(error)) => end().map(|()| Some(error)),
+        Ok(()) => end().map(Ok),
+        Err(Fault::All(error)) => {
+            // One message is enough; the other ranks end with the exit code alone, and not before it is out: the launcher ends
+            // a job at the first such end.
+            if first {
+                crate::cli::output::error(&error);
+            }
+            end().map(|()| Err(Said.into()))
+        }
         Err(own) => Err(own),
     };
     match ended {
-        Ok(None) => return Ok(()),
-        // One message is enough; the other ranks end with the exit code alone.
-        Ok(Some(error)) if first => return Err(error),
-        Ok(Some(_)) => {}
+        Ok(done) => done,
         Err(Fault::All(error) | Fault::Own(error)) => {
             let why = evenkeel::in_words(error.as_ref());
             crate::cli::output::error(&error.context(format!("rank {}", mpi.rank())));
             mpi.give_up(&why);
+            Err(Said.into())
         }
     }
-    Err(Said.into())
 }
 
 fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {

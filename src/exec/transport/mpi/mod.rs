@@ -35,7 +35,7 @@ const TURNS: c_int = 1 << 12;
 /// The shortest and the longest wait for answers when the roll is called.
 const GRACE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 /// The same when the launcher has asked this process to end: it kills soon after.
-const HURRY: Duration = Duration::from_millis(500);
+const HURRY: Duration = Duration::from_millis(300);
 
 /// One process of an MPI job. Clones are the same.
 #[derive(Clone)]
@@ -151,11 +151,8 @@ impl Mpi {
             // Let the others say what they know before the launcher ends them.
             process.answers(Instant::now() + HURRY);
         }
-        // And time to print it.
-        let begun = Instant::now();
-        while begun.elapsed() < HURRY && !process.ending.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        // And time to print it, and for the launcher to read it: it does not read on when all have ended.
+        std::thread::sleep(HURRY);
         if !process.ending.load(Ordering::Relaxed) {
             // SAFETY: the library runs until `end`.
             #[allow(unsafe_code, reason = "a call into the MPI library")]

@@ -44,7 +44,7 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help demo test kernels gpu gpukit python stacks page page-in-chromium conformance faults check examples bench fuzz clean
+.PHONY: help demo test kernels gpu gpukit mpi python stacks page page-in-chromium conformance faults check examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -69,6 +69,18 @@ gpukit: $(TOOLS) ## Build into target/gpu what `make gpu` runs: benches/gpu.sh r
 
 gpu: gpukit $(NVRTC_READY) ## On a machine with a GPU: its tests, benchmarks and compute-sanitizer; what docs/ need is printed.
 	$(WITH_NVRTC) PYTHON=$(PYTHON) benches/gpu.sh target/gpu
+
+# Open MPI's headers want stddef.h, which is not with every libclang: the C compiler's does. HiGHS is not compiled again for it.
+mpi: $(TOOLS) ## Run the executor's ranks as processes over MPI, and kill some; installs Open MPI by apt where root may.
+	@if ! { command -v mpicc && command -v mpirun; } >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		install="apt-get install -y --no-install-recommends libopenmpi-dev openmpi-bin"; \
+		$$install >/dev/null 2>&1 || { apt-get update >/dev/null 2>&1 && $$install >/dev/null 2>&1; } || true; \
+	fi
+	@if { command -v mpicc && mpirun --version 2>/dev/null | grep -q "Open MPI"; } >/dev/null; then \
+		export CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}"; \
+		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES),mpi --test exec_mpi && \
+		$(WITH_TOOLS) $(CARGO) clippy --features $(FEATURES),mpi --lib --bins --test exec_mpi -- -D warnings; \
+	else echo "skipped: no Open MPI"; fi
 
 python: .tools/python/ready ## Build the Python package, install it into .tools/python and run its tests.
 	.tools/python/bin/pip install --quiet --disable-pip-version-check .

@@ -104,9 +104,10 @@ fn large_and_slow_requests_end() {
     assert_eq!(announced.status, 413, "{}", announced.text);
     assert!(announced.json()["expected"].as_str().unwrap().contains("limits.body_mib"));
     // Without saying so first.
-    let mut chunked =
-        format!("POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n")
-            .into_bytes();
+    let mut chunked = format!(
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    .into_bytes();
     for _ in 0..17 {
         chunked.extend_from_slice(b"10000\r\n");
         chunked.resize(chunked.len() + 0x10000, b' ');
@@ -117,8 +118,10 @@ fn large_and_slow_requests_end() {
     // A header that never ends, and a body that never comes.
     let begun = Instant::now();
     raw(&server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nx-slow: ");
-    let slow =
-        raw(&server, format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{{").as_bytes());
+    let slow = raw(
+        &server,
+        format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{{").as_bytes(),
+    );
     assert!(slow.starts_with("HTTP/1.1 408") && slow.contains("limits.body_seconds"), "{slow}");
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     assert!(raw(&server, b"nonsense\r\n\r\n").starts_with("HTTP/1.1 400"));

@@ -19,6 +19,12 @@ impl Output {
         Self { json, verbose }
     }
 
+    /// Says nothing on the side.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn quiet(self) -> Self {
+        Self { json: true, ..self }
+    }
+
     /// Whether the user wants a document, not tables.
     pub(crate) fn json(self) -> bool {
         self.json
@@ -64,7 +70,35 @@ pub(crate) fn document(document: &impl Serialize) -> anyhow::Result<()> {
 
 /// The one message of a failed command: the error and what led to it.
 pub(crate) fn error(error: &anyhow::Error) {
-    let _ = writeln!(io::stderr(), "error: {}", evenkeel::in_words(error.as_ref()));
+    // In one piece: other processes may write to the same terminal.
+    let line = format!("error: {}\n", evenkeel::in_words(error.as_ref()));
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// A failure that has been told already.
+#[cfg(feature = "mpi")]
+#[derive(Debug)]
+pub(crate) struct Said;
+
+#[cfg(feature = "mpi")]
+impl std::fmt::Display for Said {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("see above")
+    }
+}
+
+#[cfg(feature = "mpi")]
+impl std::error::Error for Said {}
+
+/// Whether a failure has been told already.
+pub(crate) fn is_said(error: &anyhow::Error) -> bool {
+    #[cfg(feature = "mpi")]
+    return error.is::<Said>();
+    #[cfg(not(feature = "mpi"))]
+    {
+        let _ = error;
+        false
+    }
 }
 
 /// Writes a result file, making its folder, or says which file could not be written.

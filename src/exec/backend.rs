@@ -1,6 +1,7 @@
 //! What runs one MoE layer on all ranks, and what it tells.
 
 use super::error::ExecError;
+use super::forward::StepRun;
 use super::random::Stream;
 use super::router::{Capacity, RouteArgs, Router, Routing, Soft};
 use super::weights::Dtype;
@@ -153,6 +154,8 @@ pub struct SourceRouting {
     pub routing: Routing,
     /// The mixtures, for a soft router.
     pub soft: Option<Soft>,
+    /// Whether its tokens are in another process, where a router chose; then only what it dropped and its losses are here.
+    pub elsewhere: bool,
 }
 
 /// What came out of one layer.
@@ -195,11 +198,32 @@ pub trait Backend {
     /// The name that selects it.
     fn name(&self) -> &'static str;
 
-    /// Runs one layer.
+    /// Runs one layer. Where ranks are in other processes, what they alone know comes with [`Backend::complete`].
     ///
     /// # Errors
     /// When shapes do not fit, or tokens cannot be routed or split.
     fn layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError>;
+
+    /// Whether a rank's tokens are in this process; those of others are left empty.
+    fn holds(&self, _rank: usize) -> bool {
+        true
+    }
+
+    /// Adds what the ranks in other processes did in a step, so that all of them know the same.
+    ///
+    /// # Errors
+    /// When one of them is gone.
+    fn complete(&mut self, _run: &mut StepRun) -> Result<(), ExecError> {
+        Ok(())
+    }
+
+    /// Makes sure that all processes are about to bring a layer to the same placement.
+    ///
+    /// # Errors
+    /// When they are not, or one of them is gone.
+    fn agree(&mut self, _layer: usize, _placement: &Placement) -> Result<(), ExecError> {
+        Ok(())
+    }
 
     /// Where the experts of a layer are now.
     fn placement(&self, layer: usize) -> &Placement;

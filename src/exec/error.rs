@@ -100,6 +100,9 @@ pub enum ExecError {
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(#[from] crate::cuda::CudaError),
+    /// Another rank could not be reached, or does something else.
+    #[error(transparent)]
+    Transport(#[from] super::transport::TransportError),
     /// Nothing to run.
     #[error("{0}")]
     Nothing(String),

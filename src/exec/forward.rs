@@ -58,5 +58,6 @@ pub fn step<'a>(
         done.wall += begun.elapsed();
         done.layers.push(run);
     }
+    backend.complete(&mut done)?;
     Ok(done)
 }

@@ -27,6 +27,7 @@ pub mod random;
 pub mod reference;
 pub mod router;
 pub mod run;
+pub mod transport;
 pub mod weights;
 
 pub use backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times};

@@ -2,12 +2,15 @@
 
 use crate::cli::cluster_args::ClusterArgs;
 use crate::cli::trace_args::TraceArgs;
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
+use evenkeel::cluster::Cluster;
 use evenkeel::exec::router::{Capacity, Overflow};
 use evenkeel::exec::run::Replan;
 use evenkeel::exec::weights::Dtype;
 use evenkeel::model::Model;
+use evenkeel::place::{self, Policy};
+use evenkeel::plan::{Given, Plan};
 use evenkeel::split::Method;
 use std::path::PathBuf;
 
@@ -24,7 +27,8 @@ use std::path::PathBuf;
     after_help = "Examples:\n  evenkeel run traces/sample-decode.csv.zst --model gpt-oss-20b --hidden 256 --intermediate 256 \
                   --num-layers 2 --ranks 8 --redundant 8 --check\n  evenkeel run --model qwen3-30b-a3b --num-layers 1 \
                   --ranks 8 --redundant 8 --batch-tokens 512 --steps 5\n  evenkeel run --model deepseek-v2-lite --hidden 128 \
-                  --intermediate 64 --ranks 8 --redundant 16 --replan-every 10 --check --record loads.csv.zst"
+                  --intermediate 64 --ranks 8 --redundant 16 --replan-every 10 --check --record loads.csv.zst\n  mpirun -n 8 \
+                  evenkeel run traces/sample-decode.csv.zst --model gpt-oss-20b --ranks 8 --redundant 8 --transport mpi --check"
 )]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -79,6 +83,14 @@ pub(crate) struct RunArgs {
     /// lp-round, milp
     #[arg(long, value_name = "NAME", default_value = "recourse", help_heading = "Plan")]
     pub(super) policy: String,
+    /// The placements of this plan instead of a policy's: after `plan --without-rank`, say; --ranks and --redundant are the plan's
+    #[arg(
+        long,
+        value_name = "PLAN",
+        conflicts_with_all = ["policy", "replan_every"],
+        help_heading = "Plan"
+    )]
+    pub(super) placement: Option<PathBuf>,
     /// Split: even, affine5, lp, exact
     #[arg(long, value_name = "NAME", default_value = "exact", help_heading = "Plan")]
     pub(super) split: Method,
@@ -108,6 +120,24 @@ pub(crate) struct RunArgs {
     /// With --backend cuda: how many GPUs the ranks are dealt to; those of one GPU run one after the other
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) gpus: u16,
+    /// Where ranks are: in-process (all in this process, one after the other) or mpi (one process each, started by mpirun or srun; on the
+    /// CPU); see docs/distributed.md
+    #[arg(long, value_name = "NAME", default_value = "in-process", help_heading = "Processes")]
+    pub(super) transport: TransportName,
+    /// With --transport mpi: a rank that is silent for so long is taken for lost, and ends the job; more than the longest a rank
+    /// computes without a word
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..=86_400),
+        help_heading = "Processes"
+    )]
+    #[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "of processes alone"))]
+    pub(super) rank_timeout: u64,
+    /// With --transport mpi: compare digests of every rank's split of every batch, and fail where they differ
+    #[arg(long, help_heading = "Processes")]
+    pub(super) prove_plans: bool,
     /// Steps to run
     #[arg(long, value_name = "S", default_value_t = 20)]
     pub(super) steps: usize,
@@ -132,6 +162,15 @@ pub(crate) enum BackendName {
     Cpu,
     /// NVIDIA GPUs.
     Cuda,
+}
+
+/// Where ranks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportName {
+    /// Here, one after the other.
+    InProcess,
+    /// In processes of an MPI job.
+    Mpi,
 }
 
 /// What multiplies on a GPU.
@@ -176,6 +215,20 @@ impl RunArgs {
             bail!("--capacity: expected a factor of 0 to 1e6");
         }
         Ok(model)
+    }
+
+    /// What places.
+    pub(super) fn policy(&self, cluster: &Cluster) -> anyhow::Result<Box<dyn Policy>> {
+        let Some(path) = &self.placement else {
+            return Ok(place::policy(&self.policy, self.cluster.groups, cluster)?);
+        };
+        let plan = Plan::read(path).with_context(|| format!("--placement {}", path.display()))?;
+        Ok(Box::new(Given::plan(self.policy_name(), &plan)))
+    }
+
+    /// Its name, for tables and documents.
+    pub(super) fn policy_name(&self) -> String {
+        self.placement.as_ref().map_or_else(|| self.policy.clone(), |path| path.display().to_string())
     }
 
     /// Room per expert, where it is limited.

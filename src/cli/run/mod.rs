@@ -1,9 +1,15 @@
 //! `evenkeel run`: a real forward pass that applies the plans, measured and checked.
 
 mod args;
+#[cfg(feature = "mpi")]
+mod processes;
+#[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "of processes alone"))]
+mod sent;
 mod show;
 
+use args::TransportName;
 pub(super) use args::{BackendName, FfnName, RunArgs};
+use sent::Sent;
 
 use super::output::{Bar, Output, print, write_file};
 use anyhow::{Context as _, bail};
@@ -17,7 +23,7 @@ use evenkeel::exec::run::{Outcome, Run};
 use evenkeel::exec::weights::{RandomWeights, WeightSource};
 use evenkeel::exec::{ExecConfig, ExecError};
 use evenkeel::model::Model;
-use evenkeel::place::{self, Placement};
+use evenkeel::place::{Placement, Policy};
 use evenkeel::simulate::busy_layers;
 use evenkeel::trace::{Format, Trace};
 use std::ops::Range;
@@ -27,22 +33,76 @@ use std::sync::Arc;
 const LARGE: u64 = 8 << 30;
 
 pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
-    args.backend.available(args.gpu, args.gpus, args.ffn)?;
-    let model = args.model()?;
-    let feed = feed(args, &model, output)?;
-    let router = router(args, &model)?;
-    let cluster = args.cluster.cluster(model.experts)?;
-    let policy = place::policy(&args.policy, args.cluster.groups, &cluster)?;
-    let layers = layers(args, &feed)?;
-    let (plan_on, steps) = steps(args, &feed, output)?;
-    let expert = model.expert_parameters() * args.dtype.bytes();
-    let bytes = expert * (cluster.slots() * layers.len()) as u64;
-    if bytes > LARGE {
-        output.note(&format!("experts take {:.0} GiB of memory", bytes as f64 / f64::from(1 << 30)));
+    match args.transport {
+        TransportName::InProcess if args.prove_plans => {
+            bail!("--prove-plans: expected --transport mpi; in one process there is one plan")
+        }
+        TransportName::InProcess => here(args, output),
+        TransportName::Mpi if args.backend != BackendName::Cpu => {
+            bail!("--transport mpi: expected --backend cpu; GPUs are not reached over MPI yet")
+        }
+        #[cfg(feature = "mpi")]
+        TransportName::Mpi => processes::run(args, output),
+        #[cfg(not(feature = "mpi"))]
+        TransportName::Mpi => bail!(
+            "this evenkeel was built without MPI: install Open MPI (Debian: libopenmpi-dev openmpi-bin libclang1 libclang-common-14-dev) \
+             and build it with `cargo build --release --features mpi`"
+        ),
     }
-    let weights = weights(args, model, &router)?;
-    let run = Run {
-        exec: ExecConfig {
+}
+
+/// Runs all ranks in this process.
+fn here(args: &RunArgs, output: Output) -> anyhow::Result<()> {
+    args.backend.available(args.gpu, args.gpus, args.ffn)?;
+    let setup = Setup::new(args, output)?;
+    let run = setup.run(args);
+    let bar = Bar::running();
+    let outcome = match args.backend {
+        BackendName::Cpu => {
+            let placements = placements(&run, &setup.plan_on, |steps| run.profile(steps, &bar))?;
+            run.on_cpu(placements, &bar)?
+        }
+        #[cfg(feature = "cuda")]
+        BackendName::Cuda => run.on_cuda(
+            cuda(args.gpu, args.gpus, args.ffn),
+            |plain| placements(&run, &setup.plan_on, |steps| run.profile_on(plain, steps, &bar)),
+            &bar,
+        )?,
+        #[cfg(not(feature = "cuda"))]
+        BackendName::Cuda => bail!("built without the feature `cuda`"),
+    };
+    drop(bar);
+    show(args, &run, &setup.plan_on, &outcome, None, output)?;
+    verdict(&run, &outcome)
+}
+
+/// What the arguments ask for, read and checked.
+struct Setup {
+    exec: ExecConfig,
+    weights: Arc<dyn WeightSource>,
+    feed: Feed,
+    layers: Vec<usize>,
+    plan_on: Range<usize>,
+    steps: Range<usize>,
+    policy: Box<dyn Policy>,
+}
+
+impl Setup {
+    fn new(args: &RunArgs, output: Output) -> anyhow::Result<Self> {
+        let model = args.model()?;
+        let feed = feed(args, &model, output)?;
+        let router = router(args, &model)?;
+        let cluster = args.cluster.cluster(model.experts)?;
+        let policy = args.policy(&cluster)?;
+        let layers = layers(args, &feed)?;
+        let (plan_on, steps) = steps(args, &feed, output)?;
+        let expert = model.expert_parameters() * args.dtype.bytes();
+        let bytes = expert * (cluster.slots() * layers.len()) as u64;
+        if bytes > LARGE {
+            output.note(&format!("experts take {:.0} GiB of memory", bytes as f64 / f64::from(1 << 30)));
+        }
+        let weights = weights(args, model, &router)?;
+        let exec = ExecConfig {
             model,
             cluster,
             router,
@@ -50,46 +110,37 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
             method: Some(args.split),
             dtype: args.dtype,
             seed: args.trace.seed,
-        },
-        weights,
-        feed: &feed,
-        layers,
-        steps,
-        activations: Activations {
-            skew: args.skew,
-            drift: args.drift,
-            ..Activations::new(model.hidden as usize, args.trace.seed)
-        },
-        policy: policy.as_ref(),
-        replan: args.replan(),
-        check: args.check,
-        compare: !args.alone,
-    };
-    let bar = Bar::running();
-    let outcome = match args.backend {
-        BackendName::Cpu => {
-            let placements = placements(&run, &plan_on, |steps| run.profile(steps, &bar))?;
-            run.on_cpu(placements, &bar)?
+        };
+        Ok(Self { exec, weights, feed, layers, plan_on, steps, policy })
+    }
+
+    fn run(&self, args: &RunArgs) -> Run<'_> {
+        Run {
+            exec: self.exec.clone(),
+            weights: Arc::clone(&self.weights),
+            feed: &self.feed,
+            layers: self.layers.clone(),
+            steps: self.steps.clone(),
+            activations: Activations {
+                skew: args.skew,
+                drift: args.drift,
+                ..Activations::new(self.exec.model.hidden as usize, args.trace.seed)
+            },
+            policy: self.policy.as_ref(),
+            replan: args.replan(),
+            check: args.check,
+            compare: !args.alone,
         }
-        #[cfg(feature = "cuda")]
-        BackendName::Cuda => run.on_cuda(
-            cuda(args.gpu, args.gpus, args.ffn),
-            |plain| placements(&run, &plan_on, |steps| run.profile_on(plain, steps, &bar)),
-            &bar,
-        )?,
-        #[cfg(not(feature = "cuda"))]
-        BackendName::Cuda => bail!("built without the feature `cuda`"),
-    };
-    drop(bar);
-    finish(args, &run, &plan_on, &outcome, output)
+    }
 }
 
-/// Writes, prints, and fails where the check failed.
-fn finish(
+/// Writes and prints.
+fn show(
     args: &RunArgs,
     run: &Run<'_>,
     plan_on: &Range<usize>,
     outcome: &Outcome,
+    sent: Option<&Sent>,
     output: Output,
 ) -> anyhow::Result<()> {
     if let Some(path) = &args.record {
@@ -100,15 +151,24 @@ fn finish(
         write_file(path, &page)?;
     }
     if output.json() {
-        super::output::document(&show::document(args, run, plan_on, outcome))?;
-    } else {
-        print(&show::text(args, run, plan_on, outcome))?;
-        for (what, path) in [("loads", &args.record), ("report", &args.report)] {
-            if let Some(path) = path {
-                output.note(&format!("{what} written to {}", path.display()));
-            }
+        let mut document = show::document(args, run, plan_on, outcome);
+        if let (Some(sent), Some(fields)) = (sent, document.as_object_mut()) {
+            fields.insert("transport".into(), sent.document(outcome));
+        }
+        return super::output::document(&document);
+    }
+    let sent = sent.map_or_else(String::new, |sent| sent.text(outcome));
+    print(&(show::text(args, run, plan_on, outcome) + &sent))?;
+    for (what, path) in [("loads", &args.record), ("report", &args.report)] {
+        if let Some(path) = path {
+            output.note(&format!("{what} written to {}", path.display()));
         }
     }
+    Ok(())
+}
+
+/// Fails where the check failed.
+fn verdict(run: &Run<'_>, outcome: &Outcome) -> anyhow::Result<()> {
     if outcome.check.is_some_and(|check| !check.ok(run.exec.dtype)) {
         bail!("the check failed: what ran is not what the reference computes");
     }

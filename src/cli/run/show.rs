@@ -1,6 +1,6 @@
 //! What a run found, as tables and as a document.
 
-use super::args::{BackendName, FfnName, RunArgs};
+use super::args::{BackendName, FfnName, RunArgs, TransportName};
 use crate::cli::output::table;
 use evenkeel::exec::Phase;
 use evenkeel::exec::feed::Feed;
@@ -45,11 +45,13 @@ fn setting(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>) -> String {
         run.feed.top_k().or(exec.router.fixed_top_k()).unwrap_or(model.top_k),
         exec.cluster.ranks(),
         exec.cluster.slots_per_rank(),
-        args.policy,
+        args.policy_name(),
         args.split,
         plan_on.len(),
         run.steps.len(),
         match args.backend {
+            BackendName::Cpu if args.transport == TransportName::Mpi =>
+                "cpu, a process per rank (mpi)".to_owned(),
             BackendName::Cpu => "cpu".to_owned(),
             BackendName::Cuda =>
                 format!("gpu (cuda, {} products)", if args.ffn == FfnName::Own { "own" } else { "cublas" }),
@@ -190,7 +192,7 @@ pub(super) fn document(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>, ou
             "dtype": exec.dtype.to_string(),
         },
         "cluster": crate::cli::cluster_args::document(&exec.cluster, model.experts),
-        "policy": args.policy,
+        "policy": args.policy_name(),
         "split": args.split.to_string(),
         "backend": args.backend.name(),
         "layers": outcome.trace().map(|trace| trace.layers().to_vec()).unwrap_or_default(),

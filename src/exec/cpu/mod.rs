@@ -9,12 +9,14 @@ mod few;
 mod ffn;
 mod matmul;
 mod parcel;
+mod peer;
 mod rank;
 mod side;
 mod work;
 
 pub use ffn::Ffn;
 pub use matmul::times_transposed;
+pub use peer::Peer;
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, Times};
 use super::clock::timed;
@@ -54,16 +56,7 @@ impl Cpu {
         source: &dyn WeightSource,
         placements: Vec<Placement>,
     ) -> Result<Self, ExecError> {
-        let (hidden, width) = (config.model.hidden as usize, config.router.width(config.model.experts));
-        let mut layers = Vec::with_capacity(placements.len());
-        for layer in 0..placements.len() {
-            let (gate, norm) = (source.gate(layer)?, source.norm(layer)?);
-            ExecError::expect("numbers of a norm", norm.len(), hidden)?;
-            ExecError::expect("numbers of a router", gate.weight.len(), width * hidden)?;
-            let router = config.router.with_bias(&gate.selection);
-            layers.push(Replicated { router, gate, norm, shared: source.shared(layer)? });
-        }
-        let layers = Arc::new(layers);
+        let layers = Arc::new(Replicated::read(&config, source, placements.len())?);
         Self::build(config, layers, placements, |_, layer, expert| {
             Ok(Arc::new(source.expert(layer, expert as usize)?))
         })

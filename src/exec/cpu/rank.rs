@@ -4,11 +4,11 @@
 
 use super::ffn::Ffn;
 use super::matmul::times_transposed;
-use crate::exec::backend::{Routed, SourceRouting};
+use crate::exec::backend::{ExecConfig, Routed, SourceRouting};
 use crate::exec::error::ExecError;
 use crate::exec::reference::EPSILON;
 use crate::exec::router::{RouteArgs, Router, Soft, replay};
-use crate::exec::weights::{ExpertWeights, GateWeights, Matrix};
+use crate::exec::weights::{ExpertWeights, GateWeights, Matrix, WeightSource};
 use crate::place::Placement;
 use crate::planner::Planner;
 use std::collections::HashMap;
@@ -28,6 +28,23 @@ impl Replicated {
     pub(super) fn bytes(&self) -> u64 {
         let numbers = 4 * (self.norm.len() + self.gate.bias.len()) + 8 * self.gate.selection.len();
         numbers as u64 + self.gate.weight.bytes() + self.shared.as_ref().map_or(0, ExpertWeights::bytes)
+    }
+
+    /// That of the first `layers` layers.
+    pub(super) fn read(
+        config: &ExecConfig,
+        source: &dyn WeightSource,
+        layers: usize,
+    ) -> Result<Vec<Self>, ExecError> {
+        let (hidden, width) = (config.model.hidden as usize, config.router.width(config.model.experts));
+        let one = |layer| {
+            let (gate, norm) = (source.gate(layer)?, source.norm(layer)?);
+            ExecError::expect("numbers of a norm", norm.len(), hidden)?;
+            ExecError::expect("numbers of a router", gate.weight.len(), width * hidden)?;
+            let router = config.router.with_bias(&gate.selection);
+            Ok(Self { router, gate, norm, shared: source.shared(layer)? })
+        };
+        (0..layers).map(one).collect()
     }
 }
 
@@ -104,7 +121,7 @@ fn choose(layer: &Replicated, tokens: &[f32], args: &RouteArgs) -> Result<Source
         Router::Soft { slots } => Some(Soft::new(&logits, slots * args.experts)?),
         _ => None,
     };
-    Ok(SourceRouting { logits, routing, soft })
+    Ok(SourceRouting { logits, routing, soft, elsewhere: false })
 }
 
 fn norm(x: &[f32], weight: &[f32]) -> Vec<f32> {

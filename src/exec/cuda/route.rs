@@ -127,7 +127,7 @@ pub(super) fn on_host(
         Router::Soft { slots } => Some(Soft::new(&logits, slots * args.experts)?),
         _ => None,
     };
-    Ok(SourceRouting { logits, routing, soft })
+    Ok(SourceRouting { logits, routing, soft, elsewhere: false })
 }
 
 /// The recorded routing of a source.

@@ -6,6 +6,7 @@
 
 mod outcome;
 mod plan;
+mod processes;
 
 pub use outcome::{Outcome, StepRow, Timed, Variant};
 
@@ -137,7 +138,7 @@ impl Run<'_> {
         let mut mover = Mover::new(self.replan.map_or(0, |replan| replan.budget));
         for (at, of_feed) in self.steps.clone().enumerate() {
             let moved = mover.between_steps(planned)?;
-            let batch = Batch::new(self, of_feed, &contiguous);
+            let batch = Batch::new(self, of_feed, &contiguous, planned);
             let mut row = StepRow { tokens: batch.tokens, moved, ..StepRow::default() };
             // Each goes first as often as the others.
             for turn in 0..3 {
@@ -166,6 +167,7 @@ impl Run<'_> {
                     let previous = planned.placement(layer);
                     let placement =
                         self.replan(&recent, layer, window.clone(), previous, replan.max_moves)?;
+                    planned.agree(layer, &placement)?;
                     mover.aim(planned, layer, placement);
                 }
                 outcome.replans += 1;
@@ -201,7 +203,7 @@ impl Run<'_> {
 /// One step's tokens and choices.
 struct Batch {
     tokens: usize,
-    /// Per rank `[token][H]`.
+    /// Per rank `[token][H]`; empty where another process has them.
     x: Vec<Vec<f32>>,
     /// Per layer and rank `[token][k]`, where recorded.
     recorded: Option<Vec<Vec<Vec<i32>>>>,
@@ -211,7 +213,7 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(run: &Run<'_>, of_feed: usize, contiguous: &Placement) -> Self {
+    fn new(run: &Run<'_>, of_feed: usize, contiguous: &Placement, backend: &dyn Backend) -> Self {
         let ranks = run.exec.cluster.ranks();
         let tokens = run.feed.tokens(of_feed, &run.layers);
         let top_k = run.feed.top_k().or(run.exec.router.fixed_top_k()).unwrap_or(run.exec.model.top_k);
@@ -226,7 +228,8 @@ impl Batch {
         let experts: Vec<u32> = order.filter_map(|slot| contiguous.slots()[slot]).collect();
         let balanced = parts(&balanced(tokens, top_k, &experts), top_k, ranks);
         let of_rank = |(rank, ids): (usize, &Vec<i32>)| {
-            run.activations.of(of_feed as u64, rank, ids.len() / top_k.max(1))
+            let tokens = if backend.holds(rank) { ids.len() / top_k.max(1) } else { 0 };
+            run.activations.of(of_feed as u64, rank, tokens)
         };
         let x = balanced.iter().enumerate().map(of_rank).collect();
         Self { tokens, x, recorded, balanced, top_k }

@@ -133,7 +133,7 @@ impl Outcome {
             }
             self.loads.extend(&layer.counts);
             self.copies = self.copies.plus(layer.copies);
-            for routed in layer.routed.iter().filter(|routed| !routed.logits.is_empty()) {
+            for routed in layer.routed.iter().filter(|routed| routed.elsewhere || !routed.logits.is_empty()) {
                 self.dropped += routed.routing.dropped;
                 self.losses += 1;
                 let loss = [routed.routing.loss.balance, routed.routing.loss.z];

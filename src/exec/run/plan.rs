@@ -67,7 +67,7 @@ impl Run<'_> {
         let contiguous = self.contiguous()?;
         let mut loads = Vec::new();
         for (at, of_feed) in steps.clone().enumerate() {
-            let batch = Batch::new(self, of_feed, &contiguous);
+            let batch = Batch::new(self, of_feed, &contiguous, plain);
             let run = batch.step(self, of_feed, Variant::None, plain, None)?;
             loads.extend(run.layers.iter().flat_map(|layer| layer.counts.iter().copied()));
             progress.steps(at + 1, steps.len());

@@ -1,0 +1,267 @@
+//! `evenkeel run --transport mpi`: this process is one rank.
+//!
+//! All ranks read and plan for themselves. Before the first step they compare what they are about to run; rank 0 prints. Where one
+//! fails, all end, and each says what it knows.
+
+use super::sent::Sent;
+use super::{RunArgs, Setup, placements, show, verdict};
+use crate::cli::output::{Bar, Output, Said};
+use anyhow::anyhow;
+use evenkeel::cluster::Cluster;
+use evenkeel::exec::ExecError;
+use evenkeel::exec::feed::Feed;
+use evenkeel::exec::run::{Outcome, Progress};
+use evenkeel::exec::transport::{
+    At, Mpi, Purpose, Tally, Transport as _, TransportError, Wire, ranks_in_words,
+};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Why this rank stops.
+enum Fault {
+    /// All ranks know it.
+    All(anyhow::Error),
+    /// This one alone does, or it is about another one.
+    Own(anyhow::Error),
+}
+
+impl From<ExecError> for Fault {
+    fn from(error: ExecError) -> Self {
+        match error {
+            ExecError::Transport(TransportError::Differ { .. } | TransportError::Ranks { .. }) => {
+                Fault::All(error.into())
+            }
+            _ => Fault::Own(error.into()),
+        }
+    }
+}
+
+impl From<TransportError> for Fault {
+    fn from(error: TransportError) -> Self {
+        ExecError::from(error).into()
+    }
+}
+
+impl From<anyhow::Error> for Fault {
+    fn from(error: anyhow::Error) -> Self {
+        Fault::Own(error)
+    }
+}
+
+/// Joins the job, runs as one of its ranks and leaves it.
+pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
+    let mpi = Mpi::join(Duration::from_secs(args.rank_timeout))?;
+    let first = mpi.rank() == 0;
+    let end = || mpi.end(At { step: None, layer: None, purpose: Purpose::Control }).map_err(Fault::from);
+    let done = as_rank(args, if first { output } else { output.quiet() }, &mpi);
+    let ended = match done {
+        Ok(()) => end().map(Ok),
+        Err(Fault::All(error)) => {
+            // One message is enough; the other ranks end with the exit code alone, and not before it is out: the launcher ends
+            // a job at the first such end.
+            if first {
+                crate::cli::output::error(&error);
+            }
+            end().map(|()| Err(Said.into()))
+        }
+        Err(own) => Err(own),
+    };
+    match ended {
+        Ok(done) => done,
+        Err(Fault::All(error) | Fault::Own(error)) => {
+            let why = evenkeel::in_words(error.as_ref());
+            crate::cli::output::error(&error.context(format!("rank {}", mpi.rank())));
+            mpi.give_up(&why);
+            Err(Said.into())
+        }
+    }
+}
+
+fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
+    let setup = Setup::new(args, output);
+    // Ranks are compared before anybody knows how many the arguments ask for.
+    let group = Cluster::uneven(mpi.ranks(), 1, mpi.ranks(), 0).map_err(|error| Fault::Own(error.into()))?;
+    let wire = Wire::new(Box::new(mpi.clone()), group)?;
+    let facts = setup
+        .as_ref()
+        .map_err(|error| evenkeel::in_words(error.as_ref()))
+        .and_then(|setup| facts(args, setup, mpi));
+    let told = serde_json::to_vec(&facts).map_err(|error| Fault::Own(error.into()))?;
+    let hosts = compare(&wire, &wire.all_gather(Purpose::Control, told)?)?;
+    let setup = setup?;
+
+    let wire = Rc::new(Wire::new(Box::new(mpi.clone()), setup.exec.cluster)?);
+    let run = setup.run(args);
+    let bar = (wire.rank() == 0).then(Bar::running);
+    let progress: &dyn Progress = bar.as_ref().map_or(&(), |bar| bar);
+    let outcome: Outcome = run.on_wire(
+        &wire,
+        args.prove_plans,
+        |plain| {
+            let profile = |steps| run.profile_on(plain, steps, progress);
+            made(&wire, placements(&run, &setup.plan_on, profile))
+        },
+        progress,
+    )?;
+    drop(bar);
+    wire.doing(None, None);
+    let sent = Sent { name: "mpi", hosts, tallies: tallies(&wire)?, proved: args.prove_plans };
+    if wire.rank() == 0 {
+        show(args, &run, &setup.plan_on, &outcome, Some(&sent), output)?;
+    }
+    verdict(&run, &outcome).map_err(Fault::All)
+}
+
+/// What has to be the same on all ranks, by name; and the host, which has not.
+fn facts(args: &RunArgs, setup: &Setup, mpi: &Mpi) -> Result<BTreeMap<String, String>, String> {
+    let words = |error: ExecError| evenkeel::in_words(&error);
+    let mut facts: BTreeMap<String, String> = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("host", mpi.host().to_owned()),
+        ("model", format!("{:?}", setup.exec.model)),
+        ("--ranks", setup.exec.cluster.ranks().to_string()),
+        ("--nodes", setup.exec.cluster.nodes().to_string()),
+        ("slots per rank", setup.exec.cluster.slots_per_rank().to_string()),
+        ("router", format!("{} {:?}", setup.exec.router, setup.exec.capacity)),
+        ("--dtype", setup.exec.dtype.to_string()),
+        ("--seed", setup.exec.seed.to_string()),
+        ("--policy", format!("{} groups {}", args.policy_name(), args.cluster.groups)),
+        ("--split", args.split.to_string()),
+        ("--skew and --drift", format!("{} {}", args.skew, args.drift)),
+        ("--replan-every, --move-budget and --max-moves", format!("{:?}", args.replan())),
+        ("--check", args.check.to_string()),
+        ("--alone", args.alone.to_string()),
+        ("--prove-plans", args.prove_plans.to_string()),
+        ("--rank-timeout", args.rank_timeout.to_string()),
+        ("layers that run", format!("{:?}", setup.layers)),
+        ("steps planned on and run", format!("{:?} {:?}", setup.plan_on, setup.steps)),
+    ]
+    .into_iter()
+    .map(|(name, fact)| (name.to_owned(), fact))
+    .collect();
+    facts.insert("trace".into(), trace(setup));
+    facts.insert("weights".into(), weights(setup).map_err(words)?);
+    Ok(facts)
+}
+
+/// A digest of everything that is replayed.
+fn trace(setup: &Setup) -> String {
+    let mut hash = Sha256::new();
+    let steps = setup.plan_on.start.min(setup.steps.start)..setup.steps.end;
+    for step in steps {
+        for &layer in &setup.layers {
+            if let Some(trace) = setup.feed.trace() {
+                trace.loads(step, layer).iter().for_each(|load| hash.update(load.to_le_bytes()));
+            }
+            if let (Feed::Tokens(tokens), true) = (&setup.feed, setup.steps.contains(&step)) {
+                tokens.ids(step, layer).iter().for_each(|id| hash.update(id.to_le_bytes()));
+            }
+        }
+    }
+    let tokens = match &setup.feed {
+        Feed::Tokens(_) => "single tokens".to_owned(),
+        Feed::Counts { top_k, seed, .. } => format!("counts of top-{top_k} dealt by seed {seed}"),
+        Feed::Made { tokens } => format!("none, {tokens} tokens a step"),
+    };
+    format!("{tokens}, digest {}", short(hash))
+}
+
+/// A digest of routers, norms and the first expert of every layer: what tells checkpoints apart without reading all of them.
+fn weights(setup: &Setup) -> Result<String, ExecError> {
+    let mut hash = Sha256::new();
+    for layer in 0..setup.layers.len() {
+        let (gate, expert) = (setup.weights.gate(layer)?, setup.weights.expert(layer, 0)?);
+        let numbers =
+            [gate.weight.wide(), gate.bias, setup.weights.norm(layer)?, expert.up.wide(), expert.down.wide()];
+        numbers.iter().flatten().for_each(|number| hash.update(number.to_le_bytes()));
+        gate.selection.iter().for_each(|number| hash.update(number.to_le_bytes()));
+    }
+    Ok(format!("digest {}", short(hash)))
+}
+
+fn short(hash: Sha256) -> String {
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.finalize()[..8]);
+    format!("{:016x}", u64::from_be_bytes(first))
+}
+
+/// Refuses ranks that cannot run together, naming what differs where; the same error on all of them. Out: the hosts.
+fn compare(wire: &Wire, told: &[Vec<u8>]) -> Result<Vec<String>, Fault> {
+    type Facts = Result<BTreeMap<String, String>, String>;
+    let mut all: Vec<BTreeMap<String, String>> = Vec::with_capacity(told.len());
+    let mut failed: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (rank, bytes) in told.iter().enumerate() {
+        let facts: Facts = serde_json::from_slice(bytes)
+            .unwrap_or_else(|_| Err("it speaks of its run as no evenkeel of this version does".into()));
+        match facts {
+            Ok(facts) => all.push(facts),
+            Err(why) => failed.entry(why).or_default().push(rank),
+        }
+    }
+    refuse(&failed, told.len())?;
+    let mut differ = Vec::new();
+    for (name, fact) in all[0].iter().filter(|(name, _)| *name != "host") {
+        let others: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].get(name) != Some(fact)).collect();
+        if let Some(&rank) = others.first() {
+            let other = all[rank].get(name).map_or("nothing", String::as_str);
+            differ.push(format!("{name} is {fact} on rank 0 and {other} on {}", ranks_in_words(&others)));
+        }
+    }
+    if !differ.is_empty() {
+        return Err(Fault::All(anyhow!("the ranks are not about to run the same: {}", differ.join("; "))));
+    }
+    let expected = all[0].get("--ranks").and_then(|ranks| ranks.parse().ok()).unwrap_or(0);
+    if expected != wire.ranks() {
+        return Err(TransportError::Ranks { given: wire.ranks(), expected }.into());
+    }
+    Ok(all.into_iter().map(|mut facts| facts.remove("host").unwrap_or_default()).collect())
+}
+
+/// The first reason for which ranks fail, where any does.
+fn refuse(failed: &BTreeMap<String, Vec<usize>>, ranks: usize) -> Result<(), Fault> {
+    match failed.iter().next() {
+        None => Ok(()),
+        Some((why, all)) if all.len() == ranks => Err(Fault::All(anyhow!("{why}"))),
+        Some((why, some)) => Err(Fault::All(anyhow!("{}: {why}", ranks_in_words(some)))),
+    }
+}
+
+/// What every rank made for itself, where all could make it; else the same error on all.
+fn made<T>(wire: &Wire, made: anyhow::Result<T>) -> Result<T, Fault> {
+    let error = made.as_ref().err();
+    let lost = matches!(error.and_then(|error| error.downcast_ref()), Some(ExecError::Transport(_)));
+    // Where a rank is gone nobody can be asked any more.
+    if !lost {
+        let why = error.map_or_else(String::new, |error| evenkeel::in_words(error.as_ref()));
+        let mut failed: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        let all = wire.all_gather(Purpose::Control, why.into_bytes())?;
+        for (rank, why) in all.iter().enumerate().filter(|(_, why)| !why.is_empty()) {
+            failed.entry(String::from_utf8_lossy(why).into_owned()).or_default().push(rank);
+        }
+        refuse(&failed, all.len())?;
+    }
+    Ok(made?)
+}
+
+/// Everybody's tally.
+fn tallies(wire: &Wire) -> Result<Vec<Tally>, TransportError> {
+    let own = wire.tally();
+    let numbers: Vec<u64> = own
+        .bytes
+        .iter()
+        .flatten()
+        .copied()
+        .chain(own.waited.iter().map(|waited| waited.as_nanos() as u64))
+        .collect();
+    let all = wire.all_numbers(Purpose::Control, &numbers)?;
+    let read = |numbers: &[u64]| {
+        let mut tally = Tally::default();
+        let (bytes, waited) = numbers.split_at(numbers.len() - tally.waited.len());
+        tally.bytes.iter_mut().flatten().zip(bytes).for_each(|(to, from)| *to = *from);
+        tally.waited.iter_mut().zip(waited).for_each(|(to, from)| *to = Duration::from_nanos(*from));
+        tally
+    };
+    Ok(all.chunks_exact(numbers.len()).map(read).collect())
+}

@@ -1,0 +1,334 @@
+//! Ranks that are processes of an MPI job: one process, one rank.
+//!
+//! Nothing here blocks inside the library: messages are begun and then asked for, with a deadline. Where it passes, where another rank
+//! says that it gives up, or where the launcher asks this process to end, the ranks **call the roll**: each tells all others that it is
+//! there and why it stopped, and waits a moment for their word. Those that say nothing are killed, hung or cut off, and every
+//! survivor names them. A rank that computes meanwhile answers when it next waits.
+//!
+//! All calls are made by the thread that started the library (`MPI_THREAD_FUNNELED`); [`Mpi`] cannot leave it.
+
+mod message;
+
+use super::{At, Transport, TransportError};
+use message::{Message, done};
+use mpi::Threading;
+use mpi::environment::Universe;
+use mpi::ffi;
+use mpi::topology::Communicator as _;
+use mpi::traits::AsRaw as _;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const ROLL: c_int = 1;
+const MOVE: c_int = 2;
+/// Exchanges take turns with this tag and the ones behind it.
+const EXCHANGE: c_int = 16;
+const TURNS: c_int = 1 << 12;
+
+/// The shortest and the longest wait for answers when the roll is called.
+const GRACE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
+/// The same when the launcher has asked this process to end: it kills soon after.
+const HURRY: Duration = Duration::from_millis(300);
+
+/// One process of an MPI job. Clones are the same.
+#[derive(Clone)]
+pub struct Mpi(Rc<Process>);
+
+struct Process {
+    /// Ended by [`Mpi::end`] alone: ending it waits for all others.
+    universe: RefCell<ManuallyDrop<Option<Universe>>>,
+    comm: ffi::MPI_Comm,
+    rank: usize,
+    ranks: usize,
+    host: String,
+    timeout: Duration,
+    /// Whether the launcher wants this process to end.
+    ending: Arc<AtomicBool>,
+    /// Whether the others have been told, or told us.
+    told: Cell<bool>,
+    turn: Cell<c_int>,
+    moves: RefCell<Moves>,
+}
+
+#[derive(Default)]
+struct Moves {
+    sent: Vec<Message>,
+    /// In the order in which they were begun.
+    wanted: Vec<Wanted>,
+}
+
+/// A message that is to come.
+struct Wanted {
+    from: usize,
+    tag: c_int,
+    message: Option<Message>,
+}
+
+impl Wanted {
+    fn is_here(&mut self, comm: ffi::MPI_Comm) -> Result<bool, TransportError> {
+        if self.message.is_none() {
+            self.message = Message::arrived(comm, Some(self.from), self.tag)?.map(|(_, message)| message);
+        }
+        self.message.as_mut().map_or(Ok(false), Message::is_through)
+    }
+}
+
+impl fmt::Debug for Mpi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mpi")
+            .field("rank", &self.0.rank)
+            .field("ranks", &self.0.ranks)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Mpi {
+    /// Joins the job that this process was started in, as `mpirun` and `srun` do; alone, it is a job of one. A rank that is silent
+    /// for `timeout` is taken for lost.
+    ///
+    /// # Errors
+    /// When this process has joined already, or the library cannot be used so.
+    pub fn join(timeout: Duration) -> Result<Self, TransportError> {
+        let library = |call, reason: &str| TransportError::Library { call, reason: reason.into() };
+        let (universe, threading) = mpi::initialize_with_threading(Threading::Funneled)
+            .ok_or_else(|| library("MPI_Init_thread", "it was called before"))?;
+        if threading < Threading::Funneled {
+            return Err(library("MPI_Init_thread", "this MPI library wants a process of one thread"));
+        }
+        let world = universe.world();
+        let (comm, rank, ranks) = (world.as_raw(), world.rank() as usize, world.size() as usize);
+        // SAFETY: the communicator is the library's own, for as long as it runs.
+        #[allow(unsafe_code, reason = "a call into the MPI library")]
+        done("MPI_Comm_set_errhandler", unsafe {
+            ffi::MPI_Comm_set_errhandler(comm, ffi::RSMPI_ERRORS_RETURN)
+        })?;
+        let host = mpi::environment::processor_name().unwrap_or_default();
+        let ending = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&ending))
+            .map_err(|error| library("sigaction", &error.to_string()))?;
+        Ok(Self(Rc::new(Process {
+            universe: RefCell::new(ManuallyDrop::new(Some(universe))),
+            comm,
+            rank,
+            ranks,
+            host,
+            timeout,
+            ending,
+            told: Cell::new(false),
+            turn: Cell::new(0),
+            moves: RefCell::default(),
+        })))
+    }
+
+    /// The name of the host that this process runs on.
+    pub fn host(&self) -> &str {
+        &self.0.host
+    }
+
+    /// Leaves the job; waits for the others to do so too.
+    ///
+    /// # Errors
+    /// When one of them is gone.
+    pub fn end(&self, at: At) -> Result<(), TransportError> {
+        self.exchange(at, vec![Vec::new(); self.ranks()])?;
+        drop(self.0.universe.borrow_mut().take());
+        Ok(())
+    }
+
+    /// Gives up: tells all others why, where the roll has not been called, and ends the job, however many of its processes hang.
+    /// Returns where the launcher is ending the job already; this process should end itself then.
+    pub fn give_up(&self, why: &str) {
+        let process = &self.0;
+        if !process.told.replace(true) {
+            process.tell(why);
+            // Let the others say what they know before the launcher ends them.
+            process.answers(Instant::now() + HURRY);
+        }
+        // And time to print it, and for the launcher to read it: it does not read on when all have ended.
+        std::thread::sleep(HURRY);
+        if !process.ending.load(Ordering::Relaxed) {
+            // SAFETY: the library runs until `end`.
+            #[allow(unsafe_code, reason = "a call into the MPI library")]
+            unsafe {
+                ffi::MPI_Abort(process.comm, 1);
+            }
+        }
+    }
+}
+
+impl Process {
+    fn others(&self) -> impl Iterator<Item = usize> {
+        let me = self.rank;
+        (0..self.ranks).filter(move |&rank| rank != me)
+    }
+
+    /// Tells all others that this rank is there, and why it gives up where it does so of its own. Nobody waits for it to arrive.
+    fn tell(&self, why: &str) {
+        for to in self.others() {
+            if let Ok(mut message) = Message::send(self.comm, to, ROLL, why.as_bytes().to_vec()) {
+                let _ = message.is_through();
+            }
+        }
+    }
+
+    /// What other ranks say until all have spoken or the time is up.
+    fn answers(&self, until: Instant) -> BTreeMap<usize, String> {
+        let mut answers = BTreeMap::new();
+        let mut coming: Vec<(usize, Message)> = Vec::new();
+        while answers.len() + 1 < self.ranks && Instant::now() < until {
+            while let Ok(Some(message)) = Message::arrived(self.comm, None, ROLL) {
+                coming.push(message);
+            }
+            let mut rest = Vec::new();
+            for (from, mut message) in coming {
+                if matches!(message.is_through(), Ok(true)) {
+                    answers.insert(from, String::from_utf8_lossy(&message.into_bytes()).into_owned());
+                } else {
+                    rest.push((from, message));
+                }
+            }
+            coming = rest;
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        answers
+    }
+
+    /// Calls the roll: who is lost? Nothing has come from `missing`.
+    fn roll(&self, at: At, waited: Duration, missing: Vec<usize>) -> TransportError {
+        self.told.set(true);
+        self.tell("");
+        let ending = self.ending.load(Ordering::Relaxed);
+        let grace = if ending { HURRY } else { (self.timeout / 4).clamp(GRACE[0], GRACE[1]) };
+        let answers = self.answers(Instant::now() + grace);
+        let silent: Vec<usize> = self.others().filter(|rank| !answers.contains_key(rank)).collect();
+        let failed: Vec<_> = answers.into_iter().filter(|(_, why)| !why.is_empty()).collect();
+        match () {
+            () if !silent.is_empty() || !failed.is_empty() => {
+                TransportError::Lost { at, silent, failed, waited }
+            }
+            () if self.ending.load(Ordering::Relaxed) => TransportError::Ended { at },
+            () => TransportError::Late { at, missing, waited },
+        }
+    }
+
+    /// Asks until everything is there; says how long it waited where that is not to be.
+    fn wait(
+        &self,
+        mut all_here: impl FnMut() -> Result<bool, TransportError>,
+    ) -> Result<Option<Duration>, TransportError> {
+        let begun = Instant::now();
+        let mut turns = 0u32;
+        loop {
+            // At first, too: a process that is to end, and never has to wait, would not end.
+            if turns.is_multiple_of(16) {
+                let called = self.called()?;
+                if called || self.ending.load(Ordering::Relaxed) || begun.elapsed() > self.timeout {
+                    return Ok(Some(begun.elapsed()));
+                }
+            }
+            if all_here()? {
+                return Ok(None);
+            }
+            turns = turns.wrapping_add(1);
+            if turns.is_multiple_of(16) {
+                // On a machine with fewer cores than ranks somebody else has to work.
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Whether another rank has called the roll; its word is left for [`Process::answers`].
+    fn called(&self) -> Result<bool, TransportError> {
+        let mut flag: c_int = 0;
+        // SAFETY: the flag is there, and nobody asks for the status.
+        #[allow(unsafe_code, reason = "a call into the MPI library")]
+        let code = unsafe {
+            ffi::MPI_Iprobe(ffi::RSMPI_ANY_SOURCE, ROLL, self.comm, &raw mut flag, ffi::RSMPI_STATUS_IGNORE)
+        };
+        done("MPI_Iprobe", code)?;
+        Ok(flag != 0)
+    }
+
+    /// Waits for messages to be sent and received; what was received.
+    fn through(
+        &self,
+        at: At,
+        mut sent: Vec<Message>,
+        mut wanted: Vec<Wanted>,
+    ) -> Result<Vec<Vec<u8>>, TransportError> {
+        let (mut first_sent, mut first_wanted) = (0, 0);
+        let waited = self.wait(|| {
+            // In order: what is through needs no further asking.
+            while first_wanted < wanted.len() && wanted[first_wanted].is_here(self.comm)? {
+                first_wanted += 1;
+            }
+            while first_sent < sent.len() && sent[first_sent].is_through()? {
+                first_sent += 1;
+            }
+            Ok(first_wanted == wanted.len() && first_sent == sent.len())
+        })?;
+        if let Some(waited) = waited {
+            let missing = wanted.iter().filter(|wanted| waited > self.timeout && wanted.message.is_none());
+            return Err(self.roll(at, waited, missing.map(|wanted| wanted.from).collect()));
+        }
+        Ok(wanted.into_iter().filter_map(|wanted| wanted.message).map(Message::into_bytes).collect())
+    }
+}
+
+impl Transport for Mpi {
+    fn name(&self) -> &'static str {
+        "mpi"
+    }
+
+    fn rank(&self) -> usize {
+        self.0.rank
+    }
+
+    fn ranks(&self) -> usize {
+        self.0.ranks
+    }
+
+    fn exchange(&self, at: At, mut parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
+        let process = &self.0;
+        let (me, ranks) = (process.rank, process.ranks);
+        let turn = process.turn.get();
+        process.turn.set((turn + 1) % TURNS);
+        let tag = EXCHANGE + turn;
+        let own = std::mem::take(&mut parcels[me]);
+        // Everybody begins with the rank behind it, so that not all send to the same one at once.
+        let order = (1..ranks).map(|step| (me + step) % ranks);
+        let send = |to: usize| Message::send(process.comm, to, tag, std::mem::take(&mut parcels[to]));
+        let sent = order.map(send).collect::<Result<Vec<_>, _>>()?;
+        let wanted = process.others().map(|from| Wanted { from, tag, message: None }).collect();
+        let mut came = process.through(at, sent, wanted)?;
+        came.insert(me, own);
+        Ok(came)
+    }
+
+    fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
+        let message = Message::send(self.0.comm, to, MOVE, bytes)?;
+        self.0.moves.borrow_mut().sent.push(message);
+        Ok(())
+    }
+
+    fn receive(&self, from: usize) -> Result<(), TransportError> {
+        let wanted = Wanted { from, tag: MOVE, message: None };
+        self.0.moves.borrow_mut().wanted.push(wanted);
+        Ok(())
+    }
+
+    fn finish(&self, at: At) -> Result<Vec<Vec<u8>>, TransportError> {
+        let Moves { sent, wanted } = self.0.moves.take();
+        if sent.is_empty() && wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.0.through(at, sent, wanted)
+    }
+}

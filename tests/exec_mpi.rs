@@ -1,0 +1,256 @@
+//! Ranks as processes over MPI, as a user starts them: the same as in one process, and an end when one is gone.
+#![cfg(all(feature = "mpi", target_os = "linux"))]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+const EVENKEEL: &str = env!("CARGO_BIN_EXE_evenkeel");
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sample-decode.csv.zst");
+const SMALL: &str = "run --model qwen3-30b-a3b --hidden 64 --intermediate 48 --experts 16 --experts-per-token 3 --num-layers 2";
+
+/// A job and what its processes, and no others, have in their environment.
+struct Job {
+    child: Child,
+    mark: String,
+}
+
+impl Job {
+    /// Starts `groups` of processes, each with arguments of its own. What rank `R` says of errors goes to the file `R` of `errors`,
+    /// if given: mpirun passes on what it has read when it ends, which need not be all.
+    fn start(groups: &[(usize, String)], errors: Option<&Path>) -> Self {
+        static JOBS: AtomicUsize = AtomicUsize::new(0);
+        let mark = format!("{}-{}", std::process::id(), JOBS.fetch_add(1, Ordering::Relaxed));
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=10", "300", "mpirun", "--oversubscribe"]);
+        for (at, (processes, args)) in groups.iter().enumerate() {
+            command.args((at > 0).then_some(":")).args(["-n", &processes.to_string()]);
+            if let Some(folder) = errors {
+                let to = format!("exec \"$0\" \"$@\" 2>'{}'/$OMPI_COMM_WORLD_RANK", folder.display());
+                command.args(["sh", "-c", &to]);
+            }
+            command.arg(EVENKEEL);
+            command.args(args.split_whitespace());
+        }
+        // Open MPI refuses to run as root without.
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        command.env("EVENKEEL_JOB", &mark).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { child: command.spawn().unwrap(), mark }
+    }
+
+    /// Its ranks that run, with their process ids.
+    fn ranks(&self) -> Vec<(usize, u32)> {
+        let of = |entry: std::fs::DirEntry| {
+            let process: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let environment = std::fs::read(entry.path().join("environ")).ok()?;
+            let value = |name: &str| {
+                let mut all =
+                    environment.split(|&byte| byte == 0).filter_map(|one| std::str::from_utf8(one).ok());
+                all.find_map(|one| one.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+            };
+            (value("EVENKEEL_JOB")? == self.mark).then_some(())?;
+            Some((value("OMPI_COMM_WORLD_RANK")?.parse().ok()?, process))
+        };
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(of).collect()
+    }
+
+    /// Its output, when all of its processes are gone.
+    fn end(self) -> Output {
+        let Self { child, mark } = self;
+        let output = child.wait_with_output().unwrap();
+        let ended = Instant::now();
+        let gone = Job { child: Command::new("true").spawn().unwrap(), mark };
+        while !gone.ranks().is_empty() {
+            assert!(ended.elapsed() < Duration::from_secs(5), "left over: {:?}", gone.ranks());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        output
+    }
+}
+
+fn mpirun(processes: usize, args: &str) -> Output {
+    Job::start(&[(processes, format!("{args} --transport mpi"))], None).end()
+}
+
+fn parsed(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The lines of ours that say what went wrong.
+fn errors(output: &Output) -> Vec<String> {
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{stderr}");
+    stderr.lines().filter(|line| line.starts_with("error: ")).map(str::to_owned).collect()
+}
+
+/// The same run over MPI and in one process; their results are the same to the last digit.
+fn as_in_one_process(processes: usize, args: &str) -> Value {
+    let args = format!("{args} --ranks {processes} --check --json");
+    let mpi = parsed(&mpirun(processes, &format!("{args} --prove-plans")));
+    let here = parsed(&Command::new(EVENKEEL).args(args.split_whitespace()).output().unwrap());
+    for what in ["check", "imbalance", "sent", "router", "layers", "model"] {
+        assert_eq!(mpi[what], here[what], "{what}: {args}");
+    }
+    let peaks = |document: &Value| -> Vec<Value> {
+        document["steps"].as_array().unwrap().iter().map(|step| step["peaks"].clone()).collect()
+    };
+    assert_eq!(peaks(&mpi), peaks(&here), "{args}");
+    for moved in ["plans", "copies", "bytes", "switches"] {
+        assert_eq!(mpi["moves"][moved], here["moves"][moved], "{moved}: {args}");
+    }
+    for bytes in ["memory_bytes", "staging_bytes"] {
+        for (rank, of_rank) in here["ranks"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(mpi["ranks"][rank][bytes], of_rank[bytes], "{bytes} of rank {rank}");
+        }
+    }
+    assert_eq!(mpi["check"]["ok"], true, "{}", mpi["check"]);
+    assert_eq!(mpi["imbalance"]["to_the_token"], true);
+    assert_eq!(mpi["transport"]["plans_proved_identical"], true);
+    mpi
+}
+
+#[test]
+fn processes_do_what_ranks_of_one_process_do() {
+    let replayed = format!(
+        "run {SAMPLE} --model gpt-oss-20b --hidden 64 --intermediate 32 --num-layers 2 --redundant 8 --steps 12"
+    );
+    for (processes, more) in [(4, "--policy eplb --dtype f32"), (8, "--policy lplb:ring --nodes 2")] {
+        let document = as_in_one_process(processes, &format!("{replayed} {more}"));
+        let far = document["transport"]["sent"]["dispatch"]["other_nodes_bytes"].as_u64().unwrap();
+        assert_eq!(far > 0, more.contains("nodes"));
+    }
+    let routed = format!("{SMALL} --redundant 8 --policy eplb --batch-tokens 50 --steps 4 --capacity 0.7");
+    as_in_one_process(4, &routed);
+    as_in_one_process(
+        4,
+        &routed.replace("qwen3-30b-a3b", "deepseek-v2-lite").replace("--capacity 0.7", "--router soft"),
+    );
+}
+
+#[test]
+fn experts_move_between_processes() {
+    let args = format!(
+        "{SMALL} --redundant 8 --batch-tokens 96 --steps 30 --drift 0.05 --replan-every 6 --max-moves 6"
+    );
+    let document = as_in_one_process(4, &args);
+    assert!(document["moves"]["copies"].as_u64().unwrap() > 0);
+    let moved = &document["transport"]["sent"]["moves"]["own_node_bytes"];
+    assert!(moved.as_u64() >= document["moves"]["bytes"].as_u64(), "{moved}");
+}
+
+#[test]
+fn so_it_is_on_a_real_recording() {
+    let Some(folder) = std::env::var_os("EVENKEEL_REAL_TRACES") else {
+        println!("skipped: no real traces");
+        return;
+    };
+    let trace = std::path::PathBuf::from(folder).join("gptoss20b-decode");
+    let args = format!(
+        "run {} --decode-batch 64 --model gpt-oss-20b --hidden 64 --intermediate 32 --num-layers 2 --redundant 8 --policy lplb:ring \
+         --steps 200 --alone --replan-every 50 --max-moves 4",
+        trace.display()
+    );
+    for processes in [4, 8] {
+        assert!(as_in_one_process(processes, &args)["moves"]["copies"].as_u64().unwrap() > 0);
+    }
+}
+
+/// Stops one of four ranks by a signal in the middle of a run; all others say which and where, and nothing is left.
+fn without(signal: &str, within: Duration) {
+    let endless = format!(
+        "{SMALL} --ranks 4 --redundant 8 --policy eplb --batch-tokens 96 --steps 1000000 --plan-on 0.00001 --alone --transport mpi \
+         --rank-timeout 4"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let job = Job::start(&[(4, endless)], Some(folder.path()));
+    let begun = Instant::now();
+    while job.ranks().len() < 4 {
+        assert!(begun.elapsed() < Duration::from_mins(1), "it does not start");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    let victim = job.ranks().into_iter().find(|(rank, _)| *rank == 2).unwrap().1;
+    let killed = Instant::now();
+    assert!(Command::new("kill").args([signal, &victim.to_string()]).status().unwrap().success());
+    let output = job.end();
+    assert!(killed.elapsed() < within, "{signal}: {:?}", killed.elapsed());
+    assert!(!output.status.success());
+    for survivor in [0, 1, 3] {
+        let said = std::fs::read_to_string(folder.path().join(survivor.to_string())).unwrap();
+        let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{signal}: {said}");
+        let from = format!("error: rank {survivor}: ");
+        assert!(
+            errors[0].starts_with(&from)
+                && errors[0].contains("rank 2 does not answer")
+                && errors[0].contains("(step "),
+            "{signal}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_killed_rank_ends_the_job_and_survivors_name_it() {
+    without("-KILL", Duration::from_secs(10));
+}
+
+#[test]
+fn a_hung_rank_ends_the_job_in_time() {
+    // The timeout of 4 s, 1 s for the roll, and the end.
+    without("-STOP", Duration::from_secs(15));
+}
+
+#[test]
+fn a_run_goes_on_without_a_lost_rank() {
+    let folder = tempfile::tempdir().unwrap();
+    let [before, after] =
+        ["plan.json", "plan3.json"].map(|name| folder.path().join(name).display().to_string());
+    for args in [
+        format!("plan {SAMPLE} --ranks 4 --redundant 16 --policy eplb -o {before}"),
+        format!("plan {SAMPLE} --previous {before} --without-rank 2 -o {after}"),
+    ] {
+        assert!(Command::new(EVENKEEL).args(args.split_whitespace()).output().unwrap().status.success());
+    }
+    let plan: Value = serde_json::from_slice(&std::fs::read(&after).unwrap()).unwrap();
+    let slots = plan["cluster"]["slots_per_rank"].as_u64().unwrap() * 3;
+    let run = format!(
+        "run {SAMPLE} --model gpt-oss-20b --hidden 32 --intermediate 32 --ranks 3 --placement {after} --steps 3 --check"
+    );
+    let document = parsed(&mpirun(3, &format!("{run} --redundant {} --json", slots - 32)));
+    assert_eq!(document["check"]["ok"], true);
+    assert_eq!(document["imbalance"]["to_the_token"], true);
+    // All find out alike, when they plan.
+    let errors = errors(&mpirun(3, &format!("{run} --redundant {}", slots - 32 + 3)));
+    assert!(errors.len() == 1 && errors[0].contains(" fits)"), "{errors:?}");
+}
+
+#[test]
+fn ranks_that_would_not_run_the_same_are_refused() {
+    let good = format!("{SMALL} --ranks 4 --redundant 8 --policy eplb --steps 2 --transport mpi");
+    let replayed = format!(
+        "run {SAMPLE} --model gpt-oss-20b --hidden 32 --intermediate 32 --ranks 4 --transport mpi --steps 3"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other.csv.zst");
+    let text = zstd::decode_all(std::fs::File::open(SAMPLE).unwrap()).unwrap();
+    let mut text = String::from_utf8(text).unwrap();
+    // One more token of the first expert in the first step.
+    text = text.replacen("\n0,0,0,12\n", "\n0,0,0,13\n", 1);
+    std::fs::write(&other, zstd::encode_all(text.as_bytes(), 3).unwrap()).unwrap();
+    let changed = replayed.replace(SAMPLE, other.to_str().unwrap());
+    for (groups, expected) in [
+        (vec![(3, good.clone())], "3 processes were started for 4 ranks"),
+        (vec![(3, good.clone()), (1, format!("{good} --seed 9"))], "--seed is 0 on rank 0 and 9 on rank 3"),
+        (vec![(1, good.clone()), (3, good.replace("qwen3-30b-a3b", "mixtral-8x7b"))], "on ranks 1, 2 and 3"),
+        (vec![(3, replayed.clone()), (1, changed)], "trace is counts of top-4"),
+        (vec![(2, replayed.clone()), (2, replayed.replace(SAMPLE, "no-such-trace"))], "ranks 2 and 3: "),
+        (vec![(4, replayed.replace(SAMPLE, "no-such-trace"))], "error: no-such-trace: "),
+    ] {
+        let errors = errors(&Job::start(&groups, None).end());
+        assert!(errors.len() == 1 && errors[0].contains(expected), "{groups:?}: {errors:?}");
+    }
+}

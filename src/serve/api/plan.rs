@@ -41,7 +41,7 @@ pub(super) struct PlanQuery {
     params(("model" = String, Path, description = "the model's name"), PlanQuery,
         ("If-None-Match" = Option<String>, Header, description = "an ETag")),
     responses(
-        (status = 200, description = "The plan", content((serde_json::Value = "application/json"), (String = "application/yaml")),
+        (status = 200, description = "The plan", content((serde_json::Value = "application/json"), (serde_json::Value = "application/yaml")),
             headers(("etag" = String), ("evenkeel-plan-version" = u64), ("evenkeel-ranks" = String))),
         (status = 304, description = "That plan is in force still"),
         Refusals))]

@@ -10,13 +10,13 @@ use evenkeel::exec::forward::step;
 use evenkeel::exec::random::Stream;
 use evenkeel::exec::router::{Capacity, Overflow, Router};
 use evenkeel::exec::weights::Dtype;
-use evenkeel::exec::{Backend, ExecConfig, ExecError, LayerInput, Routed};
+use evenkeel::exec::{Backend, ExecConfig, LayerInput, Routed};
 use evenkeel::forecast::History;
 use evenkeel::model::Activation;
 use evenkeel::place::{self, Placement};
 use evenkeel::split::Method;
 use evenkeel::trace::Trace;
-use exec_support::{backend, config, placement, small, tokens, weights};
+use exec_support::{backend, config, placement, refuses_other_input, small, tokens, weights};
 use proptest::prelude::*;
 
 const ROUTERS: [&str; 8] =
@@ -175,19 +175,5 @@ fn what_does_not_fit_is_refused() {
     let refused = Cpu::new(config.clone(), weights(&config).as_ref(), vec![placement(4, &other, 0)]);
     assert!(refused.unwrap_err().to_string().contains("slots of a placement"));
     let (mut cpu, _) = backend(&config, vec![placement(4, &cluster, 0)]);
-    let mut layer = |layer, tokens: &[Vec<f32>], routed| {
-        cpu.layer(&LayerInput { layer, step: 0, tokens, routed }).unwrap_err()
-    };
-    let x = tokens(64, &[1, 1], 0);
-    assert!(matches!(layer(1, &x, Routed::Router), ExecError::Shape { what: "layer", .. }));
-    assert!(matches!(layer(0, &x[..1], Routed::Router), ExecError::Shape { what: "sources", .. }));
-    assert!(matches!(layer(0, &[vec![0.0; 65], vec![]], Routed::Router), ExecError::Shape { .. }));
-    assert!(matches!(layer(0, &[vec![f32::NAN; 64], vec![]], Routed::Router), ExecError::Router(_)));
-    let replay = |ids, slots| Routed::Replay { ids, top_k: 1, weights: None, slots, and_route: false };
-    let (beyond, short, right) = ([vec![4], vec![0]], [vec![0]], [vec![0], vec![0]]);
-    let nowhere = [vec![9], vec![0]];
-    assert!(matches!(layer(0, &x, replay(&beyond, None)), ExecError::Router(_)));
-    assert!(matches!(layer(0, &x, replay(&short, None)), ExecError::Shape { .. }));
-    let wrong = layer(0, &x, replay(&right, Some(&nowhere)));
-    assert!(matches!(wrong, ExecError::WrongSlot { rank: 0, slot: 9, .. }), "{wrong}");
+    refuses_other_input(&mut cpu);
 }

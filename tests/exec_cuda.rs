@@ -19,7 +19,7 @@ use evenkeel::exec::{Backend, ExecConfig, ExecError, LayerInput, Routed};
 use evenkeel::model::Model;
 use evenkeel::place::Placement;
 use evenkeel::split::Method;
-use exec_support::{config, placement, small, tokens, weights};
+use exec_support::{config, placement, refuses_other_input, small, tokens, weights};
 use std::process::Command;
 
 const ROUTERS: [&str; 8] =
@@ -329,21 +329,7 @@ fn what_does_not_fit_is_refused() {
     let refused = new(&config, vec![placement(4, &other, 0)]).unwrap_err();
     assert!(refused.to_string().contains("slots of a placement"), "{refused}");
     let (mut cuda, _) = backend(&config, 0, vec![placement(4, &cluster, 0)]);
-    let mut layer = |layer, tokens: &[Vec<f32>], routed| {
-        cuda.layer(&LayerInput { layer, step: 0, tokens, routed }).unwrap_err()
-    };
-    let x = tokens(64, &[1, 1], 0);
-    assert!(matches!(layer(1, &x, Routed::Router), ExecError::Shape { what: "layer", .. }));
-    assert!(matches!(layer(0, &x[..1], Routed::Router), ExecError::Shape { what: "sources", .. }));
-    assert!(matches!(layer(0, &[vec![0.0; 65], vec![]], Routed::Router), ExecError::Shape { .. }));
-    assert!(matches!(layer(0, &[vec![f32::NAN; 64], vec![]], Routed::Router), ExecError::Router(_)));
-    let replay = |ids, slots| Routed::Replay { ids, top_k: 1, weights: None, slots, and_route: false };
-    let (beyond, short, right) = ([vec![4], vec![0]], [vec![0]], [vec![0], vec![0]]);
-    let nowhere = [vec![9], vec![0]];
-    assert!(matches!(layer(0, &x, replay(&beyond, None)), ExecError::Router(_)));
-    assert!(matches!(layer(0, &x, replay(&short, None)), ExecError::Shape { .. }));
-    let wrong = layer(0, &x, replay(&right, Some(&nowhere)));
-    assert!(matches!(wrong, ExecError::WrongSlot { rank: 0, slot: 9, .. }), "{wrong}");
+    refuses_other_input(&mut cuda);
 
     config.dtype = Dtype::F32;
     let refused = new(&config, vec![placement(4, &cluster, 0)]).unwrap_err().to_string();

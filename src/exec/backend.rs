@@ -33,6 +33,12 @@ pub struct ExecConfig {
 }
 
 impl ExecConfig {
+    /// Is a placement one of this model's experts on slots of this group?
+    pub(super) fn expect_fit(&self, placement: &Placement) -> Result<(), ExecError> {
+        ExecError::expect("experts of a placement", placement.experts(), self.model.experts)?;
+        ExecError::expect("slots of a placement", placement.slots().len(), self.cluster.slots())
+    }
+
     /// What splits the batches of a layer, if anything does.
     pub(super) fn planner(&self, placement: &Placement) -> Result<Option<Planner>, ExecError> {
         self.method.map(|method| Ok(Planner::by(placement.clone(), self.cluster, method)?)).transpose()

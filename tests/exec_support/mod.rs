@@ -3,12 +3,12 @@
 #![allow(dead_code, reason = "not every test uses all")]
 
 use evenkeel::cluster::Cluster;
-use evenkeel::exec::ExecConfig;
 use evenkeel::exec::cpu::Cpu;
 use evenkeel::exec::random::Stream;
 use evenkeel::exec::reference::Reference;
 use evenkeel::exec::router::Router;
 use evenkeel::exec::weights::{Dtype, RandomWeights, WeightSource};
+use evenkeel::exec::{Backend, ExecConfig, ExecError, LayerInput, Routed};
 use evenkeel::model::Model;
 use evenkeel::place::Placement;
 use evenkeel::split::Method;
@@ -55,4 +55,23 @@ pub(crate) fn placement(experts: usize, cluster: &Cluster, seed: u64) -> Placeme
         slots.swap(at, (random.bits() % (at as u64 + 1)) as usize);
     }
     Placement::new(experts, cluster.ranks(), slots).unwrap()
+}
+
+/// A backend of two ranks, four experts in six slots, top-1, refuses what does not fit, and says what.
+pub(crate) fn refuses_other_input(backend: &mut dyn Backend) {
+    let mut layer = |layer, tokens: &[Vec<f32>], routed| {
+        backend.layer(&LayerInput { layer, step: 0, tokens, routed }).unwrap_err()
+    };
+    let x = tokens(64, &[1, 1], 0);
+    assert!(matches!(layer(1, &x, Routed::Router), ExecError::Shape { what: "layer", .. }));
+    assert!(matches!(layer(0, &x[..1], Routed::Router), ExecError::Shape { what: "sources", .. }));
+    assert!(matches!(layer(0, &[vec![0.0; 65], vec![]], Routed::Router), ExecError::Shape { .. }));
+    assert!(matches!(layer(0, &[vec![f32::NAN; 64], vec![]], Routed::Router), ExecError::Router(_)));
+    let replay = |ids, slots| Routed::Replay { ids, top_k: 1, weights: None, slots, and_route: false };
+    let (beyond, short, right) = ([vec![4], vec![0]], [vec![0]], [vec![0], vec![0]]);
+    let nowhere = [vec![9], vec![0]];
+    assert!(matches!(layer(0, &x, replay(&beyond, None)), ExecError::Router(_)));
+    assert!(matches!(layer(0, &x, replay(&short, None)), ExecError::Shape { .. }));
+    let wrong = layer(0, &x, replay(&right, Some(&nowhere)));
+    assert!(matches!(wrong, ExecError::WrongSlot { rank: 0, slot: 9, .. }), "{wrong}");
 }

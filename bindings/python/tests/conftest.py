@@ -69,3 +69,10 @@ def clean():
     before = set(sys.modules)
     yield torch
     stacks.forget(before)
+
+
+@pytest.fixture
+def exact(clean, monkeypatch):
+    """As ``clean``, with the split of every batch turned on."""
+    monkeypatch.setenv("EVENKEEL_SPLIT", "exact")
+    return clean

@@ -13,12 +13,6 @@ import evenkeel
 
 
 @pytest.fixture
-def exact(clean, monkeypatch):
-    monkeypatch.setenv("EVENKEEL_SPLIT", "exact")
-    return clean
-
-
-@pytest.fixture
 def maps(ring):
     """Three layers: copies along a ring, the same the other way round, and two experts with many copies."""
     homes = np.arange(16).reshape(8, 2)

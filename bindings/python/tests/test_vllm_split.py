@@ -123,12 +123,6 @@ class Vllm:
 
 
 @pytest.fixture
-def exact(clean, monkeypatch):
-    monkeypatch.setenv("EVENKEEL_SPLIT", "exact")
-    return clean
-
-
-@pytest.fixture
 def maps(ring):
     homes = np.arange(16).reshape(8, 2)
     back = np.concatenate([homes, np.roll(homes[:, 1], 1)[:, None]], axis=1).reshape(-1)

@@ -93,8 +93,7 @@ impl Cpu {
         for rank in 0..cluster.ranks() {
             let (mut slots, mut planners) = (Vec::new(), Vec::new());
             for (layer, placement) in placements.iter().enumerate() {
-                ExecError::expect("experts of a placement", placement.experts(), config.model.experts)?;
-                ExecError::expect("slots of a placement", placement.slots().len(), cluster.slots())?;
+                config.expect_fit(placement)?;
                 planners.push(config.planner(placement)?);
                 let of_slot = |&expert: &Option<u32>| expert.map(|e| weights(rank, layer, e)).transpose();
                 slots.push(of_rank(placement, rank).iter().map(of_slot).collect::<Result<Slots, _>>()?);

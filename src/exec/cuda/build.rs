@@ -26,8 +26,7 @@ impl Cuda {
         let config = ExecConfig { method, ..self.config.clone() };
         let cluster = config.cluster;
         for placement in &placements {
-            ExecError::expect("experts of a placement", placement.experts(), config.model.experts)?;
-            ExecError::expect("slots of a placement", placement.slots().len(), cluster.slots())?;
+            config.expect_fit(placement)?;
             ExecError::expect("ranks of a placement", placement.ranks(), cluster.ranks())?;
         }
         let together = self.gpus.iter().map(|gpu| gpu.context.fork()).collect::<Result<Vec<_>, _>>()?;

@@ -110,12 +110,19 @@ impl Run<'_> {
         let contiguous = vec![self.contiguous()?; self.layers.len()];
         let mut plain = Cuda::new(exec, options, weights, contiguous)?;
         let placements = place(&mut plain)?;
-        let mut planned = plain.with(weights, placements, self.exec.method)?;
-        if self.compare {
-            return Ok(self.run(&mut planned, Some(&mut plain), progress)?);
-        }
-        drop(plain);
-        Ok(self.run(&mut planned, None, progress)?)
+        let planned = plain.with(weights, placements, self.exec.method)?;
+        Ok(self.beside(planned, plain, progress)?)
+    }
+
+    /// Runs all steps on `planned`, beside `plain` if they are compared; if not, that one's memory is free again.
+    fn beside<B: Backend>(
+        &self,
+        mut planned: B,
+        plain: B,
+        progress: &dyn Progress,
+    ) -> Result<Outcome, ExecError> {
+        let mut plain = self.compare.then_some(plain);
+        self.run(&mut planned, plain.as_mut().map(|plain| plain as &mut dyn Backend), progress)
     }
 
     /// Runs all steps on `planned`, whose placements change where it is planned again, and beside it on `plain`, which has the

@@ -26,11 +26,7 @@ impl Run<'_> {
         let contiguous = vec![self.contiguous()?; self.layers.len()];
         let mut plain = Peer::new(exec, weights, contiguous, Rc::clone(wire), prove)?;
         let placements = place(&mut plain)?;
-        let mut planned = plain.with(weights, placements, self.exec.method)?;
-        if self.compare {
-            return Ok(self.run(&mut planned, Some(&mut plain), progress)?);
-        }
-        drop(plain);
-        Ok(self.run(&mut planned, None, progress)?)
+        let planned = plain.with(weights, placements, self.exec.method)?;
+        Ok(self.beside(planned, plain, progress)?)
     }
 }

@@ -89,8 +89,7 @@ impl Peer {
     ) -> Result<Self, ExecError> {
         let (mut slots, mut planners) = (Vec::new(), Vec::new());
         for (layer, placement) in placements.iter().enumerate() {
-            ExecError::expect("experts of a placement", placement.experts(), config.model.experts)?;
-            ExecError::expect("slots of a placement", placement.slots().len(), config.cluster.slots())?;
+            config.expect_fit(placement)?;
             wire.doing(None, Some(layer));
             wire.agree("the placement", digest(placement, &[]))?;
             planners.push(config.planner(placement)?);

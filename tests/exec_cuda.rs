@@ -21,6 +21,7 @@ use evenkeel::place::Placement;
 use evenkeel::split::Method;
 use exec_support::{config, placement, refuses_other_input, small, tokens, weights};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const ROUTERS: [&str; 8] =
     ["switch", "gshard", "noisy", "softmax", "softmax-renorm", "topk-softmax", "sigmoid", "soft"];
@@ -33,13 +34,14 @@ const OPTIONS: [(Path, Streams); 4] = [
     (Path::Cublas, Streams::Own),
 ];
 
-/// Whether there is a GPU, or what stands for one; says so if not.
-fn gpu() -> bool {
+/// This test's turn on the GPU, if there is one: how much memory is free is the same number for all tests of a process.
+fn gpu() -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
     match evenkeel::cuda::probe() {
-        Ok(_) => true,
+        Ok(_) => Some(TURN.lock().unwrap_or_else(PoisonError::into_inner)),
         Err(error) => {
             println!("skipped: no GPU ({error})");
-            false
+            None
         }
     }
 }
@@ -78,9 +80,7 @@ fn check(config: &ExecConfig, at: usize, placements: Vec<Placement>, per_rank: &
 
 #[test]
 fn any_placement_router_and_capacity_gives_the_reference() {
-    if !gpu() {
-        return;
-    }
+    let Some(_turn) = gpu() else { return };
     let models = ["qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v2-lite", "glam-64b"];
     for case in 0..64u64 {
         let mut random = Stream::new(case, &[7]);
@@ -105,9 +105,7 @@ fn any_placement_router_and_capacity_gives_the_reference() {
 
 #[test]
 fn groups_of_experts_limit_a_sigmoid_router() {
-    if !gpu() {
-        return;
-    }
+    let Some(_turn) = gpu() else { return };
     let cluster = Cluster::new(2, 1, 24, 2).unwrap();
     for (groups, top_groups) in [(4, 2), (8, 3), (24, 6), (1, 1)] {
         let router = Router::Sigmoid { groups, top_groups, scale: 2.5, bias: vec![] };
@@ -119,9 +117,7 @@ fn groups_of_experts_limit_a_sigmoid_router() {
 /// Tiles of all three sizes, groups of no, one and many rows, widths that no tile divides.
 #[test]
 fn experts_of_any_size_give_the_reference() {
-    if !gpu() {
-        return;
-    }
+    let Some(_turn) = gpu() else { return };
     let shapes: [(&str, usize, u64, u64, &[usize]); 8] = [
         ("qwen3-30b-a3b", 3, 136, 200, &[700]),
         ("qwen3-30b-a3b", 9, 72, 64, &[300, 0]),
@@ -147,9 +143,7 @@ fn experts_of_any_size_give_the_reference() {
 /// Every kernel once, on few tokens: what a sanitiser of threads has time for.
 #[test]
 fn a_small_layer_gives_the_reference() {
-    if !gpu() {
-        return;
-    }
+    let Some(_turn) = gpu() else { return };
     let cluster = Cluster::new(2, 1, 4, 2).unwrap();
     for (path, router) in [(0, "sigmoid"), (2, "softmax")] {
         let model = Model { hidden: 72, ..small("deepseek-v2-lite", 4, 2) };
@@ -165,9 +159,7 @@ fn a_small_layer_gives_the_reference() {
 
 #[test]
 fn any_valid_split_gives_the_reference() {
-    if !gpu() {
-        return;
-    }
+    let Some(_turn) = gpu() else { return };
     for case in 0..24u64 {
         let mut random = Stream::new(case, &[]);
         let mut below = |n: usize| (random.bits() % n as u64) as usize;
@@ -211,9 +203,7 @@ fn any_valid_split_gives_the_reference() {
 
 #[test]
 fn a_recorded_layer_is_the_layer() {
-    if !gpu() {
-        return;
-    }
+    let Some(_turn) = gpu() else { return };
     for (at, name) in ["qwen3-30b-a3b", "deepseek-v2-lite", "deepseek-v3"].into_iter().enumerate() {
         for streams in [Streams::Alone, Streams::Own] {
             for method in [None, Some(Method::Exact)] {
@@ -264,9 +254,7 @@ fn a_recorded_layer_is_the_layer() {
 
 #[test]
 fn placements_switch_at_every_step() {
-    if !gpu() {
-        return;
-    }
+    let Some(_turn) = gpu() else { return };
     for (at, streams) in [Streams::Alone, Streams::Own].into_iter().enumerate() {
         let cluster = Cluster::new(4, 1, 10, 6).unwrap();
         let config = config(small("deepseek-v2-lite", 10, 3), cluster, Router::TopkSoftmax, Dtype::Bf16);
@@ -296,9 +284,7 @@ fn placements_switch_at_every_step() {
 
 #[test]
 fn another_backend_shares_what_ranks_hold() {
-    if !gpu() {
-        return;
-    }
+    let Some(_turn) = gpu() else { return };
     let cluster = Cluster::new(3, 1, 9, 6).unwrap();
     let config =
         config(small("qwen3-30b-a3b", 9, 2), cluster, Router::Softmax { renormalise: true }, Dtype::Bf16);
@@ -317,9 +303,7 @@ fn another_backend_shares_what_ranks_hold() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    if !gpu() {
-        return;
-    }
+    let Some(_turn) = gpu() else { return };
     let cluster = Cluster::new(2, 1, 4, 2).unwrap();
     let mut config = config(small("qwen3-30b-a3b", 4, 1), cluster, Router::TopkSoftmax, Dtype::Bf16);
     let new = |config: &ExecConfig, placements| {
@@ -348,9 +332,7 @@ fn what_does_not_fit_is_refused() {
 
 #[test]
 fn experts_alone_are_timed() {
-    if !gpu() {
-        return;
-    }
+    let Some(_turn) = gpu() else { return };
     let cluster = Cluster::new(1, 1, 6, 0).unwrap();
     let config = config(small("gpt-oss-20b", 6, 2), cluster, Router::TopkSoftmax, Dtype::Bf16);
     let experts = Experts::new(0, &config.model, weights(&config).as_ref(), [6, 2, 40]).unwrap();

@@ -92,6 +92,6 @@ pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
 fn row(online: &Online, seconds: f64) -> Value {
     json!({
         "imbalance": online.imbalance, "bound": online.bound, "excess": online.excess(), "steps": online.steps,
-        "moves": online.moves, "plans": online.plans, "seconds": seconds,
+        "moves": online.moves, "plans": online.plans, "seconds": seconds, "series": online.series,
     })
 }

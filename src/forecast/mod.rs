@@ -18,13 +18,15 @@ pub struct History<'a> {
     layer: usize,
     steps: Range<usize>,
     totals: Vec<u64>,
+    /// The first step that may be looked at, for how batches differ.
+    known_from: usize,
 }
 
 impl<'a> History<'a> {
     /// One layer (by index) over everything that was read, also steps too many to be held.
     pub fn whole(trace: &'a Trace, layer: usize) -> Self {
         let totals = trace.totals(layer).to_vec();
-        Self { trace, layer, steps: 0..trace.steps().len(), totals }
+        Self { trace, layer, steps: 0..trace.steps().len(), totals, known_from: 0 }
     }
 
     /// One layer (by index) over the given steps only.
@@ -35,7 +37,7 @@ impl<'a> History<'a> {
                 *total = total.saturating_add(*load);
             }
         }
-        Self { trace, layer, steps, totals }
+        Self { trace, layer, known_from: steps.start, steps, totals }
     }
 
     /// One layer (by index) over the steps before `end`, which count half as much every `half_life` steps into the past.
@@ -58,7 +60,15 @@ impl<'a> History<'a> {
                 *total = total.saturating_add(load.saturating_mul(weight));
             }
         }
-        Self { trace, layer, steps: end.saturating_sub(4 * half_life)..end, totals }
+        let steps = end.saturating_sub(4 * half_life)..end;
+        Self { trace, layer, known_from: steps.start, steps, totals }
+    }
+
+    /// The same, of a past that began earlier: what is to come is foreseen from the window alone, how far batches differ
+    /// from what is foreseen may be learned from all that is known ([`History::earlier`]).
+    #[must_use]
+    pub fn known_from(self, step: usize) -> Self {
+        Self { known_from: step.min(self.steps.start), ..self }
     }
 
     /// The layer's real id.
@@ -80,6 +90,12 @@ impl<'a> History<'a> {
     pub fn batches(&self) -> impl ExactSizeIterator<Item = &'a [u64]> {
         let (trace, layer) = (self.trace, self.layer);
         self.steps.clone().map(move |step| trace.loads(step, layer))
+    }
+
+    /// The batches that were known before the window began, in order.
+    pub fn earlier(&self) -> impl ExactSizeIterator<Item = &'a [u64]> {
+        let (trace, layer) = (self.trace, self.layer);
+        (self.known_from..self.steps.start).map(move |step| trace.loads(step, layer))
     }
 
     /// The steps of the window.

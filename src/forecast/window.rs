@@ -32,6 +32,9 @@ const STRETCHES: usize = 4;
 /// mean, and the spread around it, which placements are searched on too, is known the better the more steps are seen.
 const SLACK: u64 = 15;
 
+/// A break is a tenth of all tokens at least that went to other experts than foreseen.
+const BREAK: u64 = (1 << 20) / 5;
+
 impl Window {
     /// What is to be planned on before step `end`, for one layer (by index).
     pub fn history<'a>(&self, trace: &'a Trace, layer: usize, end: usize) -> History<'a> {
@@ -40,7 +43,7 @@ impl Window {
             Window::All => last(end),
             Window::Last(steps) => last(steps),
             Window::HalfLife(steps) => History::fading(trace, layer, end, steps),
-            Window::Auto { ahead } => last(best_length(trace, layer, end, ahead.max(1))),
+            Window::Auto { ahead } => last(best_length(trace, layer, end, ahead.max(1))).known_from(0),
         }
     }
 }
@@ -64,20 +67,39 @@ fn best_length(trace: &Trace, layer: usize, end: usize, ahead: usize) -> usize {
         .take_while(|&l| l < end)
         .collect();
     lengths.push(end.max(1));
-    let miss = |length: usize| {
-        let mut miss = 0u64;
-        for stretch in 1..=STRETCHES {
-            let Some(from) = end.checked_sub(stretch * ahead).filter(|&from| from > 0) else { break };
+    let stretches: Vec<usize> = (1..=STRETCHES)
+        .map_while(|stretch| end.checked_sub(stretch * ahead).filter(|&from| from > 0))
+        .collect();
+    let after: Vec<Vec<u64>> =
+        stretches.iter().map(|&from| shares(&History::window(trace, layer, from..from + ahead))).collect();
+    let miss = |length: usize| -> Vec<u64> {
+        let missed = |(&from, after): (&usize, &Vec<u64>)| {
             let before = shares(&History::window(trace, layer, from.saturating_sub(length)..from));
-            let after = shares(&History::window(trace, layer, from..from + ahead));
-            miss += before.iter().zip(&after).map(|(b, a)| b.abs_diff(*a)).sum::<u64>();
-        }
-        miss
+            before.iter().zip(after).map(|(b, a)| b.abs_diff(*a)).sum::<u64>()
+        };
+        stretches.iter().zip(&after).map(missed).collect()
     };
-    let missed: Vec<(usize, u64)> = lengths.into_iter().map(|length| (length, miss(length))).collect();
+    let misses: Vec<Vec<u64>> = lengths.iter().map(|&length| miss(length)).collect();
+    let least: Vec<u64> =
+        (0..stretches.len()).map(|at| misses.iter().map(|miss| miss[at]).min().unwrap_or(0)).collect();
+    if broke(&least) {
+        return ahead;
+    }
+    let missed: Vec<(usize, u64)> =
+        lengths.into_iter().zip(misses.iter().map(|miss| miss.iter().sum())).collect();
     let least = missed.iter().map(|&(_, miss)| miss).min().unwrap_or(0);
     let near = |&&(_, miss): &&(usize, u64)| miss <= least + least / 100 * SLACK;
     missed.iter().rev().find(near).map_or(end.max(1), |&(length, _)| length)
+}
+
+/// Whether the latest stretch is like nothing that came before it: even the best forecast missed it by more than twice as much
+/// as those before it, in the middle of them. `least` is what the best missed, latest first.
+fn broke(least: &[u64]) -> bool {
+    let [latest, before @ ..] = least else { return false };
+    let mut before = before.to_vec();
+    before.sort_unstable();
+    let usual = before.get(before.len() / 2).copied().unwrap_or(u64::MAX);
+    *latest > usual.saturating_mul(2).max(BREAK)
 }
 
 /// Each expert's part of the tokens, in units of 2⁻²⁰; zero where there are none.

@@ -82,6 +82,32 @@ pub trait Policy: Send + Sync {
             _ => Ok(new),
         }
     }
+
+    /// As [`Policy::replan`], where every move has to lower the mean imbalance of the batches to come by `price`: what a copy
+    /// costs over the batches that its plan will serve, in perfectly balanced batches. `None` where the policy knows no prices.
+    ///
+    /// # Errors
+    /// As [`Policy::place`].
+    fn replan_priced(
+        &self,
+        history: &History<'_>,
+        cluster: &Cluster,
+        previous: &Placement,
+        max_moves: Option<usize>,
+        price: f64,
+    ) -> Result<Option<Priced>, PlaceError> {
+        let _ = (history, cluster, previous, max_moves, price);
+        Ok(None)
+    }
+}
+
+/// A placement whose moves pay.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Priced {
+    /// The placement.
+    pub placement: Placement,
+    /// By how much it is expected to lower the mean imbalance of the batches to come.
+    pub gain: f64,
 }
 
 /// Why a policy could not place a layer.

@@ -24,6 +24,8 @@ pub struct Online {
     pub bound: f64,
     /// Judged steps: those after the first plan.
     pub steps: usize,
+    /// Mean over the busy layers of peak over mean, of each of them.
+    pub series: Vec<f64>,
     /// Moves after the first plan.
     pub moves: usize,
     /// Times that a plan came in force, the first included.
@@ -55,6 +57,7 @@ pub fn online(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Result<O
             && let Some(point) = lane.last_served()
         {
             online.imbalance += point.0;
+            online.series.push(point.0);
             online.bound += point.2;
             online.steps += 1;
         }
@@ -86,13 +89,13 @@ pub fn every_batch(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Res
     let busy: Vec<usize> = (0..trace.layers().len())
         .filter(|&layer| trace.totals(layer).iter().any(|&tokens| tokens > 0))
         .collect();
-    let layers: Vec<(f64, f64, usize, usize)> = busy
+    let layers: Vec<(Vec<f64>, f64, usize, usize)> = busy
         .into_par_iter()
         .map(|layer| {
             let failed = |source| LaneError::Place { layer: trace.layers()[layer], source };
             let window = Window::Auto { ahead: 1 };
             let mut placement = None;
-            let (mut imbalance, mut bound, mut batches, mut moves) = (0.0, 0.0, 0, 0);
+            let (mut imbalances, mut bound, mut batches, mut moves) = (vec![], 0.0, 0, 0);
             for step in first..steps {
                 let history = window.history(trace, layer, step);
                 let next = match &placement {
@@ -103,19 +106,23 @@ pub fn every_batch(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Res
                 moves += placement.as_ref().map_or(0, |before| next.moves_from(before));
                 let judged = judge(trace, layer, step..step + 1, &next, Method::Exact)
                     .map_err(|error| LaneError::Asked(crate::in_words(&error)))?;
+                imbalances.push(0.0);
                 for at in 0..judged.peaks.len() {
-                    imbalance += judged.imbalance(at);
+                    imbalances[step - first] += judged.imbalance(at);
                     bound += judged.lower_bound(at);
                     batches += 1;
                 }
                 placement = Some(next);
             }
-            Ok((imbalance, bound, batches, moves))
+            Ok((imbalances, bound, batches, moves))
         })
         .collect::<Result<_, LaneError>>()?;
     let batches = layers.iter().map(|layer| layer.2).sum::<usize>().max(1) as f64;
     Ok(Online {
-        imbalance: layers.iter().map(|layer| layer.0).sum::<f64>() / batches,
+        imbalance: layers.iter().flat_map(|layer| &layer.0).sum::<f64>() / batches,
+        series: (0..steps.saturating_sub(first))
+            .map(|step| layers.iter().map(|layer| layer.0[step]).sum::<f64>() / layers.len().max(1) as f64)
+            .collect(),
         bound: layers.iter().map(|layer| layer.1).sum::<f64>() / batches,
         steps: steps.saturating_sub(first),
         moves: layers.iter().map(|layer| layer.3).sum(),

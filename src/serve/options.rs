@@ -215,6 +215,12 @@ impl DecideOptions {
         Ok(place::policy(&self.policy, groups, cluster)?)
     }
 
+    /// Steps ahead that are foreseen at least: those until the next decision.
+    pub fn ahead(&self) -> usize {
+        let steps = if self.drift > 0.0 { self.min_every.min(self.every) } else { self.every };
+        usize::try_from(steps).unwrap_or(usize::MAX).min(64)
+    }
+
     /// Past steps that have to be kept.
     pub fn kept(&self) -> usize {
         self.window.max(self.judged).max(usize::try_from(self.min_every).unwrap_or(usize::MAX).min(65_536))

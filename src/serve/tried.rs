@@ -37,8 +37,7 @@ impl Lane {
     ) -> Result<Option<Tried>, PlaceError> {
         let before = &self.placements[layer];
         let steps = trace.steps().len();
-        let history = Window::Auto { ahead: usize::try_from(self.options.every).unwrap_or(1).min(64) }
-            .history(trace, layer, steps);
+        let history = Window::Auto { ahead: self.options.ahead() }.history(trace, layer, steps);
         let idle = history.totals().iter().all(|&tokens| tokens == 0);
         let forced = !matches!(ask, Ask::Replan { .. });
         let (from, placement) = match ask {
@@ -73,7 +72,8 @@ impl Lane {
         Ok(Some(self.compare(trace, layer, &history, &from, placement, moves, forced)?))
     }
 
-    /// Of what the policy makes of few and of many moves, what gains most after its moves are paid.
+    /// What gains most after its moves are paid: as the policy finds it where it knows prices, else of what it makes of few and of
+    /// many moves.
     fn best_of(
         &self,
         trace: &Trace,
@@ -83,6 +83,14 @@ impl Lane {
         policy: &dyn Policy,
     ) -> Result<Tried, PlaceError> {
         let before = &self.placements[layer];
+        let latest = self.judged(trace, layer, history);
+        let price = self.price(&latest) / self.options.horizon as f64;
+        let most = Some(self.options.max_moves);
+        if let Some(found) = policy.replan_priced(history, cluster, before, most, price)? {
+            let moves = found.placement.moves(before);
+            let tried = self.compare(trace, layer, history, before, found.placement, moves, false)?;
+            return Ok(Tried { gain: found.gain * self.options.horizon as f64, ..tried });
+        }
         let mut best: Option<Tried> = None;
         for limit in limits(self.options.max_moves) {
             let after = policy.replan(history, cluster, before, Some(limit))?;
@@ -129,12 +137,7 @@ impl Lane {
         moves: Vec<Move>,
         forced: bool,
     ) -> Result<Tried, PlaceError> {
-        let steps = trace.steps().len();
-        // Not on steps that are too far back to plan on.
-        let judged = self.options.judged.min(history.steps().len());
-        let judged = steps.saturating_sub(judged)..steps;
-        let batches: Vec<&[u64]> =
-            judged.map(|step| trace.loads(step, layer)).filter(|b| b.iter().any(|&load| load > 0)).collect();
+        let batches = self.judged(trace, layer, history);
         let old = mean_of(before, &batches)?;
         let new = if moves.is_empty() && placement == *before {
             old.clone()
@@ -144,8 +147,7 @@ impl Lane {
         let figures =
             Figures { before: old.imbalance, after: new.imbalance, bound: new.bound, batches: batches.len() };
         let gain = (figures.before - figures.after) * self.options.horizon as f64;
-        let tokens: u64 = batches.iter().flat_map(|batch| batch.iter()).sum();
-        let cost = moves.len() as f64 * self.price(tokens, batches.len());
+        let cost = moves.len() as f64 * self.price(&batches);
         Ok(Tried {
             placement,
             moves,
@@ -158,8 +160,16 @@ impl Lane {
         })
     }
 
+    /// The batches that before and after are compared on: the latest, but none that is too far back to plan on.
+    fn judged<'a>(&self, trace: &'a Trace, layer: usize, history: &History<'_>) -> Vec<&'a [u64]> {
+        let steps = trace.steps().len();
+        let judged = self.options.judged.min(history.steps().len());
+        let batches = (steps.saturating_sub(judged)..steps).map(|step| trace.loads(step, layer));
+        batches.filter(|batch| batch.iter().any(|&load| load > 0)).collect()
+    }
+
     /// What one move costs, in perfectly balanced batches of one layer.
-    fn price(&self, tokens: u64, batches: usize) -> f64 {
+    fn price(&self, latest: &[&[u64]]) -> f64 {
         // Both were checked when the shape was.
         let (Ok(Some(model)), Ok(Some(gpu)), Some(gbps)) =
             (self.shape.parsed_model(), self.shape.parsed_gpu(), self.shape.link_gbps)
@@ -168,7 +178,8 @@ impl Lane {
         };
         let copy_ps = model.expert_bytes() as f64 * 8_000.0 / gbps as f64;
         let time = roofline(&model, &gpu);
-        let per_rank = tokens as f64 / (batches.max(1) * self.cluster.ranks()) as f64;
+        let tokens: u64 = latest.iter().flat_map(|batch| batch.iter()).sum();
+        let per_rank = tokens as f64 / (latest.len().max(1) * self.cluster.ranks()) as f64;
         let reading = time.read as f64 * self.cluster.slots_per_rank() as f64;
         copy_ps / (per_rank * time.token as f64).max(reading).max(1.0)
     }

@@ -90,7 +90,7 @@ impl Lane {
     fn verdict(&self, trigger: Trigger, ranks: usize, imbalance: Imbalances, sums: &Sums) -> (bool, String) {
         let (Sums { moves, layers, proposed, gain, cost, forced }, horizon) = (sums, self.options.horizon);
         let considered = format!(
-            "{moves} moves in {layers} layers lower the imbalance from {:.3} to {:.3} (bound {:.3}): {gain:.1} batches gained \
+            "{moves} moves in {layers} layers lower the imbalance of the latest steps from {:.3} to {:.3} (bound {:.3}): {gain:.1} batches gained \
              over {horizon} steps for {cost:.1} of copies",
             imbalance.before, imbalance.after, imbalance.bound
         );

@@ -1,22 +1,28 @@
 //! Planning again from what is in force: as few moves as do it.
 //!
-//! In: a layer, the previous placement, perhaps a limit on moves. Out: a placement within the limit in which everything that
-//! stays keeps its slot. The search starts from the previous placement with room for one move, goes on with room for two,
-//! four, .., and where there is no limit also begins anew, under the names of ranks that move least. All are compared on
-//! scenarios that no search has seen: the one with the fewest moves whose score is within a standard error of the best is
-//! taken, so that noise moves nothing.
+//! In: a layer, the previous placement, perhaps a limit on moves or their price. Out: a placement within the limit in which
+//! everything that stays keeps its slot. The search starts from the previous placement with room for few moves and goes on
+//! with room for more; all placements are compared on scenarios that no search has seen.
+//!
+//! Without a price ([`replan`]), there is room for one move, two, four, .., and where there is no limit the search also
+//! begins anew, under the names of ranks that move least: the placement with the fewest moves whose score is within a standard
+//! error of the best is taken, so that noise moves nothing. With a price ([`priced`]), it is part of what is minimised, so that no
+//! step is taken that gains less than its moves cost, and one that gains nothing is taken back.
 
 use super::choose::{self, Trust};
 use super::exact::Exact;
-use super::scenarios::Scenarios;
+use super::scenarios::{Scenarios, UNIT};
 use super::score::{Objective, each};
-use super::search::{Limits, moves_between, search};
+use super::search::{Limits, Moves, moves_between, search};
 use super::seating::Seating;
-use super::{Layer, REFEREE, STREAM};
+use super::{Layer, REFEREE, Recourse, STREAM};
 use crate::cluster::Cluster;
-use crate::place::{PlaceError, Placement, relabel};
+use crate::place::{PlaceError, Placement, Priced, relabel};
 use crate::trace::dice::Dice;
 use evenkeel_solver::Error;
+
+/// Searches where moves have a price.
+const PRICED_RUNGS: usize = 2;
 
 /// A placement that was considered.
 struct Tried {
@@ -31,35 +37,100 @@ pub(super) fn replan(
     previous: &Placement,
     max_moves: Option<usize>,
 ) -> Result<Placement, PlaceError> {
-    let from = running(layer, cluster, previous)?;
     let failed = |error: Error| layer.policy.failed(error.to_string());
-    let mut dice = Dice::new(layer.policy.seed, STREAM);
-    let trust = layer.trust(&mut dice).map_err(failed)?;
-    let spread = match &trust {
-        Trust::Search(spread) => spread.clone(),
-        Trust::Graph(_) => choose::strongest(),
-    };
-    let referee = layer.draw(&spread, REFEREE * layer.policy.scenarios, &mut dice);
-    let seen = layer.draw(&spread, layer.policy.scenarios, &mut dice);
-    let rungs = rungs(max_moves, from.slots());
-    let iterations = layer.policy.iterations(&layer.slots) / rungs.len().max(1) as u64;
-    let mut tried = vec![Tried { seating: from.clone(), moves: 0 }];
-    for (number, &most) in rungs.iter().enumerate() {
-        let limits = Limits { iterations, moves: Some((&from, most)) };
-        let start = tried[tried.len() - 1].seating.clone();
-        let dice = Dice::new(layer.policy.seed, STREAM + 1 + number as u64);
-        let seating = search(&seen, layer.policy.objective, start, limits, dice).map_err(failed)?.seating;
-        let moves = moves_between(&from, &seating);
-        tried.push(Tried { seating, moves });
-    }
+    let mut again = Again::new(layer, cluster, previous)?;
+    let mut tried = again.climb(&rungs(max_moves, again.from.slots()), None).map_err(failed)?;
     if max_moves.is_none() {
-        let scratch = layer.scratch(&trust, &mut dice).map_err(failed)?.placement()?;
+        let scratch = layer.scratch(&again.trust, &mut again.dice).map_err(failed)?.placement()?;
         let seating = Seating::of(&relabel(previous, &scratch, cluster)?, &layer.slots);
-        tried.push(Tried { moves: moves_between(&from, &seating), seating });
+        tried.push(Tried { moves: moves_between(&again.from, &seating), seating });
     }
     tried.sort_by_key(|tried| tried.moves);
-    let best = fewest_of_the_best(&tried, &referee, layer.policy.objective).map_err(failed)?;
+    let best = fewest_of_the_best(&tried, &again.referee, layer.policy.objective).map_err(failed)?;
     tried[best].seating.kept_in(previous)
+}
+
+/// Plans again, coming from `previous`, where a move has to lower the mean imbalance by `price`.
+pub(super) fn priced(
+    layer: &Layer<'_>,
+    cluster: &Cluster,
+    previous: &Placement,
+    max_moves: Option<usize>,
+    price: f64,
+) -> Result<Priced, PlaceError> {
+    let failed = |error: Error| layer.policy.failed(error.to_string());
+    let again = Again::new(layer, cluster, previous)?;
+    let rungs = rungs(max_moves, again.from.slots());
+    // Few moves are found among many where each has to pay.
+    let last = &rungs[rungs.len().saturating_sub(PRICED_RUNGS)..];
+    let mut tried = again.climb(last, Some(price)).map_err(failed)?;
+    tried.sort_by_key(|tried| tried.moves);
+    let (referee, objective) = (&again.referee, layer.policy.objective);
+    let (mut exact, mut scores) = (Exact::default(), vec![]);
+    for one in &tried {
+        scores.push(exact.score(&one.seating, referee, objective).map_err(failed)?);
+    }
+    let toll = toll(price, referee, objective);
+    let cost = |&at: &usize| scores[at].saturating_add(toll.saturating_mul(tried[at].moves as u64));
+    let best = (0..tried.len()).min_by_key(cost).unwrap_or(0);
+    // The first is what is running.
+    let gain = (scores[0] as f64 - scores[best] as f64) / unit(referee, objective);
+    Ok(Priced { placement: tried[best].seating.kept_in(previous)?, gain })
+}
+
+/// A layer that is planned again.
+struct Again<'a> {
+    layer: &'a Layer<'a>,
+    /// What is running.
+    from: Seating,
+    trust: Trust,
+    /// What to search on.
+    seen: Scenarios,
+    /// What to compare on.
+    referee: Scenarios,
+    dice: Dice,
+}
+
+impl<'a> Again<'a> {
+    fn new(layer: &'a Layer<'_>, cluster: &Cluster, previous: &Placement) -> Result<Again<'a>, PlaceError> {
+        let from = running(layer, cluster, previous)?;
+        let mut dice = Dice::new(layer.policy.seed, STREAM);
+        let trust = layer.trust(&mut dice).map_err(|error| layer.policy.failed(error.to_string()))?;
+        let spread = match &trust {
+            Trust::Search(spread) => spread.clone(),
+            Trust::Graph(_) => choose::strongest(),
+        };
+        let referee = layer.draw(&spread, REFEREE * layer.policy.scenarios, &mut dice);
+        let seen = layer.draw(&spread, layer.policy.scenarios, &mut dice);
+        Ok(Again { layer, from, trust, seen, referee, dice })
+    }
+
+    /// What is running, and what is found with room for so many moves, for so many more, and so on.
+    fn climb(&self, rungs: &[usize], price: Option<f64>) -> Result<Vec<Tried>, Error> {
+        let Recourse { objective, seed, .. } = *self.layer.policy;
+        let iterations = self.layer.policy.iterations(&self.layer.slots) / rungs.len().max(1) as u64;
+        let price = price.map_or(0, |price| toll(price, &self.seen, objective));
+        let mut tried = vec![Tried { seating: self.from.clone(), moves: 0 }];
+        for (number, &most) in rungs.iter().enumerate() {
+            let limits = Limits { iterations, moves: Some(Moves { from: &self.from, most, price }) };
+            let start = tried[tried.len() - 1].seating.clone();
+            let dice = Dice::new(seed, STREAM + 1 + number as u64);
+            let seating = search(&self.seen, objective, start, limits, dice)?.seating;
+            let moves = moves_between(&self.from, &seating);
+            tried.push(Tried { seating, moves });
+        }
+        Ok(tried)
+    }
+}
+
+/// A mean imbalance of 1 as a score on these scenarios.
+fn unit(scenarios: &Scenarios, objective: Objective) -> f64 {
+    UNIT as f64 * objective.counted(scenarios) as f64
+}
+
+/// A price in mean imbalance as a score on these scenarios.
+fn toll(price: f64, scenarios: &Scenarios, objective: Objective) -> u64 {
+    (price.max(0.0) * unit(scenarios, objective)) as u64
 }
 
 /// The previous placement as the search takes it, without second copies on a rank.

@@ -6,6 +6,7 @@
 //! from the batches but the order of the experts, are judged beside them. Of the spreads that are as good as the best within a
 //! standard error, the widest is taken: where batches cannot tell, caution.
 
+use super::dispersion;
 use super::score::each;
 use super::spread::{self, Part, Spread};
 use super::{Dice, Exact, Layer, Recourse, Scenarios, starts};
@@ -24,6 +25,9 @@ const LADDER: [&[Part]; 3] = [
 
 /// The spread where nothing can be held back.
 const UNKNOWN: usize = LADDER.len() - 1;
+
+/// The spread where what came before a change shows how far batches stray.
+const BROKEN: usize = 1;
 
 /// With fewer batches, nothing can be held back.
 pub(super) const FEWEST: usize = 8;
@@ -58,7 +62,9 @@ pub(super) fn graph_dice(policy: &Recourse) -> Dice {
 /// Where an expert has no rank; the caller has checked that all fit.
 pub(super) fn trust(layer: &Layer<'_>, dice: &mut Dice) -> Result<Trust, Error> {
     if layer.batches.len() < FEWEST {
-        return Ok(Trust::Search(LADDER[UNKNOWN].to_vec()));
+        // How far batches stray is known from before: they are few because what came before is out of date.
+        let known = if layer.strays.is_some() { BROKEN } else { UNKNOWN };
+        return Ok(Trust::Search(LADDER[known].to_vec()));
     }
     let (first, second) = layer.batches.split_at(layer.batches.len() / 2);
     let (experts, ranks) = (layer.experts, layer.slots.len());
@@ -71,7 +77,8 @@ pub(super) fn trust(layer: &Layer<'_>, dice: &mut Dice) -> Result<Trust, Error> 
         let mut seatings = vec![];
         for spread in LADDER {
             let count = layer.policy.scenarios.min(SCENARIOS);
-            let scenarios = spread::scenarios(experts, ranks, seen, spread, count, dice);
+            let strays = dispersion::fitted(seen);
+            let scenarios = spread::scenarios(experts, ranks, (seen, strays), spread, count, dice);
             seatings.push(layer.found(&scenarios, iterations, dice.clone())?.seating);
         }
         let shares = Scenarios::new(experts, ranks, seen.iter().copied()).shares();

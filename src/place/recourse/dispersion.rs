@@ -18,6 +18,9 @@ const USUAL: f64 = 0.25;
 /// Most that is believed of few batches: shares of an average expert that vary by three times themselves.
 const MOST: f64 = 9.0;
 
+/// Steps between batches that are compared: neighbours may share requests.
+const APART: usize = 4;
+
 /// The dispersion `rho` of these batches; the usual one where a single batch says nothing.
 pub(super) fn fitted(batches: &[&[u64]]) -> f64 {
     let experts = batches.first().map_or(1, |batch| batch.len()).max(1) as f64;
@@ -43,6 +46,27 @@ pub(super) fn fitted(batches: &[&[u64]]) -> f64 {
     // The mean was fitted to the same batches.
     let freedom = 1.0 - 1.0 / batches.len() as f64;
     if expected <= 0.0 { USUAL / experts } else { (strayed / expected / freedom).clamp(0.0, MOST / experts) }
+}
+
+/// The dispersion of batches among which what is foreseen may have changed: half of the median of what two batches that are
+/// [`APART`] steps apart differ by, so that a few changes count for nothing. `None` where there are too few.
+pub(super) fn between(batches: &[&[u64]]) -> Option<f64> {
+    let one = |(a, b): (&&[u64], &&[u64])| {
+        let sum = |batch: &[u64]| batch.iter().map(|&load| load as f64).sum::<f64>();
+        let (n, m) = (sum(a), sum(b));
+        let (mut differ, mut apart) = (0.0, 1.0);
+        for (&a, &b) in a.iter().zip(*b) {
+            let (a, b) = (a as f64 / n, b as f64 / m);
+            differ += (a - b) * (a - b);
+            apart -= (a + b) * (a + b) / 4.0;
+        }
+        let freedom = (n - 1.0) / n + (m - 1.0) / m;
+        if apart * freedom > 0.0 { (differ / apart - 1.0 / n - 1.0 / m) / freedom } else { 0.0 }
+    };
+    let mut each: Vec<f64> = batches.iter().zip(batches.iter().skip(APART)).map(one).collect();
+    each.sort_by(f64::total_cmp);
+    let experts = batches.first().map_or(1, |batch| batch.len()).max(1) as f64;
+    Some(each.get(each.len() / 2)?.clamp(0.0, MOST / experts))
 }
 
 /// A batch of as many tokens whose shares stray by `rho` from this one's, not yet whole tokens.
@@ -106,7 +130,14 @@ mod tests {
                 .collect();
             let found = fitted(&draws.iter().map(Vec::as_slice).collect::<Vec<_>>());
             assert!((found / rho - 1.0).abs() < 0.15, "{rho}: {found}");
+            // Nothing of it changes where the order of the experts does, once on the way.
+            let turned: Vec<Vec<u64>> = (draws.iter().enumerate())
+                .map(|(at, draw)| if at < 90 { draw.clone() } else { draw.iter().rev().copied().collect() })
+                .collect();
+            let found = between(&turned.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
+            assert!((found / rho - 1.0).abs() < 0.15, "{rho}: {found}");
         }
+        assert!(between(&[&[5, 5]; APART]).is_none());
         assert!(fitted(&[&[5, 5], &[5, 5]]) <= 0.0);
         assert!(fitted(&[&average]) > 0.0);
         assert_eq!(strayed(&[1, 2], 0.0, &mut dice), [1.0, 2.0]);

@@ -26,7 +26,7 @@ mod steps;
 pub use options::Recourse;
 pub use score::Objective;
 
-use super::{PlaceError, Placement, Policy};
+use super::{PlaceError, Placement, Policy, Priced};
 use crate::cluster::Cluster;
 use crate::forecast::History;
 use crate::trace::dice::Dice;
@@ -43,6 +43,9 @@ const STREAM: u64 = 0;
 
 /// Draws of scenarios that are searched one after the other.
 const DRAWS: u64 = 2;
+
+/// Latest batches before the history that show how far batches stray.
+const EARLIER: usize = 64;
 
 /// The draw that they are compared on is so many times larger.
 const REFEREE: usize = 2;
@@ -70,6 +73,19 @@ impl Policy for Recourse {
     ) -> Result<Placement, PlaceError> {
         again::replan(&Layer::new(self, history, cluster)?, cluster, previous, max_moves)
     }
+
+    /// The search itself pays for its moves, so that none is made that gains nothing; of what was found with few and with many,
+    /// what is worth most on scenarios that no search has seen.
+    fn replan_priced(
+        &self,
+        history: &History<'_>,
+        cluster: &Cluster,
+        previous: &Placement,
+        max_moves: Option<usize>,
+        price: f64,
+    ) -> Result<Option<Priced>, PlaceError> {
+        again::priced(&Layer::new(self, history, cluster)?, cluster, previous, max_moves, price).map(Some)
+    }
 }
 
 impl Recourse {
@@ -86,6 +102,8 @@ struct Layer<'a> {
     slots: Vec<usize>,
     /// The batches of the history that hold a token; its totals where there are none.
     batches: Vec<&'a [u64]>,
+    /// How far batches stray from what is foreseen, as those before the history show; `None` where there were too few.
+    strays: Option<f64>,
 }
 
 impl<'a> Layer<'a> {
@@ -105,7 +123,14 @@ impl<'a> Layer<'a> {
             batches.push(history.totals());
         }
         let slots = (0..cluster.ranks()).map(|rank| cluster.usable(rank)).collect();
-        Ok(Layer { policy, experts, slots, batches })
+        let mut strays = None;
+        if batches.len() < choose::FEWEST {
+            let earlier = history.earlier();
+            let latest = earlier.len().saturating_sub(EARLIER);
+            let all: Vec<&[u64]> = earlier.skip(latest).chain(history.batches()).filter(busy).collect();
+            strays = dispersion::between(&all).filter(|_| all.len() >= choose::FEWEST);
+        }
+        Ok(Layer { policy, experts, slots, batches, strays })
     }
 
     /// How far the batches are to be trusted: as asked, or chosen.
@@ -132,7 +157,8 @@ impl<'a> Layer<'a> {
 
     /// So many scenarios by this spread.
     fn draw(&self, spread: &[Part], count: usize, dice: &mut Dice) -> Scenarios {
-        spread::scenarios(self.experts, self.slots.len(), &self.batches, spread, count, dice)
+        let strays = self.strays.unwrap_or_else(|| dispersion::fitted(&self.batches));
+        spread::scenarios(self.experts, self.slots.len(), (&self.batches, strays), spread, count, dice)
     }
 
     /// Searches on several draws of scenarios, each with its part of the iterations, and takes the placement that does best on

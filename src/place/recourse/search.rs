@@ -26,8 +26,26 @@ const HEAT: u64 = UNIT / 1000;
 pub(crate) struct Limits<'a> {
     /// Steps priced and scenarios split, together.
     pub(crate) iterations: u64,
-    /// The placement that is running, and how many experts may be new to a rank.
-    pub(crate) moves: Option<(&'a Seating, usize)>,
+    /// What it may move; nothing is running where it is `None`.
+    pub(crate) moves: Option<Moves<'a>>,
+}
+
+/// What experts that are new to a rank may and must do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moves<'a> {
+    /// The placement that is running.
+    pub(crate) from: &'a Seating,
+    /// How many there may be.
+    pub(crate) most: usize,
+    /// What each has to lower the score by.
+    pub(crate) price: u64,
+}
+
+impl Moves<'_> {
+    /// What so many moves cost.
+    pub(crate) fn toll(&self, moves: usize) -> u64 {
+        self.price.saturating_mul(moves as u64)
+    }
 }
 
 /// The best placement of a search.
@@ -35,7 +53,7 @@ pub(crate) struct Limits<'a> {
 pub(crate) struct Found {
     /// The placement.
     pub(crate) seating: Seating,
-    /// Its exact score.
+    /// Its exact score, and the price of its moves.
     pub(crate) score: u64,
 }
 
@@ -78,11 +96,13 @@ pub(crate) fn search(
     };
     search.score = objective.score(scenarios, search.cuts.peaks());
     search.refuted(u64::MAX)?;
+    let mut moved = limits.moves.map_or(0, |moves| moves_between(moves.from, &search.seating).cast_signed());
+    let toll = |moved: isize| limits.moves.map_or(0, |moves| moves.toll(moved.unsigned_abs()));
+    search.best.score = search.best.score.saturating_add(toll(moved));
     let floor = objective.score(scenarios, scenarios.floors());
     let mut peaks = vec![0.0; scenarios.padded()];
     // The exact peaks of the placement in hand; its cuts may have been dropped since.
     let mut known = peaks.clone();
-    let mut moved = limits.moves.map_or(0, |(from, _)| moves_between(from, &search.seating).cast_signed());
     let mut proposals = Proposals::new(&search.seating);
     let total = limits.iterations.max(1);
     let scale = HEAT * objective.counted(scenarios) as u64;
@@ -92,8 +112,9 @@ pub(crate) fn search(
             continue;
         };
         let changes = search.seating.changes(step);
-        if let Some((from, most)) = limits.moves {
-            let after = changes.iter().fold(moved, |sum, change| sum + new_moves(from, change));
+        let mut after = moved;
+        if let Some(Moves { from, most, .. }) = limits.moves {
+            after = changes.iter().fold(moved, |sum, change| sum + new_moves(from, change));
             if after > most.cast_signed() && after > moved {
                 continue;
             }
@@ -103,7 +124,10 @@ pub(crate) fn search(
         let heat = (u128::from(scale) * u128::from(left) * u128::from(left)
             / (u128::from(total) * u128::from(total))) as u64;
         let threshold = search.score.saturating_add(heat.saturating_mul(dice.exponential()) >> 16);
-        let allowance = threshold - search.score;
+        let Some(threshold) = threshold.saturating_add(toll(moved)).checked_sub(toll(after)) else {
+            continue;
+        };
+        let allowance = threshold.saturating_sub(search.score);
         let early = objective == Objective::Mean;
         let go_on = |from: usize, upto: usize, peaks: &[f32]| {
             !early || !search.hopeless(from..upto, peaks, allowance)
@@ -124,11 +148,10 @@ pub(crate) fn search(
             search.take(undo, &effect, &known, score);
             continue;
         }
-        if search.score < search.best.score {
-            search.best = Found { seating: search.seating.clone(), score: search.score };
-        }
-        if let Some((from, _)) = limits.moves {
-            moved = changes.iter().fold(moved, |sum, change| sum + new_moves(from, change));
+        moved = after;
+        let score = search.score.saturating_add(toll(moved));
+        if score < search.best.score {
+            search.best = Found { seating: search.seating.clone(), score };
         }
     }
     Ok(search.best)

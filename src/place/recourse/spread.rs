@@ -31,18 +31,17 @@ pub(crate) fn none() -> Spread {
 }
 
 /// Up to `most` scenarios: of every part its share, batches evenly spaced in time. Batches as they are do not come twice. Where
-/// there are too few to show how batches differ, as where a history is totals, changed ones stray as [`dispersion`] says instead of
+/// there are too few to show how batches differ, as where a history is totals, changed ones stray by `strays` ([`dispersion`]) instead of
 /// being tilted.
 pub(crate) fn scenarios(
     experts: usize,
     ranks: usize,
-    batches: &[&[u64]],
+    (batches, strays): (&[&[u64]], f64),
     spread: &[Part],
     most: usize,
     dice: &mut Dice,
 ) -> Scenarios {
     let few = batches.len() < FEWEST;
-    let rho = if few { dispersion::fitted(batches) } else { 0.0 };
     let mut all: Vec<Vec<u64>> = vec![];
     for &Part { share, tilt, new } in spread {
         let count = (most * share as usize).div_ceil(100);
@@ -50,7 +49,7 @@ pub(crate) fn scenarios(
         let count = if as_they_are || batches.is_empty() { count.min(batches.len()) } else { count };
         for b in evenly(batches.len(), count) {
             let batch = if few && !as_they_are {
-                whole(&dispersion::strayed(batches[b], rho, dice), batches[b].iter().sum(), dice)
+                whole(&dispersion::strayed(batches[b], strays, dice), batches[b].iter().sum(), dice)
             } else {
                 tilted(batches, b, f64::from(tilt) / 100.0, dice)
             };

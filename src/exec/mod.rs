@@ -30,5 +30,7 @@ pub mod run;
 pub mod transport;
 pub mod weights;
 
-pub use backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times};
+pub use backend::{
+    Aggregate, Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times,
+};
 pub use error::ExecError;

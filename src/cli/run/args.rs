@@ -5,13 +5,14 @@ use crate::cli::trace_args::TraceArgs;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use evenkeel::cluster::Cluster;
+use evenkeel::exec::Aggregate;
 use evenkeel::exec::router::{Capacity, Overflow};
 use evenkeel::exec::run::Replan;
 use evenkeel::exec::weights::Dtype;
 use evenkeel::model::Model;
 use evenkeel::place::{self, Policy};
 use evenkeel::plan::{Given, Plan};
-use evenkeel::split::Method;
+use evenkeel::split::{Keep, Method};
 use std::path::PathBuf;
 
 /// Run MoE layers on all ranks as planned, and measure, check and record what happens.
@@ -94,6 +95,14 @@ pub(crate) struct RunArgs {
     /// Split: even, affine5, lp, exact
     #[arg(long, value_name = "NAME", default_value = "exact", help_heading = "Plan")]
     pub(super) split: Method,
+    /// After the peak of every batch, with --split exact: traffic (the fewest tokens off their node, then off their rank) or
+    /// vector,traffic (the whole load vector first)
+    #[arg(long, value_name = "GOAL", value_parser = ["traffic", "vector,traffic"], help_heading = "Plan")]
+    then: Option<String>,
+    /// How tokens cross to other nodes of --nodes: none (a copy to every rank that has one of their experts) or node (one copy
+    /// per node, handed on inside it, and one summed row back). Sums are rounded once more on the way with node
+    #[arg(long, value_name = "WAY", default_value = "none", help_heading = "Processes")]
+    pub(super) aggregate: Aggregate,
     /// Share of the steps to plan on; the rest may run
     #[arg(long, value_name = "SHARE", default_value_t = 0.4, help_heading = "Plan")]
     pub(super) plan_on: f64,
@@ -215,6 +224,19 @@ impl RunArgs {
             bail!("--capacity: expected a factor of 0 to 1e6");
         }
         Ok(model)
+    }
+
+    /// What a split looks to after its peak.
+    pub(super) fn then(&self) -> anyhow::Result<Option<Keep>> {
+        let keep = match self.then.as_deref() {
+            None => return Ok(None),
+            Some("traffic") => Keep::Peak,
+            Some(_) => Keep::Vector,
+        };
+        if self.split != Method::Exact {
+            bail!("--then with --split {}: expected --split exact", self.split);
+        }
+        Ok(Some(keep))
     }
 
     /// What places.

@@ -9,6 +9,7 @@ use crate::cli::output::{Bar, Output, Said};
 use anyhow::anyhow;
 use evenkeel::cluster::Cluster;
 use evenkeel::exec::ExecError;
+use evenkeel::exec::cpu::PeerOptions;
 use evenkeel::exec::feed::Feed;
 use evenkeel::exec::run::{Outcome, Progress};
 use evenkeel::exec::transport::{
@@ -98,7 +99,7 @@ fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
     let progress: &dyn Progress = bar.as_ref().map_or(&(), |bar| bar);
     let outcome: Outcome = run.on_wire(
         &wire,
-        args.prove_plans,
+        PeerOptions { prove: args.prove_plans, chunks: 1 },
         |plain| {
             let profile = |steps| run.profile_on(plain, steps, progress);
             made(&wire, placements(&run, &setup.plan_on, profile))
@@ -128,7 +129,8 @@ fn facts(args: &RunArgs, setup: &Setup, mpi: &Mpi) -> Result<BTreeMap<String, St
         ("--dtype", setup.exec.dtype.to_string()),
         ("--seed", setup.exec.seed.to_string()),
         ("--policy", format!("{} groups {}", args.policy_name(), args.cluster.groups)),
-        ("--split", args.split.to_string()),
+        ("--split and --then", format!("{} {:?}", args.split, setup.exec.then)),
+        ("--aggregate", args.aggregate.to_string()),
         ("--skew and --drift", format!("{} {}", args.skew, args.drift)),
         ("--replan-every, --move-budget and --max-moves", format!("{:?}", args.replan())),
         ("--check", args.check.to_string()),

@@ -83,6 +83,7 @@ pub struct Wire {
     cluster: Cluster,
     at: Cell<(Option<u64>, Option<usize>)>,
     tally: RefCell<Tally>,
+    numbers: Cell<u64>,
 }
 
 impl Wire {
@@ -95,7 +96,7 @@ impl Wire {
         if given != expected {
             return Err(TransportError::Ranks { given, expected });
         }
-        Ok(Self { transport, cluster, at: Cell::default(), tally: RefCell::default() })
+        Ok(Self { transport, cluster, at: Cell::default(), tally: RefCell::default(), numbers: Cell::new(0) })
     }
 
     /// This rank.
@@ -158,6 +159,44 @@ impl Wire {
     pub fn exchange(&self, purpose: Purpose, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
         parcels.iter().enumerate().for_each(|(to, parcel)| self.count(purpose, to, parcel.len()));
         self.waiting(purpose, || self.transport.exchange(self.at(purpose), parcels))
+    }
+
+    /// The first of so many numbers for exchanges; all ranks ask alike, in the same order.
+    pub fn numbers(&self, count: u64) -> u64 {
+        let first = self.numbers.get();
+        self.numbers.set(first + count);
+        first
+    }
+
+    /// Begins an exchange with some of the other ranks; see [`Transport::begin`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin(
+        &self,
+        purpose: Purpose,
+        number: u64,
+        to: Vec<(usize, Vec<u8>)>,
+        from: Vec<usize>,
+    ) -> Result<(), TransportError> {
+        to.iter().for_each(|(to, bytes)| self.count(purpose, *to, bytes.len()));
+        self.transport.begin(number, to, from)
+    }
+
+    /// Whether one is through; see [`Transport::is_through`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn is_through(&self, number: u64) -> Result<bool, TransportError> {
+        self.transport.is_through(number)
+    }
+
+    /// Waits for one; see [`Transport::end`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn end(&self, purpose: Purpose, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
+        self.waiting(purpose, || self.transport.end(self.at(purpose), number))
     }
 
     /// Everybody's bytes, `[R]`.

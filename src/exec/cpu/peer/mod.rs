@@ -2,13 +2,17 @@
 //!
 //! In: this rank's tokens; those of others stay empty. Out: what the layer adds to them. It holds its own slots' weights and no
 //! others, splits for itself from everybody's counts, and does with its tokens just what [`Cpu`](super::Cpu) does for a rank, in the
-//! same order, so that results are the same bit for bit.
+//! same order, so that results are the same bit for bit. While experts work on one chunk of slots the next one's tokens travel
+//! ([`PeerOptions::chunks`]).
 
 mod bytes;
+mod flow;
+mod relay;
 mod told;
 
+use super::nodes::Groups;
 use super::of_rank;
-use super::parcel::{Parcel, pack};
+use super::parcel::{Chunks, Pack};
 use super::rank::{self, Own, Rank, Replicated, Slots};
 use super::work::Work;
 use crate::exec::backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, Times};
@@ -16,13 +20,29 @@ use crate::exec::clock::timed;
 use crate::exec::error::ExecError;
 use crate::exec::forward::StepRun;
 use crate::exec::transport::{Purpose, Wire, digest};
-use crate::exec::weights::{ExpertWeights, Matrix, WeightSource};
+use crate::exec::weights::{ExpertWeights, WeightSource};
 use crate::place::Placement;
 use crate::split::Method;
+use flow::{Flow, Packed, Shape};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How a rank runs; what comes out does not depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerOptions {
+    /// Whether ranks compare digests of every split.
+    pub prove: bool,
+    /// Chunks of slots in which tokens travel, the same on all ranks; one per slot where there are more than slots.
+    pub chunks: usize,
+}
+
+impl Default for PeerOptions {
+    fn default() -> Self {
+        Self { prove: false, chunks: 1 }
+    }
+}
 
 /// One rank.
 #[derive(Debug)]
@@ -36,12 +56,11 @@ pub struct Peer {
     staged: BTreeSet<(usize, usize, u32)>,
     /// Of these, what is on its way here, in the order in which it comes: layer, expert, sender.
     coming: Vec<(usize, u32, usize)>,
-    prove: bool,
+    options: PeerOptions,
 }
 
 impl Peer {
-    /// This rank's memory: one placement per layer, the same on all ranks; weights of its own slots from `source`. With `prove`
-    /// the ranks compare digests of every split.
+    /// This rank's memory: one placement per layer, the same on all ranks; weights of its own slots from `source`.
     ///
     /// # Errors
     /// When weights cannot be had or have other shapes than the model's, or a placement does not fit or is not that of the
@@ -51,10 +70,10 @@ impl Peer {
         source: &dyn WeightSource,
         placements: Vec<Placement>,
         wire: Rc<Wire>,
-        prove: bool,
+        options: PeerOptions,
     ) -> Result<Self, ExecError> {
         let layers = Arc::new(Replicated::read(&config, source, placements.len())?);
-        Self::build(config, layers, placements, wire, prove, |layer, expert| {
+        Self::build(config, layers, placements, wire, options, |layer, expert| {
             Ok(Arc::new(source.expert(layer, expert as usize)?))
         })
     }
@@ -71,7 +90,7 @@ impl Peer {
     ) -> Result<Self, ExecError> {
         let config = ExecConfig { method, ..self.config.clone() };
         let (layers, wire) = (Arc::clone(&self.layers), Rc::clone(&self.wire));
-        Self::build(config, layers, placements, wire, self.prove, |layer, expert| {
+        Self::build(config, layers, placements, wire, self.options, |layer, expert| {
             match self.held(layer, expert) {
                 Some(weights) => Ok(weights),
                 None => Ok(Arc::new(source.expert(layer, expert as usize)?)),
@@ -84,7 +103,7 @@ impl Peer {
         layers: Arc<Vec<Replicated>>,
         placements: Vec<Placement>,
         wire: Rc<Wire>,
-        prove: bool,
+        options: PeerOptions,
         weights: impl Fn(usize, u32) -> Result<Arc<ExpertWeights>, ExecError>,
     ) -> Result<Self, ExecError> {
         let (mut slots, mut planners) = (Vec::new(), Vec::new());
@@ -105,7 +124,7 @@ impl Peer {
             mine,
             staged: BTreeSet::new(),
             coming: Vec::new(),
-            prove,
+            options,
         })
     }
 
@@ -147,7 +166,7 @@ impl Peer {
         };
         let all = self.wire.all_numbers(Purpose::Counts, counts)?;
         let quotas = timed(time, || planner.split(&all).map(|split| &split.quotas))?;
-        if self.prove {
+        if self.options.prove {
             self.wire.agree("the split", digest(placement, quotas))?;
         }
         timed(time, || {
@@ -156,50 +175,21 @@ impl Peer {
         })
     }
 
-    /// Sends the parcels and receives those for this rank, by source.
-    fn dispatch(&self, mut parcels: Vec<Parcel>, times: &mut Times) -> Result<Vec<Parcel>, ExecError> {
-        let ExecConfig { model, cluster, dtype, .. } = self.config;
-        let (me, hidden) = (self.wire.rank(), model.hidden as usize);
-        let time = &mut times[Phase::Dispatch as usize];
-        // What stays is not packed.
-        let stays = Parcel { rows: Matrix::with_capacity(dtype, 0), visits: Vec::new() };
-        let stays = std::mem::replace(&mut parcels[me], stays);
-        self.wire.stays(Purpose::Dispatch, bytes::length(&stays));
-        let bytes = timed(time, || parcels.iter().map(|parcel| bytes::of_parcel(parcel, hidden)).collect());
-        let came = self.wire.exchange(Purpose::Dispatch, bytes)?;
-        let read = |(from, bytes): (usize, &Vec<u8>)| {
-            bytes::parcel(bytes, hidden, cluster.slots_per_rank(), dtype)
-                .map_err(|reason| self.wire.malformed(Purpose::Dispatch, from, reason).into())
-        };
-        let mut inbox: Vec<Parcel> =
-            timed(time, || came.iter().enumerate().map(read).collect::<Result<_, ExecError>>())?;
-        inbox[me] = stays;
-        Ok(inbox)
-    }
-
-    /// Sends the answers and receives those to this rank's tokens, by the rank that they were sent to.
-    fn answers(
-        &self,
-        mut answers: Vec<Matrix>,
-        sent: &[Vec<u32>],
-        times: &mut Times,
-    ) -> Result<Vec<Matrix>, ExecError> {
-        let ExecConfig { model, dtype, .. } = self.config;
-        let (me, hidden) = (self.wire.rank(), model.hidden as usize);
-        let time = &mut times[Phase::Combine as usize];
-        let stays = std::mem::replace(&mut answers[me], Matrix::with_capacity(dtype, 0));
-        self.wire.stays(Purpose::Combine, stays.bytes());
-        let bytes = timed(time, || answers.iter().map(bytes::of_answer).collect());
-        let came = self.wire.exchange(Purpose::Combine, bytes)?;
-        let read = |(from, (bytes, sent)): (usize, (&Vec<u8>, &Vec<u32>))| {
-            let numbers = if from == me { 0 } else { sent.len() * hidden };
-            bytes::answer(bytes, numbers, dtype)
-                .map_err(|reason| self.wire.malformed(Purpose::Combine, from, reason).into())
-        };
-        let mut came: Vec<Matrix> =
-            timed(time, || came.iter().zip(sent).enumerate().map(read).collect::<Result<_, ExecError>>())?;
-        came[me] = stays;
-        Ok(came)
+    /// Packs this rank's tokens for the ranks of its group and for the other groups, and which token each row is.
+    fn pack(&self, own: &Own, slots: &[i64], Shape { groups, chunks, hidden, dtype }: Shape) -> Packed {
+        let (routing, per_rank) = (&own.routed.routing, chunks.slots());
+        let (weights, top_k) = (&routing.weights, routing.top_k);
+        let pack = Pack { rows: own.rows(), hidden, slots, weights, top_k, dtype, chunks };
+        let (home, _) = groups.place(self.wire.rank());
+        pack.parcels(groups.size + groups.count, |slot| {
+            let (group, index) = groups.place(slot / per_rank);
+            let slot = slot % per_rank;
+            if group == home {
+                (index, slot as u32)
+            } else {
+                (groups.size + group, (index * per_rank + slot) as u32)
+            }
+        })
     }
 }
 
@@ -209,7 +199,7 @@ impl Backend for Peer {
     }
 
     fn layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
-        let ExecConfig { model, cluster, dtype, .. } = self.config;
+        let ExecConfig { model, cluster, dtype, aggregate, .. } = self.config;
         let (me, ranks, hidden) = (self.wire.rank(), cluster.ranks(), model.hidden as usize);
         input.check(self.layers.len(), ranks, hidden)?;
         self.wire.doing(Some(input.step), Some(input.layer));
@@ -221,36 +211,47 @@ impl Backend for Peer {
         let counts =
             timed(&mut times[Phase::Count as usize], || rank::count(&own.routed.routing.ids, model.experts));
         let slots = self.split(input, &own, &counts, &mut times)?;
-
-        let (routing, placement) = (&own.routed.routing, &self.placements[input.layer]);
         let mut run = LayerRun { counts, ..LayerRun::default() };
-        run.copies.add(&slots, routing.top_k, me, &cluster);
-        let (parcels, sent) = timed(&mut times[Phase::Dispatch as usize], || {
-            pack(own.rows(), hidden, &slots, &routing.weights, routing.top_k, placement, dtype)
-        });
-        let inbox = self.dispatch(parcels, &mut times)?;
-        let work = timed(&mut times[Phase::Dispatch as usize], || {
-            Work::unpack(&inbox, cluster.slots_per_rank(), hidden)
-        });
+        run.copies.add(&slots, own.routed.routing.top_k, me, &cluster);
+        let chunks = Chunks::new(cluster.slots_per_rank(), self.options.chunks);
+        let shape = Shape { groups: Groups::of(&cluster, aggregate), chunks, hidden, dtype };
+        let packed = timed(&mut times[Phase::Dispatch as usize], || self.pack(&own, &slots, shape));
+        let wire = Rc::clone(&self.wire);
+        let mut flow = Flow::begin(&wire, shape, packed, &mut times)?;
+
         let (layer, Rank { slots, ffn, .. }) = (&self.layers[input.layer], &mut self.mine);
-        let (shared, results) = timed(&mut times[Phase::Ffn as usize], || {
-            let mut shared = Vec::new();
-            if let Some(expert) = &layer.shared {
+        let mut shared = Vec::new();
+        if let Some(expert) = &layer.shared {
+            timed(&mut times[Phase::Ffn as usize], || {
                 shared.resize(own.tokens.len(), 0.0);
                 ffn.run(expert, model.activation, &own.tokens, hidden, &mut shared);
+            });
+        }
+        let mut work = None;
+        for chunk in 0..chunks.count() {
+            flow.arrive(&mut times)?;
+            let work = timed(&mut times[Phase::Dispatch as usize], || {
+                let work = work.get_or_insert_with(|| Work::plan(flow.inbox(), chunks, hidden));
+                work.fill(flow.inbox(), chunk);
+                work
+            });
+            for slot in chunks.slots_of(chunk) {
+                let slots = &slots[input.layer];
+                timed(&mut times[Phase::Ffn as usize], || work.run(slots, slot, ffn, model.activation));
+                flow.poll(&mut times)?;
             }
-            (shared, work.run(&slots[input.layer], ffn, model.activation, hidden))
-        });
-        let answers =
-            timed(&mut times[Phase::Combine as usize], || work.answers(&inbox, &results, hidden, dtype));
-        let answers = self.answers(answers, &sent, &mut times)?;
+            let answers =
+                timed(&mut times[Phase::Combine as usize], || work.answers(flow.inbox(), chunk, dtype));
+            flow.answer(answers, &mut times)?;
+        }
+        let (sent, answers) = flow.end(&mut times)?;
 
         run.outputs = vec![Vec::new(); ranks];
         run.outputs[me] = timed(&mut times[Phase::Combine as usize], || {
             rank::combine(&own, &sent, &answers, &shared, hidden)
         });
         run.rank_loads = vec![0; ranks];
-        run.rank_loads[me] = work.rows();
+        run.rank_loads[me] = work.map_or(0, |work: Work| work.rows());
         run.routed.resize_with(ranks, Default::default);
         run.routed[me] = own.routed;
         run.times = vec![Times::default(); ranks];

@@ -7,7 +7,7 @@ mod processes;
 mod sent;
 mod show;
 
-use args::TransportName;
+use args::{ChunkCount, TransportName};
 pub(super) use args::{BackendName, FfnName, RunArgs};
 use sent::Sent;
 
@@ -42,6 +42,9 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
     match args.transport {
         TransportName::InProcess if args.prove_plans => {
             bail!("--prove-plans: expected --transport mpi; in one process there is one plan")
+        }
+        TransportName::InProcess if args.chunks != ChunkCount::Fixed(1) => {
+            bail!("--chunks: expected --transport mpi; in one process nothing travels")
         }
         TransportName::InProcess => here(args, output),
         TransportName::Mpi if args.backend != BackendName::Cpu => {

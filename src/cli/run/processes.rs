@@ -3,6 +3,7 @@
 //! All ranks read and plan for themselves. Before the first step they compare what they are about to run; rank 0 prints. Where one
 //! fails, all end, and each says what it knows.
 
+use super::args::ChunkCount;
 use super::sent::Sent;
 use super::{RunArgs, Setup, placements, show, verdict};
 use crate::cli::output::{Bar, Output, Said};
@@ -99,7 +100,7 @@ fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
     let progress: &dyn Progress = bar.as_ref().map_or(&(), |bar| bar);
     let outcome: Outcome = run.on_wire(
         &wire,
-        PeerOptions { prove: args.prove_plans, chunks: 1 },
+        PeerOptions { prove: args.prove_plans, chunks: chunks(args) },
         |plain| {
             let profile = |steps| run.profile_on(plain, steps, progress);
             made(&wire, placements(&run, &setup.plan_on, profile))
@@ -113,6 +114,13 @@ fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
         show(args, &run, &setup.plan_on, &outcome, Some(&sent), output)?;
     }
     verdict(&run, &outcome).map_err(Fault::All)
+}
+
+fn chunks(args: &RunArgs) -> usize {
+    match args.chunks {
+        ChunkCount::Fixed(count) => count,
+        ChunkCount::Auto => 1,
+    }
 }
 
 /// What has to be the same on all ranks, by name; and the host, which has not.
@@ -136,6 +144,7 @@ fn facts(args: &RunArgs, setup: &Setup, mpi: &Mpi) -> Result<BTreeMap<String, St
         ("--check", args.check.to_string()),
         ("--alone", args.alone.to_string()),
         ("--prove-plans", args.prove_plans.to_string()),
+        ("--chunks", format!("{:?}", args.chunks)),
         ("--rank-timeout", args.rank_timeout.to_string()),
         ("layers that run", format!("{:?}", setup.layers)),
         ("steps planned on and run", format!("{:?} {:?}", setup.plan_on, setup.steps)),

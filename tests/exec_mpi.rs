@@ -154,8 +154,7 @@ fn with_gateways_one_row_per_token_and_node_comes_back() {
         let more = format!("{args} --aggregate {aggregate} --chunks {chunks}");
         let document = as_in_one_process(8, &more);
         let rows = far(&document, "combine") / (64 * 2);
-        let [nodes, ranks] =
-            ["to_nodes", "to_ranks"].map(|what| document["sent"][what].as_u64().unwrap());
+        let [nodes, ranks] = ["to_nodes", "to_ranks"].map(|what| document["sent"][what].as_u64().unwrap());
         assert!(document["moves"]["copies"].as_u64().unwrap() > 0);
         if aggregate == "node" {
             assert_eq!(rows, nodes);
@@ -285,7 +284,10 @@ fn ranks_that_would_not_run_the_same_are_refused() {
         (vec![(3, good.clone()), (1, format!("{good} --seed 9"))], "--seed is 0 on rank 0 and 9 on rank 3"),
         (vec![(1, good.clone()), (3, good.replace("qwen3-30b-a3b", "mixtral-8x7b"))], "on ranks 1, 2 and 3"),
         (vec![(3, replayed.clone()), (1, changed)], "trace is counts of top-4"),
-        (vec![(3, good.clone()), (1, format!("{good} --nodes 2 --aggregate node"))], "--aggregate is none on rank 0"),
+        (
+            vec![(3, good.clone()), (1, format!("{good} --nodes 2 --aggregate node"))],
+            "--aggregate is none on rank 0",
+        ),
         (vec![(2, replayed.clone()), (2, replayed.replace(SAMPLE, "no-such-trace"))], "ranks 2 and 3: "),
         (vec![(4, replayed.replace(SAMPLE, "no-such-trace"))], "error: no-such-trace: "),
     ] {

@@ -23,6 +23,7 @@ pub mod feed;
 pub mod forward;
 pub mod moves;
 mod numbers;
+pub mod overlap;
 pub mod random;
 pub mod reference;
 pub mod router;

@@ -9,8 +9,8 @@ use evenkeel::exec::Aggregate;
 use evenkeel::exec::router::{Capacity, Overflow};
 use evenkeel::exec::run::Replan;
 use evenkeel::exec::weights::Dtype;
-use evenkeel::model::Model;
 use evenkeel::forecast::History;
+use evenkeel::model::Model;
 use evenkeel::place::{self, PlaceError, Placement, Policy};
 use evenkeel::plan::{Given, Plan};
 use evenkeel::split::{Keep, Method};
@@ -274,7 +274,9 @@ impl RunArgs {
             return Ok(Box::new(FirstGiven { given, then: policy()? }));
         }
         if let Some(policy) = &self.policy {
-            bail!("--policy {policy}: expected --replan-every with it, as --placement says where experts are");
+            bail!(
+                "--policy {policy}: expected --replan-every with it, as --placement says where experts are"
+            );
         }
         Ok(Box::new(given))
     }

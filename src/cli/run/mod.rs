@@ -7,8 +7,8 @@ mod processes;
 mod sent;
 mod show;
 
-use args::{ChunkCount, TransportName};
 pub(super) use args::{BackendName, FfnName, RunArgs};
+use args::{ChunkCount, TransportName};
 use sent::Sent;
 
 use super::output::{Bar, Output, print, write_file};

@@ -12,6 +12,7 @@ use evenkeel::cluster::Cluster;
 use evenkeel::exec::ExecError;
 use evenkeel::exec::cpu::PeerOptions;
 use evenkeel::exec::feed::Feed;
+use evenkeel::exec::overlap::Overlap;
 use evenkeel::exec::run::{Outcome, Progress};
 use evenkeel::exec::transport::{
     At, Mpi, Purpose, Tally, Transport as _, TransportError, Wire, ranks_in_words,
@@ -98,9 +99,16 @@ fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
     let run = setup.run(args);
     let bar = (wire.rank() == 0).then(Bar::running);
     let progress: &dyn Progress = bar.as_ref().map_or(&(), |bar| bar);
+    let (chunks, overlap) = match args.chunks {
+        ChunkCount::Fixed(count) => (count.min(setup.exec.cluster.slots_per_rank()), None),
+        ChunkCount::Auto => {
+            let overlap = Overlap::measure(&run, &wire)?;
+            (overlap.chunks, Some(overlap))
+        }
+    };
     let outcome: Outcome = run.on_wire(
         &wire,
-        PeerOptions { prove: args.prove_plans, chunks: chunks(args) },
+        PeerOptions { prove: args.prove_plans, chunks },
         |plain| {
             let profile = |steps| run.profile_on(plain, steps, progress);
             made(&wire, placements(&run, &setup.plan_on, profile))
@@ -109,18 +117,12 @@ fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
     )?;
     drop(bar);
     wire.doing(None, None);
-    let sent = Sent { name: "mpi", hosts, tallies: tallies(&wire)?, proved: args.prove_plans };
+    let (tallies, proved) = (tallies(&wire)?, args.prove_plans);
+    let sent = Sent { name: "mpi", hosts, tallies, proved, aggregate: args.aggregate, chunks, overlap };
     if wire.rank() == 0 {
         show(args, &run, &setup.plan_on, &outcome, Some(&sent), output)?;
     }
     verdict(&run, &outcome).map_err(Fault::All)
-}
-
-fn chunks(args: &RunArgs) -> usize {
-    match args.chunks {
-        ChunkCount::Fixed(count) => count,
-        ChunkCount::Auto => 1,
-    }
 }
 
 /// What has to be the same on all ranks, by name; and the host, which has not.
@@ -264,14 +266,17 @@ fn tallies(wire: &Wire) -> Result<Vec<Tally>, TransportError> {
         .iter()
         .flatten()
         .copied()
-        .chain(own.waited.iter().map(|waited| waited.as_nanos() as u64))
+        .chain(own.waited.iter().chain([&own.layers]).map(|time| time.as_nanos() as u64))
+        .chain([own.runs])
         .collect();
     let all = wire.all_numbers(Purpose::Control, &numbers)?;
     let read = |numbers: &[u64]| {
         let mut tally = Tally::default();
-        let (bytes, waited) = numbers.split_at(numbers.len() - tally.waited.len());
+        let (bytes, rest) = numbers.split_at(numbers.len() - tally.waited.len() - 2);
+        let (waited, rest) = rest.split_at(tally.waited.len());
         tally.bytes.iter_mut().flatten().zip(bytes).for_each(|(to, from)| *to = *from);
         tally.waited.iter_mut().zip(waited).for_each(|(to, from)| *to = Duration::from_nanos(*from));
+        (tally.layers, tally.runs) = (Duration::from_nanos(rest[0]), rest[1]);
         tally
     };
     Ok(all.chunks_exact(numbers.len()).map(read).collect())

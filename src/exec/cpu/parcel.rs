@@ -81,7 +81,7 @@ pub(super) fn last_in(spans: &[[u32; 2]], chunk: usize) -> impl Iterator<Item = 
 }
 
 /// All rows in the order in which their results go back.
-pub(super) fn answered<'a>(spans: &'a [[u32; 2]], chunks: Chunks) -> impl Iterator<Item = usize> + 'a {
+pub(super) fn answered(spans: &[[u32; 2]], chunks: Chunks) -> impl Iterator<Item = usize> + '_ {
     (0..chunks.count).flat_map(move |chunk| last_in(spans, chunk))
 }
 

@@ -60,8 +60,12 @@ impl Reach {
 pub struct Tally {
     /// Bytes.
     pub bytes: [[u64; Reach::ALL.len()]; Purpose::ALL.len()],
-    /// From the call of an exchange to its end.
+    /// From the call of an exchange to its end; of one that was begun before, what was still to be waited for.
     pub waited: [Duration; Purpose::ALL.len()],
+    /// From the beginning of a layer's dispatch to the end of its combine, over all layers that ran.
+    pub layers: Duration,
+    /// How many layers that were.
+    pub runs: u64,
 }
 
 impl Tally {
@@ -72,6 +76,8 @@ impl Tally {
             *sum += bytes;
         }
         self.waited.iter_mut().zip(other.waited).for_each(|(sum, waited)| *sum += waited);
+        self.layers += other.layers;
+        self.runs += other.runs;
         self
     }
 }
@@ -143,6 +149,13 @@ impl Wire {
     /// Counts what stays on this rank and need not be packed.
     pub fn stays(&self, purpose: Purpose, bytes: u64) {
         self.count(purpose, self.rank(), bytes as usize);
+    }
+
+    /// A layer took so long from its dispatch to the end of its combine.
+    pub fn took(&self, time: Duration) {
+        let mut tally = self.tally.borrow_mut();
+        tally.layers += time;
+        tally.runs += 1;
     }
 
     fn waiting<T>(&self, purpose: Purpose, work: impl FnOnce() -> T) -> T {

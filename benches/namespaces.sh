@@ -3,6 +3,8 @@
 # really crossed the link, and how long steps took. Nothing leaves the machine. Root, iproute2, Open MPI.
 #
 #   benches/namespaces.sh EVENKEEL [RATE [DELAY]] -- [further arguments of evenkeel run]
+#
+# RANKS (8) is how many there are in all, WAYS ("none:1 node:1") what is compared, as AGGREGATE:CHUNKS.
 set -eu
 
 skip() {
@@ -18,7 +20,7 @@ delay=0.2ms
 [ $# -gt 0 ] && [ "$1" != -- ] && { delay=$1; shift; }
 [ $# -gt 0 ] && shift
 if [ $# -eq 0 ]; then
-	set -- --model gpt-oss-20b --hidden 1024 --intermediate 256 --batch-tokens 512 --steps 20
+	set -- --model gpt-oss-20b --hidden 1024 --intermediate 64 --batch-tokens 512 --steps 12 --policy eplb --check
 fi
 
 [ "$(id -u)" = 0 ] || skip "namespaces want root"
@@ -26,6 +28,8 @@ for tool in ip tc mpirun unshare python3; do
 	command -v $tool >/dev/null || skip "no $tool"
 done
 
+ranks=${RANKS:-8}
+ways=${WAYS:-none:1 node:1}
 run=evenkeel-$$
 folder=$(mktemp -d)
 clean() {
@@ -73,31 +77,34 @@ sent() {
 	done | paste -sd+ - | sed 's/^/echo $((/; s/$/))/' | sh
 }
 
-for way in none node; do
+for way in $ways; do
 	before=$(sent)
 	timeout 300 ip netns exec $run-a unshare --uts sh -c 'hostname a; exec "$@"' sh \
-		mpirun --allow-run-as-root --oversubscribe --host 10.77.0.1:4,10.77.0.2:4 -n 8 --mca plm_rsh_agent "$folder/agent" \
+		mpirun --allow-run-as-root --oversubscribe --host 10.77.0.1:$((ranks / 2)),10.77.0.2:$((ranks / 2)) -n "$ranks" --mca plm_rsh_agent "$folder/agent" \
 		--mca oob_tcp_if_include 10.77.0.0/24 --mca btl self,vader,tcp --mca btl_tcp_if_include 10.77.0.0/24 \
-		"$evenkeel" run "$@" --ranks 8 --nodes 2 --redundant 8 --transport mpi --alone --check --json --aggregate $way \
-		>"$folder/$way.json" || { echo "failed with --aggregate $way"; exit 1; }
+		"$evenkeel" run "$@" --ranks "$ranks" --nodes 2 --redundant 8 --transport mpi --alone --json \
+		--aggregate "${way%:*}" --chunks "${way#*:}" \
+		>"$folder/$way.json" || { echo "failed: $way"; exit 1; }
 	echo $(($(sent) - before)) >"$folder/$way.bytes"
 done
 
-echo "two namespaces, 4 ranks each, one link of $shaped: evenkeel run $*"
-python3 - "$folder" <<'PYTHON'
+echo "two namespaces, $((ranks / 2)) ranks each, one link of $shaped: evenkeel run $*"
+python3 - "$folder" $ways <<'PYTHON'
 import json, statistics, sys
 
-folder = sys.argv[1]
-print(f"{'--aggregate':<12} {'link, MiB':>10} {'counted, MiB':>13} {'dispatch':>9} {'combine':>9} {'step, ms':>9} {'p95':>7}  check")
-for way in ["none", "node"]:
+folder, *ways = sys.argv[1:]
+print(f"{'':<10} {'chunks':>6} {'link, MiB':>10} {'counted, MiB':>13} {'dispatch':>9} {'combine':>8} {'step, ms':>9} {'layer, ms':>10} "
+      f"{'waiting':>8} {'modelled, ms':>13}  check")
+for way in ways:
     run = json.load(open(f"{folder}/{way}.json"))
     link = int(open(f"{folder}/{way}.bytes").read())
-    sent = run["transport"]["sent"]
-    far = {purpose: of["other_nodes_bytes"] for purpose, of in sent.items()}
+    wire = run["transport"]
+    far = {purpose: of["other_nodes_bytes"] for purpose, of in wire["sent"].items()}
     mib = lambda number: f"{number / 2**20:.2f}"
-    steps = sorted(step["wall_ms"][1] for step in run["steps"][1:])
-    p95 = steps[min(len(steps) - 1, int(0.95 * len(steps)))]
-    ok = "ok" if run["check"] is None or run["check"]["ok"] else "FAILED"
-    print(f"{way:<12} {mib(link):>10} {mib(sum(far.values())):>13} {mib(far['dispatch']):>9} {mib(far['combine']):>9} "
-          f"{statistics.median(steps):>9.2f} {p95:>7.2f}  {ok}; {run['transport']['hosts']} hosts")
+    step = statistics.median(step["wall_ms"][1] for step in run["steps"][1:])
+    modelled = wire["modelled"] and f"{wire['modelled']['layer_ms']:.1f}"
+    check = run["check"] and ("ok" if run["check"]["ok"] else "FAILED")
+    print(f"{way.split(':')[0]:<10} {wire['chunks']:>6} {mib(link):>10} {mib(sum(far.values())):>13} {mib(far['dispatch']):>9} "
+          f"{mib(far['combine']):>8} {step:>9.1f} {wire['layer_ms']:>10.1f} {wire['communication_share']:>8.0%} {modelled or '-':>13}  "
+          f"{check or '-'}; {wire['hosts']} hosts")
 PYTHON

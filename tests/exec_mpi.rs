@@ -2,6 +2,7 @@
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -263,6 +264,44 @@ fn a_run_goes_on_without_a_lost_rank() {
     // All find out alike, when they plan.
     let errors = errors(&mpirun(3, &format!("{run} --redundant {}", slots - 32 + 3)));
     assert!(errors.len() == 1 && errors[0].contains(" fits)"), "{errors:?}");
+}
+
+/// A checkpoint of one layer as Qwen names it; `first` is the first number of its router.
+fn checkpoint(folder: &Path, first: f32) -> String {
+    let (hidden, inner, experts) = (64, 48, 16);
+    let numbers = |count: usize, first: f32| -> Vec<u8> {
+        let numbers = (0..count).map(|at| if at == 0 { first } else { (at % 7) as f32 / 8.0 - 0.375 });
+        numbers.flat_map(f32::to_le_bytes).collect()
+    };
+    let mut tensors = vec![
+        ("post_attention_layernorm.weight".to_owned(), vec![hidden], numbers(hidden, 0.5)),
+        ("mlp.gate.weight".to_owned(), vec![experts, hidden], numbers(experts * hidden, first)),
+    ];
+    for expert in 0..experts {
+        for (name, shape) in [("gate", [inner, hidden]), ("up", [inner, hidden]), ("down", [hidden, inner])] {
+            let name = format!("mlp.experts.{expert}.{name}_proj.weight");
+            tensors.push((name, shape.to_vec(), numbers(inner * hidden, 0.25)));
+        }
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (format!("model.layers.0.{name}"), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
+    folder.display().to_string()
+}
+
+#[test]
+fn ranks_with_other_checkpoints_are_refused() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [one, other] = [(0, 0.5), (1, 0.75)].map(|(at, first)| checkpoint(folders[at].path(), first));
+    let args = SMALL.replace("--num-layers 2", "--num-layers 1")
+        + " --ranks 4 --redundant 8 --policy eplb --batch-tokens 40 --steps 2 --weights ";
+    assert!(mpirun(4, &(args.clone() + &one)).status.success());
+    let args = args + "FOLDER --transport mpi";
+    let groups = [(1, args.replace("FOLDER", &one)), (3, args.replace("FOLDER", &other))];
+    let errors = errors(&Job::start(&groups, None).end());
+    assert!(errors.len() == 1 && errors[0].contains("weights is digest "), "{errors:?}");
+    assert!(errors[0].contains("on ranks 1, 2 and 3"), "{errors:?}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use evenkeel::place::{self, Placement};
 use evenkeel::planner::Copies;
 use evenkeel::split::{Keep, Method};
 use exec_support::{config, placement, small, tokens};
+use proptest::prelude::*;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,16 +108,22 @@ fn threads_find_what_one_memory_finds() {
     }
 }
 
-#[test]
-fn groups_of_every_shape_hand_on_the_same() {
-    // One rank per node, one node, few tokens (ranks without any), and a chunk per slot.
-    for (ranks, nodes, top_k, tokens) in [(6, 3, 5, 50), (4, 4, 4, 21), (3, 1, 2, 3), (6, 2, 6, 40)] {
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    /// Nodes of one rank and of all, ranks without tokens, more chunks than slots.
+    #[test]
+    fn any_grouping_in_any_number_of_chunks_finds_the_same(
+        (ranks, nodes) in prop::sample::select(vec![(2, 1), (2, 2), (3, 3), (4, 2), (4, 4), (6, 2), (6, 3)]),
+        top_k in 1usize..7,
+        tokens in 1usize..60,
+        chunks in 2usize..10,
+        aggregate in prop::sample::select(Aggregate::ALL.to_vec()),
+        dtype in prop::sample::select(vec![Dtype::F32, Dtype::Bf16]),
+    ) {
         let cluster = Cluster::new(ranks, nodes, 12, 12).unwrap();
-        let aggregate = Aggregate::Node;
-        for dtype in [Dtype::F32, Dtype::Bf16] {
-            let config = config(small("qwen3-30b-a3b", 12, top_k), cluster, Router::TopkSoftmax, dtype);
-            as_in_one_memory(&ExecConfig { aggregate, ..config }, "eplb", tokens, &[1, 3, 100]);
-        }
+        let config = config(small("qwen3-30b-a3b", 12, top_k), cluster, Router::TopkSoftmax, dtype);
+        as_in_one_memory(&ExecConfig { aggregate, ..config }, "eplb", tokens, &[1, chunks]);
     }
 }
 

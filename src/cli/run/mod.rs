@@ -34,17 +34,14 @@ const LARGE: u64 = 8 << 30;
 
 pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
     if args.aggregate != Aggregate::None && args.backend != BackendName::Cpu {
-        bail!(
-            "--aggregate {}: expected --backend cpu; the GPUs of one process send nothing to other nodes",
-            args.aggregate
-        );
+        bail!("--aggregate {}: expected --backend cpu; GPUs are no gateways yet", args.aggregate);
+    }
+    if args.chunks != ChunkCount::Fixed(1) && args.transport != TransportName::Mpi {
+        bail!("--chunks: expected --transport mpi; in one process nothing travels");
     }
     match args.transport {
         TransportName::InProcess if args.prove_plans => {
             bail!("--prove-plans: expected --transport mpi; in one process there is one plan")
-        }
-        TransportName::InProcess if args.chunks != ChunkCount::Fixed(1) => {
-            bail!("--chunks: expected --transport mpi; in one process nothing travels")
         }
         TransportName::InProcess => here(args, output),
         TransportName::Mpi if args.backend != BackendName::Cpu => {

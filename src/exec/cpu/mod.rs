@@ -3,8 +3,8 @@
 //!
 //! In: the tokens of every rank. Out: what the layer adds to them. Between ranks only three things pass, all explicit: the
 //! counts (all-gathered), a parcel per (source, destination) with each token once, and its answer with one weighted row per
-//! token. Every rank computes the split for itself. With [`Aggregate::Node`](super::Aggregate::Node) nothing else passes here, but answers are summed as
-//! gateways sum them, so that ranks in processes of their own find the same digits.
+//! token. Every rank computes the split for itself. With [`Aggregate::Node`](super::Aggregate::Node) nothing else passes here,
+//! but answers are summed as gateways sum them, so that ranks in processes of their own find the same digits.
 
 mod few;
 mod ffn;

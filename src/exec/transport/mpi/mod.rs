@@ -65,6 +65,8 @@ struct Process {
 struct UnderWay {
     sent: Vec<Message>,
     wanted: Vec<Wanted>,
+    /// Whether several may come from one rank, of which the first begun is the first that comes.
+    in_order: bool,
 }
 
 impl UnderWay {
@@ -74,6 +76,9 @@ impl UnderWay {
         // All of them: a large message begins to move when it is asked for.
         for wanted in &mut self.wanted {
             all &= wanted.is_here(comm)?;
+            if self.in_order && !all {
+                break;
+            }
         }
         for sent in &mut self.sent {
             all &= sent.is_through()?;
@@ -312,7 +317,7 @@ impl Transport for Mpi {
         let send = |to: usize| Message::send(process.comm, to, tag, std::mem::take(&mut parcels[to]));
         let sent = order.map(send).collect::<Result<Vec<_>, _>>()?;
         let wanted = process.others().map(|from| Wanted { from, tag, message: None }).collect();
-        let mut came = process.through(at, UnderWay { sent, wanted })?;
+        let mut came = process.through(at, UnderWay { sent, wanted, in_order: false })?;
         came.insert(me, own);
         Ok(came)
     }
@@ -322,7 +327,7 @@ impl Transport for Mpi {
         let send = |(to, bytes)| Message::send(self.0.comm, to, tag, bytes);
         let sent = to.into_iter().map(send).collect::<Result<_, _>>()?;
         let wanted = from.into_iter().map(|from| Wanted { from, tag, message: None }).collect();
-        self.0.exchanges.borrow_mut().insert(number, UnderWay { sent, wanted });
+        self.0.exchanges.borrow_mut().insert(number, UnderWay { sent, wanted, in_order: false });
         Ok(())
     }
 
@@ -350,7 +355,7 @@ impl Transport for Mpi {
     }
 
     fn finish(&self, at: At) -> Result<Vec<Vec<u8>>, TransportError> {
-        let moves = self.0.moves.take();
+        let moves = UnderWay { in_order: true, ..self.0.moves.take() };
         if moves.sent.is_empty() && moves.wanted.is_empty() {
             return Ok(Vec::new());
         }

@@ -43,9 +43,8 @@ impl Work {
         };
         let places =
             parcels.iter().map(|parcel| parcel.visits.iter().map(|v| place(v.slot)).collect()).collect();
-        // Nothing comes to an empty slot.
-        let [x, results] = [(); 2].map(|()| vec![0f32; starts[slots] * hidden]);
-        Self { x, results, starts, places, chunks, hidden }
+        let x = vec![0f32; starts[slots] * hidden];
+        Self { x, results: Vec::new(), starts, places, chunks, hidden }
     }
 
     /// Takes the rows that the slots of a chunk work on.
@@ -69,6 +68,8 @@ impl Work {
 
     /// Runs one slot's expert on its rows.
     pub(super) fn run(&mut self, slots: &Slots, slot: usize, ffn: &mut Ffn, activation: Activation) {
+        // Nothing comes to an empty slot.
+        self.results.resize(self.x.len(), 0.0);
         let rows = self.starts[slot] * self.hidden..self.starts[slot + 1] * self.hidden;
         if let Some(expert) = &slots[slot] {
             ffn.run(expert, activation, &self.x[rows.clone()], self.hidden, &mut self.results[rows]);

@@ -44,7 +44,7 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help demo test kernels gpu gpukit mpi python stacks page page-in-chromium conformance faults check examples bench fuzz clean
+.PHONY: help demo test kernels gpu gpukit mpi namespaces python stacks page page-in-chromium conformance faults check examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -80,6 +80,12 @@ mpi: $(TOOLS) ## Run the executor's ranks as processes over MPI, and kill some; 
 		export CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}"; \
 		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES),mpi --test exec_mpi && \
 		$(WITH_TOOLS) $(CARGO) clippy --features $(FEATURES),mpi --lib --bins --test exec_mpi -- -D warnings; \
+	else echo "skipped: no Open MPI"; fi
+
+namespaces: $(TOOLS) ## Run ranks over MPI in two network namespaces joined by a shaped link; wants root and Open MPI.
+	@if command -v mpicc >/dev/null; then \
+		export CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}"; \
+		$(WITH_TOOLS) $(CARGO) build --release --features mpi && benches/namespaces.sh $(EVENKEEL) $(LINK); \
 	else echo "skipped: no Open MPI"; fi
 
 python: .tools/python/ready ## Build the Python package, install it into .tools/python and run its tests.

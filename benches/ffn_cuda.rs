@@ -34,11 +34,11 @@ fn main() {
 #[cfg(feature = "cuda")]
 mod cuda {
     use evenkeel::cluster::Cluster;
-    use evenkeel::exec::ExecConfig;
     use evenkeel::exec::activations::Activations;
     use evenkeel::exec::cuda::{Cuda, Experts, Options, Path};
     use evenkeel::exec::router::Router;
     use evenkeel::exec::weights::{Dtype, RandomWeights};
+    use evenkeel::exec::{Aggregate, ExecConfig};
     use evenkeel::model::Model;
     use evenkeel::place::Contiguous;
 
@@ -108,6 +108,8 @@ mod cuda {
                 router: Router::of(&model),
                 capacity: None,
                 method: None,
+                then: None,
+                aggregate: Aggregate::None,
                 dtype: Dtype::Bf16,
                 seed: 1,
             };

@@ -16,7 +16,7 @@ use evenkeel::exec::moves::Mover;
 use evenkeel::exec::reference::Reference;
 use evenkeel::exec::router::Router;
 use evenkeel::exec::weights::{Dtype, RandomWeights, WeightSource};
-use evenkeel::exec::{Backend, ExecConfig, Routed};
+use evenkeel::exec::{Aggregate, Backend, ExecConfig, Routed};
 use evenkeel::forecast::History;
 use evenkeel::model::Model;
 use evenkeel::place::{self, Contiguous, Placement};
@@ -40,6 +40,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         router: Router::of(&model),
         capacity: None,
         method: Some(Method::Exact),
+        then: None,
+        aggregate: Aggregate::None,
         dtype: Dtype::Bf16,
         seed: 1,
     };

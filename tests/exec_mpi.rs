@@ -2,6 +2,7 @@
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -91,7 +92,12 @@ fn errors(output: &Output) -> Vec<String> {
 fn as_in_one_process(processes: usize, args: &str) -> Value {
     let args = format!("{args} --ranks {processes} --check --json");
     let mpi = parsed(&mpirun(processes, &format!("{args} --prove-plans")));
-    let here = parsed(&Command::new(EVENKEEL).args(args.split_whitespace()).output().unwrap());
+    let mut alone: Vec<&str> = args.split_whitespace().collect();
+    // In one process nothing travels.
+    if let Some(at) = alone.iter().position(|&arg| arg == "--chunks") {
+        alone.drain(at..at + 2);
+    }
+    let here = parsed(&Command::new(EVENKEEL).args(alone).output().unwrap());
     for what in ["check", "imbalance", "sent", "router", "layers", "model"] {
         assert_eq!(mpi[what], here[what], "{what}: {args}");
     }
@@ -118,10 +124,13 @@ fn processes_do_what_ranks_of_one_process_do() {
     let replayed = format!(
         "run {SAMPLE} --model gpt-oss-20b --hidden 64 --intermediate 32 --num-layers 2 --redundant 8 --steps 12"
     );
-    for (processes, more) in [(4, "--policy eplb --dtype f32"), (8, "--policy lplb:ring --nodes 2")] {
+    for (processes, more) in [
+        (4, "--policy eplb --dtype f32"),
+        (4, "--policy eplb --nodes 2 --aggregate node --chunks 3"),
+        (8, "--policy lplb:ring --nodes 2 --then traffic"),
+    ] {
         let document = as_in_one_process(processes, &format!("{replayed} {more}"));
-        let far = document["transport"]["sent"]["dispatch"]["other_nodes_bytes"].as_u64().unwrap();
-        assert_eq!(far > 0, more.contains("nodes"));
+        assert_eq!(far(&document, "dispatch") > 0, more.contains("nodes"));
     }
     let routed = format!("{SMALL} --redundant 8 --policy eplb --batch-tokens 50 --steps 4 --capacity 0.7");
     as_in_one_process(4, &routed);
@@ -129,6 +138,31 @@ fn processes_do_what_ranks_of_one_process_do() {
         4,
         &routed.replace("qwen3-30b-a3b", "deepseek-v2-lite").replace("--capacity 0.7", "--router soft"),
     );
+}
+
+/// Bytes to other nodes.
+fn far(document: &Value, purpose: &str) -> u64 {
+    document["transport"]["sent"][purpose]["other_nodes_bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn with_gateways_one_row_per_token_and_node_comes_back() {
+    let args = format!(
+        "run {SAMPLE} --model gpt-oss-20b --hidden 64 --intermediate 32 --num-layers 2 --redundant 8 --policy eplb --steps 12 \
+         --nodes 2 --alone --replan-every 5 --max-moves 4"
+    );
+    for (aggregate, chunks) in [("none", 2), ("node", 1), ("node", 4)] {
+        let more = format!("{args} --aggregate {aggregate} --chunks {chunks}");
+        let document = as_in_one_process(8, &more);
+        let rows = far(&document, "combine") / (64 * 2);
+        let [nodes, ranks] = ["to_nodes", "to_ranks"].map(|what| document["sent"][what].as_u64().unwrap());
+        assert!(document["moves"]["copies"].as_u64().unwrap() > 0);
+        if aggregate == "node" {
+            assert_eq!(rows, nodes);
+        } else {
+            assert!(nodes < rows && rows < ranks);
+        }
+    }
 }
 
 #[test]
@@ -223,9 +257,51 @@ fn a_run_goes_on_without_a_lost_rank() {
     let document = parsed(&mpirun(3, &format!("{run} --redundant {} --json", slots - 32)));
     assert_eq!(document["check"]["ok"], true);
     assert_eq!(document["imbalance"]["to_the_token"], true);
+    let on = format!("{run} --redundant {} --replan-every 1 --policy eplb --json", slots - 32);
+    let document = parsed(&mpirun(3, &on));
+    assert!(document["moves"]["plans"].as_u64().unwrap() > 0);
+    assert_eq!(document["check"]["ok"], true);
     // All find out alike, when they plan.
     let errors = errors(&mpirun(3, &format!("{run} --redundant {}", slots - 32 + 3)));
     assert!(errors.len() == 1 && errors[0].contains(" fits)"), "{errors:?}");
+}
+
+/// A checkpoint of one layer as Qwen names it; `first` is the first number of its router.
+fn checkpoint(folder: &Path, first: f32) -> String {
+    let (hidden, inner, experts) = (64, 48, 16);
+    let numbers = |count: usize, first: f32| -> Vec<u8> {
+        let numbers = (0..count).map(|at| if at == 0 { first } else { (at % 7) as f32 / 8.0 - 0.375 });
+        numbers.flat_map(f32::to_le_bytes).collect()
+    };
+    let mut tensors = vec![
+        ("post_attention_layernorm.weight".to_owned(), vec![hidden], numbers(hidden, 0.5)),
+        ("mlp.gate.weight".to_owned(), vec![experts, hidden], numbers(experts * hidden, first)),
+    ];
+    for expert in 0..experts {
+        for (name, shape) in [("gate", [inner, hidden]), ("up", [inner, hidden]), ("down", [hidden, inner])] {
+            let name = format!("mlp.experts.{expert}.{name}_proj.weight");
+            tensors.push((name, shape.to_vec(), numbers(inner * hidden, 0.25)));
+        }
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (format!("model.layers.0.{name}"), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
+    folder.display().to_string()
+}
+
+#[test]
+fn ranks_with_other_checkpoints_are_refused() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [one, other] = [(0, 0.5), (1, 0.75)].map(|(at, first)| checkpoint(folders[at].path(), first));
+    let args = SMALL.replace("--num-layers 2", "--num-layers 1")
+        + " --ranks 4 --redundant 8 --policy eplb --batch-tokens 40 --steps 2 --weights ";
+    assert!(mpirun(4, &(args.clone() + &one)).status.success());
+    let args = args + "FOLDER --transport mpi";
+    let groups = [(1, args.replace("FOLDER", &one)), (3, args.replace("FOLDER", &other))];
+    let errors = errors(&Job::start(&groups, None).end());
+    assert!(errors.len() == 1 && errors[0].contains("weights is digest "), "{errors:?}");
+    assert!(errors[0].contains("on ranks 1, 2 and 3"), "{errors:?}");
 }
 
 #[test]
@@ -247,6 +323,10 @@ fn ranks_that_would_not_run_the_same_are_refused() {
         (vec![(3, good.clone()), (1, format!("{good} --seed 9"))], "--seed is 0 on rank 0 and 9 on rank 3"),
         (vec![(1, good.clone()), (3, good.replace("qwen3-30b-a3b", "mixtral-8x7b"))], "on ranks 1, 2 and 3"),
         (vec![(3, replayed.clone()), (1, changed)], "trace is counts of top-4"),
+        (
+            vec![(3, good.clone()), (1, format!("{good} --nodes 2 --aggregate node"))],
+            "--aggregate is none on rank 0",
+        ),
         (vec![(2, replayed.clone()), (2, replayed.replace(SAMPLE, "no-such-trace"))], "ranks 2 and 3: "),
         (vec![(4, replayed.replace(SAMPLE, "no-such-trace"))], "error: no-such-trace: "),
     ] {

@@ -9,8 +9,9 @@ use crate::cluster::Cluster;
 use crate::model::Model;
 use crate::place::Placement;
 use crate::planner::{Copies, Planner};
-use crate::split::Method;
+use crate::split::{Keep, Method};
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// What runs, on whatever backend.
@@ -26,6 +27,11 @@ pub struct ExecConfig {
     pub capacity: Option<Capacity>,
     /// How batches are split; `None` to plan nothing: every expert is served by its first copy, and no counts are gathered.
     pub method: Option<Method>,
+    /// What a batch's split looks to after its least peak, with [`Method::Exact`]: the fewest tokens off their node, then off their
+    /// rank, perhaps after the whole load vector. Nothing, where `None`.
+    pub then: Option<Keep>,
+    /// How tokens cross to other nodes; the ranks of a CUDA backend are all in one.
+    pub aggregate: Aggregate,
     /// What tokens travel in; that of the weights.
     pub dtype: Dtype,
     /// Seed of whatever is random in routing.
@@ -41,7 +47,11 @@ impl ExecConfig {
 
     /// What splits the batches of a layer, if anything does.
     pub(super) fn planner(&self, placement: &Placement) -> Result<Option<Planner>, ExecError> {
-        self.method.map(|method| Ok(Planner::by(placement.clone(), self.cluster, method)?)).transpose()
+        let Some(method) = self.method else { return Ok(None) };
+        Ok(Some(match (self.then, method) {
+            (Some(keep), Method::Exact) => Planner::local(placement.clone(), self.cluster, keep)?,
+            _ => Planner::by(placement.clone(), self.cluster, method)?,
+        }))
     }
 
     /// What a source routes its tokens with.
@@ -52,6 +62,40 @@ impl ExecConfig {
             capacity: self.capacity,
             random: Stream::new(self.seed, &[step, layer as u64, source as u64]),
         }
+    }
+}
+
+/// How tokens cross to other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Aggregate {
+    /// To every rank that has one of their experts, by themselves; every such rank answers.
+    #[default]
+    None,
+    /// Once per node, to the rank there that has the source's place in its own node; it hands them on inside the node, and one row
+    /// comes back: the sum of the node's answers in the order of ranks, rounded as it travels.
+    Node,
+}
+
+impl Aggregate {
+    /// All of them.
+    pub const ALL: [Aggregate; 2] = [Aggregate::None, Aggregate::Node];
+}
+
+impl fmt::Display for Aggregate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Aggregate::None => "none",
+            Aggregate::Node => "node",
+        })
+    }
+}
+
+impl FromStr for Aggregate {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Aggregate::ALL.into_iter().find(|way| way.to_string() == name);
+        found.ok_or_else(|| format!("unknown aggregation `{name}`: expected none or node"))
     }
 }
 
@@ -173,6 +217,8 @@ pub struct LayerRun {
     pub routed: Vec<SourceRouting>,
     /// Tokens per expert, `[E]`, over all sources.
     pub counts: Vec<u64>,
+    /// Tokens per source and expert, `[R][E]`, where sources are in other processes and have told; else they are in `routed`.
+    pub by_source: Vec<u64>,
     /// Rows that each rank's routed experts really worked on.
     pub rank_loads: Vec<u64>,
     /// Per rank and phase.
@@ -185,6 +231,20 @@ pub struct LayerRun {
 }
 
 impl LayerRun {
+    /// Tokens per source and expert, `[R][E]`.
+    pub fn sources(&self) -> Vec<u64> {
+        if !self.by_source.is_empty() {
+            return self.by_source.clone();
+        }
+        let experts = self.counts.len();
+        let mut counts = vec![0; self.routed.len() * experts];
+        for (counts, routed) in counts.chunks_exact_mut(experts.max(1)).zip(&self.routed) {
+            let chosen = routed.routing.ids.iter().filter_map(|&id| usize::try_from(id).ok());
+            chosen.for_each(|expert| counts[expert] += 1);
+        }
+        counts
+    }
+
     /// The time of this layer if all ranks ran at once: between two exchanges everybody waits for the slowest rank.
     /// Exchanges are after counting (the counts), in the dispatch, and in the combine; wires are taken to cost nothing.
     pub fn modelled(&self) -> Duration {

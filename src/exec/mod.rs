@@ -23,6 +23,7 @@ pub mod feed;
 pub mod forward;
 pub mod moves;
 mod numbers;
+pub mod overlap;
 pub mod random;
 pub mod reference;
 pub mod router;
@@ -30,5 +31,7 @@ pub mod run;
 pub mod transport;
 pub mod weights;
 
-pub use backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times};
+pub use backend::{
+    Aggregate, Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, SourceRouting, Times,
+};
 pub use error::ExecError;

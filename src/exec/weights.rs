@@ -115,6 +115,15 @@ impl Matrix {
         }
     }
 
+    /// Appends all numbers of another, rounded where the dtypes differ.
+    pub fn append(&mut self, other: &Matrix) {
+        match (self, other) {
+            (Matrix::F32(kept), Matrix::F32(other)) => kept.extend_from_slice(other),
+            (Matrix::Bf16(kept), Matrix::Bf16(other)) => kept.extend_from_slice(other),
+            (this, other) => this.push(&other.wide()),
+        }
+    }
+
     /// The numbers from `at` on as `f32`, as many as `out` has room for.
     ///
     /// # Panics

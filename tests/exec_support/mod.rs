@@ -8,7 +8,7 @@ use evenkeel::exec::random::Stream;
 use evenkeel::exec::reference::Reference;
 use evenkeel::exec::router::Router;
 use evenkeel::exec::weights::{Dtype, RandomWeights, WeightSource};
-use evenkeel::exec::{Backend, ExecConfig, ExecError, LayerInput, Routed};
+use evenkeel::exec::{Aggregate, Backend, ExecConfig, ExecError, LayerInput, Routed};
 use evenkeel::model::Model;
 use evenkeel::place::Placement;
 use evenkeel::split::Method;
@@ -20,7 +20,8 @@ pub(crate) fn small(name: &str, experts: usize, top_k: usize) -> Model {
 }
 
 pub(crate) fn config(model: Model, cluster: Cluster, router: Router, dtype: Dtype) -> ExecConfig {
-    ExecConfig { model, cluster, router, capacity: None, method: Some(Method::Exact), dtype, seed: 7 }
+    let (method, aggregate) = (Some(Method::Exact), Aggregate::None);
+    ExecConfig { model, cluster, router, capacity: None, method, then: None, aggregate, dtype, seed: 7 }
 }
 
 pub(crate) fn weights(config: &ExecConfig) -> Arc<dyn WeightSource> {

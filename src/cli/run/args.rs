@@ -5,14 +5,17 @@ use crate::cli::trace_args::TraceArgs;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use evenkeel::cluster::Cluster;
+use evenkeel::exec::Aggregate;
 use evenkeel::exec::router::{Capacity, Overflow};
 use evenkeel::exec::run::Replan;
 use evenkeel::exec::weights::Dtype;
+use evenkeel::forecast::History;
 use evenkeel::model::Model;
-use evenkeel::place::{self, Policy};
+use evenkeel::place::{self, PlaceError, Placement, Policy};
 use evenkeel::plan::{Given, Plan};
-use evenkeel::split::Method;
+use evenkeel::split::{Keep, Method};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Run MoE layers on all ranks as planned, and measure, check and record what happens.
 ///
@@ -80,20 +83,24 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "RADIANS", default_value_t = 0.02, help_heading = "Routing")]
     pub(super) drift: f64,
     /// Placement policy: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse (also recourse:cvar=0.9, recourse:worst),
-    /// lp-round, milp
-    #[arg(long, value_name = "NAME", default_value = "recourse", help_heading = "Plan")]
-    pub(super) policy: String,
-    /// The placements of this plan instead of a policy's: after `plan --without-rank`, say; --ranks and --redundant are the plan's
-    #[arg(
-        long,
-        value_name = "PLAN",
-        conflicts_with_all = ["policy", "replan_every"],
-        help_heading = "Plan"
-    )]
+    /// lp-round, milp [default: recourse]
+    #[arg(long, value_name = "NAME", help_heading = "Plan")]
+    policy: Option<String>,
+    /// The placements of this plan instead of a policy's: after `plan --without-rank`, say; --ranks and --redundant are the plan's.
+    /// With --replan-every the run begins with them, and --policy plans again
+    #[arg(long, value_name = "PLAN", help_heading = "Plan")]
     pub(super) placement: Option<PathBuf>,
     /// Split: even, affine5, lp, exact
     #[arg(long, value_name = "NAME", default_value = "exact", help_heading = "Plan")]
     pub(super) split: Method,
+    /// After the peak of every batch, with --split exact: traffic (the fewest tokens off their node, then off their rank) or
+    /// vector,traffic (the whole load vector first)
+    #[arg(long, value_name = "GOAL", value_parser = ["traffic", "vector,traffic"], help_heading = "Plan")]
+    then: Option<String>,
+    /// How tokens cross to other nodes of --nodes: none (a copy to every rank that has one of their experts) or node (one copy
+    /// per node, handed on inside it, and one summed row back). Sums are rounded once more on the way with node
+    #[arg(long, value_name = "WAY", default_value = "none", help_heading = "Processes")]
+    pub(super) aggregate: Aggregate,
     /// Share of the steps to plan on; the rest may run
     #[arg(long, value_name = "SHARE", default_value_t = 0.4, help_heading = "Plan")]
     pub(super) plan_on: f64,
@@ -135,6 +142,10 @@ pub(crate) struct RunArgs {
     )]
     #[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "of processes alone"))]
     pub(super) rank_timeout: u64,
+    /// With --transport mpi: in how many chunks of slots tokens travel, so that experts of one chunk work while the next one is on
+    /// its way, or auto (by measured costs of experts and of the wire); results are the same
+    #[arg(long, value_name = "N|auto", default_value = "1", help_heading = "Processes")]
+    pub(super) chunks: ChunkCount,
     /// With --transport mpi: compare digests of every rank's split of every batch, and fail where they differ
     #[arg(long, help_heading = "Processes")]
     pub(super) prove_plans: bool,
@@ -153,6 +164,27 @@ pub(crate) struct RunArgs {
     /// Write a picture of it here: one HTML file that needs no network
     #[arg(long, value_name = "FILE")]
     pub(super) report: Option<PathBuf>,
+}
+
+/// In how many chunks tokens travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChunkCount {
+    /// So many.
+    Fixed(usize),
+    /// As many as a model of costs takes for best.
+    Auto,
+}
+
+impl FromStr for ChunkCount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            _ if text == "auto" => Ok(ChunkCount::Auto),
+            Ok(count) if count > 0 => Ok(ChunkCount::Fixed(count)),
+            _ => Err("expected auto or a number from 1".into()),
+        }
+    }
 }
 
 /// What runs the layers.
@@ -217,23 +249,80 @@ impl RunArgs {
         Ok(model)
     }
 
+    /// What a split looks to after its peak.
+    pub(super) fn then(&self) -> anyhow::Result<Option<Keep>> {
+        let keep = match self.then.as_deref() {
+            None => return Ok(None),
+            Some("traffic") => Keep::Peak,
+            Some(_) => Keep::Vector,
+        };
+        if self.split != Method::Exact {
+            bail!("--then with --split {}: expected --split exact", self.split);
+        }
+        Ok(Some(keep))
+    }
+
     /// What places.
     pub(super) fn policy(&self, cluster: &Cluster) -> anyhow::Result<Box<dyn Policy>> {
+        let policy = || place::policy(self.planner(), self.cluster.groups, cluster);
         let Some(path) = &self.placement else {
-            return Ok(place::policy(&self.policy, self.cluster.groups, cluster)?);
+            return Ok(policy()?);
         };
         let plan = Plan::read(path).with_context(|| format!("--placement {}", path.display()))?;
-        Ok(Box::new(Given::plan(self.policy_name(), &plan)))
+        let given = Given::plan(self.policy_name(), &plan);
+        if self.replan_every.is_some() {
+            return Ok(Box::new(FirstGiven { given, then: policy()? }));
+        }
+        if let Some(policy) = &self.policy {
+            bail!(
+                "--policy {policy}: expected --replan-every with it, as --placement says where experts are"
+            );
+        }
+        Ok(Box::new(given))
+    }
+
+    fn planner(&self) -> &str {
+        self.policy.as_deref().unwrap_or("recourse")
     }
 
     /// Its name, for tables and documents.
     pub(super) fn policy_name(&self) -> String {
-        self.placement.as_ref().map_or_else(|| self.policy.clone(), |path| path.display().to_string())
+        match &self.placement {
+            None => self.planner().to_owned(),
+            Some(path) if self.replan_every.is_none() => path.display().to_string(),
+            Some(path) => format!("{}, then {}", path.display(), self.planner()),
+        }
     }
 
     /// Room per expert, where it is limited.
     pub(super) fn capacity(&self) -> Option<Capacity> {
         self.capacity.map(|factor| Capacity { factor, overflow: self.overflow })
+    }
+}
+
+/// Placements from a file to begin with, and a policy that plans again.
+struct FirstGiven {
+    given: Given,
+    then: Box<dyn Policy>,
+}
+
+impl Policy for FirstGiven {
+    fn name(&self) -> String {
+        self.given.name()
+    }
+
+    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
+        self.given.place(history, cluster)
+    }
+
+    fn replan(
+        &self,
+        history: &History<'_>,
+        cluster: &Cluster,
+        previous: &Placement,
+        max_moves: Option<usize>,
+    ) -> Result<Placement, PlaceError> {
+        self.then.replan(history, cluster, previous, max_moves)
     }
 }
 

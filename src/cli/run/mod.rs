@@ -7,8 +7,8 @@ mod processes;
 mod sent;
 mod show;
 
-use args::TransportName;
 pub(super) use args::{BackendName, FfnName, RunArgs};
+use args::{ChunkCount, TransportName};
 use sent::Sent;
 
 use super::output::{Bar, Output, print, write_file};
@@ -21,7 +21,7 @@ use evenkeel::exec::feed::Feed;
 use evenkeel::exec::router::Router;
 use evenkeel::exec::run::{Outcome, Run};
 use evenkeel::exec::weights::{RandomWeights, WeightSource};
-use evenkeel::exec::{ExecConfig, ExecError};
+use evenkeel::exec::{Aggregate, ExecConfig, ExecError};
 use evenkeel::model::Model;
 use evenkeel::place::{Placement, Policy};
 use evenkeel::simulate::busy_layers;
@@ -33,6 +33,12 @@ use std::sync::Arc;
 const LARGE: u64 = 8 << 30;
 
 pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
+    if args.aggregate != Aggregate::None && args.backend != BackendName::Cpu {
+        bail!("--aggregate {}: expected --backend cpu; GPUs are no gateways yet", args.aggregate);
+    }
+    if args.chunks != ChunkCount::Fixed(1) && args.transport != TransportName::Mpi {
+        bail!("--chunks: expected --transport mpi; in one process nothing travels");
+    }
     match args.transport {
         TransportName::InProcess if args.prove_plans => {
             bail!("--prove-plans: expected --transport mpi; in one process there is one plan")
@@ -108,6 +114,8 @@ impl Setup {
             router,
             capacity: args.capacity(),
             method: Some(args.split),
+            then: args.then()?,
+            aggregate: args.aggregate,
             dtype: args.dtype,
             seed: args.trace.seed,
         };

@@ -3,13 +3,16 @@
 //! All ranks read and plan for themselves. Before the first step they compare what they are about to run; rank 0 prints. Where one
 //! fails, all end, and each says what it knows.
 
+use super::args::ChunkCount;
 use super::sent::Sent;
 use super::{RunArgs, Setup, placements, show, verdict};
 use crate::cli::output::{Bar, Output, Said};
 use anyhow::anyhow;
 use evenkeel::cluster::Cluster;
 use evenkeel::exec::ExecError;
+use evenkeel::exec::cpu::PeerOptions;
 use evenkeel::exec::feed::Feed;
+use evenkeel::exec::overlap::Overlap;
 use evenkeel::exec::run::{Outcome, Progress};
 use evenkeel::exec::transport::{
     At, Mpi, Purpose, Tally, Transport as _, TransportError, Wire, ranks_in_words,
@@ -96,9 +99,16 @@ fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
     let run = setup.run(args);
     let bar = (wire.rank() == 0).then(Bar::running);
     let progress: &dyn Progress = bar.as_ref().map_or(&(), |bar| bar);
+    let (chunks, overlap) = match args.chunks {
+        ChunkCount::Fixed(count) => (count.min(setup.exec.cluster.slots_per_rank()), None),
+        ChunkCount::Auto => {
+            let overlap = Overlap::measure(&run, &wire)?;
+            (overlap.chunks, Some(overlap))
+        }
+    };
     let outcome: Outcome = run.on_wire(
         &wire,
-        args.prove_plans,
+        PeerOptions { prove: args.prove_plans, chunks },
         |plain| {
             let profile = |steps| run.profile_on(plain, steps, progress);
             made(&wire, placements(&run, &setup.plan_on, profile))
@@ -107,7 +117,8 @@ fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
     )?;
     drop(bar);
     wire.doing(None, None);
-    let sent = Sent { name: "mpi", hosts, tallies: tallies(&wire)?, proved: args.prove_plans };
+    let (tallies, proved) = (tallies(&wire)?, args.prove_plans);
+    let sent = Sent { name: "mpi", hosts, tallies, proved, aggregate: args.aggregate, chunks, overlap };
     if wire.rank() == 0 {
         show(args, &run, &setup.plan_on, &outcome, Some(&sent), output)?;
     }
@@ -128,12 +139,14 @@ fn facts(args: &RunArgs, setup: &Setup, mpi: &Mpi) -> Result<BTreeMap<String, St
         ("--dtype", setup.exec.dtype.to_string()),
         ("--seed", setup.exec.seed.to_string()),
         ("--policy", format!("{} groups {}", args.policy_name(), args.cluster.groups)),
-        ("--split", args.split.to_string()),
+        ("--split and --then", format!("{} {:?}", args.split, setup.exec.then)),
+        ("--aggregate", args.aggregate.to_string()),
         ("--skew and --drift", format!("{} {}", args.skew, args.drift)),
         ("--replan-every, --move-budget and --max-moves", format!("{:?}", args.replan())),
         ("--check", args.check.to_string()),
         ("--alone", args.alone.to_string()),
         ("--prove-plans", args.prove_plans.to_string()),
+        ("--chunks", format!("{:?}", args.chunks)),
         ("--rank-timeout", args.rank_timeout.to_string()),
         ("layers that run", format!("{:?}", setup.layers)),
         ("steps planned on and run", format!("{:?} {:?}", setup.plan_on, setup.steps)),
@@ -253,14 +266,17 @@ fn tallies(wire: &Wire) -> Result<Vec<Tally>, TransportError> {
         .iter()
         .flatten()
         .copied()
-        .chain(own.waited.iter().map(|waited| waited.as_nanos() as u64))
+        .chain(own.waited.iter().chain([&own.layers]).map(|time| time.as_nanos() as u64))
+        .chain([own.runs])
         .collect();
     let all = wire.all_numbers(Purpose::Control, &numbers)?;
     let read = |numbers: &[u64]| {
         let mut tally = Tally::default();
-        let (bytes, waited) = numbers.split_at(numbers.len() - tally.waited.len());
+        let (bytes, rest) = numbers.split_at(numbers.len() - tally.waited.len() - 2);
+        let (waited, rest) = rest.split_at(tally.waited.len());
         tally.bytes.iter_mut().flatten().zip(bytes).for_each(|(to, from)| *to = *from);
         tally.waited.iter_mut().zip(waited).for_each(|(to, from)| *to = Duration::from_nanos(*from));
+        (tally.layers, tally.runs) = (Duration::from_nanos(rest[0]), rest[1]);
         tally
     };
     Ok(all.chunks_exact(numbers.len()).map(read).collect())

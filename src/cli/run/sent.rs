@@ -1,9 +1,12 @@
 //! What ranks in processes of their own sent each other, as a table and a document.
 
 use crate::cli::output::table;
+use evenkeel::exec::Aggregate;
+use evenkeel::exec::overlap::Overlap;
 use evenkeel::exec::run::Outcome;
 use evenkeel::exec::transport::{Purpose, Reach, Tally};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// What all ranks together sent.
 #[derive(Debug)]
@@ -16,6 +19,12 @@ pub(super) struct Sent {
     pub(super) tallies: Vec<Tally>,
     /// Whether splits were compared.
     pub(super) proved: bool,
+    /// How tokens crossed to other nodes.
+    pub(super) aggregate: Aggregate,
+    /// Chunks in which tokens travelled.
+    pub(super) chunks: usize,
+    /// What the chunks were chosen by, where they were.
+    pub(super) overlap: Option<Overlap>,
 }
 
 impl Sent {
@@ -30,6 +39,20 @@ impl Sent {
     /// Seconds that an average rank spent in exchanges.
     fn waited(&self, purpose: Purpose) -> f64 {
         self.all().waited[purpose as usize].as_secs_f64() / self.tallies.len().max(1) as f64
+    }
+
+    /// Milliseconds of a layer on an average rank, dispatch to combine, and which share of that it waited for exchanges.
+    fn layer(&self) -> (f64, f64) {
+        let all = self.all();
+        let waited = [Purpose::Dispatch, Purpose::Combine].map(|purpose| all.waited[purpose as usize]);
+        let (layers, waited) = (all.layers.as_secs_f64(), waited.iter().sum::<Duration>().as_secs_f64());
+        let share = if layers > 0.0 { waited / layers } else { 0.0 };
+        (layers * 1e3 / all.runs.max(1) as f64, share)
+    }
+
+    /// The model's milliseconds of a layer in so many chunks.
+    fn modelled(&self, chunks: usize) -> Option<f64> {
+        self.overlap.map(|overlap| overlap.parts.modelled(chunks).as_secs_f64() * 1e3)
     }
 
     pub(super) fn text(&self, outcome: &Outcome) -> String {
@@ -50,6 +73,22 @@ impl Sent {
             outcome.steps.len(),
             table(&header, Purpose::ALL.iter().map(row).collect(), 1)
         );
+        let (ms, share) = self.layer();
+        text += &format!(
+            "\nDispatch, experts and combine of a layer in {}: {ms:.3} ms, {:.1} % of it waiting for exchanges\n",
+            if self.chunks == 1 { "1 chunk".to_owned() } else { format!("{} chunks", self.chunks) },
+            share * 100.0
+        );
+        if let (Some(overlap), Some(one), Some(chosen)) =
+            (self.overlap, self.modelled(1), self.modelled(self.chunks))
+        {
+            text += &format!(
+                "Modelled {chosen:.3} ms, in 1 chunk {one:.3} ms: an exchange takes {:.1} us and {:.3} ns per byte, the experts {:.3} ms\n",
+                overlap.parts.link.latency as f64 / 1e3,
+                overlap.parts.link.byte as f64 / 1e3,
+                overlap.parts.experts as f64 / 1e9
+            );
+        }
         if self.proved {
             text += "\nAll ranks made the same plans: digests of every split compared\n";
         }
@@ -68,7 +107,21 @@ impl Sent {
             });
             (purpose.name().to_owned(), fields)
         };
+        let (ms, share) = self.layer();
         json!({
+            "aggregate": self.aggregate.to_string(),
+            "chunks": self.chunks,
+            "layer_ms": ms,
+            "communication_share": share,
+            "modelled": self.overlap.map(|overlap| json!({
+                "layer_ms": self.modelled(self.chunks),
+                "layer_ms_in_one_chunk": self.modelled(1),
+                "exchange_us": overlap.parts.link.latency as f64 / 1e3,
+                "byte_ns": overlap.parts.link.byte as f64 / 1e3,
+                "dispatch_bytes": overlap.parts.bytes[0],
+                "combine_bytes": overlap.parts.bytes[1],
+                "experts_ms": overlap.parts.experts as f64 / 1e9,
+            })),
             "name": self.name,
             "processes": self.tallies.len(),
             "hosts": self.hosts(),

@@ -3,11 +3,13 @@
 //!
 //! In: the tokens of every rank. Out: what the layer adds to them. Between ranks only three things pass, all explicit: the
 //! counts (all-gathered), a parcel per (source, destination) with each token once, and its answer with one weighted row per
-//! token. Every rank computes the split for itself.
+//! token. Every rank computes the split for itself. With [`Aggregate::Node`](super::Aggregate::Node) nothing else passes here,
+//! but answers are summed as gateways sum them, so that ranks in processes of their own find the same digits.
 
 mod few;
 mod ffn;
 mod matmul;
+mod nodes;
 mod parcel;
 mod peer;
 mod rank;
@@ -16,7 +18,7 @@ mod work;
 
 pub use ffn::Ffn;
 pub use matmul::times_transposed;
-pub use peer::Peer;
+pub use peer::{Peer, PeerOptions};
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, Times};
 use super::clock::timed;
@@ -26,7 +28,8 @@ use super::weights::{ExpertWeights, WeightSource};
 use crate::place::Placement;
 use crate::planner::Planner;
 use crate::split::Method;
-use parcel::{Parcel, pack};
+use nodes::Groups;
+use parcel::{Chunks, Pack, Parcel};
 #[cfg(feature = "cuda")]
 pub(super) use rank::check_slots;
 use rank::{Own, Rank, Replicated, Slots};
@@ -183,21 +186,24 @@ impl Backend for Cpu {
     }
 
     fn layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
-        let ExecConfig { model, cluster, dtype, .. } = self.config;
-        let (hidden, ranks) = (model.hidden as usize, cluster.ranks());
+        let ExecConfig { model, cluster, dtype, aggregate, .. } = self.config;
+        let (hidden, ranks, per_rank) = (model.hidden as usize, cluster.ranks(), cluster.slots_per_rank());
+        let (groups, chunks) = (Groups::of(&cluster, aggregate), Chunks::new(per_rank, 1));
         input.check(self.layers.len(), ranks, hidden)?;
         let mut times: Vec<Times> = vec![Times::default(); ranks];
         let (owns, counts) = self.route(input, &mut times)?;
         let slots = self.split(input, &owns, &counts, &mut times)?;
 
-        let (mut run, placement) = (LayerRun::default(), &self.placements[input.layer]);
+        let mut run = LayerRun::default();
         let (mut inboxes, mut sent): (Vec<Vec<Parcel>>, Vec<_>) = (vec![Vec::new(); ranks], Vec::new());
         for (source, own) in owns.iter().enumerate() {
             let routing = &own.routed.routing;
+            let (rows, top_k, slots) = (own.rows(), routing.top_k, &slots[source][..]);
+            let pack = Pack { rows, hidden, slots, weights: &routing.weights, top_k, dtype, chunks };
             let (parcels, tokens) = timed(&mut times[source][Phase::Dispatch as usize], || {
-                pack(own.rows(), hidden, &slots[source], &routing.weights, routing.top_k, placement, dtype)
+                pack.parcels(ranks, |slot| (slot / per_rank, (slot % per_rank) as u32))
             });
-            run.copies.add(&slots[source], routing.top_k, source, &cluster);
+            run.copies.add(slots, top_k, source, &cluster);
             inboxes.iter_mut().zip(parcels).for_each(|(inbox, parcel)| inbox.push(parcel));
             sent.push(tokens);
         }
@@ -206,26 +212,28 @@ impl Backend for Cpu {
         let mut answers: Vec<Vec<_>> = vec![Vec::new(); ranks];
         let mut shared = vec![Vec::new(); ranks];
         for (at, (rank, inbox)) in self.ranks.iter_mut().zip(&inboxes).enumerate() {
-            let work = timed(&mut times[at][Phase::Dispatch as usize], || {
-                Work::unpack(inbox, cluster.slots_per_rank(), hidden)
+            let mut work = timed(&mut times[at][Phase::Dispatch as usize], || {
+                let mut work = Work::plan(inbox, chunks, hidden);
+                work.fill(inbox, 0);
+                work
             });
             run.rank_loads.push(work.rows());
-            let results = timed(&mut times[at][Phase::Ffn as usize], || {
+            timed(&mut times[at][Phase::Ffn as usize], || {
                 if let Some(expert) = &layer.shared {
                     let tokens = &owns[at].tokens;
                     shared[at].resize(tokens.len(), 0.0);
                     rank.ffn.run(expert, model.activation, tokens, hidden, &mut shared[at]);
                 }
-                work.run(&rank.slots[input.layer], &mut rank.ffn, model.activation, hidden)
+                let slots = &rank.slots[input.layer];
+                (0..per_rank).for_each(|slot| work.run(slots, slot, &mut rank.ffn, model.activation));
             });
-            let of_rank = timed(&mut times[at][Phase::Combine as usize], || {
-                work.answers(inbox, &results, hidden, dtype)
-            });
+            let of_rank = timed(&mut times[at][Phase::Combine as usize], || work.answers(inbox, 0, dtype));
             answers.iter_mut().zip(of_rank).for_each(|(answers, answer)| answers.push(answer));
         }
-        for (at, own) in owns.iter().enumerate() {
+        for ((at, own), answers) in owns.iter().enumerate().zip(answers) {
             run.outputs.push(timed(&mut times[at][Phase::Combine as usize], || {
-                rank::combine(own, &sent[at], &answers[at], &shared[at], hidden)
+                let (sent, answers) = nodes::summed(groups, at, &sent[at], answers, hidden, dtype);
+                rank::combine(own, &sent, &answers, &shared[at], hidden)
             }));
         }
         run.counts = (0..model.experts).map(|e| counts.iter().skip(e).step_by(model.experts).sum()).collect();

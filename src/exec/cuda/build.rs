@@ -183,7 +183,7 @@ impl Cuda {
         if self.config.method.is_none() {
             return Ok(Plan::None);
         }
-        if self.config.method == Some(Method::Exact) {
+        if self.config.method == Some(Method::Exact) && self.config.then.is_none() {
             let of = |rank: &Rank| {
                 let placements = std::slice::from_ref(placement);
                 DevicePlanner::new(&rank.gpu, placements, cluster, rank.own, room.choices())

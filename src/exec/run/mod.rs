@@ -11,7 +11,7 @@ mod processes;
 pub use outcome::{Outcome, StepRow, Timed, Variant};
 
 use super::activations::Activations;
-use super::backend::{Backend, ExecConfig, Routed};
+use super::backend::{Backend, ExecConfig, LayerRun, Routed};
 use super::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use super::cuda::{Cuda, Options};
@@ -187,15 +187,20 @@ impl Run<'_> {
     /// What the split of each layer's counts says that every rank serves, `[layer][R]`, without running anything.
     fn predict(&self, backend: &dyn Backend, run: &StepRun) -> Result<Vec<Vec<u64>>, ExecError> {
         let Some(method) = self.exec.method else { return Ok(Vec::new()) };
-        let mut split = Split::default();
-        let mut of_layer = |(layer, counts): (usize, &[u64])| {
-            let placement = backend.placement(layer).clone();
-            let mut splitter = Splitter::new(placement, method)?;
-            splitter.split(counts, &mut split)?;
-            splitter.check(counts, &split)?;
-            Ok(split.rank_loads.clone())
+        let of_layer = |(layer, run): (usize, &LayerRun)| {
+            let placement = backend.placement(layer);
+            if let (Some(_), Some(mut planner)) = (self.exec.then, self.exec.planner(placement)?) {
+                let counts = run.sources();
+                let loads = planner.split(&counts)?.rank_loads.clone();
+                planner.check(&counts)?;
+                return Ok(loads);
+            }
+            let (mut split, mut splitter) = (Split::default(), Splitter::new(placement.clone(), method)?);
+            splitter.split(&run.counts, &mut split)?;
+            splitter.check(&run.counts, &split)?;
+            Ok(split.rank_loads)
         };
-        run.layers.iter().map(|layer| layer.counts.as_slice()).enumerate().map(&mut of_layer).collect()
+        run.layers.iter().enumerate().map(of_layer).collect()
     }
 
     /// The placement of a run without a plan.

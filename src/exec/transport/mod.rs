@@ -38,6 +38,38 @@ pub trait Transport: fmt::Debug {
     /// When another rank is gone, or does not answer in time.
     fn exchange(&self, at: At, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError>;
 
+    /// Begins an exchange with some of the other ranks: `to` goes to its ranks, and from each of `from` something is to come. All
+    /// who have a part in it give it the same `number`, and no other that is under way; exchanges may begin and end in different
+    /// orders on different ranks. Not all transports can.
+    ///
+    /// # Errors
+    /// When another rank is known to be gone, or this transport cannot.
+    fn begin(
+        &self,
+        _number: u64,
+        _to: Vec<(usize, Vec<u8>)>,
+        _from: Vec<usize>,
+    ) -> Result<(), TransportError> {
+        let reason = format!("{} has whole exchanges only", self.name());
+        Err(TransportError::Library { call: "begin", reason })
+    }
+
+    /// Whether all of an exchange has been sent and has come; moves on what is under way.
+    ///
+    /// # Errors
+    /// When the library fails.
+    fn is_through(&self, _number: u64) -> Result<bool, TransportError> {
+        Ok(true)
+    }
+
+    /// Waits for an exchange; what came, in the order of `from`.
+    ///
+    /// # Errors
+    /// As [`Transport::exchange`], and when no such exchange was begun.
+    fn end(&self, _at: At, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
+        Err(TransportError::not_begun(number))
+    }
+
     /// Begins to send `bytes` to another rank, which has to begin to receive them; between two ranks the first sent is the
     /// first received.
     ///
@@ -152,6 +184,13 @@ pub enum TransportError {
         /// What it says.
         reason: String,
     },
+}
+
+impl TransportError {
+    /// An exchange is to end that was never begun; a defect of this program.
+    pub(in crate::exec) fn not_begun(number: u64) -> Self {
+        TransportError::Library { call: "end", reason: format!("exchange {number} was not begun") }
+    }
 }
 
 /// `rank 3`, `ranks 3 and 5`, `ranks 1, 3 and 5`.

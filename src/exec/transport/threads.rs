@@ -2,6 +2,7 @@
 
 use super::{At, Transport, TransportError};
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,23 @@ use std::time::{Duration, Instant};
 pub struct Threads {
     rank: usize,
     timeout: Duration,
-    /// To each rank, and from each: parcels, then moves.
-    to: Vec<[Sender<Vec<u8>>; 2]>,
-    from: Vec<[Receiver<Vec<u8>>; 2]>,
+    /// To each rank, and from each: parcels, then moves, then parts of exchanges with their numbers.
+    to: Vec<[Sender<Numbered>; 3]>,
+    from: Vec<[Receiver<Numbered>; 3]>,
     /// Ranks that moves are to come from.
     begun: RefCell<Vec<usize>>,
+    under_way: RefCell<UnderWay>,
+}
+
+/// Bytes, and which exchange they are of where several may be under way.
+type Numbered = (u64, Vec<u8>);
+
+#[derive(Debug, Default)]
+struct UnderWay {
+    /// By number: from whom something is to come.
+    begun: HashMap<u64, Vec<usize>>,
+    /// By number and sender: what has come.
+    came: HashMap<(u64, usize), Vec<u8>>,
 }
 
 impl Threads {
@@ -27,13 +40,14 @@ impl Threads {
                 to: Vec::new(),
                 from: Vec::new(),
                 begun: RefCell::default(),
+                under_way: RefCell::default(),
             })
             .collect();
         for from in 0..ranks {
             for to in 0..ranks {
-                let ((send, receive), (send_move, receive_move)) = (channel(), channel());
-                group[from].to.push([send, send_move]);
-                group[to].from.push([receive, receive_move]);
+                let [parcels, moves, parts] = std::array::from_fn(|_| channel());
+                group[from].to.push([parcels.0, moves.0, parts.0]);
+                group[to].from.push([parcels.1, moves.1, parts.1]);
             }
         }
         group
@@ -53,7 +67,7 @@ impl Threads {
         let (begun, mut came, mut silent) = (Instant::now(), Vec::new(), Vec::new());
         for source in sources {
             match self.from[source][kind].recv_timeout(self.timeout.saturating_sub(begun.elapsed())) {
-                Ok(bytes) => came.push(bytes),
+                Ok((_, bytes)) => came.push(bytes),
                 Err(_) => silent.push(source),
             }
         }
@@ -78,13 +92,53 @@ impl Transport for Threads {
     fn exchange(&self, at: At, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
         for (to, parcel) in self.to.iter().zip(parcels) {
             // Who is gone is found out when nothing comes from there.
-            let _ = to[0].send(parcel);
+            let _ = to[0].send((0, parcel));
         }
         self.next(at, 0, 0..self.ranks())
     }
 
+    fn begin(&self, number: u64, to: Vec<(usize, Vec<u8>)>, from: Vec<usize>) -> Result<(), TransportError> {
+        for (to, bytes) in to {
+            let _ = self.to[to][2].send((number, bytes));
+        }
+        self.under_way.borrow_mut().begun.insert(number, from);
+        Ok(())
+    }
+
+    fn is_through(&self, number: u64) -> Result<bool, TransportError> {
+        let UnderWay { begun, came } = &mut *self.under_way.borrow_mut();
+        let sources = begun.get(&number).ok_or_else(|| TransportError::not_begun(number))?;
+        for &source in sources {
+            while let Ok((number, bytes)) = self.from[source][2].try_recv() {
+                came.insert((number, source), bytes);
+            }
+        }
+        Ok(sources.iter().all(|&source| came.contains_key(&(number, source))))
+    }
+
+    fn end(&self, at: At, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
+        let UnderWay { begun, came } = &mut *self.under_way.borrow_mut();
+        let sources = begun.remove(&number).ok_or_else(|| TransportError::not_begun(number))?;
+        let (since, mut all, mut silent) = (Instant::now(), Vec::with_capacity(sources.len()), Vec::new());
+        for source in sources {
+            let mut bytes = came.remove(&(number, source));
+            while bytes.is_none() {
+                match self.from[source][2].recv_timeout(self.timeout.saturating_sub(since.elapsed())) {
+                    Ok((of, part)) if of == number => bytes = Some(part),
+                    Ok((of, part)) => drop(came.insert((of, source), part)),
+                    Err(_) => break,
+                }
+            }
+            match bytes {
+                Some(bytes) => all.push(bytes),
+                None => silent.push(source),
+            }
+        }
+        if silent.is_empty() { Ok(all) } else { Err(Self::lost(at, silent, since.elapsed())) }
+    }
+
     fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
-        let _ = self.to[to][1].send(bytes);
+        let _ = self.to[to][1].send((0, bytes));
         Ok(())
     }
 

@@ -60,8 +60,12 @@ impl Reach {
 pub struct Tally {
     /// Bytes.
     pub bytes: [[u64; Reach::ALL.len()]; Purpose::ALL.len()],
-    /// From the call of an exchange to its end.
+    /// From the call of an exchange to its end; of one that was begun before, what was still to be waited for.
     pub waited: [Duration; Purpose::ALL.len()],
+    /// From the beginning of a layer's dispatch to the end of its combine, over all layers that ran.
+    pub layers: Duration,
+    /// How many layers that were.
+    pub runs: u64,
 }
 
 impl Tally {
@@ -72,6 +76,8 @@ impl Tally {
             *sum += bytes;
         }
         self.waited.iter_mut().zip(other.waited).for_each(|(sum, waited)| *sum += waited);
+        self.layers += other.layers;
+        self.runs += other.runs;
         self
     }
 }
@@ -83,6 +89,7 @@ pub struct Wire {
     cluster: Cluster,
     at: Cell<(Option<u64>, Option<usize>)>,
     tally: RefCell<Tally>,
+    numbers: Cell<u64>,
 }
 
 impl Wire {
@@ -95,7 +102,7 @@ impl Wire {
         if given != expected {
             return Err(TransportError::Ranks { given, expected });
         }
-        Ok(Self { transport, cluster, at: Cell::default(), tally: RefCell::default() })
+        Ok(Self { transport, cluster, at: Cell::default(), tally: RefCell::default(), numbers: Cell::new(0) })
     }
 
     /// This rank.
@@ -144,6 +151,13 @@ impl Wire {
         self.count(purpose, self.rank(), bytes as usize);
     }
 
+    /// A layer took so long from its dispatch to the end of its combine.
+    pub fn took(&self, time: Duration) {
+        let mut tally = self.tally.borrow_mut();
+        tally.layers += time;
+        tally.runs += 1;
+    }
+
     fn waiting<T>(&self, purpose: Purpose, work: impl FnOnce() -> T) -> T {
         let begun = Instant::now();
         let done = work();
@@ -158,6 +172,44 @@ impl Wire {
     pub fn exchange(&self, purpose: Purpose, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
         parcels.iter().enumerate().for_each(|(to, parcel)| self.count(purpose, to, parcel.len()));
         self.waiting(purpose, || self.transport.exchange(self.at(purpose), parcels))
+    }
+
+    /// The first of so many numbers for exchanges; all ranks ask alike, in the same order.
+    pub fn numbers(&self, count: u64) -> u64 {
+        let first = self.numbers.get();
+        self.numbers.set(first + count);
+        first
+    }
+
+    /// Begins an exchange with some of the other ranks; see [`Transport::begin`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin(
+        &self,
+        purpose: Purpose,
+        number: u64,
+        to: Vec<(usize, Vec<u8>)>,
+        from: Vec<usize>,
+    ) -> Result<(), TransportError> {
+        to.iter().for_each(|(to, bytes)| self.count(purpose, *to, bytes.len()));
+        self.transport.begin(number, to, from)
+    }
+
+    /// Whether one is through; see [`Transport::is_through`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn is_through(&self, number: u64) -> Result<bool, TransportError> {
+        self.transport.is_through(number)
+    }
+
+    /// Waits for one; see [`Transport::end`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn end(&self, purpose: Purpose, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
+        self.waiting(purpose, || self.transport.end(self.at(purpose), number))
     }
 
     /// Everybody's bytes, `[R]`.

@@ -1,17 +1,23 @@
-//! Parcels, answers and experts as bytes: little-endian, lengths first.
+//! Parcels, rows and experts as bytes: little-endian, lengths first.
 
-use crate::exec::cpu::parcel::{Parcel, Visit};
+use crate::exec::cpu::parcel::{Chunks, Parcel, Visit, first_in, spans};
 use crate::exec::weights::{Biases, Dtype, ExpertWeights, Matrix};
 use half::bf16;
+use std::ops::Range;
 
 /// Why bytes are not what they should be.
 pub(super) type Broken = &'static str;
 
 /// Bytes, from the front on.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Broken> {
+    /// Bytes that are left.
+    pub(super) fn left(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], Broken> {
         let (taken, rest) = self.0.split_at_checked(length).ok_or("it ends early")?;
         self.0 = rest;
         Ok(taken)
@@ -24,31 +30,33 @@ impl<'a> Reader<'a> {
     }
 
     fn matrix(&mut self, dtype: Dtype, numbers: usize) -> Result<Matrix, Broken> {
-        let length = numbers.checked_mul(dtype.bytes() as usize).ok_or("it is too long")?;
-        let bytes = self.take(length)?;
-        Ok(match dtype {
-            Dtype::F32 => {
-                Matrix::F32(bytes.as_chunks().0.iter().map(|&number| f32::from_le_bytes(number)).collect())
-            }
-            Dtype::Bf16 => {
-                Matrix::Bf16(bytes.as_chunks().0.iter().map(|&number| bf16::from_le_bytes(number)).collect())
-            }
-        })
+        let room = numbers.min(self.left());
+        let mut matrix = Matrix::with_capacity(dtype, room);
+        take_into(self, numbers, &mut matrix)?;
+        Ok(matrix)
     }
 
-    fn end(self) -> Result<(), Broken> {
+    pub(super) fn end(self) -> Result<(), Broken> {
         if self.0.is_empty() { Ok(()) } else { Err("it goes on behind its end") }
     }
 }
 
-fn put(matrix: &Matrix, out: &mut Vec<u8>) {
+/// Appends all numbers.
+pub(super) fn put(matrix: &Matrix, out: &mut Vec<u8>) {
+    put_part(matrix, 0..matrix.len(), out);
+}
+
+fn put_part(matrix: &Matrix, numbers: Range<usize>, out: &mut Vec<u8>) {
     let at = out.len();
-    out.resize(at + matrix.bytes() as usize, 0);
     match matrix {
-        Matrix::F32(numbers) => {
+        Matrix::F32(all) => {
+            out.resize(at + 4 * numbers.len(), 0);
+            let numbers = &all[numbers];
             out[at..].as_chunks_mut().0.iter_mut().zip(numbers).for_each(|(out, x)| *out = x.to_le_bytes());
         }
-        Matrix::Bf16(numbers) => {
+        Matrix::Bf16(all) => {
+            out.resize(at + 2 * numbers.len(), 0);
+            let numbers = &all[numbers];
             out[at..].as_chunks_mut().0.iter_mut().zip(numbers).for_each(|(out, x)| *out = x.to_le_bytes());
         }
     }
@@ -59,32 +67,38 @@ pub(super) fn length(parcel: &Parcel) -> u64 {
     if parcel.visits.is_empty() { 0 } else { 8 + parcel.rows.bytes() + 12 * parcel.visits.len() as u64 }
 }
 
-/// Tokens for one rank: how many, how many visits, the rows, the visits. Nothing where there are none.
-pub(super) fn of_parcel(parcel: &Parcel, hidden: usize) -> Vec<u8> {
-    if parcel.visits.is_empty() {
-        return Vec::new();
-    }
-    let mut out = Vec::with_capacity(length(parcel) as usize);
-    out.extend(((parcel.rows.len() / hidden) as u32).to_le_bytes());
-    out.extend((parcel.visits.len() as u32).to_le_bytes());
-    put(&parcel.rows, &mut out);
-    for visit in &parcel.visits {
+/// Announces a parcel: how many rows and visits there will be, and the visits.
+pub(super) fn announce(rows: usize, visits: &[Visit], out: &mut Vec<u8>) {
+    out.reserve(8 + 12 * visits.len());
+    out.extend((rows as u32).to_le_bytes());
+    out.extend((visits.len() as u32).to_le_bytes());
+    for visit in visits {
         out.extend(visit.row.to_le_bytes());
         out.extend(visit.slot.to_le_bytes());
         out.extend(visit.weight.to_le_bytes());
     }
-    out
 }
 
-/// What [`of_parcel`] made, for a rank of `slots` slots.
-pub(super) fn parcel(bytes: &[u8], hidden: usize, slots: usize, dtype: Dtype) -> Result<Parcel, Broken> {
-    if bytes.is_empty() {
-        return Ok(Parcel { rows: Matrix::with_capacity(dtype, 0), visits: Vec::new() });
+/// The part of a parcel that travels with a chunk.
+pub(super) fn put_chunk(parcel: &Parcel, chunk: usize, hidden: usize, out: &mut Vec<u8>) {
+    if chunk == 0 {
+        announce(parcel.spans.len(), &parcel.visits, out);
     }
-    let mut reader = Reader(bytes);
+    let rows = first_in(&parcel.spans, chunk);
+    put_part(&parcel.rows, rows.start * hidden..rows.end * hidden, out);
+}
+
+/// What was announced, for a destination of so many slots: its visits and the spans of its rows.
+pub(super) fn announced(
+    reader: &mut Reader<'_>,
+    slots: usize,
+    chunks: Chunks,
+) -> Result<(Vec<Visit>, Vec<[u32; 2]>), Broken> {
     let (rows, count) = (reader.number()?, reader.number()?);
-    let matrix = reader.matrix(dtype, rows as usize * hidden)?;
-    let mut visits = Vec::with_capacity((count as usize).min(bytes.len() / 12));
+    if rows > count {
+        return Err("rows that nobody visits");
+    }
+    let mut visits = Vec::with_capacity((count as usize).min(reader.left() / 12));
     for _ in 0..count {
         let visit =
             Visit { row: reader.number()?, slot: reader.number()?, weight: f32::from_bits(reader.number()?) };
@@ -93,23 +107,27 @@ pub(super) fn parcel(bytes: &[u8], hidden: usize, slots: usize, dtype: Dtype) ->
         }
         visits.push(visit);
     }
-    reader.end()?;
-    Ok(Parcel { rows: matrix, visits })
+    let spans = spans(rows as usize, &visits, chunks);
+    let sorted = spans.is_sorted_by_key(|&[first, _]| first);
+    if !sorted || spans.iter().any(|&[first, last]| first > last) {
+        return Err("rows out of order, or that nobody visits");
+    }
+    Ok((visits, spans))
 }
 
-/// Results, row by row.
-pub(super) fn of_answer(answer: &Matrix) -> Vec<u8> {
-    let mut out = Vec::with_capacity(answer.bytes() as usize);
-    put(answer, &mut out);
-    out
-}
-
-/// Results for so many numbers.
-pub(super) fn answer(bytes: &[u8], numbers: usize, dtype: Dtype) -> Result<Matrix, Broken> {
-    let mut reader = Reader(bytes);
-    let answer = reader.matrix(dtype, numbers)?;
-    reader.end()?;
-    Ok(answer)
+/// Reads on: so many numbers to the end of `out`.
+pub(super) fn take_into(reader: &mut Reader<'_>, numbers: usize, out: &mut Matrix) -> Result<(), Broken> {
+    match out {
+        Matrix::F32(out) => {
+            let bytes = reader.take(numbers.checked_mul(4).ok_or("it is too long")?)?;
+            out.extend(bytes.as_chunks().0.iter().map(|&number| f32::from_le_bytes(number)));
+        }
+        Matrix::Bf16(out) => {
+            let bytes = reader.take(numbers.checked_mul(2).ok_or("it is too long")?)?;
+            out.extend(bytes.as_chunks().0.iter().map(|&number| bf16::from_le_bytes(number)));
+        }
+    }
+    Ok(())
 }
 
 /// An expert: its width inside, whether it has a gate and biases, then all numbers.
@@ -146,6 +164,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use crate::exec::cpu::parcel::arrange;
 
     #[test]
     fn what_is_read_is_what_was_written_and_cut_bytes_are_an_error() {
@@ -153,20 +172,31 @@ mod tests {
             let matrix = |from: usize, numbers: usize| {
                 Matrix::new(dtype, (from..from + numbers).map(|x| x as f32 / 4.0).collect())
             };
-            let sent = Parcel {
-                rows: matrix(0, 6),
-                visits: vec![
-                    Visit { row: 0, slot: 1, weight: 0.25 },
-                    Visit { row: 1, slot: 0, weight: -1.5 },
-                ],
-            };
-            let bytes = of_parcel(&sent, 3);
-            assert_eq!(bytes.len() as u64, length(&sent));
-            let came = parcel(&bytes, 3, 2, dtype).unwrap();
-            assert_eq!((came.rows, came.visits), (sent.rows, sent.visits));
-            assert!(parcel(&bytes, 3, 1, dtype).is_err());
-            assert!((1..bytes.len()).all(|length| parcel(&bytes[..length], 3, 2, dtype).is_err()));
-            assert!(parcel(&[], 3, 2, dtype).unwrap().visits.is_empty());
+            let visits = vec![
+                Visit { row: 0, slot: 1, weight: 0.25 },
+                Visit { row: 1, slot: 0, weight: -1.5 },
+                Visit { row: 1, slot: 1, weight: 2.0 },
+            ];
+            for (count, swap) in [(1, false), (2, true)] {
+                let (chunks, mut ids, mut visits) = (Chunks::new(2, count), vec![7, 9], visits.clone());
+                let spans = arrange(&mut ids, &mut visits, chunks);
+                assert_eq!(ids, if swap { [9, 7] } else { [7, 9] });
+                let sent = Parcel { rows: matrix(0, 6), visits, spans };
+                let mut all = Vec::new();
+                (0..count).for_each(|chunk| put_chunk(&sent, chunk, 3, &mut all));
+                assert_eq!(all.len() as u64, length(&sent));
+                let read = |bytes: &[u8], slots| {
+                    let mut reader = Reader(bytes);
+                    let (visits, spans) = announced(&mut reader, slots, chunks)?;
+                    let mut rows = Matrix::with_capacity(dtype, 0);
+                    take_into(&mut reader, spans.len() * 3, &mut rows)?;
+                    reader.end().map(|()| Parcel { rows, visits, spans })
+                };
+                let came = read(&all, 2).unwrap();
+                assert_eq!((came.rows, came.visits, came.spans), (sent.rows, sent.visits, sent.spans));
+                assert!(read(&all, 1).is_err());
+                assert!((0..all.len()).all(|length| read(&all[..length], 2).is_err()));
+            }
 
             let biases = Biases { gate: vec![0.5; 2], up: vec![1.5; 2], down: vec![2.5; 3] };
             for (gate, biases) in [(None, None), (Some(matrix(7, 6)), Some(biases))] {
@@ -175,8 +205,6 @@ mod tests {
                 assert_eq!(expert(&bytes, 3, dtype).unwrap(), sent);
                 assert!((0..bytes.len()).all(|length| expert(&bytes[..length], 3, dtype).is_err()));
             }
-            assert_eq!(answer(&of_answer(&matrix(3, 5)), 5, dtype).unwrap(), matrix(3, 5));
-            assert!(answer(&of_answer(&matrix(3, 5)), 4, dtype).is_err());
         }
     }
 }

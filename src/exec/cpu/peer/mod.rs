@@ -2,27 +2,43 @@
 //!
 //! In: this rank's tokens; those of others stay empty. Out: what the layer adds to them. It holds its own slots' weights and no
 //! others, splits for itself from everybody's counts, and does with its tokens just what [`Cpu`](super::Cpu) does for a rank, in the
-//! same order, so that results are the same bit for bit.
+//! same order, so that results are the same bit for bit. While experts work on one chunk of slots the next one's tokens travel
+//! ([`PeerOptions::chunks`]).
 
 mod bytes;
+mod flow;
+mod layer;
+mod relay;
 mod told;
 
 use super::of_rank;
-use super::parcel::{Parcel, pack};
-use super::rank::{self, Own, Rank, Replicated, Slots};
-use super::work::Work;
-use crate::exec::backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, Times};
-use crate::exec::clock::timed;
+use super::rank::{Rank, Replicated, Slots};
+use crate::exec::backend::{Backend, ExecConfig, LayerInput, LayerRun};
 use crate::exec::error::ExecError;
 use crate::exec::forward::StepRun;
 use crate::exec::transport::{Purpose, Wire, digest};
-use crate::exec::weights::{ExpertWeights, Matrix, WeightSource};
+use crate::exec::weights::{ExpertWeights, WeightSource};
 use crate::place::Placement;
 use crate::split::Method;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How a rank runs; what comes out does not depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerOptions {
+    /// Whether ranks compare digests of every split.
+    pub prove: bool,
+    /// Chunks of slots in which tokens travel, the same on all ranks; one per slot where there are more than slots.
+    pub chunks: usize,
+}
+
+impl Default for PeerOptions {
+    fn default() -> Self {
+        Self { prove: false, chunks: 1 }
+    }
+}
 
 /// One rank.
 #[derive(Debug)]
@@ -36,12 +52,11 @@ pub struct Peer {
     staged: BTreeSet<(usize, usize, u32)>,
     /// Of these, what is on its way here, in the order in which it comes: layer, expert, sender.
     coming: Vec<(usize, u32, usize)>,
-    prove: bool,
+    options: PeerOptions,
 }
 
 impl Peer {
-    /// This rank's memory: one placement per layer, the same on all ranks; weights of its own slots from `source`. With `prove`
-    /// the ranks compare digests of every split.
+    /// This rank's memory: one placement per layer, the same on all ranks; weights of its own slots from `source`.
     ///
     /// # Errors
     /// When weights cannot be had or have other shapes than the model's, or a placement does not fit or is not that of the
@@ -51,10 +66,10 @@ impl Peer {
         source: &dyn WeightSource,
         placements: Vec<Placement>,
         wire: Rc<Wire>,
-        prove: bool,
+        options: PeerOptions,
     ) -> Result<Self, ExecError> {
         let layers = Arc::new(Replicated::read(&config, source, placements.len())?);
-        Self::build(config, layers, placements, wire, prove, |layer, expert| {
+        Self::build(config, layers, placements, wire, options, |layer, expert| {
             Ok(Arc::new(source.expert(layer, expert as usize)?))
         })
     }
@@ -71,7 +86,7 @@ impl Peer {
     ) -> Result<Self, ExecError> {
         let config = ExecConfig { method, ..self.config.clone() };
         let (layers, wire) = (Arc::clone(&self.layers), Rc::clone(&self.wire));
-        Self::build(config, layers, placements, wire, self.prove, |layer, expert| {
+        Self::build(config, layers, placements, wire, self.options, |layer, expert| {
             match self.held(layer, expert) {
                 Some(weights) => Ok(weights),
                 None => Ok(Arc::new(source.expert(layer, expert as usize)?)),
@@ -84,7 +99,7 @@ impl Peer {
         layers: Arc<Vec<Replicated>>,
         placements: Vec<Placement>,
         wire: Rc<Wire>,
-        prove: bool,
+        options: PeerOptions,
         weights: impl Fn(usize, u32) -> Result<Arc<ExpertWeights>, ExecError>,
     ) -> Result<Self, ExecError> {
         let (mut slots, mut planners) = (Vec::new(), Vec::new());
@@ -105,7 +120,7 @@ impl Peer {
             mine,
             staged: BTreeSet::new(),
             coming: Vec::new(),
-            prove,
+            options,
         })
     }
 
@@ -126,81 +141,6 @@ impl Peer {
         }
         Ok(placement.rank_of(placement.copies(expert as usize)[0]))
     }
-
-    /// Splits everybody's counts and says which slots serve this rank's tokens.
-    fn split(
-        &mut self,
-        input: &LayerInput<'_>,
-        own: &Own,
-        counts: &[u64],
-        times: &mut Times,
-    ) -> Result<Vec<i64>, ExecError> {
-        let (me, ids) = (self.wire.rank(), &own.routed.routing.ids);
-        let placement = &self.placements[input.layer];
-        if let Routed::Replay { slots: Some(slots), .. } = input.routed {
-            rank::check_slots(me, ids, &slots[me], placement)?;
-            return Ok(slots[me].clone());
-        }
-        let time = &mut times[Phase::Split as usize];
-        let Some(planner) = self.mine.planners[input.layer].as_mut() else {
-            return Ok(timed(time, || rank::first_copies(ids, placement)));
-        };
-        let all = self.wire.all_numbers(Purpose::Counts, counts)?;
-        let quotas = timed(time, || planner.split(&all).map(|split| &split.quotas))?;
-        if self.prove {
-            self.wire.agree("the split", digest(placement, quotas))?;
-        }
-        timed(time, || {
-            let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-            Ok(planner.redirect(&ids, me)?)
-        })
-    }
-
-    /// Sends the parcels and receives those for this rank, by source.
-    fn dispatch(&self, mut parcels: Vec<Parcel>, times: &mut Times) -> Result<Vec<Parcel>, ExecError> {
-        let ExecConfig { model, cluster, dtype, .. } = self.config;
-        let (me, hidden) = (self.wire.rank(), model.hidden as usize);
-        let time = &mut times[Phase::Dispatch as usize];
-        // What stays is not packed.
-        let stays = Parcel { rows: Matrix::with_capacity(dtype, 0), visits: Vec::new() };
-        let stays = std::mem::replace(&mut parcels[me], stays);
-        self.wire.stays(Purpose::Dispatch, bytes::length(&stays));
-        let bytes = timed(time, || parcels.iter().map(|parcel| bytes::of_parcel(parcel, hidden)).collect());
-        let came = self.wire.exchange(Purpose::Dispatch, bytes)?;
-        let read = |(from, bytes): (usize, &Vec<u8>)| {
-            bytes::parcel(bytes, hidden, cluster.slots_per_rank(), dtype)
-                .map_err(|reason| self.wire.malformed(Purpose::Dispatch, from, reason).into())
-        };
-        let mut inbox: Vec<Parcel> =
-            timed(time, || came.iter().enumerate().map(read).collect::<Result<_, ExecError>>())?;
-        inbox[me] = stays;
-        Ok(inbox)
-    }
-
-    /// Sends the answers and receives those to this rank's tokens, by the rank that they were sent to.
-    fn answers(
-        &self,
-        mut answers: Vec<Matrix>,
-        sent: &[Vec<u32>],
-        times: &mut Times,
-    ) -> Result<Vec<Matrix>, ExecError> {
-        let ExecConfig { model, dtype, .. } = self.config;
-        let (me, hidden) = (self.wire.rank(), model.hidden as usize);
-        let time = &mut times[Phase::Combine as usize];
-        let stays = std::mem::replace(&mut answers[me], Matrix::with_capacity(dtype, 0));
-        self.wire.stays(Purpose::Combine, stays.bytes());
-        let bytes = timed(time, || answers.iter().map(bytes::of_answer).collect());
-        let came = self.wire.exchange(Purpose::Combine, bytes)?;
-        let read = |(from, (bytes, sent)): (usize, (&Vec<u8>, &Vec<u32>))| {
-            let numbers = if from == me { 0 } else { sent.len() * hidden };
-            bytes::answer(bytes, numbers, dtype)
-                .map_err(|reason| self.wire.malformed(Purpose::Combine, from, reason).into())
-        };
-        let mut came: Vec<Matrix> =
-            timed(time, || came.iter().zip(sent).enumerate().map(read).collect::<Result<_, ExecError>>())?;
-        came[me] = stays;
-        Ok(came)
-    }
 }
 
 impl Backend for Peer {
@@ -209,53 +149,7 @@ impl Backend for Peer {
     }
 
     fn layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
-        let ExecConfig { model, cluster, dtype, .. } = self.config;
-        let (me, ranks, hidden) = (self.wire.rank(), cluster.ranks(), model.hidden as usize);
-        input.check(self.layers.len(), ranks, hidden)?;
-        self.wire.doing(Some(input.step), Some(input.layer));
-        let mut times = Times::default();
-        let args = self.config.route_args(input.step, input.layer, me);
-        let own = timed(&mut times[Phase::Route as usize], || {
-            rank::route(&self.layers[input.layer], me, &input.tokens[me], input.routed, &args)
-        })?;
-        let counts =
-            timed(&mut times[Phase::Count as usize], || rank::count(&own.routed.routing.ids, model.experts));
-        let slots = self.split(input, &own, &counts, &mut times)?;
-
-        let (routing, placement) = (&own.routed.routing, &self.placements[input.layer]);
-        let mut run = LayerRun { counts, ..LayerRun::default() };
-        run.copies.add(&slots, routing.top_k, me, &cluster);
-        let (parcels, sent) = timed(&mut times[Phase::Dispatch as usize], || {
-            pack(own.rows(), hidden, &slots, &routing.weights, routing.top_k, placement, dtype)
-        });
-        let inbox = self.dispatch(parcels, &mut times)?;
-        let work = timed(&mut times[Phase::Dispatch as usize], || {
-            Work::unpack(&inbox, cluster.slots_per_rank(), hidden)
-        });
-        let (layer, Rank { slots, ffn, .. }) = (&self.layers[input.layer], &mut self.mine);
-        let (shared, results) = timed(&mut times[Phase::Ffn as usize], || {
-            let mut shared = Vec::new();
-            if let Some(expert) = &layer.shared {
-                shared.resize(own.tokens.len(), 0.0);
-                ffn.run(expert, model.activation, &own.tokens, hidden, &mut shared);
-            }
-            (shared, work.run(&slots[input.layer], ffn, model.activation, hidden))
-        });
-        let answers =
-            timed(&mut times[Phase::Combine as usize], || work.answers(&inbox, &results, hidden, dtype));
-        let answers = self.answers(answers, &sent, &mut times)?;
-
-        run.outputs = vec![Vec::new(); ranks];
-        run.outputs[me] = timed(&mut times[Phase::Combine as usize], || {
-            rank::combine(&own, &sent, &answers, &shared, hidden)
-        });
-        run.rank_loads = vec![0; ranks];
-        run.rank_loads[me] = work.rows();
-        run.routed.resize_with(ranks, Default::default);
-        run.routed[me] = own.routed;
-        run.times = vec![Times::default(); ranks];
-        run.times[me] = times;
-        Ok(run)
+        self.run(input)
     }
 
     fn holds(&self, rank: usize) -> bool {

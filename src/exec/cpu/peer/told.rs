@@ -28,6 +28,7 @@ pub(super) fn complete(wire: &Wire, experts: usize, run: &mut StepRun) -> Result
     let all = wire.all_numbers(Purpose::Control, &own)?;
     for layer in &mut run.layers {
         layer.counts = vec![0; experts];
+        layer.by_source = Vec::with_capacity(ranks * experts);
         layer.copies = Copies::default();
         layer.rank_loads = vec![0; ranks];
     }
@@ -76,5 +77,6 @@ fn hear(layer: &mut LayerRun, rank: usize, own: bool, numbers: &[u64]) {
         routed.routing.loss.balance = f64::from_bits(rest[6]);
         routed.routing.loss.z = f64::from_bits(rest[7]);
     }
+    layer.by_source.extend(counts);
     layer.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
 }

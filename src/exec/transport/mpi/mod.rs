@@ -17,7 +17,7 @@ use mpi::ffi;
 use mpi::topology::Communicator as _;
 use mpi::traits::AsRaw as _;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_int;
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -28,9 +28,10 @@ use std::time::{Duration, Instant};
 
 const ROLL: c_int = 1;
 const MOVE: c_int = 2;
-/// Exchanges take turns with this tag and the ones behind it.
+/// Exchanges take turns with this tag and the ones behind it, those that may end in another order with the ones behind these.
 const EXCHANGE: c_int = 16;
 const TURNS: c_int = 1 << 12;
+const PARTS: c_int = EXCHANGE + TURNS;
 
 /// The shortest and the longest wait for answers when the roll is called.
 const GRACE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
@@ -54,14 +55,36 @@ struct Process {
     /// Whether the others have been told, or told us.
     told: Cell<bool>,
     turn: Cell<c_int>,
-    moves: RefCell<Moves>,
+    moves: RefCell<UnderWay>,
+    /// By number.
+    exchanges: RefCell<HashMap<u64, UnderWay>>,
 }
 
+/// Messages that were begun, and what is to come, in the order in which it was begun.
 #[derive(Default)]
-struct Moves {
+struct UnderWay {
     sent: Vec<Message>,
-    /// In the order in which they were begun.
     wanted: Vec<Wanted>,
+    /// Whether several may come from one rank, of which the first begun is the first that comes.
+    in_order: bool,
+}
+
+impl UnderWay {
+    /// Moves everything on as far as it goes; whether that is to the end.
+    fn is_through(&mut self, comm: ffi::MPI_Comm) -> Result<bool, TransportError> {
+        let mut all = true;
+        // All of them: a large message begins to move when it is asked for.
+        for wanted in &mut self.wanted {
+            all &= wanted.is_here(comm)?;
+            if self.in_order && !all {
+                break;
+            }
+        }
+        for sent in &mut self.sent {
+            all &= sent.is_through()?;
+        }
+        Ok(all)
+    }
 }
 
 /// A message that is to come.
@@ -124,6 +147,7 @@ impl Mpi {
             told: Cell::new(false),
             turn: Cell::new(0),
             moves: RefCell::default(),
+            exchanges: RefCell::default(),
         })))
     }
 
@@ -257,23 +281,9 @@ impl Process {
     }
 
     /// Waits for messages to be sent and received; what was received.
-    fn through(
-        &self,
-        at: At,
-        mut sent: Vec<Message>,
-        mut wanted: Vec<Wanted>,
-    ) -> Result<Vec<Vec<u8>>, TransportError> {
-        let (mut first_sent, mut first_wanted) = (0, 0);
-        let waited = self.wait(|| {
-            // In order: what is through needs no further asking.
-            while first_wanted < wanted.len() && wanted[first_wanted].is_here(self.comm)? {
-                first_wanted += 1;
-            }
-            while first_sent < sent.len() && sent[first_sent].is_through()? {
-                first_sent += 1;
-            }
-            Ok(first_wanted == wanted.len() && first_sent == sent.len())
-        })?;
+    fn through(&self, at: At, mut under_way: UnderWay) -> Result<Vec<Vec<u8>>, TransportError> {
+        let waited = self.wait(|| under_way.is_through(self.comm))?;
+        let wanted = under_way.wanted;
         if let Some(waited) = waited {
             let missing = wanted.iter().filter(|wanted| waited > self.timeout && wanted.message.is_none());
             return Err(self.roll(at, waited, missing.map(|wanted| wanted.from).collect()));
@@ -307,9 +317,29 @@ impl Transport for Mpi {
         let send = |to: usize| Message::send(process.comm, to, tag, std::mem::take(&mut parcels[to]));
         let sent = order.map(send).collect::<Result<Vec<_>, _>>()?;
         let wanted = process.others().map(|from| Wanted { from, tag, message: None }).collect();
-        let mut came = process.through(at, sent, wanted)?;
+        let mut came = process.through(at, UnderWay { sent, wanted, in_order: false })?;
         came.insert(me, own);
         Ok(came)
+    }
+
+    fn begin(&self, number: u64, to: Vec<(usize, Vec<u8>)>, from: Vec<usize>) -> Result<(), TransportError> {
+        let tag = PARTS + (number % TURNS as u64) as c_int;
+        let send = |(to, bytes)| Message::send(self.0.comm, to, tag, bytes);
+        let sent = to.into_iter().map(send).collect::<Result<_, _>>()?;
+        let wanted = from.into_iter().map(|from| Wanted { from, tag, message: None }).collect();
+        self.0.exchanges.borrow_mut().insert(number, UnderWay { sent, wanted, in_order: false });
+        Ok(())
+    }
+
+    fn is_through(&self, number: u64) -> Result<bool, TransportError> {
+        let mut exchanges = self.0.exchanges.borrow_mut();
+        let exchange = exchanges.get_mut(&number).ok_or_else(|| TransportError::not_begun(number))?;
+        exchange.is_through(self.0.comm)
+    }
+
+    fn end(&self, at: At, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
+        let exchange = self.0.exchanges.borrow_mut().remove(&number);
+        self.0.through(at, exchange.ok_or_else(|| TransportError::not_begun(number))?)
     }
 
     fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
@@ -325,10 +355,10 @@ impl Transport for Mpi {
     }
 
     fn finish(&self, at: At) -> Result<Vec<Vec<u8>>, TransportError> {
-        let Moves { sent, wanted } = self.0.moves.take();
-        if sent.is_empty() && wanted.is_empty() {
+        let moves = UnderWay { in_order: true, ..self.0.moves.take() };
+        if moves.sent.is_empty() && moves.wanted.is_empty() {
             return Ok(Vec::new());
         }
-        self.0.through(at, sent, wanted)
+        self.0.through(at, moves)
     }
 }

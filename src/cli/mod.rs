@@ -15,6 +15,7 @@ mod further;
 mod goal_args;
 mod links;
 mod model_args;
+mod network_args;
 mod output;
 mod past_args;
 mod plan;
@@ -81,7 +82,7 @@ enum Command {
     Trace(trace::TraceCommand),
     Plan(plan::PlanCommand),
     Export(export::ExportArgs),
-    Simulate(simulate::SimulateArgs),
+    Simulate(Box<simulate::SimulateArgs>),
     Run(Box<run::RunArgs>),
     Calibrate(calibrate::CalibrateArgs),
     #[cfg(feature = "serve")]

@@ -7,6 +7,7 @@ mod bench;
 #[cfg(feature = "serve")]
 mod bench_online;
 mod calibrate;
+mod calibrate_network;
 #[cfg(feature = "serve")]
 mod client;
 mod cluster_args;

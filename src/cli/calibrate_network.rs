@@ -40,11 +40,7 @@ pub(super) fn run(nodes: usize, rounds: usize, path: Option<&Path>, output: Outp
 }
 
 #[cfg(feature = "mpi")]
-fn show(
-    file: &evenkeel::exec::links::LinkFile,
-    path: Option<&Path>,
-    output: Output,
-) -> anyhow::Result<()> {
+fn show(file: &evenkeel::exec::links::LinkFile, path: Option<&Path>, output: Output) -> anyhow::Result<()> {
     use super::output::{document, print, table, write_file};
 
     if let Some(path) = path {
@@ -83,7 +79,11 @@ fn show(
         file.nodes,
         link("in node", node, file.off[0]),
         link("between nodes", cross, file.off[1]),
-        table(&["", "messages", "bytes out and in", "us", "fitted us"], file.points.iter().map(row).collect(), 1)
+        table(
+            &["", "messages", "bytes out and in", "us", "fitted us"],
+            file.points.iter().map(row).collect(),
+            1
+        )
     ))?;
     path.iter().for_each(|path| output.note(&format!("written to {}", path.display())));
     Ok(())

@@ -53,7 +53,9 @@ impl FromStr for Sent {
             "bf16" => Ok(Some(Precision::Bf16)),
             // Wider than any precision of weights.
             "f32" => Ok(None),
-            _ => Err(format!("\"{name}\": expected DISPATCH,COMBINE with fp8, bf16 or f32 each, as in fp8,bf16")),
+            _ => Err(format!(
+                "\"{name}\": expected DISPATCH,COMBINE with fp8, bf16 or f32 each, as in fp8,bf16"
+            )),
         };
         let (dispatch, combine) = text.split_once(',').unwrap_or((text, text));
         Ok(Self([one(dispatch)?, one(combine)?]))
@@ -75,7 +77,13 @@ pub(crate) struct NetworkArgs {
     #[arg(long, value_name = "FILE", requires = "network", help_heading = "Network")]
     expert_time: Option<std::path::PathBuf>,
     /// With --network: the share of the GPU's data sheet rates that kernels reach
-    #[arg(long, value_name = "SHARE", default_value_t = 0.7, conflicts_with = "expert_time", help_heading = "Network")]
+    #[arg(
+        long,
+        value_name = "SHARE",
+        default_value_t = 0.7,
+        conflicts_with = "expert_time",
+        help_heading = "Network"
+    )]
     efficiency: f64,
     /// With --network: another width of tokens than the model's
     #[arg(long, value_name = "H", requires = "network", value_parser = clap::value_parser!(u64).range(1..=1 << 20), help_heading = "Network")]
@@ -181,7 +189,13 @@ impl NetworkArgs {
         let batches = tokens.map_or(Batches::Counts(trace), Batches::Tokens);
         let bar = Bar::layers();
         let rows = predict(batches, config, outcome, &pace, &bar)?;
-        Ok(Some(OnNetwork { pace, model: on.model.to_string(), counted: tokens.is_some(), ranks: config.cluster.ranks(), rows }))
+        Ok(Some(OnNetwork {
+            pace,
+            model: on.model.to_string(),
+            counted: tokens.is_some(),
+            ranks: config.cluster.ranks(),
+            rows,
+        }))
     }
 }
 
@@ -223,8 +237,21 @@ impl OnNetwork {
             cells
         });
         let header = [
-            "policy", "split", "step ms", "p95", "tokens/s", "per rank", "comm.", "imbalance", "counts us",
-            "dispatch", "experts", "combine", "other", "rows in node", "to others",
+            "policy",
+            "split",
+            "step ms",
+            "p95",
+            "tokens/s",
+            "per rank",
+            "comm.",
+            "imbalance",
+            "counts us",
+            "dispatch",
+            "experts",
+            "combine",
+            "other",
+            "rows in node",
+            "to others",
         ];
         format!("\n{title}\n{}", table(&header, rows.collect(), 2))
     }

@@ -247,7 +247,10 @@ mod tests {
         let text = r#"{"format":"evenkeel.network/1","name":"here","node":{"alpha_us":2,"gb_s":5},
                        "cross":{"alpha_us":2,"message_us":1.5,"gb_s":1}, "points":[]}"#;
         let network = Network::from_json(text).unwrap();
-        assert_eq!((network.name.as_str(), network.node.message_us, network.cross.message_us), ("here", 0.0, 1.5));
+        assert_eq!(
+            (network.name.as_str(), network.node.message_us, network.cross.message_us),
+            ("here", 0.0, 1.5)
+        );
         let error = |text: &str| Network::from_json(text).unwrap_err().to_string();
         assert!(error("[]").contains("evenkeel.network/1"));
         assert!(error(&text.replace("network/1", "network/7")).contains("network/7"));

@@ -36,7 +36,12 @@ pub const PRESETS: [Preset; 14] = [
         source: "p4d, 400 Gb/s for 8 GPUs, at the share that efa-v3 reaches; not fitted",
     },
     preset("efa-v2", 139.0, 43.6, "p5, 3200 Gb/s for 8 GPUs, at the share that efa-v3 reaches; not fitted"),
-    preset("efa-v3", 139.0, 43.6, "p5en, 3200 Gb/s for 8 GPUs; UCCL-EP, EP32 normal and EP16 low-latency dispatch"),
+    preset(
+        "efa-v3",
+        139.0,
+        43.6,
+        "p5en, 3200 Gb/s for 8 GPUs; UCCL-EP, EP32 normal and EP16 low-latency dispatch",
+    ),
     preset("efa-v4", 139.0, 43.6, "p6-b200, 3200 Gb/s for 8 GPUs, as efa-v3; checked, not fitted"),
 ];
 

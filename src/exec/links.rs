@@ -45,9 +45,7 @@ pub fn measure(
         ));
     }
     let at = At { step: None, layer: None, purpose: Purpose::Control };
-    let linked = |cross: bool, to: usize| {
-        to != me && (cluster.node_of(to) != cluster.node_of(me)) == cross
-    };
+    let linked = |cross: bool, to: usize| to != me && (cluster.node_of(to) != cluster.node_of(me)) == cross;
     let links: Vec<bool> =
         [false, true].into_iter().filter(|&cross| (0..ranks).any(|to| linked(cross, to))).collect();
     let mut points = Vec::new();
@@ -56,8 +54,9 @@ pub fn measure(
         for (at_size, size) in SIZES.into_iter().enumerate() {
             let mut times = Vec::with_capacity(rounds);
             for round in 0..=rounds {
-                let parcels =
-                    (0..ranks).map(|to| if linked(cross, to) { vec![1u8; size] } else { Vec::new() }).collect();
+                let parcels = (0..ranks)
+                    .map(|to| if linked(cross, to) { vec![1u8; size] } else { Vec::new() })
+                    .collect();
                 // All begin together.
                 transport.exchange(at, vec![Vec::new(); ranks])?;
                 let begun = Instant::now();
@@ -70,9 +69,9 @@ pub fn measure(
             let own = Summary::of(times).p50;
             let told = transport.exchange(at, vec![own.to_le_bytes().to_vec(); ranks])?;
             let told = told.iter().map(|bytes| bytes.as_slice().try_into().map(f64::from_le_bytes));
-            let all: Vec<f64> = told.collect::<Result<_, _>>().map_err(|_| {
-                ExecError::Nothing("a rank told no time: are all of one version?".into())
-            })?;
+            let all: Vec<f64> = told
+                .collect::<Result<_, _>>()
+                .map_err(|_| ExecError::Nothing("a rank told no time: are all of one version?".into()))?;
             let bytes = (messages * size) as u64;
             points.push(LinkPoint { cross, messages: messages as u64, bytes, us: Summary::of(all).mean });
             progress.steps(at_link * SIZES.len() + at_size + 1, links.len() * SIZES.len());
@@ -91,7 +90,9 @@ pub fn fit(points: &[LinkPoint]) -> Result<(Link, f64), ExecError> {
     sizes.sort_unstable();
     sizes.dedup();
     if sizes.len() < 2 || !points.iter().all(sound) {
-        return Err(ExecError::Nothing("nothing to fit: expected times of exchanges of several sizes".into()));
+        return Err(ExecError::Nothing(
+            "nothing to fit: expected times of exchanges of several sizes".into(),
+        ));
     }
     // Least squares of `1 = message * m / t + slope * b / t`.
     let (mut mm, mut mb, mut bb, mut m1, mut b1) = (0.0, 0.0, 0.0, 0.0, 0.0);
@@ -100,8 +101,7 @@ pub fn fit(points: &[LinkPoint]) -> Result<(Link, f64), ExecError> {
         (mm, mb, bb, m1, b1) = (mm + m * m, mb + m * b, bb + b * b, m1 + m, b1 + b);
     }
     let determinant = mm * bb - mb * mb;
-    let (mut message, mut slope) =
-        ((m1 * bb - b1 * mb) / determinant, (b1 * mm - m1 * mb) / determinant);
+    let (mut message, mut slope) = ((m1 * bb - b1 * mb) / determinant, (b1 * mm - m1 * mb) / determinant);
     if !(message >= 0.0 && message.is_finite()) {
         (message, slope) = (0.0, b1 / bb);
     }
@@ -135,7 +135,8 @@ impl LinkFile {
     /// # Errors
     /// As [`fit`].
     pub fn of(name: String, cluster: &Cluster, points: Vec<LinkPoint>) -> Result<Self, ExecError> {
-        let of = |cross: bool| -> Vec<LinkPoint> { points.iter().filter(|p| p.cross == cross).copied().collect() };
+        let of =
+            |cross: bool| -> Vec<LinkPoint> { points.iter().filter(|p| p.cross == cross).copied().collect() };
         let (node, cross) = match (of(false), of(true)) {
             (node, cross) if node.is_empty() => (fit(&cross)?, fit(&cross)?),
             (node, cross) if cross.is_empty() => (fit(&node)?, fit(&node)?),
@@ -169,7 +170,8 @@ mod tests {
         assert!((found.message_us - 4.0).abs() < 1e-6 && (found.gb_s - 2.5).abs() < 1e-6 && off < 1e-6);
         assert!(fit(&[point(0)]).is_err());
         let text = serde_json::to_string(
-            &LinkFile::of("here".into(), &Cluster::new(4, 1, 4, 0).unwrap(), SIZES.map(point).to_vec()).unwrap(),
+            &LinkFile::of("here".into(), &Cluster::new(4, 1, 4, 0).unwrap(), SIZES.map(point).to_vec())
+                .unwrap(),
         );
         assert_eq!(Network::from_json(&text.unwrap()).unwrap().cross, found);
     }

@@ -97,7 +97,9 @@ impl Choice {
         let Some(top_k) = self.top_k else {
             let mut none = [1.0; 3];
             for &(e, shares) in on {
-                none.iter_mut().zip(shares).for_each(|(none, share)| *none *= 1.0 - self.frequency[e] * share);
+                none.iter_mut()
+                    .zip(shares)
+                    .for_each(|(none, share)| *none *= 1.0 - self.frequency[e] * share);
             }
             return none.map(|none| 1.0 - none);
         };
@@ -118,7 +120,8 @@ impl Choice {
         let whole = with(|_, _| 0.0, 0);
         let mut visited = [0.0; 3];
         for (class, visited) in visited.iter_mut().enumerate() {
-            *visited = if whole > 0.0 { (1.0 - with(|s, c| s[c], class) / whole).clamp(0.0, 1.0) } else { 0.0 };
+            *visited =
+                if whole > 0.0 { (1.0 - with(|s, c| s[c], class) / whole).clamp(0.0, 1.0) } else { 0.0 };
         }
         visited
     }
@@ -202,8 +205,7 @@ pub(super) fn expect(
         }
         let pairs = |class: usize| on.iter().map(|(e, s)| choice.frequency[*e] * s[class]).sum::<f64>();
         let visits = [pairs(OWN), pairs(NODE), pairs(FAR)];
-        let rows =
-            if traffic.one_copy() == OneCopyPer::Visit { visits } else { choice.visits(&on) };
+        let rows = if traffic.one_copy() == OneCopyPer::Visit { visits } else { choice.visits(&on) };
         std::array::from_fn::<Flow, 3, _>(|class| Flow {
             rows: each * rows[class],
             visits: each * visits[class],
@@ -232,7 +234,8 @@ pub(super) fn expect(
     for (rank, to) in to_rank.iter().enumerate() {
         let node = rank / per_node;
         let flows = &mut traffic.ranks[rank];
-        let minus = |all: Flow, own: Flow| Flow { rows: all.rows - own.rows, visits: all.visits - own.visits };
+        let minus =
+            |all: Flow, own: Flow| Flow { rows: all.rows - own.rows, visits: all.visits - own.visits };
         flows.node = [minus(in_node[node], to[NODE]), times(to[NODE], per_node - 1)];
         flows.cross = [minus(to_all, to_node[node]), times(to[FAR], ranks - per_node)];
     }
@@ -250,7 +253,6 @@ pub(super) fn expect(
         }
     }
 }
-
 
 #[cfg(test)]
 mod tests {

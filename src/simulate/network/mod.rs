@@ -105,13 +105,7 @@ pub fn predict(
 }
 
 /// All layers, step by step.
-fn summed(
-    planned: usize,
-    method: Method,
-    layers: &[Vec<One>],
-    pace: &Pace,
-    cluster: &Cluster,
-) -> Predicted {
+fn summed(planned: usize, method: Method, layers: &[Vec<One>], pace: &Pace, cluster: &Cluster) -> Predicted {
     let steps = layers.first().map_or(0, Vec::len);
     let scale = pace.layers as f64 / layers.len().max(1) as f64;
     let (mut step_us, mut tokens) = (Vec::with_capacity(steps), 0.0);
@@ -171,8 +165,7 @@ fn expected(
         let (layer, step) = (trace.layers()[layer], trace.steps()[step].clone());
         move |source: SplitError| SimulateError::Split { layer, step, source }
     };
-    let mut splitter =
-        Splitter::new(placement.clone(), method).map_err(failed(config.judge_on.start))?;
+    let mut splitter = Splitter::new(placement.clone(), method).map_err(failed(config.judge_on.start))?;
     let (mut split, mut traffic) = (Split::default(), Traffic::new(&config.cluster, pace.one_copy));
     let batch = |step: usize| {
         let loads = trace.loads(step, layer);

@@ -152,11 +152,10 @@ impl Pace {
         parts: f64,
     ) -> f64 {
         let per_node = traffic.per_node();
-        let bytes =
-            |flow: [Flow; 2]| {
-                let of = |flow: Flow| (flow.rows * row as f64 + flow.visits * visit as f64) / parts;
-                of(flow[0]).max(of(flow[1]))
-            };
+        let bytes = |flow: [Flow; 2]| {
+            let of = |flow: Flow| (flow.rows * row as f64 + flow.visits * visit as f64) / parts;
+            of(flow[0]).max(of(flow[1]))
+        };
         let inside = per_node - 1;
         let outside = match traffic.one_copy() {
             OneCopyPer::Node => cluster.nodes() - 1,

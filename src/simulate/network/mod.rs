@@ -166,6 +166,7 @@ fn expected(
         move |source: SplitError| SimulateError::Split { layer, step, source }
     };
     let mut splitter = Splitter::new(placement.clone(), method).map_err(failed(config.judge_on.start))?;
+    let planned = planned(placement, method);
     let (mut split, mut traffic) = (Split::default(), Traffic::new(&config.cluster, pace.one_copy));
     let batch = |step: usize| {
         let loads = trace.loads(step, layer);
@@ -175,7 +176,7 @@ fn expected(
         splitter.split(loads, &mut split).map_err(failed(step))?;
         let choice = Choice::of(loads, pace.top_k);
         expected::expect(&choice, placement, &split.quotas, &config.cluster, &mut traffic);
-        Ok(one(pace, &config.cluster, &traffic, &split.quotas, choice.tokens(), method))
+        Ok(one(pace, &config.cluster, &traffic, &split.quotas, choice.tokens(), planned))
     };
     config.judge_on.clone().map(batch).collect()
 }
@@ -196,6 +197,7 @@ fn counted(
     };
     let mut planner =
         Planner::by(placement.clone(), cluster, method).map_err(failed(config.judge_on.start))?;
+    let planned = planned(placement, method);
     let mut traffic = Traffic::new(&cluster, pace.one_copy);
     let batch = |step: usize| {
         let ids = tokens.ids(step, layer);
@@ -211,20 +213,17 @@ fn counted(
             let slots = planner.redirect(part, source).map_err(failed(step))?;
             traffic.add(&slots, top_k, source, placement.slots_per_rank());
         }
-        Ok(one(pace, &cluster, &traffic, &quotas, visiting as f64, method))
+        Ok(one(pace, &cluster, &traffic, &quotas, visiting as f64, planned))
     };
     config.judge_on.clone().map(batch).collect()
 }
 
-/// Nobody has to know counts where copies are always served evenly.
-fn one(
-    pace: &Pace,
-    cluster: &Cluster,
-    traffic: &Traffic,
-    quotas: &[u64],
-    tokens: f64,
-    method: Method,
-) -> One {
-    let time = pace.layer(cluster, traffic, quotas, tokens, method != Method::Even);
+fn one(pace: &Pace, cluster: &Cluster, traffic: &Traffic, quotas: &[u64], tokens: f64, planned: bool) -> One {
+    let time = pace.layer(cluster, traffic, quotas, tokens, planned);
     One { time, tokens, rows: traffic.rows() }
+}
+
+/// Whether ranks have to tell each other their counts: not where copies are served evenly, or there is one of each expert.
+fn planned(placement: &Placement, method: Method) -> bool {
+    method != Method::Even && (0..placement.experts()).any(|expert| placement.copies(expert).len() > 1)
 }

@@ -18,6 +18,13 @@ pub(super) fn run(nodes: usize, rounds: usize, path: Option<&Path>, output: Outp
 
     let mpi = Mpi::join(std::time::Duration::from_secs(60))?;
     let first = mpi.rank() == 0;
+    let end = || mpi.end(At { step: None, layer: None, purpose: Purpose::Control });
+    if mpi.ranks() < 2 {
+        end()?;
+        anyhow::bail!(
+            "--network: one process has nobody to talk to; expected to be started by mpirun -n 2, or more"
+        );
+    }
     let measured = || -> anyhow::Result<LinkFile> {
         let cluster = Cluster::uneven(mpi.ranks(), nodes, mpi.ranks(), 0)?;
         let bar = first.then(Bar::running);
@@ -27,7 +34,7 @@ pub(super) fn run(nodes: usize, rounds: usize, path: Option<&Path>, output: Outp
     };
     match measured() {
         Ok(file) => {
-            mpi.end(At { step: None, layer: None, purpose: Purpose::Control })?;
+            end()?;
             if first { show(&file, path, output) } else { Ok(()) }
         }
         Err(error) => {

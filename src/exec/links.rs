@@ -80,7 +80,10 @@ pub fn measure(
     Ok(points)
 }
 
-/// The link with the least squared relative errors, and its largest relative error.
+/// The link with the least sum of squared logarithms of measured over fitted, and how far its worst point is from 1.
+///
+/// With a message taken to be worth so many bytes the best rate is a geometric mean; worths are tried from a byte to a gigabyte,
+/// ever finer round the best.
 ///
 /// # Errors
 /// When there are fewer than two sizes.
@@ -94,20 +97,21 @@ pub fn fit(points: &[LinkPoint]) -> Result<(Link, f64), ExecError> {
             "nothing to fit: expected times of exchanges of several sizes".into(),
         ));
     }
-    // Least squares of `1 = message * m / t + slope * b / t`.
-    let (mut mm, mut mb, mut bb, mut m1, mut b1) = (0.0, 0.0, 0.0, 0.0, 0.0);
-    for p in points {
-        let (m, b) = (p.messages as f64 / p.us, p.bytes as f64 / p.us);
-        (mm, mb, bb, m1, b1) = (mm + m * m, mb + m * b, bb + b * b, m1 + m, b1 + b);
+    // Microseconds per byte, and how far it is off.
+    let with = |worth: f64| {
+        let log = |p: &LinkPoint| (p.us / (worth * p.messages as f64 + p.bytes as f64)).ln();
+        let mean = points.iter().map(log).sum::<f64>() / points.len() as f64;
+        (mean.exp(), points.iter().map(|p| (log(p) - mean).powi(2)).sum::<f64>())
+    };
+    let (mut best, mut step) = (0.0f64, 1.0f64);
+    for (from, to) in std::iter::once((0, 21)).chain((0..40).map(|_| (-2, 2))) {
+        let tried = (from..=to).map(|k| best + step * f64::from(k));
+        let least = tried.min_by(|a, b| with(a.exp()).1.total_cmp(&with(b.exp()).1));
+        best = least.unwrap_or(best);
+        step /= 2.0;
     }
-    let determinant = mm * bb - mb * mb;
-    let (mut message, mut slope) = ((m1 * bb - b1 * mb) / determinant, (b1 * mm - m1 * mb) / determinant);
-    if !(message >= 0.0 && message.is_finite()) {
-        (message, slope) = (0.0, b1 / bb);
-    }
-    // Faster than any link is a slope that noise has turned round.
-    let slope = if slope.is_finite() { slope.max(1e-9) } else { 1e-9 };
-    let link = Link { alpha_us: 0.0, message_us: message, gb_s: 1e-3 / slope, node_gb_s: None };
+    let (slope, _) = with(best.exp());
+    let link = Link { alpha_us: 0.0, message_us: best.exp() * slope, gb_s: 1e-3 / slope, node_gb_s: None };
     let off = points.iter().map(|p| (p.us / link.us(p.messages as f64, p.bytes as f64) - 1.0).abs());
     Ok((link, off.fold(0.0, f64::max)))
 }

@@ -81,7 +81,7 @@ struct Global {
 enum Command {
     #[command(subcommand)]
     Trace(trace::TraceCommand),
-    Plan(plan::PlanCommand),
+    Plan(Box<plan::PlanCommand>),
     Export(export::ExportArgs),
     Simulate(Box<simulate::SimulateArgs>),
     Run(Box<run::RunArgs>),
@@ -108,7 +108,7 @@ pub(crate) fn run() -> ExitCode {
     }
     let done = match cli.command {
         Command::Trace(command) => trace::run(command, output),
-        Command::Plan(command) => plan::run(command, output),
+        Command::Plan(command) => plan::run(*command, output),
         Command::Export(args) => export::run(&args, output),
         Command::Simulate(args) => simulate::run(&args, output),
         Command::Run(args) => run::run(&args, output),

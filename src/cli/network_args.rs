@@ -136,18 +136,15 @@ impl NetworkArgs {
         if !(0.0..=1e9).contains(&self.other_us) {
             anyhow::bail!("--other-us {}: expected 0 to 1e9 microseconds", self.other_us);
         }
-        let expert = match &self.expert_time {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-                let read = calibrate::File::roofline(&text);
-                read.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?
-            }
-            None => {
-                let gpu = on.with_gpu("--network without --expert-time")?.gpu;
-                let peak = roofline(&model, &gpu);
-                let reached = |ps: u64| (ps as f64 / self.efficiency).round() as u64;
-                Roofline { read: reached(peak.read), token: reached(peak.token), ..peak }
-            }
+        let expert = if let Some(path) = &self.expert_time {
+            let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+            let read = calibrate::File::roofline(&text);
+            read.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?
+        } else {
+            let gpu = on.with_gpu("--network without --expert-time")?.gpu;
+            let peak = roofline(&model, &gpu);
+            let reached = |ps: u64| (ps as f64 / self.efficiency).round() as u64;
+            Roofline { read: reached(peak.read), token: reached(peak.token), ..peak }
         };
         let usual = match model.precision {
             Precision::Fp8 => Sent([Some(Precision::Fp8), Some(Precision::Bf16)]),

@@ -4,11 +4,12 @@
 //! by token where the trace holds ids, and expected where it holds counts (`expected`). docs/network.md has the formulas, and
 //! how far measurements are from them.
 
+mod choice;
 mod expected;
 mod time;
 mod traffic;
 
-pub use expected::Choice;
+pub use choice::Choice;
 pub use time::{LayerTime, Pace, RowBytes};
 pub use traffic::{Flow, OneCopyPer, RankFlow, Traffic};
 

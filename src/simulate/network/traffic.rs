@@ -5,6 +5,7 @@
 
 use crate::cluster::Cluster;
 use std::fmt;
+use std::iter::Sum;
 use std::ops::AddAssign;
 use std::str::FromStr;
 
@@ -54,6 +55,25 @@ impl AddAssign for Flow {
     fn add_assign(&mut self, other: Flow) {
         self.rows += other.rows;
         self.visits += other.visits;
+    }
+}
+
+impl Flow {
+    pub(super) fn times(self, n: usize) -> Flow {
+        Flow { rows: self.rows * n as f64, visits: self.visits * n as f64 }
+    }
+
+    pub(super) fn minus(self, other: Flow) -> Flow {
+        Flow { rows: self.rows - other.rows, visits: self.visits - other.visits }
+    }
+}
+
+impl Sum for Flow {
+    fn sum<I: Iterator<Item = Flow>>(flows: I) -> Flow {
+        flows.fold(Flow::default(), |mut sum, flow| {
+            sum += flow;
+            sum
+        })
     }
 }
 

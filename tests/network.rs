@@ -396,6 +396,14 @@ fn what_cannot_be_predicted_is_one_error() {
     }
 }
 
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn exchanges_cannot_be_measured_without_mpi() {
+    let output = evenkeel("calibrate --network");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("--features mpi"), "{stderr}");
+}
+
 #[test]
 fn a_network_that_was_measured_is_one_that_is_read() {
     let network: Network = "h800".parse().unwrap();

@@ -7,7 +7,7 @@ use clap::Args;
 use evenkeel::cluster::Network;
 use evenkeel::exec::calibrate;
 use evenkeel::model::{Model, Precision};
-use evenkeel::simulate::network::{Batches, OneCopyPer, Pace, Predicted, RowBytes, predict};
+use evenkeel::simulate::network::{Batches, OneCopyPer, Pace, Predicted, RowBytes, RowFormat, predict};
 use evenkeel::simulate::{Config, Outcome};
 use evenkeel::split::{Roofline, roofline};
 use evenkeel::trace::{Format, TokenTrace, Trace};
@@ -40,25 +40,16 @@ impl FromStr for NetworkName {
     }
 }
 
-/// What rows are dispatched and combined in.
+/// What rows are dispatched and combined in: `fp8,bf16`, or one for both.
 #[derive(Debug, Clone, Copy)]
-struct Sent([Option<Precision>; 2]);
+struct Rows([RowFormat; 2]);
 
-impl FromStr for Sent {
+impl FromStr for Rows {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let one = |name: &str| match name.trim() {
-            "fp8" => Ok(Some(Precision::Fp8)),
-            "bf16" => Ok(Some(Precision::Bf16)),
-            // Wider than any precision of weights.
-            "f32" => Ok(None),
-            _ => Err(format!(
-                "\"{name}\": expected DISPATCH,COMBINE with fp8, bf16 or f32 each, as in fp8,bf16"
-            )),
-        };
         let (dispatch, combine) = text.split_once(',').unwrap_or((text, text));
-        Ok(Self([one(dispatch)?, one(combine)?]))
+        Ok(Self([dispatch.trim().parse()?, combine.trim().parse()?]))
     }
 }
 
@@ -91,7 +82,7 @@ pub(crate) struct NetworkArgs {
     /// With --network: what rows are dispatched and combined in: fp8, bf16 or f32 each [default: fp8,bf16 for models in fp8,
     /// else bf16,bf16]
     #[arg(long, value_name = "FORMAT,FORMAT", requires = "network", help_heading = "Network")]
-    rows: Option<Sent>,
+    rows: Option<Rows>,
     /// With --network: how often a token's row is sent: for every visit to an expert, to every rank, or once per node
     ///
     /// visit is what DeepEP's low-latency kernels do, node what its normal kernels do, rank what `evenkeel run` does.
@@ -147,18 +138,10 @@ impl NetworkArgs {
             Roofline { read: reached(peak.read), token: reached(peak.token), ..peak }
         };
         let usual = match model.precision {
-            Precision::Fp8 => Sent([Some(Precision::Fp8), Some(Precision::Bf16)]),
-            _ => Sent([Some(Precision::Bf16); 2]),
+            Precision::Fp8 => Rows([RowFormat::Fp8, RowFormat::Bf16]),
+            _ => Rows([RowFormat::Bf16; 2]),
         };
-        let [dispatch, combine] = self.rows.unwrap_or(usual).0;
-        let or_bf16 = |precision: Option<Precision>| precision.unwrap_or(Precision::Bf16);
-        let mut bytes = RowBytes::of(model.hidden, or_bf16(dispatch), or_bf16(combine));
-        if dispatch.is_none() {
-            bytes.dispatch = 4 * model.hidden;
-        }
-        if combine.is_none() {
-            bytes.combine = 4 * model.hidden;
-        }
+        let bytes = RowBytes::of(model.hidden, self.rows.unwrap_or(usual).0);
         Ok(Pace {
             network: network.clone(),
             one_copy: self.one_copy_per,

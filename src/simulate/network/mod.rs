@@ -10,7 +10,7 @@ mod time;
 mod traffic;
 
 pub use choice::Choice;
-pub use time::{LayerTime, Pace, RowBytes};
+pub use time::{LayerTime, Pace, RowBytes, RowFormat};
 pub use traffic::{Flow, OneCopyPer, RankFlow, Traffic};
 
 use super::locality::{count, parts};

@@ -7,8 +7,43 @@
 
 use super::traffic::{Flow, OneCopyPer, RankFlow, Traffic};
 use crate::cluster::{Cluster, Link, Network};
-use crate::model::Precision;
 use crate::split::Roofline;
+use std::str::FromStr;
+
+/// What the numbers of a row are sent in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RowFormat {
+    /// 8-bit floating point with a scale of four bytes for every 128 numbers, as DeepSeek-V3 sends it.
+    Fp8,
+    /// bfloat16.
+    Bf16,
+    /// 32-bit floating point.
+    F32,
+}
+
+impl RowFormat {
+    /// Bytes of a row of so many numbers.
+    pub fn bytes(self, width: u64) -> u64 {
+        match self {
+            RowFormat::Fp8 => width + 4 * width.div_ceil(128),
+            RowFormat::Bf16 => 2 * width,
+            RowFormat::F32 => 4 * width,
+        }
+    }
+}
+
+impl FromStr for RowFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "fp8" => Ok(RowFormat::Fp8),
+            "bf16" => Ok(RowFormat::Bf16),
+            "f32" => Ok(RowFormat::F32),
+            _ => Err(format!("\"{text}\": expected fp8, bf16 or f32")),
+        }
+    }
+}
 
 /// Bytes of what travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,24 +54,15 @@ pub struct RowBytes {
     pub combine: u64,
     /// What goes along with a row for every visit: slot and weight.
     pub visit: u64,
-    /// A rank's count of one expert; 0 where nobody has to know them.
+    /// A rank's count of one expert.
     pub count: u64,
 }
 
 impl RowBytes {
-    /// Slot (8) and weight (4) of a visit, as [`exec`](crate::exec) sends them.
-    pub const VISIT: u64 = 12;
-    /// A count, as [`exec`](crate::exec) sends it.
-    pub const COUNT: u64 = 8;
-
-    /// Rows of this width in the two precisions.
-    pub fn of(width: u64, dispatch: Precision, combine: Precision) -> Self {
-        let row = |precision| match precision {
-            // A scale of four bytes for every 128 numbers, as DeepSeek-V3 has them.
-            Precision::Fp8 => width + 4 * width.div_ceil(128),
-            Precision::Bf16 => 2 * width,
-        };
-        Self { dispatch: row(dispatch), combine: row(combine), visit: Self::VISIT, count: Self::COUNT }
+    /// Rows of this width, dispatched and combined in these formats; slots (8), weights (4) and counts (8) as
+    /// [`exec`](crate::exec) sends them.
+    pub fn of(width: u64, [dispatch, combine]: [RowFormat; 2]) -> Self {
+        Self { dispatch: dispatch.bytes(width), combine: combine.bytes(width), visit: 12, count: 8 }
     }
 }
 

@@ -62,6 +62,14 @@ fn off(predicted: f64, published: f64) -> f64 {
     predicted / published - 1.0
 }
 
+/// A layer of 128 tokens per rank, a row per visit.
+fn low_latency(ranks: usize, network: &str) -> LayerTime {
+    let cluster = Cluster::new(ranks, nodes(ranks), EXPERTS, 0).unwrap();
+    // Rows carry 16 bytes of their own.
+    let pace = pace(network, OneCopyPer::Visit, [FP8 + 16, BF16]);
+    contiguous(&uniform(EXPERTS, (128 * ranks * TOP_K / EXPERTS) as u64), cluster, &pace).layer
+}
+
 /// DeepEP, docs/legacy.md: low-latency kernels on H800, 128 tokens per rank. `ib-ndr` is fitted to dispatch at EP16 and EP256,
 /// `nvlink4-h800-ll` to dispatch at EP8; the nine others are predicted.
 #[test]
@@ -76,11 +84,7 @@ fn low_latency_kernels_of_deepep_are_predicted() {
     ];
     println!("EP   dispatch us  published      off   combine us  published      off");
     for (ranks, dispatch, combine) in published {
-        let cluster = Cluster::new(ranks, nodes(ranks), EXPERTS, 0).unwrap();
-        // Rows carry 16 bytes of their own.
-        let pace = pace("h800-ll", OneCopyPer::Visit, [FP8 + 16, BF16]);
-        let trace = uniform(EXPERTS, (128 * ranks * TOP_K / EXPERTS) as u64);
-        let layer = contiguous(&trace, cluster, &pace).layer;
+        let layer = low_latency(ranks, "h800-ll");
         let errors = [off(layer.dispatch, dispatch), off(layer.combine, combine)];
         println!(
             "{ranks:3}  {:11.1}  {dispatch:9}  {:+6.1} %  {:10.1}  {combine:9}  {:+6.1} %",
@@ -91,6 +95,25 @@ fn low_latency_kernels_of_deepep_are_predicted() {
         );
         let fitted = [8, 16, 256].contains(&ranks);
         assert!(errors[0].abs() < if fitted { 0.01 } else { 0.05 } && errors[1].abs() < 0.11, "{errors:?}");
+    }
+}
+
+/// UCCL-EP, ep/README.md: low-latency kernels over EFA on p5en. `efa-v3`'s alpha is fitted to dispatch at EP16. Its messages, one per
+/// visit, bind larger groups, and the preset knows nothing of them; docs/network.md says so.
+#[test]
+fn low_latency_kernels_over_efa_are_predicted_for_small_groups_alone() {
+    println!("p5en: EP   dispatch us  published      off   combine us  published      off");
+    for (ranks, dispatch, combine) in [(16, 226.0, 293.0), (32, 465.0, 694.0)] {
+        let layer = low_latency(ranks, "p5en");
+        let errors = [off(layer.dispatch, dispatch), off(layer.combine, combine)];
+        println!(
+            "{ranks:8}  {:12.1}  {dispatch:9}  {:+6.1} %  {:11.1}  {combine:9}  {:+6.1} %",
+            layer.dispatch,
+            100.0 * errors[0],
+            layer.combine,
+            100.0 * errors[1]
+        );
+        assert!(ranks > 16 || (errors[0].abs() < 0.01 && errors[1].abs() < 0.06), "{errors:?}");
     }
 }
 

@@ -427,6 +427,34 @@ fn exchanges_cannot_be_measured_without_mpi() {
     assert!(!output.status.success() && stderr.contains("--features mpi"), "{stderr}");
 }
 
+/// Two processes measure, and what they write is read.
+#[cfg(all(feature = "mpi", target_os = "linux"))]
+#[test]
+fn processes_measure_a_network() {
+    let dir = trace_support::Folder::new();
+    let file = dir.path().join("net.json");
+    let mut command = Command::new("timeout");
+    command.args([
+        "--kill-after=10",
+        "300",
+        "mpirun",
+        "--oversubscribe",
+        "-n",
+        "2",
+        env!("CARGO_BIN_EXE_evenkeel"),
+    ]);
+    command.args(["calibrate", "--network", "--nodes", "2", "--rounds", "2", "-o"]).arg(&file);
+    // Open MPI refuses to run as root without.
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let network = Network::from_json(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert!(network.cross.gb_s > 0.0 && network.cross.message_us > 0.0);
+    let alone = evenkeel("calibrate --network");
+    let stderr = String::from_utf8_lossy(&alone.stderr);
+    assert!(!alone.status.success() && stderr.contains("mpirun -n 2"), "{stderr}");
+}
+
 #[test]
 fn a_network_that_was_measured_is_one_that_is_read() {
     let network: Network = "h800".parse().unwrap();

@@ -16,7 +16,7 @@ pub(super) fn run(nodes: usize, rounds: usize, path: Option<&Path>, output: Outp
     use evenkeel::exec::run::Progress;
     use evenkeel::exec::transport::{At, Mpi, Purpose, Transport as _};
 
-    let mpi = Mpi::join(std::time::Duration::from_secs(60))?;
+    let mpi = Mpi::join(std::time::Duration::from_mins(1))?;
     let first = mpi.rank() == 0;
     let end = || mpi.end(At { step: None, layer: None, purpose: Purpose::Control });
     if mpi.ranks() < 2 {

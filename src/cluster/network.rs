@@ -201,6 +201,7 @@ impl fmt::Display for Network {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "exact numbers")]
 mod tests {
     use super::*;
 

@@ -184,7 +184,7 @@ mod tests {
     fn all_ranks_measure_the_same() {
         let cluster = Cluster::new(4, 2, 4, 0).unwrap();
         let all: Vec<Vec<LinkPoint>> = std::thread::scope(|scope| {
-            let begun: Vec<_> = Threads::group(4, Duration::from_secs(60))
+            let begun: Vec<_> = Threads::group(4, Duration::from_mins(1))
                 .into_iter()
                 .map(|rank| scope.spawn(move || measure(&rank, &cluster, 2, &()).unwrap()))
                 .collect();

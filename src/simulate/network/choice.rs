@@ -130,6 +130,7 @@ fn times(polynomial: &mut [f64], weight: f64) {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "exact numbers")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -161,7 +162,7 @@ mod tests {
             // As many tokens as make the sum divide, and none that an expert gets twice.
             let sum: u64 = parts.iter().sum();
             let most = *parts.iter().max().unwrap();
-            prop_assume!(sum % top_k as u64 == 0 && sum / top_k as u64 > most);
+            prop_assume!(sum.is_multiple_of(top_k as u64) && sum / top_k as u64 > most);
             let choice = Choice::of(&parts, top_k);
             prop_assert!(choice.top_k.is_some());
             for e in 0..parts.len() {

@@ -200,6 +200,7 @@ impl Traffic {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "exact numbers")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -78,8 +78,8 @@ mpi: $(TOOLS) ## Run the executor's ranks as processes over MPI, and kill some; 
 	fi
 	@if { command -v mpicc && mpirun --version 2>/dev/null | grep -q "Open MPI"; } >/dev/null; then \
 		export CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}"; \
-		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES),mpi --test exec_mpi && \
-		$(WITH_TOOLS) $(CARGO) clippy --features $(FEATURES),mpi --lib --bins --test exec_mpi -- -D warnings; \
+		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES),mpi --test exec_mpi --test network && \
+		$(WITH_TOOLS) $(CARGO) clippy --features $(FEATURES),mpi --lib --bins --test exec_mpi --test network -- -D warnings; \
 	else echo "skipped: no Open MPI"; fi
 
 namespaces: $(TOOLS) ## Run ranks over MPI in two network namespaces joined by a shaped link; wants root and Open MPI.

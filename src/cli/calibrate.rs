@@ -16,10 +16,13 @@ use std::path::{Path, PathBuf};
 /// Experts run alone on one core, with few and many tokens, one and several in a row; an expert with tokens is then said to take
 /// the longer of two times: its weights are read, or its tokens are multiplied in tiles. The residual (measured over fitted,
 /// less one) says how far that is from the truth.
+///
+/// With --network, what exchanges between the processes of an MPI job cost, as the file that `simulate --network FILE` takes.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  evenkeel calibrate --backend cpu --model qwen3-30b-a3b -o roofline.json --report fit.html\n  \
-                  evenkeel simulate traces/sample-decode.csv.zst --ranks 8 --cost roofline:roofline.json"
+                  evenkeel simulate traces/sample-decode.csv.zst --ranks 8 --cost roofline:roofline.json\n  mpirun -n 2 \
+                  evenkeel calibrate --network -o network.json"
 )]
 pub(crate) struct CalibrateArgs {
     /// cpu or cuda
@@ -31,9 +34,15 @@ pub(crate) struct CalibrateArgs {
     /// With --backend cuda: which GPU
     #[arg(long, value_name = "N", default_value_t = 0)]
     gpu: usize,
+    /// Measure exchanges between processes instead, started by `mpirun -n R` from an evenkeel built with --features mpi
+    #[arg(long, conflicts_with_all = ["model", "report"])]
+    network: bool,
+    /// With --network: nodes that the processes sit in; links inside and between them are measured apart
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    nodes: usize,
     /// Whose experts: mixtral-8x7b, qwen3-30b-a3b, gpt-oss-20b, deepseek-v2-lite, deepseek-v3, kimi-k2 and others
-    #[arg(long, value_name = "MODEL")]
-    model: Model,
+    #[arg(long, value_name = "MODEL", required_unless_present = "network")]
+    model: Option<Model>,
     /// Another width of tokens, for small trials
     #[arg(long, value_name = "H", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     hidden: Option<u64>,
@@ -63,14 +72,18 @@ pub(crate) struct CalibrateArgs {
 }
 
 pub(crate) fn run(args: &CalibrateArgs, output: Output) -> anyhow::Result<()> {
+    let Some(model) = args.model else {
+        let (nodes, rounds, path) = (args.nodes, args.rounds as usize, args.output.as_deref());
+        return super::calibrate_network::run(nodes, rounds, path, output);
+    };
     args.backend.available(args.gpu, 1, args.ffn)?;
     if args.backend == BackendName::Cuda && args.dtype != Dtype::Bf16 {
         anyhow::bail!("--dtype {}: the cuda backend runs bf16", args.dtype);
     }
     let model = Model {
-        hidden: args.hidden.unwrap_or(args.model.hidden),
-        intermediate: args.intermediate.unwrap_or(args.model.intermediate),
-        ..args.model
+        hidden: args.hidden.unwrap_or(model.hidden),
+        intermediate: args.intermediate.unwrap_or(model.intermediate),
+        ..model
     };
     let weights = RandomWeights { model, width: model.experts, dtype: args.dtype, seed: 1 };
     let sweep = Sweep {

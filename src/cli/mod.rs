@@ -7,6 +7,7 @@ mod bench;
 #[cfg(feature = "serve")]
 mod bench_online;
 mod calibrate;
+mod calibrate_network;
 #[cfg(feature = "serve")]
 mod client;
 mod cluster_args;
@@ -15,6 +16,7 @@ mod further;
 mod goal_args;
 mod links;
 mod model_args;
+mod network_args;
 mod output;
 mod past_args;
 mod plan;
@@ -79,9 +81,9 @@ struct Global {
 enum Command {
     #[command(subcommand)]
     Trace(trace::TraceCommand),
-    Plan(plan::PlanCommand),
+    Plan(Box<plan::PlanCommand>),
     Export(export::ExportArgs),
-    Simulate(simulate::SimulateArgs),
+    Simulate(Box<simulate::SimulateArgs>),
     Run(Box<run::RunArgs>),
     Calibrate(calibrate::CalibrateArgs),
     #[cfg(feature = "serve")]
@@ -106,7 +108,7 @@ pub(crate) fn run() -> ExitCode {
     }
     let done = match cli.command {
         Command::Trace(command) => trace::run(command, output),
-        Command::Plan(command) => plan::run(command, output),
+        Command::Plan(command) => plan::run(*command, output),
         Command::Export(args) => export::run(&args, output),
         Command::Simulate(args) => simulate::run(&args, output),
         Command::Run(args) => run::run(&args, output),

@@ -1,6 +1,6 @@
 //! Re-planning along a trace, as asked for on the command line, and its table.
 
-use super::model_args::ModelOnGpu;
+use super::model_args::ModelPerhapsOnGpu;
 use super::output::{Bar, table};
 use super::past_args::horizon;
 use clap::Args;
@@ -55,9 +55,9 @@ pub(crate) struct ReplanArgs {
         help_heading = "Planning again"
     )]
     link_gbps: Option<u64>,
-    /// With --link-gbps: how much an expert weighs and how long its tokens take, as in deepseek-v3,h100
-    #[arg(long, value_name = "MODEL,GPU", requires = "link_gbps", help_heading = "Planning again")]
-    model: Option<ModelOnGpu>,
+    /// With --link-gbps or --network: what runs, as in deepseek-v3,h100; the GPU may be left out with --expert-time
+    #[arg(long, value_name = "MODEL[,GPU]", requires = "uses_model", help_heading = "Planning again")]
+    pub(super) model: Option<ModelPerhapsOnGpu>,
 }
 
 /// Steps, or the choice of them.
@@ -105,7 +105,7 @@ impl ReplanArgs {
             (None, Length::Auto) => Window::Auto { ahead: every },
         };
         let pays = match (self.link_gbps, self.model) {
-            (Some(gbps), Some(on)) => Some(horizon(every as u64, gbps, on)?),
+            (Some(gbps), Some(on)) => Some(horizon(every as u64, gbps, on.with_gpu("--link-gbps")?)?),
             _ => None,
         };
         let how = Replay { every, window, max_moves: self.max_moves.clone(), pays };

@@ -4,6 +4,7 @@ use super::cluster_args::ClusterArgs;
 use super::further::Further;
 use super::goal_args::GoalArgs;
 use super::model_args::ModelOnGpu;
+use super::network_args::{NetworkArgs, OnNetwork};
 use super::output::{Bar, Output, print, table, write_file};
 use super::replan_args::{ReplanArgs, Replanned};
 use super::trace_args::TraceArgs;
@@ -27,10 +28,12 @@ use std::path::{Path, PathBuf};
 /// units of the average.
 #[derive(Debug, Args)]
 #[command(
+    group(clap::ArgGroup::new("uses_model").args(["network", "link_gbps"]).multiple(true)),
     after_help = "Examples:\n  evenkeel simulate traces/sample-decode.csv.zst --ranks 8 --redundant 8\n  evenkeel \
                   simulate gptoss20b-decode/ --ranks 8 --redundant 8 --decode-batch 64 --policies \
                   contiguous,eplb,lplb:ring --splits even,lp,exact --report report.html\n  evenkeel simulate \
-                  deepseek-v2-lite-domains/ --ranks 8 --replan-every 4 --max-moves 1,2,4"
+                  deepseek-v2-lite-domains/ --ranks 8 --replan-every 4 --max-moves 1,2,4\n  evenkeel simulate TRACE \
+                  --ranks 288 --nodes 36 --network h800 --model deepseek-v3,h800 --one-copy-per node"
 )]
 pub(crate) struct SimulateArgs {
     #[command(flatten)]
@@ -41,6 +44,8 @@ pub(crate) struct SimulateArgs {
     pub(super) goal: GoalArgs,
     #[command(flatten)]
     replan: ReplanArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse (also recourse:cvar=0.9, recourse:worst),
     /// lp-round, milp
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb,recourse")]
@@ -98,13 +103,18 @@ fn given(path: &Path, trace: &Trace, ranks: usize) -> anyhow::Result<Given> {
 }
 
 pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
-    let tokens = if args.locality { Some(args.trace.read_tokens()?) } else { None };
-    let read;
-    let trace = if let Some(tokens) = &tokens {
-        tokens.trace()
-    } else {
-        read = args.trace.read()?;
-        &read
+    let mut tokens = if args.locality { Some(args.trace.read_tokens()?) } else { None };
+    let read = if tokens.is_some() { None } else { Some(args.trace.read()?) };
+    if read.as_ref().is_some_and(|trace| args.network.wants_tokens(trace) && !args.trace.resamples()) {
+        match args.trace.read_tokens() {
+            Ok(read) => tokens = Some(read),
+            Err(error) => output.note(&format!("rows are expected, not counted: {error:#}")),
+        }
+    }
+    let trace = match (&tokens, &read) {
+        (Some(tokens), _) => tokens.trace(),
+        (None, Some(read)) => read,
+        (None, None) => anyhow::bail!("nothing was read"),
     };
     output.notices(trace.notices());
     let cluster = args.cluster.cluster(trace.experts())?;
@@ -126,7 +136,9 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         outcome.append(hindsight(trace, &config, &bar)?);
     }
     drop(bar);
-    let further = Further::ask(args, trace, tokens.as_ref(), &config, &outcome)?;
+    let located = tokens.as_ref().filter(|_| args.locality);
+    let further = Further::ask(args, trace, located, &config, &outcome)?;
+    let on_network = args.network.ask(args.replan.model, trace, tokens.as_ref(), (&config, &outcome))?;
     let replanned = args.replan.ask(trace, &config, &policies)?;
     if let Some(path) = &args.report {
         let page = Page {
@@ -146,7 +158,7 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
             &config,
             &outcome,
             &batches,
-            (&further, replanned.as_ref()),
+            (&further, on_network.as_ref(), replanned.as_ref()),
         ));
     }
     print(&format!(
@@ -166,6 +178,9 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     ))?;
     print(&results(&outcome))?;
     print(&further.tables(&outcome, &config))?;
+    if let Some(on_network) = &on_network {
+        print(&on_network.text(&outcome))?;
+    }
     if let Some(replanned) = &replanned {
         print(&format!("\n{}", replanned.table()))?;
     }
@@ -203,7 +218,7 @@ fn document(
     config: &Config,
     outcome: &Outcome,
     batches: &str,
-    (further, replanned): (&Further, Option<&Replanned>),
+    (further, on_network, replanned): (&Further, Option<&OnNetwork>, Option<&Replanned>),
 ) -> Value {
     let results: Vec<Value> = outcome
         .rows
@@ -223,7 +238,7 @@ fn document(
             })
         })
         .collect();
-    json!({
+    let mut document = json!({
         "trace": {
             "files": trace.files().iter().map(|f| json!({ "path": f.path, "sha256": f.sha256 })).collect::<Vec<_>>(),
             "format": trace.format().to_string(),
@@ -244,5 +259,10 @@ fn document(
         "worth": further.worth(outcome),
         "locality": further.locality(outcome),
         "replan": replanned.map(Replanned::document),
-    })
+    });
+    // Not there where nobody asked: the document stays as it was.
+    if let (Some(on_network), Some(fields)) = (on_network, document.as_object_mut()) {
+        fields.insert("network".into(), on_network.document(outcome));
+    }
+    document
 }

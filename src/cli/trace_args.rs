@@ -90,6 +90,11 @@ impl TraceArgs {
         Ok(synth::resample(&trace, &spec)?)
     }
 
+    /// Whether batches are drawn from totals, which have no tokens.
+    pub(crate) fn resamples(&self) -> bool {
+        self.resample.is_some()
+    }
+
     /// Reads per-token arrays, keeping the ids of every token.
     pub(crate) fn read_tokens(&self) -> anyhow::Result<TokenTrace> {
         if self.resample.is_some() {

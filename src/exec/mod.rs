@@ -21,6 +21,7 @@ pub mod cuda;
 mod error;
 pub mod feed;
 pub mod forward;
+pub mod links;
 pub mod moves;
 mod numbers;
 pub mod overlap;

@@ -124,13 +124,13 @@ impl Locality {
 }
 
 /// The tokens of each source: equal consecutive parts.
-fn parts(ids: &[i32], top_k: usize, ranks: usize) -> Vec<&[i32]> {
+pub(super) fn parts(ids: &[i32], top_k: usize, ranks: usize) -> Vec<&[i32]> {
     let tokens = ids.len() / top_k.max(1);
     let start = |rank: usize| rank * tokens / ranks * top_k;
     (0..ranks).map(|rank| &ids[start(rank)..start(rank + 1)]).collect()
 }
 
-fn count(ids: &[i32], experts: usize) -> Vec<u64> {
+pub(super) fn count(ids: &[i32], experts: usize) -> Vec<u64> {
     let mut counts = vec![0; experts];
     for &id in ids {
         if let Some(count) = usize::try_from(id).ok().and_then(|expert| counts.get_mut(expert)) {

@@ -8,6 +8,7 @@ mod goals;
 mod hindsight;
 mod judge;
 mod locality;
+pub mod network;
 mod replay;
 mod summary;
 mod worth;

@@ -29,6 +29,11 @@ use evenkeel::trace::{Format, Trace};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// What to do about that.
+#[cfg(not(feature = "mpi"))]
+pub(crate) const WITHOUT_MPI: &str = "this evenkeel was built without MPI: install Open MPI (Debian: libopenmpi-dev openmpi-bin \
+     libclang1 libclang-common-14-dev) and build it with `cargo build --release --features mpi`";
+
 /// Bytes of experts that are worth a word before they are made.
 const LARGE: u64 = 8 << 30;
 
@@ -50,10 +55,7 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
         #[cfg(feature = "mpi")]
         TransportName::Mpi => processes::run(args, output),
         #[cfg(not(feature = "mpi"))]
-        TransportName::Mpi => bail!(
-            "this evenkeel was built without MPI: install Open MPI (Debian: libopenmpi-dev openmpi-bin libclang1 libclang-common-14-dev) \
-             and build it with `cargo build --release --features mpi`"
-        ),
+        TransportName::Mpi => bail!(WITHOUT_MPI),
     }
 }
 

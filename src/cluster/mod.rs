@@ -1,4 +1,10 @@
-//! The expert-parallel group: how many ranks, in how many nodes, with how many slots.
+//! The expert-parallel group: how many ranks, in how many nodes, with how many slots; what lies between them.
+
+mod network;
+mod presets;
+
+pub use network::{BadNetwork, Link, NETWORK_FORMAT, Network};
+pub use presets::{PRESETS, Preset, SYSTEMS};
 
 use thiserror::Error;
 

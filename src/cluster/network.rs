@@ -1,0 +1,261 @@
+//! What lies between ranks: links inside a node and between nodes, each by three numbers.
+//!
+//! In: a name (`h800`, `nvlink4+ib-ndr`), with `key=value` behind it where wanted, or a file. Out: a [`Network`]. An exchange
+//! takes `alpha + message * messages + bytes / rate` on a link (Hockney, *The communication challenge for MPP*, 1994, with a
+//! part that is paid once), both directions at once, both links at once. This is for predictions: nothing that ranks must agree
+//! on is computed from it, so its numbers are floating point.
+
+use super::presets::{PRESETS, Preset, SYSTEMS};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use thiserror::Error;
+
+/// What a file of a network calls itself.
+pub const NETWORK_FORMAT: &str = "evenkeel.network/1";
+
+/// One kind of link, as a rank sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// Microseconds that an exchange takes however little it carries: launch, first byte, agreement that all is there.
+    pub alpha_us: f64,
+    /// Microseconds for each rank that a rank sends to, beside its bytes.
+    #[serde(default)]
+    pub message_us: f64,
+    /// 10^9 bytes per second of one rank in each direction, as reached, not as on the data sheet.
+    pub gb_s: f64,
+    /// 10^9 bytes per second of all ranks of a node together, where that is less than the sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_gb_s: Option<f64>,
+}
+
+/// What lies between the ranks of a group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    /// What it is called in tables.
+    pub name: String,
+    /// Between ranks of one node.
+    pub node: Link,
+    /// Between ranks of different nodes.
+    pub cross: Link,
+}
+
+/// What is wrong with a network.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BadNetwork {
+    /// No such link or system.
+    #[error(
+        "unknown network \"{0}\": expected a system ({systems}), NODE+CROSS of {links}, or a file of \
+         `evenkeel calibrate --network`",
+        systems = SYSTEMS.map(|(name, ..)| name).join(", "),
+        links = PRESETS.map(|preset| preset.name).join(", ")
+    )]
+    Unknown(String),
+    /// Not `key=value` with a key of a link.
+    #[error(
+        "\"{0}\": expected KEY=NUMBER with one of node.alpha_us, node.message_us, node.gb_s, node.node_gb_s and the same of cross"
+    )]
+    Key(String),
+    /// A number that no link can have.
+    #[error("{key} is {value}: expected {expected}")]
+    Number {
+        /// Which.
+        key: String,
+        /// What it is.
+        value: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A file that is no network.
+    #[error("{0}; expected format {NETWORK_FORMAT} with name, node and cross, each with alpha_us and gb_s")]
+    File(String),
+}
+
+/// A network as it is written; what calibration adds is not read.
+#[derive(Deserialize)]
+struct File {
+    format: String,
+    name: String,
+    node: Link,
+    cross: Link,
+}
+
+impl Link {
+    /// Microseconds for a rank that sends this many messages, and carries this many bytes the way it carries more; none where
+    /// there is nothing to send.
+    pub fn us(&self, messages: f64, bytes: f64) -> f64 {
+        if messages <= 0.0 && bytes <= 0.0 {
+            return 0.0;
+        }
+        self.alpha_us + self.message_us * messages + bytes / (self.gb_s * 1e3)
+    }
+
+    /// Microseconds that a node needs for the bytes of all its ranks, the way it carries more; none where ranks alone limit it.
+    pub fn node_us(&self, bytes: f64) -> f64 {
+        match self.node_gb_s {
+            Some(rate) if bytes > 0.0 => self.alpha_us + bytes / (rate * 1e3),
+            _ => 0.0,
+        }
+    }
+
+    fn set(&mut self, key: &str, number: f64) -> bool {
+        match key {
+            "alpha_us" => self.alpha_us = number,
+            "message_us" => self.message_us = number,
+            "gb_s" => self.gb_s = number,
+            "node_gb_s" => self.node_gb_s = Some(number),
+            _ => return false,
+        }
+        true
+    }
+
+    fn check(&self, link: &str) -> Result<(), BadNetwork> {
+        let wrong = |key: &str, number: f64, expected| {
+            Err(BadNetwork::Number { key: format!("{link}.{key}"), value: number.to_string(), expected })
+        };
+        for (key, number) in [("alpha_us", self.alpha_us), ("message_us", self.message_us)] {
+            if !(0.0..=1e9).contains(&number) {
+                return wrong(key, number, "0 to 1e9 microseconds");
+            }
+        }
+        for (key, number) in [("gb_s", Some(self.gb_s)), ("node_gb_s", self.node_gb_s)] {
+            if let Some(number) = number.filter(|number| !(1e-6..=1e6).contains(number)) {
+                return wrong(key, number, "1e-6 to 1e6 gigabytes per second");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Network {
+    /// The network of a file's text.
+    ///
+    /// # Errors
+    /// When it is not such a file, or its numbers are none that a link can have; the message says which.
+    pub fn from_json(text: &str) -> Result<Self, BadNetwork> {
+        let file: File = serde_json::from_str(text).map_err(|error| BadNetwork::File(error.to_string()))?;
+        if file.format != NETWORK_FORMAT {
+            return Err(BadNetwork::File(format!("format \"{}\"", file.format)));
+        }
+        Self { name: file.name, node: file.node, cross: file.cross }.checked()
+    }
+
+    /// The same with the numbers of `KEY=NUMBER,..`.
+    ///
+    /// # Errors
+    /// When a key is unknown or a number is none that a link can have.
+    pub fn with(mut self, settings: &str) -> Result<Self, BadNetwork> {
+        for setting in settings.split(',') {
+            let unknown = || BadNetwork::Key(setting.to_owned());
+            let (key, number) = setting.split_once('=').ok_or_else(unknown)?;
+            let (link, field) = key.trim().split_once('.').ok_or_else(unknown)?;
+            let number = number.trim().parse().map_err(|_| unknown())?;
+            let link = match link {
+                "node" => &mut self.node,
+                "cross" => &mut self.cross,
+                _ => return Err(unknown()),
+            };
+            if !link.set(field, number) {
+                return Err(unknown());
+            }
+            self.name = format!("{}, {}", self.name, setting.trim());
+        }
+        self.checked()
+    }
+
+    fn checked(self) -> Result<Self, BadNetwork> {
+        self.node.check("node")?;
+        self.cross.check("cross")?;
+        Ok(self)
+    }
+}
+
+impl FromStr for Network {
+    type Err = BadNetwork;
+
+    fn from_str(text: &str) -> Result<Self, BadNetwork> {
+        let (name, settings) = match text.split_once(',') {
+            Some((name, settings)) => (name.trim(), Some(settings)),
+            None => (text.trim(), None),
+        };
+        let unknown = || BadNetwork::Unknown(name.to_owned());
+        let system = SYSTEMS.into_iter().find(|(system, ..)| *system == name);
+        let links = system.map(|(_, node, cross)| (node, cross)).or_else(|| name.split_once('+'));
+        let (node, cross) = links.ok_or_else(unknown)?;
+        let find = |link: &str| PRESETS.into_iter().find(|preset| preset.name == link).ok_or_else(unknown);
+        let (node, cross): (Preset, Preset) = (find(node)?, find(cross)?);
+        let network = Self { name: name.to_owned(), node: node.link, cross: cross.link };
+        match settings {
+            Some(settings) => network.with(settings),
+            None => Ok(network),
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.name)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::float_cmp, reason = "exact numbers")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_costs_by_hand() {
+        let link = Link { alpha_us: 10.0, message_us: 0.5, gb_s: 50.0, node_gb_s: Some(100.0) };
+        // 10 + 7 * 0.5 + 1 000 000 bytes at 50 000 per microsecond.
+        assert!((link.us(7.0, 1e6) - 33.5).abs() < 1e-9);
+        assert!((link.node_us(4e6) - 50.0).abs() < 1e-9);
+        assert_eq!((link.us(0.0, 0.0), link.node_us(0.0)), (0.0, 0.0));
+        assert_eq!(Link { node_gb_s: None, ..link }.node_us(1e9), 0.0);
+    }
+
+    #[test]
+    fn names_pairs_and_settings_are_read() {
+        for (system, node, cross) in SYSTEMS {
+            let of_name: Network = system.parse().unwrap();
+            let of_pair: Network = format!("{node}+{cross}").parse().unwrap();
+            assert_eq!((of_name.node, of_name.cross), (of_pair.node, of_pair.cross));
+        }
+        for node in PRESETS {
+            let network: Network = format!("{}+ib-ndr", node.name).parse().unwrap();
+            assert_eq!(network.node, node.link);
+            assert!(network.checked().is_ok());
+        }
+        let network: Network = "nvlink4+ib-ndr,cross.gb_s=40, node.alpha_us=3".parse().unwrap();
+        assert_eq!((network.cross.gb_s, network.node.alpha_us), (40.0, 3.0));
+        assert_eq!(network.to_string(), "nvlink4+ib-ndr, cross.gb_s=40, node.alpha_us=3");
+    }
+
+    #[test]
+    fn what_is_no_network_is_one_error() {
+        let error = |text: &str| text.parse::<Network>().unwrap_err().to_string();
+        assert!(error("nvlink9+ib-ndr").contains("nvlink4") && error("nvlink4").contains("h800"));
+        assert!(error("h800,cross.speed=3").contains("cross.speed=3"));
+        assert!(error("h800,cross.gb_s=fast").contains("KEY=NUMBER"));
+        assert!(error("h800,cross.gb_s=0").contains("cross.gb_s is 0"));
+        assert!(error("h800,node.alpha_us=-1").contains("node.alpha_us is -1"));
+        assert!(error("h800,node.alpha_us=NaN").contains("NaN"));
+    }
+
+    #[test]
+    fn files_are_read_back_or_refused() {
+        let text = r#"{"format":"evenkeel.network/1","name":"here","node":{"alpha_us":2,"gb_s":5},
+                       "cross":{"alpha_us":2,"message_us":1.5,"gb_s":1}, "points":[]}"#;
+        let network = Network::from_json(text).unwrap();
+        assert_eq!(
+            (network.name.as_str(), network.node.message_us, network.cross.message_us),
+            ("here", 0.0, 1.5)
+        );
+        let error = |text: &str| Network::from_json(text).unwrap_err().to_string();
+        assert!(error("[]").contains("evenkeel.network/1"));
+        assert!(error(&text.replace("network/1", "network/7")).contains("network/7"));
+        assert!(error(&text.replace("\"gb_s\":5", "\"gb_s\":-5")).contains("node.gb_s is -5"));
+        assert!(error(&text.replace("\"gb_s\":5", "\"rate\":5")).contains("rate"));
+    }
+}

@@ -7,6 +7,8 @@
 
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "cuda")]
+pub mod rendezvous;
 mod threads;
 mod wire;
 

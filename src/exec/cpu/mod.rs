@@ -17,6 +17,8 @@ mod work;
 pub use ffn::Ffn;
 pub use matmul::times_transposed;
 pub use peer::Peer;
+#[cfg(feature = "cuda")]
+pub(super) use peer::complete;
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, Times};
 use super::clock::timed;

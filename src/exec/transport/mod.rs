@@ -3,10 +3,13 @@
 //! In: one rank's bytes for every other. Out: everybody's for it. A [`Transport`] carries bytes and says which rank is gone when one
 //! is; [`Wire`] is what a rank holds of it: it counts bytes by purpose and distance, and knows what the rank is doing, for messages.
 //!
-//! [`Threads`] are ranks that are threads of one process; `Mpi` (feature `mpi`) ranks that are processes of an MPI job.
+//! [`Threads`] are ranks that are threads of one process; `Mpi` (feature `mpi`) ranks that are processes of an MPI job; `Nccl`
+//! (feature `cuda`) ranks that are processes with a GPU each.
 
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "cuda")]
+mod nccl;
 #[cfg(feature = "cuda")]
 pub mod rendezvous;
 mod threads;
@@ -14,6 +17,10 @@ mod wire;
 
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
+#[cfg(feature = "cuda")]
+pub use nccl::Nccl;
+#[cfg(feature = "cuda")]
+pub(super) use nccl::Part;
 pub use threads::Threads;
 pub(super) use wire::digest;
 pub use wire::{Purpose, Reach, Tally, Wire};
@@ -146,6 +153,9 @@ pub enum TransportError {
         /// Ranks.
         expected: usize,
     },
+    /// The group could not be formed.
+    #[error("{0}")]
+    Joining(String),
     /// The library failed.
     #[error("{call} failed: {reason}")]
     Library {

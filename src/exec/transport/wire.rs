@@ -129,7 +129,8 @@ impl Wire {
         At { step, layer, purpose }
     }
 
-    fn count(&self, purpose: Purpose, to: usize, bytes: usize) {
+    /// Counts what is sent to a rank.
+    pub(in crate::exec) fn count(&self, purpose: Purpose, to: usize, bytes: usize) {
         let (me, cluster) = (self.rank(), &self.cluster);
         let reach = match () {
             () if to == me => Reach::Rank,
@@ -142,6 +143,12 @@ impl Wire {
     /// Counts what stays on this rank and need not be packed.
     pub fn stays(&self, purpose: Purpose, bytes: u64) {
         self.count(purpose, self.rank(), bytes as usize);
+    }
+
+    /// Counts a time that exchanges took beside this thread.
+    #[cfg(feature = "cuda")]
+    pub(in crate::exec) fn took(&self, purpose: Purpose, time: Duration) {
+        self.tally.borrow_mut().waited[purpose as usize] += time;
     }
 
     fn waiting<T>(&self, purpose: Purpose, work: impl FnOnce() -> T) -> T {

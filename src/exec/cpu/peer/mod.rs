@@ -6,6 +6,8 @@
 
 mod bytes;
 mod told;
+#[cfg(feature = "cuda")]
+pub(in crate::exec) use told::complete;
 
 use super::of_rank;
 use super::parcel::{Parcel, pack};

@@ -24,7 +24,8 @@ pub(super) fn with_buffers<T>(
     Ok(done?)
 }
 
-/// Counts, gathers, splits and maps, or takes first copies; a split on the host has been made already.
+/// Counts, gathers, splits and maps, or takes first copies; a split on the host has been made already. `far` is whether other ranks are
+/// in other processes.
 pub(super) fn split(
     plan: &mut Plan,
     ranks: &mut [Rank],
@@ -32,8 +33,7 @@ pub(super) fn split(
     board: &mut dyn DeviceGather,
     clock: &mut Clock,
     pass: &Pass,
-    streams: Streams,
-    far: bool,
+    (streams, far): (Streams, bool),
 ) -> Result<(), ExecError> {
     match plan {
         Plan::Host(_) => {}
@@ -107,9 +107,9 @@ pub(super) fn dispatch(
             })
         };
         if far.is_some() {
-            collect()?
+            collect()?;
         } else {
-            clock.span(&gpu, at, Phase::Dispatch, collect)?
+            clock.span(&gpu, at, Phase::Dispatch, collect)?;
         }
         clock.span(&gpu, at, Phase::Dispatch, || -> Result<(), ExecError> {
             let (buffers, tables) = parts(rank)?;

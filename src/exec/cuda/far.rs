@@ -18,6 +18,9 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// Visits are numbered by 32 bits.
+const MOST_TOKENS: u64 = 1 << 28;
+
 /// The group, from this rank.
 pub(super) struct Far {
     pub(super) wire: Rc<Wire>,
@@ -76,11 +79,7 @@ impl Far {
 
     /// Tokens of all ranks, where only this one's are known; the same through all layers of a step. All ranks ask alike, whatever
     /// they have.
-    pub(super) fn tokens(
-        &self,
-        [step, layer]: [usize; 2],
-        known: Vec<usize>,
-    ) -> Result<Vec<usize>, ExecError> {
+    pub(super) fn tokens(&self, [step, layer]: [usize; 2], known: &[usize]) -> Result<Vec<usize>, ExecError> {
         let me = self.rank();
         let own = known[me];
         self.wire.doing(Some(step as u64), Some(layer));
@@ -88,6 +87,10 @@ impl Far {
         self.pass.set(Some([step, layer]));
         if !goes_on {
             let all = self.wire.all_numbers(Purpose::Control, &[own as u64])?;
+            if let Some(from) = all.iter().position(|&tokens| tokens > MOST_TOKENS) {
+                let reason = "more tokens than a rank can have";
+                return Err(self.wire.malformed(Purpose::Control, from, reason).into());
+            }
             *self.tokens.borrow_mut() = all.into_iter().map(|tokens| tokens as usize).collect();
         }
         let all = self.tokens.borrow().clone();

@@ -362,6 +362,11 @@ fn enough(gpu: &Context, what: &'static str, needed: u64) -> Result<(), ExecErro
 impl Drop for Cuda {
     /// Memory is freed on the stream that it came from: nobody else must be at work on it.
     fn drop(&mut self) {
+        // What waits for other processes may have to be given up first.
+        if let Some(far) = &self.far {
+            let _ = self.ranks.iter().try_for_each(|rank| far.settle(rank));
+            let _ = self.sides.iter().try_for_each(|side| far.moved(&side.gpu));
+        }
         // An error here was an error of the work itself, and is reported where that is waited for.
         let _ = self.synchronize();
         self.sides.iter().for_each(|side| {

@@ -73,7 +73,7 @@ impl Cuda {
         let gpu = Arc::clone(&self.sides[device].gpu);
         let mut cell = self.homes[rank].cell(&gpu, &self.shape)?;
         // Whatever was at work on these cells has been waited for: layers end with that.
-        let events = timed(&gpu, || Ok::<(), CudaError>(cell.copy_from(&gpu, &from)?))?;
+        let events = timed(&gpu, || cell.copy_from(&gpu, &from))?;
         self.sides[device].begun.push(Begun { layer, rank, expert, _from: Some(from), cell, events });
         Ok(self.shape.counted())
     }

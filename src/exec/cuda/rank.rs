@@ -315,7 +315,7 @@ impl Rank {
     /// The tables of addresses, once all ranks have their buffers; those of other processes are not here.
     pub(super) fn tables(&self, mine: &Buffers, all: &[Option<&Buffers>]) -> Result<Tables, CudaError> {
         let own = self.own;
-        let inbox = |(source, of): (usize, &Option<&Buffers>)| -> Inbox {
+        let inbox = |(source, of): (usize, Option<&Buffers>)| -> Inbox {
             if let Some(Mirror { slots, places, weights, rows, parcel, .. }) = &mine.mirrors[source] {
                 return [address(slots), address(places), address(weights), address(rows), address(parcel)];
             }
@@ -328,18 +328,18 @@ impl Rank {
             };
             [address(&of.slots), address(&of.places), address(&of.weights), rows, tokens]
         };
-        let answers = |(source, of): (usize, &Option<&Buffers>)| match (&mine.mirrors[source], of) {
+        let answers = |(source, of): (usize, Option<&Buffers>)| match (&mine.mirrors[source], of) {
             (Some(mirror), _) => address(&mirror.answers),
             (None, Some(of)) => of.answers[own].as_ref().map_or(0, address),
             (None, None) => 0,
         };
         let of = |memory: &Option<CudaSlice<u16>>| memory.as_ref().map_or(0, address);
-        let inboxes: Vec<u64> = all.iter().enumerate().flat_map(inbox).collect();
+        let inboxes: Vec<u64> = all.iter().copied().enumerate().flat_map(inbox).collect();
         Ok(Tables {
             inboxes: upload(&self.gpu, &inboxes)?,
             parcels: upload(&self.gpu, &mine.parcels.iter().map(of).collect::<Vec<_>>())?,
             own_answers: upload(&self.gpu, &mine.answers.iter().map(of).collect::<Vec<_>>())?,
-            answers: upload(&self.gpu, &all.iter().enumerate().map(answers).collect::<Vec<_>>())?,
+            answers: upload(&self.gpu, &all.iter().copied().enumerate().map(answers).collect::<Vec<_>>())?,
         })
     }
 }

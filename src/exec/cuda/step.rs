@@ -103,9 +103,9 @@ impl Cuda {
     pub(super) fn run_layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
         let (ranks, hidden) = (self.config.cluster.ranks(), self.config.model.hidden as usize);
         input.check(self.layers().len(), ranks, hidden)?;
-        let mut tokens = input.tokens.iter().map(|x| x.len() / hidden).collect();
+        let mut tokens: Vec<usize> = input.tokens.iter().map(|x| x.len() / hidden).collect();
         if let Some(far) = &self.far {
-            tokens = far.tokens([input.step as usize, input.layer], tokens)?;
+            tokens = far.tokens([input.step as usize, input.layer], &tokens)?;
         }
         let pass = self.pass(input.layer, tokens, &input.routed)?;
         self.send(&pass, input.tokens)?;
@@ -253,7 +253,7 @@ impl Cuda {
         };
         if !given {
             let plan = &mut plans[pass.layer];
-            split(plan, ranks, homes, board.as_mut(), clock, pass, streams, far.is_some())?;
+            split(plan, ranks, homes, board.as_mut(), clock, pass, (streams, far.is_some()))?;
             if let (Some(far), Plan::Device(planners)) = (far, plan) {
                 far.prove_device(&placements[pass.layer], planners)?;
             }

@@ -145,7 +145,7 @@ pub enum TransportError {
     },
     /// Another size of the group than the run's.
     #[error(
-        "{given} processes were started for {expected} ranks: expected as many (mpirun -n {expected}, or --ranks {given})"
+        "{given} processes were started for {expected} ranks: expected as many (mpirun -n or torchrun --nproc-per-node {expected}, or --ranks {given})"
     )]
     Ranks {
         /// Processes.

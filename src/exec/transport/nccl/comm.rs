@@ -22,7 +22,7 @@ pub(in crate::exec) enum Part {
     All(Piece, u64),
 }
 
-/// One communicator of this rank.
+/// One communicator of this rank; aborted, where it was not left, when it goes.
 #[derive(Debug)]
 pub(super) struct Comm {
     nccl: &'static Nccl,
@@ -143,5 +143,11 @@ impl Comm {
                 call(handle);
             }
         }
+    }
+}
+
+impl Drop for Comm {
+    fn drop(&mut self) {
+        self.abort();
     }
 }

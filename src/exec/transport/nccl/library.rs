@@ -84,13 +84,8 @@ impl Nccl {
     /// The library of this machine.
     pub(super) fn get() -> Result<&'static Self, CudaError> {
         static LIBRARY: OnceLock<Result<Nccl, String>> = OnceLock::new();
-        LIBRARY.get_or_init(Self::load).as_ref().map_err(|why| {
-            if why.is_empty() {
-                CudaError::NoNccl
-            } else {
-                CudaError::Nccl { doing: "loading NCCL", code: why.clone() }
-            }
-        })
+        let failed = |why: &String| CudaError::Nccl { doing: "loading NCCL", code: why.clone() };
+        LIBRARY.get_or_init(Self::load).as_ref().map_err(failed)
     }
 
     #[allow(unsafe_code, reason = "loads libnccl, whose initialisers are trusted; types are those of nccl.h")]
@@ -98,7 +93,9 @@ impl Nccl {
         // SAFETY: NCCL's own initialisers.
         let found =
             ["libnccl.so.2", "libnccl.so"].into_iter().find_map(|name| unsafe { Library::new(name) }.ok());
-        let library = found.ok_or_else(String::new)?;
+        let library = found.ok_or(
+            "neither libnccl.so.2 nor libnccl.so is on the library path (pip install nvidia-nccl-cu13 brings one)",
+        )?;
         macro_rules! call {
             ($name:literal) => {
                 // SAFETY: the field's type is the function's in nccl.h, and the library is never let go.

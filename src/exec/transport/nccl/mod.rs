@@ -267,7 +267,7 @@ impl Process {
             return error.unwrap_or(TransportError::Ended { at });
         }
         self.comms().for_each(Comm::abort);
-        let roll = match self.pulse.roll(self.grace()) {
+        let roll = match self.pulse.roll(self.grace(), self.ending.load(Ordering::Relaxed)) {
             Ok(roll) => roll,
             // It went with who kept it.
             Err(_) if self.server.is_none() && !self.launch.kept => {
@@ -284,8 +284,8 @@ impl Process {
             _ if !roll.silent.is_empty() || !roll.failed.is_empty() => {
                 TransportError::Lost { at, silent: roll.silent, failed: roll.failed, waited }
             }
+            _ if roll.ended => TransportError::Ended { at },
             Some(error) => error,
-            None if self.ending.load(Ordering::Relaxed) => TransportError::Ended { at },
             None => TransportError::Late { at, missing: roll.behind, waited },
         }
     }
@@ -331,7 +331,7 @@ fn open(launch: &Launch, first: usize) -> Result<(usize, Arc<Context>, String), 
         .uuid()
         .map_err(CudaError::driver("asking which GPU this is"))
         .map_err(joining)?;
-    let name = uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect();
+    let name = format!("{:032x}", u128::from_be_bytes(uuid.bytes.map(|byte| byte as u8)));
     Ok((device, gpu, name))
 }
 

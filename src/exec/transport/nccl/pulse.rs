@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// What a rank says that the launcher asked to end.
+const ENDED: &str = "it was ended from outside";
+
 const BEAT: Duration = Duration::from_millis(250);
 
 /// What the thread that beats shares with the one that works.
@@ -44,6 +47,8 @@ pub(super) struct Roll {
     pub(super) silent: Vec<usize>,
     /// Ranks that gave up by themselves, and why.
     pub(super) failed: Vec<(usize, String)>,
+    /// Whether the launcher asked a rank to end.
+    pub(super) ended: bool,
     /// Ranks that live and have begun fewer exchanges than others.
     pub(super) behind: Vec<usize>,
 }
@@ -61,14 +66,12 @@ impl Pulse {
                 count += 1;
                 let doing = of_thread.doing.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let said = format!("{count} {} {doing}", of_thread.begun.load(Ordering::Relaxed));
-                match beats.set(&beat, said.as_bytes()).and_then(|()| beats.has(std::slice::from_ref(&down)))
-                {
-                    Ok(called) => of_thread.called.store(called, Ordering::Relaxed),
-                    Err(_) => {
-                        of_thread.gone.store(true, Ordering::Relaxed);
-                        return;
-                    }
-                }
+                let beaten = beats.set(&beat, said.as_bytes());
+                let Ok(called) = beaten.and_then(|()| beats.has(std::slice::from_ref(&down))) else {
+                    of_thread.gone.store(true, Ordering::Relaxed);
+                    return;
+                };
+                of_thread.called.store(called, Ordering::Relaxed);
                 std::thread::park_timeout(BEAT);
             }
         })?;
@@ -97,10 +100,10 @@ impl Pulse {
         store.set(&format!("{}down", self.job), b"1")
     }
 
-    /// Who is there? Waits `grace` at most, longer than a beat.
-    pub(super) fn roll(&self, grace: Duration) -> Result<Roll, StoreError> {
+    /// Who is there? Waits `grace` at most, longer than a beat. `ending` is whether the launcher asked this rank to end.
+    pub(super) fn roll(&self, grace: Duration, ending: bool) -> Result<Roll, StoreError> {
         let begun = Instant::now();
-        self.tell("")?;
+        self.tell(if ending { ENDED } else { "" })?;
         let mut store = self.store.borrow_mut();
         let mut first: BTreeMap<usize, String> = BTreeMap::new();
         let mut last = first.clone();
@@ -131,7 +134,8 @@ impl Pulse {
         Ok(Roll {
             silent: others().filter(|rank| !lives(rank)).collect(),
             behind: others().filter(|&rank| begun(rank) < most).collect(),
-            failed: said.into_iter().filter(|(_, why)| !why.is_empty()).collect(),
+            ended: ending || said.values().any(|why| why == ENDED),
+            failed: said.into_iter().filter(|(_, why)| !why.is_empty() && why != ENDED).collect(),
         })
     }
 

@@ -51,7 +51,7 @@ impl StoreServer {
         let (shared, address) = (Arc::new(Shared::default()), listener.local_addr()?);
         let of_thread = Arc::clone(&shared);
         let listening = std::thread::Builder::new().name("store".into()).spawn(move || {
-            listener.incoming().flatten().take_while(|_| !of_thread.ends()).for_each(|c| of_thread.take(c))
+            listener.incoming().flatten().take_while(|_| !of_thread.ends()).for_each(|c| of_thread.take(c));
         })?;
         Ok(Self { shared, address, listening: Some(listening) })
     }

@@ -321,7 +321,10 @@ fn torchrun_starts_us_and_keeps_the_store() {
     if libraries().is_none() {
         return;
     }
-    let Some(torchrun) = pytorch("torchrun", &["--help"]) else { return };
+    // Some are installed and cannot start anything: PyTorch 1.13's under Python 3.11.
+    let port = free_port().to_string();
+    let nothing = ["--no_python", "--nproc_per_node", "1", "--master_port", &port, "true"];
+    let Some(torchrun) = pytorch("torchrun", &nothing) else { return };
     // Torchrun's Python is not to load the libraries on the host.
     let run = |args: &str| {
         let mut job = Job::new();
@@ -357,6 +360,34 @@ fn torchrun_starts_us_and_keeps_the_store() {
     for survivor in [0, 1, 3] {
         let from = format!("error: rank {survivor}: rank 2 does not answer");
         assert!(said.lines().any(|line| line.starts_with(&from)), "{said}");
+    }
+}
+
+/// Those before 2.1 speak another dialect.
+#[test]
+fn the_store_of_any_pytorch_serves() {
+    const KEPT: &str = r#"
+import sys
+from datetime import timedelta
+from torch.distributed import TCPStore
+store = TCPStore("127.0.0.1", int(sys.argv[1]), 3, True, timeout=timedelta(seconds=60), wait_for_workers=False)
+store.wait(["evenkeel///bye/0", "evenkeel///bye/1"], timedelta(seconds=60))
+"#;
+    if libraries().is_none() {
+        return;
+    }
+    for python in ["python3", "/usr/bin/python3"] {
+        let store = "import torch; from torch.distributed import TCPStore";
+        let Some(python) = pytorch(python, &["-c", store]) else { continue };
+        let args = format!(
+            "{SMALL} --ranks 2 --policy eplb --batch-tokens 20 --steps 2 --transport nccl --check --json"
+        );
+        let mut job = Job::ranks(&vec![args; 2], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]);
+        let port = job.port.to_string();
+        job.start(&python, &["-c", KEPT, &port], &[]);
+        let outputs = job.end(None);
+        assert!(outputs[2].status.success(), "{}", String::from_utf8_lossy(&outputs[2].stderr));
+        assert_eq!(parsed(&outputs[0])["check"]["ok"], true);
     }
 }
 

@@ -9,21 +9,20 @@
 //! end their communicators, and name who gives no sign of life.
 
 mod comm;
+mod join;
 mod library;
 mod pulse;
 
-use super::rendezvous::{Launch, Store, StoreError, StoreServer};
-use super::{At, Purpose, Transport, TransportError, ranks_in_words};
-use crate::cuda::{Context, CudaError, probe};
+use super::rendezvous::{Launch, StoreServer};
+use super::{At, Purpose, Transport, TransportError};
+use crate::cuda::Context;
 use comm::Comm;
 pub(in crate::exec) use comm::Part;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr as _};
-use library::Id;
+use join::{Met, joining};
 use pulse::Pulse;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,17 +64,10 @@ struct Moves {
     from: Vec<usize>,
 }
 
-/// What a rank says of itself before all others.
-type Hello = BTreeMap<String, String>;
-
 impl fmt::Debug for Nccl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Nccl").field("launch", &self.0.launch).finish_non_exhaustive()
     }
-}
-
-fn joining(error: impl fmt::Display) -> TransportError {
-    TransportError::Joining(error.to_string())
 }
 
 fn driver(error: impl fmt::Display) -> TransportError {
@@ -89,24 +81,7 @@ impl Nccl {
     /// # Errors
     /// When a rank does not come, two have the same GPU, or one of them has none or no NCCL.
     pub fn join(launch: Launch, first: usize, timeout: Duration) -> Result<Self, TransportError> {
-        let server = if launch.rank == 0 && !launch.kept { Some(keep(&launch.meet)?) } else { None };
-        let mut store = Store::connect(&launch.meet, timeout).map_err(joining)?;
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-        let opened = open(&launch, first);
-        let gpu = match &opened {
-            Ok((_, _, gpu)) => ("gpu", gpu.clone()),
-            Err(error) => ("why", error.to_string()),
-        };
-        let version = library::Nccl::get().map_or(0, |nccl| nccl.version).to_string();
-        let hello: Hello =
-            [("host", host.clone()), ("NCCL", version), gpu].map(|(k, v)| (k.to_owned(), v)).into();
-        let met = meet(&launch, &mut store, &hello, timeout)
-            .and_then(|all| compare(&all, &launch))
-            .and_then(|()| ids(&launch, &mut store, timeout));
-        // The others are still to hear what was said here.
-        let ids = met.inspect_err(|_| pulse::leave(&launch, &mut store, server.is_some(), LAST_WORDS))?;
-        let (device, gpu, _) = opened?;
-
+        let Met { server, store, host, device, gpu, ids } = join::meet(&launch, first, timeout)?;
         let ending = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&ending)).map_err(joining)?;
         let beats = store.again(&launch.meet).map_err(joining)?;
@@ -288,135 +263,6 @@ impl Process {
             Some(error) => error,
             None => TransportError::Late { at, missing: roll.behind, waited },
         }
-    }
-}
-
-/// Keeps a store where the ranks meet: at that address alone where it is this host's own, else at all of them.
-fn keep(meet: &(String, u16)) -> Result<StoreServer, TransportError> {
-    let addresses = (meet.0.as_str(), meet.1).to_socket_addrs();
-    let mut addresses: Vec<SocketAddr> =
-        addresses.map_err(|error| joining(format!("MASTER_ADDR={}: {error}", meet.0)))?.collect();
-    addresses.push(([0, 0, 0, 0], meet.1).into());
-    let mut last = None;
-    for address in addresses {
-        match StoreServer::start(address) {
-            Ok(server) => return Ok(server),
-            Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => last = Some(error),
-            Err(error) => {
-                last = Some(error);
-                break;
-            }
-        }
-    }
-    let why = last.map_or_else(String::new, |error| error.to_string());
-    Err(joining(format!("a store at {}:{}: {why} (another MASTER_PORT may be free)", meet.0, meet.1)))
-}
-
-/// This rank's GPU: which, ready, and what tells it from others.
-fn open(launch: &Launch, first: usize) -> Result<(usize, Arc<Context>, String), TransportError> {
-    library::Nccl::get().map_err(joining)?;
-    let devices = probe().map_err(joining)?.len();
-    // A launcher may show every process its own GPU alone.
-    let device = if devices == 1 { 0 } else { first + launch.local_rank };
-    if device >= devices {
-        return Err(joining(format!(
-            "it is rank {} of its host and wants GPU {device}, of {devices}: NCCL takes one rank per GPU",
-            launch.local_rank
-        )));
-    }
-    let gpu = Context::open(device).map_err(joining)?;
-    let uuid = gpu
-        .stream()
-        .context()
-        .uuid()
-        .map_err(CudaError::driver("asking which GPU this is"))
-        .map_err(joining)?;
-    let name = format!("{:032x}", u128::from_be_bytes(uuid.bytes.map(|byte| byte as u8)));
-    Ok((device, gpu, name))
-}
-
-/// What all ranks say of themselves, `[R]`.
-fn meet(
-    launch: &Launch,
-    store: &mut Store,
-    own: &Hello,
-    timeout: Duration,
-) -> Result<Vec<Hello>, TransportError> {
-    let begun = Instant::now();
-    let key = |rank: usize| format!("{}hello/{rank}", launch.job);
-    let own = serde_json::to_vec(own).map_err(joining)?;
-    store.set(&key(launch.rank), &own).map_err(joining)?;
-    let keys: Vec<String> = (0..launch.ranks).map(key).collect();
-    let silent = store.wait(&keys, timeout).map_err(joining)?;
-    if !silent.is_empty() {
-        return Err(TransportError::Lost { at: BEFORE, silent, failed: Vec::new(), waited: begun.elapsed() });
-    }
-    let read = |key: &String| {
-        let told = store.get(key).map_err(joining)?.unwrap_or_default();
-        serde_json::from_slice(&told)
-            .map_err(|_| joining(format!("{key} in the store is not what a rank says")))
-    };
-    keys.iter().map(read).collect()
-}
-
-/// Refuses ranks that cannot join; the same error on all of them.
-fn compare(all: &[Hello], launch: &Launch) -> Result<(), TransportError> {
-    let mut failed: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    let mut gpus: BTreeMap<[&str; 2], Vec<usize>> = BTreeMap::new();
-    let mut versions: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    let of = |hello: &'_ Hello, name: &str| -> String { hello.get(name).cloned().unwrap_or_default() };
-    let facts: Vec<[String; 4]> =
-        all.iter().map(|hello| ["why", "host", "gpu", "NCCL"].map(|name| of(hello, name))).collect();
-    for (rank, [why, host, gpu, version]) in facts.iter().enumerate() {
-        if !why.is_empty() {
-            failed.entry(why).or_default().push(rank);
-        }
-        gpus.entry([host, gpu]).or_default().push(rank);
-        versions.entry(version).or_default().push(rank);
-    }
-    if let Some((why, ranks)) = failed.first_key_value() {
-        let whose =
-            if ranks.len() == launch.ranks { String::new() } else { format!("{}: ", ranks_in_words(ranks)) };
-        return Err(joining(format!("{whose}{why}")));
-    }
-    if let Some(([host, _], ranks)) = gpus.iter().find(|(_, ranks)| ranks.len() > 1) {
-        return Err(joining(format!(
-            "{} are on the same GPU of {host}: NCCL takes one rank per GPU (as many processes per host as it has GPUs)",
-            ranks_in_words(ranks)
-        )));
-    }
-    if versions.len() > 1 {
-        let each: Vec<String> = versions
-            .iter()
-            .map(|(version, ranks)| format!("{version} on {}", ranks_in_words(ranks)))
-            .collect();
-        return Err(joining(format!("NCCL is {}: expected the same on all", each.join(" and "))));
-    }
-    Ok(())
-}
-
-/// The names of both communicators, by rank 0.
-fn ids(launch: &Launch, store: &mut Store, timeout: Duration) -> Result<[Id; 2], TransportError> {
-    let key = format!("{}ids", launch.job);
-    if launch.rank == 0 {
-        let ids = [comm::name()?, comm::name()?];
-        store.set(&key, &ids.map(|id| id.0).concat()).map_err(joining)?;
-        return Ok(ids);
-    }
-    let begun = Instant::now();
-    let silent = store.wait(std::slice::from_ref(&key), timeout).map_err(joining)?;
-    let told: Option<Vec<u8>> = store.get(&key).map_err(|error: StoreError| joining(error))?;
-    let Some(told) = told.filter(|_| silent.is_empty()) else {
-        return Err(TransportError::Lost {
-            at: BEFORE,
-            silent: vec![0],
-            failed: Vec::new(),
-            waited: begun.elapsed(),
-        });
-    };
-    match told.as_chunks::<128>() {
-        (&[one, other], []) => Ok([Id(one), Id(other)]),
-        _ => Err(joining("what rank 0 says in the store names no communicators")),
     }
 }
 

@@ -146,7 +146,8 @@ impl Far {
     pub(super) fn took(&self) -> Result<(), ExecError> {
         for (purpose, [begin, end]) in self.spans.take() {
             let ms = begin.elapsed_ms(&end).map_err(CudaError::driver("reading a time"))?;
-            self.wire.took(purpose, Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default());
+            self.wire
+                .took_beside(purpose, Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default());
         }
         Ok(())
     }
@@ -252,7 +253,7 @@ impl Far {
     pub(super) fn moved(&self, gpu: &Context) -> Result<(), ExecError> {
         let begun = std::time::Instant::now();
         self.nccl.settle(self.wire.at(Purpose::Moves), gpu.stream())?;
-        self.wire.took(Purpose::Moves, begun.elapsed());
+        self.wire.took_beside(Purpose::Moves, begun.elapsed());
         Ok(())
     }
 }

@@ -147,7 +147,7 @@ impl Wire {
 
     /// Counts a time that exchanges took beside this thread.
     #[cfg(feature = "cuda")]
-    pub(in crate::exec) fn took(&self, purpose: Purpose, time: Duration) {
+    pub(in crate::exec) fn took_beside(&self, purpose: Purpose, time: Duration) {
         self.tally.borrow_mut().waited[purpose as usize] += time;
     }
 

@@ -71,20 +71,26 @@ impl Job {
 
     /// A rank for each of the arguments, on one host.
     fn ranks(args: &[String], more: &[(&str, &str)]) -> Self {
+        Self::ranks_and_last(args, more, &[])
+    }
+
+    /// The same, with more in the environment of the last one.
+    fn ranks_and_last(args: &[String], more: &[(&str, &str)], last: &[(&str, &str)]) -> Self {
         let mut job = Self::new();
         let (port, size) = (job.port.to_string(), args.len().to_string());
-        for (rank, args) in args.iter().enumerate() {
-            let rank = rank.to_string();
+        for (rank, of_rank) in args.iter().enumerate() {
+            let name = rank.to_string();
             let mut environment = vec![
                 ("LD_LIBRARY_PATH", libraries().unwrap().to_str().unwrap()),
-                ("RANK", rank.as_str()),
-                ("LOCAL_RANK", &rank),
+                ("RANK", name.as_str()),
+                ("LOCAL_RANK", &name),
                 ("WORLD_SIZE", &size),
                 ("MASTER_ADDR", "127.0.0.1"),
                 ("MASTER_PORT", &port),
             ];
             environment.extend(more);
-            job.start(EVENKEEL, &args.split_whitespace().collect::<Vec<_>>(), &environment);
+            environment.extend(last.iter().filter(|_| rank + 1 == args.len()));
+            job.start(EVENKEEL, &of_rank.split_whitespace().collect::<Vec<_>>(), &environment);
         }
         job
     }
@@ -256,6 +262,21 @@ fn a_hung_rank_ends_the_job_in_time() {
     // The timeout of 4 s, 1 s for the roll, and the end.
     without(2, "-STOP", Duration::from_secs(15));
     without(0, "-STOP", Duration::from_secs(20));
+}
+
+#[test]
+fn a_rank_that_fails_tells_the_others_why() {
+    if libraries().is_none() {
+        return;
+    }
+    let args = format!("{SMALL} --ranks 3 --policy eplb --batch-tokens 20 --steps 2 --transport nccl");
+    let job = Job::ranks_and_last(&vec![args; 3], &[], &[("EK_MEMORY", "100000")]);
+    let said = errors(&job.end(None));
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert!(said[2].starts_with("error: rank 2: weights take "), "{}", said[2]);
+    for others in &said[..2] {
+        assert!(others.contains("rank 2 gave up: weights take "), "{others}");
+    }
 }
 
 #[test]

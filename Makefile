@@ -92,8 +92,9 @@ python: .tools/python/ready ## Build the Python package, install it into .tools/
 	.tools/python/bin/pip install --quiet --disable-pip-version-check .
 	.tools/python/bin/python -m pytest -q
 
-stacks: .tools/python/ready ## Test the plug-ins with vLLM's, SGLang's and vllm-ascend's own modules, fetched into .tools/stacks.
+stacks: .tools/python/ready $(TOOLS) ## Test the plug-ins with vLLM's, SGLang's and vllm-ascend's own modules, fetched into .tools/stacks.
 	bindings/python/stacks.sh
+	EVENKEEL_TORCH=$(CURDIR)/.tools/stacks/venv/bin $(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) --test exec_nccl -- --nocapture store
 
 page: ## Try the page of `evenkeel serve` in a headless Chromium; skipped where there is none.
 	@if $(PYTHON) tests/page/browser.py; then $(MAKE) page-in-chromium; else echo "skipped: no Chromium"; fi

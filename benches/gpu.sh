@@ -3,12 +3,12 @@
 # both). Needs the driver, NVRTC, cuBLAS where there is one, and for comparison a python3 with torch; no Rust. Each part says what it
 # is; a part that fails does not keep the others from running, and fails the whole in the end.
 #
-#   benches/gpu.sh target/gpu [tests|benches|layers|runs|sanitizer]..        all of it without a part
+#   benches/gpu.sh target/gpu [tests|benches|layers|runs|nccl|sanitizer]..        all of it without a part
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 kit=${1:-target/gpu} python=${PYTHON:-python3} failed=0
 shift || true
-parts=${*:-tests benches layers runs sanitizer}
+parts=${*:-tests benches layers runs nccl sanitizer}
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || {
     echo "this wants a machine with an NVIDIA GPU and its driver" >&2
@@ -38,6 +38,24 @@ sanitize() {
     compute-sanitizer --tool "$1" --error-exitcode 1 "$2" --skip on_a_host --test-threads 1 | tail -n 20
 }
 
+# Two ranks on two GPUs over NCCL, as a launcher would start them.
+two_gpus() {
+    if (($(nvidia-smi --list-gpus | wc -l) < 2)); then
+        echo "skipped: NCCL takes a GPU per rank, and there is one"
+        return 0
+    fi
+    local rank ended=0 processes=()
+    for rank in 0 1; do
+        RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29517 timeout 300 "$kit/evenkeel" run \
+            --backend cuda --transport nccl --ranks 2 --redundant 8 --model qwen3-30b-a3b "$@" &
+        processes+=($!)
+    done
+    for rank in "${processes[@]}"; do
+        wait "$rank" || ended=1
+    done
+    return "$ended"
+}
+
 run=("$kit/evenkeel" run --backend cuda --ranks 8 --redundant 8)
 for name in $parts; do
     case $name in
@@ -65,6 +83,11 @@ for name in $parts; do
         part "${run[@]}" --model qwen3-30b-a3b --batch-tokens 128 --steps 6 --replan-every 2 --check
         part "${run[@]}" --model gpt-oss-20b --batch-tokens 128 --steps 2 --check --alone
         part "$kit/evenkeel" calibrate --backend cuda --model qwen3-30b-a3b
+        ;;
+    nccl)
+        part two_gpus --batch-tokens 128 --steps 2 --check --prove-plans --alone
+        part two_gpus --batch-tokens 128 --steps 6 --replan-every 2 --check --prove-plans
+        part two_gpus --batch-tokens 4096 --steps 10
         ;;
     sanitizer)
         for tool in memcheck racecheck synccheck initcheck; do

@@ -74,9 +74,10 @@ EK_FN bool visits(const i32* slots, u32 token, u32 top_k, u32 first, u32 end) {
   return false;
 }
 
-// Which row of the parcel for one rank every token is: those that visit it, in their order. `shared` has room for TILE + 1.
+// Which row of the parcel for one rank every token is: those that visit it, in their order; and how many there are. `shared` has
+// room for TILE + 1.
 EK_FN void number_rows(Block team, u32* shared, const i32* slots, u32 tokens, u32 top_k, u32 first_slot, u32 end_slot,
-                       u32* rows) {
+                       u32* rows, u32* size) {
   u32 before = 0;
   EK_LOOP for (u32 first = 0; first < tokens; first += EK_TILE) {
     const u32 here = tokens - first < EK_TILE ? tokens - first : EK_TILE;
@@ -91,6 +92,7 @@ EK_FN void number_rows(Block team, u32* shared, const i32* slots, u32 tokens, u3
     before += shared[EK_TILE];
     team.sync();
   }
+  EK_ONE(team) *size = before;
 }
 
 // Copies the token of one choice to the parcel of the rank it goes to, unless an earlier choice took it there.
@@ -185,13 +187,14 @@ ek_place(const i32* slots, u64 n, u32 all, const u32* befores, const u32* base, 
   place_chunk(Block(), shared, slots, n, chunk, all, befores + chunk * all, base, places);
 }
 
-// A block per destination; its own rank needs no parcel.
+// A block per destination; its own rank needs no parcel, and has no rows here.
 EK_KERNEL(256)
-ek_number_rows(const i32* slots, u32 tokens, u32 top_k, u32 per_rank, u32 own, u32 room, u32* rows) {
+ek_number_rows(const i32* slots, u32 tokens, u32 top_k, u32 per_rank, u32 own, u32 room, u32* rows, u32* sizes) {
   EK_SHARED_ARRAY(u32, shared, EK_TILE + 1);
   const u32 rank = blockIdx.x;
   if (rank == own) return;
-  number_rows(Block(), shared, slots, tokens, top_k, rank * per_rank, (rank + 1) * per_rank, rows + (u64)rank * room);
+  number_rows(Block(), shared, slots, tokens, top_k, rank * per_rank, (rank + 1) * per_rank, rows + (u64)rank * room,
+              sizes + rank);
 }
 
 EK_KERNEL(256)

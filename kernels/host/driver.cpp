@@ -8,8 +8,10 @@
 // and no more shared memory than was asked for. With several devices, kernels of one cannot touch memory of another (GPUs without
 // access to their peers). Under the address sanitiser kernels cannot leave their memory either.
 //
+// With nccl.cpp beside it, processes exchange what lies in this memory (tests/exec_nccl.rs).
+//
 // Environment: EK_ORDER is the order of lanes (0 ascending, 1 descending, 2 shuffled), EK_MEMORY the device memory in bytes,
-// EK_DEVICES and EK_MULTIPROCESSORS how many of these there are.
+// EK_DEVICES and EK_MULTIPROCESSORS how many of these there are, EK_GPU a number that names the GPU to other processes.
 #define EK_HOST
 #include <cmath>
 
@@ -32,6 +34,7 @@
 #include <string>
 #include <sys/mman.h>
 #include <tuple>
+#include <unistd.h>
 #include <utility>
 
 #define API extern "C" __attribute__((visibility("default")))
@@ -41,6 +44,7 @@ enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NOT_READY = 600, ISOLATION = 905, UNJ
 
 static std::recursive_mutex lock;
 typedef std::function<void()> Work;
+typedef std::function<bool()> Try;
 
 static int fail(const char* what) {
   std::fprintf(stderr, "driver: %s\n", what);
@@ -69,6 +73,7 @@ struct Event {
 
 struct Op {
   Work work;
+  Try attempt; // instead of work, where it may have to wait for another process
   Event* record = nullptr;
   Event* wait = nullptr;
   u64 ticket = 0;
@@ -117,26 +122,36 @@ static double now() {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-static void step(Stream* stream);
+static bool step(Stream* stream);
 
-static void reach(Event* event, u64 ticket) {
-  while (event->done < ticket && event->on && !event->on->queue.empty()) step(event->on);
+// Works until an event is there, or something has to wait for another process: false.
+static bool reach(Event* event, u64 ticket) {
+  while (event->done < ticket && event->on && !event->on->queue.empty()) {
+    if (!step(event->on)) return false;
+  }
+  return true;
 }
 
-static void step(Stream* stream) {
-  if (stream->queue.empty()) return;
+// Does the next thing; false where it has to wait for another process.
+static bool step(Stream* stream) {
+  if (stream->queue.empty()) return true;
+  Op& next = stream->queue.front();
+  if (next.attempt && !next.attempt()) return false;
+  if (next.wait && !reach(next.wait, next.ticket)) return false;
   Op op = std::move(stream->queue.front());
   stream->queue.pop_front();
-  if (op.wait) reach(op.wait, op.ticket);
   if (op.work) op.work();
   if (op.record) {
     op.record->done = op.ticket;
     op.record->time = now();
   }
+  return true;
 }
 
 static void drain(Stream* stream) {
-  while (!stream->queue.empty()) step(stream);
+  while (!stream->queue.empty()) {
+    if (!step(stream)) usleep(50);
+  }
 }
 
 static thread_local u64 current = 0; // the device, from 1
@@ -144,6 +159,19 @@ static std::vector<Stream*> streams;
 static Stream* stream_of(void* handle) {
   static Stream zero;
   return handle ? (Stream*)handle : &zero;
+}
+
+// For nccl.cpp: something to try again until it is done.
+void ek_enqueue(void* handle, Try attempt) {
+  GUARD;
+  Stream* stream = stream_of(handle);
+  if (stream->capture) {
+    fail("an exchange with another process while recording");
+    return;
+  }
+  Op op;
+  op.attempt = std::move(attempt);
+  stream->queue.push_back(std::move(op));
 }
 
 static void enqueue(Stream* stream, Work work) {
@@ -224,12 +252,14 @@ API int cuStreamWaitEvent(void* waits, void* handle, unsigned) {
 API int cuEventSynchronize(void* handle) {
   GUARD;
   Event* event = (Event*)handle;
-  reach(event, event->issued);
+  while (!reach(event, event->issued)) usleep(50);
   return OK;
 }
+// Who asks, waits: the stream gets on as far as it can without another process.
 API int cuEventQuery(void* handle) {
   GUARD;
   Event* event = (Event*)handle;
+  reach(event, event->issued);
   return event->done < event->issued ? NOT_READY : OK;
 }
 API int cuEventElapsedTime_v2(float* ms, void* begin, void* end) {
@@ -293,6 +323,12 @@ static bool within(u64 address, u64 bytes) {
   return address + bytes <= next->first + next->second;
 }
 
+// For nccl.cpp: whether memory is of this device.
+bool ek_within(u64 address, u64 bytes) {
+  GUARD;
+  return within(address, bytes);
+}
+
 API int cuInit(unsigned) { return OK; }
 API int cuDeviceGetCount(int* count) {
   *count = (int)setting("EK_DEVICES", 1);
@@ -304,6 +340,13 @@ API int cuDeviceGet(int* device, int ordinal) {
 }
 API int cuDeviceGetName(char* name, int length, int) {
   std::snprintf(name, (std::size_t)length, "host");
+  return OK;
+}
+// Every process has GPUs of its own, unless EK_GPU names one.
+API int cuDeviceGetUuid_v2(unsigned char* uuid, int ordinal) {
+  const u64 gpu = setting("EK_GPU", (u64)getpid()) << 8 | (u64)ordinal;
+  std::memset(uuid, 0, 16);
+  std::memcpy(uuid, &gpu, 8);
   return OK;
 }
 API int cuDeviceGetAttribute(int* value, int which, int) {

@@ -20,7 +20,7 @@ impl Output {
     }
 
     /// Says nothing on the side.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", feature = "cuda"))]
     pub(crate) fn quiet(self) -> Self {
         Self { json: true, ..self }
     }
@@ -76,25 +76,25 @@ pub(crate) fn error(error: &anyhow::Error) {
 }
 
 /// A failure that has been told already.
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", feature = "cuda"))]
 #[derive(Debug)]
 pub(crate) struct Said;
 
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", feature = "cuda"))]
 impl std::fmt::Display for Said {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("see above")
     }
 }
 
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", feature = "cuda"))]
 impl std::error::Error for Said {}
 
 /// Whether a failure has been told already.
 pub(crate) fn is_said(error: &anyhow::Error) -> bool {
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", feature = "cuda"))]
     return error.is::<Said>();
-    #[cfg(not(feature = "mpi"))]
+    #[cfg(not(any(feature = "mpi", feature = "cuda")))]
     {
         let _ = error;
         false

@@ -1,4 +1,5 @@
-//! The CUDA driver on the host, `kernels/host/driver.cpp`, as a shared library that the loader finds in the place of the real ones.
+//! The CUDA driver and the NCCL on the host, `kernels/host/driver.cpp` and `nccl.cpp`, as a shared library that the loader finds in the
+//! place of the real ones.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::path::{Path, PathBuf};
@@ -12,7 +13,10 @@ pub(crate) fn host_driver(name: &str, flags: &[&str]) -> Option<PathBuf> {
     let built = Command::new(compiler)
         .args(["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"])
         .args(flags)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host/driver.cpp"))
+        .args(
+            ["driver.cpp", "nccl.cpp"]
+                .map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host").join(name)),
+        )
         .arg("-o")
         .arg(folder.join("libcuda.so"))
         .output();
@@ -21,7 +25,7 @@ pub(crate) fn host_driver(name: &str, flags: &[&str]) -> Option<PathBuf> {
         return None;
     };
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    for other in ["libnvrtc.so", "libcublas.so"] {
+    for other in ["libnvrtc.so", "libcublas.so", "libnccl.so.2"] {
         let link = folder.join(other);
         // One library under three names, loaded once.
         let _ = std::fs::remove_file(&link);

@@ -31,7 +31,9 @@ use std::str::FromStr;
                   --num-layers 2 --ranks 8 --redundant 8 --check\n  evenkeel run --model qwen3-30b-a3b --num-layers 1 \
                   --ranks 8 --redundant 8 --batch-tokens 512 --steps 5\n  evenkeel run --model deepseek-v2-lite --hidden 128 \
                   --intermediate 64 --ranks 8 --redundant 16 --replan-every 10 --check --record loads.csv.zst\n  mpirun -n 8 \
-                  evenkeel run traces/sample-decode.csv.zst --model gpt-oss-20b --ranks 8 --redundant 8 --transport mpi --check"
+                  evenkeel run traces/sample-decode.csv.zst --model gpt-oss-20b --ranks 8 --redundant 8 --transport mpi --check\n  torchrun \
+                  --no-python --nproc-per-node 8 evenkeel run traces/sample-decode.csv.zst --model gpt-oss-20b --ranks 8 --redundant 8 \
+                  --backend cuda --transport nccl --check"
 )]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -121,17 +123,17 @@ pub(crate) struct RunArgs {
     /// cublas (which takes them from the host)
     #[arg(long, value_name = "NAME", default_value = "own")]
     pub(super) ffn: FfnName,
-    /// With --backend cuda: which GPU, or the first of several
+    /// With --backend cuda: which GPU, or the first of several (--transport nccl: of this host's ranks)
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) gpu: usize,
     /// With --backend cuda: how many GPUs the ranks are dealt to; those of one GPU run one after the other
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) gpus: u16,
-    /// Where ranks are: in-process (all in this process, one after the other) or mpi (one process each, started by mpirun or srun; on the
-    /// CPU); see docs/distributed.md
+    /// Where ranks are: in-process (all in this process, one after the other), mpi (one process each, started by mpirun or srun; on the
+    /// CPU) or nccl (one process and GPU each, started by torchrun, srun or mpirun); see docs/distributed.md and docs/nccl.md
     #[arg(long, value_name = "NAME", default_value = "in-process", help_heading = "Processes")]
     pub(super) transport: TransportName,
-    /// With --transport mpi: a rank that is silent for so long is taken for lost, and ends the job; more than the longest a rank
+    /// With --transport mpi or nccl: a rank that is silent for so long is taken for lost, and ends the job; more than the longest a rank
     /// computes without a word
     #[arg(
         long,
@@ -140,13 +142,13 @@ pub(crate) struct RunArgs {
         value_parser = clap::value_parser!(u64).range(1..=86_400),
         help_heading = "Processes"
     )]
-    #[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "of processes alone"))]
+    #[cfg_attr(not(any(feature = "mpi", feature = "cuda")), allow(dead_code, reason = "of processes alone"))]
     pub(super) rank_timeout: u64,
     /// With --transport mpi: in how many chunks of slots tokens travel, so that experts of one chunk work while the next one is on
     /// its way, or auto (by measured costs of experts and of the wire); results are the same
     #[arg(long, value_name = "N|auto", default_value = "1", help_heading = "Processes")]
     pub(super) chunks: ChunkCount,
-    /// With --transport mpi: compare digests of every rank's split of every batch, and fail where they differ
+    /// With --transport mpi or nccl: compare digests of every rank's split of every batch, and fail where they differ
     #[arg(long, help_heading = "Processes")]
     pub(super) prove_plans: bool,
     /// Steps to run
@@ -203,6 +205,8 @@ pub(crate) enum TransportName {
     InProcess,
     /// In processes of an MPI job.
     Mpi,
+    /// In processes with a GPU each.
+    Nccl,
 }
 
 /// What multiplies on a GPU.

@@ -1,9 +1,9 @@
 //! `evenkeel run`: a real forward pass that applies the plans, measured and checked.
 
 mod args;
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", feature = "cuda"))]
 mod processes;
-#[cfg_attr(not(feature = "mpi"), allow(dead_code, reason = "of processes alone"))]
+#[cfg_attr(not(any(feature = "mpi", feature = "cuda")), allow(dead_code, reason = "of processes alone"))]
 mod sent;
 mod show;
 
@@ -42,16 +42,33 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
         bail!("--aggregate {}: expected --backend cpu; GPUs are no gateways yet", args.aggregate);
     }
     if args.chunks != ChunkCount::Fixed(1) && args.transport != TransportName::Mpi {
-        bail!("--chunks: expected --transport mpi; in one process nothing travels");
+        bail!(
+            "--chunks: expected --transport mpi; nothing travels in one process, and over NCCL all of a layer does at once"
+        );
     }
     match args.transport {
         TransportName::InProcess if args.prove_plans => {
-            bail!("--prove-plans: expected --transport mpi; in one process there is one plan")
+            bail!("--prove-plans: expected --transport mpi or nccl; in one process there is one plan")
         }
         TransportName::InProcess => here(args, output),
         TransportName::Mpi if args.backend != BackendName::Cpu => {
-            bail!("--transport mpi: expected --backend cpu; GPUs are not reached over MPI yet")
+            bail!("--transport mpi: expected --backend cpu; GPUs reach each other by --transport nccl")
         }
+        TransportName::Nccl if args.backend != BackendName::Cuda => {
+            bail!(
+                "--transport nccl: expected --backend cuda; ranks on the CPU reach each other by --transport mpi"
+            )
+        }
+        TransportName::Nccl if args.gpus != 1 => {
+            bail!(
+                "--transport nccl: --gpus {}: expected 1; every process has one rank, and one GPU",
+                args.gpus
+            )
+        }
+        #[cfg(feature = "cuda")]
+        TransportName::Nccl => processes::run(args, output),
+        #[cfg(not(feature = "cuda"))]
+        TransportName::Nccl => bail!("this evenkeel was built without the feature `cuda`"),
         #[cfg(feature = "mpi")]
         TransportName::Mpi => processes::run(args, output),
         #[cfg(not(feature = "mpi"))]

@@ -1,22 +1,30 @@
-//! `evenkeel run --transport mpi`: this process is one rank.
+//! `evenkeel run --transport mpi` and `--transport nccl`: this process is one rank.
 //!
 //! All ranks read and plan for themselves. Before the first step they compare what they are about to run; rank 0 prints. Where one
 //! fails, all end, and each says what it knows.
 
+#[cfg(feature = "mpi")]
 use super::args::ChunkCount;
+use super::args::TransportName;
 use super::sent::Sent;
 use super::{RunArgs, Setup, placements, show, verdict};
 use crate::cli::output::{Bar, Output, Said};
+#[cfg(feature = "cuda")]
+use anyhow::Context as _;
 use anyhow::anyhow;
 use evenkeel::cluster::Cluster;
-use evenkeel::exec::ExecError;
+#[cfg(feature = "mpi")]
 use evenkeel::exec::cpu::PeerOptions;
 use evenkeel::exec::feed::Feed;
+#[cfg(feature = "mpi")]
 use evenkeel::exec::overlap::Overlap;
-use evenkeel::exec::run::{Outcome, Progress};
-use evenkeel::exec::transport::{
-    At, Mpi, Purpose, Tally, Transport as _, TransportError, Wire, ranks_in_words,
-};
+use evenkeel::exec::run::Progress;
+#[cfg(feature = "mpi")]
+use evenkeel::exec::transport::Mpi;
+use evenkeel::exec::transport::{At, Purpose, Tally, Transport, TransportError, Wire, ranks_in_words};
+#[cfg(feature = "cuda")]
+use evenkeel::exec::transport::{Nccl, rendezvous::Launch};
+use evenkeel::exec::{Backend, ExecError};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -53,12 +61,79 @@ impl From<anyhow::Error> for Fault {
     }
 }
 
+/// The job that this process is one of.
+enum Job {
+    #[cfg(feature = "mpi")]
+    Mpi(Mpi),
+    #[cfg(feature = "cuda")]
+    Nccl(Nccl),
+}
+
+impl Job {
+    fn join(args: &RunArgs) -> anyhow::Result<Self> {
+        let timeout = Duration::from_secs(args.rank_timeout);
+        match args.transport {
+            #[cfg(feature = "cuda")]
+            TransportName::Nccl => {
+                let launch = Launch::from_environment().context("--transport nccl")?;
+                let rank = launch.rank;
+                Ok(Job::Nccl(Nccl::join(launch, args.gpu, timeout).map_err(|error| match error {
+                    // All ranks find the same; one message is enough.
+                    TransportError::Joining(_) if rank > 0 => anyhow::Error::from(Said),
+                    error => anyhow::Error::from(error).context(format!("rank {rank}")),
+                })?))
+            }
+            #[cfg(feature = "mpi")]
+            TransportName::Mpi => Ok(Job::Mpi(Mpi::join(timeout)?)),
+            _ => anyhow::bail!("--transport: this evenkeel was built without it"),
+        }
+    }
+
+    fn transport(&self) -> Box<dyn Transport> {
+        match self {
+            #[cfg(feature = "mpi")]
+            Job::Mpi(mpi) => Box::new(mpi.clone()),
+            #[cfg(feature = "cuda")]
+            Job::Nccl(nccl) => Box::new(nccl.clone()),
+        }
+    }
+
+    fn host(&self) -> &str {
+        match self {
+            #[cfg(feature = "mpi")]
+            Job::Mpi(mpi) => mpi.host(),
+            #[cfg(feature = "cuda")]
+            Job::Nccl(nccl) => nccl.host(),
+        }
+    }
+
+    fn end(&self) -> Result<(), TransportError> {
+        let at = At { step: None, layer: None, purpose: Purpose::Control };
+        match self {
+            #[cfg(feature = "mpi")]
+            Job::Mpi(mpi) => mpi.end(at),
+            #[cfg(feature = "cuda")]
+            Job::Nccl(nccl) => nccl.end(at),
+        }
+    }
+
+    fn give_up(&self, why: &str) {
+        match self {
+            #[cfg(feature = "mpi")]
+            Job::Mpi(mpi) => mpi.give_up(why),
+            #[cfg(feature = "cuda")]
+            Job::Nccl(nccl) => nccl.give_up(why),
+        }
+    }
+}
+
 /// Joins the job, runs as one of its ranks and leaves it.
 pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
-    let mpi = Mpi::join(Duration::from_secs(args.rank_timeout))?;
-    let first = mpi.rank() == 0;
-    let end = || mpi.end(At { step: None, layer: None, purpose: Purpose::Control }).map_err(Fault::from);
-    let done = as_rank(args, if first { output } else { output.quiet() }, &mpi);
+    let job = Job::join(args)?;
+    let rank = job.transport().rank();
+    let first = rank == 0;
+    let end = || job.end().map_err(Fault::from);
+    let done = as_rank(args, if first { output } else { output.quiet() }, &job);
     let ended = match done {
         Ok(()) => end().map(Ok),
         Err(Fault::All(error)) => {
@@ -75,50 +150,58 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
         Ok(done) => done,
         Err(Fault::All(error) | Fault::Own(error)) => {
             let why = evenkeel::in_words(error.as_ref());
-            crate::cli::output::error(&error.context(format!("rank {}", mpi.rank())));
-            mpi.give_up(&why);
+            crate::cli::output::error(&error.context(format!("rank {rank}")));
+            job.give_up(&why);
             Err(Said.into())
         }
     }
 }
 
-fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
+fn as_rank(args: &RunArgs, output: Output, job: &Job) -> Result<(), Fault> {
     let setup = Setup::new(args, output);
     // Ranks are compared before anybody knows how many the arguments ask for.
-    let group = Cluster::uneven(mpi.ranks(), 1, mpi.ranks(), 0).map_err(|error| Fault::Own(error.into()))?;
-    let wire = Wire::new(Box::new(mpi.clone()), group)?;
+    let ranks = job.transport().ranks();
+    let group = Cluster::uneven(ranks, 1, ranks, 0).map_err(|error| Fault::Own(error.into()))?;
+    let wire = Wire::new(job.transport(), group)?;
     let facts = setup
         .as_ref()
         .map_err(|error| evenkeel::in_words(error.as_ref()))
-        .and_then(|setup| facts(args, setup, mpi));
+        .and_then(|setup| facts(args, setup, job));
     let told = serde_json::to_vec(&facts).map_err(|error| Fault::Own(error.into()))?;
     let hosts = compare(&wire, &wire.all_gather(Purpose::Control, told)?)?;
     let setup = setup?;
 
-    let wire = Rc::new(Wire::new(Box::new(mpi.clone()), setup.exec.cluster)?);
+    let wire = Rc::new(Wire::new(job.transport(), setup.exec.cluster)?);
     let run = setup.run(args);
     let bar = (wire.rank() == 0).then(Bar::running);
     let progress: &dyn Progress = bar.as_ref().map_or(&(), |bar| bar);
-    let (chunks, overlap) = match args.chunks {
-        ChunkCount::Fixed(count) => (count.min(setup.exec.cluster.slots_per_rank()), None),
-        ChunkCount::Auto => {
-            let overlap = Overlap::measure(&run, &wire)?;
-            (overlap.chunks, Some(overlap))
+    let place = |plain: &mut dyn Backend| {
+        let profile = |steps| run.profile_on(plain, steps, progress);
+        made(&wire, placements(&run, &setup.plan_on, profile))
+    };
+    let prove = args.prove_plans;
+    let (outcome, chunks, overlap) = match job {
+        #[cfg(feature = "mpi")]
+        Job::Mpi(_) => {
+            let (chunks, overlap) = match args.chunks {
+                ChunkCount::Fixed(count) => (count.min(setup.exec.cluster.slots_per_rank()), None),
+                ChunkCount::Auto => {
+                    let overlap = Overlap::measure(&run, &wire)?;
+                    (overlap.chunks, Some(overlap))
+                }
+            };
+            (run.on_wire(&wire, PeerOptions { prove, chunks }, place, progress)?, chunks, overlap)
+        }
+        #[cfg(feature = "cuda")]
+        Job::Nccl(nccl) => {
+            let options = super::cuda(args.gpu, 1, args.ffn);
+            (run.on_nccl((&wire, nccl), options, prove, place, progress)?, 1, None)
         }
     };
-    let outcome: Outcome = run.on_wire(
-        &wire,
-        PeerOptions { prove: args.prove_plans, chunks },
-        |plain| {
-            let profile = |steps| run.profile_on(plain, steps, progress);
-            made(&wire, placements(&run, &setup.plan_on, profile))
-        },
-        progress,
-    )?;
     drop(bar);
     wire.doing(None, None);
-    let (tallies, proved) = (tallies(&wire)?, args.prove_plans);
-    let sent = Sent { name: "mpi", hosts, tallies, proved, aggregate: args.aggregate, chunks, overlap };
+    let (name, tallies, aggregate) = (wire.name(), tallies(&wire)?, args.aggregate);
+    let sent = Sent { name, hosts, tallies, proved: prove, aggregate, chunks, overlap };
     if wire.rank() == 0 {
         show(args, &run, &setup.plan_on, &outcome, Some(&sent), output)?;
     }
@@ -126,11 +209,11 @@ fn as_rank(args: &RunArgs, output: Output, mpi: &Mpi) -> Result<(), Fault> {
 }
 
 /// What has to be the same on all ranks, by name; and the host, which has not.
-fn facts(args: &RunArgs, setup: &Setup, mpi: &Mpi) -> Result<BTreeMap<String, String>, String> {
+fn facts(args: &RunArgs, setup: &Setup, job: &Job) -> Result<BTreeMap<String, String>, String> {
     let words = |error: ExecError| evenkeel::in_words(&error);
     let mut facts: BTreeMap<String, String> = [
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("host", mpi.host().to_owned()),
+        ("host", job.host().to_owned()),
         ("model", format!("{:?}", setup.exec.model)),
         ("--ranks", setup.exec.cluster.ranks().to_string()),
         ("--nodes", setup.exec.cluster.nodes().to_string()),
@@ -141,6 +224,7 @@ fn facts(args: &RunArgs, setup: &Setup, mpi: &Mpi) -> Result<BTreeMap<String, St
         ("--policy", format!("{} groups {}", args.policy_name(), args.cluster.groups)),
         ("--split and --then", format!("{} {:?}", args.split, setup.exec.then)),
         ("--aggregate", args.aggregate.to_string()),
+        ("--ffn", format!("{:?}", args.ffn)),
         ("--skew and --drift", format!("{} {}", args.skew, args.drift)),
         ("--replan-every, --move-budget and --max-moves", format!("{:?}", args.replan())),
         ("--check", args.check.to_string()),

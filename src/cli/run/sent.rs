@@ -73,12 +73,15 @@ impl Sent {
             outcome.steps.len(),
             table(&header, Purpose::ALL.iter().map(row).collect(), 1)
         );
-        let (ms, share) = self.layer();
-        text += &format!(
-            "\nDispatch, experts and combine of a layer in {}: {ms:.3} ms, {:.1} % of it waiting for exchanges\n",
-            if self.chunks == 1 { "1 chunk".to_owned() } else { format!("{} chunks", self.chunks) },
-            share * 100.0
-        );
+        // Over NCCL the GPU times its phases, not the host the layer.
+        if all.runs > 0 {
+            let (ms, share) = self.layer();
+            text += &format!(
+                "\nDispatch, experts and combine of a layer in {}: {ms:.3} ms, {:.1} % of it waiting for exchanges\n",
+                if self.chunks == 1 { "1 chunk".to_owned() } else { format!("{} chunks", self.chunks) },
+                share * 100.0
+            );
+        }
         if let (Some(overlap), Some(one), Some(chosen)) =
             (self.overlap, self.modelled(1), self.modelled(self.chunks))
         {
@@ -111,8 +114,8 @@ impl Sent {
         json!({
             "aggregate": self.aggregate.to_string(),
             "chunks": self.chunks,
-            "layer_ms": ms,
-            "communication_share": share,
+            "layer_ms": (all.runs > 0).then_some(ms),
+            "communication_share": (all.runs > 0).then_some(share),
             "modelled": self.overlap.map(|overlap| json!({
                 "layer_ms": self.modelled(self.chunks),
                 "layer_ms_in_one_chunk": self.modelled(1),

@@ -18,6 +18,8 @@ mod work;
 
 pub use ffn::Ffn;
 pub use matmul::times_transposed;
+#[cfg(feature = "cuda")]
+pub(super) use peer::complete;
 pub use peer::{Peer, PeerOptions};
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun, Phase, Routed, Times};

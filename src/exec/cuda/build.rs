@@ -31,7 +31,7 @@ impl Cuda {
         }
         let together = self.gpus.iter().map(|gpu| gpu.context.fork()).collect::<Result<Vec<_>, _>>()?;
         let mut ranks = Vec::with_capacity(cluster.ranks());
-        for own in 0..cluster.ranks() {
+        for &own in &self.mine {
             let device = self.device(own);
             let gpu = match self.options.streams {
                 Streams::Alone => Arc::clone(&together[device]),
@@ -54,8 +54,8 @@ impl Cuda {
         let mut homes: Vec<Home> = ranks.iter().map(|_| Home::default()).collect();
         for (layer, placement) in placements.iter().enumerate() {
             let slots = self.fill(source, layer, placement)?;
-            for (rank, (home, slots)) in homes.iter_mut().zip(slots).enumerate() {
-                home.push(&self.gpus[self.device(rank)].context, placement, slots)?;
+            for ((home, rank), slots) in homes.iter_mut().zip(&ranks).zip(slots) {
+                home.push(&self.gpus[rank.device].context, placement, slots)?;
             }
         }
         let blas = match self.options.path {
@@ -69,8 +69,10 @@ impl Cuda {
             gpus: Arc::clone(&self.gpus),
             shape: self.shape,
             placements,
+            mine: self.mine.clone(),
             ranks,
             homes,
+            far: self.far.clone(),
             plans: vec![],
             boards: None,
             blas,
@@ -94,6 +96,9 @@ impl Cuda {
             let mut first = self.original(layer, expert).ok();
             for &slot in placement.copies(expert as usize) {
                 let (rank, at) = (placement.rank_of(slot), slot as usize % placement.slots_per_rank());
+                if self.at(rank).is_none() {
+                    continue;
+                }
                 let gpu = &self.gpus[self.device(rank)].context;
                 let here = self.held(rank, layer, expert).or_else(|| {
                     of_rank(placement, rank)[..at]
@@ -117,7 +122,7 @@ impl Cuda {
                 slots[rank][at] = Some(cell);
             }
         }
-        Ok(slots)
+        Ok(self.mine.iter().map(|&rank| std::mem::take(&mut slots[rank])).collect())
     }
 
     /// Gives all ranks buffers for so many tokens and choices per token, where those that there are do not suffice, and the
@@ -149,22 +154,28 @@ impl Cuda {
         self.boards = None;
         self.synchronize()?;
         for (device, gpu) in self.gpus.iter().enumerate() {
-            let (here, far): (Vec<_>, Vec<_>) = self.ranks.iter().partition(|rank| rank.device == device);
-            let mirrors = room.mirror_bytes() * (here.len() * far.len()) as u64;
-            enough(&gpu.context, "buffers", room.bytes() * here.len() as u64 + mirrors)?;
+            let here = self.ranks.iter().filter(|rank| rank.device == device).count();
+            let mirrors = room.mirror_bytes() * (here * (room.ranks - here)) as u64;
+            enough(&gpu.context, "buffers", room.bytes() * here as u64 + mirrors)?;
         }
-        let devices: Vec<usize> = self.ranks.iter().map(|rank| rank.device).collect();
+        let devices: Vec<Option<usize>> =
+            (0..room.ranks).map(|rank| self.at(rank).map(|at| self.ranks[at].device)).collect();
         for rank in &mut self.ranks {
             rank.buffers = Some(Buffers::new(&rank.gpu, room, rank.own, &devices)?);
         }
-        let all: Vec<&Buffers> = self.ranks.iter().filter_map(|rank| rank.buffers.as_ref()).collect();
-        let tables = self.ranks.iter().map(|rank| rank.tables(&all)).collect::<Result<Vec<_>, _>>()?;
+        let all: Vec<Option<&Buffers>> =
+            (0..room.ranks).map(|rank| self.ranks[self.at(rank)?].buffers.as_ref()).collect();
+        let of = |rank: &Rank| rank.buffers.as_ref().map(|mine| rank.tables(mine, &all));
+        let tables = self.ranks.iter().filter_map(of).collect::<Result<Vec<_>, _>>()?;
         for (rank, tables) in self.ranks.iter_mut().zip(tables) {
             if let Some(buffers) = &mut rank.buffers {
                 buffers.tables = Some(tables);
             }
         }
         let board = |width| -> Result<Box<dyn DeviceGather>, CudaError> {
+            if let Some(far) = &self.far {
+                return Ok(Box::new(far.board()));
+            }
             if self.gpus.len() == 1 {
                 return Ok(Box::new(SameDevice::new(self.gpu(), cluster.ranks(), width)?));
             }

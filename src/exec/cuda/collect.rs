@@ -16,13 +16,22 @@ impl Cuda {
         mut routed: Vec<SourceRouting>,
         args: &[RouteArgs],
     ) -> Result<LayerRun, ExecError> {
+        if let Some(far) = &self.far {
+            self.ranks.iter().try_for_each(|rank| far.settle(rank))?;
+            far.took()?;
+        }
         self.synchronize()?;
         let (model, cluster) = (&self.config.model, &self.config.cluster);
         let (hidden, k) = (model.hidden as usize, pass.top_k);
         let layer = &self.layers()[pass.layer];
-        let mut run = LayerRun { counts: vec![0; model.experts], ..LayerRun::default() };
-        for (at, rank) in self.ranks.iter().enumerate() {
-            let (buffers, _) = parts(rank)?;
+        let mut run = LayerRun {
+            counts: vec![0; model.experts],
+            outputs: vec![vec![]; cluster.ranks()],
+            rank_loads: vec![0; cluster.ranks()],
+            ..LayerRun::default()
+        };
+        for rank in &self.ranks {
+            let (at, (buffers, _)) = (rank.own, parts(rank)?);
             let (tokens, rows, gpu) = (pass.tokens[at], pass.rows[at], &rank.gpu);
             if pass.chooser == Chooser::Device && tokens > 0 {
                 let bad = gpu.download(&buffers.bad)?.first().copied().unwrap_or(u32::MAX);
@@ -46,13 +55,15 @@ impl Cuda {
                 }
             }
             let offsets = gpu.download(&buffers.offsets)?;
-            run.rank_loads.push(u64::from(offsets.last().copied().unwrap_or(0)));
+            run.rank_loads[at] = u64::from(offsets.last().copied().unwrap_or(0));
             if rows == 0 {
-                run.outputs.push(vec![]);
                 continue;
             }
             let slots = gpu.download(&buffers.slots.slice(..rows * k))?;
             run.copies.add(&slots, k, at, cluster);
+            if let Some(far) = &self.far {
+                far.stays(&slots, &buffers.room, k);
+            }
             let mut out = gpu.download(&buffers.out.slice(..rows * hidden))?;
             if let Some(soft) = &routed[at].soft {
                 out = soft.unmix(&out, hidden);
@@ -61,7 +72,7 @@ impl Cuda {
                     out.iter_mut().zip(shared).for_each(|(y, s)| *y += f32::from_bits(u32::from(s) << 16));
                 }
             }
-            run.outputs.push(out);
+            run.outputs[at] = out;
         }
         if let Plan::Device(planners) = &mut self.plans[pass.layer] {
             planners.iter_mut().try_for_each(DevicePlanner::check_faults)?;

@@ -212,6 +212,7 @@ impl On<'_> {
         slots: Address,
         [tokens, top_k]: [usize; 2],
         rows: Address,
+        sizes: Address,
     ) -> Result<(), CudaError> {
         let (tokens, top_k) = (tokens as u32, top_k as u32);
         launch!(
@@ -226,7 +227,8 @@ impl On<'_> {
             &seat.per_rank,
             &seat.own,
             &seat.room,
-            &rows
+            &rows,
+            &sizes
         )
     }
 

@@ -6,6 +6,8 @@
 //! draw random numbers or mix tokens, by splits other than the exact one, by room that overflows to the next choice, and by
 //! cuBLAS ([`Path::Cublas`]), which takes the sizes of its products from the host.
 //!
+//! [`Peer`] is one rank alone, of a group whose others are in other processes.
+//!
 //! Ranks do not read each other's memory but for what is sent: counts, slots and weights of tokens, parcels, answers.
 
 mod blas;
@@ -15,18 +17,21 @@ mod clock;
 mod collect;
 mod dispatch;
 mod experts;
+mod far;
 mod home;
 mod kernels;
 mod launch;
 mod layers;
 mod measure;
 mod moves;
+mod peer;
 mod rank;
 mod record;
 mod route;
 mod step;
 
 pub use measure::Experts;
+pub use peer::Peer;
 pub use record::Recorded;
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun};
@@ -39,12 +44,14 @@ use crate::split::Method;
 use blas::Blas;
 use cells::{Cell, CellShape};
 use clock::Clock;
+use far::Far;
 use home::{Home, of_rank};
 use kernels::Kernels;
 use layers::Layer;
 use moves::Side;
 use rank::Rank;
 use std::fmt;
+use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -158,8 +165,12 @@ pub struct Cuda {
     gpus: Arc<Vec<Gpu>>,
     shape: CellShape,
     placements: Vec<Placement>,
+    /// The ranks of this process, and what is theirs: all of the group, or one.
+    mine: Vec<usize>,
     ranks: Vec<Rank>,
     homes: Vec<Home>,
+    /// The way to the others, where there are others.
+    far: Option<Rc<Far>>,
     /// Per layer; made with the buffers.
     plans: Vec<Plan>,
     /// Boards of tokens per expert, and per slot.
@@ -195,6 +206,21 @@ impl Cuda {
         source: &dyn WeightSource,
         placements: Vec<Placement>,
     ) -> Result<Self, ExecError> {
+        Self::begin(config, options, source, placements, None)
+    }
+
+    /// The same, or one rank of it: that of `far`.
+    fn begin(
+        config: ExecConfig,
+        options: Options,
+        source: &dyn WeightSource,
+        placements: Vec<Placement>,
+        far: Option<Rc<Far>>,
+    ) -> Result<Self, ExecError> {
+        let mine: Vec<usize> = match &far {
+            Some(far) => vec![far.rank()],
+            None => (0..config.cluster.ranks()).collect(),
+        };
         let unavailable = |reason: String| ExecError::Unavailable { backend: "cuda", reason };
         if config.dtype != Dtype::Bf16 {
             return Err(unavailable(format!("it runs bf16, not {}", config.dtype)));
@@ -220,7 +246,7 @@ impl Cuda {
             }
             let here = |rank: usize| rank % ordinals.len() == at;
             let of = |placement: &Placement| {
-                let ranks = (0..placement.ranks()).filter(|&rank| here(rank));
+                let ranks = mine.iter().copied().filter(|&rank| here(rank));
                 ranks.map(|rank| of_rank(placement, rank).iter().flatten().count()).sum::<usize>()
             };
             let cells: usize = placements.iter().map(of).sum();
@@ -240,8 +266,10 @@ impl Cuda {
             gpus: Arc::new(gpus),
             shape,
             placements: vec![],
+            mine,
             ranks: vec![],
             homes: vec![],
+            far,
             plans: vec![],
             boards: None,
             blas: vec![],
@@ -289,19 +317,29 @@ impl Cuda {
         &self.gpus[0].layers
     }
 
-    fn held(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<Cell>> {
-        self.homes.get(rank)?.held(self.placements.get(layer)?, rank, layer, expert)
+    /// Where in this process' lists a rank is.
+    fn at(&self, rank: usize) -> Option<usize> {
+        self.mine.iter().position(|&mine| mine == rank)
     }
 
-    /// An expert on the first rank that holds it.
-    fn original(&self, layer: usize, expert: u32) -> Result<Arc<Cell>, ExecError> {
+    fn held(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<Cell>> {
+        self.homes.get(self.at(rank)?)?.held(self.placements.get(layer)?, rank, layer, expert)
+    }
+
+    /// The first rank that holds an expert.
+    fn first_holder(&self, layer: usize, expert: u32) -> Result<usize, ExecError> {
         let wrong = |what, given, expected| ExecError::Shape { what, given, expected };
         let placement =
             self.placements.get(layer).ok_or_else(|| wrong("layer", layer, self.placements.len()))?;
         if expert as usize >= placement.experts() {
             return Err(wrong("expert", expert as usize, placement.experts()));
         }
-        let rank = placement.rank_of(placement.copies(expert as usize)[0]);
+        Ok(placement.rank_of(placement.copies(expert as usize)[0]))
+    }
+
+    /// An expert on the first rank that holds it.
+    fn original(&self, layer: usize, expert: u32) -> Result<Arc<Cell>, ExecError> {
+        let rank = self.first_holder(layer, expert)?;
         self.held(rank, layer, expert).ok_or(ExecError::NotStaged { layer, rank, expert })
     }
 }
@@ -324,6 +362,11 @@ fn enough(gpu: &Context, what: &'static str, needed: u64) -> Result<(), ExecErro
 impl Drop for Cuda {
     /// Memory is freed on the stream that it came from: nobody else must be at work on it.
     fn drop(&mut self) {
+        // What waits for other processes may have to be given up first.
+        if let Some(far) = &self.far {
+            let _ = self.ranks.iter().try_for_each(|rank| far.settle(rank));
+            let _ = self.sides.iter().try_for_each(|side| far.moved(&side.gpu));
+        }
         // An error here was an error of the work itself, and is reported where that is waited for.
         let _ = self.synchronize();
         self.sides.iter().for_each(|side| {

@@ -2,6 +2,7 @@
 
 use super::cells::Cell;
 use super::home::{Slots, of_rank};
+use super::kernels::Address;
 use super::rank::Room;
 use super::{Cuda, stamp};
 use crate::cuda::{Context, CudaError};
@@ -18,8 +19,8 @@ struct Begun {
     layer: usize,
     rank: usize,
     expert: u32,
-    /// Not to be let go before the copy is done.
-    _from: Arc<Cell>,
+    /// Not to be let go before the copy is done; none where it comes from another process.
+    _from: Option<Arc<Cell>>,
     cell: Cell,
     events: [CudaEvent; 2],
 }
@@ -27,19 +28,35 @@ struct Begun {
 /// The stream beside the forward pass.
 #[derive(Debug)]
 pub(super) struct Side {
-    gpu: Arc<Context>,
+    pub(super) gpu: Arc<Context>,
     begun: Vec<Begun>,
+    /// On their way to other processes.
+    sent: Vec<Arc<Cell>>,
 }
 
 impl Side {
     pub(super) fn new(gpu: &Context) -> Result<Self, CudaError> {
-        Ok(Self { gpu: gpu.fork()?, begun: Vec::new() })
+        Ok(Self { gpu: gpu.fork()?, begun: Vec::new(), sent: Vec::new() })
     }
 
     /// Waits for everything that was begun.
     pub(super) fn finish(&self) -> Result<(), CudaError> {
         self.gpu.synchronize()
     }
+}
+
+/// Enqueues a copy on the stream beside, between two events.
+fn timed<E: From<CudaError>>(
+    gpu: &Context,
+    copy: impl FnOnce() -> Result<(), E>,
+) -> Result<[CudaEvent; 2], E> {
+    let failed = CudaError::driver("timing a copy");
+    let event = || gpu.stream().context().new_event(Some(CU_EVENT_DEFAULT)).map_err(&failed);
+    let events = [event()?, event()?];
+    events[0].record(gpu.stream()).map_err(&failed)?;
+    copy()?;
+    events[1].record(gpu.stream()).map_err(&failed)?;
+    Ok(events)
 }
 
 impl Cuda {
@@ -55,33 +72,58 @@ impl Cuda {
         }
         let gpu = Arc::clone(&self.sides[device].gpu);
         let mut cell = self.homes[rank].cell(&gpu, &self.shape)?;
-        let failed = CudaError::driver("timing a copy");
-        let event = || gpu.stream().context().new_event(Some(CU_EVENT_DEFAULT)).map_err(&failed);
-        let events = [event()?, event()?];
         // Whatever was at work on these cells has been waited for: layers end with that.
-        events[0].record(gpu.stream()).map_err(&failed)?;
-        cell.copy_from(&gpu, &from)?;
-        events[1].record(gpu.stream()).map_err(&failed)?;
-        self.sides[device].begun.push(Begun { layer, rank, expert, _from: from, cell, events });
+        let events = timed(&gpu, || cell.copy_from(&gpu, &from))?;
+        self.sides[device].begun.push(Begun { layer, rank, expert, _from: Some(from), cell, events });
         Ok(self.shape.counted())
     }
 
+    /// Begins to send an expert that this process' rank holds to another process: `send` enqueues it, given where it is.
+    pub(super) fn begin_to_send(
+        &mut self,
+        cell: Arc<Cell>,
+        send: impl FnOnce(&Context, Address, u64) -> Result<(), ExecError>,
+    ) -> Result<(), ExecError> {
+        let side = &mut self.sides[0];
+        send(&side.gpu, cell.address(), self.shape.bytes())?;
+        side.sent.push(cell);
+        Ok(())
+    }
+
+    /// Begins to receive an expert from another process: `receive` enqueues it, given where it goes.
+    pub(super) fn begin_to_receive(
+        &mut self,
+        [layer, rank]: [usize; 2],
+        expert: u32,
+        receive: impl FnOnce(&Context, Address, u64) -> Result<(), ExecError>,
+    ) -> Result<(), ExecError> {
+        let gpu = Arc::clone(&self.sides[0].gpu);
+        let cell = self.homes[0].cell(&gpu, &self.shape)?;
+        let events = timed(&gpu, || receive(&gpu, cell.address(), self.shape.bytes()))?;
+        self.sides[0].begun.push(Begun { layer, rank, expert, _from: None, cell, events });
+        Ok(())
+    }
+
     pub(super) fn finish_copies(&mut self) -> Result<Vec<Duration>, ExecError> {
-        let mut took = vec![Duration::ZERO; self.ranks.len()];
+        let mut took = vec![Duration::ZERO; self.config.cluster.ranks()];
         self.sides.iter().try_for_each(Side::finish)?;
+        self.sides.iter_mut().for_each(|side| side.sent.clear());
         for Begun { layer, rank, expert, cell, events, .. } in
             self.sides.iter_mut().flat_map(|side| side.begun.drain(..))
         {
             let ms = events[0].elapsed_ms(&events[1]).map_err(CudaError::driver("reading a time"))?;
             took[rank] += Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default();
-            self.homes[rank].staged.insert((layer, expert), Arc::new(cell));
+            if let Some(at) = self.mine.iter().position(|&mine| mine == rank) {
+                self.homes[at].staged.insert((layer, expert), Arc::new(cell));
+            }
         }
         Ok(took)
     }
 
     /// Weights that a rank would use after a switch: held or staged.
     fn ready(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<Cell>> {
-        self.held(rank, layer, expert).or_else(|| self.homes[rank].staged.get(&(layer, expert)).cloned())
+        let staged = || self.homes[self.at(rank)?].staged.get(&(layer, expert)).cloned();
+        self.held(rank, layer, expert).or_else(staged)
     }
 
     pub(super) fn switch_layer(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError> {
@@ -93,7 +135,7 @@ impl Cuda {
         ExecError::expect("slots of a placement", placement.slots().len(), self.config.cluster.slots())?;
         ExecError::expect("ranks of a placement", placement.ranks(), self.config.cluster.ranks())?;
         let mut next: Vec<Slots> = Vec::with_capacity(self.ranks.len());
-        for rank in 0..self.ranks.len() {
+        for &rank in &self.mine {
             let of_slot = |&expert: &Option<u32>| {
                 let Some(expert) = expert else { return Ok(None) };
                 let missing = ExecError::NotStaged { layer, rank, expert };
@@ -117,8 +159,8 @@ impl Cuda {
         }
         let placement = &self.placements[layer];
         let gpus = &self.gpus;
-        for (rank, (home, slots)) in self.homes.iter_mut().zip(next).enumerate() {
-            home.switch(&gpus[rank % gpus.len()].context, layer, placement, slots)?;
+        for ((home, rank), slots) in self.homes.iter_mut().zip(&self.ranks).zip(next) {
+            home.switch(&gpus[rank.device].context, layer, placement, slots)?;
         }
         self.synchronize()
     }

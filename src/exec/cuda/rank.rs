@@ -74,7 +74,7 @@ impl Room {
             0
         };
         (of_tokens + of_choices + of_peers + of_rows + of_dense + of_shared) as u64
-            + 4 * (self.ranks * self.slots()) as u64
+            + 4 * (self.ranks * (self.slots() + self.ranks + 1)) as u64
     }
 }
 
@@ -106,6 +106,9 @@ pub(super) struct Buffers {
     pub(super) offsets: CudaSlice<u32>,
     /// `[rank][token]`: rows of the parcels.
     pub(super) parcel_rows: CudaSlice<u32>,
+    /// Rows of the parcel for every rank, `[R]`, and of those of all ranks, `[R][R]`.
+    pub(super) sizes: CudaSlice<u32>,
+    pub(super) all_sizes: CudaSlice<u32>,
     /// Per rank but this one, `[row][H]`: what goes there, and the answers to what came from there.
     pub(super) parcels: Vec<Option<CudaSlice<u16>>>,
     pub(super) answers: Vec<Option<CudaSlice<u16>>>,
@@ -131,7 +134,7 @@ pub(super) struct Buffers {
     /// The lowest token whose logits are no numbers.
     pub(super) bad: CudaSlice<u32>,
     pub(super) faults: CudaSlice<u32>,
-    /// Per rank on another GPU: what it sends, here.
+    /// Per rank on another GPU, or in another process: what it sends, here.
     pub(super) mirrors: Vec<Option<Mirror>>,
     /// Addresses, `[R]` each, known once all ranks have their buffers.
     pub(super) tables: Option<Tables>,
@@ -140,12 +143,12 @@ pub(super) struct Buffers {
 /// What a rank on another GPU sends, copied to this one's memory: kernels read no other GPU's.
 #[derive(Debug)]
 pub(super) struct Mirror {
-    slots: CudaSlice<i32>,
-    places: CudaSlice<u32>,
-    weights: CudaSlice<f32>,
-    rows: CudaSlice<u32>,
-    parcel: CudaSlice<u16>,
-    answers: CudaSlice<u16>,
+    pub(super) slots: CudaSlice<i32>,
+    pub(super) places: CudaSlice<u32>,
+    pub(super) weights: CudaSlice<f32>,
+    pub(super) rows: CudaSlice<u32>,
+    pub(super) parcel: CudaSlice<u16>,
+    pub(super) answers: CudaSlice<u16>,
 }
 
 /// What a rank knows of the others.
@@ -159,15 +162,20 @@ pub(super) struct Tables {
 }
 
 impl Buffers {
-    /// `devices` are those of all ranks.
-    pub(super) fn new(gpu: &Context, room: Room, own: usize, devices: &[usize]) -> Result<Self, CudaError> {
+    /// `devices` are those of all ranks; none where a rank is in another process.
+    pub(super) fn new(
+        gpu: &Context,
+        room: Room,
+        own: usize,
+        devices: &[Option<usize>],
+    ) -> Result<Self, CudaError> {
         let (tokens, rows, choices) = (room.tokens, room.rows(), room.choices());
         let dense = |n: usize| if room.dense { n } else { 0 };
         let peers = || {
             let one = |rank| if rank == own { Ok(None) } else { zeros(gpu, tokens * room.hidden).map(Some) };
             (0..room.ranks).map(one).collect::<Result<Vec<_>, _>>()
         };
-        let mirror = |device: &usize| -> Result<Option<Mirror>, CudaError> {
+        let mirror = |device: &Option<usize>| -> Result<Option<Mirror>, CudaError> {
             if *device == devices[own] {
                 return Ok(None);
             }
@@ -197,6 +205,8 @@ impl Buffers {
             base: zeros(gpu, room.slots())?,
             offsets: zeros(gpu, room.per_rank + 1)?,
             parcel_rows: zeros(gpu, room.ranks * tokens)?,
+            sizes: zeros(gpu, room.ranks)?,
+            all_sizes: zeros(gpu, room.ranks * room.ranks)?,
             parcels: peers()?,
             answers: peers()?,
             rows: zeros(gpu, rows)?,
@@ -302,13 +312,14 @@ impl Rank {
         self.on().logits(address(&buffers.exact), address(&layer.gate), shape, address(&buffers.parts))
     }
 
-    /// The tables of addresses, once all ranks have their buffers.
-    pub(super) fn tables(&self, all: &[&Buffers]) -> Result<Tables, CudaError> {
-        let (own, mine) = (self.own, all[self.own]);
-        let inbox = |(source, of): (usize, &&Buffers)| -> Inbox {
+    /// The tables of addresses, once all ranks have their buffers; those of other processes are not here.
+    pub(super) fn tables(&self, mine: &Buffers, all: &[Option<&Buffers>]) -> Result<Tables, CudaError> {
+        let own = self.own;
+        let inbox = |(source, of): (usize, Option<&Buffers>)| -> Inbox {
             if let Some(Mirror { slots, places, weights, rows, parcel, .. }) = &mine.mirrors[source] {
                 return [address(slots), address(places), address(weights), address(rows), address(parcel)];
             }
+            let Some(of) = of else { return [0; 5] };
             let (rows, tokens) = match &of.parcels[own] {
                 None => (0, address(&of.tokens)),
                 Some(parcel) => {
@@ -317,17 +328,18 @@ impl Rank {
             };
             [address(&of.slots), address(&of.places), address(&of.weights), rows, tokens]
         };
-        let answers = |(source, of): (usize, &&Buffers)| match &mine.mirrors[source] {
-            Some(mirror) => address(&mirror.answers),
-            None => of.answers[own].as_ref().map_or(0, address),
+        let answers = |(source, of): (usize, Option<&Buffers>)| match (&mine.mirrors[source], of) {
+            (Some(mirror), _) => address(&mirror.answers),
+            (None, Some(of)) => of.answers[own].as_ref().map_or(0, address),
+            (None, None) => 0,
         };
         let of = |memory: &Option<CudaSlice<u16>>| memory.as_ref().map_or(0, address);
-        let inboxes: Vec<u64> = all.iter().enumerate().flat_map(inbox).collect();
+        let inboxes: Vec<u64> = all.iter().copied().enumerate().flat_map(inbox).collect();
         Ok(Tables {
             inboxes: upload(&self.gpu, &inboxes)?,
             parcels: upload(&self.gpu, &mine.parcels.iter().map(of).collect::<Vec<_>>())?,
             own_answers: upload(&self.gpu, &mine.answers.iter().map(of).collect::<Vec<_>>())?,
-            answers: upload(&self.gpu, &all.iter().enumerate().map(answers).collect::<Vec<_>>())?,
+            answers: upload(&self.gpu, &all.iter().copied().enumerate().map(answers).collect::<Vec<_>>())?,
         })
     }
 }

@@ -6,7 +6,7 @@ use super::home::Home;
 use super::kernels::address;
 use super::rank::{Buffers, Rank, Tables, mirror};
 use super::route::{Chooser, on_host, padded, recorded};
-use super::{Cuda, Plan, Streams};
+use super::{Cuda, Path, Plan, Streams};
 use crate::cuda::CudaError;
 use crate::exec::backend::{LayerInput, LayerRun, Phase, Routed, SourceRouting, Times};
 use crate::exec::clock::timed;
@@ -82,9 +82,9 @@ impl Cuda {
     /// Sends tokens, and how many there are, to the ranks.
     pub(super) fn send(&mut self, pass: &Pass, tokens: &[Vec<f32>]) -> Result<(), ExecError> {
         let choices: Vec<u32> = pass.rows.iter().map(|&rows| (rows * pass.top_k) as u32).collect();
-        for (rank, x) in self.ranks.iter_mut().zip(tokens) {
+        for rank in &mut self.ranks {
             let (own, stream) = (rank.own, rank.gpu.stream().clone());
-            let buffers = buffers(rank)?;
+            let (x, buffers) = (&tokens[own], buffers(rank)?);
             let failed = CudaError::driver("copying tokens to the device");
             if !x.is_empty() {
                 stream.memcpy_htod(x, &mut buffers.x).map_err(&failed)?;
@@ -93,7 +93,7 @@ impl Cuda {
             stream
                 .memcpy_htod(&[0, pass.tokens[own] as u32], &mut buffers.shared_offsets)
                 .map_err(&failed)?;
-            for memory in [&mut buffers.dropped, &mut buffers.faults] {
+            for memory in [&mut buffers.dropped, &mut buffers.faults, &mut buffers.sizes] {
                 stream.memset_zeros(memory).map_err(&failed)?;
             }
         }
@@ -101,9 +101,12 @@ impl Cuda {
     }
 
     pub(super) fn run_layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
-        let (ranks, hidden) = (self.ranks.len(), self.config.model.hidden as usize);
+        let (ranks, hidden) = (self.config.cluster.ranks(), self.config.model.hidden as usize);
         input.check(self.layers().len(), ranks, hidden)?;
-        let tokens = input.tokens.iter().map(|x| x.len() / hidden).collect();
+        let mut tokens: Vec<usize> = input.tokens.iter().map(|x| x.len() / hidden).collect();
+        if let Some(far) = &self.far {
+            tokens = far.tokens([input.step as usize, input.layer], &tokens)?;
+        }
         let pass = self.pass(input.layer, tokens, &input.routed)?;
         self.send(&pass, input.tokens)?;
         self.clock.reset(true, ranks);
@@ -131,8 +134,9 @@ impl Cuda {
         let (path, activation) = (self.options.path, self.config.model.activation);
         let listens = !matches!(input.routed, Routed::Replay { and_route: false, .. });
         let own_k = gpus[0].layers[pass.layer].router.fixed_top_k().unwrap_or(self.config.model.top_k);
-        let mut all = Vec::with_capacity(self.ranks.len());
-        for (at, rank) in self.ranks.iter_mut().enumerate() {
+        let mut all = vec![SourceRouting::default(); args.len()];
+        for (of_blas, rank) in self.ranks.iter_mut().enumerate() {
+            let at = rank.own;
             let (tokens, gpu) = (pass.tokens[at], rank.gpu.clone());
             let layer = &gpus[rank.device].layers[pass.layer];
             let of_source = recorded(&input.routed, at, tokens, experts)?;
@@ -150,7 +154,7 @@ impl Cuda {
                 Ok(vec![])
             })?;
             if pass.chooser == Chooser::Device {
-                all.push(of_source);
+                all[at] = of_source;
                 continue;
             }
             let of_source = match pass.chooser {
@@ -161,14 +165,14 @@ impl Cuda {
             };
             if let Some(soft) = &of_source.soft {
                 // The shared expert sees the tokens, which then make room for their mixtures.
-                let blas = self.blas.get(at);
+                let blas = self.blas.get(of_blas);
                 self.clock.span(&gpu, at, Phase::Ffn, || -> Result<(), ExecError> {
                     Ok(rank.shared(path, blas, parts(rank)?.0, layer, activation, tokens)?)
                 })?;
                 with_buffers(rank, |rank, buffers| rank.send_mixtures(buffers, soft, tokens))?;
             }
             with_buffers(rank, |rank, buffers| rank.send_choices(buffers, &of_source.routing))?;
-            all.push(of_source);
+            all[at] = of_source;
         }
         Ok(all)
     }
@@ -183,14 +187,15 @@ impl Cuda {
         let mut slots: Vec<Vec<i64>> = Vec::new();
         if let Some(given) = given {
             let Routed::Replay { ids, .. } = input.routed else { return Ok(()) };
-            for (rank, slots) in given.iter().enumerate() {
-                check_slots(rank, &ids[rank], slots, &self.placements[pass.layer])?;
+            for &rank in &self.mine {
+                check_slots(rank, &ids[rank], &given[rank], &self.placements[pass.layer])?;
+                slots.push(given[rank].clone());
             }
-            slots = given.to_vec();
         } else if let Plan::Host(planners) = &mut self.plans[pass.layer] {
             let mut ids: Vec<Vec<i64>> = Vec::new();
             let mut counts = Vec::new();
-            for (at, (rank, planner)) in self.ranks.iter().zip(planners.iter()).enumerate() {
+            for (rank, planner) in self.ranks.iter().zip(planners.iter()) {
+                let at = rank.own;
                 let of_rank = rank.gpu.download(&parts(rank)?.0.ids)?;
                 let of_rank: Vec<i64> = of_rank.into_iter().take(choices(at)).map(i64::from).collect();
                 let mut own = vec![0; self.config.model.experts];
@@ -198,11 +203,16 @@ impl Cuda {
                 counts.extend(own);
                 ids.push(of_rank);
             }
-            for (at, planner) in planners.iter_mut().enumerate() {
-                slots.push(timed(&mut times[at][Phase::Split as usize], || {
-                    planner.split(&counts)?;
-                    planner.redirect(&ids[at], at)
-                })?);
+            if let Some(far) = &self.far {
+                counts = far.all_counts(&counts)?;
+            }
+            for ((&rank, planner), ids) in self.mine.iter().zip(planners).zip(&ids) {
+                let time = &mut times[rank][Phase::Split as usize];
+                let quotas = timed(time, || planner.split(&counts).map(|split| &split.quotas))?;
+                if let Some(far) = &self.far {
+                    far.prove(&self.placements[pass.layer], quotas)?;
+                }
+                slots.push(timed(time, || planner.redirect(ids, rank))?);
             }
         }
         for (rank, slots) in self.ranks.iter_mut().zip(&slots) {
@@ -221,15 +231,34 @@ impl Cuda {
     /// their outputs.
     pub(super) fn enqueue(&mut self, pass: &Pass, residual: bool) -> Result<(), ExecError> {
         let given = std::mem::take(&mut self.given);
-        let Self { ranks, homes, plans, boards, clock, gpus, blas, options, config, shape, .. } = self;
+        let Self {
+            ranks,
+            homes,
+            plans,
+            boards,
+            clock,
+            gpus,
+            blas,
+            options,
+            config,
+            shape,
+            far,
+            placements,
+            ..
+        } = self;
+        let far = far.as_deref();
         let (path, streams, activation) = (options.path, options.streams, config.model.activation);
         let Some([board, slot_board]) = boards else {
             return Err(ExecError::Nothing("ranks without boards".into()));
         };
         if !given {
-            split(&mut plans[pass.layer], ranks, homes, board.as_mut(), clock, pass, streams)?;
+            let plan = &mut plans[pass.layer];
+            split(plan, ranks, homes, board.as_mut(), clock, pass, (streams, far.is_some()))?;
+            if let (Some(far), Plan::Device(planners)) = (far, plan) {
+                far.prove_device(&placements[pass.layer], planners)?;
+            }
         }
-        dispatch(ranks, slot_board.as_mut(), clock, pass, streams)?;
+        dispatch(ranks, slot_board.as_mut(), clock, pass, streams, far)?;
         let choices = pass.rows.iter().sum::<usize>() * pass.top_k;
         for (at, rank) in ranks.iter().enumerate() {
             let (buffers, tables) = parts(rank)?;
@@ -237,7 +266,10 @@ impl Cuda {
             let (table, _) = homes[at].tables(pass.layer);
             let host = Home::addresses(&homes[at].slots[pass.layer]);
             let cells = Cells { table: address(table), host: &host };
-            let blas = blas.get(at);
+            let (blas, at) = (blas.get(at), rank.own);
+            if let (Some(far), Path::Cublas) = (far, path) {
+                far.settle(rank)?;
+            }
             clock.span(&rank.gpu, at, Phase::Ffn, || -> Result<(), ExecError> {
                 if !pass.mixes {
                     rank.shared(path, blas, buffers, layer, activation, pass.tokens[at])?;
@@ -245,7 +277,7 @@ impl Cuda {
                 Ok(rank.routed(path, blas, buffers, cells, (*shape, activation), choices)?)
             })?;
             let seat = rank.seat(&buffers.room);
-            if ranks.len() > 1 && choices > 0 {
+            if buffers.room.ranks > 1 && choices > 0 {
                 clock.span(&rank.gpu, at, Phase::Combine, || {
                     let (inboxes, counts) = (address(&tables.inboxes), address(&buffers.choices));
                     let (results, answers) = (address(&buffers.results), address(&tables.own_answers));
@@ -255,17 +287,23 @@ impl Cuda {
         }
         meet(ranks, streams)?;
         let has_shared = gpus[0].layers[pass.layer].shared.is_some();
-        for at in (0..ranks.len()).filter(|&at| pass.rows[at] > 0) {
-            let gpu = ranks[at].gpu.clone();
+        if let Some(far) = far {
+            ranks.iter().try_for_each(|rank| far.answers(rank))?;
+        }
+        for at in 0..ranks.len() {
+            let (gpu, own) = (ranks[at].gpu.clone(), ranks[at].own);
+            if pass.rows[own] == 0 {
+                continue;
+            }
             if ranks.iter().any(|rank| rank.device != ranks[at].device) {
-                clock.span(&gpu, at, Phase::Combine, || mirror(ranks, at, true))?;
+                clock.span(&gpu, own, Phase::Combine, || mirror(ranks, at, true))?;
             }
             let rank = &ranks[at];
             let (buffers, tables) = parts(rank)?;
             let shared = if has_shared && !pass.mixes { address(&buffers.shared_out) } else { 0 };
             let x = if residual { address(&buffers.x) } else { 0 };
-            clock.span(&rank.gpu, at, Phase::Combine, || {
-                let size = [pass.rows[at], pass.top_k];
+            clock.span(&rank.gpu, own, Phase::Combine, || {
+                let size = [pass.rows[own], pass.top_k];
                 let (slots, places) = (address(&buffers.slots), address(&buffers.places));
                 let (results, rows) = (address(&buffers.results), address(&buffers.parcel_rows));
                 let (answers, out) = (address(&tables.answers), address(&buffers.out));

@@ -3,7 +3,11 @@
 use super::{Outcome, Progress, Run};
 use crate::exec::backend::{Backend, ExecConfig};
 use crate::exec::cpu::{Peer, PeerOptions};
+#[cfg(feature = "cuda")]
+use crate::exec::cuda::{self, Options};
 use crate::exec::error::ExecError;
+#[cfg(feature = "cuda")]
+use crate::exec::transport::Nccl;
 use crate::exec::transport::Wire;
 use crate::place::Placement;
 use std::rc::Rc;
@@ -24,6 +28,28 @@ impl Run<'_> {
         let (weights, exec) = (self.weights.as_ref(), ExecConfig { method: None, ..self.exec.clone() });
         let contiguous = vec![self.contiguous()?; self.layers.len()];
         let mut plain = Peer::new(exec, weights, contiguous, Rc::clone(wire), options)?;
+        let placements = place(&mut plain)?;
+        let planned = plain.with(weights, placements, self.exec.method)?;
+        Ok(self.beside(planned, plain, progress)?)
+    }
+
+    /// The same on a GPU per rank: `wire` is an end of the group that `nccl` joined.
+    ///
+    /// # Errors
+    /// As [`Run::on_wire`] and [`cuda::Peer::new`].
+    #[cfg(feature = "cuda")]
+    pub fn on_nccl<E: From<ExecError>>(
+        &self,
+        (wire, nccl): (&Rc<Wire>, &Nccl),
+        options: Options,
+        prove: bool,
+        place: impl FnOnce(&mut dyn Backend) -> Result<Vec<Placement>, E>,
+        progress: &dyn Progress,
+    ) -> Result<Outcome, E> {
+        let (weights, exec) = (self.weights.as_ref(), ExecConfig { method: None, ..self.exec.clone() });
+        let contiguous = vec![self.contiguous()?; self.layers.len()];
+        let group = (Rc::clone(wire), nccl.clone());
+        let mut plain = cuda::Peer::new(exec, options, weights, contiguous, group, prove)?;
         let placements = place(&mut plain)?;
         let planned = plain.with(weights, placements, self.exec.method)?;
         Ok(self.beside(planned, plain, progress)?)

@@ -3,15 +3,24 @@
 //! In: one rank's bytes for every other. Out: everybody's for it. A [`Transport`] carries bytes and says which rank is gone when one
 //! is; [`Wire`] is what a rank holds of it: it counts bytes by purpose and distance, and knows what the rank is doing, for messages.
 //!
-//! [`Threads`] are ranks that are threads of one process; `Mpi` (feature `mpi`) ranks that are processes of an MPI job.
+//! [`Threads`] are ranks that are threads of one process; `Mpi` (feature `mpi`) ranks that are processes of an MPI job; `Nccl`
+//! (feature `cuda`) ranks that are processes with a GPU each.
 
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "cuda")]
+mod nccl;
+#[cfg(feature = "cuda")]
+pub mod rendezvous;
 mod threads;
 mod wire;
 
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
+#[cfg(feature = "cuda")]
+pub use nccl::Nccl;
+#[cfg(feature = "cuda")]
+pub(super) use nccl::Part;
 pub use threads::Threads;
 pub(super) use wire::digest;
 pub use wire::{Purpose, Reach, Tally, Wire};
@@ -168,7 +177,7 @@ pub enum TransportError {
     },
     /// Another size of the group than the run's.
     #[error(
-        "{given} processes were started for {expected} ranks: expected as many (mpirun -n {expected}, or --ranks {given})"
+        "{given} processes were started for {expected} ranks: expected as many (mpirun -n or torchrun --nproc-per-node {expected}, or --ranks {given})"
     )]
     Ranks {
         /// Processes.
@@ -176,6 +185,9 @@ pub enum TransportError {
         /// Ranks.
         expected: usize,
     },
+    /// The group could not be formed.
+    #[error("{0}")]
+    Joining(String),
     /// The library failed.
     #[error("{call} failed: {reason}")]
     Library {

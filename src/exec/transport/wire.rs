@@ -136,7 +136,8 @@ impl Wire {
         At { step, layer, purpose }
     }
 
-    fn count(&self, purpose: Purpose, to: usize, bytes: usize) {
+    /// Counts what is sent to a rank.
+    pub(in crate::exec) fn count(&self, purpose: Purpose, to: usize, bytes: usize) {
         let (me, cluster) = (self.rank(), &self.cluster);
         let reach = match () {
             () if to == me => Reach::Rank,
@@ -156,6 +157,12 @@ impl Wire {
         let mut tally = self.tally.borrow_mut();
         tally.layers += time;
         tally.runs += 1;
+    }
+
+    /// Counts a time that exchanges took beside this thread.
+    #[cfg(feature = "cuda")]
+    pub(in crate::exec) fn took_beside(&self, purpose: Purpose, time: Duration) {
+        self.tally.borrow_mut().waited[purpose as usize] += time;
     }
 
     fn waiting<T>(&self, purpose: Purpose, work: impl FnOnce() -> T) -> T {

@@ -137,7 +137,8 @@ mod tests {
             let found = between(&turned.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
             assert!((found / rho - 1.0).abs() < 0.15, "{rho}: {found}");
         }
-        assert!(between(&[&[5, 5]; APART]).is_none());
+        let same: &[u64] = &[5, 5];
+        assert!(between(&[same; APART]).is_none());
         assert!(fitted(&[&[5, 5], &[5, 5]]) <= 0.0);
         assert!(fitted(&[&average]) > 0.0);
         assert_eq!(strayed(&[1, 2], 0.0, &mut dice), [1.0, 2.0]);

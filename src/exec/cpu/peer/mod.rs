@@ -10,6 +10,8 @@ mod flow;
 mod layer;
 mod relay;
 mod told;
+#[cfg(feature = "cuda")]
+pub(in crate::exec) use told::complete;
 
 use super::of_rank;
 use super::rank::{Rank, Replicated, Slots};

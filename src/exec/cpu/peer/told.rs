@@ -16,7 +16,7 @@ const OF_LAYER: usize = 1 + Phase::ALL.len() + 4 + 4;
 const OF_STEP: usize = 4;
 
 /// Replaces what one rank knows by what all know together; the step took as long as on the slowest.
-pub(super) fn complete(wire: &Wire, experts: usize, run: &mut StepRun) -> Result<(), ExecError> {
+pub(in crate::exec) fn complete(wire: &Wire, experts: usize, run: &mut StepRun) -> Result<(), ExecError> {
     let (me, ranks) = (wire.rank(), wire.ranks());
     let mut own = Vec::with_capacity(run.layers.len() * (OF_LAYER + experts) + OF_STEP);
     for layer in &run.layers {

@@ -93,6 +93,23 @@ proptest! {
         prop_assert_eq!(changed, new.moves_from(&old));
     }
 
+    /// A priced move has to pay: nothing moves at a price that nothing gains, and what is made gains what it costs
+    /// at least.
+    #[test]
+    fn priced_moves_pay(most in 1usize..12, price in 0.0f64..0.02, seed: u64) {
+        let cluster = Cluster::new(8, 1, 32, 8).unwrap();
+        let (before, after) = (trace(32, 12, seed), trace(32, 12, seed.wrapping_add(1)));
+        let old = place(&quick(), &before, &cluster);
+        let history = History::whole(&after, 0);
+        let priced = |price| quick().replan_priced(&history, &cluster, &old, Some(most), price).unwrap().unwrap();
+        let new = priced(price);
+        let moves = new.placement.moves_from(&old);
+        prop_assert!(moves <= most);
+        prop_assert_eq!(new.placement.doubled(), 0);
+        prop_assert!(new.gain >= price * moves as f64 - 1e-5, "{} for {moves} moves at {price}", new.gain);
+        prop_assert_eq!(&priced(100.0).placement, &old);
+    }
+
     /// On the very batches that it is shown, more iterations are never worse than hardly any: than its own start.
     #[test]
     fn searching_does_not_harm(seed: u64) {

@@ -161,11 +161,11 @@ mod tests {
     #[test]
     fn one_chunk_adds_up_and_many_hide_what_is_shorter() {
         assert_eq!(parts(500_000, [3, 2, 4]).modelled(1), Duration::from_millis(3 + 2 + 4 + 1));
-        // Without latency more chunks are never worse, down to the wire or the experts and one chunk of the others.
-        let free = parts(0, [4, 4, 4]);
+        // Without latency more chunks are never worse, down to what the wire takes: two hide experts that take as long as a way.
+        let free = parts(0, [840, 840, 840]);
         assert!((1..8).all(|chunks| free.modelled(chunks + 1) <= free.modelled(chunks)));
-        assert_eq!(free.modelled(4), Duration::from_millis(4 + 4 + 1));
-        assert_eq!(free.best(8), 8);
+        assert_eq!(free.modelled(2), Duration::from_millis(840 + 840));
+        assert_eq!(free.best(8), 2);
         // Experts that outweigh the wire hide all of it but the first and the last chunk.
         assert_eq!(parts(0, [1, 1, 100]).modelled(10), Duration::from_micros(100_200));
         // Where an exchange costs more than it hides, one is best; in between there is an optimum.

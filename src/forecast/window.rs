@@ -2,8 +2,8 @@
 //!
 //! In: a trace, a layer, the step that comes next. Out: the [`History`] to plan on. [`Window::Auto`] asks the past itself:
 //! of several lengths it takes the one whose shares of the experts would have been nearest to those of the latest stretches
-//! of steps, each seen from the step before it. Short windows follow a drift, long ones average the noise out; which is
-//! right differs from layer to layer and from day to day.
+//! of steps, each seen from the step before it; where no length foresaw the very latest stretch, that one alone. Short windows
+//! follow a drift, long ones average the noise out; which is right differs from layer to layer and from day to day.
 
 use super::History;
 use crate::trace::Trace;
@@ -135,6 +135,10 @@ mod tests {
         let jump = trace(60, |step| if step < 40 { 10 } else { 90 });
         // The window that sees only what came after the jump foresaw the last stretches best.
         assert_eq!(auto.history(&jump, 0, 60).steps(), 55..60);
+        // So it does when one stretch has come after the jump; what came before it is known still.
+        assert_eq!(auto.history(&jump, 0, 45).steps(), 40..45);
+        assert_eq!(auto.history(&jump, 0, 45).earlier().len(), 40);
+        assert_eq!(Window::Last(5).history(&jump, 0, 45).earlier().len(), 0);
         let noise = trace(60, |step| 30 + (step * step * 7919 % 41) as u64);
         assert!(auto.history(&noise, 0, 60).steps().len() >= 20);
         // A shorter window foresees this slow wave a little better, not enough to forget what came before.

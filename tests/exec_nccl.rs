@@ -159,7 +159,7 @@ fn errors(outputs: &[Output]) -> Vec<String> {
     let mut all = Vec::new();
     for output in outputs {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert_eq!(output.status.code(), Some(1), "{}: {stderr}", output.status);
         all.extend(stderr.lines().filter(|line| line.starts_with("error: ")).map(str::to_owned));
     }
     all

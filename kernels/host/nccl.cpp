@@ -173,7 +173,13 @@ static bool pass(Comm* comm, int socket, Part& part, bool sends) {
 }
 
 static bool done(Comm* comm, Group& group) {
-  if (comm->aborted) return true;
+  if (comm->aborted) {
+    // What follows in the stream runs on what never came: no rows, rather than whatever was there.
+    for (auto& [peer, part] : group.receives) {
+      if (ek_within((u64)part.at, part.bytes)) std::memset(part.at + part.done, 0, (std::size_t)(part.bytes - part.done));
+    }
+    return true;
+  }
   if (comm->error != OK) return false;
   bool all = true;
   // Between two ranks in order, else all at once.

@@ -2,6 +2,9 @@
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod processes_support;
+
+use processes_support::{assert_same, of_job, parsed};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;
 use std::path::Path;
@@ -44,18 +47,7 @@ impl Job {
 
     /// Its ranks that run, with their process ids.
     fn ranks(&self) -> Vec<(usize, u32)> {
-        let of = |entry: std::fs::DirEntry| {
-            let process: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let environment = std::fs::read(entry.path().join("environ")).ok()?;
-            let value = |name: &str| {
-                let mut all =
-                    environment.split(|&byte| byte == 0).filter_map(|one| std::str::from_utf8(one).ok());
-                all.find_map(|one| one.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
-            };
-            (value("EVENKEEL_JOB")? == self.mark).then_some(())?;
-            Some((value("OMPI_COMM_WORLD_RANK")?.parse().ok()?, process))
-        };
-        std::fs::read_dir("/proc").unwrap().flatten().filter_map(of).collect()
+        of_job(&self.mark, "OMPI_COMM_WORLD_RANK")
     }
 
     /// Its output, when all of its processes are gone.
@@ -63,9 +55,9 @@ impl Job {
         let Self { child, mark } = self;
         let output = child.wait_with_output().unwrap();
         let ended = Instant::now();
-        let gone = Job { child: Command::new("true").spawn().unwrap(), mark };
-        while !gone.ranks().is_empty() {
-            assert!(ended.elapsed() < Duration::from_secs(5), "left over: {:?}", gone.ranks());
+        let left = || of_job(&mark, "OMPI_COMM_WORLD_RANK");
+        while !left().is_empty() {
+            assert!(ended.elapsed() < Duration::from_secs(5), "left over: {:?}", left());
             std::thread::sleep(Duration::from_millis(20));
         }
         output
@@ -74,11 +66,6 @@ impl Job {
 
 fn mpirun(processes: usize, args: &str) -> Output {
     Job::start(&[(processes, format!("{args} --transport mpi"))], None).end()
-}
-
-fn parsed(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// The lines of ours that say what went wrong.
@@ -98,24 +85,7 @@ fn as_in_one_process(processes: usize, args: &str) -> Value {
         alone.drain(at..at + 2);
     }
     let here = parsed(&Command::new(EVENKEEL).args(alone).output().unwrap());
-    for what in ["check", "imbalance", "sent", "router", "layers", "model"] {
-        assert_eq!(mpi[what], here[what], "{what}: {args}");
-    }
-    let peaks = |document: &Value| -> Vec<Value> {
-        document["steps"].as_array().unwrap().iter().map(|step| step["peaks"].clone()).collect()
-    };
-    assert_eq!(peaks(&mpi), peaks(&here), "{args}");
-    for moved in ["plans", "copies", "bytes", "switches"] {
-        assert_eq!(mpi["moves"][moved], here["moves"][moved], "{moved}: {args}");
-    }
-    for bytes in ["memory_bytes", "staging_bytes"] {
-        for (rank, of_rank) in here["ranks"].as_array().unwrap().iter().enumerate() {
-            assert_eq!(mpi["ranks"][rank][bytes], of_rank[bytes], "{bytes} of rank {rank}");
-        }
-    }
-    assert_eq!(mpi["check"]["ok"], true, "{}", mpi["check"]);
-    assert_eq!(mpi["imbalance"]["to_the_token"], true);
-    assert_eq!(mpi["transport"]["plans_proved_identical"], true);
+    assert_same(&mpi, &here, &args);
     mpi
 }
 

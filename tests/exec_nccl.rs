@@ -7,8 +7,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod driver_support;
+mod processes_support;
 
 use driver_support::host_driver;
+use processes_support::{assert_same, of_job, parsed};
 use serde_json::Value;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -97,20 +99,12 @@ impl Job {
 
     /// Its processes that are evenkeel, by their ranks.
     fn alive(&self) -> Vec<(usize, u32)> {
-        let of = |entry: std::fs::DirEntry| {
-            let process: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let environment = std::fs::read(entry.path().join("environ")).ok()?;
-            let value = |name: &str| {
-                let mut all =
-                    environment.split(|&byte| byte == 0).filter_map(|one| std::str::from_utf8(one).ok());
-                all.find_map(|one| one.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
-            };
-            (value("EVENKEEL_JOB")? == self.mark).then_some(())?;
-            let program = std::fs::read_link(entry.path().join("exe")).ok()?;
-            (program == Path::new(EVENKEEL)).then_some(())?;
-            Some((value("RANK")?.parse().ok()?, process))
+        // `timeout` and torchrun have the same environment.
+        let ours = |process: u32| {
+            std::fs::read_link(format!("/proc/{process}/exe"))
+                .is_ok_and(|program| program == Path::new(EVENKEEL))
         };
-        std::fs::read_dir("/proc").unwrap().flatten().filter_map(of).collect()
+        of_job(&self.mark, "RANK").into_iter().filter(|&(_, process)| ours(process)).collect()
     }
 
     /// The process of a rank, once all `ranks` have been at work for a while.
@@ -149,11 +143,6 @@ impl Job {
     }
 }
 
-fn parsed(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
 /// The lines of ours that say what went wrong, of processes that all failed.
 fn errors(outputs: &[Output]) -> Vec<String> {
     let mut all = Vec::new();
@@ -174,24 +163,8 @@ fn as_in_one_process(processes: usize, args: &str) -> Option<Value> {
     let mut alone = Command::new(EVENKEEL);
     alone.args(args.split_whitespace()).env("LD_LIBRARY_PATH", libraries).env("EVENKEEL_CACHE", libraries);
     let here = parsed(&alone.output().unwrap());
-    for what in ["check", "imbalance", "sent", "router", "layers", "model"] {
-        assert_eq!(nccl[what], here[what], "{what}: {args}");
-    }
-    let peaks = |document: &Value| -> Vec<Value> {
-        document["steps"].as_array().unwrap().iter().map(|step| step["peaks"].clone()).collect()
-    };
-    assert_eq!(peaks(&nccl), peaks(&here), "{args}");
-    for moved in ["plans", "copies", "bytes", "switches"] {
-        assert_eq!(nccl["moves"][moved], here["moves"][moved], "{moved}: {args}");
-    }
-    for bytes in ["memory_bytes", "staging_bytes"] {
-        for (rank, of_rank) in here["ranks"].as_array().unwrap().iter().enumerate() {
-            assert_eq!(nccl["ranks"][rank][bytes], of_rank[bytes], "{bytes} of rank {rank}: {args}");
-        }
-    }
-    assert_eq!(nccl["check"]["ok"], true, "{}", nccl["check"]);
+    assert_same(&nccl, &here, &args);
     assert_eq!(nccl["transport"]["name"], "nccl");
-    assert_eq!(nccl["transport"]["plans_proved_identical"], true);
     Some(nccl)
 }
 

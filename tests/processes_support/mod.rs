@@ -1,0 +1,48 @@
+//! Ranks as processes: which of a job are there, and whether they found what one process finds.
+
+use serde_json::Value;
+use std::process::Output;
+
+/// The processes that have `EVENKEEL_JOB=mark` in their environment, by the rank in the variable `rank`.
+pub(crate) fn of_job(mark: &str, rank: &str) -> Vec<(usize, u32)> {
+    let of = |entry: std::fs::DirEntry| {
+        let process: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let environment = std::fs::read(entry.path().join("environ")).ok()?;
+        let value = |name: &str| {
+            let mut all =
+                environment.split(|&byte| byte == 0).filter_map(|one| std::str::from_utf8(one).ok());
+            all.find_map(|one| one.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+        };
+        (value("EVENKEEL_JOB")? == mark).then_some(())?;
+        Some((value(rank)?.parse().ok()?, process))
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter_map(of).collect()
+}
+
+/// The document of a run that did not fail.
+pub(crate) fn parsed(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Processes that proved their plans found, to the last digit, what one process finds with the same arguments.
+pub(crate) fn assert_same(processes: &Value, here: &Value, args: &str) {
+    for what in ["check", "imbalance", "sent", "router", "layers", "model"] {
+        assert_eq!(processes[what], here[what], "{what}: {args}");
+    }
+    let peaks = |document: &Value| -> Vec<Value> {
+        document["steps"].as_array().unwrap().iter().map(|step| step["peaks"].clone()).collect()
+    };
+    assert_eq!(peaks(processes), peaks(here), "{args}");
+    for moved in ["plans", "copies", "bytes", "switches"] {
+        assert_eq!(processes["moves"][moved], here["moves"][moved], "{moved}: {args}");
+    }
+    for bytes in ["memory_bytes", "staging_bytes"] {
+        for (rank, of_rank) in here["ranks"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(processes["ranks"][rank][bytes], of_rank[bytes], "{bytes} of rank {rank}: {args}");
+        }
+    }
+    assert_eq!(processes["check"]["ok"], true, "{}", processes["check"]);
+    assert_eq!(processes["imbalance"]["to_the_token"], true, "{args}");
+    assert_eq!(processes["transport"]["plans_proved_identical"], true, "{args}");
+}

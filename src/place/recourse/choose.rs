@@ -63,7 +63,7 @@ pub(super) fn graph_dice(policy: &Recourse) -> Dice {
 pub(super) fn trust(layer: &Layer<'_>, dice: &mut Dice) -> Result<Trust, Error> {
     if layer.batches.len() < FEWEST {
         // How far batches stray is known from before: they are few because what came before is out of date.
-        let known = if layer.strays.is_some() { BROKEN } else { UNKNOWN };
+        let known = if layer.broken { BROKEN } else { UNKNOWN };
         return Ok(Trust::Search(LADDER[known].to_vec()));
     }
     let (first, second) = layer.batches.split_at(layer.batches.len() / 2);
@@ -75,9 +75,9 @@ pub(super) fn trust(layer: &Layer<'_>, dice: &mut Dice) -> Result<Trust, Error> 
         let judged = spread::evenly(unseen.len(), unseen.len().min(HELD)).map(|b| unseen[b]);
         let held = Scenarios::new(experts, ranks, judged);
         let mut seatings = vec![];
+        let strays = if seen.len() < FEWEST { dispersion::fitted(seen) } else { 0.0 };
         for spread in LADDER {
             let count = layer.policy.scenarios.min(SCENARIOS);
-            let strays = dispersion::fitted(seen);
             let scenarios = spread::scenarios(experts, ranks, (seen, strays), spread, count, dice);
             seatings.push(layer.found(&scenarios, iterations, dice.clone())?.seating);
         }

@@ -102,8 +102,10 @@ struct Layer<'a> {
     slots: Vec<usize>,
     /// The batches of the history that hold a token; its totals where there are none.
     batches: Vec<&'a [u64]>,
-    /// How far batches stray from what is foreseen, as those before the history show; `None` where there were too few.
-    strays: Option<f64>,
+    /// Whether there are few, but enough before them to show how far batches stray.
+    broken: bool,
+    /// How far batches stray from what is foreseen, where there are few.
+    strays: f64,
 }
 
 impl<'a> Layer<'a> {
@@ -123,14 +125,16 @@ impl<'a> Layer<'a> {
             batches.push(history.totals());
         }
         let slots = (0..cluster.ranks()).map(|rank| cluster.usable(rank)).collect();
-        let mut strays = None;
+        let (mut broken, mut strays) = (false, 0.0);
         if batches.len() < choose::FEWEST {
             let earlier = history.earlier();
             let latest = earlier.len().saturating_sub(EARLIER);
             let all: Vec<&[u64]> = earlier.skip(latest).chain(history.batches()).filter(busy).collect();
-            strays = dispersion::between(&all).filter(|_| all.len() >= choose::FEWEST);
+            let between = dispersion::between(&all).filter(|_| all.len() >= choose::FEWEST);
+            broken = between.is_some();
+            strays = between.unwrap_or_else(|| dispersion::fitted(&batches));
         }
-        Ok(Layer { policy, experts, slots, batches, strays })
+        Ok(Layer { policy, experts, slots, batches, broken, strays })
     }
 
     /// How far the batches are to be trusted: as asked, or chosen.
@@ -157,8 +161,7 @@ impl<'a> Layer<'a> {
 
     /// So many scenarios by this spread.
     fn draw(&self, spread: &[Part], count: usize, dice: &mut Dice) -> Scenarios {
-        let strays = self.strays.unwrap_or_else(|| dispersion::fitted(&self.batches));
-        spread::scenarios(self.experts, self.slots.len(), (&self.batches, strays), spread, count, dice)
+        spread::scenarios(self.experts, self.slots.len(), (&self.batches, self.strays), spread, count, dice)
     }
 
     /// Searches on several draws of scenarios, each with its part of the iterations, and takes the placement that does best on

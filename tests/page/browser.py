@@ -139,20 +139,29 @@ class Page:
             except RuntimeError as error:
                 value = error
             if time.monotonic() > until:
-                raise AssertionError(f"not within {seconds} s: {expression} (last: {value!r})")
+                said = [self.text("#error"), *self.complaints()]
+                raise AssertionError(f"not within {seconds} s: {expression} (last: {value!r}; the page says {said})")
             time.sleep(0.1)
 
     def text(self, selector):
         return self.eval(f"document.querySelector({json.dumps(selector)})?.innerText ?? null")
 
     def click(self, selector):
-        """A click of the mouse, where the element is."""
-        place = self.eval(f"""(() => {{
-            const node = document.querySelector({json.dumps(selector)});
-            node.scrollIntoView({{block: "center"}});
-            const at = node.getBoundingClientRect();
-            return [at.x + at.width / 2, at.y + at.height / 2];
+        """A click of the mouse, where the element is once it stays there, and nothing lies over it."""
+        place = self.eval(f"""(async () => {{
+            const [node, again] = [document.querySelector({json.dumps(selector)}), () => new Promise((go) => setTimeout(go, 50))];
+            let before = "";
+            for (let turn = 0; turn < 100; ++turn) {{
+                node.scrollIntoView({{block: "center"}});
+                const at = node.getBoundingClientRect();
+                const [middle, now] = [[at.x + at.width / 2, at.y + at.height / 2], JSON.stringify(at)];
+                if (now === before && node.contains(document.elementFromPoint(...middle))) return middle;
+                before = now;
+                await again();
+            }}
+            return null;
         }})()""")
+        assert place, f"{selector} does not stay where it can be clicked"
         for kind in ["mousePressed", "mouseReleased"]:
             self.send("Input.dispatchMouseEvent", {"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1})
 

@@ -7,10 +7,12 @@
 //! Without a price ([`replan`]), there is room for one move, two, four, .., and where there is no limit the search also
 //! begins anew, under the names of ranks that move least: the placement with the fewest moves whose score is within a standard
 //! error of the best is taken, so that noise moves nothing. With a price ([`priced`]), it is part of what is minimised, so that no
-//! step is taken that gains less than its moves cost, and one that gains nothing is taken back.
+//! step is taken that gains less than its moves cost, and one that gains nothing is taken back. What moves gain has to be known
+//! without bias then: scenarios are more, and drawn by residuals of the whole known past ([`residuals`]) where there is one.
 
 use super::choose::{self, Trust};
 use super::exact::Exact;
+use super::residuals;
 use super::scenarios::{Scenarios, UNIT};
 use super::score::{Objective, each};
 use super::search::{Limits, Moves, moves_between, search};
@@ -23,6 +25,10 @@ use evenkeel_solver::Error;
 
 /// Searches where moves have a price.
 const PRICED_RUNGS: usize = 2;
+
+/// So many times more scenarios and iterations where moves have a price: of a thousand steps that gain nothing, on few scenarios
+/// some seem to.
+const CAREFUL: usize = 4;
 
 /// A placement that was considered.
 struct Tried {
@@ -38,10 +44,13 @@ pub(super) fn replan(
     max_moves: Option<usize>,
 ) -> Result<Placement, PlaceError> {
     let failed = |error: Error| layer.policy.failed(error.to_string());
-    let mut again = Again::new(layer, cluster, previous)?;
+    let from = running(layer, cluster, previous)?;
+    let mut dice = Dice::new(layer.policy.seed, STREAM);
+    let trust = layer.trust(&mut dice).map_err(failed)?;
+    let again = Again::trusting(layer, from, &trust, 1, &mut dice);
     let mut tried = again.climb(&rungs(max_moves, again.from.slots()), None).map_err(failed)?;
     if max_moves.is_none() {
-        let scratch = layer.scratch(&again.trust, &mut again.dice).map_err(failed)?.placement()?;
+        let scratch = layer.scratch(&trust, &mut dice).map_err(failed)?.placement()?;
         let seating = Seating::of(&relabel(previous, &scratch, cluster)?, &layer.slots);
         tried.push(Tried { moves: moves_between(&again.from, &seating), seating });
     }
@@ -59,7 +68,17 @@ pub(super) fn priced(
     price: f64,
 ) -> Result<Priced, PlaceError> {
     let failed = |error: Error| layer.policy.failed(error.to_string());
-    let again = Again::new(layer, cluster, previous)?;
+    let from = running(layer, cluster, previous)?;
+    let mut dice = Dice::new(layer.policy.seed, STREAM);
+    let again = if layer.known.len() < choose::FEWEST || layer.policy.spread.is_some() {
+        let trust = layer.trust(&mut dice).map_err(failed)?;
+        Again::trusting(layer, from, &trust, CAREFUL, &mut dice)
+    } else {
+        let shape = (layer.experts, layer.slots.len());
+        let mut draw =
+            |count| residuals::scenarios(shape, &layer.known, layer.batches.len(), count, &mut dice);
+        Again::on(layer, from, CAREFUL, &mut draw)
+    };
     let rungs = rungs(max_moves, again.from.slots());
     // Few moves are found among many where each has to pay.
     let last = &rungs[rungs.len().saturating_sub(PRICED_RUNGS)..];
@@ -83,32 +102,40 @@ struct Again<'a> {
     layer: &'a Layer<'a>,
     /// What is running.
     from: Seating,
-    trust: Trust,
     /// What to search on.
     seen: Scenarios,
     /// What to compare on.
     referee: Scenarios,
-    dice: Dice,
+    /// So many times more scenarios and iterations than the policy says.
+    care: usize,
 }
 
 impl<'a> Again<'a> {
-    fn new(layer: &'a Layer<'_>, cluster: &Cluster, previous: &Placement) -> Result<Again<'a>, PlaceError> {
-        let from = running(layer, cluster, previous)?;
-        let mut dice = Dice::new(layer.policy.seed, STREAM);
-        let trust = layer.trust(&mut dice).map_err(|error| layer.policy.failed(error.to_string()))?;
-        let spread = match &trust {
+    /// On scenarios as they are trusted.
+    fn trusting(layer: &'a Layer<'_>, from: Seating, trust: &Trust, care: usize, dice: &mut Dice) -> Self {
+        let spread = match trust {
             Trust::Search(spread) => spread.clone(),
             Trust::Graph(_) => choose::strongest(),
         };
-        let referee = layer.draw(&spread, REFEREE * layer.policy.scenarios, &mut dice);
-        let seen = layer.draw(&spread, layer.policy.scenarios, &mut dice);
-        Ok(Again { layer, from, trust, seen, referee, dice })
+        Self::on(layer, from, care, &mut |count| layer.draw(&spread, count, dice))
+    }
+
+    fn on(
+        layer: &'a Layer<'_>,
+        from: Seating,
+        care: usize,
+        draw: &mut dyn FnMut(usize) -> Scenarios,
+    ) -> Self {
+        let count = layer.policy.scenarios.saturating_mul(care);
+        let referee = draw(count.saturating_mul(REFEREE));
+        Again { layer, from, seen: draw(count), referee, care }
     }
 
     /// What is running, and what is found with room for so many moves, for so many more, and so on.
     fn climb(&self, rungs: &[usize], price: Option<f64>) -> Result<Vec<Tried>, Error> {
         let Recourse { objective, seed, .. } = *self.layer.policy;
-        let iterations = self.layer.policy.iterations(&self.layer.slots) / rungs.len().max(1) as u64;
+        let iterations = self.layer.policy.iterations(&self.layer.slots).saturating_mul(self.care as u64);
+        let iterations = iterations / rungs.len().max(1) as u64;
         let price = price.map_or(0, |price| toll(price, &self.seen, objective));
         let mut tried = vec![Tried { seating: self.from.clone(), moves: 0 }];
         for (number, &most) in rungs.iter().enumerate() {

@@ -4,7 +4,7 @@
 //! (two-stage programming with recourse; docs/placement.md has the model).
 //!
 //! **Module map.** `scenarios`: the batches to search on, laid out for pricing. `spread`: how they come from a history, as
-//! they were and changed; `dispersion`: how far batches stray where few are known. `choose`: how much they are changed, found
+//! they were and changed; `residuals`: on what is foreseen of a window; `dispersion`: how far batches stray where few are known. `choose`: how much they are changed, found
 //! on batches held back. `starts`: placements to begin with. `seating`: a placement being changed; `steps`: which changes are
 //! tried. `cuts`: lower bounds that price a step; `exact`: peaks and certificates; `score`: one integer for all scenarios;
 //! `search`: the annealing that uses them. `again`: planning from what is in force.
@@ -15,6 +15,7 @@ mod cuts;
 mod dispersion;
 mod exact;
 mod options;
+mod residuals;
 mod scenarios;
 mod score;
 mod search;
@@ -102,6 +103,8 @@ struct Layer<'a> {
     slots: Vec<usize>,
     /// The batches of the history that hold a token; its totals where there are none.
     batches: Vec<&'a [u64]>,
+    /// Those that do, and all before them.
+    known: Vec<&'a [u64]>,
     /// Whether there are few, but enough before them to show how far batches stray.
     broken: bool,
     /// How far batches stray from what is foreseen, where there are few.
@@ -121,20 +124,20 @@ impl<'a> Layer<'a> {
         }
         let busy = |batch: &&[u64]| batch.iter().any(|&load| load > 0);
         let mut batches: Vec<&[u64]> = history.batches().filter(busy).collect();
+        let mut known: Vec<&[u64]> = history.earlier().filter(busy).chain(batches.iter().copied()).collect();
         if batches.is_empty() {
+            known.clear();
             batches.push(history.totals());
         }
         let slots = (0..cluster.ranks()).map(|rank| cluster.usable(rank)).collect();
         let (mut broken, mut strays) = (false, 0.0);
         if batches.len() < choose::FEWEST {
-            let earlier = history.earlier();
-            let latest = earlier.len().saturating_sub(EARLIER);
-            let all: Vec<&[u64]> = earlier.skip(latest).chain(history.batches()).filter(busy).collect();
-            let between = dispersion::between(&all).filter(|_| all.len() >= choose::FEWEST);
+            let latest = &known[known.len().saturating_sub(EARLIER + batches.len())..];
+            let between = dispersion::between(latest).filter(|_| latest.len() >= choose::FEWEST);
             broken = between.is_some();
             strays = between.unwrap_or_else(|| dispersion::fitted(&batches));
         }
-        Ok(Layer { policy, experts, slots, batches, broken, strays })
+        Ok(Layer { policy, experts, slots, batches, known, broken, strays })
     }
 
     /// How far the batches are to be trusted: as asked, or chosen.

@@ -82,7 +82,7 @@ fn tilted(batches: &[&[u64]], base: usize, part: f64, dice: &mut Dice) -> Vec<u6
 }
 
 /// So many tokens in these proportions, rounded systematically: every partial sum is within a token of what is wanted.
-fn whole(wanted: &[f64], total: u64, dice: &mut Dice) -> Vec<u64> {
+pub(super) fn whole(wanted: &[f64], total: u64, dice: &mut Dice) -> Vec<u64> {
     let sum: f64 = wanted.iter().sum();
     let offset = dice.unit();
     let (mut so_far, mut given) = (0.0, 0);

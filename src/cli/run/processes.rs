@@ -107,20 +107,18 @@ impl Job {
         not(all(feature = "mpi", feature = "cuda")),
         allow(unused_variables, reason = "of GPUs over MPI")
     )]
-    fn place(&self, args: &RunArgs, output: Output) -> Result<Place, TransportError> {
+    fn place(&self, args: &RunArgs) -> Result<Place, TransportError> {
         match self {
             #[cfg(all(feature = "mpi", feature = "cuda"))]
             Job::Mpi(mpi) if args.backend == BackendName::Cuda => {
-                let device = MpiDevice::join(mpi, args.gpu, memory(args))?;
-                if mpi.rank() == 0 {
-                    notes(args, &device).iter().for_each(|note| output.note(note));
-                }
-                Ok(Place::Gpu(Rc::new(device)))
+                let gpus = MpiDevice::join(mpi, args.gpu, memory(args))?;
+                let notices = notices(args, &gpus);
+                Ok(Place::Gpu { gpus: Rc::new(gpus), notices })
             }
             #[cfg(feature = "mpi")]
             Job::Mpi(_) => Ok(Place::Host),
             #[cfg(feature = "cuda")]
-            Job::Nccl(nccl) => Ok(Place::Gpu(Rc::new(nccl.clone()))),
+            Job::Nccl(nccl) => Ok(Place::Gpu { gpus: Rc::new(nccl.clone()), notices: Vec::new() }),
         }
     }
 
@@ -158,7 +156,19 @@ enum Place {
     #[cfg(feature = "mpi")]
     Host,
     #[cfg(feature = "cuda")]
-    Gpu(Rc<dyn DeviceTransport>),
+    Gpu { gpus: Rc<dyn DeviceTransport>, notices: Vec<String> },
+}
+
+impl Place {
+    /// How device memory is handed on, and what is worth knowing.
+    fn told(&self) -> (Option<String>, Vec<String>) {
+        match self {
+            #[cfg(feature = "mpi")]
+            Place::Host => (None, Vec::new()),
+            #[cfg(feature = "cuda")]
+            Place::Gpu { gpus, notices } => (Some(gpus.memory().to_string()), notices.clone()),
+        }
+    }
 }
 
 /// How device memory is to be handed to the MPI library.
@@ -172,19 +182,19 @@ fn memory(args: &RunArgs) -> Memory {
     if aware { Memory::Device } else { Memory::Staged }
 }
 
-/// What is worth a word of GPUs over MPI.
+/// What is worth knowing of GPUs over MPI.
 #[cfg(all(feature = "mpi", feature = "cuda"))]
-fn notes(args: &RunArgs, device: &MpiDevice) -> Vec<String> {
-    let mut notes = Vec::new();
-    if !device.shared().is_empty() {
+fn notices(args: &RunArgs, gpus: &MpiDevice) -> Vec<String> {
+    let mut notices = Vec::new();
+    if !gpus.shared().is_empty() {
         let each = |(host, ranks): &(String, Vec<usize>)| format!("{} of {host}", ranks_in_words(ranks));
-        let all: Vec<String> = device.shared().iter().map(each).collect();
-        notes.push(format!("ranks share a GPU, and wait for each other on it: {}", all.join("; ")));
+        let all: Vec<String> = gpus.shared().iter().map(each).collect();
+        notices.push(format!("ranks share a GPU, and wait for each other on it: {}", all.join("; ")));
     }
     if args.cuda_aware == Some(CudaAware::Yes) && !MpiDevice::is_cuda_aware() {
-        notes.push("--cuda-aware yes: the MPI library does not say that it takes device memory".into());
+        notices.push("--cuda-aware yes: the MPI library does not say that it takes device memory".into());
     }
-    notes
+    notices
 }
 
 /// Joins the job, runs as one of its ranks and leaves it.
@@ -230,7 +240,9 @@ fn as_rank(args: &RunArgs, output: Output, job: &Job) -> Result<(), Fault> {
     let told = serde_json::to_vec(&facts).map_err(|error| Fault::Own(error.into()))?;
     let hosts = compare(wire.ranks(), &wire.all_gather(Purpose::Control, told)?)?;
     let setup = setup?;
-    let tokens = job.place(args, output)?;
+    let tokens = job.place(args)?;
+    let (memory, notices) = tokens.told();
+    output.notices(&notices);
 
     let wire = Rc::new(Wire::new(job.transport(), setup.exec.cluster)?);
     let run = setup.run(args);
@@ -243,7 +255,7 @@ fn as_rank(args: &RunArgs, output: Output, job: &Job) -> Result<(), Fault> {
     let prove = args.prove_plans;
     let (outcome, chunks, overlap) = match &tokens {
         #[cfg(feature = "cuda")]
-        Place::Gpu(gpus) => {
+        Place::Gpu { gpus, .. } => {
             let options = super::cuda(args.gpu, 1, args.ffn);
             (run.on_gpus((&wire, gpus), options, prove, place, progress)?, 1, None)
         }
@@ -261,14 +273,8 @@ fn as_rank(args: &RunArgs, output: Output, job: &Job) -> Result<(), Fault> {
     };
     drop(bar);
     wire.doing(None, None);
-    let memory = match tokens {
-        #[cfg(feature = "cuda")]
-        Place::Gpu(gpus) => Some(gpus.memory().to_string()),
-        #[cfg(feature = "mpi")]
-        Place::Host => None,
-    };
     let (name, tallies, aggregate) = (wire.name(), tallies(&wire)?, args.aggregate);
-    let sent = Sent { name, memory, hosts, tallies, proved: prove, aggregate, chunks, overlap };
+    let sent = Sent { name, memory, notices, hosts, tallies, proved: prove, aggregate, chunks, overlap };
     if wire.rank() == 0 {
         show(args, &run, &setup.plan_on, &outcome, Some(&sent), output)?;
     }

@@ -15,6 +15,8 @@ pub(super) struct Sent {
     pub(super) name: &'static str,
     /// How device memory was handed on, where it was.
     pub(super) memory: Option<String>,
+    /// What is worth knowing of how they run.
+    pub(super) notices: Vec<String>,
     /// The hosts of the ranks, `[R]`.
     pub(super) hosts: Vec<String>,
     /// By rank.
@@ -134,6 +136,7 @@ impl Sent {
             })),
             "name": self.name,
             "memory": self.memory,
+            "notices": self.notices,
             "processes": self.tallies.len(),
             "hosts": self.hosts(),
             "plans_proved_identical": self.proved,

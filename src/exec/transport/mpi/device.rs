@@ -86,12 +86,8 @@ impl fmt::Debug for MpiDevice {
     }
 }
 
-fn driver(doing: &'static str) -> impl Fn(DriverError) -> TransportError {
-    move |error| library(doing, &CudaError::driver(doing)(error))
-}
-
-fn library(call: &'static str, error: &dyn fmt::Display) -> TransportError {
-    TransportError::Library { call, reason: error.to_string() }
+fn driver(call: &'static str) -> impl Fn(DriverError) -> TransportError {
+    move |error| TransportError::Library { call, reason: format!("{:?}", error.0) }
 }
 
 /// A piece in messages.
@@ -241,24 +237,14 @@ impl Inner {
                     let send = |&to| unsafe { Message::send_at(comm, to, tag, at, bytes) };
                     begun.sent.extend(to.iter().map(send).collect::<Result<Vec<_>, _>>()?);
                 } else {
-                    let host = repeat_n(self.fetch(stream, piece)?, to.len());
+                    // SAFETY: the caller's promise.
+                    let host = repeat_n(unsafe { fetch(stream, piece) }?, to.len());
                     let send = |(&to, host)| Message::send(comm, to, tag, host);
                     begun.sent.extend(to.iter().zip(host).map(send).collect::<Result<Vec<_>, _>>()?);
                 }
             }
         }
         Ok(begun)
-    }
-
-    /// What lies in device memory.
-    fn fetch(&self, stream: &Arc<CudaStream>, (at, bytes): Piece) -> Result<Vec<u8>, TransportError> {
-        let failed = driver("copying what is sent to the host");
-        let mut host = vec![0u8; bytes];
-        // SAFETY: memory of the device, as the caller of `begin` promises, and room for it, which nobody lets go of before the copy is
-        // done: it is to memory that the driver does not know, which it waits for by itself; and the host waits once more.
-        unsafe { result::memcpy_dtoh_async(&mut host, at, stream.cu_stream()) }.map_err(&failed)?;
-        stream.synchronize().map_err(failed)?;
-        Ok(host)
     }
 
     /// Waits for messages, and puts what came where it belongs, on the stream.
@@ -287,6 +273,20 @@ impl Inner {
 
 fn key(stream: &Arc<CudaStream>) -> usize {
     stream.cu_stream() as usize
+}
+
+/// What lies in device memory.
+///
+/// # Safety
+/// It is there.
+unsafe fn fetch(stream: &Arc<CudaStream>, (at, bytes): Piece) -> Result<Vec<u8>, TransportError> {
+    let failed = driver("copying what is sent to the host");
+    let mut host = vec![0u8; bytes];
+    // SAFETY: the caller's promise, and room for it, which nobody lets go of before the copy is done: it is to memory that the driver
+    // does not know, which it waits for by itself; and the host waits once more.
+    unsafe { result::memcpy_dtoh_async(&mut host, at, stream.cu_stream()) }.map_err(&failed)?;
+    stream.synchronize().map_err(failed)?;
+    Ok(host)
 }
 
 impl DeviceTransport for MpiDevice {

@@ -150,8 +150,8 @@ pub(crate) struct RunArgs {
     )]
     #[cfg_attr(not(any(feature = "mpi", feature = "cuda")), allow(dead_code, reason = "of processes alone"))]
     pub(super) rank_timeout: u64,
-    /// With --transport mpi and --backend cpu: in how many chunks of slots tokens travel, so that experts of one chunk work while the next one is on
-    /// its way, or auto (by measured costs of experts and of the wire); results are the same
+    /// With --transport mpi and --backend cpu: in how many chunks of slots tokens travel, so that experts of one chunk work while the
+    /// next one is on its way, or auto (by measured costs of experts and of the wire); results are the same
     #[arg(long, value_name = "N|auto", default_value = "1", help_heading = "Processes")]
     pub(super) chunks: ChunkCount,
     /// With --transport mpi or nccl: compare digests of every rank's split of every batch, and fail where they differ

@@ -65,7 +65,7 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
                 "--transport nccl: expected --backend cuda; ranks on the CPU reach each other by --transport mpi"
             )
         }
-        TransportName::Nccl | TransportName::Mpi if args.gpus != 1 => {
+        TransportName::Nccl | TransportName::Mpi if args.backend == BackendName::Cuda && args.gpus != 1 => {
             bail!(
                 "--transport {}: --gpus {}: expected 1; every process has one rank, and one GPU",
                 if over_mpi { "mpi" } else { "nccl" },

@@ -106,7 +106,14 @@ impl Cuda {
     ) -> Result<(), ExecError> {
         let gpu = Arc::clone(&self.sides[0].gpu);
         let cell = self.homes[0].cell(&gpu, &self.shape)?;
-        let events = timed(&gpu, || receive(&gpu, cell.address(), self.shape.bytes()))?;
+        let events = match timed(&gpu, || receive(&gpu, cell.address(), self.shape.bytes())) {
+            Ok(events) => events,
+            Err(error) => {
+                // It may be on its way all the same.
+                std::mem::forget(cell);
+                return Err(error);
+            }
+        };
         self.sides[0].begun.push(Begun { layer, rank, expert, from: None, cell, events });
         Ok(())
     }

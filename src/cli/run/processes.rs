@@ -105,7 +105,7 @@ impl Job {
     /// Where tokens and weights are; all ranks ask, when they know that they are about to run the same.
     #[cfg_attr(
         not(all(feature = "mpi", feature = "cuda")),
-        allow(unused_variables, reason = "of GPUs over MPI")
+        allow(unused_variables, clippy::unnecessary_wraps, reason = "of GPUs over MPI")
     )]
     fn place(&self, args: &RunArgs) -> Result<Place, TransportError> {
         match self {

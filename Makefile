@@ -71,15 +71,15 @@ gpu: gpukit $(NVRTC_READY) ## On a machine with a GPU: its tests, benchmarks and
 	$(WITH_NVRTC) PYTHON=$(PYTHON) benches/gpu.sh target/gpu
 
 # Open MPI's headers want stddef.h, which is not with every libclang: the C compiler's does. HiGHS is not compiled again for it.
-mpi: $(TOOLS) ## Run the executor's ranks as processes over MPI, and kill some; installs Open MPI by apt where root may.
+mpi: $(TOOLS) ## Run the executor's ranks as processes over MPI, with and without GPUs, and kill some; installs Open MPI by apt where root may.
 	@if ! { command -v mpicc && command -v mpirun; } >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		install="apt-get install -y --no-install-recommends libopenmpi-dev openmpi-bin"; \
 		$$install >/dev/null 2>&1 || { apt-get update >/dev/null 2>&1 && $$install >/dev/null 2>&1; } || true; \
 	fi
 	@if { command -v mpicc && mpirun --version 2>/dev/null | grep -q "Open MPI"; } >/dev/null; then \
 		export CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}"; \
-		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES),mpi --test exec_mpi --test network && \
-		$(WITH_TOOLS) $(CARGO) clippy --features $(FEATURES),mpi --lib --bins --test exec_mpi --test network -- -D warnings; \
+		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES),mpi --test exec_mpi --test exec_mpi_cuda --test network && \
+		$(WITH_TOOLS) $(CARGO) clippy --features $(FEATURES),mpi --lib --bins --test exec_mpi --test exec_mpi_cuda --test network -- -D warnings; \
 	else echo "skipped: no Open MPI"; fi
 
 namespaces: $(TOOLS) ## Run ranks over MPI in two network namespaces joined by a shaped link; wants root and Open MPI.

@@ -2,77 +2,22 @@
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod mpirun_support;
 mod processes_support;
 
-use processes_support::{assert_same, of_job, parsed};
+use mpirun_support::{ENDLESS, EVENKEEL, Job, errors};
+use processes_support::{assert_same, parsed};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
+use std::time::Duration;
 
-const EVENKEEL: &str = env!("CARGO_BIN_EXE_evenkeel");
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sample-decode.csv.zst");
 const SMALL: &str = "run --model qwen3-30b-a3b --hidden 64 --intermediate 48 --experts 16 --experts-per-token 3 --num-layers 2";
 
-/// A job and what its processes, and no others, have in their environment.
-struct Job {
-    child: Child,
-    mark: String,
-}
-
-impl Job {
-    /// Starts `groups` of processes, each with arguments of its own. What rank `R` says of errors goes to the file `R` of `errors`,
-    /// if given: mpirun passes on what it has read when it ends, which need not be all.
-    fn start(groups: &[(usize, String)], errors: Option<&Path>) -> Self {
-        static JOBS: AtomicUsize = AtomicUsize::new(0);
-        let mark = format!("{}-{}", std::process::id(), JOBS.fetch_add(1, Ordering::Relaxed));
-        let mut command = Command::new("timeout");
-        command.args(["--kill-after=10", "300", "mpirun", "--oversubscribe"]);
-        for (at, (processes, args)) in groups.iter().enumerate() {
-            command.args((at > 0).then_some(":")).args(["-n", &processes.to_string()]);
-            if let Some(folder) = errors {
-                let to = format!("exec \"$0\" \"$@\" 2>'{}'/$OMPI_COMM_WORLD_RANK", folder.display());
-                command.args(["sh", "-c", &to]);
-            }
-            command.arg(EVENKEEL);
-            command.args(args.split_whitespace());
-        }
-        // Open MPI refuses to run as root without.
-        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-        command.env("EVENKEEL_JOB", &mark).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self { child: command.spawn().unwrap(), mark }
-    }
-
-    /// Its ranks that run, with their process ids.
-    fn ranks(&self) -> Vec<(usize, u32)> {
-        of_job(&self.mark, "OMPI_COMM_WORLD_RANK")
-    }
-
-    /// Its output, when all of its processes are gone.
-    fn end(self) -> Output {
-        let Self { child, mark } = self;
-        let output = child.wait_with_output().unwrap();
-        let ended = Instant::now();
-        let left = || of_job(&mark, "OMPI_COMM_WORLD_RANK");
-        while !left().is_empty() {
-            assert!(ended.elapsed() < Duration::from_secs(5), "left over: {:?}", left());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        output
-    }
-}
-
 fn mpirun(processes: usize, args: &str) -> Output {
-    Job::start(&[(processes, format!("{args} --transport mpi"))], None).end()
-}
-
-/// The lines of ours that say what went wrong.
-fn errors(output: &Output) -> Vec<String> {
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "{stderr}");
-    stderr.lines().filter(|line| line.starts_with("error: ")).map(str::to_owned).collect()
+    Job::start(&[(processes, format!("{args} --transport mpi"))], None, &[]).end()
 }
 
 /// The same run over MPI and in one process; their results are the same to the last digit.
@@ -163,38 +108,10 @@ fn so_it_is_on_a_real_recording() {
     }
 }
 
-/// Stops one of four ranks by a signal in the middle of a run; all others say which and where, and nothing is left.
+/// Stops one of four ranks by a signal in the middle of a run.
 fn without(signal: &str, within: Duration) {
-    let endless = format!(
-        "{SMALL} --ranks 4 --redundant 8 --policy eplb --batch-tokens 96 --steps 1000000 --plan-on 0.00001 --alone --transport mpi \
-         --rank-timeout 4"
-    );
-    let folder = tempfile::tempdir().unwrap();
-    let job = Job::start(&[(4, endless)], Some(folder.path()));
-    let begun = Instant::now();
-    while job.ranks().len() < 4 {
-        assert!(begun.elapsed() < Duration::from_mins(1), "it does not start");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    std::thread::sleep(Duration::from_secs(3));
-    let victim = job.ranks().into_iter().find(|(rank, _)| *rank == 2).unwrap().1;
-    let killed = Instant::now();
-    assert!(Command::new("kill").args([signal, &victim.to_string()]).status().unwrap().success());
-    let output = job.end();
-    assert!(killed.elapsed() < within, "{signal}: {:?}", killed.elapsed());
-    assert!(!output.status.success());
-    for survivor in [0, 1, 3] {
-        let said = std::fs::read_to_string(folder.path().join(survivor.to_string())).unwrap();
-        let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
-        assert_eq!(errors.len(), 1, "{signal}: {said}");
-        let from = format!("error: rank {survivor}: ");
-        assert!(
-            errors[0].starts_with(&from)
-                && errors[0].contains("rank 2 does not answer")
-                && errors[0].contains("(step "),
-            "{signal}: {said}"
-        );
-    }
+    let endless = format!("{SMALL} --redundant 8 --alone {ENDLESS}");
+    mpirun_support::without(&endless, &[], signal, within);
 }
 
 #[test]
@@ -269,7 +186,7 @@ fn ranks_with_other_checkpoints_are_refused() {
     assert!(mpirun(4, &(args.clone() + &one)).status.success());
     let args = args + "FOLDER --transport mpi";
     let groups = [(1, args.replace("FOLDER", &one)), (3, args.replace("FOLDER", &other))];
-    let errors = errors(&Job::start(&groups, None).end());
+    let errors = errors(&Job::start(&groups, None, &[]).end());
     assert!(errors.len() == 1 && errors[0].contains("weights is digest "), "{errors:?}");
     assert!(errors[0].contains("on ranks 1, 2 and 3"), "{errors:?}");
 }
@@ -300,7 +217,7 @@ fn ranks_that_would_not_run_the_same_are_refused() {
         (vec![(2, replayed.clone()), (2, replayed.replace(SAMPLE, "no-such-trace"))], "ranks 2 and 3: "),
         (vec![(4, replayed.replace(SAMPLE, "no-such-trace"))], "error: no-such-trace: "),
     ] {
-        let errors = errors(&Job::start(&groups, None).end());
+        let errors = errors(&Job::start(&groups, None, &[]).end());
         assert!(errors.len() == 1 && errors[0].contains(expected), "{groups:?}: {errors:?}");
     }
 }

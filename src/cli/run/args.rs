@@ -33,7 +33,8 @@ use std::str::FromStr;
                   --intermediate 64 --ranks 8 --redundant 16 --replan-every 10 --check --record loads.csv.zst\n  mpirun -n 8 \
                   evenkeel run traces/sample-decode.csv.zst --model gpt-oss-20b --ranks 8 --redundant 8 --transport mpi --check\n  torchrun \
                   --no-python --nproc-per-node 8 evenkeel run traces/sample-decode.csv.zst --model gpt-oss-20b --ranks 8 --redundant 8 \
-                  --backend cuda --transport nccl --check"
+                  --backend cuda --transport nccl --check\n  mpirun -n 8 evenkeel run --model gpt-oss-20b --ranks 8 --redundant 8 --backend \
+                  cuda --transport mpi --check"
 )]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -123,16 +124,21 @@ pub(crate) struct RunArgs {
     /// cublas (which takes them from the host)
     #[arg(long, value_name = "NAME", default_value = "own")]
     pub(super) ffn: FfnName,
-    /// With --backend cuda: which GPU, or the first of several (--transport nccl: of this host's ranks)
+    /// With --backend cuda: which GPU, or the first of several (--transport nccl or mpi: of this host's ranks)
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) gpu: usize,
     /// With --backend cuda: how many GPUs the ranks are dealt to; those of one GPU run one after the other
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) gpus: u16,
-    /// Where ranks are: in-process (all in this process, one after the other), mpi (one process each, started by mpirun or srun; on the
-    /// CPU) or nccl (one process and GPU each, started by torchrun, srun or mpirun); see docs/distributed.md and docs/nccl.md
+    /// Where ranks are: in-process (all in this process, one after the other), mpi (one process each, started by mpirun or srun; with
+    /// --backend cuda on GPUs, which several ranks may share) or nccl (one process and GPU each, started by torchrun, srun or mpirun);
+    /// see docs/distributed.md and docs/nccl.md
     #[arg(long, value_name = "NAME", default_value = "in-process", help_heading = "Processes")]
     pub(super) transport: TransportName,
+    /// With --transport mpi and --backend cuda: whether the MPI library is handed device memory as it lies (yes), or what is in it goes
+    /// through memory of the host (no); auto asks the library [default: auto]
+    #[arg(long, value_name = "WHETHER", help_heading = "Processes")]
+    pub(super) cuda_aware: Option<CudaAware>,
     /// With --transport mpi or nccl: a rank that is silent for so long is taken for lost, and ends the job; more than the longest a rank
     /// computes without a word
     #[arg(
@@ -144,8 +150,8 @@ pub(crate) struct RunArgs {
     )]
     #[cfg_attr(not(any(feature = "mpi", feature = "cuda")), allow(dead_code, reason = "of processes alone"))]
     pub(super) rank_timeout: u64,
-    /// With --transport mpi: in how many chunks of slots tokens travel, so that experts of one chunk work while the next one is on
-    /// its way, or auto (by measured costs of experts and of the wire); results are the same
+    /// With --transport mpi and --backend cpu: in how many chunks of slots tokens travel, so that experts of one chunk work while the
+    /// next one is on its way, or auto (by measured costs of experts and of the wire); results are the same
     #[arg(long, value_name = "N|auto", default_value = "1", help_heading = "Processes")]
     pub(super) chunks: ChunkCount,
     /// With --transport mpi or nccl: compare digests of every rank's split of every batch, and fail where they differ
@@ -207,6 +213,17 @@ pub(crate) enum TransportName {
     Mpi,
     /// In processes with a GPU each.
     Nccl,
+}
+
+/// Whether an MPI library takes device memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CudaAware {
+    /// It is asked.
+    Auto,
+    /// It does.
+    Yes,
+    /// It does not, or is not to.
+    No,
 }
 
 /// What multiplies on a GPU.

@@ -34,6 +34,9 @@ use std::sync::Arc;
 pub(crate) const WITHOUT_MPI: &str = "this evenkeel was built without MPI: install Open MPI (Debian: libopenmpi-dev openmpi-bin \
      libclang1 libclang-common-14-dev) and build it with `cargo build --release --features mpi`";
 
+#[cfg(not(feature = "cuda"))]
+const WITHOUT_CUDA: &str = "this evenkeel was built without the feature `cuda`";
+
 /// Bytes of experts that are worth a word before they are made.
 const LARGE: u64 = 8 << 30;
 
@@ -41,9 +44,15 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
     if args.aggregate != Aggregate::None && args.backend != BackendName::Cpu {
         bail!("--aggregate {}: expected --backend cpu; GPUs are no gateways yet", args.aggregate);
     }
-    if args.chunks != ChunkCount::Fixed(1) && args.transport != TransportName::Mpi {
+    let over_mpi = args.transport == TransportName::Mpi;
+    if args.chunks != ChunkCount::Fixed(1) && !(over_mpi && args.backend == BackendName::Cpu) {
         bail!(
-            "--chunks: expected --transport mpi; nothing travels in one process, and over NCCL all of a layer does at once"
+            "--chunks: expected --transport mpi and --backend cpu; nothing travels in one process, and between GPUs all of a layer does at once"
+        );
+    }
+    if args.cuda_aware.is_some() && !(over_mpi && args.backend == BackendName::Cuda) {
+        bail!(
+            "--cuda-aware: expected --transport mpi and --backend cuda; it is about device memory that goes over MPI"
         );
     }
     match args.transport {
@@ -51,24 +60,24 @@ pub(super) fn run(args: &RunArgs, output: Output) -> anyhow::Result<()> {
             bail!("--prove-plans: expected --transport mpi or nccl; in one process there is one plan")
         }
         TransportName::InProcess => here(args, output),
-        TransportName::Mpi if args.backend != BackendName::Cpu => {
-            bail!("--transport mpi: expected --backend cpu; GPUs reach each other by --transport nccl")
-        }
         TransportName::Nccl if args.backend != BackendName::Cuda => {
             bail!(
                 "--transport nccl: expected --backend cuda; ranks on the CPU reach each other by --transport mpi"
             )
         }
-        TransportName::Nccl if args.gpus != 1 => {
+        TransportName::Nccl | TransportName::Mpi if args.backend == BackendName::Cuda && args.gpus != 1 => {
             bail!(
-                "--transport nccl: --gpus {}: expected 1; every process has one rank, and one GPU",
+                "--transport {}: --gpus {}: expected 1; every process has one rank, and one GPU",
+                if over_mpi { "mpi" } else { "nccl" },
                 args.gpus
             )
         }
         #[cfg(feature = "cuda")]
         TransportName::Nccl => processes::run(args, output),
         #[cfg(not(feature = "cuda"))]
-        TransportName::Nccl => bail!("this evenkeel was built without the feature `cuda`"),
+        TransportName::Nccl => bail!(WITHOUT_CUDA),
+        #[cfg(not(feature = "cuda"))]
+        TransportName::Mpi if args.backend == BackendName::Cuda => bail!(WITHOUT_CUDA),
         #[cfg(feature = "mpi")]
         TransportName::Mpi => processes::run(args, output),
         #[cfg(not(feature = "mpi"))]

@@ -6,6 +6,8 @@
 #[cfg(feature = "mpi")]
 use super::args::ChunkCount;
 use super::args::TransportName;
+#[cfg(all(feature = "mpi", feature = "cuda"))]
+use super::args::{BackendName, CudaAware};
 use super::sent::Sent;
 use super::{RunArgs, Setup, placements, show, verdict};
 use crate::cli::output::{Bar, Output, Said};
@@ -23,7 +25,9 @@ use evenkeel::exec::run::Progress;
 use evenkeel::exec::transport::Mpi;
 use evenkeel::exec::transport::{At, Purpose, Tally, Transport, TransportError, Wire, ranks_in_words};
 #[cfg(feature = "cuda")]
-use evenkeel::exec::transport::{Nccl, rendezvous::Launch};
+use evenkeel::exec::transport::{DeviceTransport, Nccl, rendezvous::Launch};
+#[cfg(all(feature = "mpi", feature = "cuda"))]
+use evenkeel::exec::transport::{Memory, MpiDevice};
 use evenkeel::exec::{Backend, ExecError};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -41,9 +45,9 @@ enum Fault {
 impl From<ExecError> for Fault {
     fn from(error: ExecError) -> Self {
         match error {
-            ExecError::Transport(TransportError::Differ { .. } | TransportError::Ranks { .. }) => {
-                Fault::All(error.into())
-            }
+            ExecError::Transport(
+                TransportError::Differ { .. } | TransportError::Ranks { .. } | TransportError::Joining(_),
+            ) => Fault::All(error.into()),
             _ => Fault::Own(error.into()),
         }
     }
@@ -98,6 +102,26 @@ impl Job {
         }
     }
 
+    /// Where tokens and weights are; all ranks ask, when they know that they are about to run the same.
+    #[cfg_attr(
+        not(all(feature = "mpi", feature = "cuda")),
+        allow(unused_variables, clippy::unnecessary_wraps, reason = "of GPUs over MPI")
+    )]
+    fn place(&self, args: &RunArgs) -> Result<Place, TransportError> {
+        match self {
+            #[cfg(all(feature = "mpi", feature = "cuda"))]
+            Job::Mpi(mpi) if args.backend == BackendName::Cuda => {
+                let gpus = MpiDevice::join(mpi, args.gpu, memory(args))?;
+                let notices = notices(args, &gpus);
+                Ok(Place::Gpu { gpus: Rc::new(gpus), notices })
+            }
+            #[cfg(feature = "mpi")]
+            Job::Mpi(_) => Ok(Place::Host),
+            #[cfg(feature = "cuda")]
+            Job::Nccl(nccl) => Ok(Place::Gpu { gpus: Rc::new(nccl.clone()), notices: Vec::new() }),
+        }
+    }
+
     fn host(&self) -> &str {
         match self {
             #[cfg(feature = "mpi")]
@@ -125,6 +149,52 @@ impl Job {
             Job::Nccl(nccl) => nccl.give_up(why),
         }
     }
+}
+
+/// Where a rank's tokens and weights are, and how those of a GPU travel.
+enum Place {
+    #[cfg(feature = "mpi")]
+    Host,
+    #[cfg(feature = "cuda")]
+    Gpu { gpus: Rc<dyn DeviceTransport>, notices: Vec<String> },
+}
+
+impl Place {
+    /// How device memory is handed on, and what is worth knowing.
+    fn told(&self) -> (Option<String>, Vec<String>) {
+        match self {
+            #[cfg(feature = "mpi")]
+            Place::Host => (None, Vec::new()),
+            #[cfg(feature = "cuda")]
+            Place::Gpu { gpus, notices } => (Some(gpus.memory().to_string()), notices.clone()),
+        }
+    }
+}
+
+/// How device memory is to be handed to the MPI library.
+#[cfg(all(feature = "mpi", feature = "cuda"))]
+fn memory(args: &RunArgs) -> Memory {
+    let aware = match args.cuda_aware.unwrap_or(CudaAware::Auto) {
+        CudaAware::Auto => MpiDevice::is_cuda_aware(),
+        CudaAware::Yes => true,
+        CudaAware::No => false,
+    };
+    if aware { Memory::Device } else { Memory::Staged }
+}
+
+/// What is worth knowing of GPUs over MPI.
+#[cfg(all(feature = "mpi", feature = "cuda"))]
+fn notices(args: &RunArgs, gpus: &MpiDevice) -> Vec<String> {
+    let mut notices = Vec::new();
+    if !gpus.shared().is_empty() {
+        let each = |(host, ranks): &(String, Vec<usize>)| format!("{} of {host}", ranks_in_words(ranks));
+        let all: Vec<String> = gpus.shared().iter().map(each).collect();
+        notices.push(format!("ranks share a GPU, and wait for each other on it: {}", all.join("; ")));
+    }
+    if args.cuda_aware == Some(CudaAware::Yes) && !MpiDevice::is_cuda_aware() {
+        notices.push("--cuda-aware yes: the MPI library does not say that it takes device memory".into());
+    }
+    notices
 }
 
 /// Joins the job, runs as one of its ranks and leaves it.
@@ -168,8 +238,11 @@ fn as_rank(args: &RunArgs, output: Output, job: &Job) -> Result<(), Fault> {
         .map_err(|error| evenkeel::in_words(error.as_ref()))
         .and_then(|setup| facts(args, setup, job));
     let told = serde_json::to_vec(&facts).map_err(|error| Fault::Own(error.into()))?;
-    let hosts = compare(&wire, &wire.all_gather(Purpose::Control, told)?)?;
+    let hosts = compare(wire.ranks(), &wire.all_gather(Purpose::Control, told)?)?;
     let setup = setup?;
+    let tokens = job.place(args)?;
+    let (memory, notices) = tokens.told();
+    output.notices(&notices);
 
     let wire = Rc::new(Wire::new(job.transport(), setup.exec.cluster)?);
     let run = setup.run(args);
@@ -180,9 +253,14 @@ fn as_rank(args: &RunArgs, output: Output, job: &Job) -> Result<(), Fault> {
         made(&wire, placements(&run, &setup.plan_on, profile))
     };
     let prove = args.prove_plans;
-    let (outcome, chunks, overlap) = match job {
+    let (outcome, chunks, overlap) = match &tokens {
+        #[cfg(feature = "cuda")]
+        Place::Gpu { gpus, .. } => {
+            let options = super::cuda(args.gpu, 1, args.ffn);
+            (run.on_gpus((&wire, gpus), options, prove, place, progress)?, 1, None)
+        }
         #[cfg(feature = "mpi")]
-        Job::Mpi(_) => {
+        Place::Host => {
             let (chunks, overlap) = match args.chunks {
                 ChunkCount::Fixed(count) => (count.min(setup.exec.cluster.slots_per_rank()), None),
                 ChunkCount::Auto => {
@@ -192,16 +270,11 @@ fn as_rank(args: &RunArgs, output: Output, job: &Job) -> Result<(), Fault> {
             };
             (run.on_wire(&wire, PeerOptions { prove, chunks }, place, progress)?, chunks, overlap)
         }
-        #[cfg(feature = "cuda")]
-        Job::Nccl(nccl) => {
-            let options = super::cuda(args.gpu, 1, args.ffn);
-            (run.on_nccl((&wire, nccl), options, prove, place, progress)?, 1, None)
-        }
     };
     drop(bar);
     wire.doing(None, None);
     let (name, tallies, aggregate) = (wire.name(), tallies(&wire)?, args.aggregate);
-    let sent = Sent { name, hosts, tallies, proved: prove, aggregate, chunks, overlap };
+    let sent = Sent { name, memory, notices, hosts, tallies, proved: prove, aggregate, chunks, overlap };
     if wire.rank() == 0 {
         show(args, &run, &setup.plan_on, &outcome, Some(&sent), output)?;
     }
@@ -224,6 +297,8 @@ fn facts(args: &RunArgs, setup: &Setup, job: &Job) -> Result<BTreeMap<String, St
         ("--policy", format!("{} groups {}", args.policy_name(), args.cluster.groups)),
         ("--split and --then", format!("{} {:?}", args.split, setup.exec.then)),
         ("--aggregate", args.aggregate.to_string()),
+        ("--backend", args.backend.name().to_owned()),
+        ("--cuda-aware", args.cuda_aware.map_or("auto".into(), |aware| format!("{aware:?}").to_lowercase())),
         ("--ffn", format!("{:?}", args.ffn)),
         ("--skew and --drift", format!("{} {}", args.skew, args.drift)),
         ("--replan-every, --move-budget and --max-moves", format!("{:?}", args.replan())),
@@ -285,7 +360,7 @@ fn short(hash: Sha256) -> String {
 }
 
 /// Refuses ranks that cannot run together, naming what differs where; the same error on all of them. Out: the hosts.
-fn compare(wire: &Wire, told: &[Vec<u8>]) -> Result<Vec<String>, Fault> {
+fn compare(ranks: usize, told: &[Vec<u8>]) -> Result<Vec<String>, Fault> {
     type Facts = Result<BTreeMap<String, String>, String>;
     let mut all: Vec<BTreeMap<String, String>> = Vec::with_capacity(told.len());
     let mut failed: BTreeMap<String, Vec<usize>> = BTreeMap::new();
@@ -310,8 +385,8 @@ fn compare(wire: &Wire, told: &[Vec<u8>]) -> Result<Vec<String>, Fault> {
         return Err(Fault::All(anyhow!("the ranks are not about to run the same: {}", differ.join("; "))));
     }
     let expected = all[0].get("--ranks").and_then(|ranks| ranks.parse().ok()).unwrap_or(0);
-    if expected != wire.ranks() {
-        return Err(TransportError::Ranks { given: wire.ranks(), expected }.into());
+    if expected != ranks {
+        return Err(TransportError::Ranks { given: ranks, expected }.into());
     }
     Ok(all.into_iter().map(|mut facts| facts.remove("host").unwrap_or_default()).collect())
 }
@@ -364,4 +439,73 @@ fn tallies(wire: &Wire) -> Result<Vec<Tally>, TransportError> {
         tally
     };
     Ok(all.chunks_exact(numbers.len()).map(read).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a rank says, with something else under one name.
+    fn told(other: Option<(&str, &str)>) -> Vec<u8> {
+        let mut facts: BTreeMap<&str, &str> =
+            [("version", "0.1.0"), ("host", "a"), ("model", "m"), ("trace", "digest 1"), ("--ranks", "3")]
+                .into();
+        facts.extend(other);
+        serde_json::to_vec(&Ok::<_, String>(facts)).unwrap_or_default()
+    }
+
+    /// What all ranks find; the hosts, or the error that all of them have.
+    fn found(ranks: usize, told: &[Vec<u8>]) -> Result<Vec<String>, String> {
+        compare(ranks, told).map_err(|fault| match fault {
+            Fault::All(error) => evenkeel::in_words(error.as_ref()),
+            Fault::Own(error) => format!("one rank's own: {error}"),
+        })
+    }
+
+    #[test]
+    fn ranks_that_are_about_to_run_the_same_may_be_on_any_host() {
+        let all = [told(None), told(Some(("host", "b"))), told(None)];
+        assert_eq!(found(3, &all), Ok(vec!["a".to_owned(), "b".to_owned(), "a".to_owned()]));
+    }
+
+    #[test]
+    fn what_differs_is_named_with_the_ranks() {
+        for (name, other, expected) in [
+            ("version", "0.2.0", "version is 0.1.0 on rank 0 and 0.2.0 on rank 1"),
+            ("trace", "digest 2", "trace is digest 1 on rank 0 and digest 2 on rank 1"),
+            ("model", "n", "model is m on rank 0 and n on rank 1"),
+        ] {
+            let error = found(3, &[told(None), told(Some((name, other))), told(None)]).unwrap_err();
+            assert!(error.starts_with("the ranks are not about to run the same: "), "{error}");
+            assert!(error.ends_with(expected), "{error}");
+        }
+        // Other options than this version's.
+        let short =
+            serde_json::to_vec(&Ok::<_, String>(BTreeMap::from([("version", "0.1.0")]))).unwrap_or_default();
+        let error = found(3, &[told(None), told(None), short]).unwrap_err();
+        assert!(error.contains("model is m on rank 0 and nothing on rank 2"), "{error}");
+    }
+
+    #[test]
+    fn a_rank_that_failed_is_named_with_its_reason() {
+        let failed = |why: &str| serde_json::to_vec(&Err::<(), _>(why)).unwrap_or_default();
+        let some = [failed("no trace"), told(None), failed("no trace")];
+        assert_eq!(found(3, &some), Err("ranks 0 and 2: no trace".to_owned()));
+        // All of them for the same reason: it is nobody's in particular.
+        assert_eq!(found(2, &[failed("no trace"), failed("no trace")]), Err("no trace".to_owned()));
+    }
+
+    #[test]
+    fn what_no_evenkeel_of_this_version_says_is_refused() {
+        for garbage in [&b""[..], b"\xff\x00", b"{}", b"[1]", b"{\"Ok\":{\"version\":1}}"] {
+            let error = found(3, &[told(None), garbage.to_vec(), told(None)]).unwrap_err();
+            assert_eq!(error, "rank 1: it speaks of its run as no evenkeel of this version does");
+        }
+    }
+
+    #[test]
+    fn another_number_of_processes_than_ranks_is_refused() {
+        let error = found(2, &[told(None), told(None)]).unwrap_err();
+        assert!(error.starts_with("2 processes were started for 3 ranks"), "{error}");
+    }
 }

@@ -13,6 +13,10 @@ use std::time::Duration;
 pub(super) struct Sent {
     /// The transport's name.
     pub(super) name: &'static str,
+    /// How device memory was handed on, where it was.
+    pub(super) memory: Option<String>,
+    /// What is worth knowing of how they run.
+    pub(super) notices: Vec<String>,
     /// The hosts of the ranks, `[R]`.
     pub(super) hosts: Vec<String>,
     /// By rank.
@@ -66,14 +70,19 @@ impl Sent {
         };
         let header = ["", "own rank, MiB", "own node, MiB", "other nodes, MiB", "s in exchanges"];
         let mut text = format!(
-            "\n{} processes on {} over {}; sent by all ranks in {} steps, everything that ran; seconds of an average rank\n{}",
+            "\n{} processes on {} over {}{}; sent by all ranks in {} steps, everything that ran; seconds of an average rank\n{}",
             self.tallies.len(),
             if self.hosts() == 1 { "1 host".to_owned() } else { format!("{} hosts", self.hosts()) },
             self.name,
+            match self.memory.as_deref() {
+                None => "",
+                Some("staged") => ", device memory through the host's",
+                Some(_) => ", device memory as it lies",
+            },
             outcome.steps.len(),
             table(&header, Purpose::ALL.iter().map(row).collect(), 1)
         );
-        // Over NCCL the GPU times its phases, not the host the layer.
+        // A GPU times its phases, not the host the layer.
         if all.runs > 0 {
             let (ms, share) = self.layer();
             text += &format!(
@@ -126,6 +135,8 @@ impl Sent {
                 "experts_ms": overlap.parts.experts as f64 / 1e9,
             })),
             "name": self.name,
+            "memory": self.memory,
+            "notices": self.notices,
             "processes": self.tallies.len(),
             "hosts": self.hosts(),
             "plans_proved_identical": self.proved,

@@ -1,15 +1,15 @@
-//! The way from this process' rank to those of others, over NCCL, from device memory to device memory.
+//! The way from this process' rank to those of others, from device memory to device memory.
 //!
 //! In: what the kernels have counted and packed. Out: the [`Mirror`](super::rank::Mirror)s of the other ranks filled, as between GPUs
-//! of one process. NCCL takes sizes from the host, so once per layer the host waits: for how many rows every rank sends every
-//! other. Nothing else of a layer waits for it before its end.
+//! of one process. A [`DeviceTransport`] takes sizes from the host, so once per layer the host waits: for how many rows every rank
+//! sends every other. Over NCCL nothing else of a layer waits for it before its end; over MPI every exchange does.
 
 use super::kernels::address;
 use super::rank::{Rank, Room};
 use super::step::{Pass, parts};
 use crate::cuda::{Context, CudaError, DeviceGather, DevicePlanner};
 use crate::exec::error::ExecError;
-use crate::exec::transport::{Nccl, Part, Purpose, TransportError, Wire, digest};
+use crate::exec::transport::{DeviceTransport, Part, Purpose, TransportError, Wire, digest};
 use crate::place::Placement;
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use cudarc::driver::{CudaEvent, CudaSlice, CudaViewMut, DevicePtr as _, DevicePtrMut as _};
@@ -24,7 +24,7 @@ const MOST_TOKENS: u64 = 1 << 28;
 /// The group, from this rank.
 pub(super) struct Far {
     pub(super) wire: Rc<Wire>,
-    nccl: Nccl,
+    gpus: Rc<dyn DeviceTransport>,
     prove: bool,
     /// What an exchange failed of that was begun where only errors of CUDA can be told.
     failed: RefCell<Option<TransportError>>,
@@ -44,10 +44,10 @@ impl fmt::Debug for Far {
 }
 
 impl Far {
-    pub(super) fn new(wire: Rc<Wire>, nccl: Nccl, prove: bool) -> Rc<Self> {
+    pub(super) fn new(wire: Rc<Wire>, gpus: Rc<dyn DeviceTransport>, prove: bool) -> Rc<Self> {
         Rc::new(Self {
             wire,
-            nccl,
+            gpus,
             prove,
             failed: RefCell::default(),
             spans: RefCell::default(),
@@ -69,7 +69,7 @@ impl Far {
 
     /// The same way, for another backend of this process.
     pub(super) fn again(&self) -> Rc<Self> {
-        Self::new(Rc::clone(&self.wire), self.nccl.clone(), self.prove)
+        Self::new(Rc::clone(&self.wire), Rc::clone(&self.gpus), self.prove)
     }
 
     /// The error that a layer failed of, rather than what CUDA's errors could say of it.
@@ -118,7 +118,7 @@ impl Far {
         planners: &[DevicePlanner],
     ) -> Result<(), ExecError> {
         for planner in planners.iter().filter(|_| self.prove) {
-            self.nccl.settle(self.wire.at(Purpose::Counts), planner.gpu().stream())?;
+            self.gpus.settle(self.wire.at(Purpose::Counts), planner.gpu().stream())?;
             self.prove(placement, &planner.download(0)?.quotas)?;
         }
         Ok(())
@@ -131,7 +131,12 @@ impl Far {
         }
         let (stream, failed) = (gpu.stream(), CudaError::driver("timing an exchange"));
         let begin = stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(&failed)?;
-        self.nccl.enqueue(false, self.wire.at(purpose), stream, exchange)?;
+        #[allow(unsafe_code, reason = "the way out of this process")]
+        // SAFETY: callers give memory of this rank's buffers, boards and planners, which is there until the stream has been waited for,
+        // and for good where `clings` says so; sizes are those that all ranks were told.
+        unsafe {
+            self.gpus.enqueue(false, self.wire.at(purpose), stream, exchange)?;
+        }
         let end = stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(&failed)?;
         self.spans.borrow_mut().push((purpose, [begin, end]));
         Ok(())
@@ -139,7 +144,7 @@ impl Far {
 
     /// Waits for everything on a rank's stream.
     pub(super) fn settle(&self, rank: &Rank) -> Result<(), ExecError> {
-        Ok(self.nccl.settle(self.wire.at(Purpose::Combine), rank.gpu.stream())?)
+        Ok(self.gpus.settle(self.wire.at(Purpose::Combine), rank.gpu.stream())?)
     }
 
     /// Counts how long the layer's exchanges took. They have been waited for.
@@ -164,7 +169,7 @@ impl Far {
         let own = (address(&buffers.sizes), 4 * ranks);
         self.others().for_each(|other| self.wire.count(Purpose::Counts, other, 4 * ranks));
         self.exchange(Purpose::Counts, &gpu, &[Part::All(own, address(&buffers.all_sizes))])?;
-        self.nccl.settle(self.wire.at(Purpose::Dispatch), gpu.stream())?;
+        self.gpus.settle(self.wire.at(Purpose::Dispatch), gpu.stream())?;
         let sizes = gpu.download(&buffers.all_sizes)?;
         if let Some(from) = sizes.iter().position(|&size| size as usize > buffers.room.tokens) {
             let reason = "more rows than it has tokens";
@@ -246,13 +251,27 @@ impl Far {
         if let Part::To(to, (_, bytes)) = part {
             self.wire.count(Purpose::Moves, to, bytes);
         }
-        Ok(self.nccl.enqueue(true, self.wire.at(Purpose::Moves), gpu.stream(), &[part])?)
+        #[allow(unsafe_code, reason = "the way out of this process")]
+        // SAFETY: callers keep the expert's memory until `moved` has returned, and for good where `clings` says so.
+        unsafe {
+            Ok(self.gpus.enqueue(true, self.wire.at(Purpose::Moves), gpu.stream(), &[part])?)
+        }
+    }
+
+    /// Whether events around a move say how long it took; see [`DeviceTransport::ordered`].
+    pub(super) fn ordered(&self) -> bool {
+        self.gpus.ordered()
+    }
+
+    /// Whether memory of this rank must not be freed; see [`DeviceTransport::clings`].
+    pub(super) fn clings(&self) -> bool {
+        self.gpus.clings()
     }
 
     /// Waits for the moves that were begun.
     pub(super) fn moved(&self, gpu: &Context) -> Result<(), ExecError> {
         let begun = std::time::Instant::now();
-        self.nccl.settle(self.wire.at(Purpose::Moves), gpu.stream())?;
+        self.gpus.settle(self.wire.at(Purpose::Moves), gpu.stream())?;
         self.wire.took_beside(Purpose::Moves, begun.elapsed());
         Ok(())
     }
@@ -262,7 +281,7 @@ fn parcel(parcels: &[Option<CudaSlice<u16>>], other: usize) -> u64 {
     parcels[other].as_ref().map_or(0, address)
 }
 
-/// Counts of all ranks, gathered over NCCL.
+/// Counts of all ranks, gathered from all processes.
 #[derive(Debug)]
 pub(super) struct Board(Rc<Far>);
 

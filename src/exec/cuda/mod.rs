@@ -366,6 +366,15 @@ impl Drop for Cuda {
         if let Some(far) = &self.far {
             let _ = self.ranks.iter().try_for_each(|rank| far.settle(rank));
             let _ = self.sides.iter().try_for_each(|side| far.moved(&side.gpu));
+            if far.clings() {
+                // A rank that hangs may go on with a message into this memory, or out of it, and the library has no way to give a
+                // message up. So what was allocated stays, as it is, until the driver takes it back with the process.
+                std::mem::forget(std::mem::take(&mut self.ranks));
+                std::mem::forget(std::mem::take(&mut self.homes));
+                std::mem::forget(std::mem::take(&mut self.sides));
+                std::mem::forget(std::mem::take(&mut self.plans));
+                return;
+            }
         }
         // An error here was an error of the work itself, and is reported where that is waited for.
         let _ = self.synchronize();

@@ -20,7 +20,7 @@ struct Begun {
     rank: usize,
     expert: u32,
     /// Not to be let go before the copy is done; none where it comes from another process.
-    _from: Option<Arc<Cell>>,
+    from: Option<Arc<Cell>>,
     cell: Cell,
     events: [CudaEvent; 2],
 }
@@ -37,6 +37,13 @@ pub(super) struct Side {
 impl Side {
     pub(super) fn new(gpu: &Context) -> Result<Self, CudaError> {
         Ok(Self { gpu: gpu.fork()?, begun: Vec::new(), sent: Vec::new() })
+    }
+
+    /// Says that what comes from other processes has come, where the stream alone does not know.
+    pub(super) fn arrived(&self) -> Result<(), CudaError> {
+        let failed = CudaError::driver("timing a copy");
+        let far = self.begun.iter().filter(|begun| begun.from.is_none());
+        far.map(|begun| &begun.events[1]).try_for_each(|end| end.record(self.gpu.stream()).map_err(&failed))
     }
 
     /// Waits for everything that was begun.
@@ -74,7 +81,7 @@ impl Cuda {
         let mut cell = self.homes[rank].cell(&gpu, &self.shape)?;
         // Whatever was at work on these cells has been waited for: layers end with that.
         let events = timed(&gpu, || cell.copy_from(&gpu, &from))?;
-        self.sides[device].begun.push(Begun { layer, rank, expert, _from: Some(from), cell, events });
+        self.sides[device].begun.push(Begun { layer, rank, expert, from: Some(from), cell, events });
         Ok(self.shape.counted())
     }
 
@@ -99,8 +106,15 @@ impl Cuda {
     ) -> Result<(), ExecError> {
         let gpu = Arc::clone(&self.sides[0].gpu);
         let cell = self.homes[0].cell(&gpu, &self.shape)?;
-        let events = timed(&gpu, || receive(&gpu, cell.address(), self.shape.bytes()))?;
-        self.sides[0].begun.push(Begun { layer, rank, expert, _from: None, cell, events });
+        let events = match timed(&gpu, || receive(&gpu, cell.address(), self.shape.bytes())) {
+            Ok(events) => events,
+            Err(error) => {
+                // It may be on its way all the same.
+                std::mem::forget(cell);
+                return Err(error);
+            }
+        };
+        self.sides[0].begun.push(Begun { layer, rank, expert, from: None, cell, events });
         Ok(())
     }
 

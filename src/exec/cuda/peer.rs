@@ -1,4 +1,4 @@
-//! One rank of a group whose other ranks are in other processes, each on a GPU of its own, over NCCL.
+//! One rank of a group whose other ranks are in other processes, each with a GPU, over NCCL or MPI.
 //!
 //! In: this rank's tokens; those of others stay empty. Out: what the layer adds to them. It holds its own slots' weights and no
 //! others, splits for itself from everybody's counts, and enqueues for its rank just what [`Cuda`] enqueues for each, in the same
@@ -7,12 +7,13 @@
 use super::far::Far;
 use super::home::of_rank;
 use super::layers::Layer;
+use super::moves::Side;
 use super::{Cuda, Options};
 use crate::exec::backend::{Backend, ExecConfig, LayerInput, LayerRun};
 use crate::exec::cpu::complete;
 use crate::exec::error::ExecError;
 use crate::exec::forward::StepRun;
-use crate::exec::transport::{Nccl, Part, Wire, digest};
+use crate::exec::transport::{DeviceTransport, Part, Wire, digest};
 use crate::exec::weights::WeightSource;
 use crate::place::Placement;
 use crate::split::Method;
@@ -31,7 +32,7 @@ pub struct Peer {
 
 impl Peer {
     /// This rank's memory on the GPU that it joined with (that of `options` is not asked for): one placement per layer, the same on
-    /// all ranks; weights of its own slots from `source`. `wire` is one end of the same group as `nccl`. With `prove` the ranks
+    /// all ranks; weights of its own slots from `source`. `wire` and `gpus` are ends of the same group. With `prove` the ranks
     /// compare digests of every split.
     ///
     /// # Errors
@@ -41,12 +42,12 @@ impl Peer {
         options: Options,
         source: &dyn WeightSource,
         placements: Vec<Placement>,
-        (wire, nccl): (Rc<Wire>, Nccl),
+        (wire, gpus): (Rc<Wire>, Rc<dyn DeviceTransport>),
         prove: bool,
     ) -> Result<Self, ExecError> {
         agree(&wire, &placements)?;
-        let options = Options { device: nccl.device(), devices: 1, ..options };
-        let far = Far::new(wire, nccl, prove);
+        let options = Options { device: gpus.device(), devices: 1, ..options };
+        let far = Far::new(wire, gpus, prove);
         let cuda = Cuda::begin(config, options, source, placements, Some(Rc::clone(&far)))?;
         Ok(Self { cuda, far, staged: BTreeSet::new() })
     }
@@ -138,6 +139,9 @@ impl Backend for Peer {
     /// How long copies to other ranks took is theirs to know.
     fn arrive(&mut self) -> Result<Vec<Duration>, ExecError> {
         self.cuda.sides.iter().try_for_each(|side| self.far.moved(&side.gpu))?;
+        if !self.far.ordered() {
+            self.cuda.sides.iter().try_for_each(Side::arrived)?;
+        }
         self.cuda.arrive()
     }
 

@@ -7,7 +7,7 @@ use crate::exec::cpu::{Peer, PeerOptions};
 use crate::exec::cuda::{self, Options};
 use crate::exec::error::ExecError;
 #[cfg(feature = "cuda")]
-use crate::exec::transport::Nccl;
+use crate::exec::transport::DeviceTransport;
 use crate::exec::transport::Wire;
 use crate::place::Placement;
 use std::rc::Rc;
@@ -33,14 +33,14 @@ impl Run<'_> {
         Ok(self.beside(planned, plain, progress)?)
     }
 
-    /// The same on a GPU per rank: `wire` is an end of the group that `nccl` joined.
+    /// The same with a GPU per rank: `wire` and `gpus` are ends of the same group.
     ///
     /// # Errors
     /// As [`Run::on_wire`] and [`cuda::Peer::new`].
     #[cfg(feature = "cuda")]
-    pub fn on_nccl<E: From<ExecError>>(
+    pub fn on_gpus<E: From<ExecError>>(
         &self,
-        (wire, nccl): (&Rc<Wire>, &Nccl),
+        (wire, gpus): (&Rc<Wire>, &Rc<dyn DeviceTransport>),
         options: Options,
         prove: bool,
         place: impl FnOnce(&mut dyn Backend) -> Result<Vec<Placement>, E>,
@@ -48,7 +48,7 @@ impl Run<'_> {
     ) -> Result<Outcome, E> {
         let (weights, exec) = (self.weights.as_ref(), ExecConfig { method: None, ..self.exec.clone() });
         let contiguous = vec![self.contiguous()?; self.layers.len()];
-        let group = (Rc::clone(wire), nccl.clone());
+        let group = (Rc::clone(wire), Rc::clone(gpus));
         let mut plain = cuda::Peer::new(exec, options, weights, contiguous, group, prove)?;
         let placements = place(&mut plain)?;
         let planned = plain.with(weights, placements, self.exec.method)?;

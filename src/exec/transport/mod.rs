@@ -4,8 +4,13 @@
 //! is; [`Wire`] is what a rank holds of it: it counts bytes by purpose and distance, and knows what the rank is doing, for messages.
 //!
 //! [`Threads`] are ranks that are threads of one process; `Mpi` (feature `mpi`) ranks that are processes of an MPI job; `Nccl`
-//! (feature `cuda`) ranks that are processes with a GPU each.
+//! (feature `cuda`) ranks that are processes with a GPU each. What lies in device memory goes by a `DeviceTransport`: over NCCL or, with
+//! `MpiDevice` (both features), over MPI.
 
+#[cfg(feature = "cuda")]
+mod device;
+#[cfg(feature = "cuda")]
+mod gpu;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "cuda")]
@@ -15,12 +20,14 @@ pub mod rendezvous;
 mod threads;
 mod wire;
 
+#[cfg(feature = "cuda")]
+pub use device::{DeviceTransport, Memory, Part, Piece};
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
+#[cfg(all(feature = "mpi", feature = "cuda"))]
+pub use mpi::MpiDevice;
 #[cfg(feature = "cuda")]
 pub use nccl::Nccl;
-#[cfg(feature = "cuda")]
-pub(super) use nccl::Part;
 pub use threads::Threads;
 pub(super) use wire::digest;
 pub use wire::{Purpose, Reach, Tally, Wire};

@@ -5,11 +5,17 @@
 //! there and why it stopped, and waits a moment for their word. Those that say nothing are killed, hung or cut off, and every
 //! survivor names them. A rank that computes meanwhile answers when it next waits.
 //!
+//! Whoever has said what it knows tells the others, and ends the job when all who answered have said so.
+//!
 //! All calls are made by the thread that started the library (`MPI_THREAD_FUNNELED`); [`Mpi`] cannot leave it.
 
+#[cfg(feature = "cuda")]
+mod device;
 mod message;
 
 use super::{At, Transport, TransportError};
+#[cfg(feature = "cuda")]
+pub use device::MpiDevice;
 use message::{Message, done};
 use mpi::Threading;
 use mpi::environment::Universe;
@@ -28,6 +34,13 @@ use std::time::{Duration, Instant};
 
 const ROLL: c_int = 1;
 const MOVE: c_int = 2;
+/// What a rank says before it ends the job.
+const LAST: c_int = 3;
+/// Device memory: what a step waits for, and moves.
+#[cfg(feature = "cuda")]
+const DEVICE: c_int = 4;
+#[cfg(feature = "cuda")]
+const DEVICE_MOVE: c_int = 5;
 /// Exchanges take turns with this tag and the ones behind it, those that may end in another order with the ones behind these.
 const EXCHANGE: c_int = 16;
 const TURNS: c_int = 1 << 12;
@@ -54,6 +67,8 @@ struct Process {
     ending: Arc<AtomicBool>,
     /// Whether the others have been told, or told us.
     told: Cell<bool>,
+    /// Who answered when the roll was called.
+    there: RefCell<Vec<usize>>,
     turn: Cell<c_int>,
     moves: RefCell<UnderWay>,
     /// By number.
@@ -145,6 +160,7 @@ impl Mpi {
             timeout,
             ending,
             told: Cell::new(false),
+            there: RefCell::default(),
             turn: Cell::new(0),
             moves: RefCell::default(),
             exchanges: RefCell::default(),
@@ -166,18 +182,25 @@ impl Mpi {
         Ok(())
     }
 
-    /// Gives up: tells all others why, where the roll has not been called, and ends the job, however many of its processes hang.
-    /// Returns where the launcher is ending the job already; this process should end itself then.
+    /// Gives up, when this rank has said why: tells all others, where the roll has not been called, and ends the job, however many of
+    /// its processes hang. Returns where the launcher is ending the job already; this process should end itself then.
     pub fn give_up(&self, why: &str) {
         let process = &self.0;
         if !process.told.replace(true) {
-            process.tell(why);
+            process.tell(ROLL, why);
             // Let the others say what they know before the launcher ends them.
             process.answers(Instant::now() + HURRY);
         }
-        // And time to print it, and for the launcher to read it: it does not read on when all have ended.
+        process.tell(LAST, "");
+        let ending = || process.ending.load(Ordering::Relaxed);
+        // The end of the job is the end of whoever has not said yet what it knows. It called the roll after this rank, at most
+        // so much later as that waited for answers, and then waits as long.
+        let there = process.there.borrow();
+        let all = |said: &Answers| ending() || there.iter().all(|rank| said.contains_key(rank));
+        process.hear(LAST, Instant::now() + process.grace() + HURRY, all);
+        // And time for the launcher to read it: it does not read on when all have ended.
         std::thread::sleep(HURRY);
-        if !process.ending.load(Ordering::Relaxed) {
+        if !ending() {
             // SAFETY: the library runs until `end`.
             #[allow(unsafe_code, reason = "a call into the MPI library")]
             unsafe {
@@ -187,27 +210,42 @@ impl Mpi {
     }
 }
 
+/// What ranks said.
+type Answers = BTreeMap<usize, String>;
+
 impl Process {
     fn others(&self) -> impl Iterator<Item = usize> {
         let me = self.rank;
         (0..self.ranks).filter(move |&rank| rank != me)
     }
 
+    /// How long others have for an answer.
+    fn grace(&self) -> Duration {
+        (self.timeout / 4).clamp(GRACE[0], GRACE[1])
+    }
+
     /// Tells all others that this rank is there, and why it gives up where it does so of its own. Nobody waits for it to arrive.
-    fn tell(&self, why: &str) {
+    fn tell(&self, tag: c_int, why: &str) {
         for to in self.others() {
-            if let Ok(mut message) = Message::send(self.comm, to, ROLL, why.as_bytes().to_vec()) {
+            if let Ok(mut message) = Message::send(self.comm, to, tag, why.as_bytes().to_vec()) {
                 let _ = message.is_through();
             }
         }
     }
 
     /// What other ranks say until all have spoken or the time is up.
-    fn answers(&self, until: Instant) -> BTreeMap<usize, String> {
+    fn answers(&self, until: Instant) -> Answers {
+        let answers = self.hear(ROLL, until, |answers| answers.len() + 1 == self.ranks);
+        self.there.replace(answers.keys().copied().collect());
+        answers
+    }
+
+    /// What other ranks say until that is `enough` or the time is up.
+    fn hear(&self, tag: c_int, until: Instant, enough: impl Fn(&Answers) -> bool) -> Answers {
         let mut answers = BTreeMap::new();
         let mut coming: Vec<(usize, Message)> = Vec::new();
-        while answers.len() + 1 < self.ranks && Instant::now() < until {
-            while let Ok(Some(message)) = Message::arrived(self.comm, None, ROLL) {
+        while !enough(&answers) && Instant::now() < until {
+            while let Ok(Some(message)) = Message::arrived(self.comm, None, tag) {
                 coming.push(message);
             }
             let mut rest = Vec::new();
@@ -225,12 +263,13 @@ impl Process {
     }
 
     /// Calls the roll: who is lost? Nothing has come from `missing`.
-    fn roll(&self, at: At, waited: Duration, missing: Vec<usize>) -> TransportError {
-        self.told.set(true);
-        self.tell("");
+    fn roll(&self, at: At, waited: Duration, missing: impl IntoIterator<Item = usize>) -> TransportError {
+        if self.told.replace(true) {
+            return TransportError::Ended { at };
+        }
+        self.tell(ROLL, "");
         let ending = self.ending.load(Ordering::Relaxed);
-        let grace = if ending { HURRY } else { (self.timeout / 4).clamp(GRACE[0], GRACE[1]) };
-        let answers = self.answers(Instant::now() + grace);
+        let answers = self.answers(Instant::now() + if ending { HURRY } else { self.grace() });
         let silent: Vec<usize> = self.others().filter(|rank| !answers.contains_key(rank)).collect();
         let failed: Vec<_> = answers.into_iter().filter(|(_, why)| !why.is_empty()).collect();
         match () {
@@ -238,7 +277,7 @@ impl Process {
                 TransportError::Lost { at, silent, failed, waited }
             }
             () if self.ending.load(Ordering::Relaxed) => TransportError::Ended { at },
-            () => TransportError::Late { at, missing, waited },
+            () => TransportError::Late { at, missing: missing.into_iter().collect(), waited },
         }
     }
 
@@ -249,6 +288,9 @@ impl Process {
     ) -> Result<Option<Duration>, TransportError> {
         let begun = Instant::now();
         let mut turns = 0u32;
+        if self.told.get() {
+            return Ok(Some(Duration::ZERO));
+        }
         loop {
             // At first, too: a process that is to end, and never has to wait, would not end.
             if turns.is_multiple_of(16) {
@@ -286,7 +328,7 @@ impl Process {
         let wanted = under_way.wanted;
         if let Some(waited) = waited {
             let missing = wanted.iter().filter(|wanted| waited > self.timeout && wanted.message.is_none());
-            return Err(self.roll(at, waited, missing.map(|wanted| wanted.from).collect()));
+            return Err(self.roll(at, waited, missing.map(|wanted| wanted.from)));
         }
         Ok(wanted.into_iter().filter_map(|wanted| wanted.message).map(Message::into_bytes).collect())
     }

@@ -2,25 +2,11 @@
 
 use super::library::{BYTES, Config, Handle, IN_PROGRESS, Id, Nccl, SUCCESS};
 use crate::cuda::CudaError;
-use crate::exec::transport::TransportError;
+use crate::exec::transport::{Part, TransportError};
 use cudarc::driver::CudaStream;
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
-
-/// An address in device memory, and how many bytes from there on.
-pub(in crate::exec) type Piece = (u64, usize);
-
-/// What a rank does in one exchange.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::exec) enum Part {
-    /// Sends a piece to a rank.
-    To(usize, Piece),
-    /// Receives a piece from a rank, of the size that is sent.
-    From(usize, Piece),
-    /// Gathers a piece of every rank, all of one size, at an address.
-    All(Piece, u64),
-}
 
 /// One communicator of this rank; aborted, where it was not left, when it goes.
 #[derive(Debug)]

@@ -1,18 +1,14 @@
 //! Before the first exchange: where ranks meet, which GPU each has, and whether they can run together.
 
 use super::library::Id;
-use super::{BEFORE, LAST_WORDS, comm, pulse};
-use crate::cuda::{Context, CudaError, probe};
+use super::{LAST_WORDS, comm, pulse};
+use crate::cuda::{Context, probe};
+use crate::exec::transport::gpu::{self, BEFORE, Hello, Opened, joining};
 use crate::exec::transport::rendezvous::{Launch, Store, StoreServer};
 use crate::exec::transport::{TransportError, ranks_in_words};
-use std::collections::BTreeMap;
-use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// What a rank says of itself before all others: its host, GPU and what that is, or why it cannot join.
-type Hello = BTreeMap<String, String>;
 
 /// What a rank has when it has met the others.
 pub(super) struct Met {
@@ -25,31 +21,18 @@ pub(super) struct Met {
     pub(super) ids: [Id; 2],
 }
 
-pub(super) fn joining(error: impl fmt::Display) -> TransportError {
-    TransportError::Joining(error.to_string())
-}
-
 /// Meets the others; see [`super::Nccl::join`].
 pub(super) fn meet(launch: &Launch, first: usize, timeout: Duration) -> Result<Met, TransportError> {
     let server = if launch.rank == 0 && !launch.kept { Some(keep(&launch.meet)?) } else { None };
     let mut store = Store::connect(&launch.meet, timeout).map_err(joining)?;
     let opened = open(launch, first);
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-    let mut hello: Hello = [("host".to_owned(), host.clone())].into();
-    match &opened {
-        Ok((_, _, [gpu, kind])) => {
-            hello.extend([("gpu", gpu), ("kind", kind)].map(|(name, fact)| (name.to_owned(), fact.clone())));
-        }
-        Err(error) => {
-            hello.insert("why".into(), error.to_string());
-        }
-    }
-    let met = hear(launch, &mut store, &hello, timeout)
-        .and_then(|all| compare(&all, launch))
+    let met = hear(launch, &mut store, &gpu::hello(&host, &opened), timeout)
+        .and_then(|all| compare(&all))
         .and_then(|()| ids(launch, &mut store, timeout));
     // The others are still to hear what was said here.
     let ids = met.inspect_err(|_| pulse::leave(launch, &mut store, server.is_some(), LAST_WORDS))?;
-    let (device, gpu, _) = opened?;
+    let Opened { device, gpu, .. } = opened?;
     Ok(Met { server, store, host, device, gpu, ids })
 }
 
@@ -74,8 +57,8 @@ fn keep(meet: &(String, u16)) -> Result<StoreServer, TransportError> {
     Err(joining(format!("a store at {}:{}: {why} (another MASTER_PORT may be free)", meet.0, meet.1)))
 }
 
-/// This rank's GPU: which, ready, and what tells it from others.
-fn open(launch: &Launch, first: usize) -> Result<(usize, Arc<Context>, [String; 2]), TransportError> {
+/// This rank's GPU.
+fn open(launch: &Launch, first: usize) -> Result<Opened, TransportError> {
     let nccl = comm::library()?.version;
     let devices = probe().map_err(joining)?.len();
     // A launcher may show every process its own GPU alone.
@@ -86,20 +69,7 @@ fn open(launch: &Launch, first: usize) -> Result<(usize, Arc<Context>, [String; 
             launch.local_rank
         )));
     }
-    let gpu = Context::open(device).map_err(joining)?;
-    let uuid = gpu
-        .stream()
-        .context()
-        .uuid()
-        .map_err(CudaError::driver("asking which GPU this is"))
-        .map_err(joining)?;
-    let name = format!("{:032x}", u128::from_be_bytes(uuid.bytes.map(|byte| byte as u8)));
-    let (major, minor) = gpu.device().capability;
-    // What decides whether the device splits has to be the same on all.
-    let shared = gpu.device().shared_memory;
-    let kind =
-        format!("NCCL {nccl} and compute capability {major}.{minor} with {shared} bytes of shared memory");
-    Ok((device, gpu, [name, kind]))
+    gpu::open(device, &format!("NCCL {nccl} and "))
 }
 
 /// What all ranks say of themselves, `[R]`.
@@ -127,35 +97,15 @@ fn hear(
 }
 
 /// Refuses ranks that cannot join; the same error on all of them.
-fn compare(all: &[Hello], launch: &Launch) -> Result<(), TransportError> {
-    let of = |names: &[&str]| {
-        let mut ranks: BTreeMap<Vec<&str>, Vec<usize>> = BTreeMap::new();
-        for (rank, hello) in all.iter().enumerate() {
-            let facts = names.iter().map(|&name| hello.get(name).map_or("", String::as_str)).collect();
-            ranks.entry(facts).or_default().push(rank);
-        }
-        ranks
-    };
-    if let Some((why, ranks)) = of(&["why"]).into_iter().find(|(why, _)| !why[0].is_empty()) {
-        let whose =
-            if ranks.len() == launch.ranks { String::new() } else { format!("{}: ", ranks_in_words(&ranks)) };
-        return Err(joining(format!("{whose}{}", why[0])));
-    }
-    if let Some((gpu, ranks)) = of(&["host", "gpu"]).into_iter().find(|(_, ranks)| ranks.len() > 1) {
+fn compare(all: &[Hello]) -> Result<(), TransportError> {
+    gpu::all_have_one(all)?;
+    if let Some((host, ranks)) = gpu::shared(all).first() {
         return Err(joining(format!(
-            "{} are on the same GPU of {}: NCCL takes one rank per GPU (as many processes per host as it has GPUs)",
-            ranks_in_words(&ranks),
-            gpu[0]
+            "{} are on the same GPU of {host}: NCCL takes one rank per GPU (as many processes per host as it has GPUs)",
+            ranks_in_words(ranks)
         )));
     }
-    let kinds = of(&["kind"]);
-    if kinds.len() > 1 {
-        let one =
-            |(kind, ranks): (&Vec<&str>, &Vec<usize>)| format!("{} on {}", kind[0], ranks_in_words(ranks));
-        let all: Vec<String> = kinds.iter().map(one).collect();
-        return Err(joining(format!("ranks find {}: expected the same on all", all.join("; "))));
-    }
-    Ok(())
+    gpu::alike(all)
 }
 
 /// The names of both communicators, by rank 0.

@@ -13,13 +13,13 @@ mod join;
 mod library;
 mod pulse;
 
+use super::gpu::{BEFORE, joining};
 use super::rendezvous::{Launch, StoreServer};
-use super::{At, Purpose, Transport, TransportError};
+use super::{At, DeviceTransport, Memory, Part, Transport, TransportError};
 use crate::cuda::Context;
 use comm::Comm;
-pub(in crate::exec) use comm::Part;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr as _};
-use join::{Met, joining};
+use join::Met;
 use pulse::Pulse;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
@@ -121,11 +121,6 @@ impl Nccl {
         &self.0.host
     }
 
-    /// Which of the GPUs that this process sees is its.
-    pub fn device(&self) -> usize {
-        self.0.device
-    }
-
     /// Leaves the job; waits for the others to do so too.
     ///
     /// # Errors
@@ -155,41 +150,16 @@ impl Nccl {
         process.leave(process.grace() + HURRY);
     }
 
-    /// Enqueues an exchange on a stream of this rank's GPU: what a step waits for, or, `beside` it, moves. Addresses are device
-    /// memory that outlives it.
-    pub(in crate::exec) fn enqueue(
-        &self,
-        beside: bool,
-        at: At,
-        stream: &CudaStream,
-        parts: &[Part],
-    ) -> Result<(), TransportError> {
-        let process = &self.0;
-        let Some(comm) = process.comms().nth(usize::from(beside)).filter(|_| !parts.is_empty()) else {
-            return Ok(());
-        };
-        process.bind()?;
-        process.pulse.doing(at.to_string());
-        comm.enqueue(stream, parts).map_err(|error| process.lost(at, Duration::ZERO, Some(error)))?;
-        process.wait(at, || comm.is_idle())
-    }
-
-    /// Waits until everything on a stream is done.
-    pub(in crate::exec) fn settle(&self, at: At, stream: &CudaStream) -> Result<(), TransportError> {
-        let process = &self.0;
-        let done = stream.record_event(None).map_err(driver)?;
-        process.wait(at, || {
-            if done.try_is_complete().map_err(driver)? {
-                return Ok(true);
-            }
-            process.comms().try_for_each(|comm| comm.is_idle().map(drop))?;
-            Ok(false)
-        })
+    /// Exchanges memory of [`Transport::exchange`].
+    fn pass(&self, at: At, stream: &Arc<CudaStream>, parts: &[Part]) -> Result<(), TransportError> {
+        // SAFETY: the caller's memory outlives this call, at whose end the stream is through or the communicators are aborted.
+        #[allow(unsafe_code, reason = "as above")]
+        unsafe {
+            self.enqueue(false, at, stream, parts)?;
+        }
+        self.settle(at, stream)
     }
 }
-
-/// Before the first exchange.
-const BEFORE: At = At { step: None, layer: None, purpose: Purpose::Control };
 
 impl Process {
     fn comms(&self) -> impl Iterator<Item = &Comm> {
@@ -270,6 +240,55 @@ fn address<T>(memory: &CudaSlice<T>) -> u64 {
     memory.device_ptr(memory.stream()).0
 }
 
+impl DeviceTransport for Nccl {
+    fn device(&self) -> usize {
+        self.0.device
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::Device
+    }
+
+    fn ordered(&self) -> bool {
+        true
+    }
+
+    #[allow(unsafe_code, reason = "as the trait has it; NCCL keeps to the order of the stream")]
+    unsafe fn enqueue(
+        &self,
+        beside: bool,
+        at: At,
+        stream: &Arc<CudaStream>,
+        parts: &[Part],
+    ) -> Result<(), TransportError> {
+        let process = &self.0;
+        let Some(comm) = process.comms().nth(usize::from(beside)).filter(|_| !parts.is_empty()) else {
+            return Ok(());
+        };
+        process.bind()?;
+        process.pulse.doing(at.to_string());
+        comm.enqueue(stream, parts).map_err(|error| process.lost(at, Duration::ZERO, Some(error)))?;
+        process.wait(at, || comm.is_idle())
+    }
+
+    fn settle(&self, at: At, stream: &Arc<CudaStream>) -> Result<(), TransportError> {
+        let process = &self.0;
+        let done = stream.record_event(None).map_err(driver)?;
+        process.wait(at, || {
+            if done.try_is_complete().map_err(driver)? {
+                return Ok(true);
+            }
+            process.comms().try_for_each(|comm| comm.is_idle().map(drop))?;
+            Ok(false)
+        })
+    }
+
+    /// An aborted communicator lets go of everything.
+    fn clings(&self) -> bool {
+        false
+    }
+}
+
 impl Transport for Nccl {
     fn name(&self) -> &'static str {
         "nccl"
@@ -290,8 +309,7 @@ impl Transport for Nccl {
         let lengths: Vec<u64> = parcels.iter().map(|parcel| parcel.len() as u64).collect();
         let mine = gpu.upload(&lengths).map_err(driver)?;
         let all = stream.alloc_zeros::<u64>(ranks * ranks).map_err(driver)?;
-        self.enqueue(false, at, stream, &[Part::All((address(&mine), 8 * ranks), address(&all))])?;
-        self.settle(at, stream)?;
+        self.pass(at, stream, &[Part::All((address(&mine), 8 * ranks), address(&all))])?;
         let all = gpu.download(&all).map_err(driver)?;
         let sizes: Vec<u64> =
             (0..ranks).map(|from| if from == me { 0 } else { all[from * ranks + me] }).collect();
@@ -312,8 +330,7 @@ impl Transport for Nccl {
             out += to;
             into += from;
         }
-        self.enqueue(false, at, stream, &parts)?;
-        self.settle(at, stream)?;
+        self.pass(at, stream, &parts)?;
         let came = gpu.download(&came).map_err(driver)?;
         let mut rest = came.as_slice();
         let mut cut = |size: u64| {

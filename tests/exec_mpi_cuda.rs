@@ -1,0 +1,184 @@
+//! Ranks as processes of an MPI job with GPUs: the same as in one process, whether MPI is handed device memory or the host's, and an end
+//! when one is gone.
+//!
+//! GPUs and driver are those on the host (`kernels/host/driver.cpp`), whose device memory any MPI library can read and write; MPI,
+//! processes and signals are real.
+#![cfg(all(feature = "mpi", feature = "cuda", target_os = "linux"))]
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod driver_support;
+mod mpirun_support;
+mod processes_support;
+
+use driver_support::host_driver;
+use mpirun_support::{ENDLESS, EVENKEEL, Job, errors, without};
+use processes_support::{assert_same, parsed};
+use serde_json::Value;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sample-decode.csv.zst");
+const SMALL: &str = "run --model qwen3-30b-a3b --hidden 64 --intermediate 48 --experts 16 --experts-per-token 3 --num-layers 2 \
+                     --redundant 8 --backend cuda";
+const TWO: &str = "--ranks 2 --policy eplb --batch-tokens 20 --steps 2 --transport mpi";
+
+/// Where the ranks find the driver on the host; `None` without a C++ compiler.
+fn libraries() -> Option<[(&'static str, &'static str); 2]> {
+    static FOLDER: OnceLock<Option<String>> = OnceLock::new();
+    let folder = || Some(host_driver("mpi", &["-O2"])?.to_str().unwrap().to_owned());
+    let folder = FOLDER.get_or_init(folder).as_deref()?;
+    Some([("LD_LIBRARY_PATH", folder), ("EVENKEEL_CACHE", folder)])
+}
+
+/// The same run over MPI and in one process; their results are the same to the last digit.
+fn as_in_one_process(processes: usize, aware: &str, args: &str) -> Option<Value> {
+    let libraries = libraries()?;
+    let args = format!("{args} --ranks {processes} --check --json");
+    let mpi = format!("{args} --transport mpi --cuda-aware {aware} --prove-plans");
+    let mpi = parsed(&Job::start(&[(processes, mpi)], None, &libraries).end());
+    let here =
+        parsed(&Command::new(EVENKEEL).args(args.split_whitespace()).envs(libraries).output().unwrap());
+    assert_same(&mpi, &here, &args);
+    let (name, memory) = (&mpi["transport"]["name"], &mpi["transport"]["memory"]);
+    assert_eq!((name, memory), (&"mpi".into(), &if aware == "yes" { "device" } else { "staged" }.into()));
+    Some(mpi)
+}
+
+#[test]
+fn processes_find_what_one_process_finds() {
+    let replayed = format!(
+        "run {SAMPLE} --model gpt-oss-20b --hidden 64 --intermediate 32 --num-layers 2 --redundant 8 --steps 6 --backend cuda"
+    );
+    let routed = format!("{SMALL} --policy eplb --steps 3");
+    for aware in ["yes", "no"] {
+        for (processes, more) in [(2, "--policy eplb"), (4, "--policy lplb:ring --nodes 2")] {
+            let Some(document) = as_in_one_process(processes, aware, &format!("{replayed} {more}")) else {
+                return;
+            };
+            let far = document["transport"]["sent"]["dispatch"]["other_nodes_bytes"].as_u64().unwrap();
+            assert_eq!(far > 0, more.contains("nodes"));
+            let seconds = |purpose: &str| document["transport"]["sent"][purpose]["seconds"].as_f64().unwrap();
+            assert!(["counts", "dispatch", "combine"].into_iter().all(|purpose| seconds(purpose) > 0.0));
+        }
+        for (processes, model, more) in [
+            (4, "qwen3-30b-a3b", "--batch-tokens 50 --capacity 0.7"),
+            // Some ranks have no tokens.
+            (4, "deepseek-v2-lite", "--batch-tokens 2"),
+            // Splits, and sizes of products, are the host's.
+            (3, "mixtral-8x7b", "--batch-tokens 40 --split even --ffn cublas --router gshard"),
+            (1, "qwen3-30b-a3b", "--batch-tokens 20"),
+        ] {
+            let args = format!("{} {more}", routed.replace("qwen3-30b-a3b", model));
+            as_in_one_process(processes, aware, &args);
+        }
+    }
+}
+
+#[test]
+fn experts_move_between_gpus() {
+    let args = format!("{SMALL} --batch-tokens 96 --steps 30 --drift 0.05 --replan-every 6 --max-moves 6");
+    for aware in ["yes", "no"] {
+        let Some(document) = as_in_one_process(4, aware, &args) else { return };
+        assert!(document["moves"]["copies"].as_u64().unwrap() > 0);
+        let moved = &document["transport"]["sent"]["moves"]["own_node_bytes"];
+        assert!(moved.as_u64() >= document["moves"]["bytes"].as_u64(), "{moved}");
+    }
+}
+
+#[test]
+fn a_killed_rank_ends_the_job_and_survivors_name_it() {
+    for aware in ["yes", "no"] {
+        let Some(libraries) = libraries() else { return };
+        let endless = format!("{SMALL} --alone {ENDLESS} --cuda-aware {aware}");
+        without(&endless, &libraries, "-KILL", Duration::from_secs(10));
+    }
+}
+
+#[test]
+fn a_hung_rank_ends_the_job_in_time() {
+    for aware in ["yes", "no"] {
+        let Some(libraries) = libraries() else { return };
+        // Weights are on their way, too.
+        let endless = format!("{SMALL} --alone {ENDLESS} --cuda-aware {aware} --drift 0.05 --replan-every 2");
+        // The timeout of 4 s, 1 s for the roll, and the end.
+        without(&endless, &libraries, "-STOP", Duration::from_secs(15));
+    }
+}
+
+#[test]
+fn several_ranks_may_share_a_gpu() {
+    let Some(libraries) = libraries() else { return };
+    let args = format!("{SMALL} {TWO} --check").replace("--ranks 2", "--ranks 4");
+    let run = |args: &str, devices| {
+        let environment = [libraries[0], libraries[1], ("EK_GPU", "7"), ("EK_DEVICES", devices)];
+        Job::start(&[(4, args.to_owned())], None, &environment).end()
+    };
+    let output = run(&args, "1");
+    let [said, printed] =
+        [&output.stderr, &output.stdout].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("note: ranks share a GPU, and").count(), 1, "{said}");
+    assert!(said.contains("ranks 0, 1, 2 and 3 of "), "{said}");
+    // What the MPI library says of itself, if this one takes no device memory.
+    assert!(printed.contains("over mpi, device memory "), "{printed}");
+    let document = parsed(&run(&format!("{args} --json"), "2"));
+    assert_eq!(document["check"]["ok"], true);
+    let notice = document["transport"]["notices"][0].as_str().unwrap();
+    assert!(notice.contains("ranks 0 and 2 of ") && notice.contains("ranks 1 and 3 of "), "{notice}");
+}
+
+#[test]
+fn a_run_goes_on_without_a_lost_rank() {
+    let Some(libraries) = libraries() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [before, after] =
+        ["plan.json", "plan3.json"].map(|name| folder.path().join(name).display().to_string());
+    for args in [
+        format!("plan {SAMPLE} --ranks 4 --redundant 16 --policy eplb -o {before}"),
+        format!("plan {SAMPLE} --previous {before} --without-rank 2 -o {after}"),
+    ] {
+        assert!(Command::new(EVENKEEL).args(args.split_whitespace()).output().unwrap().status.success());
+    }
+    let plan: Value = serde_json::from_slice(&std::fs::read(&after).unwrap()).unwrap();
+    let slots = plan["cluster"]["slots_per_rank"].as_u64().unwrap() * 3;
+    let run = format!(
+        "run {SAMPLE} --model gpt-oss-20b --hidden 32 --intermediate 32 --ranks 3 --placement {after} --steps 3 --check --redundant {} \
+         --replan-every 1 --policy eplb --json --backend cuda --transport mpi",
+        slots - 32
+    );
+    let document = parsed(&Job::start(&[(3, run)], None, &libraries).end());
+    assert!(document["moves"]["plans"].as_u64().unwrap() > 0);
+    assert_eq!(document["check"]["ok"], true);
+}
+
+#[test]
+fn ranks_that_cannot_run_are_told_why() {
+    let Some(libraries) = libraries() else { return };
+    let good = format!("{SMALL} {TWO}");
+    let all = |more: &str| vec![(2, format!("{good} {more}"))];
+    let on_cpu = good.replace("--backend cuda", "");
+    for (groups, more, expected) in [
+        (all("--gpus 2"), None, "--transport mpi: --gpus 2: expected 1"),
+        (all("--chunks 2"), None, "--chunks: expected --transport mpi and --backend cpu"),
+        (all("--aggregate node"), None, "--aggregate node: expected --backend cpu"),
+        (
+            vec![(2, format!("{on_cpu} --cuda-aware no"))],
+            None,
+            "--cuda-aware: expected --transport mpi and --backend cuda",
+        ),
+        (
+            vec![(1, good.clone()), (1, format!("{good} --cuda-aware yes"))],
+            None,
+            "--cuda-aware is auto on rank 0 and yes on rank 1",
+        ),
+        (vec![(1, good.clone()), (1, on_cpu.clone())], None, "--backend is cuda on rank 0 and cpu on rank 1"),
+        (all(""), Some(("EK_DEVICES", "0")), "no usable CUDA device"),
+        (all("--gpu 2"), Some(("EK_DEVICES", "2")), "there is no CUDA device 2: this machine has 2"),
+        (all(""), Some(("EK_MEMORY", "100000")), "weights take "),
+    ] {
+        let environment: Vec<_> = libraries.into_iter().chain(more).collect();
+        let said = errors(&Job::start(&groups, None, &environment).end());
+        assert!(!said.is_empty() && said.iter().all(|said| said.contains(expected)), "{expected}: {said:?}");
+    }
+}

@@ -1,0 +1,104 @@
+//! Jobs of mpirun: started, looked at while they run, ended with nothing left of them.
+
+use super::processes_support::of_job;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+pub(crate) const EVENKEEL: &str = env!("CARGO_BIN_EXE_evenkeel");
+/// A run of four ranks that does not end by itself.
+pub(crate) const ENDLESS: &str = "--ranks 4 --policy eplb --batch-tokens 96 --steps 1000000 --plan-on 0.00001 --transport mpi \
+                                  --rank-timeout 4";
+
+/// A job and what its processes, and no others, have in their environment.
+pub(crate) struct Job {
+    child: Child,
+    mark: String,
+}
+
+impl Job {
+    /// Starts `groups` of processes, each with arguments of its own, and with `environment` beside ours. What rank `R` says of errors
+    /// goes to the file `R` of `errors`, if given: mpirun passes on what it has read when it ends, which need not be all.
+    pub(crate) fn start(
+        groups: &[(usize, String)],
+        errors: Option<&Path>,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        static JOBS: AtomicUsize = AtomicUsize::new(0);
+        let mark = format!("{}-{}", std::process::id(), JOBS.fetch_add(1, Ordering::Relaxed));
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=10", "300", "mpirun", "--oversubscribe"]);
+        for (at, (processes, args)) in groups.iter().enumerate() {
+            command.args((at > 0).then_some(":")).args(["-n", &processes.to_string()]);
+            if let Some(folder) = errors {
+                let to = format!("exec \"$0\" \"$@\" 2>'{}'/$OMPI_COMM_WORLD_RANK", folder.display());
+                command.args(["sh", "-c", &to]);
+            }
+            // For the ranks alone: mpirun is not to find libraries where they do.
+            command.arg("env").args(environment.iter().map(|(name, value)| format!("{name}={value}")));
+            command.arg(EVENKEEL).args(args.split_whitespace());
+        }
+        // Open MPI refuses to run as root without.
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        command.env("EVENKEEL_JOB", &mark).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { child: command.spawn().unwrap(), mark }
+    }
+
+    /// Its ranks that run, with their process ids.
+    fn ranks(&self) -> Vec<(usize, u32)> {
+        of_job(&self.mark, "OMPI_COMM_WORLD_RANK")
+    }
+
+    /// Its output, when all of its processes are gone.
+    pub(crate) fn end(self) -> Output {
+        let Self { child, mark } = self;
+        let output = child.wait_with_output().unwrap();
+        let ended = Instant::now();
+        let left = || of_job(&mark, "OMPI_COMM_WORLD_RANK");
+        while !left().is_empty() {
+            assert!(ended.elapsed() < Duration::from_secs(5), "left over: {:?}", left());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        output
+    }
+}
+
+/// The lines of ours that say what went wrong.
+pub(crate) fn errors(output: &Output) -> Vec<String> {
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{stderr}");
+    stderr.lines().filter(|line| line.starts_with("error: ")).map(str::to_owned).collect()
+}
+
+/// Stops one of four ranks by a signal in the middle of an endless run; all others say which and where, and nothing is left.
+pub(crate) fn without(endless: &str, environment: &[(&str, &str)], signal: &str, within: Duration) {
+    let folder = tempfile::tempdir().unwrap();
+    let job = Job::start(&[(4, endless.to_owned())], Some(folder.path()), environment);
+    let begun = Instant::now();
+    while job.ranks().len() < 4 {
+        assert!(begun.elapsed() < Duration::from_mins(1), "it does not start");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    let victim = job.ranks().into_iter().find(|(rank, _)| *rank == 2).unwrap().1;
+    let killed = Instant::now();
+    assert!(Command::new("kill").args([signal, &victim.to_string()]).status().unwrap().success());
+    let output = job.end();
+    assert!(killed.elapsed() < within, "{signal}: {:?}", killed.elapsed());
+    assert!(!output.status.success());
+    // Plans are made between steps.
+    let at = if endless.contains("--replan-every") { "layer " } else { "(step " };
+    for survivor in [0, 1, 3] {
+        let said = std::fs::read_to_string(folder.path().join(survivor.to_string())).unwrap();
+        let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{signal}: rank {survivor}: {said}");
+        let from = format!("error: rank {survivor}: ");
+        assert!(
+            errors[0].starts_with(&from)
+                && errors[0].contains("rank 2 does not answer")
+                && errors[0].contains(at),
+            "{signal}: {said}"
+        );
+    }
+}

@@ -62,6 +62,14 @@ fn the_service_and_the_decision_core_agree() {
         history["points"].as_array().unwrap().iter().filter(|p| p["plan"] != 0).collect();
     let mean = judged.iter().map(|p| p["mean"].as_f64().unwrap()).sum::<f64>() / judged.len() as f64;
     assert!((mean - alone["online"]["imbalance"].as_f64().unwrap()).abs() < 1e-9);
+    let foreseen: f64 = told(&alone)
+        .iter()
+        .skip(1)
+        .filter(|d| d["outcome"] == "acted" && d["accepted"] != 48)
+        .map(|d| d["gain"].as_f64().unwrap())
+        .sum();
+    assert!(foreseen > 0.0 && (alone["foreseen"].as_f64().unwrap() - foreseen).abs() < 1e-9, "{foreseen}");
+    assert!(alone["gained"].as_f64().is_some());
     server.terminate();
 }
 

@@ -57,6 +57,7 @@ pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
             "trace": args.trace.traces, "batches": args.trace.batches(&trace), "layers": trace.layers().len(),
             "decide": options, "online": row(&service, service_time),
             "every_batch": every.as_ref().map(|every| row(every, every_time)), "decisions": service.decisions,
+            "foreseen": service.foreseen, "gained": service.gained,
         }));
     }
     let cells = |name: &str, online: &Online, time: f64| {
@@ -78,6 +79,12 @@ pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
         text += &format!(
             "online has {excess:.3} of the excess, with {moves:.3} of the moves, on {} steps\n",
             every.steps
+        );
+    }
+    if service.moves > 0 {
+        text += &format!(
+            "moves were to gain {:.1} perfectly balanced batches of a layer within {} steps, and gained {:.1}\n",
+            service.foreseen, options.horizon, service.gained
         );
     }
     if output.verbose() {

@@ -9,7 +9,8 @@ use super::lane::{Lane, LaneError, Seen};
 use super::options::{DecideOptions, Shape};
 use super::record::{Decision, Outcome};
 use crate::forecast::Window;
-use crate::simulate::judge;
+use crate::place::Placement;
+use crate::simulate::{SimulateError, judge};
 use crate::split::Method;
 use crate::trace::Trace;
 use rayon::prelude::*;
@@ -30,6 +31,11 @@ pub struct Online {
     pub moves: usize,
     /// Times that a plan came in force, the first included.
     pub plans: usize,
+    /// What those after the first were to gain over the horizon, in perfectly balanced batches of one layer.
+    pub foreseen: f64,
+    /// What they gained next to what was in force before them: the batches of the next steps, as many as the horizon has or, where
+    /// the trace ends, as if those went on.
+    pub gained: f64,
     /// Every decision, in order.
     pub decisions: Vec<Decision>,
 }
@@ -66,8 +72,16 @@ pub fn online(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Result<O
             continue;
         };
         if proposal.decision.outcome == Outcome::Acted {
-            online.moves += if lane.version() > 0 { proposal.decision.moves } else { 0 };
             online.plans += 1;
+            if lane.version() > 0 {
+                online.moves += proposal.decision.moves;
+                if let Some(gained) =
+                    gained(trace, at, options.horizon, [&lane.placements, &proposal.placements])?
+                {
+                    online.foreseen += proposal.decision.gain;
+                    online.gained += gained;
+                }
+            }
         }
         lane.apply(&proposal)?;
         online.decisions.push(proposal.decision);
@@ -76,6 +90,32 @@ pub fn online(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Result<O
     online.imbalance /= steps;
     online.bound /= steps;
     Ok(online)
+}
+
+/// What placements gain over others after a step, in perfectly balanced batches over the horizon; none after the last step.
+fn gained(
+    trace: &Trace,
+    step: usize,
+    horizon: u64,
+    [before, after]: [&[Placement]; 2],
+) -> Result<Option<f64>, LaneError> {
+    let ahead = usize::try_from(horizon).unwrap_or(usize::MAX);
+    let steps = step + 1..trace.steps().len().min((step + 1).saturating_add(ahead));
+    let mut gained = 0.0;
+    for (layer, (before, after)) in before.iter().zip(after).enumerate() {
+        if before == after || steps.is_empty() {
+            continue;
+        }
+        let mean = |placement| {
+            let judged = judge(trace, layer, steps.clone(), placement, Method::Exact)?;
+            let batches = judged.peaks.len();
+            Ok((0..batches).map(|at| judged.imbalance(at)).sum::<f64>() / batches.max(1) as f64)
+        };
+        let both = mean(before).and_then(|before| Ok(before - mean(after)?));
+        gained +=
+            both.map_err(|error: SimulateError| LaneError::Asked(crate::in_words(&error)))? * horizon as f64;
+    }
+    Ok((!steps.is_empty()).then_some(gained))
 }
 
 /// Plans every layer again before every step that [`online()`] judges, without a limit on moves.
@@ -127,6 +167,8 @@ pub fn every_batch(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Res
         steps: steps.saturating_sub(first),
         moves: layers.iter().map(|layer| layer.3).sum(),
         plans: steps.saturating_sub(first),
+        foreseen: 0.0,
+        gained: 0.0,
         decisions: vec![],
     })
 }

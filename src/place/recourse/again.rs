@@ -28,7 +28,7 @@ const PRICED_RUNGS: usize = 2;
 
 /// So many times more scenarios and iterations where moves have a price: of a thousand steps that gain nothing, on few scenarios
 /// some seem to.
-const CAREFUL: usize = 4;
+const CAREFUL: usize = 2;
 
 /// A placement that was considered.
 struct Tried {

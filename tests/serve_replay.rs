@@ -15,7 +15,7 @@ use std::time::Duration;
 const SAMPLE: &str = "traces/sample-prefill.csv.zst";
 
 /// Few iterations of the real policy: the same rules, faster.
-const RECOURSE: &str = "policy = \"recourse:iterations=300\"\nfirst_after = 8\nevery = 8\nmin_every = 2\nmax_moves = 2\nmove_cost = 0.05\nmax_behind = 100000";
+const RECOURSE: &str = "policy = \"recourse:iterations=1000\"\nfirst_after = 8\nevery = 8\nmin_every = 2\nmax_moves = 2\nmove_cost = 0.05\nmax_behind = 100000";
 
 fn replay(server: &Server, more: &[&str]) -> Value {
     let args = ["trace", "replay", SAMPLE, "--to", &server.url, "--name", "s", "--json", "--layers", "1,9"];

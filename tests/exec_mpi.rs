@@ -5,7 +5,7 @@
 mod mpirun_support;
 mod processes_support;
 
-use mpirun_support::{ENDLESS, EVENKEEL, Job, errors};
+use mpirun_support::{ENDLESS, EVENKEEL, Job, errors, plan_without_a_rank};
 use processes_support::{assert_same, parsed};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;
@@ -128,28 +128,19 @@ fn a_hung_rank_ends_the_job_in_time() {
 #[test]
 fn a_run_goes_on_without_a_lost_rank() {
     let folder = tempfile::tempdir().unwrap();
-    let [before, after] =
-        ["plan.json", "plan3.json"].map(|name| folder.path().join(name).display().to_string());
-    for args in [
-        format!("plan {SAMPLE} --ranks 4 --redundant 16 --policy eplb -o {before}"),
-        format!("plan {SAMPLE} --previous {before} --without-rank 2 -o {after}"),
-    ] {
-        assert!(Command::new(EVENKEEL).args(args.split_whitespace()).output().unwrap().status.success());
-    }
-    let plan: Value = serde_json::from_slice(&std::fs::read(&after).unwrap()).unwrap();
-    let slots = plan["cluster"]["slots_per_rank"].as_u64().unwrap() * 3;
+    let (after, redundant) = plan_without_a_rank(SAMPLE, folder.path());
     let run = format!(
         "run {SAMPLE} --model gpt-oss-20b --hidden 32 --intermediate 32 --ranks 3 --placement {after} --steps 3 --check"
     );
-    let document = parsed(&mpirun(3, &format!("{run} --redundant {} --json", slots - 32)));
+    let document = parsed(&mpirun(3, &format!("{run} --redundant {redundant} --json")));
     assert_eq!(document["check"]["ok"], true);
     assert_eq!(document["imbalance"]["to_the_token"], true);
-    let on = format!("{run} --redundant {} --replan-every 1 --policy eplb --json", slots - 32);
+    let on = format!("{run} --redundant {redundant} --replan-every 1 --policy eplb --json");
     let document = parsed(&mpirun(3, &on));
     assert!(document["moves"]["plans"].as_u64().unwrap() > 0);
     assert_eq!(document["check"]["ok"], true);
     // All find out alike, when they plan.
-    let errors = errors(&mpirun(3, &format!("{run} --redundant {}", slots - 32 + 3)));
+    let errors = errors(&mpirun(3, &format!("{run} --redundant {}", redundant + 3)));
     assert!(errors.len() == 1 && errors[0].contains(" fits)"), "{errors:?}");
 }
 

@@ -11,7 +11,7 @@ mod mpirun_support;
 mod processes_support;
 
 use driver_support::host_driver;
-use mpirun_support::{ENDLESS, EVENKEEL, Job, errors, without};
+use mpirun_support::{ENDLESS, EVENKEEL, Job, errors, plan_without_a_rank, without};
 use processes_support::{assert_same, parsed};
 use serde_json::Value;
 use std::process::Command;
@@ -132,20 +132,10 @@ fn several_ranks_may_share_a_gpu() {
 fn a_run_goes_on_without_a_lost_rank() {
     let Some(libraries) = libraries() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let [before, after] =
-        ["plan.json", "plan3.json"].map(|name| folder.path().join(name).display().to_string());
-    for args in [
-        format!("plan {SAMPLE} --ranks 4 --redundant 16 --policy eplb -o {before}"),
-        format!("plan {SAMPLE} --previous {before} --without-rank 2 -o {after}"),
-    ] {
-        assert!(Command::new(EVENKEEL).args(args.split_whitespace()).output().unwrap().status.success());
-    }
-    let plan: Value = serde_json::from_slice(&std::fs::read(&after).unwrap()).unwrap();
-    let slots = plan["cluster"]["slots_per_rank"].as_u64().unwrap() * 3;
+    let (after, redundant) = plan_without_a_rank(SAMPLE, folder.path());
     let run = format!(
-        "run {SAMPLE} --model gpt-oss-20b --hidden 32 --intermediate 32 --ranks 3 --placement {after} --steps 3 --check --redundant {} \
-         --replan-every 1 --policy eplb --json --backend cuda --transport mpi",
-        slots - 32
+        "run {SAMPLE} --model gpt-oss-20b --hidden 32 --intermediate 32 --ranks 3 --placement {after} --steps 3 --check --redundant {redundant} \
+         --replan-every 1 --policy eplb --json --backend cuda --transport mpi"
     );
     let document = parsed(&Job::start(&[(3, run)], None, &libraries).end());
     assert!(document["moves"]["plans"].as_u64().unwrap() > 0);

@@ -1,6 +1,7 @@
 //! Jobs of mpirun: started, looked at while they run, ended with nothing left of them.
 
 use super::processes_support::of_job;
+use serde_json::Value;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,6 +63,19 @@ impl Job {
         }
         output
     }
+}
+
+/// A plan of four ranks for `trace`, of 32 experts, planned again into `folder` without rank 2: its file, and its redundant slots.
+pub(crate) fn plan_without_a_rank(trace: &str, folder: &Path) -> (String, u64) {
+    let [before, after] = ["plan.json", "plan3.json"].map(|name| folder.join(name).display().to_string());
+    for args in [
+        format!("plan {trace} --ranks 4 --redundant 16 --policy eplb -o {before}"),
+        format!("plan {trace} --previous {before} --without-rank 2 -o {after}"),
+    ] {
+        assert!(Command::new(EVENKEEL).args(args.split_whitespace()).output().unwrap().status.success());
+    }
+    let plan: Value = serde_json::from_slice(&std::fs::read(&after).unwrap()).unwrap();
+    (after, plan["cluster"]["slots_per_rank"].as_u64().unwrap() * 3 - 32)
 }
 
 /// The lines of ours that say what went wrong.

@@ -2,6 +2,8 @@
 
 mod args;
 #[cfg(any(feature = "mpi", feature = "cuda"))]
+mod facts;
+#[cfg(any(feature = "mpi", feature = "cuda"))]
 mod processes;
 #[cfg_attr(not(any(feature = "mpi", feature = "cuda")), allow(dead_code, reason = "of processes alone"))]
 mod sent;

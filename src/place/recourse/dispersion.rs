@@ -29,12 +29,7 @@ pub(super) fn fitted(batches: &[&[u64]]) -> f64 {
     if batches.len() < 2 || all <= 0.0 {
         return USUAL / experts;
     }
-    let mut mean = vec![0.0; batches[0].len()];
-    for batch in batches {
-        for (share, &load) in mean.iter_mut().zip(*batch) {
-            *share += load as f64 / all;
-        }
-    }
+    let mean = mean(batches, batches[0].len());
     let apart = 1.0 - mean.iter().map(|share| share * share).sum::<f64>();
     let (mut strayed, mut expected) = (0.0, 0.0);
     for batch in batches {
@@ -46,6 +41,16 @@ pub(super) fn fitted(batches: &[&[u64]]) -> f64 {
     // The mean was fitted to the same batches.
     let freedom = 1.0 - 1.0 / batches.len() as f64;
     if expected <= 0.0 { USUAL / experts } else { (strayed / expected / freedom).clamp(0.0, MOST / experts) }
+}
+
+/// Each expert's part of the tokens of these batches, `[E]`.
+pub(super) fn mean(batches: &[&[u64]], experts: usize) -> Vec<f64> {
+    let total: f64 = batches.iter().flat_map(|batch| batch.iter()).map(|&load| load as f64).sum();
+    let mut mean = vec![0.0; experts];
+    for batch in batches {
+        mean.iter_mut().zip(*batch).for_each(|(mean, &load)| *mean += load as f64 / total);
+    }
+    mean
 }
 
 /// The dispersion of batches among which what is foreseen may have changed: half of the median of what two batches that are

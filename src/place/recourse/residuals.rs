@@ -6,6 +6,7 @@
 //! bootstrap of residuals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 9). Experts that stray together
 //! do so in the scenario, and what happens in one batch of twenty is in one scenario of twenty, also where the window is short.
 
+use super::dispersion::mean;
 use super::scenarios::Scenarios;
 use super::spread::{evenly, whole};
 use crate::trace::dice::Dice;
@@ -53,16 +54,6 @@ pub(super) fn scenarios(
         });
     }
     Scenarios::new(experts, ranks, all.iter().map(Vec::as_slice))
-}
-
-/// Each expert's part of the tokens of these batches.
-fn mean(batches: &[&[u64]], experts: usize) -> Vec<f64> {
-    let total: f64 = batches.iter().flat_map(|batch| batch.iter()).map(|&load| load as f64).sum();
-    let mut mean = vec![0.0; experts];
-    for batch in batches {
-        mean.iter_mut().zip(*batch).for_each(|(mean, &load)| *mean += load as f64 / total);
-    }
-    mean
 }
 
 #[cfg(test)]

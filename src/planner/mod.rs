@@ -119,7 +119,10 @@ impl Planner {
     /// # Errors
     /// As [`Planner::new`].
     pub fn by(placement: Placement, cluster: Cluster, method: Method) -> Result<Self, PlannerError> {
-        Self::build(placement, cluster, |placement| Ok(Engine::Any(Splitter::new(placement, method)?)))
+        let nodes = cluster.nodes();
+        Self::build(placement, cluster, |placement| {
+            Ok(Engine::Any(Splitter::on_nodes(placement, method, nodes)?))
+        })
     }
 
     /// A planner whose splits have the same least peak, and among those (with [`Keep::Vector`]: among those with the most

@@ -61,7 +61,7 @@ impl Judged {
     }
 }
 
-/// Splits and measures the given steps of one layer (by index).
+/// Splits and measures the given steps of one layer (by index), the ranks being on one node.
 ///
 /// # Errors
 /// [`SimulateError::Split`] names the layer and step that failed.
@@ -72,6 +72,21 @@ pub fn judge(
     placement: &Placement,
     method: Method,
 ) -> Result<Judged, SimulateError> {
+    judge_on_nodes(trace, layer, steps, placement, method, 1)
+}
+
+/// Splits and measures as [`judge`], with the ranks on `nodes` nodes: to SGLang's rules that matters.
+///
+/// # Errors
+/// As [`judge`], and when the ranks do not divide over the nodes.
+pub fn judge_on_nodes(
+    trace: &Trace,
+    layer: usize,
+    steps: Range<usize>,
+    placement: &Placement,
+    method: Method,
+    nodes: usize,
+) -> Result<Judged, SimulateError> {
     let failed = |step: usize| {
         move |source| SimulateError::Split {
             layer: trace.layers()[layer],
@@ -79,7 +94,7 @@ pub fn judge(
             source,
         }
     };
-    let mut splitter = Splitter::new(placement.clone(), method).map_err(failed(steps.start))?;
+    let mut splitter = Splitter::on_nodes(placement.clone(), method, nodes).map_err(failed(steps.start))?;
     let mut split = Split::default();
     let mut judged =
         Judged { ranks: placement.ranks(), rank_tokens: vec![0; placement.ranks()], ..Judged::default() };

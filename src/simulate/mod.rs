@@ -15,7 +15,7 @@ mod worth;
 
 pub use goals::{Aim, Reached, goals};
 pub use hindsight::hindsight;
-pub use judge::{Judged, judge};
+pub use judge::{Judged, judge, judge_on_nodes};
 pub use locality::{Locality, locality};
 pub use replay::{Pace, Replay, Replayed, on_front, replay};
 pub use summary::Summary;
@@ -268,7 +268,10 @@ fn one_layer(
     let judged = config
         .methods
         .iter()
-        .map(|&method| judge(trace, layer, config.judge_on.clone(), &placement, method))
+        .map(|&method| {
+            let (steps, nodes) = (config.judge_on.clone(), config.cluster.nodes());
+            judge_on_nodes(trace, layer, steps, &placement, method, nodes)
+        })
         .collect::<Result<_, _>>()?;
     Ok(PolicyOnLayer { moves: placement.moves_from(&before), placement, plan_time, judged })
 }

@@ -5,7 +5,7 @@
 //! on what has been seen by then, and the moves to it are counted. Two bounds stand beside: planned once and never again,
 //! and planned on the very batches that it then serves.
 
-use super::{Config, Judged, Progress, SimulateError, Summary, busy_layers, judge};
+use super::{Config, Judged, Progress, SimulateError, Summary, busy_layers, judge_on_nodes};
 use crate::cluster::Cluster;
 use crate::forecast::{History, Window};
 use crate::place::{PlaceError, Placement, Policy};
@@ -212,7 +212,7 @@ fn walk(
         walk.plan_time += begun.elapsed();
         walk.moves += placement.as_ref().map_or(0, |before| next.moves_from(before));
         for (m, &method) in config.methods.iter().enumerate() {
-            let judged = judge(trace, layer, stretch.clone(), &next, method)?;
+            let judged = judge_on_nodes(trace, layer, stretch.clone(), &next, method, cluster.nodes())?;
             match walk.judged.get_mut(m) {
                 Some(all) => all.append(judged),
                 None => walk.judged.push(judged),

@@ -14,6 +14,7 @@ mod lp;
 mod pays;
 mod rounding;
 mod shares;
+mod stack;
 mod time;
 mod worth;
 
@@ -25,6 +26,7 @@ pub use layers::Layers;
 pub use local::Local;
 pub use pays::{Horizon, Verdict};
 pub use shares::{Shares, Traffic};
+pub use stack::{RouterError, RouterOptions, StackDispatch, StackRouter};
 pub use time::{TILE, roofline, step_time};
 pub use worth::{Decision, WorthIt};
 
@@ -45,10 +47,13 @@ pub enum Method {
     Exact,
     /// LPLB's five iterations of affine scaling in `f32` with a correct step length, largest remainders.
     Affine5,
+    /// A serving stack's own rule, as far as counts determine it: no plan of the batch at all. [`StackRouter`] applies the
+    /// same rules to ids.
+    Stack(StackDispatch),
 }
 
 impl Method {
-    /// All methods, in the order in which tables show them.
+    /// The methods of this program, in the order in which tables show them; those of stacks are [`StackDispatch::ALL`].
     pub const ALL: [Method; 4] = [Method::Even, Method::Affine5, Method::Lp, Method::Exact];
 }
 
@@ -59,6 +64,7 @@ impl fmt::Display for Method {
             Method::Lp => "lp",
             Method::Exact => "exact",
             Method::Affine5 => "affine5",
+            Method::Stack(stack) => stack.name(),
         })
     }
 }
@@ -67,8 +73,10 @@ impl FromStr for Method {
     type Err = SplitError;
 
     fn from_str(name: &str) -> Result<Self, SplitError> {
+        let stacks = StackDispatch::ALL.map(Method::Stack);
         Method::ALL
             .into_iter()
+            .chain(stacks)
             .find(|method| method.to_string() == name)
             .ok_or_else(|| SplitError::UnknownMethod(name.to_owned()))
     }
@@ -79,8 +87,24 @@ impl FromStr for Method {
 #[non_exhaustive]
 pub enum SplitError {
     /// No method has this name.
-    #[error("unknown split `{0}`: expected even, lp, exact or affine5")]
+    #[error(
+        "unknown split `{0}`: expected even, lp, exact or affine5, or a stack's rule: sglang-static, sglang-dynamic, \
+         sglang-random, vllm, vllm-ascend or trtllm"
+    )]
     UnknownMethod(String),
+    /// No stack's rule has this name.
+    #[error(
+        "unknown stack `{0}`: expected sglang-static, sglang-dynamic, sglang-random, vllm, vllm-ascend or trtllm"
+    )]
+    UnknownDispatch(String),
+    /// Ranks do not divide over the nodes.
+    #[error("{ranks} ranks do not divide over {nodes} nodes: expected a divisor of {ranks}")]
+    Nodes {
+        /// Ranks of the placement.
+        ranks: usize,
+        /// Nodes given.
+        nodes: usize,
+    },
     /// Loads for another number of experts.
     #[error("{given} loads for {experts} experts")]
     Shape {
@@ -146,19 +170,35 @@ enum Engine {
     Lp(lp::Lp),
     Exact(Box<exact::Exact>),
     Affine5(Box<affine5::Affine5>),
+    Stack(Box<stack::StackQuotas>),
 }
 
 impl Splitter {
-    /// Prepares a method for a placement.
+    /// Prepares a method for a placement on one node.
     ///
     /// # Errors
     /// When the solver cannot take the placement's shape.
     pub fn new(placement: Placement, method: Method) -> Result<Self, SplitError> {
+        Self::on_nodes(placement, method, 1)
+    }
+
+    /// Prepares a method for a placement on nodes of equally many consecutive ranks. SGLang's rules look at them; to the other
+    /// methods all nodes are one.
+    ///
+    /// # Errors
+    /// When the solver cannot take the placement's shape, or the ranks do not divide over the nodes.
+    pub fn on_nodes(placement: Placement, method: Method, nodes: usize) -> Result<Self, SplitError> {
+        if nodes == 0 || !placement.ranks().is_multiple_of(nodes) {
+            return Err(SplitError::Nodes { ranks: placement.ranks(), nodes });
+        }
         let engine = match method {
             Method::Even => Engine::Even,
             Method::Lp => Engine::Lp(lp::Lp::new(&placement)?),
             Method::Exact => Engine::Exact(Box::new(exact::Exact::new(&placement)?)),
             Method::Affine5 => Engine::Affine5(Box::new(affine5::Affine5::new(&placement)?)),
+            Method::Stack(stack) => {
+                Engine::Stack(Box::new(stack::StackQuotas::new(&placement, stack, nodes)))
+            }
         };
         Ok(Self { placement, method, engine })
     }
@@ -189,6 +229,7 @@ impl Splitter {
             Engine::Lp(lp) => lp.split(&self.placement, loads, &mut split.quotas)?,
             Engine::Exact(exact) => return exact.split(loads, split),
             Engine::Affine5(affine) => affine.split(&self.placement, loads, &mut split.quotas)?,
+            Engine::Stack(stack) => stack.split(loads, &mut split.quotas),
         }
         split.rank_loads.clear();
         split.rank_loads.extend(

@@ -195,7 +195,9 @@ impl Run<'_> {
                 planner.check(&counts)?;
                 return Ok(loads);
             }
-            let (mut split, mut splitter) = (Split::default(), Splitter::new(placement.clone(), method)?);
+            let nodes = self.exec.cluster.nodes();
+            let (mut split, mut splitter) =
+                (Split::default(), Splitter::on_nodes(placement.clone(), method, nodes)?);
             splitter.split(&run.counts, &mut split)?;
             splitter.check(&run.counts, &split)?;
             Ok(split.rank_loads)

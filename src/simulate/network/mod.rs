@@ -166,7 +166,8 @@ fn expected(
         let (layer, step) = (trace.layers()[layer], trace.steps()[step].clone());
         move |source: SplitError| SimulateError::Split { layer, step, source }
     };
-    let mut splitter = Splitter::new(placement.clone(), method).map_err(failed(config.judge_on.start))?;
+    let mut splitter = Splitter::on_nodes(placement.clone(), method, config.cluster.nodes())
+        .map_err(failed(config.judge_on.start))?;
     let planned = planned(placement, method);
     let (mut split, mut traffic) = (Split::default(), Traffic::new(&config.cluster, pace.one_copy));
     let batch = |step: usize| {
@@ -224,7 +225,9 @@ fn one(pace: &Pace, cluster: &Cluster, traffic: &Traffic, quotas: &[u64], tokens
     One { time, tokens, rows: traffic.rows() }
 }
 
-/// Whether ranks have to tell each other their counts: not where copies are served evenly, or there is one of each expert.
+/// Returns `true` where ranks exchange their counts: not where copies are served evenly or by a stack's own rule, or there is
+/// one of each expert.
 fn planned(placement: &Placement, method: Method) -> bool {
-    method != Method::Even && (0..placement.experts()).any(|expert| placement.copies(expert).len() > 1)
+    !matches!(method, Method::Even | Method::Stack(_))
+        && (0..placement.experts()).any(|expert| placement.copies(expert).len() > 1)
 }

@@ -1,0 +1,148 @@
+//! Python's `random.Random`, as far as SGLang's static dispatch draws from it: MT19937 seeded with a small integer, `sample`
+//! and `shuffle` of `CPython` 3.9 to 3.13.
+
+/// Words of the generator's state.
+const WORDS: usize = 624;
+/// The word that a new one is mixed with.
+const AHEAD: usize = 397;
+const HIGH: u32 = 0x8000_0000;
+
+/// A Mersenne Twister in the state of `random.Random(seed)`.
+#[derive(Debug, Clone)]
+pub(super) struct Twister {
+    state: Vec<u32>,
+    next: usize,
+}
+
+impl Twister {
+    /// `random.Random(seed)`: `init_by_array` with the seed as its only key.
+    pub(super) fn new(seed: u32) -> Self {
+        let mut state = vec![19_650_218u32; WORDS];
+        for i in 1..WORDS {
+            state[i] = mixed(state[i - 1]).wrapping_mul(1_812_433_253).wrapping_add(i as u32);
+        }
+        let mut i = 1;
+        for _ in 0..WORDS {
+            state[i] = (state[i] ^ mixed(state[i - 1]).wrapping_mul(1_664_525)).wrapping_add(seed);
+            i = following(&mut state, i);
+        }
+        for _ in 1..WORDS {
+            state[i] = (state[i] ^ mixed(state[i - 1]).wrapping_mul(1_566_083_941)).wrapping_sub(i as u32);
+            i = following(&mut state, i);
+        }
+        state[0] = HIGH;
+        Self { state, next: WORDS }
+    }
+
+    /// 32 uniform bits.
+    fn word(&mut self) -> u32 {
+        if self.next == WORDS {
+            for i in 0..WORDS {
+                let bits = (self.state[i] & HIGH) | (self.state[(i + 1) % WORDS] & !HIGH);
+                let odd = if bits & 1 == 1 { 0x9908_b0df } else { 0 };
+                self.state[i] = self.state[(i + AHEAD) % WORDS] ^ (bits >> 1) ^ odd;
+            }
+            self.next = 0;
+        }
+        let mut word = self.state[self.next];
+        self.next += 1;
+        word ^= word >> 11;
+        word ^= (word << 7) & 0x9d2c_5680;
+        word ^= (word << 15) & 0xefc6_0000;
+        word ^ (word >> 18)
+    }
+
+    /// `_randbelow(n)`: as many bits as `n` has, drawn until they are below it. `n` is 1 to 2^32 - 1.
+    fn below(&mut self, n: usize) -> usize {
+        let shift = (n as u32).leading_zeros();
+        loop {
+            let drawn = (self.word() >> shift) as usize;
+            if drawn < n {
+                return drawn;
+            }
+        }
+    }
+
+    /// `sample(items, k)`, for `k` up to the number of items.
+    fn sample(&mut self, items: &[u32], k: usize) -> Vec<u32> {
+        // Python takes a set where a pool would be larger: 4^p is the least power of 4 from 3k on.
+        let mut pool_up_to = 21;
+        if k > 5 {
+            let mut power = 1;
+            while power < 3 * k {
+                power *= 4;
+            }
+            pool_up_to += power;
+        }
+        if items.len() <= pool_up_to {
+            let mut pool = items.to_vec();
+            return (0..k)
+                .map(|i| {
+                    let (at, last) = (self.below(pool.len() - i), pool.len() - i - 1);
+                    let taken = pool[at];
+                    pool[at] = pool[last];
+                    taken
+                })
+                .collect();
+        }
+        let mut taken: Vec<usize> = Vec::with_capacity(k);
+        while taken.len() < k {
+            let at = self.below(items.len());
+            if !taken.contains(&at) {
+                taken.push(at);
+            }
+        }
+        taken.into_iter().map(|at| items[at]).collect()
+    }
+
+    /// SGLang's `_fair_choices(items, k)`: every item `k / n` times, a sample of the rest, all shuffled. Items are there.
+    pub(super) fn fair_choices(&mut self, items: &[u32], k: usize) -> Vec<u32> {
+        let mut choices = items.repeat(k / items.len());
+        choices.extend(self.sample(items, k % items.len()));
+        for i in (1..choices.len()).rev() {
+            let other = self.below(i + 1);
+            choices.swap(i, other);
+        }
+        choices
+    }
+}
+
+fn mixed(word: u32) -> u32 {
+    word ^ (word >> 30)
+}
+
+/// The next index of a seeding round; the last word is also the one before the first.
+fn following(state: &mut [u32], i: usize) -> usize {
+    if i + 1 < WORDS {
+        return i + 1;
+    }
+    state[0] = state[WORDS - 1];
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_those_of_python() {
+        let mut twister = Twister::new(42);
+        let first: Vec<u32> = (0..4).map(|_| twister.word()).collect();
+        assert_eq!(first, [2_746_317_213, 478_163_327, 107_420_369, 3_184_935_163]);
+        let last = (4..=1000).map(|_| twister.word()).last();
+        assert_eq!(last, Some(2_672_573_305));
+    }
+
+    #[test]
+    fn samples_and_shuffles_are_those_of_python() {
+        // r = random.Random(42), one call after the other.
+        let mut twister = Twister::new(42);
+        let range = |from: u32, to: u32| (from..to).collect::<Vec<_>>();
+        assert_eq!(twister.sample(&range(10, 40), 7), [30, 13, 10, 33, 18, 17, 34]);
+        assert_eq!(twister.sample(&range(0, 5), 3), [1, 0, 2]);
+        assert_eq!(twister.sample(&range(0, 200), 6), [189, 139, 22, 151, 108, 8]);
+        // Nine of nine: no sample, a shuffle alone.
+        assert_eq!(twister.fair_choices(&range(0, 9), 9), [5, 3, 2, 8, 4, 6, 7, 1, 0]);
+        assert_eq!(twister.word(), 3_075_280_817);
+    }
+}

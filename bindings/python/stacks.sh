@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 here=$PWD/.tools/stacks
 wheels=(vllm==0.33.0 sglang==0.5.23 vllm-ascend==0.23.0)
-tests=(split sglang_split vllm_split stacks stack_policies acceptance)
+tests=(split sglang_split vllm_split stacks stack_policies stack_dispatch acceptance)
 mkdir -p "$here"
 
 skip() {
@@ -51,7 +51,7 @@ debian_torch() {
 debian_paths() {
     export PYTHONPATH=$here/debian/usr/lib/python3/dist-packages
     local lib
-    for lib in "$here"/debian/usr/lib/*-linux-gnu; do
+    for lib in "$here"/debian/usr/lib "$here"/debian/lib/*-linux-gnu "$here"/debian/usr/lib/*-linux-gnu; do
         export LD_LIBRARY_PATH=$lib:$lib/openblas-pthread:$lib/blas:$lib/lapack:${LD_LIBRARY_PATH:-}
     done
 }

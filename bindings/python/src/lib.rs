@@ -13,6 +13,7 @@ mod graph;
 mod plan;
 mod planner;
 mod rebalance;
+mod stack;
 mod trace;
 
 use pyo3::prelude::*;
@@ -30,6 +31,8 @@ mod _native {
     use super::planner::{Planner, Split};
     #[pymodule_export]
     use super::rebalance::{inverse, rebalance, replan};
+    #[pymodule_export]
+    use super::stack::StackRouter;
     #[pymodule_export]
     use super::trace::{Trace, read_trace};
 

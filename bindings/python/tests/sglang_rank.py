@@ -13,13 +13,17 @@ class Rank:
     `plugins.hook_registry`. `layers/moe/topk.py` and `moe_ep_setup.py` import the whole stack: of them the functions on the
     way run from their source. What a server publishes (sizes, options, groups) is set here."""
 
-    def __init__(self, torch, placement, a2a="none", algorithm="dynamic", group=None, ranks=RANKS, rank=0):
+    def __init__(
+        self, torch, placement, a2a="none", algorithm="dynamic", group=None, ranks=RANKS, rank=0, nodes=1,
+        shape=(LAYERS, EXPERTS, SLOTS),
+    ):  # fmt: skip
         self.torch, self.rank = torch, rank
+        layers, experts, slots = shape
         context = stacks.load("sglang.srt.runtime_context")
         moe = types.SimpleNamespace(
             ep_dispatch_algorithm=algorithm,
             moe_a2a_backend=a2a,
-            ep_num_redundant_experts=SLOTS - EXPERTS,
+            ep_num_redundant_experts=slots - experts,
             ep_join_mode=None,
             init_expert_location="trivial",
         )
@@ -27,10 +31,10 @@ class Rank:
         bags = {"exec": types.SimpleNamespace(moe=moe), "device": types.SimpleNamespace(device="cpu")}
         context.get_context()._config_bags = bags
         context.get_parallel()._overrides.update(
-            ep_size=ranks, nnodes=1, elastic_ep_initial_size=None, moe_ep_group=group
+            ep_size=ranks, nnodes=nodes, elastic_ep_initial_size=None, moe_ep_group=group
         )
         stacks.stand_in("sglang.srt.elastic_ep.elastic_ep", elastic_expanded_world_enabled=lambda: False)
-        shape = types.SimpleNamespace(num_layers=LAYERS, num_logical_experts=EXPERTS, num_groups=None)
+        shape = types.SimpleNamespace(num_layers=layers, num_logical_experts=experts, num_groups=None)
         self.shape = shape
         model = types.SimpleNamespace(get_model_config_for_expert_location=lambda _: shape)
         stacks.stand_in("sglang.srt.model_loader", get_model_architecture=lambda _: (model, "Model"))
@@ -90,7 +94,7 @@ class Rank:
         if running is None:
             self.location.set_global_expert_location_metadata(metadata)
         else:
-            running.update(metadata, list(range(LAYERS)))
+            running.update(metadata, list(range(self.shape.num_layers)))
         if self.options.ep_dispatch_algorithm == "lp":
             self.setup.init_lplb_solvers(model_config=self.model_config)
 
@@ -101,7 +105,7 @@ class Rank:
             num_shared_topk_slots=shared, fused_shared_experts_scaling_factor=None, top_k=ids.shape[1]
         )
         out, _, recorded = self.topk._post_process_topk_ids(
-            ids, self.torch.ones(ids.shape), config, self.torch.zeros(len(ids), EXPERTS), layer, rows, info
+            ids, self.torch.ones(ids.shape), config, self.torch.zeros(len(ids), self.shape.num_logical_experts), layer, rows, info
         )
         return out, recorded
 

@@ -54,13 +54,14 @@ def load(name):
 
 def take(name, *members, **around):
     """A module that cannot be imported, with some of it: functions, classes and methods (`Class.method`, here a function) from
-    their own source, functions without their decorators, and `around` as the other names that they use."""
+    their own source, also what a module has under an `if`, functions without their decorators, and `around` as the other names
+    that they use."""
     path = os.path.join(FOLDER, *name.split(".")) + ".py"
     with open(path) as file:
         tree = ast.parse(file.read(), path)
     wanted = []
     for member in members:
-        inside = tree.body
+        inside = tree.body + [node for under in tree.body if isinstance(under, ast.If) for node in under.body]
         for part in member.split("."):
             (found,) = (node for node in inside if getattr(node, "name", None) == part)
             inside = found.body

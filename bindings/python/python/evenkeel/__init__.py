@@ -13,7 +13,7 @@ least possible peak:
 >>> planner.redirect(np.array([[0, 1], [0, -1]]), source=0).shape
 (2, 2)
 
-``evenkeel.eplb`` and ``evenkeel.lplb`` have the calls of DeepSeek's EPLB and LPLB; ``evenkeel.cuda`` the fast loop on a GPU;
+``StackRouter`` says where the tokens of a batch go that a serving stack splits by itself. ``evenkeel.eplb`` and ``evenkeel.lplb`` have the calls of DeepSeek's EPLB and LPLB; ``evenkeel.cuda`` the fast loop on a GPU;
 ``evenkeel.vllm``, ``evenkeel.sglang`` and ``evenkeel.vllm_ascend`` what those stacks load as plug-ins; ``evenkeel.client`` posts loads to
 a running ``evenkeel serve``.
 """
@@ -24,6 +24,7 @@ from ._native import (
     Plan,
     Planner,
     Split,
+    StackRouter,
     Trace,
     Unavailable,
     __version__,
@@ -36,6 +37,7 @@ __all__ = [
     "Plan",
     "Planner",
     "Split",
+    "StackRouter",
     "Trace",
     "Unavailable",
     "__version__",

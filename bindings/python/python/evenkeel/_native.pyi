@@ -99,6 +99,27 @@ class Planner:
     def count(self, topk_ids: NDArray[Any]) -> NDArray[np.uint64]: ...
     def check(self, counts: NDArray[Any]) -> None: ...
 
+class StackRouter:
+    """Redirects ids as a serving stack does by itself."""
+
+    stack: str
+    ranks: int
+    experts: int
+    def __init__(
+        self,
+        stack: str,
+        maps: NDArray[np.int64],
+        ranks: int,
+        nodes: int = 1,
+        experts: Optional[int] = None,
+        *,
+        tp_size: int = 1,
+        rebalanced: bool = False,
+        seed: int = 0,
+    ) -> None: ...
+    def redirect(self, layer: int, topk_ids: NDArray[Any], source: int = 0) -> NDArray[Any]: ...
+    def loads(self, layer: int, ids_per_source: Sequence[NDArray[Any]]) -> NDArray[np.uint64]: ...
+
 class DevicePlanner:
     experts: int
     ranks: int

@@ -76,6 +76,9 @@ if [[ ! -f $here/venv/ready ]]; then
         skip "pytest, msgspec and maturin could not be fetched" "all tests of the plug-ins inside the stacks"
         exit 0
     fi
+    "$here/venv/bin/python" -c 'import triton' 2>/dev/null ||
+        "$here/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps 'triton>=3.1,<3.3' ||
+        skip "Triton could not be fetched" "vLLM's kernel in Triton's interpreter"
     touch "$here/venv/ready"
 fi
 

@@ -58,8 +58,8 @@ pub(crate) struct SimulateArgs {
     /// Add a row for `recourse` shown the judged batches beforehand: about what any placement could reach
     #[arg(long)]
     hindsight: bool,
-    /// Splits: even, affine5, lp, exact; or what a stack does by itself: sglang-static, sglang-dynamic, sglang-random, vllm,
-    /// vllm-ascend, trtllm
+    /// Splits: even, affine5, lp, exact; or a stack's own rule: sglang-static, sglang-dynamic, sglang-random,
+    /// vllm, vllm-ascend, trtllm
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "even,exact")]
     splits: Vec<Method>,
     /// Share of the steps to plan on; the rest is judged

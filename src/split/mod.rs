@@ -47,13 +47,14 @@ pub enum Method {
     Exact,
     /// LPLB's five iterations of affine scaling in `f32` with a correct step length, largest remainders.
     Affine5,
-    /// A serving stack's own rule, as far as counts determine it: no plan of the batch at all. [`StackRouter`] applies the
-    /// same rules to ids.
+    /// A serving stack's own rule, as far as counts determine it: nothing plans the batch. [`StackRouter`]
+    /// applies the same rules to ids.
     Stack(StackDispatch),
 }
 
 impl Method {
-    /// The methods of this program, in the order in which tables show them; those of stacks are [`StackDispatch::ALL`].
+    /// The methods of this program, in the order in which tables show them. Those of stacks are
+    /// [`StackDispatch::ALL`].
     pub const ALL: [Method; 4] = [Method::Even, Method::Affine5, Method::Lp, Method::Exact];
 }
 
@@ -88,13 +89,14 @@ impl FromStr for Method {
 pub enum SplitError {
     /// No method has this name.
     #[error(
-        "unknown split `{0}`: expected even, lp, exact or affine5, or a stack's rule: sglang-static, sglang-dynamic, \
-         sglang-random, vllm, vllm-ascend or trtllm"
+        "unknown split `{0}`: expected even, lp, exact or affine5, or a stack's rule: sglang-static, \
+         sglang-dynamic, sglang-random, vllm, vllm-ascend or trtllm"
     )]
     UnknownMethod(String),
     /// No stack's rule has this name.
     #[error(
-        "unknown stack `{0}`: expected sglang-static, sglang-dynamic, sglang-random, vllm, vllm-ascend or trtllm"
+        "unknown stack `{0}`: expected sglang-static, sglang-dynamic, sglang-random, vllm, vllm-ascend or \
+         trtllm"
     )]
     UnknownDispatch(String),
     /// Ranks do not divide over the nodes.
@@ -182,8 +184,8 @@ impl Splitter {
         Self::on_nodes(placement, method, 1)
     }
 
-    /// Prepares a method for a placement on nodes of equally many consecutive ranks. SGLang's rules look at them; to the other
-    /// methods all nodes are one.
+    /// Prepares a method for a placement on nodes of equally many consecutive ranks. SGLang's rules look at
+    /// them; to the other methods all nodes are one.
     ///
     /// # Errors
     /// When the solver cannot take the placement's shape, or the ranks do not divide over the nodes.

@@ -10,12 +10,13 @@ use numpy::{
 };
 use pyo3::prelude::*;
 
-/// Redirects top-k ids as a serving stack does by itself, to the token where its rule is deterministic.
+/// Router of top-k ids by a serving stack's own rule, to the token if the rule is deterministic.
 ///
-/// `stack` is "sglang-static", "sglang-dynamic", "sglang-random", "vllm", "vllm-ascend" or "trtllm" (docs/interop.md says which is
-/// used when). `maps` are the physical-to-logical maps of all layers in the stack's order, [layers, slots], as in its file.
-/// `tp_size` is vllm-ascend's tensor parallelism. `rebalanced` says that SGLang placed the experts itself while running. The
-/// slots of "sglang-random" are a sample, drawn by `seed`, layer and source.
+/// `stack` is "sglang-static", "sglang-dynamic", "sglang-random", "vllm", "vllm-ascend" or "trtllm"
+/// (docs/interop.md says which is used when). `maps` are the physical-to-logical maps of all layers in the
+/// stack's order, [layers, slots], as in its file. `tp_size` is vllm-ascend's tensor parallelism.
+/// `rebalanced` says that SGLang placed the experts itself while running. The slots of "sglang-random" are a
+/// sample, drawn by `seed`, layer and source.
 #[pyclass(frozen, module = "evenkeel")]
 pub(crate) struct StackRouter {
     inner: core::StackRouter,
@@ -50,26 +51,26 @@ impl StackRouter {
         Ok(Self { inner })
     }
 
-    /// Name of the rule.
+    /// Returns the name of the rule.
     #[getter]
     fn stack(&self) -> &'static str {
         self.inner.stack().name()
     }
 
-    /// Ranks of the group.
+    /// Returns the ranks of the group.
     #[getter]
     fn ranks(&self) -> usize {
         self.inner.ranks()
     }
 
-    /// Logical experts.
+    /// Returns the number of logical experts.
     #[getter]
     fn experts(&self) -> usize {
         self.inner.experts()
     }
 
-    /// The physical slot of every id that `source` has in layer `layer`, a row of `maps`: `topk_ids` is [rows, k], int32 or int64;
-    /// the answer has its shape and type; -1 stays -1.
+    /// Returns the physical slot of every id that `source` has in layer `layer`, a row of `maps`. `topk_ids`
+    /// is [rows, k], int32 or int64; the answer has its shape and type; -1 stays -1.
     #[pyo3(signature = (layer, topk_ids, source=0))]
     fn redirect<'py>(
         &self,
@@ -84,8 +85,9 @@ impl StackRouter {
         }
     }
 
-    /// Tokens that each rank serves in layer `layer`: [ranks], uint64. `ids_per_source` has the ids of every source, [rows, k]
-    /// each, in the order of the ranks; where all ranks have the same tokens, those of one.
+    /// Returns the tokens that each rank serves in layer `layer`: [ranks], uint64. `ids_per_source` has the
+    /// ids of every source, [rows, k] each, in the order of the ranks. Tokens that all ranks have are those
+    /// of one source.
     fn loads<'py>(
         &self,
         py: Python<'py>,
@@ -147,12 +149,12 @@ impl StackRouter {
     }
 }
 
-/// The ids of an array in C order, as `i64`.
+/// Returns the ids of an array in C order.
 fn values<Id: Element + Copy + Into<i64>>(ids: &Bound<'_, PyArrayDyn<Id>>) -> Vec<i64> {
     ids.readonly().as_array().iter().map(|&id| id.into()).collect()
 }
 
-/// Ids per row: of a vector, which has a row per id, 1.
+/// Returns the ids per row; a vector has one.
 fn top_k(shape: &[usize], what: &str) -> PyResult<usize> {
     match *shape {
         [_] => Ok(1),

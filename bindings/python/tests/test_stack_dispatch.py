@@ -1,11 +1,10 @@
-"""The rule by which each stack picks an expert's replica, driven from its published modules, beside `evenkeel.StackRouter`.
+"""The rule by which each stack picks an expert's replica, driven from its published modules, against `evenkeel.StackRouter`.
 
-A batch is dealt out to the ranks, redirected by the stack on a placement that evenkeel planned, and counted. What evenkeel says
-has to be the same to the token; where the stack draws lots, the same within the error of sampling.
+A batch is dealt out to the ranks, redirected by the stack on a placement that evenkeel planned, and counted. evenkeel has to
+predict the same to the token, and within the error of sampling for a rule of chance.
 
 Real: SGLang's `expert_location` and `expert_location_dispatch` on the way of `sglang_rank.py`; vLLM's
-`_eplb_map_and_record_i32_kernel` with its launcher, `_apply_eplb_mapping` and `compute_logical_maps`, the kernel's source on a stand-in
-for Triton's language; vllm-ascend's `init_eplb_config`, which reads the exported file, and `generate_log2phy_map`. TensorRT-LLM has no
+`_eplb_map_and_record_i32_kernel` with its launcher in Triton's interpreter, `_apply_eplb_mapping` and `compute_logical_maps`; vllm-ascend's `init_eplb_config`, which reads the exported file, and `generate_log2phy_map`. TensorRT-LLM has no
 published module that runs without a GPU: the loop of its kernel `moeComputeRouteKernel` is restated here, thread by thread.
 """
 
@@ -13,12 +12,12 @@ import json
 import os
 import pathlib
 import types
+import typing
 from collections import defaultdict
 
 import numpy as np
 import pytest
 import stacks
-from triton_stand_in import language
 
 import evenkeel
 
@@ -185,9 +184,8 @@ def test_sglang_random(recorded, clean, nodes, record_property):
     record_property(f"sglang-random, {nodes} node(s): mean imbalance, ours and SGLang's", f"{ours:.4f} {theirs:.4f}")
 
 
-def vllm_mapping(torch, maps, experts):
+def vllm_mapping(torch, triton, maps, experts):
     """`BaseRouter._apply_eplb_mapping` on the state that `compute_logical_maps` gives, with the real kernel behind it."""
-    tl, triton, kernel = language(torch)
     router = stacks.take(
         "vllm.model_executor.layers.fused_moe.router.base_router",
         "_eplb_map_and_record_i32_kernel",
@@ -195,11 +193,14 @@ def vllm_mapping(torch, maps, experts):
         "eplb_map_to_physical_and_record",
         "BaseRouter._apply_eplb_mapping",
         torch=torch,
-        tl=tl,
+        tl=triton.language,
         triton=triton,
         dbo_current_ubatch_id=lambda: 0,
     )
-    router._eplb_map_and_record_i32_kernel = kernel(router._eplb_map_and_record_i32_kernel)
+    kernel = router._eplb_map_and_record_i32_kernel
+    hints = typing.get_type_hints(kernel)
+    kernel.__annotations__ = {name: hint for name, hint in hints.items() if hint is triton.language.constexpr}
+    router._eplb_map_and_record_i32_kernel = triton.jit(kernel)
     state = stacks.take("vllm.distributed.eplb.eplb_state", "compute_logical_maps", torch=torch, PIN_MEMORY=False)
     places, counts = state.compute_logical_maps(torch.from_numpy(maps.copy()), experts)
     views = torch.zeros(maps.shape, dtype=torch.int32)
@@ -218,14 +219,16 @@ def vllm_mapping(torch, maps, experts):
     return redirect, views
 
 
-def test_vllm(recorded, clean, record_property):
+def test_vllm(recorded, clean, monkeypatch, record_property):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    triton = pytest.importorskip("triton")
     plan, batch = plan_of(recorded, 1)
     maps = plan.physical_to_logical
-    redirect, views = vllm_mapping(clean, maps, plan.experts)
+    redirect, views = vllm_mapping(clean, triton, maps, plan.experts)
     router = evenkeel.StackRouter("vllm", maps, RANKS)
     mean = same(router, maps, batch, redirect)
     record_property("vllm: mean imbalance", f"{mean:.4f}")
-    # What vLLM itself recorded as load is what evenkeel predicted.
+    # vLLM itself recorded the load that evenkeel predicted.
     for layer in range(len(maps)):
         recorded_by_vllm = views[layer].numpy().reshape(RANKS, -1).sum(axis=1)
         assert (recorded_by_vllm == router.loads(layer, dealt(batch[layer]))).all()

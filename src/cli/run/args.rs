@@ -93,8 +93,8 @@ pub(crate) struct RunArgs {
     /// With --replan-every the run begins with them, and --policy plans again
     #[arg(long, value_name = "PLAN", help_heading = "Plan")]
     pub(super) placement: Option<PathBuf>,
-    /// Split: even, affine5, lp, exact; or the quotas of a stack's own rule: sglang-static, sglang-dynamic, sglang-random,
-    /// vllm, vllm-ascend, trtllm
+    /// Split: even, affine5, lp, exact; or the quotas of a stack's own rule: sglang-static, sglang-dynamic,
+    /// sglang-random, vllm, vllm-ascend, trtllm
     #[arg(long, value_name = "NAME", default_value = "exact", help_heading = "Plan")]
     pub(super) split: Method,
     /// After the peak of every batch, with --split exact: traffic (the fewest tokens off their node, then off their rank) or

@@ -225,8 +225,8 @@ fn one(pace: &Pace, cluster: &Cluster, traffic: &Traffic, quotas: &[u64], tokens
     One { time, tokens, rows: traffic.rows() }
 }
 
-/// Returns `true` where ranks exchange their counts: not where copies are served evenly or by a stack's own rule, or there is
-/// one of each expert.
+/// Returns `true` if ranks exchange their counts: not if replicas are served evenly or by a stack's own rule,
+/// or there is one of each expert.
 fn planned(placement: &Placement, method: Method) -> bool {
     !matches!(method, Method::Even | Method::Stack(_))
         && (0..placement.experts()).any(|expert| placement.copies(expert).len() > 1)

@@ -5,10 +5,10 @@ use super::nearest::{nearest, of_source, replicas};
 use crate::place::Placement;
 use crate::trace::dice::Dice;
 
-/// Draws per expert; the deviations of more tokens are those of so many, scaled.
+/// Most draws per expert; the deviations of more tokens are scaled from these.
 const DRAWS: u64 = 1 << 14;
 
-/// The quotas of batch after batch by one rule.
+/// Quotas of batch after batch by one rule.
 #[derive(Debug)]
 pub(in crate::split) struct StackQuotas {
     experts: Vec<Replicas>,
@@ -87,7 +87,8 @@ impl Replicas {
     }
 }
 
-/// One block of TensorRT-LLM on every source: of `n` ids each, the `j`-th of source `r` goes to replica `(j + r)` modulo `c`.
+/// Shares out one block of TensorRT-LLM on every source: the `j`-th id of source `r` goes to replica
+/// `(j + r)` modulo `c`.
 fn round_robins(replicas: u64, sources: u64, load: u64) -> Vec<u64> {
     let (each, over) = (load / sources, load % sources);
     let mut served = vec![sources * (each / replicas); replicas as usize];
@@ -103,8 +104,8 @@ fn round_robins(replicas: u64, sources: u64, load: u64) -> Vec<u64> {
     served
 }
 
-/// Whole tokens in proportion to weights, which are not all zero: floors, then one more for the largest remainders, the
-/// lowest index first on ties.
+/// Shares out whole tokens in proportion to weights, which are not all zero: floors, then one more for the
+/// largest remainders, the lowest index first on ties.
 fn apportion(load: u64, weights: &[u64]) -> Vec<u64> {
     let sum: u128 = weights.iter().map(|&weight| u128::from(weight)).sum();
     let part = |weight: u64| u128::from(load) * u128::from(weight);
@@ -118,7 +119,7 @@ fn apportion(load: u64, weights: &[u64]) -> Vec<u64> {
     served
 }
 
-/// Tokens that each fall on one of the replicas, uniformly: how many each has.
+/// Draws a replica for every token, uniformly, and returns how many tokens each has.
 fn draw(tokens: u64, replicas: usize, dice: &mut Dice) -> Vec<u64> {
     let draws = tokens.min(DRAWS);
     let mut drawn = vec![0u64; replicas];
@@ -128,7 +129,8 @@ fn draw(tokens: u64, replicas: usize, dice: &mut Dice) -> Vec<u64> {
     if draws == tokens {
         return drawn;
     }
-    // Deviations grow with the square root of the tokens. In units of one token over 2^16 replicas; they add up to zero.
+    // Deviations grow with the square root of the tokens. In units of one token over 2^16 replicas; they add
+    // up to zero.
     let (tokens, replicas) = (i128::from(tokens), replicas as i128);
     let scale = ((tokens << 32) / i128::from(draws)).isqrt();
     let unit = replicas << 16;
@@ -144,7 +146,7 @@ fn draw(tokens: u64, replicas: usize, dice: &mut Dice) -> Vec<u64> {
     scaled
 }
 
-/// A number made of all counts.
+/// Mixes all counts into one number.
 fn seed(loads: &[u64]) -> u64 {
     loads.iter().fold(0xcbf2_9ce4_8422_2325, |seed: u64, &load| {
         (seed.rotate_left(23) ^ load).wrapping_mul(0x9e37_79b9_7f4a_7c15)

@@ -3,8 +3,8 @@
 use super::StackDispatch;
 use crate::place::Placement;
 
-/// The slots that a stack chooses from, ascending. vllm-ascend's tables have one replica per rank: of two on one rank, the
-/// second is never addressed.
+/// Returns the slots that a stack chooses from, ascending. vllm-ascend's tables have one replica per rank: of
+/// two on one rank, the second is never addressed.
 pub(super) fn replicas(stack: StackDispatch, placement: &Placement, expert: usize) -> Vec<u32> {
     let mut slots = placement.copies(expert).to_vec();
     if stack == StackDispatch::VllmAscend {
@@ -13,8 +13,8 @@ pub(super) fn replicas(stack: StackDispatch, placement: &Placement, expert: usiz
     slots
 }
 
-/// SGLang's `_find_nearest_expert`: the only replica there is; else the first on the own GPU; else the first on the own node
-/// if the node has some of the replicas and not all; else none.
+/// Finds what SGLang's `_find_nearest_expert` finds: the only replica there is; else the first on the own
+/// GPU; else the first on the own node if the node has some of the replicas and not all; else none.
 pub(super) fn nearest(
     placement: &Placement,
     slots: &[u32],
@@ -32,7 +32,7 @@ pub(super) fn nearest(
     (slots.iter().filter(near).count() < slots.len()).then_some(*first)
 }
 
-/// The replica of a rule by source, of `tp_size` ranks that share one batch: vllm-ascend's.
+/// Returns vllm-ascend's replica for a source rank; `tp_size` ranks share one batch.
 pub(super) fn of_source(slots: &[u32], source: usize, expert: usize, tp_size: usize) -> u32 {
     let at = if tp_size > 1 { source % tp_size + source / tp_size + expert } else { source };
     slots[at % slots.len()]

@@ -16,10 +16,10 @@ const TRTLLM_BLOCK: usize = 1024;
 /// SGLang draws a number below this and takes it modulo the number of replicas.
 const SGLANG_DRAW: u64 = 65_536;
 
-/// Redirects top-k ids as a serving stack does by itself, to the token where its rule is deterministic.
+/// Router of top-k ids by a serving stack's own rule, to the token if the rule is deterministic.
 ///
-/// Made once from the placements of all layers in the stack's order: SGLang's tables depend on all rows of its file, layers
-/// without experts included.
+/// Made once from the placements of all layers in the stack's order: SGLang's tables depend on all rows of
+/// its file, layers without experts included.
 #[derive(Debug, Clone)]
 pub struct StackRouter {
     stack: StackDispatch,
@@ -29,15 +29,15 @@ pub struct StackRouter {
     options: RouterOptions,
 }
 
-/// What a rule depends on besides the placements.
+/// Facts that a rule depends on, apart from the placements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouterOptions {
     /// Nodes that the ranks sit in; they divide the ranks. SGLang's `--nnodes`.
     pub nodes: usize,
     /// Tensor-parallel ranks that share one batch; vllm-ascend alone looks at them.
     pub tp_size: usize,
-    /// SGLang: the placement is of its own re-balancing and not of a file. Then `sglang-random` chooses from all replicas, and
-    /// `sglang-static` draws the choices of all ranks from one stream.
+    /// SGLang: the placement is of its own re-balancing and not of a file. Then `sglang-random` chooses from
+    /// all replicas, and `sglang-static` draws the choices of all ranks from one stream.
     pub rebalanced: bool,
     /// Seed of `sglang-random`.
     pub seed: u64,
@@ -84,7 +84,7 @@ pub enum RouterError {
         what: &'static str,
         /// Its value.
         found: usize,
-        /// What it may be.
+        /// Its possible values.
         expected: String,
     },
     /// Memory for another number of slots than there are ids.
@@ -98,9 +98,9 @@ pub enum RouterError {
     /// An id that is neither an expert nor -1.
     #[error("position {position}: expert id {id}, expected -1 (no expert) to {}", experts - 1)]
     Id {
-        /// Where in the ids, from 0.
+        /// Its position in the ids, from 0.
         position: usize,
-        /// What stands there.
+        /// The id.
         id: i64,
         /// Logical experts.
         experts: usize,
@@ -120,7 +120,8 @@ impl StackRouter {
     /// Makes the router of a stack for the placements of all its layers.
     ///
     /// # Errors
-    /// When there is no layer, layers have different shapes, or nodes or tensor-parallel ranks do not divide the ranks.
+    /// When there is no layer, layers have different shapes, or nodes or tensor-parallel ranks do not divide
+    /// the ranks.
     pub fn new(
         stack: StackDispatch,
         placements: impl IntoIterator<Item = Placement>,
@@ -161,8 +162,9 @@ impl StackRouter {
         }
     }
 
-    /// The tables of all sources. A source has its own generator and draws for the experts for which it has no nearest
-    /// replica; after SGLang's own re-balancing it draws for all experts for which any source has none.
+    /// Fills the tables of all sources. A source has its own generator and draws for the experts for which it
+    /// has no nearest replica; after SGLang's own re-balancing it draws for all experts for which any source
+    /// has none.
     fn fill_sglang_static(&mut self) {
         let (ranks, per_node) = (self.ranks, self.ranks / self.options.nodes);
         let streams = if self.options.rebalanced { 1 } else { ranks };
@@ -190,30 +192,31 @@ impl StackRouter {
         }
     }
 
-    /// The rule that tokens are redirected by.
+    /// Returns the rule that tokens are redirected by.
     pub fn stack(&self) -> StackDispatch {
         self.stack
     }
 
-    /// Layers, as many as there are placements.
+    /// Returns the number of layers.
     pub fn layers(&self) -> usize {
         self.layers.len()
     }
 
-    /// Ranks of the group.
+    /// Returns the ranks of the group.
     pub fn ranks(&self) -> usize {
         self.ranks
     }
 
-    /// Logical experts.
+    /// Returns the number of logical experts.
     pub fn experts(&self) -> usize {
         self.layers[0].replicas.len()
     }
 
-    /// Returns the physical slot of every id that `source` has in a layer: `ids` is `[rows][top_k]`, and -1 stays -1.
+    /// Returns the physical slot of every id that `source` has in a layer: `ids` is `[rows][top_k]`, and -1
+    /// stays -1.
     ///
-    /// With [`StackDispatch::SglangRandom`] the slots are a sample, drawn by the seed of the options, the layer and the source:
-    /// the same call returns the same sample, another seed another one.
+    /// With [`StackDispatch::SglangRandom`] the slots are a sample, drawn by the seed of the options, the
+    /// layer and the source: the same call returns the same sample, another seed another one.
     ///
     /// # Errors
     /// When there is no such layer or source, the ids are no whole rows, or an id is no expert.
@@ -232,8 +235,8 @@ impl StackRouter {
         Ok(slots)
     }
 
-    /// Redirects as [`StackRouter::redirect`] into existing memory: `slots` is as long as `ids`. After an error its contents
-    /// are no answer.
+    /// Redirects as [`StackRouter::redirect`] into existing memory: `slots` is as long as `ids`. After an
+    /// error its contents are no answer.
     ///
     /// # Errors
     /// As [`StackRouter::redirect`], and when the lengths differ.
@@ -259,8 +262,8 @@ impl StackRouter {
         })
     }
 
-    /// Returns the tokens that every rank serves in a layer, `[R]`: `ids` is `[rows][top_k]` of every source, in the order of
-    /// the ranks. Where all ranks have the same tokens, they are those of one source.
+    /// Returns the tokens that every rank serves in a layer, `[R]`: `ids` is `[rows][top_k]` of every source,
+    /// in the order of the ranks. Tokens that all ranks have are those of one source.
     ///
     /// # Errors
     /// As [`StackRouter::redirect`].

@@ -1,5 +1,5 @@
-//! Python's `random.Random`, as far as SGLang's static dispatch draws from it: MT19937 seeded with a small integer, `sample`
-//! and `shuffle` of `CPython` 3.9 to 3.13.
+//! Python's `random.Random`, as far as SGLang's static dispatch draws from it: MT19937 seeded with a small
+//! integer, `sample` and `shuffle` of `CPython` 3.9 to 3.13.
 
 /// Words of the generator's state.
 const WORDS: usize = 624;
@@ -7,7 +7,7 @@ const WORDS: usize = 624;
 const AHEAD: usize = 397;
 const HIGH: u32 = 0x8000_0000;
 
-/// A Mersenne Twister in the state of `random.Random(seed)`.
+/// Mersenne Twister in the state of `random.Random(seed)`.
 #[derive(Debug, Clone)]
 pub(super) struct Twister {
     state: Vec<u32>,
@@ -15,7 +15,7 @@ pub(super) struct Twister {
 }
 
 impl Twister {
-    /// `random.Random(seed)`: `init_by_array` with the seed as its only key.
+    /// Seeds as `random.Random(seed)` does: `init_by_array` with the seed as its only key.
     pub(super) fn new(seed: u32) -> Self {
         let mut state = vec![19_650_218u32; WORDS];
         for i in 1..WORDS {
@@ -34,7 +34,7 @@ impl Twister {
         Self { state, next: WORDS }
     }
 
-    /// 32 uniform bits.
+    /// Draws 32 uniform bits.
     fn word(&mut self) -> u32 {
         if self.next == WORDS {
             for i in 0..WORDS {
@@ -52,7 +52,7 @@ impl Twister {
         word ^ (word >> 18)
     }
 
-    /// `_randbelow(n)`: as many bits as `n` has, drawn until they are below it. `n` is 1 to 2^32 - 1.
+    /// Draws as `_randbelow(n)` does: as many bits as `n` has, until they are below it. `n` is 1 to 2^32 - 1.
     fn below(&mut self, n: usize) -> usize {
         let shift = (n as u32).leading_zeros();
         loop {
@@ -63,7 +63,7 @@ impl Twister {
         }
     }
 
-    /// `sample(items, k)`, for `k` up to the number of items.
+    /// Draws as `sample(items, k)` does, for `k` up to the number of items.
     fn sample(&mut self, items: &[u32], k: usize) -> Vec<u32> {
         // Python takes a set where a pool would be larger: 4^p is the least power of 4 from 3k on.
         let mut pool_up_to = 21;
@@ -95,7 +95,8 @@ impl Twister {
         taken.into_iter().map(|at| items[at]).collect()
     }
 
-    /// SGLang's `_fair_choices(items, k)`: every item `k / n` times, a sample of the rest, all shuffled. Items are there.
+    /// Draws as SGLang's `_fair_choices(items, k)` does: every item `k / n` times, a sample of the rest, all
+    /// shuffled. Items are there.
     pub(super) fn fair_choices(&mut self, items: &[u32], k: usize) -> Vec<u32> {
         let mut choices = items.repeat(k / items.len());
         choices.extend(self.sample(items, k % items.len()));
@@ -111,7 +112,7 @@ fn mixed(word: u32) -> u32 {
     word ^ (word >> 30)
 }
 
-/// The next index of a seeding round; the last word is also the one before the first.
+/// Returns the next index of a seeding round; the last word is also the one before the first.
 fn following(state: &mut [u32], i: usize) -> usize {
     if i + 1 < WORDS {
         return i + 1;

@@ -100,7 +100,7 @@ class Planner:
     def check(self, counts: NDArray[Any]) -> None: ...
 
 class StackRouter:
-    """Redirects ids as a serving stack does by itself."""
+    """Router of ids by a serving stack's own rule."""
 
     stack: str
     ranks: int

@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut backend = Cpu::new(exec.clone(), weights.as_ref(), vec![contiguous.clone()])?;
     let mut reference = Reference::new(exec.clone(), Arc::clone(&weights));
     let tokens = Activations { skew: 0.8, drift: 0.02, ..Activations::new(64, 1) };
-    let policy = place::policy("recourse", 1, &cluster)?;
+    let policy = place::policy("recourse:exact", 1, &cluster)?;
 
     // Three experts' worth of weights per rank and step.
     let mut mover = Mover::new(24 * backend.bytes(0, 0)?);

@@ -10,6 +10,7 @@ use super::record::{Decision, Imbalances, MoveRecord, Outcome, Trigger};
 use super::tried::Tried;
 use crate::cluster::Cluster;
 use crate::place::{Placement, Policy, Recourse, without_ranks};
+use crate::split::Method;
 use crate::trace::Trace;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -115,7 +116,7 @@ impl Lane {
         let trace = self.trace()?;
         let policy: Box<dyn Policy> = match self.options.policy(self.shape.groups, &cluster) {
             // Going on without a rank asks no policy, and must not fail for a topology that does not fit what is left.
-            Err(_) if matches!(ask, Ask::Down(_)) => Box::new(Recourse::default()),
+            Err(_) if matches!(ask, Ask::Down(_)) => Box::new(Recourse::default().for_split(Method::Exact)),
             policy => policy?,
         };
         let tried: Vec<Option<Tried>> = (0..self.layers.len())

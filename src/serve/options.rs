@@ -83,7 +83,7 @@ pub struct DecideOptions {
 impl Default for DecideOptions {
     fn default() -> Self {
         Self {
-            policy: "recourse".into(),
+            policy: "recourse:exact".into(),
             first_after: 8,
             every: 64,
             min_every: 8,

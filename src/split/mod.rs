@@ -26,6 +26,7 @@ pub use layers::Layers;
 pub use local::Local;
 pub use pays::{Horizon, Verdict};
 pub use shares::{Shares, Traffic};
+pub(crate) use stack::{ReplicaShares, batch_seed};
 pub use stack::{RouterError, RouterOptions, StackDispatch, StackRouter};
 pub use time::{TILE, roofline, step_time};
 pub use worth::{Decision, WorthIt};

@@ -86,7 +86,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "RADIANS", default_value_t = 0.02, help_heading = "Routing")]
     pub(super) drift: f64,
     /// Placement policy: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse (also recourse:cvar=0.9, recourse:worst),
-    /// lp-round, milp [default: recourse]
+    /// lp-round, milp [default: recourse:exact]
     #[arg(long, value_name = "NAME", help_heading = "Plan")]
     policy: Option<String>,
     /// The placements of this plan instead of a policy's: after `plan --without-rank`, say; --ranks and --redundant are the plan's.
@@ -304,7 +304,7 @@ impl RunArgs {
     }
 
     fn planner(&self) -> &str {
-        self.policy.as_deref().unwrap_or("recourse")
+        self.policy.as_deref().unwrap_or("recourse:exact")
     }
 
     /// Its name, for tables and documents.

@@ -10,14 +10,14 @@
 //! step is taken that gains less than its moves cost, and one that gains nothing is taken back. What moves gain has to be known
 //! without bias then: scenarios are more, and drawn by residuals of the whole known past ([`residuals`]) where there is one.
 
+use super::aim::Aim;
 use super::choose::{self, Trust};
-use super::exact::Exact;
 use super::residuals;
 use super::scenarios::{Scenarios, UNIT};
-use super::score::{Objective, each};
+use super::score::Objective;
 use super::search::{Limits, Moves, moves_between, search};
 use super::seating::Seating;
-use super::{Layer, REFEREE, Recourse, STREAM};
+use super::{Layer, REFEREE, Recourse, STREAM, against_eplb};
 use crate::cluster::Cluster;
 use crate::place::{PlaceError, Placement, Priced, relabel};
 use crate::trace::dice::Dice;
@@ -50,12 +50,12 @@ pub(super) fn replan(
     let again = Again::trusting(layer, from, &trust, 1, &mut dice);
     let mut tried = again.climb(&rungs(max_moves, again.from.slots()), None).map_err(failed)?;
     if max_moves.is_none() {
-        let scratch = layer.scratch(&trust, &mut dice).map_err(failed)?.placement()?;
+        let scratch = layer.scratch(&trust, &mut dice)?;
         let seating = Seating::of(&relabel(previous, &scratch, cluster)?, &layer.slots);
         tried.push(Tried { moves: moves_between(&again.from, &seating), seating });
     }
     tried.sort_by_key(|tried| tried.moves);
-    let best = fewest_of_the_best(&tried, &again.referee, layer.policy.objective).map_err(failed)?;
+    let best = fewest_of_the_best(&tried, &again).map_err(failed)?;
     tried[best].seating.kept_in(previous)
 }
 
@@ -77,7 +77,7 @@ pub(super) fn priced(
         let shape = (layer.experts, layer.slots.len());
         let mut draw =
             |count| residuals::scenarios(shape, &layer.known, layer.batches.len(), count, &mut dice);
-        Again::on(layer, from, CAREFUL, &mut draw)
+        Again::on(layer, (from, layer.aim()), CAREFUL, &mut draw)
     };
     let rungs = rungs(max_moves, again.from.slots());
     // Few moves are found among many where each has to pay.
@@ -85,15 +85,16 @@ pub(super) fn priced(
     let mut tried = again.climb(last, Some(price)).map_err(failed)?;
     tried.sort_by_key(|tried| tried.moves);
     let (referee, objective) = (&again.referee, layer.policy.objective);
-    let (mut exact, mut scores) = (Exact::default(), vec![]);
+    let mut scores = vec![];
     for one in &tried {
-        scores.push(exact.score(&one.seating, referee, objective).map_err(failed)?);
+        scores.push(layer.score(&one.seating, referee, again.aim).map_err(failed)?);
     }
-    let toll = toll(price, referee, objective);
+    let unit = unit(referee, objective, again.aim);
+    let toll = toll(price, unit);
     let cost = |&at: &usize| scores[at].saturating_add(toll.saturating_mul(tried[at].moves as u64));
     let best = (0..tried.len()).min_by_key(cost).unwrap_or(0);
     // The first is what is running.
-    let gain = (scores[0] as f64 - scores[best] as f64) / unit(referee, objective);
+    let gain = (scores[0] as f64 - scores[best] as f64) / unit;
     Ok(Priced { placement: tried[best].seating.kept_in(previous)?, gain })
 }
 
@@ -102,6 +103,8 @@ struct Again<'a> {
     layer: &'a Layer<'a>,
     /// What is running.
     from: Seating,
+    /// What the searches minimise.
+    aim: Aim,
     /// What to search on.
     seen: Scenarios,
     /// What to compare on.
@@ -113,22 +116,23 @@ struct Again<'a> {
 impl<'a> Again<'a> {
     /// On scenarios as they are trusted.
     fn trusting(layer: &'a Layer<'_>, from: Seating, trust: &Trust, care: usize, dice: &mut Dice) -> Self {
-        let spread = match trust {
-            Trust::Search(spread) => spread.clone(),
-            Trust::Graph(_) => choose::strongest(),
+        let (spread, aim) = match trust {
+            Trust::Search(spread, aim) => (spread.clone(), *aim),
+            Trust::Graph(_) => (choose::strongest(), layer.aim()),
+            Trust::Eplb => (choose::narrowest(), against_eplb::rule_aim(layer)),
         };
-        Self::on(layer, from, care, &mut |count| layer.draw(&spread, count, dice))
+        Self::on(layer, (from, aim), care, &mut |count| layer.draw(&spread, count, dice))
     }
 
     fn on(
         layer: &'a Layer<'_>,
-        from: Seating,
+        (from, aim): (Seating, Aim),
         care: usize,
         draw: &mut dyn FnMut(usize) -> Scenarios,
     ) -> Self {
         let count = layer.policy.scenarios.saturating_mul(care);
         let referee = draw(count.saturating_mul(REFEREE));
-        Again { layer, from, seen: draw(count), referee, care }
+        Again { layer, from, aim, seen: draw(count), referee, care }
     }
 
     /// What is running, and what is found with room for so many moves, for so many more, and so on.
@@ -136,13 +140,14 @@ impl<'a> Again<'a> {
         let Recourse { objective, seed, .. } = *self.layer.policy;
         let iterations = self.layer.policy.iterations(&self.layer.slots).saturating_mul(self.care as u64);
         let iterations = iterations / rungs.len().max(1) as u64;
-        let price = price.map_or(0, |price| toll(price, &self.seen, objective));
+        let price = price.map_or(0, |price| toll(price, unit(&self.seen, objective, self.aim)));
         let mut tried = vec![Tried { seating: self.from.clone(), moves: 0 }];
         for (number, &most) in rungs.iter().enumerate() {
             let limits = Limits { iterations, moves: Some(Moves { from: &self.from, most, price }) };
             let start = tried[tried.len() - 1].seating.clone();
             let dice = Dice::new(seed, STREAM + 1 + number as u64);
-            let seating = search(&self.seen, objective, start, limits, dice)?.seating;
+            let seating =
+                search(&self.seen, (objective, self.aim, self.layer.cluster), start, limits, dice)?.seating;
             let moves = moves_between(&self.from, &seating);
             tried.push(Tried { seating, moves });
         }
@@ -151,13 +156,14 @@ impl<'a> Again<'a> {
 }
 
 /// A mean imbalance of 1 as a score on these scenarios.
-fn unit(scenarios: &Scenarios, objective: Objective) -> f64 {
-    UNIT as f64 * objective.counted(scenarios) as f64
+fn unit(scenarios: &Scenarios, objective: Objective, aim: Aim) -> f64 {
+    let one = UNIT * objective.counted(scenarios) as u64;
+    aim.total(one, one) as f64
 }
 
-/// A price in mean imbalance as a score on these scenarios.
-fn toll(price: f64, scenarios: &Scenarios, objective: Objective) -> u64 {
-    (price.max(0.0) * unit(scenarios, objective)) as u64
+/// A price in mean imbalance as a score, where an imbalance of 1 scores `unit`.
+fn toll(price: f64, unit: f64) -> u64 {
+    (price.max(0.0) * unit) as u64
 }
 
 /// The previous placement as the search takes it, without second copies on a rank.
@@ -192,11 +198,10 @@ fn rungs(max_moves: Option<usize>, slots: usize) -> Vec<usize> {
 }
 
 /// The first, in ascending order of moves, that is as good as the best.
-fn fewest_of_the_best(tried: &[Tried], referee: &Scenarios, objective: Objective) -> Result<usize, Error> {
-    let mut exact = Exact::default();
+fn fewest_of_the_best(tried: &[Tried], again: &Again<'_>) -> Result<usize, Error> {
     let mut rows = vec![];
     for one in tried {
-        rows.push(each(referee, &exact.peaks(&one.seating, referee)?).collect());
+        rows.push(again.layer.rows(&one.seating, &again.referee, again.aim)?);
     }
-    Ok(objective.as_good(&rows).iter().position(|&good| good).unwrap_or(0))
+    Ok(again.layer.policy.objective.as_good(&rows).iter().position(|&good| good).unwrap_or(0))
 }

@@ -10,16 +10,20 @@
 //! `search`: the annealing that uses them. `again`: planning from what is in force.
 
 mod again;
+mod against_eplb;
+mod aim;
 mod choose;
 mod cuts;
 mod dispersion;
 mod exact;
 mod options;
 mod residuals;
+mod rule_loads;
 mod scenarios;
 mod score;
 mod search;
 mod seating;
+mod share_rule;
 mod spread;
 mod starts;
 mod steps;
@@ -30,11 +34,15 @@ pub use score::Objective;
 use super::{PlaceError, Placement, Policy, Priced};
 use crate::cluster::Cluster;
 use crate::forecast::History;
+use crate::split::Method;
 use crate::trace::dice::Dice;
+use aim::Aim;
 use choose::Trust;
 use evenkeel_solver::Error;
 use exact::Exact;
+use rule_loads::RuleLoads;
 use scenarios::Scenarios;
+use score::each;
 use search::{Found, Limits, search};
 use seating::Seating;
 use spread::Part;
@@ -60,7 +68,7 @@ impl Policy for Recourse {
         let layer = Layer::new(self, history, cluster)?;
         let mut dice = Dice::new(self.seed, STREAM);
         let trust = layer.trust(&mut dice).map_err(|e| self.failed(e.to_string()))?;
-        layer.scratch(&trust, &mut dice).map_err(|e| self.failed(e.to_string()))?.placement()
+        layer.scratch(&trust, &mut dice)
     }
 
     /// Searches from the previous placement with few moves, then more; without a limit from scratch as well. Of what was
@@ -98,9 +106,12 @@ impl Recourse {
 /// What stays the same while one layer is planned.
 struct Layer<'a> {
     policy: &'a Recourse,
+    cluster: &'a Cluster,
     experts: usize,
     /// Usable slots of each rank.
     slots: Vec<usize>,
+    /// Tokens of each expert over the window.
+    totals: &'a [u64],
     /// The batches of the history that hold a token; its totals where there are none.
     batches: Vec<&'a [u64]>,
     /// Those that do, and all before them.
@@ -115,7 +126,7 @@ impl<'a> Layer<'a> {
     fn new(
         policy: &'a Recourse,
         history: &'a History<'_>,
-        cluster: &Cluster,
+        cluster: &'a Cluster,
     ) -> Result<Layer<'a>, PlaceError> {
         let experts = history.experts();
         if cluster.usable_slots() < experts {
@@ -137,28 +148,42 @@ impl<'a> Layer<'a> {
             broken = between.is_some();
             strays = between.unwrap_or_else(|| dispersion::fitted(&batches));
         }
-        Ok(Layer { policy, experts, slots, batches, known, broken, strays })
+        let totals = history.totals();
+        Ok(Layer { policy, cluster, experts, totals, slots, batches, known, broken, strays })
     }
 
     /// How far the batches are to be trusted: as asked, or chosen.
     fn trust(&self, dice: &mut Dice) -> Result<Trust, Error> {
         match &self.policy.spread {
-            Some(spread) => Ok(Trust::Search(spread.clone())),
+            Some(spread) => Ok(Trust::Search(spread.clone(), self.aim())),
             None => choose::trust(self, dice),
         }
     }
 
+    /// What a search without a choice minimises.
+    fn aim(&self) -> Aim {
+        match self.policy.split {
+            None => Aim::Both(against_eplb::LEAST_WEIGHT),
+            Some(Method::Exact | Method::Lp | Method::Affine5) => Aim::Exact,
+            Some(rule) => Aim::Rule(rule),
+        }
+    }
+
     /// The best placement without a past.
-    fn scratch(&self, trust: &Trust, dice: &mut Dice) -> Result<Seating, Error> {
+    fn scratch(&self, trust: &Trust, dice: &mut Dice) -> Result<Placement, PlaceError> {
+        let failed = |error: Error| self.policy.failed(error.to_string());
         match trust {
-            Trust::Search(spread) => self.best_of_draws(spread, dice),
+            Trust::Search(spread, aim) => self.best_of_draws(spread, *aim, dice).map_err(failed)?.placement(),
             Trust::Graph(number) => {
                 let seen = Scenarios::new(self.experts, self.slots.len(), self.batches.iter().copied());
                 let starts =
                     starts::starts(&seen.shares(), &self.slots, &mut choose::graph_dice(self.policy));
                 let start = starts.into_iter().nth(*number);
-                Ok(start.unwrap_or_else(|| Seating::empty(self.experts, &self.slots)))
+                start.unwrap_or_else(|| Seating::empty(self.experts, &self.slots)).placement()
             }
+            Trust::Eplb => against_eplb::eplb_of(self, self.totals).ok_or_else(|| {
+                self.policy.failed("EPLB's placement needs as many slots on each rank".into())
+            }),
         }
     }
 
@@ -169,15 +194,15 @@ impl<'a> Layer<'a> {
 
     /// Searches on several draws of scenarios, each with its part of the iterations, and takes the placement that does best on
     /// a larger draw that none has seen.
-    fn best_of_draws(&self, spread: &[Part], dice: &mut Dice) -> Result<Seating, Error> {
+    fn best_of_draws(&self, spread: &[Part], aim: Aim, dice: &mut Dice) -> Result<Seating, Error> {
         let referee = self.draw(spread, REFEREE * self.policy.scenarios, dice);
         let iterations = self.policy.iterations(&self.slots) / DRAWS;
         let mut best: Option<Found> = None;
         for number in 0..DRAWS {
             let scenarios = self.draw(spread, self.policy.scenarios, dice);
             let dice = Dice::new(self.policy.seed, STREAM + 1 + number);
-            let seating = self.found(&scenarios, iterations, dice)?.seating;
-            let score = Exact::default().score(&seating, &referee, self.policy.objective)?;
+            let seating = self.found(&scenarios, aim, iterations, dice)?.seating;
+            let score = self.score(&seating, &referee, aim)?;
             if best.as_ref().is_none_or(|best| score < best.score) {
                 best = Some(Found { seating, score });
             }
@@ -186,23 +211,51 @@ impl<'a> Layer<'a> {
     }
 
     /// The best placement for these scenarios, searched from the best start.
-    fn found(&self, scenarios: &Scenarios, iterations: u64, mut dice: Dice) -> Result<Found, Error> {
+    fn found(
+        &self,
+        scenarios: &Scenarios,
+        aim: Aim,
+        iterations: u64,
+        mut dice: Dice,
+    ) -> Result<Found, Error> {
         let objective = self.policy.objective;
-        let mut exact = Exact::default();
         let mut best: Option<Found> = None;
         for start in starts::starts(&scenarios.shares(), &self.slots, &mut dice) {
-            let score = exact.score(&start, scenarios, objective)?;
+            let score = self.score(&start, scenarios, aim)?;
             if best.as_ref().is_none_or(|best| score < best.score) {
                 best = Some(Found { seating: start, score });
             }
         }
         let start = best.map_or_else(|| Seating::empty(self.experts, &self.slots), |best| best.seating);
         let limits = Limits { iterations, moves: None };
-        let near = search(scenarios, Objective::Mean, start, limits, dice.clone())?;
+        let near = search(scenarios, (Objective::Mean, aim, self.cluster), start, limits, dice.clone())?;
         if objective == Objective::Mean {
             return Ok(near);
         }
         // A tail says nothing of most steps: the mean leads near it first.
-        search(scenarios, objective, near.seating, limits, dice)
+        search(scenarios, (objective, aim, self.cluster), near.seating, limits, dice)
+    }
+
+    /// The score of a placement.
+    fn score(&self, seating: &Seating, scenarios: &Scenarios, aim: Aim) -> Result<u64, Error> {
+        let objective = self.policy.objective;
+        let exact = if aim.exact() { Exact::default().score(seating, scenarios, objective)? } else { 0 };
+        let rule = aim
+            .rule(self.cluster)
+            .map_or(0, |rule| objective.score(scenarios, RuleLoads::new(scenarios, rule, seating).peaks()));
+        Ok(aim.total(exact, rule))
+    }
+
+    /// What a placement adds to the score in every scenario.
+    fn rows(&self, seating: &Seating, scenarios: &Scenarios, aim: Aim) -> Result<Vec<u64>, Error> {
+        let none = || vec![0; scenarios.len()];
+        let exact = match aim.exact() {
+            true => each(scenarios, &Exact::default().peaks(seating, scenarios)?).collect(),
+            false => none(),
+        };
+        let rule = aim.rule(self.cluster).map_or_else(none, |rule| {
+            each(scenarios, RuleLoads::new(scenarios, rule, seating).peaks()).collect()
+        });
+        Ok(exact.iter().zip(&rule).map(|(&exact, &rule)| aim.total(exact, rule)).collect())
     }
 }

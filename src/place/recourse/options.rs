@@ -2,6 +2,7 @@
 
 use super::score::Objective;
 use super::spread::{self, Spread};
+use crate::split::Method;
 use std::fmt;
 
 /// Scenarios that a placement is searched on, unless asked otherwise.
@@ -13,7 +14,10 @@ const ITERATIONS: u64 = 40_000;
 /// With more slots, each iteration takes longer, so that there are fewer in proportion.
 const MANY: u64 = 64;
 
-/// The policy `recourse`: placements that know they will be split exactly, batch by batch.
+/// The policy `recourse`: placements for the split that will run.
+///
+/// [`Recourse::for_split`] names it: the exact split, the even one, or a serving stack's own rule. Where it is not named, the
+/// placement is as good under exact splits as it can be without being above EPLB's under even ones.
 ///
 /// The answer is a pure function of history, cluster and options: no clock, no thread order. See docs/placement.md.
 ///
@@ -30,16 +34,31 @@ pub struct Recourse {
     pub(super) budget: Option<u64>,
     pub(super) scenarios: usize,
     pub(super) spread: Option<Spread>,
+    /// The split that will run; `None` where it is not known.
+    pub(super) split: Option<Method>,
 }
 
 impl Default for Recourse {
     /// Mean imbalance, seed 0, the default number of iterations.
     fn default() -> Self {
-        Recourse { objective: Objective::Mean, seed: 0, budget: None, scenarios: SCENARIOS, spread: None }
+        Recourse {
+            objective: Objective::Mean,
+            seed: 0,
+            budget: None,
+            scenarios: SCENARIOS,
+            spread: None,
+            split: None,
+        }
     }
 }
 
 impl Recourse {
+    /// Searches for the placement that is best under this split. `lp` and `affine5` approximate the exact split and count as it.
+    #[must_use]
+    pub fn for_split(self, split: Method) -> Self {
+        Recourse { split: Some(split), ..self }
+    }
+
     /// Minimises this over the scenarios.
     #[must_use]
     pub fn with_objective(self, objective: Objective) -> Self {
@@ -72,13 +91,17 @@ impl Recourse {
         Recourse { spread: Some(spread::none()), ..self }
     }
 
-    /// Reads the options behind `recourse:`, separated by colons: `mean`, `cvar=LEVEL`, `worst`, `seed=N`, `iterations=N`,
+    /// Reads the options behind `recourse:`, separated by colons: a split (`exact`, `even`, `vllm`, ..), `mean`, `cvar=LEVEL`, `worst`, `seed=N`, `iterations=N`,
     /// `scenarios=N`. `None` where one is unknown.
     pub(crate) fn named(options: &str) -> Option<Self> {
         let mut policy = Recourse::default();
         for option in options.split(':') {
             if let Some(objective) = Objective::named(option) {
                 policy.objective = objective;
+                continue;
+            }
+            if let Ok(method) = option.parse() {
+                policy.split = Some(method);
                 continue;
             }
             policy = match option.split_once('=')? {
@@ -102,6 +125,9 @@ impl fmt::Display for Recourse {
     /// The name that [`policy`](crate::place::policy) finds it by.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("recourse")?;
+        if let Some(split) = self.split {
+            write!(f, ":{split}")?;
+        }
         if self.objective != Objective::Mean {
             write!(f, ":{}", self.objective)?;
         }
@@ -124,7 +150,9 @@ mod tests {
 
     #[test]
     fn names_are_read_as_they_are_written() {
-        for name in ["worst", "cvar=0.95:seed=3", "iterations=500:scenarios=12"] {
+        for name in
+            ["worst", "cvar=0.95:seed=3", "exact:iterations=500:scenarios=12", "even", "sglang-static:worst"]
+        {
             assert_eq!(Recourse::named(name).unwrap().to_string(), format!("recourse:{name}"));
         }
         for name in ["", "best", "cvar=2", "seed=x", "worst:"] {

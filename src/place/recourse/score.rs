@@ -71,26 +71,34 @@ impl Objective {
     /// whose mean is within one standard error, of the differences, of the least mean. Where a tail is minimised, those whose
     /// tail is the least.
     pub(crate) fn as_good(self, rows: &[Vec<u64>]) -> Vec<bool> {
-        let tail = |row: &Vec<u64>| -> u64 {
-            let mut row = row.clone();
-            row.sort_unstable_by(|a, b| b.cmp(a));
-            row.iter().take(self.tail(row.len())).sum()
-        };
-        let scores: Vec<u64> = rows.iter().map(tail).collect();
+        let scores: Vec<u64> = rows.iter().map(|row| self.tail_sum(row)).collect();
         let least = scores.iter().copied().min().unwrap_or(0);
         let Some(best) = scores.iter().position(|&score| score == least) else { return vec![] };
         if self != Objective::Mean {
             return scores.iter().map(|&score| score == least).collect();
         }
         let near = |row: &Vec<u64>| {
-            let apart: Vec<f64> = row.iter().zip(&rows[best]).map(|(&a, &b)| a as f64 - b as f64).collect();
-            let n = apart.len().max(2) as f64;
-            let mean = apart.iter().sum::<f64>() / n;
-            let variance = apart.iter().map(|d| (d - mean) * (d - mean)).sum::<f64>() / (n - 1.0);
-            mean <= 2.0 * (variance / n).sqrt()
+            let (mean, error) = standard_error(row, &rows[best]);
+            mean <= 2.0 * error
         };
         rows.iter().map(near).collect()
     }
+
+    /// The sum over the scenarios that count, given what each adds to the score ([`each`]).
+    pub(crate) fn tail_sum(self, row: &[u64]) -> u64 {
+        let mut row = row.to_vec();
+        row.sort_unstable_by(|a, b| b.cmp(a));
+        row.iter().take(self.tail(row.len())).sum()
+    }
+}
+
+/// The mean difference of two rows of the same scenarios, and its standard error.
+pub(crate) fn standard_error(row: &[u64], other: &[u64]) -> (f64, f64) {
+    let apart: Vec<f64> = row.iter().zip(other).map(|(&a, &b)| a as f64 - b as f64).collect();
+    let n = apart.len().max(2) as f64;
+    let mean = apart.iter().sum::<f64>() / n;
+    let variance = apart.iter().map(|d| (d - mean) * (d - mean)).sum::<f64>() / (n - 1.0);
+    (mean, (variance / n).sqrt())
 }
 
 /// What every scenario adds to the score of these peaks, `[B]`.

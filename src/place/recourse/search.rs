@@ -7,14 +7,20 @@
 //! split exactly, one after the other, until the score is certain, or certain to be beyond the threshold; then the step is
 //! undone. Certificates of what the cuts had missed become cuts. So the score of the placement in hand is always exact.
 //!
+//! Where peaks under a fixed rule count ([`Aim`]), they are priced first, exactly. Their part of the score then stands like a
+//! move's price: what a step gains under the rule, it may lose under the exact split.
+//!
 //! An iteration is one step priced or one scenario split.
 
+use super::aim::Aim;
 use super::cuts::Cuts;
 use super::exact::Exact;
+use super::rule_loads::RuleLoads;
 use super::scenarios::{Scenarios, UNIT};
 use super::score::Objective;
 use super::seating::{Seating, Step};
 use super::steps::Proposals;
+use crate::cluster::Cluster;
 use crate::trace::dice::Dice;
 use evenkeel_solver::{Error, Problem};
 
@@ -62,6 +68,7 @@ struct Search<'a> {
     objective: Objective,
     seating: Seating,
     cuts: Cuts<'a>,
+    /// The exact part of the score; 0 where only the rule counts.
     score: u64,
     best: Found,
     exact: Exact,
@@ -76,30 +83,35 @@ struct Search<'a> {
 /// Where the start leaves an expert without a rank.
 pub(crate) fn search(
     scenarios: &Scenarios,
-    objective: Objective,
+    (objective, aim, cluster): (Objective, Aim, &Cluster),
     start: Seating,
     limits: Limits<'_>,
     mut dice: Dice,
 ) -> Result<Found, Error> {
-    let mut exact = Exact::default();
-    let score = exact.score(&start, scenarios, objective)?;
     let mut search = Search {
         cuts: Cuts::new(scenarios, &start),
-        best: Found { seating: start.clone(), score },
+        best: Found { seating: start.clone(), score: 0 },
         seating: start,
         score: 0,
         scenarios,
         objective,
-        exact,
-        spent: scenarios.len() as u64,
+        exact: Exact::default(),
+        spent: 0,
         next: 0,
     };
-    search.score = objective.score(scenarios, search.cuts.peaks());
-    search.refuted(u64::MAX)?;
+    let mut rule = aim.rule(cluster).map(|rule| RuleLoads::new(scenarios, rule, &search.seating));
+    let weighed = |peaks: &[f32]| aim.weighed(objective.score(scenarios, peaks));
+    let mut under_rule = rule.as_ref().map_or(0, |rule| weighed(rule.peaks()));
+    if aim.exact() {
+        search.spent = scenarios.len() as u64;
+        search.score = objective.score(scenarios, search.cuts.peaks());
+        search.refuted(u64::MAX)?;
+    }
     let mut moved = limits.moves.map_or(0, |moves| moves_between(moves.from, &search.seating).cast_signed());
     let toll = |moved: isize| limits.moves.map_or(0, |moves| moves.toll(moved.unsigned_abs()));
-    search.best.score = search.best.score.saturating_add(toll(moved));
+    search.best.score = search.score.saturating_add(under_rule).saturating_add(toll(moved));
     let floor = objective.score(scenarios, scenarios.floors());
+    let floor = aim.total(floor, floor);
     let mut peaks = vec![0.0; scenarios.padded()];
     // The exact peaks of the placement in hand; its cuts may have been dropped since.
     let mut known = peaks.clone();
@@ -108,7 +120,8 @@ pub(crate) fn search(
     let scale = HEAT * objective.counted(scenarios) as u64;
     while search.spent < total && search.best.score > floor {
         search.spent += 1;
-        let Some(step) = proposals.next(&search.seating, &mut search.cuts, scenarios, &mut dice) else {
+        let cuts = aim.exact().then_some(&mut search.cuts);
+        let Some(step) = proposals.next(&search.seating, (cuts, rule.as_ref()), scenarios, &mut dice) else {
             continue;
         };
         let changes = search.seating.changes(step);
@@ -119,37 +132,47 @@ pub(crate) fn search(
                 continue;
             }
         }
-        let effect = search.cuts.effect(&search.seating, changes);
         let left = total - search.spent;
         let heat = (u128::from(scale) * u128::from(left) * u128::from(left)
             / (u128::from(total) * u128::from(total))) as u64;
         let threshold = search.score.saturating_add(heat.saturating_mul(dice.exponential()) >> 16);
-        let Some(threshold) = threshold.saturating_add(toll(moved)).checked_sub(toll(after)) else {
+        let rule_after = rule.as_mut().map_or(0, |rule| weighed(rule.price(&search.seating, changes)));
+        let now = toll(moved).saturating_add(under_rule);
+        let then = toll(after).saturating_add(rule_after);
+        let Some(threshold) = threshold.saturating_add(now).checked_sub(then) else {
             continue;
         };
-        let allowance = threshold.saturating_sub(search.score);
-        let early = objective == Objective::Mean;
-        let go_on = |from: usize, upto: usize, peaks: &[f32]| {
-            !early || !search.hopeless(from..upto, peaks, allowance)
-        };
-        if !search.cuts.price(&effect, &mut peaks, go_on) {
-            continue;
-        }
-        let price = objective.score(scenarios, &peaks);
-        if price > threshold {
-            continue;
-        }
-        known.copy_from_slice(search.cuts.peaks());
-        let score = search.score;
-        let undo = search.take(step, &effect, &peaks, price);
-        if search.refuted(threshold)? {
-            let changes = search.seating.changes(undo);
+        if aim.exact() {
             let effect = search.cuts.effect(&search.seating, changes);
-            search.take(undo, &effect, &known, score);
-            continue;
+            let allowance = threshold.saturating_sub(search.score);
+            let early = objective == Objective::Mean;
+            let go_on = |from: usize, upto: usize, peaks: &[f32]| {
+                !early || !search.hopeless(from..upto, peaks, allowance)
+            };
+            if !search.cuts.price(&effect, &mut peaks, go_on) {
+                continue;
+            }
+            let price = objective.score(scenarios, &peaks);
+            if price > threshold {
+                continue;
+            }
+            known.copy_from_slice(search.cuts.peaks());
+            let score = search.score;
+            let undo = search.take(step, &effect, &peaks, price);
+            if search.refuted(threshold)? {
+                let changes = search.seating.changes(undo);
+                let effect = search.cuts.effect(&search.seating, changes);
+                search.take(undo, &effect, &known, score);
+                continue;
+            }
+        } else {
+            search.seating.apply(step);
         }
-        moved = after;
-        let score = search.score.saturating_add(toll(moved));
+        if let Some(rule) = &mut rule {
+            rule.apply();
+        }
+        (moved, under_rule) = (after, rule_after);
+        let score = search.score.saturating_add(under_rule).saturating_add(toll(moved));
         if score < search.best.score {
             search.best = Found { seating: search.seating.clone(), score };
         }

@@ -20,6 +20,8 @@ pub(crate) struct Part {
     pub(crate) tilt: u8,
     /// How much of an expert's role is new in them, in percent: 1 - rho^2.
     pub(crate) new: u8,
+    /// Whether they are the average of all batches instead of single ones.
+    pub(crate) pooled: bool,
 }
 
 /// How far scenarios depart from the batches seen: the parts that they are made of, 100 percent together.
@@ -27,7 +29,7 @@ pub(crate) type Spread = Vec<Part>;
 
 /// The batches as they are.
 pub(crate) fn none() -> Spread {
-    vec![Part { share: 100, tilt: 0, new: 0 }]
+    vec![Part { share: 100, tilt: 0, new: 0, pooled: false }]
 }
 
 /// Up to `most` scenarios: of every part its share, batches evenly spaced in time. Batches as they are do not come twice. Where
@@ -43,8 +45,12 @@ pub(crate) fn scenarios(
 ) -> Scenarios {
     let few = batches.len() < FEWEST;
     let mut all: Vec<Vec<u64>> = vec![];
-    for &Part { share, tilt, new } in spread {
+    for &Part { share, tilt, new, pooled } in spread {
         let count = (most * share as usize).div_ceil(100);
+        if pooled {
+            all.extend(std::iter::repeat_n(pool(experts, batches), count));
+            continue;
+        }
         let as_they_are = tilt == 0 && new == 0;
         let count = if as_they_are || batches.is_empty() { count.min(batches.len()) } else { count };
         for b in evenly(batches.len(), count) {
@@ -57,6 +63,15 @@ pub(crate) fn scenarios(
         }
     }
     Scenarios::new(experts, ranks, all.iter().map(Vec::as_slice))
+}
+
+/// The tokens of all batches together.
+fn pool(experts: usize, batches: &[&[u64]]) -> Vec<u64> {
+    let mut sum = vec![0u64; experts];
+    for batch in batches {
+        sum.iter_mut().zip(*batch).for_each(|(sum, &load)| *sum = sum.saturating_add(load));
+    }
+    sum
 }
 
 /// `count` indices below `n`, evenly spaced, with repetition where there are fewer.

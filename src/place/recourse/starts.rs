@@ -147,7 +147,7 @@ fn pack(
 }
 
 /// Fills empty slots with the experts of the largest load per copy, where any fit.
-fn fill(seating: &mut Seating, shares: &[u64]) {
+pub(super) fn fill(seating: &mut Seating, shares: &[u64]) {
     for slot in 0..seating.slots() {
         if seating.held(slot) as usize == shares.len() {
             let fits = (0..shares.len() as u32).filter(|&e| seating.allows(Step::Retarget(slot, e)));

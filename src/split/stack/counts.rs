@@ -11,68 +11,80 @@ const DRAWS: u64 = 1 << 14;
 /// Quotas of batch after batch by one rule.
 #[derive(Debug)]
 pub(in crate::split) struct StackQuotas {
-    experts: Vec<Replicas>,
-    trtllm_sources: Option<u64>,
-}
-
-/// An expert's replicas, and what becomes of equal parts of its tokens, one per source.
-#[derive(Debug)]
-struct Replicas {
-    slots: Vec<u32>,
-    /// Parts that go to each replica for certain.
-    certain: Vec<u64>,
-    /// Parts that go to any of them, in expectation.
-    shared: u64,
-    /// Parts whose tokens each go to a random one.
-    random: u64,
+    /// The slots of every expert's replicas, and how they share its tokens.
+    experts: Vec<(Vec<u32>, ReplicaShares)>,
 }
 
 impl StackQuotas {
     pub(in crate::split) fn new(placement: &Placement, stack: StackDispatch, nodes: usize) -> Self {
         let ranks = placement.ranks();
-        let per_node = ranks / nodes;
-        let experts = (0..placement.experts()).map(|expert| {
+        let shares = |expert: usize| {
             let slots = replicas(stack, placement, expert);
-            let mut parts = Replicas { certain: vec![0; slots.len()], slots, shared: 0, random: 0 };
-            for source in 0..ranks {
-                let slot = match stack {
-                    StackDispatch::SglangStatic | StackDispatch::SglangRandom => {
-                        nearest(placement, &parts.slots, source, per_node)
-                    }
-                    StackDispatch::VllmAscend => Some(of_source(&parts.slots, source, expert, 1)),
-                    StackDispatch::SglangDynamic | StackDispatch::Vllm | StackDispatch::Trtllm => None,
-                };
-                match slot.and_then(|slot| parts.slots.iter().position(|&other| other == slot)) {
-                    Some(at) => parts.certain[at] += 1,
-                    None if stack == StackDispatch::SglangStatic => parts.shared += 1,
-                    None => parts.random += 1,
-                }
-            }
-            parts
-        });
-        let trtllm_sources = (stack == StackDispatch::Trtllm).then_some(ranks as u64);
-        Self { experts: experts.collect(), trtllm_sources }
+            let hosts: Vec<usize> = slots.iter().map(|&slot| placement.rank_of(slot)).collect();
+            (slots, ReplicaShares::new(stack, &hosts, expert, (ranks, ranks / nodes)))
+        };
+        Self { experts: (0..placement.experts()).map(shares).collect() }
     }
 
     /// Shares out one batch; `quotas` are zero before.
     pub(in crate::split) fn split(&self, loads: &[u64], quotas: &mut [u64]) {
-        let seed = seed(loads);
-        for (expert, (parts, &load)) in self.experts.iter().zip(loads).enumerate() {
-            let served = match (parts.slots.len(), self.trtllm_sources) {
-                (1, _) => vec![load],
-                (replicas, Some(sources)) => round_robins(replicas as u64, sources, load),
-                (..) => parts.serve(load, seed, expert as u64),
-            };
-            for (&slot, tokens) in parts.slots.iter().zip(served) {
+        let seed = batch_seed(loads);
+        for ((slots, shares), &load) in self.experts.iter().zip(loads) {
+            for (&slot, tokens) in slots.iter().zip(shares.serve(load, seed)) {
                 quotas[slot as usize] = tokens;
             }
         }
     }
 }
 
-impl Replicas {
-    fn serve(&self, load: u64, seed: u64, expert: u64) -> Vec<u64> {
-        let replicas = self.slots.len();
+/// How the replicas of one expert share its tokens. Of equal parts, one per source, so many go to each.
+#[derive(Debug, Clone)]
+pub(crate) struct ReplicaShares {
+    expert: usize,
+    /// Parts that go to each replica for certain.
+    certain: Vec<u64>,
+    /// Parts that go to any of them, in expectation.
+    shared: u64,
+    /// Parts whose tokens each go to a random one.
+    random: u64,
+    /// The sources of TensorRT-LLM, which go round the replicas.
+    round_robins: Option<u64>,
+}
+
+impl ReplicaShares {
+    /// Takes the ranks of an expert's replicas in the order of slots, and how many ranks there are, in all and per node.
+    pub(crate) fn new(
+        stack: StackDispatch,
+        hosts: &[usize],
+        expert: usize,
+        (ranks, per_node): (usize, usize),
+    ) -> Self {
+        let round_robins = (stack == StackDispatch::Trtllm).then_some(ranks as u64);
+        let mut shares = Self { expert, certain: vec![0; hosts.len()], shared: 0, random: 0, round_robins };
+        for source in 0..ranks {
+            let at = match stack {
+                StackDispatch::SglangStatic | StackDispatch::SglangRandom => nearest(hosts, source, per_node),
+                StackDispatch::VllmAscend => Some(of_source(hosts.len(), source, expert, 1)),
+                StackDispatch::SglangDynamic | StackDispatch::Vllm | StackDispatch::Trtllm => None,
+            };
+            match at {
+                Some(at) => shares.certain[at] += 1,
+                None if stack == StackDispatch::SglangStatic => shares.shared += 1,
+                None => shares.random += 1,
+            }
+        }
+        shares
+    }
+
+    /// Returns the tokens of every replica, of `load` in all; chance is seeded by the batch.
+    pub(crate) fn serve(&self, load: u64, seed: u64) -> Vec<u64> {
+        let replicas = self.certain.len();
+        if replicas == 1 {
+            return vec![load];
+        }
+        if let Some(sources) = self.round_robins {
+            return round_robins(replicas as u64, sources, load);
+        }
         // In units of one part of one replica.
         let mut weights: Vec<u64> =
             self.certain.iter().map(|&parts| parts * replicas as u64 + self.shared).collect();
@@ -80,10 +92,15 @@ impl Replicas {
         let mut served = apportion(load, &weights);
         let random = served.pop().unwrap_or(0);
         if random > 0 {
-            let drawn = draw(random, replicas, &mut Dice::new(seed, expert));
+            let drawn = draw(random, replicas, &mut Dice::new(seed, self.expert as u64));
             served.iter_mut().zip(drawn).for_each(|(tokens, more)| *tokens += more);
         }
         served
+    }
+
+    /// Returns each replica's share of the tokens in expectation, as weights.
+    pub(crate) fn expected(&self) -> impl Iterator<Item = u64> + '_ {
+        self.certain.iter().map(|&parts| parts * self.certain.len() as u64 + self.shared + self.random)
     }
 }
 
@@ -146,8 +163,8 @@ fn draw(tokens: u64, replicas: usize, dice: &mut Dice) -> Vec<u64> {
     scaled
 }
 
-/// Mixes all counts into one number.
-fn seed(loads: &[u64]) -> u64 {
+/// Mixes all counts of a batch into one number.
+pub(crate) fn batch_seed(loads: &[u64]) -> u64 {
     loads.iter().fold(0xcbf2_9ce4_8422_2325, |seed: u64, &load| {
         (seed.rotate_left(23) ^ load).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     })

@@ -18,6 +18,7 @@ mod router;
 mod twister;
 
 pub(super) use counts::StackQuotas;
+pub(crate) use counts::{ReplicaShares, batch_seed};
 pub use router::{RouterError, RouterOptions, StackRouter};
 
 use super::SplitError;

@@ -13,27 +13,23 @@ pub(super) fn replicas(stack: StackDispatch, placement: &Placement, expert: usiz
     slots
 }
 
-/// Finds what SGLang's `_find_nearest_expert` finds: the only replica there is; else the first on the own
-/// GPU; else the first on the own node if the node has some of the replicas and not all; else none.
-pub(super) fn nearest(
-    placement: &Placement,
-    slots: &[u32],
-    source: usize,
-    ranks_per_node: usize,
-) -> Option<u32> {
-    if let &[slot] = slots {
-        return Some(slot);
+/// Finds what SGLang's `_find_nearest_expert` finds, as a position among the replicas, whose ranks are given: the
+/// only replica there is; else the first on the own GPU; else the first on the own node if the node has some of the
+/// replicas and not all; else none.
+pub(super) fn nearest(ranks: &[usize], source: usize, ranks_per_node: usize) -> Option<usize> {
+    if ranks.len() == 1 {
+        return Some(0);
     }
-    if let Some(&slot) = slots.iter().find(|&&slot| placement.rank_of(slot) == source) {
-        return Some(slot);
+    if let Some(own) = ranks.iter().position(|&rank| rank == source) {
+        return Some(own);
     }
-    let near = |slot: &&u32| placement.rank_of(**slot) / ranks_per_node == source / ranks_per_node;
-    let first = slots.iter().find(near)?;
-    (slots.iter().filter(near).count() < slots.len()).then_some(*first)
+    let near = |&rank: &usize| rank / ranks_per_node == source / ranks_per_node;
+    let first = ranks.iter().position(|rank| near(rank))?;
+    (ranks.iter().filter(|rank| near(rank)).count() < ranks.len()).then_some(first)
 }
 
-/// Returns vllm-ascend's replica for a source rank; `tp_size` ranks share one batch.
-pub(super) fn of_source(slots: &[u32], source: usize, expert: usize, tp_size: usize) -> u32 {
+/// Returns the position of vllm-ascend's replica, of so many, for a source rank; `tp_size` ranks share one batch.
+pub(super) fn of_source(replicas: usize, source: usize, expert: usize, tp_size: usize) -> usize {
     let at = if tp_size > 1 { source % tp_size + source / tp_size + expert } else { source };
-    slots[at % slots.len()]
+    at % replicas
 }

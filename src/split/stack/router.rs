@@ -147,8 +147,9 @@ impl StackRouter {
         let mut router = Self { stack, layers, ranks, slots_per_rank: slots / ranks, options };
         match stack {
             StackDispatch::SglangStatic => router.fill_sglang_static(),
-            StackDispatch::VllmAscend => router
-                .fill_by(|replicas, source, expert| of_source(replicas, source, expert, options.tp_size)),
+            StackDispatch::VllmAscend => router.fill_by(|replicas, source, expert| {
+                replicas[of_source(replicas.len(), source, expert, options.tp_size)]
+            }),
             _ => {}
         }
         Ok(router)
@@ -174,9 +175,10 @@ impl StackRouter {
             layer.table = vec![0; ranks * experts];
             for (expert, slots) in layer.replicas.iter().enumerate() {
                 let mut remaining = Vec::new();
+                let hosts: Vec<usize> = slots.iter().map(|&slot| layer.placement.rank_of(slot)).collect();
                 for source in 0..ranks {
-                    match nearest(&layer.placement, slots, source, per_node) {
-                        Some(slot) => layer.table[source * experts + expert] = slot,
+                    match nearest(&hosts, source, per_node) {
+                        Some(at) => layer.table[source * experts + expert] = slots[at],
                         None => remaining.push(source),
                     }
                 }
@@ -330,7 +332,11 @@ impl StackRouter {
                 StackDispatch::SglangRandom => {
                     let number = dice.below(SGLANG_DRAW);
                     let per_node = self.ranks / self.options.nodes;
-                    let near = || nearest(&on.placement, replicas, source, per_node);
+                    let near = || {
+                        let rank = |&slot: &u32| on.placement.rank_of(slot);
+                        let hosts: Vec<usize> = replicas.iter().map(rank).collect();
+                        nearest(&hosts, source, per_node).map(|at| replicas[at])
+                    };
                     (!self.options.rebalanced).then(near).flatten().unwrap_or_else(|| turn(number))
                 }
             };

@@ -12,6 +12,7 @@ mod calibrate_network;
 mod client;
 mod cluster_args;
 mod export;
+mod figures;
 mod further;
 mod goal_args;
 mod links;

@@ -323,6 +323,7 @@ impl Lane {
             provenance: Provenance {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 policy: self.options.policy.clone(),
+                target: None,
                 split: Method::Exact.to_string(),
                 seed: 0,
                 batches: format!(
@@ -333,6 +334,7 @@ impl Lane {
                 ),
                 judged: self.figures.iter().map(|figures| figures.batches).sum(),
                 imbalance: Summary::of(layers.iter().map(|layer| layer.imbalance).collect()),
+                figures: vec![],
                 trace: vec![],
             },
             layers,

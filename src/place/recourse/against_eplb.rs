@@ -36,11 +36,18 @@ struct Candidate {
 
 /// Ways to search, tried until one holds. Wide spreads dilute averages, so they are for the least weight only.
 const CANDIDATES: [Candidate; 4] = [
-    Candidate { weight: LEAST_WEIGHT, spreads: &[POOLED, LADDER[0], LADDER[1], LADDER[2]], errors: 1.5 },
+    Candidate {
+        weight: LEAST_WEIGHT,
+        spreads: &[POOLED, LADDER[0], LADDER[1], LADDER[2]],
+        errors: CLEAR_ERRORS,
+    },
     Candidate { weight: 8, spreads: &[POOLED, LADDER[0]], errors: 2.0 },
     Candidate { weight: 64, spreads: &[POOLED], errors: SURE_ERRORS },
     Candidate { weight: 512, spreads: &[POOLED], errors: SURE_ERRORS },
 ];
+
+/// Standard errors for searches whose failures are far from EPLB, and where one aim alone is tried.
+const CLEAR_ERRORS: f64 = 1.5;
 
 /// Standard errors that leave no doubt: for searches near EPLB, and for all where batches are few. What is compared is
 /// two placements made on halves of the window, so the error between batches is not the whole of it.
@@ -123,7 +130,7 @@ pub(super) fn for_rule(layer: &Layer<'_>, method: Method, dice: &mut Dice) -> Re
     }
     let Some((spread, _, rows)) = best else { return Ok(Trust::Eplb) };
     let eplb: Vec<u64> = folds.iter().flat_map(|fold| fold.eplb.iter().copied()).collect();
-    let better = holds(&rows, &eplb, SURE_ERRORS);
+    let better = holds(&rows, &eplb, if few(layer) { SURE_ERRORS } else { CLEAR_ERRORS });
     Ok(if better { Trust::Search(spread.to_vec(), aim) } else { Trust::Eplb })
 }
 
@@ -137,7 +144,7 @@ pub(super) fn for_any(layer: &Layer<'_>, dice: &mut Dice) -> Result<Trust, Error
     let eplb: Vec<u64> = folds.iter().flat_map(|fold| fold.eplb.iter().copied()).collect();
     for Candidate { weight, spreads, errors } in CANDIDATES {
         let aim = Aim::Both(weight);
-        let errors = if layer.batches.len() < FEW { SURE_ERRORS } else { errors };
+        let errors = if few(layer) { SURE_ERRORS } else { errors };
         let (mut held, mut rows) = (vec![], vec![]);
         for &spread in spreads {
             let judged = judge(layer, &folds, spread, aim, dice)?;
@@ -157,6 +164,11 @@ pub(super) fn for_any(layer: &Layer<'_>, dice: &mut Dice) -> Result<Trust, Error
 fn holds(row: &[u64], eplb: &[u64], errors: f64) -> bool {
     let (mean, error) = standard_error(row, eplb);
     eplb.is_empty() || mean <= -errors * error
+}
+
+/// Whether batches are too few to trust the errors between them.
+fn few(layer: &Layer<'_>) -> bool {
+    layer.batches.len() < FEW
 }
 
 /// Both halves of the window, each to be judged on the other, in blocks of time. Few batches cannot be halved: they are judged

@@ -63,7 +63,9 @@ pub fn serve(setup: &Setup, ready: impl FnOnce(&str)) -> Result<(), ServeError> 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io("threads"))?;
     let served = runtime.block_on(async {
         let listen = setup.config.listen;
-        let listener = TcpListener::bind(listen).await.map_err(io(&format!("cannot listen on {listen}")))?;
+        let listener = TcpListener::bind(listen)
+            .await
+            .map_err(|source| ServeError::Listen { address: listen, source })?;
         let address = listener.local_addr().map_err(io("the address listened on"))?;
         let scheme = if acceptor.is_some() { "https" } else { "http" };
         let mut ends = (
@@ -109,7 +111,9 @@ pub fn serve(setup: &Setup, ready: impl FnOnce(&str)) -> Result<(), ServeError> 
         Ok(())
     });
     service.stop();
-    (setup.log)("ended");
+    if served.is_ok() {
+        (setup.log)("ended");
+    }
     served
 }
 

@@ -15,6 +15,7 @@ use super::store_error::StoreError;
 use super::stored::{StoredLane, StoredModel};
 use super::{Log, Phase};
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -54,6 +55,14 @@ pub enum ServeError {
         /// The stored shape, as JSON.
         stored: String,
     },
+    /// The address is taken, or not one of this machine.
+    #[error("cannot listen on {address}: {source}{}", free_port(.address, .source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A thread or socket could not be had.
     #[error("{what}: {source}")]
     Io {
@@ -62,6 +71,14 @@ pub enum ServeError {
         /// Why it failed.
         source: std::io::Error,
     },
+}
+
+/// The way out where a port is taken.
+fn free_port(address: &SocketAddr, source: &std::io::Error) -> String {
+    if source.kind() != std::io::ErrorKind::AddrInUse {
+        return String::new();
+    }
+    format!("; --listen {} takes a free port", SocketAddr::new(address.ip(), 0))
 }
 
 /// Why a model could not be made.

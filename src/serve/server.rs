@@ -144,7 +144,7 @@ struct Gate {
 
 impl Gate {
     fn admit(self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
-        let counters = &self.app.service.counters;
+        let counters = &self.app.service.hub.counters;
         let Ok(permit) = self.free.clone().try_acquire_owned() else {
             counters.connections_refused.fetch_add(1, Ordering::Relaxed);
             // By TLS it would take a handshake to say so.
@@ -170,7 +170,7 @@ impl Gate {
                 }
             }
         }
-        self.app.service.counters.connections.fetch_sub(1, Ordering::Relaxed);
+        self.app.service.hub.counters.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     async fn speak<S: AsyncRead + AsyncWrite + Unpin>(

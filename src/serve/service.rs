@@ -10,6 +10,7 @@ use super::lane::{Lane, LaneError, Seen};
 use super::loads::Loads;
 use super::options::{DecideOptions, Shape, SpecError};
 use super::record::Decision;
+use super::sources::SourceStatus;
 use super::store::{Op, Store};
 use super::store_error::StoreError;
 use super::stored::{StoredLane, StoredModel};
@@ -141,7 +142,8 @@ pub(crate) struct Service {
     models: RwLock<BTreeMap<String, Arc<Model>>>,
     /// Held while a model or feed is made.
     making: Mutex<()>,
-    pub(crate) counters: Counters,
+    /// Sources at work.
+    sources: RwLock<Vec<Arc<SourceStatus>>>,
     pub(crate) tokens: RwLock<Vec<String>>,
     pub(crate) started: Instant,
 }
@@ -156,12 +158,17 @@ impl Service {
         let tokens = config.tokens()?;
         config.check_exposure(&tokens)?;
         let (store, stored) = Store::open(folder)?;
-        let hub = Hub { store: Arc::new(store), log, config: Arc::new(RwLock::new(Arc::new(config))) };
+        let hub = Hub {
+            store: Arc::new(store),
+            log,
+            config: Arc::new(RwLock::new(Arc::new(config))),
+            counters: Arc::default(),
+        };
         let service = Arc::new(Self {
             hub,
             models: RwLock::new(BTreeMap::new()),
             making: Mutex::new(()),
-            counters: Counters::default(),
+            sources: RwLock::default(),
             tokens: RwLock::new(tokens),
             started: Instant::now(),
         });
@@ -213,6 +220,16 @@ impl Service {
     /// All models, by name.
     pub(crate) fn models(&self) -> Vec<Arc<Model>> {
         read(&self.models).values().cloned().collect()
+    }
+
+    /// All sources.
+    pub(crate) fn sources(&self) -> Vec<Arc<SourceStatus>> {
+        read(&self.sources).clone()
+    }
+
+    /// Adds a source that is about to be read.
+    pub(crate) fn add_source(&self, source: Arc<SourceStatus>) {
+        self.sources.write().unwrap_or_else(PoisonError::into_inner).push(source);
     }
 
     /// A model by name.

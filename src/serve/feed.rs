@@ -148,12 +148,15 @@ impl Feed {
         (waiting, decisions): (Vec<Seen>, VecDeque<Decision>),
     ) -> std::io::Result<Arc<Self>> {
         let accepted = ingest.accepted();
+        // Steps that were stored and never looked at came at some time before this.
+        let unknown = if accepted > 0 { now() } else { 0 };
+        let fed_at = lane.latest().map_or(unknown, |point| point.at);
         let feed = Arc::new(Self {
             phase: lane.phase,
             width: 4 * (lane.layers.len() * lane.experts) as u64,
             looked_at: AtomicU64::new(accepted - waiting.len() as u64),
             accepted: AtomicU64::new(accepted),
-            fed_at: AtomicU64::new(lane.latest().map_or(0, |point| point.at)),
+            fed_at: AtomicU64::new(fed_at),
             lane: RwLock::new(lane),
             ingest: Mutex::new(ingest),
             inbox: Mutex::new(Inbox { steps: waiting.into(), ..Inbox::default() }),
@@ -171,6 +174,7 @@ impl Feed {
             hub,
             events,
         });
+        (feed.hub.log)(&format!("{}/{}: {}", feed.model, feed.phase, feed.lane().copies()));
         feed.publish();
         let own = feed.clone();
         let name = format!("{}/{}", feed.model, feed.phase);

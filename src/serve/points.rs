@@ -31,6 +31,14 @@ impl Points {
         pauses.iter().rev().nth(1).copied().unwrap_or(0)
     }
 
+    /// Milliseconds between two of the latest steps, over the latest twenty seconds; None before these have passed.
+    pub(super) fn step_ms(&self) -> Option<f64> {
+        let last = self.0.last()?;
+        let first = self.0.iter().rev().find(|point| last.at.saturating_sub(point.at) >= 20)?;
+        let steps = last.accepted.saturating_sub(first.accepted).max(1);
+        Some(1e3 * (last.at - first.at) as f64 / steps as f64)
+    }
+
     /// Adds the latest.
     pub(super) fn push(&mut self, point: Point) {
         self.0.push(point);
@@ -82,5 +90,8 @@ mod tests {
         assert_eq!(pause(&[5]), 0);
         assert_eq!(pause(&[0, 0, 60, 60, 60, 120, 120, 181]), 60);
         assert_eq!(pause(&[0, 1, 2, 9_000, 9_001, 9_002]), 1);
+        assert_eq!(points(&[0, 5, 10, 15]).step_ms(), None);
+        let hundred = points(&(0..3_000).map(|step| step / 100).collect::<Vec<u64>>()).step_ms();
+        assert!(hundred.is_some_and(|ms| (9.0..11.0).contains(&ms)), "{hundred:?}");
     }
 }

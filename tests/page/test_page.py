@@ -120,7 +120,7 @@ class PageTest(unittest.TestCase):
         self.assertEqual(page.complaints(), [])
 
     def test_planning_again_is_shown_before_it_is_done(self):
-        service = self.fed(config="[decide]\nfirst_after = 8\nevery = 100000\nmin_every = 100000\nwindow = 32\n")
+        service = self.fed(config="[decide]\nfirst_after = 8\nevery = 100000\nmin_every = 100000\nwindow = 32\nmove_cost = 0.5\n")
         service.post(8, 30, hot=11)
         page = self.open(service)
         page.wait(f"{READY} && {PLAN} === 'no. 1'")
@@ -360,7 +360,7 @@ class PageTest(unittest.TestCase):
         self.assertEqual(page.complaints(), [])
 
     def test_sources_that_fail_are_shown(self):
-        config = ("[decide]\nfirst_after = 8\nevery = 16\nwindow = 32\n[models.model]\nranks = 8\nredundant = 8\n"
+        config = ("[decide]\nfirst_after = 8\nevery = 16\nwindow = 32\nmove_cost = 0.5\n[models.model]\nranks = 8\nredundant = 8\n"
                   "[[source]]\nmodel = \"model\"\npoll_seconds = 0.1\npath = \"{}\"\n")
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "loads.csv")
@@ -380,6 +380,17 @@ class PageTest(unittest.TestCase):
             page.wait(READY, 30)
             page.wait("document.getElementById('sources').hidden")
             self.assertEqual(page.complaints(), [])
+
+    def test_what_a_copy_costs_is_shown_with_what_is_assumed(self):
+        service = self.service(config="[decide]\nfirst_after = 8\nevery = 16\nwindow = 32\n")
+        service.make(link_gbps=400)
+        service.post(0, 8)
+        page = self.open(service)
+        page.wait(READY)
+        self.assertEqual(page.text("#copies"), "A copy takes 1.0 ms: an expert of gpt-oss-20b:bf16 (assumed) over 400 Gbit/s, weighed against "
+                         "batches on h100 (assumed). Copies may take 1.0\u00a0% of the time, a step taken for 10 ms; so far they took 0\u00a0%.")
+        self.accessible(page, "what a copy costs")
+        self.picture(page, "copies")
 
     def test_large_models_stay_quick(self):
         for layers, experts, ranks in [(61, 256, 32), (92, 512, 64)]:

@@ -3,7 +3,7 @@
 use super::App;
 use super::body::{bytes, content_type};
 use super::error::{ApiError, Refusals};
-use crate::serve::record::{Point, now};
+use crate::serve::record::{CopyStatus, Point, now};
 use crate::serve::service::{Model, Service};
 use crate::serve::sources::SourceState;
 use crate::serve::{DecideOptions, Feed, Phase, Shape};
@@ -39,7 +39,7 @@ pub(crate) struct ModelState {
     pub(crate) decide: DecideOptions,
     /// The phases that were fed.
     pub(crate) phases: Vec<PhaseState>,
-    /// Where its loads are fetched from.
+    /// The sources that its loads are fetched from.
     pub(crate) sources: Vec<SourceState>,
 }
 
@@ -78,6 +78,10 @@ pub(crate) struct PhaseState {
     pub(crate) quiet_seconds: Option<u64>,
     /// Seconds without steps after which the feed counts as stopped: three times its usual pauses, 10 at least.
     pub(crate) stopped_after_seconds: u64,
+    /// The price of copies, and the time that they may take.
+    pub(crate) copies: CopyStatus,
+    /// Milliseconds between two of the latest steps, by the service's clock; for comparison with `step_ms`, decides nothing.
+    pub(crate) observed_step_ms: Option<f64>,
 }
 
 impl PhaseState {
@@ -109,6 +113,8 @@ impl PhaseState {
             fed_at,
             quiet_seconds: fed_at.map(|at| now().saturating_sub(at)),
             stopped_after_seconds: lane.points.usual_pause().max(pause).saturating_mul(3).max(STOPPED_AFTER),
+            copies: lane.copies(),
+            observed_step_ms: lane.points.step_ms(),
         }
     }
 }

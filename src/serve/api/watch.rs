@@ -138,7 +138,7 @@ fn phases(service: &Service, registry: &mut Registry) {
     let real = Family::<Of, Real>::default;
     let (mean, max, bound, behind, version, age, decisions) =
         (real(), real(), real(), real(), real(), real(), real());
-    let fed = real();
+    let (fed, copies) = (real(), real());
     let ranks = Family::<OfRank, Real>::default();
     for model in service.models() {
         for feed in model.feeds() {
@@ -152,6 +152,7 @@ fn phases(service: &Service, registry: &mut Registry) {
             if let Some(at) = feed.fed_at() {
                 fed.get_or_create(&of).set(at as f64);
             }
+            copies.get_or_create(&of).set(lane.copies().spent_share);
             behind.get_or_create(&of).set(feed.behind() as f64);
             version.get_or_create(&of).set(lane.version() as f64);
             age.get_or_create(&of).set((lane.accepted() - lane.plan_accepted) as f64);
@@ -175,6 +176,7 @@ fn phases(service: &Service, registry: &mut Registry) {
         "Seconds since 1970 at which steps were last accepted",
         fed,
     );
+    registry.register("copy_time_share", "Share of the assumed time of all steps that copies took", copies);
     registry.register("plan_version", "Version of the plan in force", version);
     registry.register("plan_age_steps", "Steps since the plan in force was decided", age);
     registry.register("decisions", "Decisions so far", decisions);

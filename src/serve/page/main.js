@@ -8,7 +8,7 @@ import { showHead } from "./head.js";
 import { Heat, layerRows } from "./heat.js";
 import { showDecisions, showHottest, showRanks, spoken } from "./lists.js";
 import { Refused, ask, follow, path, token } from "./net.js";
-import { showNext } from "./plan.js";
+import { showCopies, showNext } from "./plan.js";
 import { Time } from "./time.js";
 import { $, ago, counted, el, put, sentence, since } from "./words.js";
 
@@ -236,6 +236,7 @@ function show() {
   time.show(state.history?.points ?? [], state.history?.decisions ?? view.decisions);
   const next = state.asked?.next ?? view.next;
   showNext(next, state.asked?.decision ?? of(next, view.decisions), options);
+  showCopies(view.state.copies, view.state.observed_step_ms);
   showHottest(view.hottest);
   showRanks(view, (rank) => act(() => changeRank({ model: state.model, view: state.view }, rank)));
   showDecisions(state.history?.decisions ?? view.decisions);

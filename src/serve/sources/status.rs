@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use utoipa::ToSchema;
 
-/// What of a source can fail for itself.
+/// A part of a source that can fail for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     /// The path is not there, or cannot be listed.
@@ -50,7 +50,7 @@ pub(crate) struct SourceState {
     pub(crate) sglang: Option<String>,
     /// Is all well with it?
     pub(crate) up: bool,
-    /// What fails; null while all is well.
+    /// The error; null while all is well.
     pub(crate) error: Option<String>,
     /// Seconds since 1970 at which that began.
     pub(crate) since: Option<u64>,
@@ -75,7 +75,7 @@ impl SourceStatus {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts an error; true where it is another than the last one of this part.
+    /// Counts an error; returns whether it differs from the last one of this part.
     pub(super) fn failed(&self, part: Part, error: &str) -> bool {
         self.errors.fetch_add(1, Ordering::Relaxed);
         let failure = &mut self.failures()[part as usize];

@@ -218,9 +218,11 @@ class PageTest(unittest.TestCase):
         self.accessible(page, "stale")
         self.picture(page, "stale")
         service.start()
-        page.wait("document.getElementById('link').dataset.state === 'live'", 40)
+        # The service is there again, and its loads are not yet.
+        page.wait("document.getElementById('link').dataset.state === 'stopped'", 40)
         service.post(8, 4)
         page.wait("document.getElementById('time-reading').innerText.includes('step 11')")
+        page.wait("document.getElementById('link').dataset.state === 'live'")
 
     def test_without_a_stream_it_asks(self):
         service = self.fed()
@@ -388,7 +390,7 @@ class PageTest(unittest.TestCase):
         page = self.open(service)
         page.wait(READY)
         self.assertEqual(page.text("#copies"), "A copy takes 1.0 ms: an expert of gpt-oss-20b:bf16 (assumed) over 400 Gbit/s, weighed against "
-                         "batches on h100 (assumed). Copies may take 1.0\u00a0% of the time, a step taken for 10 ms; so far they took 0\u00a0%.")
+                         "batches on h100 (assumed). Copies may take 1.0\u00a0% of the time, at 10 ms a step; so far they took 0\u00a0%.")
         self.accessible(page, "what a copy costs")
         self.picture(page, "copies")
 

@@ -71,7 +71,7 @@ export function showCopies(copies, observed) {
   const copy = `A copy takes ${amount(copies.expert_ms)} ms: an expert of ${copies.model}${assumed("model")} over ${count(copies.link_gbps)} Gbit/s${assumed("link_gbps")}`;
   const price = copies.move_cost === null ? `weighed against batches on ${copies.gpu}${assumed("gpu")}` : `weighed as ${amount(copies.move_cost)} batches, as stated`;
   const share = copies.copy_share === null ? "Copies may take any time"
-    : `Copies may take ${percent(copies.copy_share)} of the time, a step taken for ${count(copies.step_ms)} ms`;
+    : `Copies may take ${percent(copies.copy_share)} of the time, at ${copies.step_ms} ms a step`;
   const fast = copies.copy_share !== null && observed !== null && observed < 0.8 * copies.step_ms
     ? ` Steps come every ${amount(observed)} ms: copies may take up to ${percent((copies.copy_share * copies.step_ms) / observed)} of the time. State step_ms.` : "";
   put($("copies"), `${copy}, ${price}. ${share}; so far they took ${percent(copies.spent_share)}.${fast}`);

@@ -23,6 +23,8 @@ mod past_args;
 mod plan;
 mod plan_check;
 mod plan_told;
+#[cfg(feature = "serve")]
+mod price_args;
 mod replan_args;
 mod run;
 mod secure_args;

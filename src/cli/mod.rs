@@ -11,6 +11,7 @@ mod calibrate_network;
 #[cfg(feature = "serve")]
 mod client;
 mod cluster_args;
+mod explicit;
 mod export;
 mod further;
 mod goal_args;
@@ -36,6 +37,7 @@ mod trace;
 mod trace_args;
 #[cfg(feature = "serve")]
 mod trace_replay;
+mod unused_options;
 
 use clap::{Args, Parser, Subcommand};
 use output::Output;

@@ -10,7 +10,7 @@ use evenkeel::model::{Model, Precision};
 use evenkeel::simulate::network::{Batches, OneCopyPer, Pace, Predicted, RowBytes, RowFormat, predict};
 use evenkeel::simulate::{Config, Outcome};
 use evenkeel::split::{Roofline, roofline};
-use evenkeel::trace::{Format, TokenTrace, Trace};
+use evenkeel::trace::{TokenTrace, Trace};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::str::FromStr;
@@ -102,7 +102,7 @@ pub(crate) struct NetworkArgs {
 impl NetworkArgs {
     /// Whether the ids of single tokens are wanted: where files of this format hold them.
     pub(super) fn wants_tokens(&self, trace: &Trace) -> bool {
-        self.network.is_some() && matches!(trace.format(), Format::Npy | Format::Npz)
+        self.network.is_some() && trace.format().holds_tokens() && trace.resampling().is_none()
     }
 
     fn pace(

@@ -104,9 +104,10 @@ fn given(path: &Path, trace: &Trace, ranks: usize) -> anyhow::Result<Given> {
 }
 
 pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
+    let model = args.replan.model.map(|on| on.model);
     let mut tokens = if args.locality { Some(args.trace.read_tokens()?) } else { None };
-    let read = if tokens.is_some() { None } else { Some(args.trace.read()?) };
-    if read.as_ref().is_some_and(|trace| args.network.wants_tokens(trace) && !args.trace.resamples()) {
+    let read = if tokens.is_some() { None } else { Some(args.trace.read_for(model)?) };
+    if read.as_ref().is_some_and(|trace| args.network.wants_tokens(trace)) {
         match args.trace.read_tokens() {
             Ok(read) => tokens = Some(read),
             Err(error) => output.note(&format!("rows are expected, not counted: {error:#}")),

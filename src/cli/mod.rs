@@ -16,6 +16,7 @@ mod export;
 mod further;
 mod goal_args;
 mod links;
+mod memory;
 mod model_args;
 mod network_args;
 mod output;
@@ -28,7 +29,9 @@ mod run;
 mod secure_args;
 #[cfg(feature = "serve")]
 mod serve;
+mod shapes;
 mod simulate;
+mod sizing;
 mod speeds;
 #[cfg(feature = "serve")]
 mod top;

@@ -172,7 +172,9 @@ pub(crate) fn run(command: TraceCommand, output: Output) -> anyhow::Result<()> {
 fn convert_to(args: &ConvertArgs, output: Output) -> anyhow::Result<()> {
     for (id, option) in [("resample", "--resample"), ("top_k", "--top-k")] {
         if args.trace.explicit.has(id) {
-            anyhow::bail!("{option} has no effect: `trace convert` writes what is recorded and draws no batches");
+            anyhow::bail!(
+                "{option} has no effect: `trace convert` writes what is recorded and draws no batches"
+            );
         }
     }
     let bar = Bar::bytes();

@@ -127,7 +127,8 @@ impl TraceArgs {
         }
         if trace.formats().iter().any(|format| SGLANG.contains(format)) {
             drawn.note(
-                "SGLang records real batches with --expert-distribution-recorder-mode per_pass or per_token".into(),
+                "SGLang records real batches with --expert-distribution-recorder-mode per_pass or per_token"
+                    .into(),
             );
         }
         Ok(drawn)
@@ -151,7 +152,9 @@ impl TraceArgs {
             return Ok((model.top_k, format!("--model {model}")));
         }
         match Model::of_shape(experts, layers, |model| model.top_k) {
-            Some(model) => Ok((model.top_k, format!("{} ({experts} experts x {layers} MoE layers)", model.name))),
+            Some(model) => {
+                Ok((model.top_k, format!("{} ({experts} experts x {layers} MoE layers)", model.name)))
+            }
             None => anyhow::bail!(
                 "{} holds totals of {experts} experts x {layers} MoE layers, no shape with one known top-k: expected \
                  --top-k K, the experts that each token visits, so that batches can be drawn (--resample 0 draws none)",

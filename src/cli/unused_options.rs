@@ -36,14 +36,21 @@ pub(super) fn check(args: &TraceArgs, trace: &Trace, drawn: bool) -> anyhow::Res
     let shuffled = args.order == Order::Shuffled || args.decode_batch.is_some();
     if stated("seed") && !drawn && (counts || !shuffled) {
         let instead = if counts { "--resample STEPS" } else { "--order shuffled or --decode-batch REQUESTS" };
-        bail!("--seed {} has no effect: nothing about the batches of {read} is random without {instead}", args.seed);
+        bail!(
+            "--seed {} has no effect: nothing about the batches of {read} is random without {instead}",
+            args.seed
+        );
     }
     if let Some(top_k) = args.top_k.filter(|_| stated("top_k") && !drawn) {
-        bail!("--top-k {top_k} has no effect: the batches of {read} are recorded; --resample STEPS draws batches");
+        bail!(
+            "--top-k {top_k} has no effect: the batches of {read} are recorded; --resample STEPS draws batches"
+        );
     }
-    let archives = trace.files().iter().any(|file| file.path.extension().is_some_and(|end| end == "npz"));
-    if stated("arrays") && !has(&[Format::Npz]) && !archives {
-        bail!("--arrays {} has no effect: {read} has no named arrays; expected npz", args.arrays.join(","));
+    if stated("arrays") && counts {
+        bail!(
+            "--arrays {} has no effect: {read} has no named arrays; expected npy or npz",
+            args.arrays.join(",")
+        );
     }
     if let Some(column) = args.step_column.as_ref().filter(|_| stated("step_column"))
         && !has(&[Format::Csv, Format::Parquet])

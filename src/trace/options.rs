@@ -145,7 +145,10 @@ impl LayerSet {
     /// The first part of the set that holds none of these layers, as it was written.
     pub fn unmatched(&self, layers: &[u32]) -> Option<String> {
         let parts = self.ranges.iter().map(|&range| Self { ranges: vec![range] });
-        parts.into_iter().find(|part| !layers.iter().any(|&layer| part.contains(layer))).map(|p| p.to_string())
+        parts
+            .into_iter()
+            .find(|part| !layers.iter().any(|&layer| part.contains(layer)))
+            .map(|p| p.to_string())
     }
 
     /// Is this layer in the set?

@@ -248,8 +248,7 @@ fn feed(args: &RunArgs, model: &Model, output: Output) -> anyhow::Result<Feed> {
         return Ok(Feed::Made { tokens: trace_args.decode_batch.unwrap_or(trace_args.batch_tokens) });
     }
     // The seed is also that of weights and activations.
-    let trace_args =
-        &TraceArgs { explicit: trace_args.explicit.without("seed"), ..trace_args.clone() };
+    let trace_args = &TraceArgs { explicit: trace_args.explicit.without("seed"), ..trace_args.clone() };
     let trace = trace_args.read_for(Some(*model))?;
     output.notices(trace.notices());
     if trace.experts() != model.experts {

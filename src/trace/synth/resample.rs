@@ -46,7 +46,7 @@ impl Resampling {
             Batching::Decode { .. } => "gptoss20b-decode",
         };
         let (steps, top_k, batching, seed) = (self.steps, self.top_k, self.batching, self.seed);
-        let spec = SynthSpec { steps, top_k, batching, seed, ..SynthSpec::like(like)? };
+        let spec = SynthSpec { top_k, steps, batching, seed, ..SynthSpec::like(like)? };
         Ok(Trace { resampling: Some(*self), ..resample(totals, &spec)? })
     }
 }
@@ -213,8 +213,13 @@ mod tests {
             let second = again.draw(&totals()).unwrap();
             assert!((0..12).all(|step| first.loads(step, 0) == second.loads(step, 0)));
         }
-        for wrong in ["", "one batch per recorded step", "x batches of 1 tokens drawn from totals, top-k 1, seed 0"] {
-            assert!(wrong.parse::<Resampling>().unwrap_err().to_string().contains("expected as in"), "{wrong}");
+        for wrong in
+            ["", "one batch per recorded step", "x batches of 1 tokens drawn from totals, top-k 1, seed 0"]
+        {
+            assert!(
+                wrong.parse::<Resampling>().unwrap_err().to_string().contains("expected as in"),
+                "{wrong}"
+            );
         }
     }
 

@@ -150,6 +150,36 @@ impl Model {
         self.expert_parameters() * self.precision.bytes()
     }
 
+    /// Bytes of one slot in every MoE layer: what one redundant slot per rank costs each rank.
+    pub fn slot_bytes(&self) -> u64 {
+        self.expert_bytes() * self.layers as u64
+    }
+
+    /// Bytes of `slots` slots, each of one layer, for each of `ranks` ranks: on average, rounded up.
+    pub fn bytes_per_rank(&self, slots: u64, ranks: usize) -> u64 {
+        let bytes = u128::from(self.expert_bytes()) * u128::from(slots);
+        u64::try_from(bytes.div_ceil(ranks.max(1) as u128)).unwrap_or(u64::MAX)
+    }
+
+    /// The first known model of so many experts per layer and MoE layers, if all models of that shape agree on `figure`.
+    ///
+    /// ```
+    /// use evenkeel::model::Model;
+    ///
+    /// // deepseek-v3 and deepseek-r1 share their shape.
+    /// assert_eq!(Model::of_shape(256, 58, |model| model.top_k).unwrap().name, "deepseek-v3");
+    /// assert!(Model::of_shape(256, 57, |model| model.top_k).is_none());
+    /// ```
+    pub fn of_shape<T: PartialEq>(
+        experts: usize,
+        layers: usize,
+        figure: impl Fn(&Model) -> T,
+    ) -> Option<Model> {
+        let mut found = MODELS.into_iter().filter(|model| (model.experts, model.layers) == (experts, layers));
+        let first = found.next()?;
+        found.all(|other| figure(&other) == figure(&first)).then_some(first)
+    }
+
     /// Floating-point operations of one token in one expert: a multiplication and an addition per parameter.
     pub fn token_operations(&self) -> u64 {
         2 * self.expert_parameters()
@@ -201,6 +231,10 @@ mod tests {
             (44_040_192, 256, "deepseek-v3:fp8")
         );
         assert_eq!("deepseek-v3:bf16".parse::<Model>().unwrap().expert_bytes(), 88_080_384);
+        // 2.55 GB per rank and redundant slot.
+        assert_eq!(model.slot_bytes(), 2_554_331_136);
+        assert_eq!(model.bytes_per_rank(32 * 58, 32), model.slot_bytes());
+        assert_eq!(model.bytes_per_rank(32 * 58, 288), 283_814_571);
         let message = "deepseek-v3:int4".parse::<Model>().unwrap_err().to_string();
         assert!(message.contains("int4") && message.contains("kimi-k2"), "{message}");
     }

@@ -187,8 +187,9 @@ fn one_step_and_no_tokens_are_told_apart() {
     let one = folder.path().join("one.csv");
     fs::write(&one, "layer,expert,tokens\n0,0,5\n0,1,6\n0,2,1\n0,3,2\n").unwrap();
     let one = one.to_str().unwrap();
-    assert!(refusal(&["simulate", one, "--ranks", "2"]).contains("at least 2 are needed"));
-    stdout(&["plan", one, "--ranks", "2"]);
+    let message = refusal(&["simulate", one, "--ranks", "2", "--resample", "0"]);
+    assert!(message.contains("at least 2 are needed") && message.contains("--resample 0"), "{message}");
+    stdout(&["plan", one, "--ranks", "2", "--resample", "0"]);
     let none = folder.path().join("none.csv");
     fs::write(&none, "step,layer,expert,tokens\n0,0,0,0\n1,0,3,0\n").unwrap();
     let none = none.to_str().unwrap();

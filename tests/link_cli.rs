@@ -85,7 +85,15 @@ fn what_a_link_budget_needs_is_told() {
     let previous = ["--previous", &first, "--link-budget", "9"];
     assert!(usage(&["--ranks", "4", "--link-budget", "9", "--model", "deepseek-v3"]).contains("--previous"));
     assert!(usage(&previous).contains("--model"));
-    assert!(usage(&["--previous", &first, "--model", "deepseek-v3"]).contains("--link-budget"));
+    // The model alone says what redundancy costs in memory.
+    stdout(&["plan", &trace, "--previous", &first, "--model", "deepseek-v3"]);
+    for (more, named) in [
+        (&["--nodes", "2"][..], "--nodes 2: the previous plan leaves 1"),
+        (&["--uneven"], "--uneven has no effect"),
+    ] {
+        let said = refusal(&[&["plan", &trace, "--previous", &first], more].concat());
+        assert!(said.contains(named), "{said}");
+    }
     for (more, named) in [
         (&["--model", "gpt-9"][..], "unknown model"),
         (&["--model", "deepseek-v3", "--without-rank", "1"], "--without-rank"),

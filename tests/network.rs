@@ -402,7 +402,9 @@ fn what_cannot_be_predicted_is_one_error() {
     for (args, part) in [
         ("--network infiniband --model gpt-oss-20b,h100".to_owned(), "nvlink4-h800"),
         ("--network h800".to_owned(), "--model"),
-        ("--model gpt-oss-20b,h100".to_owned(), "--network"),
+        ("--model gpt-oss-20b,h100 --efficiency 0.5".to_owned(), "--network"),
+        ("--model gpt-oss-20b,h100 --other-us 5".to_owned(), "--network"),
+        ("--one-copy-per node".to_owned(), "--network"),
         ("--network h800 --model gpt-oss-20b".to_owned(), "needs the GPU"),
         ("--network h800 --model deepseek-v3,h800".to_owned(), "256 experts"),
         ("--network h800 --model gpt-oss-20b,h800 --efficiency 2".to_owned(), "--efficiency 2"),

@@ -184,6 +184,9 @@ fn every_row_and_figure_is_there_and_nothing_is_fetched() {
     {
         assert!(html.contains(once), "{once}");
     }
+    // Words for screen readers stay inside what scrolls, so that a phone shows a page of its own width.
+    assert!(html.contains(".wide { position: relative;"));
+    assert!(!html.contains("every rank within 3 % of the average"));
     // Every figure has words, or is said to be decoration.
     let figures = html.matches("<svg ").count() - html.matches("preserveAspectRatio").count();
     assert_eq!(
@@ -268,6 +271,8 @@ fn small_and_odd_cases_have_their_page() {
     let html = page("one", &one, &cluster, &result);
     assert!(html.contains("1.000 times</em> the average work.") && !html.contains("instead of"));
     assert!(html.contains("Only contiguous, exact was judged"));
+    // A panel of one colour says so; it would look empty.
+    assert!(html.contains("every rank within 3 % of the average") && html.contains("no rank stands out"));
     assert_eq!(html.matches("class=\"plot heat\"").count(), 1);
 
     // A row that nothing beats.

@@ -1,5 +1,6 @@
 //! Further traces to plan for at the same time: `--and TRACE:WEIGHT`.
 
+use super::explicit::Explicit;
 use super::trace_args::TraceArgs;
 use anyhow::Context as _;
 use evenkeel::plan::Plan;
@@ -64,10 +65,18 @@ pub(super) fn blend(first: Trace, args: &TraceArgs, and: &[And]) -> anyhow::Resu
     }
     let mut others = Vec::new();
     for and in and {
-        let mut own = TraceArgs { traces: vec![and.path.clone()], ..args.clone() };
+        // Options of the first trace may have no effect on this one; what is behind its name has to.
+        let mut own =
+            TraceArgs { traces: vec![and.path.clone()], explicit: Explicit::default(), ..args.clone() };
+        own.top_k = own.top_k.or(first.resampling().map(|resampling| resampling.top_k));
         match and.batches {
-            Some(Batches::Decode(requests)) => own.decode_batch = Some(requests),
-            Some(Batches::Prefill(tokens)) => (own.decode_batch, own.batch_tokens) = (None, tokens),
+            Some(Batches::Decode(requests)) => {
+                (own.decode_batch, own.explicit) = (Some(requests), Explicit::only(&["decode_batch"]));
+            }
+            Some(Batches::Prefill(tokens)) => {
+                (own.decode_batch, own.batch_tokens) = (None, tokens);
+                own.explicit = Explicit::only(&["batch_tokens"]);
+            }
             None => {}
         }
         let trace = own.read().with_context(|| format!("--and {}", and.path.display()))?;
@@ -103,10 +112,11 @@ impl Blend {
     pub(super) fn words(&self, first: &str, and: &[And]) -> String {
         let others = and.iter().zip(&self.parts[1..]).map(|(and, (name, trace))| {
             let file = std::path::Path::new(name).file_name().unwrap_or_default().to_string_lossy();
-            let how = match and.batches {
-                Some(Batches::Decode(requests)) => format!(", decode batches of {requests}"),
-                Some(Batches::Prefill(tokens)) => format!(", batches of {tokens} tokens"),
-                None => String::new(),
+            let how = match (trace.resampling(), and.batches) {
+                (Some(resampling), _) => format!(", {resampling}"),
+                (None, Some(Batches::Decode(requests))) => format!(", decode batches of {requests}"),
+                (None, Some(Batches::Prefill(tokens))) => format!(", batches of {tokens} tokens"),
+                (None, None) => String::new(),
             };
             format!("; blended with {} steps of {file}, weight {}{how}", trace.steps().len(), and.weight)
         });

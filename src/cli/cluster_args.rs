@@ -1,10 +1,14 @@
 //! The expert-parallel group, as given on the command line.
 
+use super::explicit::Explicit;
 use clap::Args;
 use evenkeel::cluster::Cluster;
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClusterArgs {
+    // First: those that follow take their values out of what was parsed.
+    #[command(flatten)]
+    pub(crate) explicit: Explicit,
     /// Ranks (GPUs) of the expert-parallel group
     // Optional to the type: `plan check` does without, and `plan --previous` knows it.
     #[arg(long, value_name = "R", help_heading = "Cluster")]

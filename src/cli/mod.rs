@@ -11,11 +11,13 @@ mod calibrate_network;
 #[cfg(feature = "serve")]
 mod client;
 mod cluster_args;
+mod explicit;
 mod export;
 mod figures;
 mod further;
 mod goal_args;
 mod links;
+mod memory;
 mod model_args;
 mod network_args;
 mod output;
@@ -30,7 +32,9 @@ mod run;
 mod secure_args;
 #[cfg(feature = "serve")]
 mod serve;
+mod shapes;
 mod simulate;
+mod sizing;
 mod speeds;
 #[cfg(feature = "serve")]
 mod top;
@@ -39,6 +43,7 @@ mod trace;
 mod trace_args;
 #[cfg(feature = "serve")]
 mod trace_replay;
+mod unused_options;
 
 use clap::{Args, Parser, Subcommand};
 use output::Output;

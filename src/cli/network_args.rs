@@ -10,7 +10,7 @@ use evenkeel::model::{Model, Precision};
 use evenkeel::simulate::network::{Batches, OneCopyPer, Pace, Predicted, RowBytes, RowFormat, predict};
 use evenkeel::simulate::{Config, Outcome};
 use evenkeel::split::{Roofline, roofline};
-use evenkeel::trace::{Format, TokenTrace, Trace};
+use evenkeel::trace::{TokenTrace, Trace};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::str::FromStr;
@@ -72,6 +72,7 @@ pub(crate) struct NetworkArgs {
         long,
         value_name = "SHARE",
         default_value_t = 0.7,
+        requires = "network",
         conflicts_with = "expert_time",
         help_heading = "Network"
     )]
@@ -86,13 +87,19 @@ pub(crate) struct NetworkArgs {
     /// With --network: how often a token's row is sent: for every visit to an expert, to every rank, or once per node
     ///
     /// visit is what DeepEP's low-latency kernels do, node what its normal kernels do, rank what `evenkeel run` does.
-    #[arg(long, value_name = "visit|rank|node", default_value_t = OneCopyPer::Rank, help_heading = "Network")]
+    #[arg(
+        long,
+        value_name = "visit|rank|node",
+        default_value_t = OneCopyPer::Rank,
+        requires = "network",
+        help_heading = "Network"
+    )]
     one_copy_per: OneCopyPer,
     /// With --network: the halves of a batch take turns, one computing while the other communicates
     #[arg(long, requires = "network", help_heading = "Network")]
     overlap: bool,
     /// With --network: what a layer takes beside its exchanges and experts, in microseconds: attention, router, norms
-    #[arg(long, value_name = "US", default_value_t = 0.0, help_heading = "Network")]
+    #[arg(long, value_name = "US", default_value_t = 0.0, requires = "network", help_heading = "Network")]
     other_us: f64,
     /// With --network: MoE layers of a step [default: the model's]
     #[arg(long, value_name = "N", requires = "network", value_parser = clap::value_parser!(u64).range(1..=1 << 16), help_heading = "Network")]
@@ -102,7 +109,7 @@ pub(crate) struct NetworkArgs {
 impl NetworkArgs {
     /// Whether the ids of single tokens are wanted: where files of this format hold them.
     pub(super) fn wants_tokens(&self, trace: &Trace) -> bool {
-        self.network.is_some() && matches!(trace.format(), Format::Npy | Format::Npz)
+        self.network.is_some() && trace.format().holds_tokens() && trace.resampling().is_none()
     }
 
     fn pace(

@@ -16,7 +16,6 @@ use std::path::PathBuf;
 pub(super) const MIB: u64 = 1 << 20;
 
 #[derive(Debug, Clone, Args)]
-#[command(group = clap::ArgGroup::new("priced").args(["horizon_steps", "link_budget"]))]
 pub(crate) struct PastArgs {
     /// The plan in force: what can stay stays, and its moves are counted; its cluster is taken from it
     #[arg(long, value_name = "PLAN", help_heading = "Coming from a plan")]
@@ -60,9 +59,10 @@ pub(crate) struct PastArgs {
     /// With --horizon-steps: what a rank receives, in gigabits per second
     #[arg(long, value_name = "GBPS", requires = "horizon_steps", help_heading = "Coming from a plan")]
     pub(super) link_gbps: Option<u64>,
-    /// With --horizon-steps: how much an expert weighs and how long its tokens take, as in deepseek-v3,h100; with
-    /// --link-budget the model alone will do
-    #[arg(long, value_name = "MODEL[,GPU]", requires = "priced", help_heading = "Coming from a plan")]
+    /// Model that is planned for, as in deepseek-v3: what redundancy costs in memory; also its top-k where batches are drawn
+    ///
+    /// --horizon-steps needs the GPU too, as in deepseek-v3,h100: it says how long tokens take.
+    #[arg(long, value_name = "MODEL[,GPU]", help_heading = "Cluster")]
     pub(super) model: Option<ModelPerhapsOnGpu>,
 }
 
@@ -95,6 +95,12 @@ impl PastArgs {
             }
             left
         };
+        if given.explicit.has("nodes") && given.nodes != cluster.nodes() {
+            bail!("--nodes {}: the previous plan leaves {}", given.nodes, cluster.nodes());
+        }
+        if given.uneven {
+            bail!("--uneven has no effect: the numbers of slots are those of the previous plan");
+        }
         let redundant = cluster.usable_slots() - experts;
         let differs =
             [("--ranks", given.ranks, cluster.ranks()), ("--redundant", given.redundant, redundant)];

@@ -55,8 +55,11 @@ pub(crate) struct ReplanArgs {
         help_heading = "Planning again"
     )]
     link_gbps: Option<u64>,
-    /// With --link-gbps or --network: what runs, as in deepseek-v3,h100; the GPU may be left out with --expert-time
-    #[arg(long, value_name = "MODEL[,GPU]", requires = "uses_model", help_heading = "Planning again")]
+    /// Model that runs, as in deepseek-v3: what redundancy costs in memory; also its top-k where batches are drawn
+    ///
+    /// --link-gbps, and --network without --expert-time, need the GPU too, as in deepseek-v3,h100. Without --model, memory
+    /// is that of the known models of the trace's experts and layers, where they agree.
+    #[arg(long, value_name = "MODEL[,GPU]", help_heading = "Cluster")]
     pub(super) model: Option<ModelPerhapsOnGpu>,
 }
 

@@ -1,20 +1,22 @@
 //! `evenkeel simulate`: what each policy and split would have done, side by side.
 
-use super::cluster_args::ClusterArgs;
 use super::further::Further;
 use super::goal_args::GoalArgs;
+use super::memory::Memory;
 use super::model_args::ModelOnGpu;
 use super::network_args::{NetworkArgs, OnNetwork};
 use super::output::{Bar, Output, print, table, write_file};
 use super::replan_args::{ReplanArgs, Replanned};
+use super::shapes::ShapeArgs;
+use super::sizing;
 use super::trace_args::TraceArgs;
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::export;
 use evenkeel::place::{self, ForSpeeds, Policy};
 use evenkeel::plan::{Given, Plan};
 use evenkeel::report::Page;
-use evenkeel::simulate::{Config, Outcome, hindsight, simulate};
+use evenkeel::simulate::{Config, Outcome, Row, busy_layers, hindsight, simulate};
 use evenkeel::split::Method;
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
@@ -26,10 +28,14 @@ use std::path::{Path, PathBuf};
 /// tokens over the average rank's. 1 is perfect; 1.5 means that every step waits for a rank with half as much again.
 /// `bound` is ceil(tokens / ranks): no placement can have a lower peak. `excess` is how far the peak is above it, in
 /// units of the average.
+///
+/// A trace that holds only totals, as SGLang's `stat` dumps do, has no batches to judge: they are drawn (--resample).
+///
+/// Lists of --ranks and --redundant give one table: what each number of redundant slots buys, and costs in memory.
 #[derive(Debug, Args)]
 #[command(
-    group(clap::ArgGroup::new("uses_model").args(["network", "link_gbps"]).multiple(true)),
     after_help = "Examples:\n  evenkeel simulate traces/sample-decode.csv.zst --ranks 8 --redundant 8\n  evenkeel \
+                  simulate DUMP.pt --ranks 8,16,32 --redundant 0,32,64 --policies contiguous,eplb\n  evenkeel \
                   simulate gptoss20b-decode/ --ranks 8 --redundant 8 --decode-batch 64 --policies \
                   contiguous,eplb,lplb:ring --splits even,lp,exact --report report.html\n  evenkeel simulate \
                   deepseek-v2-lite-domains/ --ranks 8 --replan-every 4 --max-moves 1,2,4\n  evenkeel simulate TRACE \
@@ -37,9 +43,9 @@ use std::path::{Path, PathBuf};
 )]
 pub(crate) struct SimulateArgs {
     #[command(flatten)]
-    trace: TraceArgs,
+    pub(super) trace: TraceArgs,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    pub(super) cluster: ShapeArgs,
     #[command(flatten)]
     pub(super) goal: GoalArgs,
     #[command(flatten)]
@@ -49,7 +55,7 @@ pub(crate) struct SimulateArgs {
     /// Placement policies: contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse (also recourse:cvar=0.9, recourse:worst),
     /// lp-round, milp
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "contiguous,eplb,recourse")]
-    policies: Vec<String>,
+    pub(super) policies: Vec<String>,
     /// Also judge the placements of these files: plans, or what SGLang, TensorRT-LLM, vLLM, vllm-ascend or EPLB read
     ///
     /// Files that count MoE layers only are taken to begin at the first layer that routes tokens.
@@ -57,14 +63,14 @@ pub(crate) struct SimulateArgs {
     placement: Vec<PathBuf>,
     /// Add a row for `recourse` shown the judged batches beforehand: about what any placement could reach
     #[arg(long)]
-    hindsight: bool,
+    pub(super) hindsight: bool,
     /// Splits: even, affine5, lp, exact; or a stack's own rule: sglang-static, sglang-dynamic, sglang-random,
     /// vllm, vllm-ascend, trtllm
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "even,exact")]
-    splits: Vec<Method>,
+    pub(super) splits: Vec<Method>,
     /// Share of the steps to plan on; the rest is judged
     #[arg(long, value_name = "SHARE", default_value_t = 0.4)]
-    plan_on: f64,
+    pub(super) plan_on: f64,
     /// Per-token arrays: redirect every token, and say how far tokens travel, before and after traffic is made small
     ///
     /// A batch's tokens belong to the ranks in equal consecutive parts. Every source redirects its own; the slots must
@@ -103,10 +109,63 @@ fn given(path: &Path, trace: &Trace, ranks: usize) -> anyhow::Result<Given> {
     Ok(Given::imported(name, &imported, &moe_layers))
 }
 
+/// Options whose studies look at one cluster.
+const OF_ONE_CLUSTER: [&str; 12] = [
+    "cost",
+    "then",
+    "speeds",
+    "base",
+    "shared_expert",
+    "min_piece",
+    "replan_every",
+    "network",
+    "worth",
+    "locality",
+    "report",
+    "placement",
+];
+
+/// Refuses what cannot be answered, before anything is read.
+fn check(args: &SimulateArgs) -> anyhow::Result<()> {
+    let stated = |id: &&str| args.trace.explicit.has(id);
+    if args.cluster.several()
+        && let Some(option) = OF_ONE_CLUSTER.iter().find(|id| stated(id))
+    {
+        bail!(
+            "--{} looks at one cluster: expected a single number each for --ranks and --redundant",
+            option.replace('_', "-")
+        );
+    }
+    let grouped = |name: &String| name.trim().starts_with("eplb") || name.trim().starts_with("lplb");
+    if stated(&"groups") && !args.policies.iter().any(grouped) {
+        bail!(
+            "--groups {} has no effect: none of the policies {} plans by groups; expected eplb or lplb among them",
+            args.cluster.groups,
+            args.policies.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Refuses traces that cannot be parted into steps to plan on and steps to judge.
+fn check_steps(args: &SimulateArgs, trace: &Trace) -> anyhow::Result<()> {
+    busy_layers(trace)?;
+    if trace.holds_totals() && args.trace.resample == Some(0) {
+        bail!(
+            "--resample 0: {} has a single step, and at least 2 are needed to plan on one part and judge on the rest; \
+             without --resample, batches are drawn",
+            args.trace.name()
+        );
+    }
+    Ok(())
+}
+
 pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
+    check(args)?;
+    let model = args.replan.model.map(|on| on.model);
     let mut tokens = if args.locality { Some(args.trace.read_tokens()?) } else { None };
-    let read = if tokens.is_some() { None } else { Some(args.trace.read()?) };
-    if read.as_ref().is_some_and(|trace| args.network.wants_tokens(trace) && !args.trace.resamples()) {
+    let read = if tokens.is_some() { None } else { Some(args.trace.read_for(model)?) };
+    if read.as_ref().is_some_and(|trace| args.network.wants_tokens(trace)) {
         match args.trace.read_tokens() {
             Ok(read) => tokens = Some(read),
             Err(error) => output.note(&format!("rows are expected, not counted: {error:#}")),
@@ -115,10 +174,16 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
     let trace = match (&tokens, &read) {
         (Some(tokens), _) => tokens.trace(),
         (None, Some(read)) => read,
-        (None, None) => anyhow::bail!("nothing was read"),
+        (None, None) => bail!("nothing was read"),
     };
     output.notices(trace.notices());
-    let cluster = args.cluster.cluster(trace.experts())?;
+    check_steps(args, trace)?;
+    let shapes = args.cluster.shapes(trace.experts())?;
+    if args.cluster.several() {
+        return sizing::run(args, trace, &shapes, model, output);
+    }
+    let Some(&cluster) = shapes.clusters.first() else { bail!("no cluster") };
+    let memory = Memory::of(model, trace, &cluster);
     let mut policies: Vec<Box<dyn Policy>> = Vec::new();
     for name in &args.policies {
         let find = || place::policy(name.trim(), args.cluster.groups, &cluster);
@@ -150,7 +215,8 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
             outcome: &outcome,
             replayed: replanned.as_ref().map_or(&[], Replanned::rows),
         };
-        write_file(path, &page.html())?;
+        let html = memory.as_ref().map_or_else(|| page.html(), |memory| page.html_for(&memory.model));
+        write_file(path, &html)?;
     }
     let batches = args.trace.batches(trace);
     if output.json() {
@@ -159,25 +225,15 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
             &config,
             &outcome,
             &batches,
-            (&further, on_network.as_ref(), replanned.as_ref()),
+            (&further, on_network.as_ref(), replanned.as_ref(), memory.as_ref()),
         ));
     }
-    print(&format!(
-        "{} experts x {} layers, {batches}; {} ranks x {} slots; planned on {} steps, judged on {} ({} batches{})\n\n",
-        trace.experts(),
-        outcome.layers.len(),
-        cluster.ranks(),
-        cluster.slots_per_rank(),
-        config.plan_on.len(),
-        config.judge_on.len(),
-        outcome.batches,
-        if outcome.empty_batches > 0 {
-            format!(", {} empty ones left out", outcome.empty_batches)
-        } else {
-            String::new()
-        },
-    ))?;
+    let on = format!("{} ranks x {} slots", cluster.ranks(), cluster.slots_per_rank());
+    print(&heading(trace, &config, &outcome, &batches, &on))?;
     print(&results(&outcome))?;
+    if let Some(memory) = &memory {
+        print(&format!("\n{}", memory.words()))?;
+    }
     print(&further.tables(&outcome, &config))?;
     if let Some(on_network) = &on_network {
         print(&on_network.text(&outcome))?;
@@ -189,6 +245,23 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         output.note(&format!("report written to {}", path.display()));
     }
     Ok(())
+}
+
+/// What is judged on what, in one line.
+pub(super) fn heading(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str, on: &str) -> String {
+    format!(
+        "{} experts x {} layers, {batches}; {on}; planned on {} steps, judged on {} ({} batches{})\n\n",
+        trace.experts(),
+        outcome.layers.len(),
+        config.plan_on.len(),
+        config.judge_on.len(),
+        outcome.batches,
+        if outcome.empty_batches > 0 {
+            format!(", {} empty ones left out", outcome.empty_batches)
+        } else {
+            String::new()
+        },
+    )
 }
 
 fn results(outcome: &Outcome) -> String {
@@ -214,48 +287,56 @@ fn results(outcome: &Outcome) -> String {
     table(&header, rows.collect(), 2)
 }
 
+/// One row as a document.
+pub(super) fn result(outcome: &Outcome, row: &Row) -> Value {
+    let planned = &outcome.planned[row.planned];
+    json!({
+        "policy": planned.policy,
+        "split": row.method.to_string(),
+        "imbalance": row.imbalance,
+        "excess": row.excess,
+        "lower_bound": row.lower_bound,
+        "at_bound": row.at_bound,
+        "moves": planned.moves,
+        "plan_ms": planned.plan_time.as_secs_f64() * 1e3,
+        "split_us": { "p50": row.split_us.p50, "p99": row.split_us.p99 },
+    })
+}
+
+/// The trace and what of it is planned and judged on.
+pub(super) fn trace_document(trace: &Trace, config: &Config, outcome: &Outcome, batches: &str) -> Value {
+    json!({
+        "files": trace.files().iter().map(|f| json!({ "path": f.path, "sha256": f.sha256 })).collect::<Vec<_>>(),
+        "format": trace.format().to_string(),
+        "experts": trace.experts(),
+        "layers": outcome.layers.iter().map(|&l| trace.layers()[l]).collect::<Vec<_>>(),
+        "steps": trace.steps().len(),
+        "batching": batches,
+        "planned_steps": config.plan_on.len(),
+        "judged_steps": config.judge_on.len(),
+        "batches": outcome.batches,
+        "empty_batches": outcome.empty_batches,
+        "notices": trace.notices(),
+    })
+}
+
+/// The studies beside the main table.
+type Studies<'a> = (&'a Further, Option<&'a OnNetwork>, Option<&'a Replanned>, Option<&'a Memory>);
+
 fn document(
     trace: &Trace,
     config: &Config,
     outcome: &Outcome,
     batches: &str,
-    (further, on_network, replanned): (&Further, Option<&OnNetwork>, Option<&Replanned>),
+    (further, on_network, replanned, memory): Studies<'_>,
 ) -> Value {
-    let results: Vec<Value> = outcome
-        .rows
-        .iter()
-        .map(|row| {
-            let planned = &outcome.planned[row.planned];
-            json!({
-                "policy": planned.policy,
-                "split": row.method.to_string(),
-                "imbalance": row.imbalance,
-                "excess": row.excess,
-                "lower_bound": row.lower_bound,
-                "at_bound": row.at_bound,
-                "moves": planned.moves,
-                "plan_ms": planned.plan_time.as_secs_f64() * 1e3,
-                "split_us": { "p50": row.split_us.p50, "p99": row.split_us.p99 },
-            })
-        })
-        .collect();
+    let results: Vec<Value> = outcome.rows.iter().map(|row| result(outcome, row)).collect();
     let mut document = json!({
-        "trace": {
-            "files": trace.files().iter().map(|f| json!({ "path": f.path, "sha256": f.sha256 })).collect::<Vec<_>>(),
-            "format": trace.format().to_string(),
-            "experts": trace.experts(),
-            "layers": outcome.layers.iter().map(|&l| trace.layers()[l]).collect::<Vec<_>>(),
-            "steps": trace.steps().len(),
-            "batching": batches,
-            "planned_steps": config.plan_on.len(),
-            "judged_steps": config.judge_on.len(),
-            "batches": outcome.batches,
-            "empty_batches": outcome.empty_batches,
-            "notices": trace.notices(),
-        },
+        "trace": trace_document(trace, config, outcome, batches),
         "cluster": super::cluster_args::document(&config.cluster, trace.experts()),
         "lp_engine": evenkeel_solver::lp::Engine::best().name(),
         "results": results,
+        "memory": memory.map(Memory::document),
         "goal": further.goal(outcome),
         "worth": further.worth(outcome),
         "locality": further.locality(outcome),

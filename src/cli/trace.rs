@@ -156,7 +156,7 @@ pub(crate) struct SynthArgs {
 pub(crate) fn run(command: TraceCommand, output: Output) -> anyhow::Result<()> {
     match command {
         TraceCommand::Inspect(args) => {
-            let trace = args.trace.read()?;
+            let trace = args.trace.read_recorded()?;
             if output.json() {
                 return document(&facts(&trace));
             }
@@ -170,6 +170,13 @@ pub(crate) fn run(command: TraceCommand, output: Output) -> anyhow::Result<()> {
 }
 
 fn convert_to(args: &ConvertArgs, output: Output) -> anyhow::Result<()> {
+    for (id, option) in [("resample", "--resample"), ("top_k", "--top-k")] {
+        if args.trace.explicit.has(id) {
+            anyhow::bail!(
+                "{option} has no effect: `trace convert` writes what is recorded and draws no batches"
+            );
+        }
+    }
     let bar = Bar::bytes();
     let done = convert(&args.trace.traces, &args.trace.options(), &args.out, &bar)?;
     drop(bar);

@@ -70,7 +70,7 @@ pub(crate) fn run(args: &ReplayArgs, output: Output) -> anyhow::Result<()> {
     if !(args.patience >= 0.0 && args.patience < 1e6) {
         bail!("--patience {}: expected seconds", args.patience);
     }
-    let trace = args.trace.read()?;
+    let trace = args.trace.read_recorded()?;
     output.notices(trace.notices());
     let patience = Duration::from_secs_f64(args.patience);
     let client = Client::new("--to ", &args.to, args.token_file.as_deref(), args.ca.as_deref(), patience)?;

@@ -3,11 +3,12 @@
 use super::svg::Svg;
 use super::text::{count, counted, esc, fixed, percent, ratio};
 use super::{Comparison, Page, name_of, policy_of};
+use crate::model::Model;
 use crate::simulate::Row;
 use std::fmt::Write as _;
 
 /// The masthead and the result.
-pub(super) fn write(out: &mut String, page: &Page<'_>, comparison: &Comparison<'_>) {
+pub(super) fn write(out: &mut String, page: &Page<'_>, comparison: &Comparison<'_>, model: Option<&Model>) {
     let (before, after) = (comparison.before(), comparison.after());
     let outcome = comparison.outcome;
     masthead(out, &page.title);
@@ -45,7 +46,7 @@ pub(super) fn write(out: &mut String, page: &Page<'_>, comparison: &Comparison<'
         "<p class=\"say\">Every step waits for its busiest rank. {compared}Means over {setting}.</p>"
     );
     waterline(out, comparison);
-    cards(out, page, comparison);
+    cards(out, page, comparison, model);
     out.push_str("</header>\n");
 }
 
@@ -106,7 +107,7 @@ fn waterline(out: &mut String, comparison: &Comparison<'_>) {
     );
 }
 
-fn cards(out: &mut String, page: &Page<'_>, comparison: &Comparison<'_>) {
+fn cards(out: &mut String, page: &Page<'_>, comparison: &Comparison<'_>, model: Option<&Model>) {
     let (before, after) = (comparison.before(), comparison.after());
     let outcome = comparison.outcome;
     let differs = comparison.differs();
@@ -150,18 +151,43 @@ fn cards(out: &mut String, page: &Page<'_>, comparison: &Comparison<'_>) {
         "Mean excess: how far the busiest rank stays above the least possible, in parts of the average rank's load.",
     );
     let moves = outcome.planned.get(after.planned).map_or(0, |p| p.moves);
+    let memory = model.map(|model| Memory::of(page, model));
+    let shown = memory.as_ref().map_or(String::new(), |memory| format!("<b>{}</b> per rank, ", memory.size));
     card(
         out,
         "The price",
-        &format!("<b>{}</b> {}", count(moves), if moves == 1 { "move" } else { "moves" }),
+        &format!("{shown}<b>{}</b> {}", count(moves), if moves == 1 { "move" } else { "moves" }),
         &format!(
-            "Expert weights to copy, over all layers, when {} replaces the contiguous placement; then {}&#160;µs of \
-             one CPU core per split (median).",
+            "{}Moves are expert weights to copy, over all layers, when {} replaces the contiguous placement; then \
+             {}&#160;µs of one CPU core per split (median).",
+            memory.map_or(String::new(), |memory| memory.words),
             esc(policy_of(outcome, after)),
             micro(after.split_us.p50)
         ),
     );
     out.push_str("</dl>\n");
+}
+
+/// What redundant slots cost each rank.
+struct Memory {
+    size: String,
+    words: String,
+}
+
+impl Memory {
+    fn of(page: &Page<'_>, model: &Model) -> Self {
+        let (ranks, redundant) =
+            (page.cluster.ranks(), page.cluster.usable_slots().saturating_sub(page.trace.experts()));
+        let bytes = model.bytes_per_rank(redundant as u64 * model.layers as u64, ranks);
+        Self {
+            size: format!("{}&#160;GB", fixed(bytes as f64 / 1e9, 2)),
+            words: format!(
+                "Memory for {} in each of {}, as {model} keeps its weights. ",
+                counted(redundant, "redundant slot", "redundant slots"),
+                counted(model.layers, "MoE layer", "MoE layers"),
+            ),
+        }
+    }
 }
 
 fn card(out: &mut String, name: &str, value: &str, explanation: &str) {

@@ -13,6 +13,9 @@ use std::fmt::Write as _;
 /// Upper ends of all colour steps but the last.
 const STEPS: [f64; 10] = [0.5, 0.8, 0.9, 0.97, 1.03, 1.1, 1.25, 1.5, 2.0, 4.0];
 
+/// The colour step around 1.
+const AVERAGE: usize = 4;
+
 /// Most columns and rows that a panel draws before it joins neighbours.
 const MOST_COLUMNS: usize = 320;
 const MOST_ROWS: usize = 160;
@@ -61,6 +64,8 @@ fn panel(out: &mut String, page: &Page<'_>, comparison: &Comparison<'_>, class: 
         _ => 5.0,
     };
     let height = line_height * rows as f64;
+    // One colour all over would look like an empty panel.
+    let flat = lines.iter().flat_map(|l| &l.cells).flatten().all(|&cell| step(cell) == AVERAGE);
     let worst = lines.iter().flat_map(|l| &l.cells).flatten().copied().fold(0.0, f64::max);
     let _ = write!(
         out,
@@ -93,6 +98,9 @@ fn panel(out: &mut String, page: &Page<'_>, comparison: &Comparison<'_>, class: 
             svg.line("hair", x, 0.0, x, height);
         }
     }
+    if flat {
+        svg.text("middle flat", 50.0, height / 2.0 + 5.0, "every rank within 3 % of the average");
+    }
     // A transparent band over each line says its numbers when pointed at.
     for (at, line) in lines.iter().enumerate() {
         svg.pointed(&line.words, |g| g.rect("over", 0.0, at as f64 * line_height, 100.0, line_height));
@@ -104,6 +112,9 @@ fn panel(out: &mut String, page: &Page<'_>, comparison: &Comparison<'_>, class: 
     rank_ticks(&mut svg, page, height);
     svg.close();
     out.push_str("<figcaption>layers down, ranks across");
+    if flat {
+        out.push_str("; one colour means that no rank stands out over all batches");
+    }
     if page.cluster.nodes() > 1 {
         let _ = write!(out, "; tick marks part the {} nodes", page.cluster.nodes());
     }

@@ -26,6 +26,7 @@ mod table;
 mod text;
 
 use crate::cluster::Cluster;
+use crate::model::Model;
 use crate::simulate::{Outcome, Replayed, Row};
 use crate::split::Method;
 use crate::trace::Trace;
@@ -60,10 +61,19 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'n
 impl Page<'_> {
     /// The report as one HTML document.
     pub fn html(&self) -> String {
+        self.document(None)
+    }
+
+    /// The same, with the memory that redundant slots cost in this model.
+    pub fn html_for(&self, model: &Model) -> String {
+        self.document(Some(model))
+    }
+
+    fn document(&self, model: Option<&Model>) -> String {
         frame(&self.title, |out| {
             match Comparison::of(self.outcome) {
                 Some(comparison) => {
-                    headline::write(out, self, &comparison);
+                    headline::write(out, self, &comparison, model);
                     table::write(out, self.outcome, &comparison);
                     distribution::write(out, self.outcome, &comparison);
                     heatmap::write(out, self, &comparison);

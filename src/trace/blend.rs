@@ -53,7 +53,8 @@ impl Trace {
             order.iter().map(|&(_, which, step)| format!("{}.{}", which + 1, of(which).steps()[step]));
         let mut blend = Trace::from_loads(self.experts(), self.layers().to_vec(), steps.collect(), loads)?;
         blend.notices = notices;
-        blend.format = self.format;
+        blend.formats.clone_from(&self.formats);
+        blend.resampling = self.resampling;
         blend.files.clone_from(&self.files);
         blend.files.extend(others.iter().flat_map(|(other, _)| other.files.iter().cloned()));
         Ok(blend)

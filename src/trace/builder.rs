@@ -231,7 +231,11 @@ impl Builder {
     }
 
     /// Orders steps and layers, and says what has to be said.
-    pub(crate) fn finish(mut self, format: Format, files: Vec<SourceFile>) -> Result<Trace, TraceError> {
+    pub(crate) fn finish(
+        mut self,
+        formats: Vec<Format>,
+        files: Vec<SourceFile>,
+    ) -> Result<Trace, TraceError> {
         if self.layers.is_empty() {
             let path = files.first().map(|file| file.path.clone()).unwrap_or_default();
             return Err(match self.filter {
@@ -311,7 +315,9 @@ impl Builder {
                 Name::Text(text) => text.into(),
             });
         }
-        let mut trace = Trace { experts, layers, steps, loads, totals, notices: self.notices, files, format };
+        let notices = self.notices;
+        let mut trace =
+            Trace { experts, layers, steps, loads, totals, notices, files, formats, resampling: None };
         trace.note_idle();
         Ok(trace)
     }

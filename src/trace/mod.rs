@@ -79,7 +79,9 @@ pub struct Trace {
     totals: Vec<u64>,
     notices: Vec<String>,
     files: Vec<SourceFile>,
-    format: Format,
+    /// Distinct, in order of appearance.
+    formats: Vec<Format>,
+    resampling: Option<synth::Resampling>,
 }
 
 /// A file that a [`Trace`] was read from.
@@ -141,7 +143,8 @@ impl Trace {
             totals,
             notices: vec![],
             files: vec![],
-            format: Format::Csv,
+            formats: vec![],
+            resampling: None,
         })
     }
 
@@ -182,7 +185,32 @@ impl Trace {
 
     /// The format read; [`Format::Csv`], this project's own, for a trace made in memory.
     pub fn format(&self) -> Format {
-        self.format
+        self.formats.first().copied().unwrap_or(Format::Csv)
+    }
+
+    /// All formats read, in order of appearance.
+    pub fn formats(&self) -> &[Format] {
+        if self.formats.is_empty() { &[Format::Csv] } else { &self.formats }
+    }
+
+    /// How the steps were drawn, where they were not recorded; of a blend, those of its first trace.
+    pub fn resampling(&self) -> Option<&synth::Resampling> {
+        self.resampling.as_ref()
+    }
+
+    /// Whether the trace is a single step of counts: totals over batches that nobody recorded.
+    ///
+    /// A single batch that was cut from a per-token array is none, and neither is what is left of a trace that did not
+    /// fit into memory.
+    pub fn holds_totals(&self) -> bool {
+        self.resampling.is_none()
+            && self.formats().iter().all(|format| !format.holds_tokens())
+            && matches!(self.loads.as_slice(), [only] if *only == self.totals)
+    }
+
+    /// Adds a notice.
+    pub fn note(&mut self, notice: String) {
+        self.notices.push(notice);
     }
 
     /// Are there no tokens at all?

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 /// [`TraceError`], naming file and place, when a file cannot be read or understood.
 pub fn read(paths: &[PathBuf], options: &ReadOptions, progress: &dyn Progress) -> Result<Trace, TraceError> {
     let mut builder = Builder::new(options)?;
-    let (format, files) = pour(paths, options, progress, &mut builder)?;
-    builder.finish(format, files)
+    let (formats, files) = pour(paths, options, progress, &mut builder)?;
+    builder.finish(formats, files)
 }
 
 /// Reads the bytes of a single file; for [`Format::TrtLlm`] the file of one rank.
@@ -42,32 +42,34 @@ pub fn read_bytes(format: Format, bytes: &[u8], options: &ReadOptions) -> Result
         Format::Npy | Format::Npz => run(&Job::Arrays(vec![(format, input)], None), options, &mut builder)?,
         _ => run(&Job::File(format, input), options, &mut builder)?,
     }
-    builder.finish(format, vec![source])
+    builder.finish(vec![format], vec![source])
 }
 
-/// Pours all paths into a sink.
+/// Pours all paths into a sink; returns the distinct formats in order of appearance, and the files.
 pub(crate) fn pour(
     paths: &[PathBuf],
     options: &ReadOptions,
     progress: &dyn Progress,
     sink: &mut dyn Sink,
-) -> Result<(Format, Vec<SourceFile>), TraceError> {
+) -> Result<(Vec<Format>, Vec<SourceFile>), TraceError> {
     let (groups, total) = plan::expand(paths)?;
     let tally = Tally::new(progress, total);
     let mut files = Vec::new();
-    let mut first = None;
+    let mut formats = Vec::new();
     for (folder, paths) in groups {
         for job in plan::sort(&folder, &paths, options, &tally, sink)? {
             run(&job, options, sink)?;
             let (format, inputs) = job.inputs();
-            first.get_or_insert(format);
+            if !formats.contains(&format) {
+                formats.push(format);
+            }
             // Digests are taken while reading: only now are they there to be asked for.
             for input in inputs {
                 files.push(input.source()?);
             }
         }
     }
-    Ok((first.unwrap_or(Format::Csv), files))
+    Ok((formats, files))
 }
 
 fn run(job: &Job<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> Result<(), TraceError> {

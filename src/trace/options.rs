@@ -58,6 +58,11 @@ impl Format {
             Self::Npz => "npz",
         }
     }
+
+    /// Whether files of this format hold the experts of every token, to be cut into batches; all others hold counts.
+    pub fn holds_tokens(self) -> bool {
+        matches!(self, Self::Npy | Self::Npz)
+    }
 }
 
 impl fmt::Display for Format {
@@ -137,6 +142,15 @@ pub struct LayerSet {
 }
 
 impl LayerSet {
+    /// The first part of the set that holds none of these layers, as it was written.
+    pub fn unmatched(&self, layers: &[u32]) -> Option<String> {
+        let parts = self.ranges.iter().map(|&range| Self { ranges: vec![range] });
+        parts
+            .into_iter()
+            .find(|part| !layers.iter().any(|&layer| part.contains(layer)))
+            .map(|p| p.to_string())
+    }
+
     /// Is this layer in the set?
     pub fn contains(&self, layer: u32) -> bool {
         self.ranges.iter().any(|&(first, last)| (first..=last).contains(&layer))
@@ -257,6 +271,7 @@ mod tests {
         let inside: Vec<u32> = (0..12).filter(|&layer| set.contains(layer)).collect();
         assert_eq!(inside, [0, 3, 4, 5, 9]);
         assert_eq!(set.to_string(), "0,3-5,9");
+        assert_eq!((set.unmatched(&[0, 4, 9]), set.unmatched(&[0, 9])), (None, Some("3-5".into())));
         for wrong in ["", "a", "5-3", "1,,2", "-1", "1-"] {
             let message = wrong.parse::<LayerSet>().unwrap_err().to_string();
             assert!(message.contains("expected ids like"), "{message}");

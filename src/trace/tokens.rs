@@ -64,9 +64,9 @@ pub fn read_tokens(
         held: 0,
         memory: options.memory,
     };
-    let (format, files) = pour(paths, options, progress, &mut collector)?;
+    let (formats, files) = pour(paths, options, progress, &mut collector)?;
     let Collector { builder, batches, shape, .. } = collector;
-    let trace = builder.finish(format, files)?;
+    let trace = builder.finish(formats, files)?;
     let Some((width, top_k)) = shape.filter(|_| batches.len() == trace.steps().len()) else {
         return Err(TraceError::Options(
             "no ids of single tokens: expected a per-token array (.npy, .npz), and memory for all its steps"

@@ -14,6 +14,7 @@ use args::{ChunkCount, TransportName};
 use sent::Sent;
 
 use super::output::{Bar, Output, print, write_file};
+use super::trace_args::TraceArgs;
 use anyhow::{Context as _, bail};
 use evenkeel::exec::activations::Activations;
 use evenkeel::exec::checkpoint::Checkpoint;
@@ -27,7 +28,7 @@ use evenkeel::exec::{Aggregate, ExecConfig, ExecError};
 use evenkeel::model::Model;
 use evenkeel::place::{Placement, Policy};
 use evenkeel::simulate::busy_layers;
-use evenkeel::trace::{Format, Trace};
+use evenkeel::trace::Trace;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -246,7 +247,9 @@ fn feed(args: &RunArgs, model: &Model, output: Output) -> anyhow::Result<Feed> {
     if trace_args.traces.is_empty() {
         return Ok(Feed::Made { tokens: trace_args.decode_batch.unwrap_or(trace_args.batch_tokens) });
     }
-    let trace = trace_args.read()?;
+    // The seed is also that of weights and activations.
+    let trace_args = &TraceArgs { explicit: trace_args.explicit.without("seed"), ..trace_args.clone() };
+    let trace = trace_args.read_for(Some(*model))?;
     output.notices(trace.notices());
     if trace.experts() != model.experts {
         bail!(
@@ -256,7 +259,7 @@ fn feed(args: &RunArgs, model: &Model, output: Output) -> anyhow::Result<Feed> {
             model.experts
         );
     }
-    let per_token = matches!(trace.format(), Format::Npy | Format::Npz) && trace_args.resample.is_none();
+    let per_token = trace.format().holds_tokens() && trace.resampling().is_none();
     Ok(if per_token {
         Feed::Tokens(trace_args.read_tokens()?)
     } else {

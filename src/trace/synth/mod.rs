@@ -23,7 +23,7 @@ mod requests;
 mod resample;
 mod spec;
 
-pub use resample::resample;
+pub use resample::{Resampling, resample};
 pub use spec::{PRESETS, SynthSpec};
 
 use super::builder::Builder;
@@ -31,7 +31,7 @@ use super::dice::Dice;
 use super::error::Fault;
 use super::sink::{Label, Sink};
 use super::write::Writer;
-use super::{Format, Place, Progress, ReadOptions, Trace, TraceError};
+use super::{Place, Progress, ReadOptions, Trace, TraceError};
 use layer::Layer;
 use rayon::prelude::*;
 use requests::Requests;
@@ -48,7 +48,7 @@ pub fn generate(spec: &SynthSpec) -> Result<Trace, TraceError> {
     let options = ReadOptions { memory: u64::MAX, experts: Some(spec.experts), ..ReadOptions::default() };
     let mut builder = Builder::new(&options)?;
     pour(spec, &(), &mut builder)?;
-    builder.finish(Format::Csv, Vec::new())
+    builder.finish(Vec::new(), Vec::new())
 }
 
 /// Writes a trace step by step, holding one step only; returns the number of rows.

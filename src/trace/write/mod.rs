@@ -47,8 +47,9 @@ pub fn convert(
     // Look at the inputs first: a missing one shall not leave an empty output behind.
     plan::expand(paths)?;
     let mut writer = Writer::create(out, options)?;
-    let (format, files) = open::pour(paths, options, progress, &mut writer)?;
+    let (formats, files) = open::pour(paths, options, progress, &mut writer)?;
     let (rows, notices) = writer.finish()?;
+    let format = formats.first().copied().unwrap_or(Format::Csv);
     Ok(Written { format, files, rows, notices })
 }
 

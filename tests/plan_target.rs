@@ -116,4 +116,8 @@ fn a_recorded_dump_goes_to_sglang_with_the_even_figure() {
         "{notes}"
     );
     assert!(notes.contains("--ep-num-redundant-experts 32"), "{notes}");
+    // Batches are drawn from the totals; the check draws the same.
+    assert_eq!(d["memory"]["redundant_bytes_per_rank"], 2_554_331_136u64);
+    let check = document(&["plan", "check", out, "--trace", dump, "--json"]);
+    assert_eq!(check["judged_again"]["mean"], even["imbalance"]["mean"]);
 }

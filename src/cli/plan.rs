@@ -3,6 +3,7 @@
 use super::and_args::{self, And};
 use super::cluster_args::ClusterArgs;
 use super::links::Links;
+use super::memory::Memory;
 use super::output::{Bar, Output, print, write_file};
 use super::past_args::PastArgs;
 use super::plan_check::{self, CheckArgs};
@@ -113,7 +114,8 @@ pub(crate) fn run(command: PlanCommand, output: Output) -> anyhow::Result<()> {
 }
 
 fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
-    let (trace, blend) = and_args::blend(args.trace.read()?, &args.trace, &args.and)?;
+    let model = args.past.model.map(|on| on.model);
+    let (trace, blend) = and_args::blend(args.trace.read_for(model)?, &args.trace, &args.and)?;
     output.notices(trace.notices());
     let previous = args.past.read()?;
     let cluster = match &previous {
@@ -135,7 +137,8 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     let batches = args.trace.batches(&trace);
     let batches = blend.as_ref().map_or(batches.clone(), |blend| blend.words(&batches, &args.and));
     let origin = Origin { seed: args.trace.seed, batches, target: args.target, split };
-    let mut more = Further { horizon: args.past.horizon()?, ..Further::default() };
+    let memory = Memory::of(model, &trace, &cluster);
+    let mut more = Further { horizon: args.past.horizon()?, memory, ..Further::default() };
     let bar = Bar::layers();
     let made = if let Some(previous) = &previous {
         let past = Past {
@@ -175,7 +178,7 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
         write_file(path, &made.plan.to_json()?)?;
     }
     if let Some(path) = &args.report {
-        write_file(path, &report(&trace, policy, &made)?)?;
+        write_file(path, &report(&trace, policy, &made, memory)?)?;
     }
     if args.output.as_deref() == Some(std::path::Path::new("-")) {
         return Ok(());
@@ -194,7 +197,12 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
 
 /// Before (contiguous, even), EPLB and after, on the batches of the whole trace, under the split of the plan and the two usual
 /// ones.
-fn report(trace: &Trace, policy: Box<dyn Policy>, made: &Made) -> anyhow::Result<String> {
+fn report(
+    trace: &Trace,
+    policy: Box<dyn Policy>,
+    made: &Made,
+    memory: Option<Memory>,
+) -> anyhow::Result<String> {
     let all = 0..trace.steps().len();
     let methods = made.plan.provenance.figures.iter().map(|figure| figure.split.parse());
     let config = Config {
@@ -211,5 +219,6 @@ fn report(trace: &Trace, policy: Box<dyn Policy>, made: &Made) -> anyhow::Result
     policies.push(policy);
     let outcome = simulate(trace, &config, &policies, &()).context("while making the report")?;
     let command = super::command_line();
-    Ok(Page { title, command, trace, cluster: &made.plan.cluster, outcome: &outcome, replayed: &[] }.html())
+    let page = Page { title, command, trace, cluster: &made.plan.cluster, outcome: &outcome, replayed: &[] };
+    Ok(memory.map_or_else(|| page.html(), |memory| page.html_for(&memory.model)))
 }

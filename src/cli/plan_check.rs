@@ -9,6 +9,7 @@ use evenkeel::place::{AfterLoss, Placement};
 use evenkeel::plan::Plan;
 use evenkeel::simulate::{Summary, judge_on_nodes};
 use evenkeel::split::Method;
+use evenkeel::trace::synth::Resampling;
 use evenkeel::trace::{self, Batching, Order, ReadOptions};
 use serde_json::json;
 use std::path::PathBuf;
@@ -192,7 +193,14 @@ fn judge_again(
     let bar = Bar::bytes();
     let trace = trace::read(&args.trace, &options, &bar)?;
     drop(bar);
-    let words = options.batches_in_words(trace.format());
+    // Drawn batches are a function of the totals and of what the plan says of them.
+    let drawn: Option<Resampling> = plan.provenance.batches.parse().ok();
+    let trace = match drawn {
+        Some(drawn) => drawn.draw(&trace)?,
+        None => trace,
+    };
+    let recorded = || options.batches_in_words(trace.format());
+    let words = trace.resampling().map_or_else(recorded, ToString::to_string);
     if words != plan.provenance.batches {
         bail!(
             "the plan was judged on {}, these are {words}: give the same batch options",

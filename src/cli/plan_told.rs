@@ -2,6 +2,7 @@
 
 use super::and_args::Parts;
 use super::links::Links;
+use super::memory::Memory;
 use super::output::table;
 use super::speeds::BySpeed;
 use super::{figures, past_args, secure_args};
@@ -15,6 +16,8 @@ use std::path::Path;
 #[derive(Debug, Default)]
 pub(super) struct Further {
     pub(super) horizon: Option<Horizon>,
+    /// What redundancy costs, where a model is known.
+    pub(super) memory: Option<Memory>,
     pub(super) changes: Option<Vec<Changed>>,
     /// What ranks receive, under a budget for all layers.
     pub(super) links: Option<Links>,
@@ -27,7 +30,8 @@ pub(super) struct Further {
 
 impl Further {
     pub(super) fn words(&self, plan: &Plan, verbose: bool) -> String {
-        let mut text = self.parts.as_ref().map_or(String::new(), Parts::words);
+        let mut text = self.memory.as_ref().map_or(String::new(), Memory::words);
+        text += &self.parts.as_ref().map_or(String::new(), Parts::words);
         if let Some(redundant) = &self.redundant {
             let used: usize = redundant.iter().sum();
             text += &format!("{used} redundant slots in all layers\n");
@@ -73,6 +77,7 @@ pub(super) fn document(
         })).collect::<Vec<_>>(),
         "idle_layers": plan.idle_layers,
         "for": plan.provenance.target,
+        "memory": more.memory.as_ref().map(Memory::document),
         "figures": figures::document(&plan.provenance),
         "expected": { "split": plan.provenance.split, "imbalance": plan.provenance.imbalance,
                       "batches": plan.provenance.judged },

@@ -102,14 +102,17 @@ impl Target {
                 )
             }
             Runtime::Vllm => format!(
-                "{exact}vllm serve MODEL --enable-expert-parallel --enable-eplb --eplb-config \
-                 '{{\"num_redundant_experts\": {redundant}}}'"
+                "{exact}EVENKEEL_POLICY=recourse vllm serve MODEL --enable-expert-parallel --enable-eplb --eplb-config \
+                 '{{\"num_redundant_experts\": {redundant}}}' (vLLM 0.33 reads no file at its start: the plug-in places its experts)"
             ),
             Runtime::VllmAscend => format!(
                 "vllm serve MODEL --enable-expert-parallel --additional-config '{{\"eplb_config\": \
                  {{\"expert_map_path\": \"{file}\"}}}}'"
             ),
-            Runtime::Trtllm => format!("moe_config: {{load_balancer: {file}}}"),
+            Runtime::Trtllm => format!(
+                "trtllm-serve MODEL --config CONFIG, with enable_attention_dp: true and moe_config: {{load_balancer: {file}}} \
+                 in CONFIG"
+            ),
         })
     }
 }

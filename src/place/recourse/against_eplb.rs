@@ -105,8 +105,22 @@ pub(super) fn eplb_of(layer: &Layer<'_>, totals: &[u64]) -> Option<Placement> {
 pub(super) fn rule_aim(layer: &Layer<'_>) -> Aim {
     match layer.aim() {
         Aim::Both(_) | Aim::Exact => Aim::Rule(Method::Even),
-        rule => rule,
+        rule @ Aim::Rule(_) => rule,
     }
+}
+
+/// Whether a placement that was searched on the whole window is not above EPLB's on it, under the rule of its aim. Ways to search are
+/// chosen by what they find on halves; this one may have found less.
+pub(super) fn holds_on_window(layer: &Layer<'_>, seating: &Seating, aim: Aim) -> bool {
+    let (Some(mut rule), Some(eplb)) = (aim.rule(layer.cluster), eplb_of(layer, layer.totals)) else {
+        return true;
+    };
+    let (experts, ranks, objective) = (layer.experts, layer.slots.len(), layer.policy.objective);
+    let batches =
+        spread::evenly(layer.batches.len(), layer.batches.len().min(HELD)).map(|b| layer.batches[b]);
+    let window = Scenarios::new(experts, ranks, batches);
+    let eplb = objective.score(&window, &placement_peaks(&window, &mut rule, &eplb));
+    objective.score(&window, RuleLoads::new(&window, rule, seating).peaks()) <= eplb
 }
 
 /// How to plan where a fixed rule splits the batches.

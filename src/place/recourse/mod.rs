@@ -149,7 +149,7 @@ impl<'a> Layer<'a> {
             strays = between.unwrap_or_else(|| dispersion::fitted(&batches));
         }
         let totals = history.totals();
-        Ok(Layer { policy, cluster, experts, totals, slots, batches, known, broken, strays })
+        Ok(Layer { policy, cluster, experts, slots, totals, batches, known, broken, strays })
     }
 
     /// How far the batches are to be trusted: as asked, or chosen.
@@ -173,7 +173,11 @@ impl<'a> Layer<'a> {
     fn scratch(&self, trust: &Trust, dice: &mut Dice) -> Result<Placement, PlaceError> {
         let failed = |error: Error| self.policy.failed(error.to_string());
         match trust {
-            Trust::Search(spread, aim) => self.best_of_draws(spread, *aim, dice).map_err(failed)?.placement(),
+            Trust::Search(spread, aim) => {
+                let found = self.best_of_draws(spread, *aim, dice).map_err(failed)?;
+                let holds = self.policy.spread.is_some() || against_eplb::holds_on_window(self, &found, *aim);
+                if holds { found.placement() } else { self.scratch(&Trust::Eplb, dice) }
+            }
             Trust::Graph(number) => {
                 let seen = Scenarios::new(self.experts, self.slots.len(), self.batches.iter().copied());
                 let starts =
@@ -249,9 +253,10 @@ impl<'a> Layer<'a> {
     /// What a placement adds to the score in every scenario.
     fn rows(&self, seating: &Seating, scenarios: &Scenarios, aim: Aim) -> Result<Vec<u64>, Error> {
         let none = || vec![0; scenarios.len()];
-        let exact = match aim.exact() {
-            true => each(scenarios, &Exact::default().peaks(seating, scenarios)?).collect(),
-            false => none(),
+        let exact = if aim.exact() {
+            each(scenarios, &Exact::default().peaks(seating, scenarios)?).collect()
+        } else {
+            none()
         };
         let rule = aim.rule(self.cluster).map_or_else(none, |rule| {
             each(scenarios, RuleLoads::new(scenarios, rule, seating).peaks()).collect()

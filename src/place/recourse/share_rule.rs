@@ -109,12 +109,11 @@ impl ShareRule {
         let mut parts = vec![0.0; replicas * padded];
         for scenario in 0..scenarios.len() {
             let tokens = scenarios.loads(scenario)[expert as usize];
-            let served = match &shares {
-                Some(shares) => shares.serve(u64::from(tokens), self.seeds[scenario]),
-                None => {
-                    let (each, more) = (tokens / replicas as u32, tokens as usize % replicas);
-                    (0..replicas).map(|at| u64::from(each) + u64::from(at < more)).collect()
-                }
+            let served: Vec<u64> = if let Some(shares) = &shares {
+                shares.serve(u64::from(tokens), self.seeds[scenario])
+            } else {
+                let (each, more) = (tokens / replicas as u32, tokens as usize % replicas);
+                (0..replicas).map(|at| u64::from(each) + u64::from(at < more)).collect()
             };
             for (at, tokens) in served.into_iter().enumerate() {
                 parts[at * padded + scenario] = tokens as f32;

@@ -24,8 +24,8 @@ pub(super) fn nearest(ranks: &[usize], source: usize, ranks_per_node: usize) -> 
         return Some(own);
     }
     let near = |&rank: &usize| rank / ranks_per_node == source / ranks_per_node;
-    let first = ranks.iter().position(|rank| near(rank))?;
-    (ranks.iter().filter(|rank| near(rank)).count() < ranks.len()).then_some(first)
+    let first = ranks.iter().position(near)?;
+    (ranks.iter().filter(|&rank| near(rank)).count() < ranks.len()).then_some(first)
 }
 
 /// Returns the position of vllm-ascend's replica, of so many, for a source rank; `tp_size` ranks share one batch.

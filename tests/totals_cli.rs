@@ -243,6 +243,8 @@ fn options_without_effect_are_errors() {
     let out = folder.path().join("out.csv");
     let message = refusal(&["trace", "convert", &csv, "-o", out.to_str().unwrap(), "--resample", "3"]);
     assert!(message.contains("writes what is recorded") && !out.exists(), "{message}");
+    let message = refusal(&["simulate", &tokens, "--ranks", "4", "--batch-tokens", "16"]);
+    assert!(message.contains("fewer than 2 batches") && message.contains("--batch-tokens"), "{message}");
     // The same options count where they have an effect, defaults included.
     let served = folder.path().join("served");
     std::fs::create_dir(&served).unwrap();

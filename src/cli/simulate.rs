@@ -183,7 +183,7 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         return sizing::run(args, trace, &shapes, model, output);
     }
     let Some(&cluster) = shapes.clusters.first() else { bail!("no cluster") };
-    let memory = Memory::of(model, trace, &cluster);
+    let memory = Memory::of(model, &args.trace, trace, &cluster);
     let mut policies: Vec<Box<dyn Policy>> = Vec::new();
     for name in &args.policies {
         let find = || place::policy(name.trim(), args.cluster.groups, &cluster);

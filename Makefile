@@ -12,7 +12,7 @@ KILLS ?= 200
 FEATURES := highs,evenkeel-solver/oracle
 EVENKEEL := $(or $(CARGO_TARGET_DIR),target)/release/evenkeel
 AXE := .tools/axe/package/axe.min.js
-SAMPLE := traces/sample-decode.csv.zst
+SAMPLE := traces/sample-prefill.csv.zst
 CLUSTER := --ranks 8 --redundant 8
 
 # libclang is looked for where clang-sys, which loads it, looks. libclang-cpp is another library.
@@ -55,7 +55,7 @@ demo: ## Plan and compare on a sample trace; writes demo/plan.json and demo/repo
 	mkdir -p demo
 	$(EVENKEEL) plan $(SAMPLE) $(CLUSTER) -o demo/plan.json
 	$(EVENKEEL) plan check demo/plan.json
-	$(EVENKEEL) simulate $(SAMPLE) $(CLUSTER) --policies contiguous,eplb,lplb:ring,recourse --splits even,lp,exact \
+	$(EVENKEEL) simulate $(SAMPLE) $(CLUSTER) --policies contiguous,eplb,lplb:ring,recourse --splits even,exact \
 		--report demo/report.html
 
 test: $(TOOLS) ## Run all tests and documentation examples, with HiGHS as referee.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints the tables of docs/placement.md: what `recourse` reaches beside the other policies on recorded traces.
 
-    cargo build --release && python3 docs/measure_placement.py [stationary|once|shifting|resampled|moves|budget ...]
+    cargo build --release && python3 docs/measure_placement.py [stationary|once|shifting|resampled|moves|budget|even ...]
 
 EVENKEEL_REAL_TRACES names the folder with the recorded traces. Every row is one `evenkeel simulate --json` command; the
 head of each table says which. Only Python's standard library is used.
@@ -33,9 +33,9 @@ COUNTS = {
 # Planning again is replayed on every sixth layer.
 SIXTH = "--layers 0,6,12,18"
 CLUSTERS = [(8, 1), (16, 1), (16, 2), (32, 1)]
-RECOURSE = ("recourse", "exact")
+RECOURSE = ("recourse:exact", "exact")
 # The tables of recorded order were made with this budget, below the default.
-LESS = "recourse:iterations=24000"
+LESS = "recourse:exact:iterations=24000"
 
 
 def graphs(ranks, per_rank, experts):
@@ -69,7 +69,7 @@ class Sums:
 
     def add(self, name, cells, token):
         """Takes one row: results by (policy, split). Returns what to print of it."""
-        mine, others = cells[RECOURSE], {k: c for k, c in cells.items() if k[0] not in ("recourse", "hindsight")}
+        mine, others = cells[RECOURSE], {k: c for k, c in cells.items() if not k[0].startswith(("recourse", "hindsight"))}
         self.rows += 1
         for key, result in cells.items():
             kinds = [key]
@@ -114,7 +114,7 @@ def columns(cells, best):
     return shown
 
 
-def planned_once(rows, order, sums, recourse="recourse"):
+def planned_once(rows, order, sums, recourse="recourse:exact"):
     print(f"    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES {order} \\")
     print(f"        --ranks RANKS --redundant SLOTS --policies contiguous,eplb,lplb:..,{recourse} --splits even,exact --hindsight --json\n")
     print("| trace | ranks x redundant | contiguous + even | eplb + even | eplb + exact | best lplb + exact | recourse + exact | hindsight | excess of recourse, hindsight | verdict |")
@@ -123,7 +123,8 @@ def planned_once(rows, order, sums, recourse="recourse"):
         for ranks, per_rank in CLUSTERS:
             policies = ["contiguous", "eplb", *graphs(ranks, per_rank, experts), recourse]
             out = simulate(folder, f"{options} {order}", policies, ranks, per_rank, experts, "--hindsight")
-            cells = {(r["policy"].split(":it")[0], r["split"]): r for r in out["results"] if (r["policy"], r["split"]) != ("hindsight", "even")}
+            cells = {(r["policy"].split(":it")[0], r["split"]): r for r in out["results"]
+                     if not (r["policy"].startswith("hindsight") and (r["policy"], r["split"]) != ("hindsight", "exact"))}
             shape = f"{ranks} x {per_rank}"
             best, verdict = sums.add(f"{name}, {shape}", cells, ranks / tokens)
             limit = cells[("hindsight", "exact")]
@@ -151,7 +152,7 @@ def shifting():
     print("### Shifting, planned again: requests and domains in recorded order\n")
     print("`python3 docs/measure_placement.py shifting`: for every row, with K = 8192 decoded or 2048 prefill tokens,\n")
     print("    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES --layers 0,6,12,18 --order recorded --replan-every K --window auto \\")
-    print("        --ranks RANKS --redundant SLOTS --policies contiguous,eplb,lplb:..,recourse:iterations=24000 --splits even,exact --json\n")
+    print("        --ranks RANKS --redundant SLOTS --policies contiguous,eplb,lplb:..,recourse:exact:iterations=24000 --splits even,exact --json\n")
     print("| trace | ranks x redundant | contiguous + even | eplb + even | eplb + exact | best lplb + exact | recourse + exact | moves per plan: eplb, recourse | verdict |")
     print("|---|---|---|---|---|---|---|---|---|")
     sums = Sums()
@@ -171,7 +172,7 @@ def shifting():
 def moves():
     print("### Imbalance against moves\n\n`python3 docs/measure_placement.py moves`: for every row\n")
     print("    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES --layers 0,6,12,18 --order recorded --replan-every K --max-moves 1,2,4,8 \\")
-    print("        --ranks RANKS --redundant SLOTS --policies eplb,recourse:iterations=24000 --splits exact --json\n")
+    print("        --ranks RANKS --redundant SLOTS --policies eplb,recourse:exact:iterations=24000 --splits exact --json\n")
     print("Mean imbalance (moves of one layer in one re-planning). The tenth: the least limit at which `recourse` is no worse than")
     print("`eplb` without a limit, and its moves as a share of `eplb`'s.\n")
     limits = [1, 2, 4, 8]
@@ -200,7 +201,7 @@ def moves():
 def budget():
     print("### Imbalance against iterations\n\n`python3 docs/measure_placement.py budget`: shuffled, for every row\n")
     print("    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES --layers 0,6,12,18 --order shuffled \\")
-    print("        --ranks RANKS --redundant SLOTS --policies recourse:iterations=N,.. --splits exact --json\n")
+    print("        --ranks RANKS --redundant SLOTS --policies recourse:exact:iterations=N,.. --splits exact --json\n")
     budgets = [500, 2000, 8000, 32000, 128000]
     print("Mean imbalance (planning time of one layer, ms, on one of two shared x86 cores).\n")
     print("| trace | ranks x redundant | " + " | ".join(f"{n}" for n in budgets) + " | default |")
@@ -208,7 +209,7 @@ def budget():
     for name in ["gpt-oss, decode 64", "dsv2-lite, prefill 512"]:
         folder, options, experts, _, _ = ROWS[name]
         for ranks, per_rank in [(8, 1), (16, 1), (32, 1)]:
-            policies = [f"recourse:iterations={n}" for n in budgets] + ["recourse"]
+            policies = [f"recourse:exact:iterations={n}" for n in budgets] + ["recourse:exact"]
             out = simulate(folder, f"{options} {SIXTH} --order shuffled", policies, ranks, per_rank, experts)
             layers = len(out["trace"]["layers"])
             found = {r["policy"]: r for r in out["results"] if r["split"] == "exact"}
@@ -217,7 +218,73 @@ def budget():
     print()
 
 
-TABLES = {f.__name__: f for f in (stationary, once, shifting, resampled, moves, budget)}
+# Shapes of the table under the even split: ranks and redundant slots per rank.
+EVEN_CLUSTERS = [(ranks, per_rank) for ranks in (8, 16, 32, 64) for per_rank in (1, 2)]
+EVEN_COUNTS = {
+    f"DeepSeek-R1 {dump}, {name}": (
+        f"deepseek-r1-sglang-dumps/expert_distribution_fp4_{dump}_compressed.pt",
+        f"--resample 100 --top-k 8 {size} --layers 3,11,19,27,35,43,51,59", 256, tokens * 8)
+    for dump in ("1k1k", "1k8k", "8k1k")
+    for name, size, tokens in (("prefill 4096", "--batch-tokens 4096", 4096), ("decode 64", "--decode-batch 64", 64))
+} | {
+    f"Gemma-4-26B, {name}": (
+        "gemma4-26b-families", f"--step-column family --resample 100 --top-k 8 {size} --layers 0,4,8,12,16,20,24,28", 128, tokens * 8)
+    for name, size, tokens in (("prefill 2048", "--batch-tokens 2048", 2048), ("decode 64", "--decode-batch 64", 64))
+}
+
+
+def even():
+    print("### Under the even split\n\n`python3 docs/measure_placement.py even`: for every row\n")
+    print("    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES --ranks RANKS --redundant SLOTS \\")
+    print("        --policies eplb,recourse:exact,recourse,recourse:even --splits even,exact --hindsight --json\n")
+    print("Recorded tokens are shuffled (`--order shuffled`), all layers. Totals are resampled: 100 batches, on every eighth (DeepSeek-R1) or")
+    print("fourth layer.")
+    print("A row is *above* where the mean under the even split is more than 0.2 % above EPLB's, or the 95th percentile by more than")
+    print("0.2 % and one token.\n")
+    print("| trace | ranks x redundant | eplb + even | recourse:even + even | recourse + even | hindsight + even | "
+          "eplb + exact | recourse:exact + exact | recourse + exact | above |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    tokens = {name: (folder, f"{options} --order shuffled", experts, count) for name, (folder, options, experts, count, _) in ROWS.items()}
+    for title, rows in (("per-token traces", tokens), ("totals, resampled", EVEN_COUNTS)):
+        sums, above = {}, []
+        for name, (folder, options, experts, routed) in rows.items():
+            for ranks, per_rank in EVEN_CLUSTERS:
+                # 32 experts on 64 ranks: the numbers of slots that divide are half a slot per rank off.
+                redundant = ranks * per_rank - experts % ranks if experts % ranks else ranks * per_rank
+                command = [EVENKEEL, "simulate", f"{TRACES}/{folder}", *options.split(), "--experts", experts, "--ranks", ranks,
+                           "--redundant", redundant, "--policies", "eplb,recourse:exact,recourse,recourse:even", "--splits",
+                           "even,exact", "--json", "--hindsight"]
+                done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+                if done.returncode:
+                    sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
+                cells = {(r["policy"], r["split"]): r for r in json.loads(done.stdout)["results"]}
+                eplb, token = cells["eplb", "even"]["imbalance"], ranks / routed
+                misses = [
+                    f"{policy} by {figure - allowed:.4f} ({kind})"
+                    for policy in ("recourse:even", "recourse")
+                    for kind, figure, allowed in (
+                        ("mean", cells[policy, "even"]["imbalance"]["mean"], 1.002 * eplb["mean"]),
+                        ("p95", cells[policy, "even"]["imbalance"]["p95"], 1.002 * eplb["p95"] + token))
+                    if figure > allowed + 1e-9
+                ]
+                for key, result in cells.items():
+                    sums[key] = sums.get(key, 0.0) + result["excess"]["mean"]
+                shape = f"{ranks} x {redundant / ranks:g}"
+                above += [f"{name}, {shape}: {miss}" for miss in misses]
+                shown = [("eplb", "even"), ("recourse:even", "even"), ("recourse", "even"), ("hindsight:even", "even"),
+                         ("eplb", "exact"), ("recourse:exact", "exact"), ("recourse", "exact")]
+                print("| " + " | ".join([name, shape, *(cell(cells[key]) for key in shown), "; ".join(misses)]) + " |", flush=True)
+        print(f"\nSums of the mean excess over the rows of {title}, and shares of `eplb` + even's:\n")
+        print("| policy | split | sum | share |\n|---|---|---|---|")
+        for (policy, split), total in sorted(sums.items(), key=lambda item: item[1]):
+            print(f"| {policy} | {split} | {total:.4f} | {total / sums['eplb', 'even']:.3f} |")
+        print(f"\nRows above: {len(above)}\n")
+        for miss in above:
+            print(f"- {miss}")
+        print()
+
+
+TABLES = {f.__name__: f for f in (stationary, once, shifting, resampled, moves, budget, even)}
 
 
 def main():

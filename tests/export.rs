@@ -27,11 +27,13 @@ fn plan(experts: usize, ranks: usize, slots: &[Vec<Option<u32>>]) -> Plan {
         provenance: Provenance {
             version: "0".into(),
             policy: "test".into(),
+            target: None,
             split: "exact".into(),
             seed: 0,
             batches: String::new(),
             judged: 0,
             imbalance: Summary::default(),
+            figures: vec![],
             trace: vec![],
         },
     }

@@ -4,7 +4,7 @@
 
 use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
-use evenkeel::plan::{LayerPlan, Plan, Provenance, TraceFile};
+use evenkeel::plan::{LayerPlan, Plan, Provenance, SplitFigure, TraceFile};
 use evenkeel::simulate::Summary;
 use proptest::prelude::*;
 
@@ -51,6 +51,7 @@ fn plans() -> impl Strategy<Value = Plan> {
                 provenance: Provenance {
                     version: "0.1.0".into(),
                     policy: "lplb:a \"file\".json".into(),
+                    target: (seed % 2 == 0).then(|| "sglang:static".to_owned()),
                     split: "exact".into(),
                     seed,
                     batches: "one batch\nper step".into(),
@@ -62,6 +63,11 @@ fn plans() -> impl Strategy<Value = Plan> {
                         p99: figure * 0.1,
                         max: figure,
                     },
+                    figures: vec![SplitFigure {
+                        split: "even".into(),
+                        imbalance: Summary { mean: figure, ..Summary::default() },
+                        eplb: (seed % 3 == 0).then(Summary::default),
+                    }],
                     trace: vec![TraceFile { file: "a\u{1F600}.csv".into(), sha256: "00".into() }],
                 },
             }

@@ -87,7 +87,7 @@ fn moves_keep_to_their_limits_and_have_to_pay() {
     assert!(acted.reason.contains("moves in") && acted.reason.contains("of copies"), "{}", acted.reason);
     let budget = after_first(DecideOptions { max_moves: 2, move_budget: 2, ..options() });
     assert!(budget.iter().any(|d| d.moves > 0) && budget.iter().all(|d| d.moves <= 2));
-    let dear = after_first(DecideOptions { move_cost: 1e6, ..options() });
+    let dear = after_first(DecideOptions { move_cost: Some(1e6), ..options() });
     assert!(dear.iter().all(|d| d.outcome == Outcome::Kept && d.moves == 0));
     assert!(
         dear.iter().any(|d| d.reason.contains("would pay within 256 steps") && d.moves_left_out > 0),
@@ -109,6 +109,7 @@ fn bytes_and_prices_are_those_of_the_model() {
             json!({"ranks": 4, "redundant": 8, "model": "mixtral-8x7b", "gpu": "h100", "link_gbps": gbps});
         serde_json::from_value(shape).unwrap()
     };
+    let options = || DecideOptions { move_cost: None, copy_share: Some(0.0), ..options() };
     let run = |gbps: u64| feed(&mut lane(priced(gbps), options()), 0..40, |_| 0);
     let fast = run(100_000);
     let bytes = 3 * 4096 * 14336 * 2;

@@ -8,7 +8,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 here=$PWD/.tools/stacks
 wheels=(vllm==0.33.0 sglang==0.5.23 vllm-ascend==0.23.0)
-tests=(split sglang_split vllm_split stacks stack_policies stack_dispatch acceptance)
+folders="sglang/srt/ vllm/config/ vllm/distributed/ vllm/model_executor/layers/fused_moe/ vllm_ascend/eplb/"
+tests=(split sglang_split vllm_split active_split stacks stack_policies stack_dispatch acceptance)
 mkdir -p "$here"
 
 skip() {
@@ -82,26 +83,26 @@ if [[ ! -f $here/venv/ready ]]; then
     touch "$here/venv/ready"
 fi
 
-if [[ ! -f $here/modules/ready ]]; then
+if [[ $(cat "$here/modules/ready" 2>/dev/null) != "$folders" ]]; then
     echo "make stacks: fetching the wheels of ${wheels[*]} (400 MB, once)"
     if "$here/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest "$here/wheels" \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_34_x86_64 --python-version 3.11 --abi cp311 --abi abi3 \
         "${wheels[@]}"; then
-        "$here/venv/bin/python" - "$here" <<'UNPACK'
+        "$here/venv/bin/python" - "$here" "$folders" <<'UNPACK'
 import pathlib, sys, zipfile
 here = pathlib.Path(sys.argv[1])
-wanted = ("sglang/srt/", "vllm/distributed/", "vllm/model_executor/layers/fused_moe/", "vllm_ascend/eplb/")
+wanted = tuple(sys.argv[2].split())
 for wheel in (here / "wheels").glob("*.whl"):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(here / "modules", [n for n in archive.namelist() if n.startswith(wanted) and n.endswith(".py")])
-(here / "modules" / "ready").touch()
+(here / "modules" / "ready").write_text(sys.argv[2])
 UNPACK
         rm -rf "$here/wheels"
     else
         skip "the wheels could not be fetched" "tests with the stacks' own modules; those that need torch alone are run"
     fi
 fi
-if [[ -f $here/modules/ready ]]; then
+if [[ $(cat "$here/modules/ready" 2>/dev/null) == "$folders" ]]; then
     export EVENKEEL_STACKS=$here/modules
 fi
 

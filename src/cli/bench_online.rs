@@ -2,6 +2,7 @@
 
 use super::cluster_args::ClusterArgs;
 use super::output::{Output, document, print, table};
+use super::price_args::PriceArgs;
 use super::trace_args::TraceArgs;
 use clap::Args;
 use evenkeel::serve::{Config, Decision, Online, Shape, every_batch, online};
@@ -23,6 +24,8 @@ pub(crate) struct OnlineArgs {
     trace: TraceArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
+    #[command(flatten)]
+    price: PriceArgs,
     /// Keys of [decide], as `KEY = VALUE, ..`
     #[arg(long, value_name = "KEYS", default_value = "")]
     decide: String,
@@ -35,7 +38,7 @@ pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
     let trace = args.trace.read()?;
     output.notices(trace.notices());
     let cluster = args.cluster.cluster(trace.experts())?;
-    let shape = Shape {
+    let mut shape = Shape {
         ranks: cluster.ranks(),
         redundant: cluster.usable_slots() - trace.experts(),
         nodes: cluster.nodes(),
@@ -44,6 +47,7 @@ pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
         gpu: None,
         link_gbps: None,
     };
+    args.price.fill(&mut shape);
     let text = format!("decide = {{ {} }}", args.decide);
     let options = Config::from_toml(&text, Path::new("--decide"))?.options(None)?;
     let begun = Instant::now();
@@ -57,7 +61,7 @@ pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
             "trace": args.trace.traces, "batches": args.trace.batches(&trace), "layers": trace.layers().len(),
             "decide": options, "online": row(&service, service_time),
             "every_batch": every.as_ref().map(|every| row(every, every_time)), "decisions": service.decisions,
-            "foreseen": service.foreseen, "gained": service.gained,
+            "foreseen": service.foreseen, "gained": service.gained, "copies": service.copies,
         }));
     }
     let cells = |name: &str, online: &Online, time: f64| {
@@ -87,6 +91,13 @@ pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
             service.foreseen, options.horizon, service.gained
         );
     }
+    text += &format!(
+        "copies took {:.0} ms, {:.2} % of {} ms a step; {}\n",
+        service.copies.spent_ms,
+        100.0 * service.copies.spent_share,
+        service.copies.step_ms,
+        service.copies
+    );
     if output.verbose() {
         let reason = |d: &Decision| {
             format!("{} after step {}: {:?}: {}\n", d.number, d.step.unwrap_or(0), d.outcome, d.reason)

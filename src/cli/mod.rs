@@ -13,6 +13,7 @@ mod client;
 mod cluster_args;
 mod explicit;
 mod export;
+mod figures;
 mod further;
 mod goal_args;
 mod links;
@@ -24,6 +25,8 @@ mod past_args;
 mod plan;
 mod plan_check;
 mod plan_told;
+#[cfg(feature = "serve")]
+mod price_args;
 mod replan_args;
 mod run;
 mod secure_args;

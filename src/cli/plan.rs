@@ -3,6 +3,7 @@
 use super::and_args::{self, And};
 use super::cluster_args::ClusterArgs;
 use super::links::Links;
+use super::memory::Memory;
 use super::output::{Bar, Output, print, write_file};
 use super::past_args::PastArgs;
 use super::plan_check::{self, CheckArgs};
@@ -12,7 +13,8 @@ use super::speeds::BySpeed;
 use super::trace_args::TraceArgs;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use evenkeel::place::{self, Contiguous, ForSpeeds, Policy, Secured};
+use evenkeel::export::Target;
+use evenkeel::place::{self, Contiguous, Eplb, ForSpeeds, Policy, Secured, Ties};
 use evenkeel::plan::{Made, Origin, Past, Plan};
 use evenkeel::report::Page;
 use evenkeel::simulate::{Config, simulate};
@@ -22,14 +24,16 @@ use std::path::PathBuf;
 
 /// Plan where the copies of every layer's experts live, and write the plan.
 ///
-/// The policy looks at the whole trace. The imbalance to expect is what the exact split makes of the same batches
-/// on that placement; `simulate` judges on batches that planning has not seen.
+/// The policy looks at the whole trace. A placement is as good as the split that runs on it: --for names the runtime. Without
+/// it the plan is never above EPLB under the even split, as far as batches held back show, and as good as that allows where
+/// every batch is split exactly. Expected imbalances are of the same batches; `simulate` judges on batches that planning has
+/// not seen.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     after_help = "Examples:\n  evenkeel plan loads.csv --ranks 32 --nodes 4 --redundant 32 -o plan.json --report \
-                  report.html\n  evenkeel plan dumps/ --ranks 16 --policy lplb:hypercube --redundant 32 -o plan.json\n  \
+                  report.html\n  evenkeel plan dump.pt --ranks 32 --redundant 32 --for sglang -o plan.json\n  evenkeel plan dumps/ --ranks 16 --policy lplb:hypercube --redundant 32 -o plan.json\n  \
                   evenkeel plan loads.csv --previous plan.json --max-moves 2 -o next.json\n  evenkeel plan \
                   loads.csv --previous plan.json --without-rank 7 -o next.json\n  evenkeel plan loads.csv --ranks 8 \
                   --redundant 64 --secure 1 -o plan.json\n  evenkeel plan check plan.json"
@@ -54,11 +58,19 @@ struct PlanArgs {
     cluster: ClusterArgs,
     /// recourse, contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY (see `evenkeel topology --help`), lp-round or milp
     ///
-    /// recourse searches for the placement whose batches split best. Options follow it, each behind a colon: cvar=0.9 (the
-    /// worst tenth of the batches counts) or worst instead of the mean; seed=N; iterations=N. lp-round rounds a linear
+    /// recourse searches for the placement whose batches split best, by the split of --for. Options follow it, each behind a
+    /// colon: a split instead (exact, even, vllm, ..); cvar=0.9 (the worst tenth of the batches counts) or worst instead of the
+    /// mean; seed=N; iterations=N. lp-round rounds a linear
     /// programme. milp proves the best placement for up to 16 batches of up to 8 experts; it needs the feature `highs`.
     #[arg(long, value_name = "NAME", default_value = "recourse")]
     policy: String,
+    /// Runtime that the plan is for: evenkeel, sglang, vllm, vllm-ascend or trtllm; it decides which split is planned for
+    ///
+    /// sglang:exact and vllm:exact run with EVENKEEL_SPLIT=exact and no CUDA graphs. SGLang's rule depends on its flags: give
+    /// them behind the name, as in sglang:moe-a2a-backend=deepep,ep-dispatch-algorithm=dynamic, or the rule, as in
+    /// sglang:static. Without flags --moe-a2a-backend is none. evenkeel is `evenkeel run` and the library's planner.
+    #[arg(long = "for", value_name = "RUNTIME")]
+    target: Option<Target>,
     /// Plan for another trace at the same time, say decode beside prefill; WEIGHT 1 gives it as many batches as TRACE has
     ///
     /// May be given several times. Experts and layers have to be the same. Batch options are TRACE's, unless :decode=REQUESTS
@@ -102,14 +114,20 @@ pub(crate) fn run(command: PlanCommand, output: Output) -> anyhow::Result<()> {
 }
 
 fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
-    let (trace, blend) = and_args::blend(args.trace.read()?, &args.trace, &args.and)?;
+    let model = args.past.model.map(|on| on.model);
+    let (trace, blend) = and_args::blend(args.trace.read_for(model)?, &args.trace, &args.and)?;
     output.notices(trace.notices());
     let previous = args.past.read()?;
     let cluster = match &previous {
         Some(previous) => args.past.cluster(previous, &args.cluster, trace.experts(), output)?,
         None => args.cluster.cluster(trace.experts())?,
     };
-    let mut policy = place::policy(&args.policy, args.cluster.groups, &cluster)?;
+    let split = args.target.map_or(Method::Even, Target::split);
+    let name = match args.target {
+        Some(target) => place::for_split(&args.policy, target.split()),
+        None => args.policy.clone(),
+    };
+    let mut policy = place::policy(&name, args.cluster.groups, &cluster)?;
     if let Some(Secure(cover)) = args.secure {
         policy = Box::new(Secured::new(policy, cover));
     }
@@ -118,8 +136,9 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     }
     let batches = args.trace.batches(&trace);
     let batches = blend.as_ref().map_or(batches.clone(), |blend| blend.words(&batches, &args.and));
-    let origin = Origin { seed: args.trace.seed, batches };
-    let mut more = Further { horizon: args.past.horizon()?, ..Further::default() };
+    let origin = Origin { seed: args.trace.seed, batches, target: args.target, split };
+    let memory = Memory::of(model, &args.trace, &trace, &cluster);
+    let mut more = Further { horizon: args.past.horizon()?, memory, ..Further::default() };
     let bar = Bar::layers();
     let made = if let Some(previous) = &previous {
         let past = Past {
@@ -159,7 +178,7 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
         write_file(path, &made.plan.to_json()?)?;
     }
     if let Some(path) = &args.report {
-        write_file(path, &report(&trace, policy, &made)?)?;
+        write_file(path, &report(&trace, policy, &made, memory)?)?;
     }
     if args.output.as_deref() == Some(std::path::Path::new("-")) {
         return Ok(());
@@ -167,7 +186,7 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     if output.json() {
         return super::output::document(&document(args.output.as_deref(), &trace, &made, &more));
     }
-    print(&summary(&trace, &made, output.verbose()))?;
+    print(&summary(&made, output.verbose()))?;
     print(&more.words(&made.plan, output.verbose()))?;
     match &args.output {
         Some(path) => output.note(&format!("plan written to {}", path.display())),
@@ -176,18 +195,30 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Before (contiguous, even) and after, on the batches of the whole trace.
-fn report(trace: &Trace, policy: Box<dyn Policy>, made: &Made) -> anyhow::Result<String> {
+/// Before (contiguous, even), EPLB and after, on the batches of the whole trace, under the split of the plan and the two usual
+/// ones.
+fn report(
+    trace: &Trace,
+    policy: Box<dyn Policy>,
+    made: &Made,
+    memory: Option<Memory>,
+) -> anyhow::Result<String> {
     let all = 0..trace.steps().len();
+    let methods = made.plan.provenance.figures.iter().map(|figure| figure.split.parse());
     let config = Config {
         cluster: made.plan.cluster,
-        methods: vec![Method::Even, Method::Exact],
+        methods: methods.collect::<Result<_, _>>()?,
         plan_on: all.clone(),
         judge_on: all,
     };
     let title = format!("Plan by {}", policy.name());
-    let outcome =
-        simulate(trace, &config, &[Box::new(Contiguous), policy], &()).context("while making the report")?;
+    let mut policies: Vec<Box<dyn Policy>> = vec![Box::new(Contiguous)];
+    if made.plan.cluster.is_even() && policy.name() != "eplb" {
+        policies.push(Box::new(Eplb::new(1, Ties::LowestExpert)));
+    }
+    policies.push(policy);
+    let outcome = simulate(trace, &config, &policies, &()).context("while making the report")?;
     let command = super::command_line();
-    Ok(Page { title, command, trace, cluster: &made.plan.cluster, outcome: &outcome, replayed: &[] }.html())
+    let page = Page { title, command, trace, cluster: &made.plan.cluster, outcome: &outcome, replayed: &[] };
+    Ok(memory.map_or_else(|| page.html(), |memory| page.html_for(&memory.model)))
 }

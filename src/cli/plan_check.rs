@@ -1,14 +1,15 @@
 //! `evenkeel plan check`: is a plan file whole, and are its figures true?
 
 use super::output::{Bar, Output, document, print};
-use super::secure_args;
+use super::{figures, secure_args};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::export;
 use evenkeel::place::{AfterLoss, Placement};
 use evenkeel::plan::Plan;
-use evenkeel::simulate::{Summary, judge};
+use evenkeel::simulate::{Summary, judge_on_nodes};
 use evenkeel::split::Method;
+use evenkeel::trace::synth::Resampling;
 use evenkeel::trace::{self, Batching, Order, ReadOptions};
 use serde_json::json;
 use std::path::PathBuf;
@@ -87,6 +88,7 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
             "experts_on_one_rank": alone.iter().map(|(_, alone)| alone).sum::<usize>(),
             "doubled": doubled,
             "provenance": plan.provenance,
+            "figures": figures::document(&plan.provenance),
             "judged_again": judged.map(|(again, _)| again),
             "after_loss": losses.as_deref().map(secure_args::document),
         }));
@@ -117,13 +119,11 @@ pub(crate) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
              goes to the lowest such slot"
         ));
     }
-    text += &format!(
-        "expected imbalance ({} split): mean {:.3}, p95 {:.3}\n",
-        p.split, p.imbalance.mean, p.imbalance.p95
-    );
+    text += &figures::words(p);
     if let Some((again, same)) = judged {
         text += &format!(
-            "judged again on {}: mean {:.3}, p95 {:.3}{}\n",
+            "judged again with the {} split on {}: mean {:.3}, p95 {:.3}{}\n",
+            p.split,
             if same { "its trace" } else { "this trace, which it was not made from" },
             again.mean,
             again.p95,
@@ -193,7 +193,14 @@ fn judge_again(
     let bar = Bar::bytes();
     let trace = trace::read(&args.trace, &options, &bar)?;
     drop(bar);
-    let words = options.batches_in_words(trace.format());
+    // Drawn batches are a function of the totals and of what the plan says of them.
+    let drawn: Option<Resampling> = plan.provenance.batches.parse().ok();
+    let trace = match drawn {
+        Some(drawn) => drawn.draw(&trace)?,
+        None => trace,
+    };
+    let recorded = || options.batches_in_words(trace.format());
+    let words = trace.resampling().map_or_else(recorded, ToString::to_string);
     if words != plan.provenance.batches {
         bail!(
             "the plan was judged on {}, these are {words}: give the same batch options",
@@ -207,12 +214,14 @@ fn judge_again(
     if !same_trace {
         output.note("these are not the files that the plan was made from (SHA-256 differs)");
     }
+    let split: Method = plan.provenance.split.parse().context("\"provenance.split\"")?;
     let mut imbalances = Vec::new();
     for layer in &plan.layers {
         let Ok(index) = trace.layers().binary_search(&layer.layer) else {
             bail!("layer {} of the plan is not in the trace", layer.layer);
         };
-        let judged = judge(&trace, index, 0..trace.steps().len(), &layer.placement, Method::Exact)?;
+        let all = 0..trace.steps().len();
+        let judged = judge_on_nodes(&trace, index, all, &layer.placement, split, plan.cluster.nodes())?;
         imbalances.extend((0..judged.peaks.len()).map(|b| judged.imbalance(b)));
     }
     let again = Summary::of(imbalances);

@@ -2,9 +2,10 @@
 
 use super::and_args::Parts;
 use super::links::Links;
+use super::memory::Memory;
 use super::output::table;
 use super::speeds::BySpeed;
-use super::{past_args, secure_args};
+use super::{figures, past_args, secure_args};
 use evenkeel::place::{AfterLoss, Bound, Proof};
 use evenkeel::plan::{Changed, Horizon, Made, Plan};
 use evenkeel::trace::Trace;
@@ -15,6 +16,8 @@ use std::path::Path;
 #[derive(Debug, Default)]
 pub(super) struct Further {
     pub(super) horizon: Option<Horizon>,
+    /// What redundancy costs, where a model is known.
+    pub(super) memory: Option<Memory>,
     pub(super) changes: Option<Vec<Changed>>,
     /// What ranks receive, under a budget for all layers.
     pub(super) links: Option<Links>,
@@ -27,7 +30,8 @@ pub(super) struct Further {
 
 impl Further {
     pub(super) fn words(&self, plan: &Plan, verbose: bool) -> String {
-        let mut text = self.parts.as_ref().map_or(String::new(), Parts::words);
+        let mut text = self.memory.as_ref().map_or(String::new(), Memory::words);
+        text += &self.parts.as_ref().map_or(String::new(), Parts::words);
         if let Some(redundant) = &self.redundant {
             let used: usize = redundant.iter().sum();
             text += &format!("{used} redundant slots in all layers\n");
@@ -72,6 +76,9 @@ pub(super) fn document(
             "doubled": l.placement.doubled(),
         })).collect::<Vec<_>>(),
         "idle_layers": plan.idle_layers,
+        "for": plan.provenance.target,
+        "memory": more.memory.as_ref().map(Memory::document),
+        "figures": figures::document(&plan.provenance),
         "expected": { "split": plan.provenance.split, "imbalance": plan.provenance.imbalance,
                       "batches": plan.provenance.judged },
         "placement_bound": { "imbalance": Bound::of_all(&made.bounds).0,
@@ -87,7 +94,7 @@ pub(super) fn document(
     })
 }
 
-pub(super) fn summary(trace: &Trace, made: &Made, verbose: bool) -> String {
+pub(super) fn summary(made: &Made, verbose: bool) -> String {
     let plan = &made.plan;
     let doubled: usize = plan.layers.iter().map(|l| l.placement.doubled()).sum();
     let mut text = format!(
@@ -101,16 +108,7 @@ pub(super) fn summary(trace: &Trace, made: &Made, verbose: bool) -> String {
     if !plan.idle_layers.is_empty() {
         text += &format!("{} idle layers left out: {:?}\n", plan.idle_layers.len(), plan.idle_layers);
     }
-    let i = plan.provenance.imbalance;
-    text += &format!(
-        "expected imbalance with the exact split: mean {:.3}, p95 {:.3}, max {:.3} ({} batches of {} steps, {})\n",
-        i.mean,
-        i.p95,
-        i.max,
-        plan.provenance.judged,
-        trace.steps().len(),
-        plan.provenance.batches,
-    );
+    text += &figures::words(&plan.provenance);
     text += &placement_bound(&made.bounds);
     if doubled > 0 {
         text +=

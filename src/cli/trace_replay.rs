@@ -5,9 +5,10 @@
 
 use super::client::{Client, told};
 use super::output::{Bar, Output, document, print};
+use super::price_args::PriceArgs;
 use super::trace_args::TraceArgs;
 use anyhow::{Context as _, bail};
-use evenkeel::serve::{Loads, Phase, Step, binary};
+use evenkeel::serve::{CopyStatus, Loads, Phase, Step, binary};
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -40,9 +41,8 @@ pub(crate) struct ReplayArgs {
     /// Nodes that the ranks sit in
     #[arg(long, value_name = "N", default_value = "1", help_heading = "A new model")]
     nodes: usize,
-    /// What an expert weighs, as in deepseek-v3 or deepseek-v3:bf16
-    #[arg(long, value_name = "MODEL", help_heading = "A new model")]
-    model: Option<String>,
+    #[command(flatten)]
+    price: PriceArgs,
     /// Steps in one post; 1 where --speed is below 1000
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -90,8 +90,17 @@ pub(crate) fn run(args: &ReplayArgs, output: Output) -> anyhow::Result<()> {
     }
     let latest =
         state["latest"]["mean"].as_f64().map_or(String::new(), |mean| format!(", imbalance {mean:.3}"));
+    let copies =
+        serde_json::from_value::<CopyStatus>(state["copies"].clone()).map_or(String::new(), |copies| {
+            format!(
+                "copies took {:.0} ms of link time, {:.2} % at {} ms a step; {copies}\n",
+                copies.spent_ms,
+                100.0 * copies.spent_share,
+                copies.step_ms
+            )
+        });
     print(&format!(
-        "{} steps posted to {name} in {:.1} s: {} new, {} known already, {} tries again; plan {}{latest}\n",
+        "{} steps posted to {name} in {:.1} s: {} new, {} known already, {} tries again; plan {}{latest}\n{copies}",
         replayed.accepted + replayed.repeated,
         replayed.seconds,
         replayed.accepted,
@@ -165,6 +174,19 @@ fn default_name(args: &ReplayArgs) -> String {
     if name.is_empty() { "trace".into() } else { name }
 }
 
+/// Refuses a model, GPU or link that the service knows otherwise: a shape is for good.
+fn check_price(args: &ReplayArgs, name: &str, shape: &Value) -> anyhow::Result<()> {
+    for (key, value) in args.price.keys() {
+        if shape[key] != value {
+            bail!(
+                "{name}: the service has {key} = {}, found {value} on the command line; expected the same, or another --name",
+                shape[key]
+            );
+        }
+    }
+    Ok(())
+}
+
 impl Client {
     /// Posts, and tries again where that can help.
     fn post(&self, path: &str, body: &[u8], retries: &mut u64) -> anyhow::Result<Value> {
@@ -198,7 +220,9 @@ impl Client {
         let (status, value, _) =
             self.send("GET", &path, None).with_context(|| format!("--to {}", self.base))?;
         match status {
-            200 if args.ranks.is_none() && args.redundant.is_none() => return Ok(()),
+            200 if args.ranks.is_none() && args.redundant.is_none() => {
+                return check_price(args, name, &value["shape"]);
+            }
             200 | 404 => {}
             _ => bail!("{}{path}: {}", self.base, told(status, &value)),
         }
@@ -208,8 +232,8 @@ impl Client {
         // One slot more per rank than the experts need.
         let redundant = args.redundant.unwrap_or_else(|| (experts.div_ceil(ranks) + 1) * ranks - experts);
         let mut shape = json!({ "ranks": ranks, "redundant": redundant, "nodes": args.nodes });
-        if let Some(model) = &args.model {
-            shape["model"] = json!(model);
+        for (key, value) in args.price.keys() {
+            shape[key] = value;
         }
         let body = serde_json::to_vec(&shape)?;
         let (status, value, _) = self.send("PUT", &path, Some(("application/json", &body)))?;

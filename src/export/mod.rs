@@ -8,9 +8,12 @@
 
 mod eplb;
 mod sglang;
+mod target;
 mod trtllm;
 mod vllm;
 mod vllm_ascend;
+
+pub use target::{Runtime, Target};
 
 use crate::place::{Placement, PlacementError};
 use crate::plan::Plan;
@@ -82,6 +85,13 @@ pub enum ExportError {
     /// No dialect has this name.
     #[error("unknown format `{0}`: expected sglang, trtllm, vllm, vllm-ascend or eplb")]
     Dialect(String),
+    /// No runtime has this name, or it is not started with these flags.
+    #[error(
+        "unknown runtime `{0}`: expected evenkeel, sglang, vllm, vllm-ascend or trtllm; sglang:exact and vllm:exact with \
+         EVENKEEL_SPLIT=exact; sglang:static, sglang:dynamic, sglang:random, or SGLang's flags, as in \
+         sglang:moe-a2a-backend=deepep,ep-dispatch-algorithm=dynamic"
+    )]
+    Target(String),
     /// The file is none of the dialects.
     #[error("none of the formats sglang, trtllm, vllm, vllm-ascend and eplb: {0}")]
     Unrecognised(String),

@@ -41,6 +41,7 @@ pub use topology::{Connectivity, Topology, TopologyError};
 
 use crate::cluster::Cluster;
 use crate::forecast::History;
+use crate::split::Method;
 use refine::{Refine, refine};
 use thiserror::Error;
 
@@ -150,6 +151,19 @@ pub enum PlaceError {
     /// The solver refused the loads that placements were compared on.
     #[error(transparent)]
     Solver(#[from] evenkeel_solver::Error),
+}
+
+/// The name of a policy, planning for this split: `recourse` without a split takes it, all others are as they are.
+pub fn for_split(name: &str, split: Method) -> String {
+    match name.strip_prefix("recourse") {
+        Some(options)
+            if (options.is_empty() || options.starts_with(':'))
+                && !options.split(':').any(|option| option.parse::<Method>().is_ok()) =>
+        {
+            format!("recourse:{split}{options}")
+        }
+        _ => name.to_owned(),
+    }
 }
 
 /// Finds a policy by name.

@@ -1,10 +1,11 @@
 //! Making a plan: every busy layer placed, then judged on the trace it was planned on.
 
-use super::{LayerPlan, Plan, Provenance, TraceFile};
+use super::{LayerPlan, Plan, Provenance, SplitFigure, TraceFile};
 use crate::cluster::Cluster;
+use crate::export::Target;
 use crate::forecast::History;
-use crate::place::{Bound, PlaceError, Placement, Policy, placement_bound};
-use crate::simulate::{Judged, Progress, SimulateError, Summary, busy_layers, judge};
+use crate::place::{Bound, Eplb, PlaceError, Placement, Policy, Ties, placement_bound};
+use crate::simulate::{Judged, Progress, SimulateError, Summary, busy_layers, judge_on_nodes};
 use crate::split::Method;
 use crate::trace::Trace;
 use rayon::prelude::*;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 pub struct Made {
     /// The plan.
     pub plan: Plan,
-    /// Its expected batches, one entry per planned layer.
+    /// Its expected batches under the split of its provenance, one entry per planned layer.
     pub judged: Vec<Judged>,
     /// What is proved that no placement can be below on these batches, one entry per planned layer.
     pub bounds: Vec<Bound>,
@@ -25,17 +26,45 @@ pub struct Made {
 }
 
 /// What goes into a plan's [`Provenance`] besides what the trace and the policy say themselves.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Origin {
     /// Seed of everything random in reading and planning.
     pub seed: u64,
     /// How batches were formed, in words.
     pub batches: String,
+    /// The runtime that the plan is for, where it is known.
+    pub target: Option<Target>,
+    /// The split that the plan's imbalance is for.
+    pub split: Method,
+}
+
+impl Default for Origin {
+    /// No runtime is named, and batches are split exactly.
+    fn default() -> Self {
+        Self { seed: 0, batches: String::new(), target: None, split: Method::Exact }
+    }
+}
+
+/// One layer, placed and judged.
+struct Placed {
+    placement: Placement,
+    /// By method, in the order of [`methods`].
+    judged: Vec<Judged>,
+    /// The same of EPLB's placement, where it can serve the shape.
+    eplb: Option<Vec<Judged>>,
+    bound: Bound,
+    plan_time: Duration,
+}
+
+/// The splits that a plan is judged by: its own, the even one, the exact one.
+fn methods(split: Method) -> Vec<Method> {
+    let others = [Method::Even, Method::Exact].into_iter().filter(|&other| other != split);
+    std::iter::once(split).chain(others).collect()
 }
 
 impl Plan {
-    /// Places every layer that routed tokens, looking at the whole trace, and judges each placement with the exact
-    /// split on all steps held.
+    /// Places every layer that routed tokens, looking at the whole trace, and judges each placement on all steps held: with
+    /// the split of `origin`, the even and the exact one, and EPLB's placement as well.
     ///
     /// # Errors
     /// When no layer holds a token, the policy cannot serve the shape, or a split fails.
@@ -66,29 +95,58 @@ impl Plan {
     ) -> Result<Made, SimulateError> {
         let busy = busy_layers(trace)?;
         let done = AtomicUsize::new(0);
-        let placed: Vec<(Placement, Judged, Bound, Duration)> = busy
+        let methods = methods(origin.split);
+        let placed: Vec<Placed> = busy
             .par_iter()
             .map(|&layer| {
                 let history = History::whole(trace, layer);
+                let failed = |source| SimulateError::Place { layer: trace.layers()[layer], source };
                 let begun = Instant::now();
-                let placement = place(layer, &history)
-                    .map_err(|source| SimulateError::Place { layer: trace.layers()[layer], source })?;
+                let placement = place(layer, &history).map_err(failed)?;
                 let plan_time = begun.elapsed();
-                let judged = judge(trace, layer, 0..trace.steps().len(), &placement, Method::Exact)?;
-                let bound = placement_bound(&history, cluster, Some(&placement))
-                    .map_err(|source| SimulateError::Place { layer: trace.layers()[layer], source })?;
+                let judge = |placement: &Placement| -> Result<Vec<Judged>, SimulateError> {
+                    let all = 0..trace.steps().len();
+                    let judge = |&method: &Method| {
+                        judge_on_nodes(trace, layer, all.clone(), placement, method, cluster.nodes())
+                    };
+                    methods.iter().map(judge).collect()
+                };
+                let judged = judge(&placement)?;
+                let eplb = Eplb::new(1, Ties::LowestExpert).place(&history, cluster).ok();
+                let eplb = eplb.map(|placement| judge(&placement)).transpose()?;
+                let bound = placement_bound(&history, cluster, Some(&placement)).map_err(failed)?;
                 progress.layers(done.fetch_add(1, Ordering::Relaxed) + 1, busy.len());
-                Ok((placement, judged, bound, plan_time))
+                Ok(Placed { placement, judged, eplb, bound, plan_time })
             })
             .collect::<Result<_, SimulateError>>()?;
 
         let imbalances = |j: &Judged| (0..j.peaks.len()).map(|b| j.imbalance(b)).collect::<Vec<_>>();
-        let all: Vec<f64> = placed.iter().flat_map(|(_, judged, ..)| imbalances(judged)).collect();
-        let layers = busy.iter().zip(&placed).map(|(&layer, (placement, judged, ..))| LayerPlan {
+        let figures: Vec<SplitFigure> = methods
+            .iter()
+            .enumerate()
+            .map(|(m, method)| {
+                let eplb: Option<Vec<f64>> = placed
+                    .iter()
+                    .map(|one| Some(imbalances(&one.eplb.as_ref()?[m])))
+                    .collect::<Option<Vec<_>>>()
+                    .map(|layers| layers.concat());
+                SplitFigure {
+                    split: method.to_string(),
+                    imbalance: Summary::of(
+                        placed.iter().flat_map(|one| imbalances(&one.judged[m])).collect(),
+                    ),
+                    eplb: eplb.map(Summary::of),
+                }
+            })
+            .collect();
+        let layers = busy.iter().zip(&placed).map(|(&layer, one)| LayerPlan {
             layer: trace.layers()[layer],
-            placement: placement.clone(),
-            imbalance: Summary::of(imbalances(judged)).mean,
-            bound: Summary::of((0..judged.peaks.len()).map(|b| judged.lower_bound(b)).collect()).mean,
+            placement: one.placement.clone(),
+            imbalance: Summary::of(imbalances(&one.judged[0])).mean,
+            bound: Summary::of(
+                (0..one.judged[0].peaks.len()).map(|b| one.judged[0].lower_bound(b)).collect(),
+            )
+            .mean,
         });
         let name =
             |path: &std::path::Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -103,11 +161,13 @@ impl Plan {
             provenance: Provenance {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 policy: policy.to_owned(),
-                split: Method::Exact.to_string(),
+                target: origin.target.map(|target| target.to_string()),
+                split: origin.split.to_string(),
                 seed: origin.seed,
                 batches: origin.batches,
-                judged: all.len(),
-                imbalance: Summary::of(all),
+                judged: placed.iter().map(|one| one.judged[0].peaks.len()).sum(),
+                imbalance: figures.first().map_or_else(Summary::default, |figure| figure.imbalance),
+                figures,
                 trace: trace
                     .files()
                     .iter()
@@ -115,13 +175,9 @@ impl Plan {
                     .collect(),
             },
         };
-        let plan_time = placed.iter().map(|(.., time)| *time).sum();
-        let bounds = placed.iter().map(|(_, _, bound, _)| *bound).collect();
-        Ok(Made {
-            plan,
-            judged: placed.into_iter().map(|(_, judged, ..)| judged).collect(),
-            bounds,
-            plan_time,
-        })
+        let plan_time = placed.iter().map(|one| one.plan_time).sum();
+        let bounds = placed.iter().map(|one| one.bound).collect();
+        let judged = placed.into_iter().map(|mut one| one.judged.swap_remove(0)).collect();
+        Ok(Made { plan, judged, bounds, plan_time })
     }
 }

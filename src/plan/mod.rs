@@ -65,7 +65,10 @@ pub struct Provenance {
     pub version: String,
     /// The placement policy.
     pub policy: String,
-    /// The split that the expected imbalance is for.
+    /// The runtime that the plan is for ([`Target`](crate::export::Target)), where it was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// The split that the expected imbalance is for: the target's.
     pub split: String,
     /// Seed of everything random in reading and planning.
     pub seed: u64,
@@ -75,8 +78,24 @@ pub struct Provenance {
     pub judged: usize,
     /// Expected peak over mean, over all judged batches.
     pub imbalance: Summary,
+    /// The same under every split that may run, with EPLB's placement for the same loads as comparison. Empty in plans of
+    /// earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub figures: Vec<SplitFigure>,
     /// The trace files.
     pub trace: Vec<TraceFile>,
+}
+
+/// What a plan and EPLB's placement make of the judged batches under one split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitFigure {
+    /// The split method's name.
+    pub split: String,
+    /// Peak over mean on the plan's placements.
+    pub imbalance: Summary,
+    /// Peak over mean on EPLB's; `None` where EPLB cannot serve the shape.
+    pub eplb: Option<Summary>,
 }
 
 /// A trace file that a plan was made from.

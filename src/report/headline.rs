@@ -5,6 +5,7 @@ use super::text::{count, counted, esc, fixed, percent, ratio};
 use super::{Comparison, Page, name_of, policy_of};
 use crate::model::Model;
 use crate::simulate::Row;
+use crate::split::Method;
 use std::fmt::Write as _;
 
 /// The masthead and the result.
@@ -12,16 +13,7 @@ pub(super) fn write(out: &mut String, page: &Page<'_>, comparison: &Comparison<'
     let (before, after) = (comparison.before(), comparison.after());
     let outcome = comparison.outcome;
     masthead(out, &page.title);
-    let sentence = if comparison.differs() {
-        format!(
-            "The busiest rank does <em>{} times</em> the average work instead of <b>{} times</b>.",
-            ratio(after.imbalance.mean),
-            ratio(before.imbalance.mean)
-        )
-    } else {
-        format!("The busiest rank does <em>{} times</em> the average work.", ratio(after.imbalance.mean))
-    };
-    let _ = writeln!(out, "<h1>{sentence}</h1>");
+    let _ = writeln!(out, "<h1>{}</h1>", sentence(comparison));
     let setting = format!(
         "{} of {}, {} experts each, on {} with {} per rank",
         counted(outcome.batches, "batch", "batches"),
@@ -48,6 +40,26 @@ pub(super) fn write(out: &mut String, page: &Page<'_>, comparison: &Comparison<'
     waterline(out, comparison);
     cards(out, page, comparison, model);
     out.push_str("</header>\n");
+}
+
+/// The result in one sentence. The split that stacks do by themselves comes first where the best row is split exactly.
+fn sentence(comparison: &Comparison<'_>) -> String {
+    let (before, after) = (comparison.before(), comparison.after());
+    let times = |row: &Row| format!("<em>{} times</em> the average work", ratio(row.imbalance.mean));
+    if !comparison.differs() {
+        return format!("The busiest rank does {}.", times(after));
+    }
+    let instead = format!("instead of <b>{} times</b>", ratio(before.imbalance.mean));
+    match comparison.own_rule() {
+        Some(row) if after.method == Method::Exact => format!(
+            "The busiest rank does {} {instead} with the {} split, which stacks do by themselves, and {} times with the \
+             exact one.",
+            times(row),
+            row.method,
+            ratio(after.imbalance.mean)
+        ),
+        _ => format!("The busiest rank does {} {instead}.", times(after)),
+    }
 }
 
 /// What is said where nothing was judged.

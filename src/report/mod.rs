@@ -142,6 +142,16 @@ impl<'a> Comparison<'a> {
         &self.outcome.rows[self.after_at]
     }
 
+    /// The best row under the first judged split that nothing plans: the even one, or a stack's rule.
+    fn own_rule(&self) -> Option<&'a Row> {
+        let own = |row: &&Row| matches!(row.method, Method::Even | Method::Stack(_));
+        let first = self.outcome.rows.iter().find(own)?.method;
+        // Hindsight is no policy that anybody can run.
+        let real = |row: &&Row| !policy_of(self.outcome, row).starts_with("hindsight");
+        let rows = self.outcome.rows.iter().filter(|row| row.method == first).filter(real);
+        rows.min_by(|a, b| a.imbalance.mean.total_cmp(&b.imbalance.mean))
+    }
+
     /// Whether there is a better row than the one to compare with.
     fn differs(&self) -> bool {
         self.before_at != self.after_at

@@ -4,7 +4,7 @@
 //! that cannot be. docs/serve.md lists all keys.
 
 use super::Phase;
-use super::options::{DecideOptions, Shape, SpecError};
+use super::options::{DecideOptions, STATED_PRICE_HORIZON, Shape, SpecError};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -325,6 +325,9 @@ impl Config {
             table.extend(model.decide.clone());
             named = format!("models.{name}.decide");
         }
+        if table.contains_key("move_cost") && !table.contains_key("horizon") {
+            table.insert("horizon".into(), toml::Value::Integer(STATED_PRICE_HORIZON as i64));
+        }
         let options: DecideOptions = table.try_into().map_err(|error: toml::de::Error| {
             ConfigError::Value { key: format!("[{named}]"), reason: error.message().to_owned() }
         })?;
@@ -419,6 +422,13 @@ mod tests {
         assert_eq!(config.options(Some("a")).unwrap().every, 32);
         let b = config.options(Some("b")).unwrap();
         assert_eq!((b.every, b.policy.as_str(), b.window), (5, "eplb", DecideOptions::default().window));
+        // A price in batches belongs to the horizon and the freedom that it was chosen with.
+        let stated = |text: &str| read(&format!("[decide]\n{text}\n")).unwrap().options(None).unwrap();
+        let of = |options: DecideOptions| (options.horizon, options.share_of_copies());
+        assert_eq!(of(stated("")), (1024, Some(0.01)));
+        assert_eq!(of(stated("move_cost = 0.5")), (256, None));
+        assert_eq!(of(stated("move_cost = 0.5\nhorizon = 100\ncopy_share = 0.02")), (100, Some(0.02)));
+        assert_eq!(of(stated("copy_share = 0")), (1024, None));
     }
 
     #[test]

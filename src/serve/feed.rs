@@ -12,8 +12,9 @@ use super::ingest::{Ingest, Receipt, Refusal};
 use super::lane::{Lane, LaneError, Seen};
 use super::loads::Loads;
 use super::options::DecideOptions;
-use super::record::Decision;
+use super::record::{Decision, now};
 use super::saved::SavedLane;
+use super::service::Counters;
 use super::store::{LaneKey, Op, Store};
 use super::store_error::StoreError;
 use super::{Log, Phase};
@@ -30,6 +31,7 @@ pub(crate) struct Hub {
     pub(crate) store: Arc<Store>,
     pub(crate) log: Log,
     pub(crate) config: Arc<RwLock<Arc<Config>>>,
+    pub(crate) counters: Arc<Counters>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -95,6 +97,8 @@ pub(crate) struct Feed {
     /// Steps accepted, and looked at.
     pub(super) accepted: AtomicU64,
     pub(super) looked_at: AtomicU64,
+    /// Seconds since 1970 at which steps were last accepted; 0: never.
+    pub(super) fed_at: AtomicU64,
     /// Bytes of a step's counts.
     pub(super) width: u64,
     /// Gives up a decision that was due.
@@ -144,11 +148,15 @@ impl Feed {
         (waiting, decisions): (Vec<Seen>, VecDeque<Decision>),
     ) -> std::io::Result<Arc<Self>> {
         let accepted = ingest.accepted();
+        // Steps that were stored and never looked at came at some time before this.
+        let unknown = if accepted > 0 { now() } else { 0 };
+        let fed_at = lane.latest().map_or(unknown, |point| point.at);
         let feed = Arc::new(Self {
             phase: lane.phase,
             width: 4 * (lane.layers.len() * lane.experts) as u64,
             looked_at: AtomicU64::new(accepted - waiting.len() as u64),
             accepted: AtomicU64::new(accepted),
+            fed_at: AtomicU64::new(fed_at),
             lane: RwLock::new(lane),
             ingest: Mutex::new(ingest),
             inbox: Mutex::new(Inbox { steps: waiting.into(), ..Inbox::default() }),
@@ -166,6 +174,7 @@ impl Feed {
             hub,
             events,
         });
+        (feed.hub.log)(&format!("{}/{}: {}", feed.model, feed.phase, feed.lane().copies()));
         feed.publish();
         let own = feed.clone();
         let name = format!("{}/{}", feed.model, feed.phase);
@@ -192,6 +201,11 @@ impl Feed {
         self.accepted.load(Ordering::Acquire).saturating_sub(self.looked_at.load(Ordering::Acquire))
     }
 
+    /// Seconds since 1970 at which steps were last accepted.
+    pub(crate) fn fed_at(&self) -> Option<u64> {
+        Some(self.fed_at.load(Ordering::Acquire)).filter(|&at| at > 0)
+    }
+
     /// Takes posted loads; the answer comes once they are durable.
     pub(crate) fn accept(self: &Arc<Self>, loads: &Loads, answer: oneshot::Sender<Result<Receipt, Refusal>>) {
         let limits = self.hub.config().limits.clone();
@@ -210,6 +224,7 @@ impl Feed {
         };
         let mut receipt = taken.receipt;
         if taken.rows.is_empty() {
+            self.hub.counters.repeated.fetch_add(receipt.repeated, Ordering::Relaxed);
             receipt.behind = behind;
             let _ = answer.send(Ok(receipt));
             return;
@@ -224,6 +239,9 @@ impl Feed {
                 let _ = match result {
                     Ok(()) => {
                         feed.accepted.fetch_add(new.len() as u64, Ordering::AcqRel);
+                        feed.fed_at.store(now(), Ordering::Release);
+                        feed.hub.counters.accepted.fetch_add(receipt.accepted, Ordering::Relaxed);
+                        feed.hub.counters.repeated.fetch_add(receipt.repeated, Ordering::Relaxed);
                         locked(&feed.inbox).steps.extend(new);
                         feed.wake.notify_all();
                         receipt.behind = feed.behind();

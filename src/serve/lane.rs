@@ -7,7 +7,8 @@
 use super::decide::{Figures, Proposal};
 use super::options::{DecideOptions, Shape, SpecError};
 use super::points::Points;
-use super::record::{Decision, Point, Trigger};
+use super::price::{CopyBudget, CopyPrice};
+use super::record::{CopyStatus, Decision, Point, Trigger};
 use super::{Next, Phase};
 use crate::cluster::Cluster;
 use crate::place::{Contiguous, PlaceError, Placement};
@@ -126,6 +127,8 @@ pub struct Lane {
     /// Decisions so far.
     pub(super) decisions: u64,
     pub(super) points: Points,
+    /// The price of copies, and the time that they may take.
+    pub(super) copies: CopyBudget,
     /// How the latest steps are served by the plan in force.
     pub(super) recent: VecDeque<Served>,
     /// The plan that was last considered.
@@ -148,11 +151,13 @@ impl Lane {
         let base = shape.cluster(experts)?;
         let placement = Contiguous::placement(experts, &base)?;
         let placements = vec![placement; layers.len()];
+        let price = CopyPrice::of(&shape, layers.len(), experts)?;
         Ok(Self {
             splitters: Layers::new(placements.iter().cloned(), Method::Exact)?,
             planned: vec![false; layers.len()],
             figures: vec![Figures::default(); layers.len()],
             placements,
+            copies: CopyBudget::of(price, &options),
             shape,
             options,
             phase,
@@ -186,6 +191,7 @@ impl Lane {
         let (mean, max, bound) = served.imbalance(self.cluster.ranks());
         self.accepted = seen.accepted;
         self.last_step = Some(seen.id);
+        self.copies.step();
         self.points.push(Point {
             accepted: seen.accepted,
             step: seen.id,
@@ -266,6 +272,9 @@ impl Lane {
             self.serve_recent_again()?;
         }
         if !proposal.asked_only {
+            if proposal.acts {
+                self.copies.pay(proposal.decision.moves);
+            }
             self.note(&proposal.decision);
             self.expected = proposal.expected;
         }
@@ -323,6 +332,7 @@ impl Lane {
             provenance: Provenance {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 policy: self.options.policy.clone(),
+                target: None,
                 split: Method::Exact.to_string(),
                 seed: 0,
                 batches: format!(
@@ -333,6 +343,7 @@ impl Lane {
                 ),
                 judged: self.figures.iter().map(|figures| figures.batches).sum(),
                 imbalance: Summary::of(layers.iter().map(|layer| layer.imbalance).collect()),
+                figures: vec![],
                 trace: vec![],
             },
             layers,
@@ -359,6 +370,11 @@ impl Lane {
         self.recent.back().map(|served| served.imbalance(self.cluster.ranks()))
     }
 
+    /// Returns the price of copies, the time that they may take, and the time that they took so far.
+    pub fn copies(&self) -> CopyStatus {
+        self.copies.status()
+    }
+
     /// The latest point of the history.
     pub fn latest(&self) -> Option<&Point> {
         self.points.all().last()
@@ -366,6 +382,7 @@ impl Lane {
 
     /// Takes other options from the next step on.
     pub fn set_options(&mut self, options: DecideOptions) {
+        self.copies = CopyBudget::of(self.copies.price.clone(), &options).going_on(self.copies.ledger);
         self.options = options;
     }
 }

@@ -13,7 +13,8 @@
 //! never what; the one exception, a decision passed over because the service was too far behind, is on record.
 //!
 //! **Module map.** `config`, `options`: what is configured. `phase`, `loads`, `binary`, `record`, `points`, `events`: the data.
-//! `lane`, `decide`, `tried`, `weigh`: what follows from steps; `online`: the same for a whole trace. `saved`, `store`, `stored`, `store_error`, `ingest`: what survives.
+//! `lane`, `decide`, `tried`, `weigh`: what follows from steps; `price`: the price of copies, and their share of the time; `online`: the same for a
+//! whole trace. `saved`, `store`, `stored`, `store_error`, `ingest`: what survives.
 //! `feed`, `think`, `service`: the above, running. `api`, `server`: HTTP. `sources`: loads that are fetched.
 
 mod api;
@@ -29,6 +30,7 @@ mod online;
 mod options;
 mod phase;
 mod points;
+mod price;
 mod record;
 mod saved;
 mod server;
@@ -47,9 +49,10 @@ pub use ingest::{Receipt, Refusal};
 pub use lane::{Lane, LaneError, Seen, Served};
 pub use loads::{Loads, LoadsBody, LoadsError, MAX_POSTED, Step, StepBody, digest};
 pub use online::{Online, every_batch, online};
-pub use options::{DecideOptions, Shape, SpecError};
+pub use options::{DecideOptions, STATED_PRICE_HORIZON, Shape, SpecError};
 pub use phase::Phase;
-pub use record::{Decision, Imbalances, MoveRecord, Outcome, Point, Trigger};
+pub use price::{DEFAULT_COPY_SHARE, DEFAULT_GPU, DEFAULT_LINK_GBPS, DEFAULT_MODEL};
+pub use record::{CopyStatus, Decision, Imbalances, MoveRecord, Outcome, Point, Trigger};
 pub use server::{Setup, serve};
 pub use service::{ModelError, ServeError};
 pub use store::SCHEMA;

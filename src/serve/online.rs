@@ -7,7 +7,7 @@ use super::Phase;
 use super::decide::Ask;
 use super::lane::{Lane, LaneError, Seen};
 use super::options::{DecideOptions, Shape};
-use super::record::{Decision, Outcome};
+use super::record::{CopyStatus, Decision, Outcome};
 use crate::forecast::Window;
 use crate::place::Placement;
 use crate::simulate::{SimulateError, judge};
@@ -36,6 +36,8 @@ pub struct Online {
     /// What they gained next to what was in force before them: the batches of the next steps, as many as the horizon has or, where
     /// the trace ends, as if those went on.
     pub gained: f64,
+    /// The price of copies, and the time that they took.
+    pub copies: CopyStatus,
     /// Every decision, in order.
     pub decisions: Vec<Decision>,
 }
@@ -86,6 +88,7 @@ pub fn online(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Result<O
         lane.apply(&proposal)?;
         online.decisions.push(proposal.decision);
     }
+    online.copies = lane.copies();
     let steps = online.steps.max(1) as f64;
     online.imbalance /= steps;
     online.bound /= steps;
@@ -169,6 +172,7 @@ pub fn every_batch(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Res
         plans: steps.saturating_sub(first),
         foreseen: 0.0,
         gained: 0.0,
+        copies: CopyStatus::default(),
         decisions: vec![],
     })
 }

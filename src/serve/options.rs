@@ -1,5 +1,6 @@
 //! What a model is and how its plans are decided, as configured.
 
+use super::price::DEFAULT_COPY_SHARE;
 use crate::cluster::{Cluster, ClusterError};
 use crate::gpu::Gpu;
 use crate::model::Model;
@@ -27,13 +28,14 @@ pub struct Shape {
     #[serde(default = "one")]
     #[schema(minimum = 1, maximum = 65536)]
     pub groups: usize,
-    /// What an expert weighs: a model's name, as in `deepseek-v3` or `deepseek-v3:bf16`.
+    /// What an expert weighs: a model's name, as in `deepseek-v3` or `deepseek-v3:bf16`. Without it the price of
+    /// moves is that of the known model with as many experts and layers, or of `deepseek-v3`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// With `model`: the GPU, for the price of moves.
+    /// The GPU, for the price of moves; `h100` is assumed where it is not stated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
-    /// With `model` and `gpu`: what a rank receives, in gigabits per second.
+    /// What a rank receives, in gigabits per second, for the price of moves; 100 is assumed where it is not stated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 1_000_000)]
     pub link_gbps: Option<u64>,
@@ -42,6 +44,9 @@ pub struct Shape {
 fn one() -> usize {
     1
 }
+
+/// The horizon where a configuration states the price of a move in batches and no horizon.
+pub const STATED_PRICE_HORIZON: u64 = 256;
 
 /// How plans are decided.
 ///
@@ -67,11 +72,19 @@ pub struct DecideOptions {
     pub max_moves: usize,
     /// Most moves in one decision, all layers together; 0: no limit.
     pub move_budget: usize,
-    /// Steps that a plan is expected to be used for: what moves have to pay within.
+    /// Steps that a plan is expected to be used for: what moves have to pay within. A configuration that states `move_cost` and
+    /// no horizon has [`STATED_PRICE_HORIZON`].
     pub horizon: u64,
-    /// What a move costs, in perfectly balanced batches of one layer. Where the model, the GPU and the link are known, their
-    /// price is taken instead.
-    pub move_cost: f64,
+    /// What a move costs, in perfectly balanced batches of one layer. Without it the price is the time to receive an
+    /// expert's weights over the link against the time of such a batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub move_cost: Option<f64>,
+    /// Share of the time that copies may take, all through one link; 0: no limit. Without it the share is
+    /// [`DEFAULT_COPY_SHARE`](super::DEFAULT_COPY_SHARE), and there is no limit where `move_cost` is stated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copy_share: Option<f64>,
+    /// Milliseconds that a step is assumed to take at least: what `copy_share` is a share of.
+    pub step_ms: f64,
     /// Least fall of the mean imbalance for which anything is moved.
     pub min_gain: f64,
     /// A decision for which the service is more steps behind is passed over.
@@ -92,8 +105,10 @@ impl Default for DecideOptions {
             judged: 32,
             max_moves: 4,
             move_budget: 0,
-            horizon: 256,
-            move_cost: 0.5,
+            horizon: 1024,
+            move_cost: None,
+            copy_share: None,
+            step_ms: 10.0,
             min_gain: 0.002,
             max_behind: 512,
             dry_run: false,
@@ -143,9 +158,6 @@ impl Shape {
         if self.link_gbps == Some(0) {
             return value("link_gbps", "0, expected 1 at least".into());
         }
-        if self.model.is_none() && (self.gpu.is_some() || self.link_gbps.is_some()) {
-            return value("model", "expected beside gpu and link_gbps".into());
-        }
         self.parsed_model()?;
         self.parsed_gpu()?;
         Ok(())
@@ -192,12 +204,17 @@ impl DecideOptions {
         if self.window > 65_536 {
             return value("window", "expected at most 65536 steps");
         }
-        for (key, number) in
-            [("drift", self.drift), ("move_cost", self.move_cost), ("min_gain", self.min_gain)]
-        {
+        let move_cost = self.move_cost.unwrap_or_default();
+        for (key, number) in [("drift", self.drift), ("move_cost", move_cost), ("min_gain", self.min_gain)] {
             if !(0.0..=1e6).contains(&number) {
                 return value(key, "expected a number from 0 to 1000000");
             }
+        }
+        if !(0.0..=1.0).contains(&self.copy_share.unwrap_or_default()) {
+            return value("copy_share", "expected a number from 0 to 1");
+        }
+        if !(0.001..=3_600_000.0).contains(&self.step_ms) {
+            return value("step_ms", "expected 0.001 to 3600000 milliseconds");
         }
         let any = Cluster::new(2, 1, 2, 0)?;
         // Topologies may not fit these two ranks: only unknown names are told here.
@@ -213,6 +230,16 @@ impl DecideOptions {
     /// When it is unknown, or its topology does not fit.
     pub fn policy(&self, groups: usize, cluster: &Cluster) -> Result<Box<dyn Policy>, SpecError> {
         Ok(place::policy(&self.policy, groups, cluster)?)
+    }
+
+    /// Returns the share of the time that copies may take; none where there is no limit.
+    pub fn share_of_copies(&self) -> Option<f64> {
+        let share = match (self.copy_share, self.move_cost) {
+            (Some(share), _) => share,
+            (None, Some(_)) => 0.0,
+            (None, None) => DEFAULT_COPY_SHARE,
+        };
+        (share > 0.0).then_some(share)
     }
 
     /// Steps ahead that are foreseen at least: those until the next decision.

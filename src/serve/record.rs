@@ -86,10 +86,74 @@ pub struct Decision {
     pub gain: f64,
     /// Cost of the moves, in the same unit.
     pub cost: f64,
+    /// Milliseconds that the copies take, one after the other over one link.
+    #[serde(default)]
+    pub copy_ms: f64,
     /// Milliseconds that planning and judging took.
     pub took_ms: f64,
     /// Seconds since 1970 by the service's clock, for display.
     pub at: u64,
+}
+
+/// The price of copies, stated or assumed, and the time that they may take and took.
+///
+/// Time is that of accepted steps, `step_ms` each.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+pub struct CopyStatus {
+    /// The model whose experts are copied.
+    pub model: String,
+    /// The GPU that a balanced batch runs on.
+    pub gpu: String,
+    /// Gigabits per second that a rank receives.
+    pub link_gbps: u64,
+    /// Which of `model`, `gpu` and `link_gbps` are assumed, as the shape does not state them.
+    pub assumed: Vec<String>,
+    /// Milliseconds that one expert takes over the link.
+    pub expert_ms: f64,
+    /// The stated price of a move; null where it follows from the above.
+    pub move_cost: Option<f64>,
+    /// Milliseconds that a step is assumed to take.
+    pub step_ms: f64,
+    /// Share of the time that copies may take; null: no limit.
+    pub copy_share: Option<f64>,
+    /// Milliseconds of all accepted steps.
+    pub passed_ms: f64,
+    /// Milliseconds of all copies after the first plan, one after the other over one link.
+    pub spent_ms: f64,
+    /// Their share of the time.
+    pub spent_share: f64,
+    /// Milliseconds that copies may take now; negative after copies that could not wait, null without a limit.
+    pub available_ms: Option<f64>,
+}
+
+/// Writes a share in percent, with the digits that it was given with.
+pub(super) fn percent(share: f64) -> String {
+    format!("{} %", (share * 1e8).round() / 1e6)
+}
+
+impl std::fmt::Display for CopyStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let note = |key: &str| if self.assumed.iter().any(|one| one == key) { " (assumed)" } else { "" };
+        write!(
+            f,
+            "a copy takes {:.2} ms: an expert of {}{} over {} Gbit/s{}",
+            self.expert_ms,
+            self.model,
+            note("model"),
+            self.link_gbps,
+            note("link_gbps")
+        )?;
+        match self.move_cost {
+            Some(cost) => write!(f, "; a move costs {cost} batches, as stated")?,
+            None => write!(f, "; batches run on {}{}", self.gpu, note("gpu"))?,
+        }
+        match self.copy_share {
+            Some(share) => {
+                write!(f, "; copies may take {} of the time, at {} ms a step", percent(share), self.step_ms)
+            }
+            None => write!(f, "; copies may take any time"),
+        }
+    }
 }
 
 /// One expert copied to a rank.

@@ -7,6 +7,7 @@ use super::decide::{Figures, Next};
 use super::lane::{Lane, LaneError, Seen};
 use super::options::{DecideOptions, Shape};
 use super::points::Points;
+use super::price::CopyLedger;
 use super::record::Point;
 use crate::place::{Placement, without_ranks};
 use crate::split::{Layers, Method};
@@ -33,6 +34,9 @@ pub(crate) struct SavedLane {
     decisions: u64,
     points: Vec<Point>,
     next: Option<Next>,
+    /// Absent in stores of earlier versions.
+    #[serde(default)]
+    copies: CopyLedger,
 }
 
 impl Lane {
@@ -55,6 +59,7 @@ impl Lane {
             decisions: self.decisions,
             points: self.points.all().to_vec(),
             next: self.next.clone(),
+            copies: self.copies.ledger,
         }
     }
 
@@ -99,6 +104,7 @@ impl Lane {
         lane.decisions = saved.decisions;
         lane.points = Points::of(saved.points);
         lane.next = saved.next;
+        lane.copies.ledger = saved.copies;
         let width = layers * lane.experts;
         for seen in window.filter(|seen| seen.accepted <= saved.accepted && seen.counts.len() == width) {
             lane.window.push_back(seen);

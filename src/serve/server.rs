@@ -63,7 +63,9 @@ pub fn serve(setup: &Setup, ready: impl FnOnce(&str)) -> Result<(), ServeError> 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io("threads"))?;
     let served = runtime.block_on(async {
         let listen = setup.config.listen;
-        let listener = TcpListener::bind(listen).await.map_err(io(&format!("cannot listen on {listen}")))?;
+        let listener = TcpListener::bind(listen)
+            .await
+            .map_err(|source| ServeError::Listen { address: listen, source })?;
         let address = listener.local_addr().map_err(io("the address listened on"))?;
         let scheme = if acceptor.is_some() { "https" } else { "http" };
         let mut ends = (
@@ -109,7 +111,9 @@ pub fn serve(setup: &Setup, ready: impl FnOnce(&str)) -> Result<(), ServeError> 
         Ok(())
     });
     service.stop();
-    (setup.log)("ended");
+    if served.is_ok() {
+        (setup.log)("ended");
+    }
     served
 }
 
@@ -140,7 +144,7 @@ struct Gate {
 
 impl Gate {
     fn admit(self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
-        let counters = &self.app.service.counters;
+        let counters = &self.app.service.hub.counters;
         let Ok(permit) = self.free.clone().try_acquire_owned() else {
             counters.connections_refused.fetch_add(1, Ordering::Relaxed);
             // By TLS it would take a handshake to say so.
@@ -166,7 +170,7 @@ impl Gate {
                 }
             }
         }
-        self.app.service.counters.connections.fetch_sub(1, Ordering::Relaxed);
+        self.app.service.hub.counters.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     async fn speak<S: AsyncRead + AsyncWrite + Unpin>(

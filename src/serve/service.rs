@@ -10,11 +10,13 @@ use super::lane::{Lane, LaneError, Seen};
 use super::loads::Loads;
 use super::options::{DecideOptions, Shape, SpecError};
 use super::record::Decision;
+use super::sources::SourceStatus;
 use super::store::{Op, Store};
 use super::store_error::StoreError;
 use super::stored::{StoredLane, StoredModel};
 use super::{Log, Phase};
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -54,6 +56,14 @@ pub enum ServeError {
         /// The stored shape, as JSON.
         stored: String,
     },
+    /// The address is taken, or not one of this machine.
+    #[error("cannot listen on {address}: {source}{}", free_port(.address, .source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A thread or socket could not be had.
     #[error("{what}: {source}")]
     Io {
@@ -62,6 +72,14 @@ pub enum ServeError {
         /// Why it failed.
         source: std::io::Error,
     },
+}
+
+/// The way out where a port is taken.
+fn free_port(address: &SocketAddr, source: &std::io::Error) -> String {
+    if source.kind() != std::io::ErrorKind::AddrInUse {
+        return String::new();
+    }
+    format!("; --listen {} takes a free port", SocketAddr::new(address.ip(), 0))
 }
 
 /// Why a model could not be made.
@@ -124,7 +142,8 @@ pub(crate) struct Service {
     models: RwLock<BTreeMap<String, Arc<Model>>>,
     /// Held while a model or feed is made.
     making: Mutex<()>,
-    pub(crate) counters: Counters,
+    /// Sources at work.
+    sources: RwLock<Vec<Arc<SourceStatus>>>,
     pub(crate) tokens: RwLock<Vec<String>>,
     pub(crate) started: Instant,
 }
@@ -139,12 +158,17 @@ impl Service {
         let tokens = config.tokens()?;
         config.check_exposure(&tokens)?;
         let (store, stored) = Store::open(folder)?;
-        let hub = Hub { store: Arc::new(store), log, config: Arc::new(RwLock::new(Arc::new(config))) };
+        let hub = Hub {
+            store: Arc::new(store),
+            log,
+            config: Arc::new(RwLock::new(Arc::new(config))),
+            counters: Arc::default(),
+        };
         let service = Arc::new(Self {
             hub,
             models: RwLock::new(BTreeMap::new()),
             making: Mutex::new(()),
-            counters: Counters::default(),
+            sources: RwLock::default(),
             tokens: RwLock::new(tokens),
             started: Instant::now(),
         });
@@ -196,6 +220,16 @@ impl Service {
     /// All models, by name.
     pub(crate) fn models(&self) -> Vec<Arc<Model>> {
         read(&self.models).values().cloned().collect()
+    }
+
+    /// All sources.
+    pub(crate) fn sources(&self) -> Vec<Arc<SourceStatus>> {
+        read(&self.sources).clone()
+    }
+
+    /// Adds a source that is about to be read.
+    pub(crate) fn add_source(&self, source: Arc<SourceStatus>) {
+        self.sources.write().unwrap_or_else(PoisonError::into_inner).push(source);
     }
 
     /// A model by name.

@@ -145,6 +145,7 @@ impl Feed {
                 busiest_bytes: None,
                 gain: 0.0,
                 cost: 0.0,
+                copy_ms: 0.0,
                 took_ms: 0.0,
                 at: now(),
             };

@@ -8,7 +8,7 @@ use super::lane::Lane;
 use crate::cluster::Cluster;
 use crate::forecast::{History, Window};
 use crate::place::{Contiguous, Move, PlaceError, Placement, Policy, recover};
-use crate::split::{Method, Split, SplitError, Splitter, roofline};
+use crate::split::{Method, Split, SplitError, Splitter};
 use crate::trace::Trace;
 
 /// One layer, planned and compared.
@@ -170,18 +170,12 @@ impl Lane {
 
     /// What one move costs, in perfectly balanced batches of one layer.
     fn price(&self, latest: &[&[u64]]) -> f64 {
-        // Both were checked when the shape was.
-        let (Ok(Some(model)), Ok(Some(gpu)), Some(gbps)) =
-            (self.shape.parsed_model(), self.shape.parsed_gpu(), self.shape.link_gbps)
-        else {
-            return self.options.move_cost;
-        };
-        let copy_ps = model.expert_bytes() as f64 * 8_000.0 / gbps as f64;
-        let time = roofline(&model, &gpu);
+        if let Some(cost) = self.options.move_cost {
+            return cost;
+        }
         let tokens: u64 = latest.iter().flat_map(|batch| batch.iter()).sum();
         let per_rank = tokens as f64 / (latest.len().max(1) * self.cluster.ranks()) as f64;
-        let reading = time.read as f64 * self.cluster.slots_per_rank() as f64;
-        copy_ps / (per_rank * time.token as f64).max(reading).max(1.0)
+        self.copies.price.in_batches(per_rank, self.cluster.slots_per_rank())
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::decide::{Figures, Next, NextLayer, Proposal};
 use super::lane::Lane;
-use super::record::{Decision, Imbalances, MoveRecord, Outcome, Trigger};
+use super::record::{Decision, Imbalances, MoveRecord, Outcome, Trigger, percent};
 use super::tried::Tried;
 use crate::cluster::Cluster;
 use std::collections::BTreeSet;
@@ -21,9 +21,9 @@ impl Lane {
     ) -> Proposal {
         let pays = |t: &Tried| t.forced || (!t.moves.is_empty() && t.gain > t.cost);
         let mut made: Vec<bool> = tried.iter().map(|t| t.as_ref().is_some_and(pays)).collect();
-        self.keep_to_the_budget(&tried, &mut made);
+        let waiting = self.keep_to_the_budget(&tried, &mut made);
         let mut imbalance = imbalances(&tried, &made);
-        let sums = Sums::of(&tried, &made);
+        let sums = Sums { waiting, ..Sums::of(&tried, &made) };
         let (acts, why) = self.verdict(trigger, cluster.ranks(), imbalance, &sums);
         let outcome = match (acts, dry_run) {
             (true, false) => Outcome::Acted,
@@ -59,6 +59,7 @@ impl Lane {
             busiest_bytes: expert_bytes.filter(|_| counted.0 > 0).map(|bytes| bytes.saturating_mul(busiest)),
             gain: sums.gain,
             cost: sums.cost,
+            copy_ms: self.copies.time_ms(counted.0),
             took_ms: 0.0,
             at: 0,
         };
@@ -88,7 +89,8 @@ impl Lane {
 
     /// Whether to act, and the reason.
     fn verdict(&self, trigger: Trigger, ranks: usize, imbalance: Imbalances, sums: &Sums) -> (bool, String) {
-        let (Sums { moves, layers, proposed, gain, cost, forced }, horizon) = (sums, self.options.horizon);
+        let (Sums { moves, layers, proposed, waiting, gain, cost, forced }, horizon) =
+            (sums, self.options.horizon);
         let considered = format!(
             "{moves} moves in {layers} layers lower the imbalance of the latest steps from {:.3} to {:.3} (bound {:.3}): {gain:.1} batches gained \
              over {horizon} steps for {cost:.1} of copies",
@@ -101,12 +103,30 @@ impl Lane {
             _ if *proposed == 0 => {
                 (false, "the policy finds nothing to move that noise does not explain".into())
             }
+            _ if *moves == 0 && *waiting > 0 => (false, self.why_wait(*waiting)),
             _ if *moves == 0 => (false, format!("none of {proposed} moves would pay within {horizon} steps")),
             _ if imbalance.before - imbalance.after < self.options.min_gain => {
                 (false, format!("too little to gain: {considered}, less than {}", self.options.min_gain))
             }
             _ => (true, considered),
         }
+    }
+
+    /// Why moves that would pay are not made yet.
+    fn why_wait(&self, waiting: usize) -> String {
+        let copies = self.copies.status();
+        let Some((share, available)) = copies.copy_share.zip(copies.available_ms) else {
+            return format!(
+                "{waiting} moves that would pay exceed move_budget = {}",
+                self.options.move_budget
+            );
+        };
+        format!(
+            "{waiting} moves that would pay wait: copies may take {} of the time, which leaves {available:.1} ms, and a copy \
+             takes {:.1}",
+            percent(share),
+            copies.expert_ms
+        )
     }
 
     /// Why a decision is made now.
@@ -121,23 +141,26 @@ impl Lane {
         }
     }
 
-    /// Takes back the moves that gain least for what they cost until all together are within the budget.
-    fn keep_to_the_budget(&self, tried: &[Option<Tried>], made: &mut [bool]) {
-        if self.options.move_budget == 0 {
-            return;
-        }
+    /// Takes back the moves that gain least for what they cost until all together are within the budgets of moves and of time.
+    /// Returns how many are taken back.
+    fn keep_to_the_budget(&self, tried: &[Option<Tried>], made: &mut [bool]) -> usize {
+        let most = (self.options.move_budget > 0).then_some(self.options.move_budget);
+        let Some(mut left) = most.into_iter().chain(self.copies.affordable()).min() else { return 0 };
         let mut order: Vec<(usize, f64, usize)> = (tried.iter().enumerate())
             .filter_map(|(layer, t)| t.as_ref().filter(|t| made[layer] && !t.forced).map(|t| (layer, t)))
             .map(|(layer, t)| (layer, t.gain / t.moves.len().max(1) as f64, t.moves.len()))
             .collect();
         order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        let mut left = self.options.move_budget;
+        let mut waiting = 0;
         for (layer, _, moves) in order {
-            match left.checked_sub(moves) {
-                Some(rest) => left = rest,
-                None => made[layer] = false,
+            if let Some(rest) = left.checked_sub(moves) {
+                left = rest;
+            } else {
+                made[layer] = false;
+                waiting += moves;
             }
         }
+        waiting
     }
 
     /// What was considered, move by move.
@@ -198,6 +221,8 @@ struct Sums {
     layers: usize,
     /// Moves of all layers that were tried.
     proposed: usize,
+    /// Moves that would pay, and exceed a budget.
+    waiting: usize,
     gain: f64,
     cost: f64,
     forced: bool,

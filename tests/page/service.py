@@ -18,7 +18,7 @@ class Service:
         self.token, self.listen = token, "127.0.0.1:0"
         self.config = os.path.join(self.folder.name, "evenkeel.toml")
         with open(self.config, "w") as file:
-            file.write(config or "[decide]\nfirst_after = 8\nevery = 16\nwindow = 32\n")
+            file.write(config or "[decide]\nfirst_after = 8\nevery = 16\nwindow = 32\nmove_cost = 0.5\n")
         self.start()
 
     def start(self):

@@ -6,6 +6,7 @@ Run by `make page`; EVENKEEL names the binary (default target/debug/evenkeel), C
 
 import os
 import sys
+import tempfile
 import unittest
 
 from browser import Browser, find
@@ -15,6 +16,7 @@ TOKEN = "a-token-for-the-page-0123456789"
 AXE = os.environ.get("AXE")
 PICTURES = os.environ.get("PICTURES")
 READY = "!document.getElementById('page').hidden && document.getElementById('headline').innerText"
+LIVE = "rgb(23, 129, 137)"
 PLAN = "document.getElementById('plan').innerText"
 
 
@@ -118,7 +120,7 @@ class PageTest(unittest.TestCase):
         self.assertEqual(page.complaints(), [])
 
     def test_planning_again_is_shown_before_it_is_done(self):
-        service = self.fed(config="[decide]\nfirst_after = 8\nevery = 100000\nmin_every = 100000\nwindow = 32\n")
+        service = self.fed(config="[decide]\nfirst_after = 8\nevery = 100000\nmin_every = 100000\nwindow = 32\nmove_cost = 0.5\n")
         service.post(8, 30, hot=11)
         page = self.open(service)
         page.wait(f"{READY} && {PLAN} === 'no. 1'")
@@ -216,9 +218,11 @@ class PageTest(unittest.TestCase):
         self.accessible(page, "stale")
         self.picture(page, "stale")
         service.start()
-        page.wait("document.getElementById('link').dataset.state === 'live'", 40)
+        # The service is there again, and its loads are not yet.
+        page.wait("document.getElementById('link').dataset.state === 'stopped'", 40)
         service.post(8, 4)
         page.wait("document.getElementById('time-reading').innerText.includes('step 11')")
+        page.wait("document.getElementById('link').dataset.state === 'live'")
 
     def test_without_a_stream_it_asks(self):
         service = self.fed()
@@ -314,6 +318,81 @@ class PageTest(unittest.TestCase):
         page.wait("!document.getElementById('empty').hidden")
         page.eval(f"fetch('{service.url}/v1/models/model/ranks/2/down', {{method: 'POST', mode: 'no-cors'}}).then(() => 1)")
         self.assertEqual(len(service.ask("GET", "/v1/models/model/history")["decisions"]), 1)
+
+    def test_a_feed_that_stops_is_shown_as_stopped(self):
+        service = self.fed()
+        page = self.open(service)
+        page.wait(f"{READY} && document.getElementById('link').dataset.state === 'live'")
+        page.wait("document.getElementById('link').dataset.state === 'stopped'", 30)
+        self.assertRegex(page.text("#link-words"), r"^no loads since \d\d:\d\d:\d\d$")
+        self.assertIn("No loads since", page.text("#plan-words"))
+        self.assertNotEqual(page.eval("getComputedStyle(document.querySelector('#link .lamp')).backgroundColor"), LIVE)
+        self.accessible(page, "stopped")
+        self.picture(page, "stopped")
+        # A page that is opened only now says so at once.
+        later = self.open(service)
+        later.wait("document.getElementById('link').dataset.state === 'stopped'")
+        service.post(8, 4)
+        for one in [page, later]:
+            one.wait("document.getElementById('link').dataset.state === 'live'")
+            one.wait("!document.getElementById('plan-words').innerText.includes('No loads since')")
+            self.assertEqual(one.eval("getComputedStyle(document.querySelector('#link .lamp')).backgroundColor"), LIVE)
+        self.assertEqual(page.complaints(), [])
+
+    def test_large_step_numbers_are_shown_digit_by_digit(self):
+        first = 1_795_888_218_845_878_955
+        service = self.service()
+        service.make()
+        service.post(first, 8)
+        service.ask("GET", "/v1/models/model/plan?wait=60")
+        page = self.open(service)
+        page.wait(f"{READY} && document.getElementById('link').dataset.state === 'live'")
+        page.wait("document.getElementById('plan-words').innerText.includes('Since step 1,795,888,218,845,878,962 of 1,795,888,218,845,878,962.')")
+        page.wait("document.getElementById('time-reading').innerText.includes('step 1795888218845878962')")
+        self.assertIn("after step 1,795,888,218,845,878,962", page.text("#log").replace("\n", " "))
+        # What events bring is as exact as what is fetched.
+        service.post(first + 8, 1)
+        page.wait("document.getElementById('time-reading').innerText.includes('step 1795888218845878963')")
+        parsed = page.eval("""import("/page/net.js").then(({parse}) => JSON.stringify(parse(
+            '{"a": 9007199254740991, "b": 9007199254740993, "c": "x: 9007199254740993, \\\\"1", "d": [-9007199254740993, 1.5e300, 0.125]}')))""")
+        self.assertEqual(parsed, '{"a":9007199254740991,"b":"9007199254740993","c":"x: 9007199254740993, \\"1",'
+                         '"d":["-9007199254740993",1.5e+300,0.125]}')
+        self.accessible(page, "large steps")
+        self.picture(page, "large-steps")
+        self.assertEqual(page.complaints(), [])
+
+    def test_sources_that_fail_are_shown(self):
+        config = ("[decide]\nfirst_after = 8\nevery = 16\nwindow = 32\nmove_cost = 0.5\n[models.model]\nranks = 8\nredundant = 8\n"
+                  "[[source]]\nmodel = \"model\"\npoll_seconds = 0.1\npath = \"{}\"\n")
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "loads.csv")
+            service = self.service(config=config.format(path))
+            page = self.open(service)
+            page.wait("!document.getElementById('sources').hidden")
+            self.assertIn("No loads of model yet.", page.text("#empty-title"))
+            page.wait("document.getElementById('link-words').innerText === 'no loads yet'")
+            self.assertIn("1 source of model fails: loads may be missing.", page.text("#sources"))
+            self.assertRegex(page.text("#sources-list"), rf"{path} \(all\): No such file or directory.*Since \d\d:\d\d:\d\d, [\d,]+ errors?\.")
+            self.accessible(page, "a source fails")
+            self.picture(page, "source-fails")
+            with open(path, "w") as file:
+                file.write("step,layer,expert,tokens\n")
+                for step in range(9):
+                    file.writelines(f"{step},0,{expert},{50 // (1 + expert)}\n" for expert in range(8))
+            page.wait(READY, 30)
+            page.wait("document.getElementById('sources').hidden")
+            self.assertEqual(page.complaints(), [])
+
+    def test_what_a_copy_costs_is_shown_with_what_is_assumed(self):
+        service = self.service(config="[decide]\nfirst_after = 8\nevery = 16\nwindow = 32\n")
+        service.make(link_gbps=400)
+        service.post(0, 8)
+        page = self.open(service)
+        page.wait(READY)
+        self.assertEqual(page.text("#copies"), "A copy takes 1.0 ms: an expert of gpt-oss-20b:bf16 (assumed) over 400 Gbit/s, weighed against "
+                         "batches on h100 (assumed). Copies may take 1.0\u00a0% of the time, at 10 ms a step; so far they took 0\u00a0%.")
+        self.accessible(page, "what a copy costs")
+        self.picture(page, "copies")
 
     def test_large_models_stay_quick(self):
         for layers, experts, ranks in [(61, 256, 32), (92, 512, 64)]:

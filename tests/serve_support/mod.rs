@@ -259,7 +259,7 @@ pub(crate) fn loads(ids: std::ops::Range<u64>) -> Loads {
 }
 
 /// Decisions every few steps, by a fast policy.
-pub(crate) const CONFIG: &str = "[decide]\npolicy = \"eplb\"\nfirst_after = 4\nevery = 6\nmin_every = 3\nmax_moves = 3\nwindow = 16\njudged = 8\nmax_behind = 100000\n";
+pub(crate) const CONFIG: &str = "[decide]\npolicy = \"eplb\"\nfirst_after = 4\nevery = 6\nmin_every = 3\nmax_moves = 3\nwindow = 16\njudged = 8\nmove_cost = 0.5\nmax_behind = 100000\n";
 
 /// The options of [`CONFIG`].
 pub(crate) fn options() -> DecideOptions {

@@ -10,8 +10,10 @@ mod convert;
 mod device;
 mod errors;
 mod graph;
+mod judge;
 mod plan;
 mod planner;
+mod policy;
 mod rebalance;
 mod stack;
 mod trace;
@@ -26,9 +28,13 @@ mod _native {
     #[pymodule_export]
     use super::graph::replicate;
     #[pymodule_export]
+    use super::judge::imbalance;
+    #[pymodule_export]
     use super::plan::{Plan, plan};
     #[pymodule_export]
     use super::planner::{Planner, Split};
+    #[pymodule_export]
+    use super::policy::{named_split, with_split};
     #[pymodule_export]
     use super::rebalance::{inverse, rebalance, replan};
     #[pymodule_export]

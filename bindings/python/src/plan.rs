@@ -3,6 +3,7 @@
 use crate::convert::matrix;
 use crate::errors::{error, refuse};
 use crate::planner::Planner;
+use crate::policy::with_split;
 use crate::trace::Trace;
 use evenkeel::cluster::Cluster;
 use evenkeel::export::{self, Dialect};
@@ -21,9 +22,12 @@ pub(crate) struct Plan {
 /// Plans where the copies of every layer's experts live.
 ///
 /// `redundant` counts slots beyond one per expert over all ranks. `policy` is a name as on the command line: recourse,
-/// eplb, contiguous, lplb:ring, .. ; `groups` are the model's expert groups. Raises `Error` where the shape does not fit.
+/// eplb, contiguous, lplb:ring, .. ; `groups` are the model's expert groups. `split` is what will split the batches, for the
+/// policy recourse: "exact", "even" or a stack's rule ("vllm", "sglang-static", ..); `policy="recourse:vllm"` says the same.
+/// Raises `Error` where the shape does not fit, and where `policy` is another or names another split.
 #[pyfunction]
-#[pyo3(signature = (trace, ranks, redundant, *, policy="recourse", nodes=1, groups=1))]
+#[pyo3(signature = (trace, ranks, redundant, *, policy="recourse", nodes=1, groups=1, split=None))]
+#[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub(crate) fn plan(
     py: Python<'_>,
     trace: &Trace,
@@ -32,9 +36,11 @@ pub(crate) fn plan(
     policy: &str,
     nodes: usize,
     groups: usize,
+    split: Option<&str>,
 ) -> PyResult<Plan> {
     let cluster = Cluster::new(ranks, nodes, trace.inner.experts(), redundant).map_err(error)?;
-    let policy = place::policy(policy, groups, &cluster).map_err(error)?;
+    let policy = split.map_or_else(|| Ok(policy.to_owned()), |split| with_split(policy, split))?;
+    let policy = place::policy(&policy, groups, &cluster).map_err(error)?;
     let made = py.detach(|| {
         crate::rebalance::with_threads(|| {
             core::Plan::make(&trace.inner, &cluster, policy.as_ref(), Origin::default(), &()).map_err(error)

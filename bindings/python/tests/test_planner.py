@@ -110,3 +110,23 @@ def test_errors_say_what_was_expected(ring, call, message):
     planner.split(np.zeros((8, 16), dtype=np.int64))
     with pytest.raises(evenkeel.Error, match=message):
         call(planner)
+
+
+def test_a_plan_for_a_split():
+    rng = np.random.default_rng(1)
+    trace = evenkeel.Trace.from_loads(rng.poisson(rng.lognormal(3, 1, (1, 2, 16)), (12, 2, 16)))
+    plan = lambda **options: evenkeel.plan(trace, ranks=8, redundant=8, **options)
+    for split in ("exact", "even", "sglang-static", "sglang-dynamic", "sglang-random", "vllm", "vllm-ascend", "trtllm"):
+        placed = plan(split=split)
+        assert repr(placed).startswith(f"<evenkeel.Plan by recourse:{split}:")
+        assert (placed.physical_to_logical == plan(policy=f"recourse:{split}").physical_to_logical).all()
+    assert repr(plan(policy="recourse:even", split="even")).startswith("<evenkeel.Plan by recourse:even:")
+    assert repr(plan(policy="recourse:worst", split="even")).startswith("<evenkeel.Plan by recourse:even:worst:")
+    assert repr(plan(split=None)) == repr(plan())
+    for options, words in [
+        (dict(split="fair"), "unknown split `fair`: expected even, lp, exact"),
+        (dict(split="vllm", policy="eplb"), "policy `eplb`: expected policy recourse"),
+        (dict(split="vllm", policy="recourse:even"), "expected even, which the policy names, or none"),
+    ]:
+        with pytest.raises(evenkeel.Error, match=words):
+            plan(**options)

@@ -91,6 +91,7 @@ pub(super) fn text(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>, outcom
     };
     let header = ["", "imbalance", "p95", "max", "tokens/s modelled", "% of balanced", "tokens/s wall"];
     text += &table(&header, variants(run).iter().map(row).collect(), 1);
+    text += &verdict(run, outcome);
     text += &format!(
         "\nMilliseconds per step on the plan, each rank timed alone ({} steps)\n{}",
         outcome.timed().len(),
@@ -108,6 +109,31 @@ pub(super) fn text(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>, outcom
         );
     }
     text
+}
+
+/// Modelled speed of the plan over that of no plan; `None` where one of them did not run.
+fn speedup(outcome: &Outcome) -> Option<f64> {
+    let rate = |variant| outcome.rate(variant, |time| time.modelled);
+    Some(rate(Variant::Plan)? / rate(Variant::None)?)
+}
+
+/// Whether the plan pays on this machine, in one line.
+fn verdict(run: &Run<'_>, outcome: &Outcome) -> String {
+    let Some(ratio) = speedup(outcome) else { return String::new() };
+    let tokens: usize = outcome.steps.iter().map(|step| step.tokens).sum();
+    let model = &run.exec.model;
+    let top_k = run.feed.top_k().or(run.exec.router.fixed_top_k()).unwrap_or(model.top_k);
+    let visits = tokens as f64 * top_k as f64 / (outcome.steps.len().max(1) * model.experts) as f64;
+    let change = 100.0 * (ratio - 1.0);
+    match change {
+        _ if change >= 3.0 => format!("\nthe plan is {change:.0} % faster than no plan on this machine\n"),
+        _ if change > -3.0 => "\nthe plan is about as fast as no plan on this machine\n".to_owned(),
+        _ => format!(
+            "\nthe plan is {:.0} % slower than no plan on this machine: with {visits:.0} tokens per expert, a rank's time follows the \
+             experts that it reads more than its tokens\n",
+            -change
+        ),
+    }
 }
 
 fn phases(run: &Run<'_>, outcome: &Outcome) -> String {
@@ -159,6 +185,7 @@ pub(super) fn document(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>, ou
         },
         "share_of_balanced": outcome.share_of_balanced(Variant::Plan),
         "share_of_balanced_without_plan": outcome.share_of_balanced(Variant::None),
+        "speedup_over_no_plan": speedup(outcome),
         "tokens_per_s": { "modelled_parallel": rates(|time| time.modelled), "wall_clock": rates(|time| time.wall) },
         "ranks": (0..exec.cluster.ranks()).map(rank).collect::<Vec<_>>(),
         "moves": {

@@ -231,7 +231,10 @@ impl Top {
             None => "connecting".into(),
             Some(at) if at.elapsed() > STALE => format!("stale: last word {} s ago", at.elapsed().as_secs()),
             Some(_) if self.trouble.is_some() => "reconnecting".into(),
-            Some(_) => "live".to_owned(),
+            Some(_) => match self.seen.as_ref().and_then(|seen| seen.view.as_ref()?.state.stopped()) {
+                Some(quiet) => format!("no loads for {quiet} s"),
+                None => "live".to_owned(),
+            },
         };
         let frame = Frame {
             seen: self.seen.as_ref(),

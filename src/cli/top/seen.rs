@@ -29,6 +29,17 @@ pub(super) struct State {
     pub(super) decisions: u64,
     pub(super) down: Vec<usize>,
     pub(super) latest: Option<Point>,
+    #[serde(default)]
+    pub(super) quiet_seconds: Option<u64>,
+    #[serde(default)]
+    pub(super) stopped_after_seconds: u64,
+}
+
+impl State {
+    /// Seconds since loads came, where they have stopped.
+    pub(super) fn stopped(&self) -> Option<u64> {
+        self.quiet_seconds.filter(|&quiet| quiet > self.stopped_after_seconds)
+    }
 }
 
 /// `/view`.

@@ -30,9 +30,10 @@ pub(super) fn plan(view: &View) -> String {
         format!("next decision within {} steps", state.due_in)
     };
     let behind = if state.behind > 0 { format!(", {} steps behind", state.behind) } else { String::new() };
+    let quiet = state.stopped().map_or(String::new(), |quiet| format!(", no loads for {quiet} s"));
     let down = if state.down.is_empty() { String::new() } else { format!(", down: {:?}", state.down) };
     format!(
-        "{plan}; step {}{behind}; {due}; {} layers, {} experts, {} of {} ranks{down}",
+        "{plan}; step {}{behind}{quiet}; {due}; {} layers, {} experts, {} of {} ranks{down}",
         steps(state.step),
         state.layers.len(),
         state.experts,

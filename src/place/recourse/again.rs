@@ -17,7 +17,7 @@ use super::scenarios::{Scenarios, UNIT};
 use super::score::Objective;
 use super::search::{Limits, Moves, moves_between, search};
 use super::seating::Seating;
-use super::{Layer, REFEREE, Recourse, STREAM, against_eplb};
+use super::{Layer, REFEREE, Recourse, STREAM, against_eplb, starts};
 use crate::cluster::Cluster;
 use crate::place::{PlaceError, Placement, Priced, relabel};
 use crate::trace::dice::Dice;
@@ -51,7 +51,9 @@ pub(super) fn replan(
     let mut tried = again.climb(&rungs(max_moves, again.from.slots()), None).map_err(failed)?;
     if max_moves.is_none() {
         let scratch = layer.scratch(&trust, &mut dice)?;
-        let seating = Seating::of(&relabel(previous, &scratch, cluster)?, &layer.slots);
+        let mut seating = Seating::of(&relabel(previous, &scratch, cluster)?, &layer.slots);
+        // EPLB's placement may hold an expert twice on a rank; the second slot is free for another.
+        starts::fill(&mut seating, layer.totals);
         tried.push(Tried { moves: moves_between(&again.from, &seating), seating });
     }
     tried.sort_by_key(|tried| tried.moves);
@@ -197,11 +199,18 @@ fn rungs(max_moves: Option<usize>, slots: usize) -> Vec<usize> {
     rungs
 }
 
-/// The first, in ascending order of moves, that is as good as the best.
+/// The first, in ascending order of moves, that is as good as the best: within noise where every batch is split exactly, else
+/// within a thousandth, as EPLB planned from scratch is what the result is compared with.
 fn fewest_of_the_best(tried: &[Tried], again: &Again<'_>) -> Result<usize, Error> {
+    let objective = again.layer.policy.objective;
     let mut rows = vec![];
     for one in tried {
         rows.push(again.layer.rows(&one.seating, &again.referee, again.aim)?);
     }
-    Ok(again.layer.policy.objective.as_good(&rows).iter().position(|&good| good).unwrap_or(0))
+    if again.aim == Aim::Exact {
+        return Ok(objective.as_good(&rows).iter().position(|&good| good).unwrap_or(0));
+    }
+    let scores: Vec<u64> = rows.iter().map(|row| objective.tail_sum(row)).collect();
+    let least = scores.iter().copied().min().unwrap_or(0);
+    Ok(scores.iter().position(|&score| score <= least.saturating_add(least / 1000)).unwrap_or(0))
 }

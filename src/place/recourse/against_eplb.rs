@@ -29,24 +29,27 @@ struct Candidate {
     weight: u64,
     /// Spreads to search with.
     spreads: &'static [&'static [Part]],
-    /// Standard errors that its mean under the even split has to be below EPLB's. Where the even split weighs little, a
-    /// placement that is no better than EPLB is far worse, and noise decides little; the heavier it weighs, the nearer they are.
+    /// Standard errors that its mean under the even split has to be below EPLB's, where batches are many. Searches that hold
+    /// the even split dear are at worst a little above EPLB's; the others may be far above.
     errors: f64,
 }
 
 /// Ways to search, tried until one holds. Wide spreads dilute averages, so they are for the least weight only.
 const CANDIDATES: [Candidate; 4] = [
     Candidate { weight: LEAST_WEIGHT, spreads: &[POOLED, LADDER[0], LADDER[1], LADDER[2]], errors: 1.5 },
-    Candidate { weight: 8, spreads: &[POOLED, LADDER[0]], errors: 2.0 },
-    Candidate { weight: 64, spreads: &[POOLED], errors: SURE_ERRORS },
-    Candidate { weight: 512, spreads: &[POOLED], errors: SURE_ERRORS },
+    Candidate { weight: 8, spreads: &[POOLED, LADDER[0]], errors: 0.75 },
+    Candidate { weight: 64, spreads: &[POOLED], errors: 0.0 },
+    Candidate { weight: 512, spreads: &[POOLED], errors: 0.0 },
 ];
 
-/// Standard errors that leave no doubt: for searches near EPLB, and for all where batches are few. What is compared is
-/// two placements made on halves of the window, so the error between batches is not the whole of it.
-const SURE_ERRORS: f64 = 3.0;
+/// Standard errors that a search for a fixed rule alone has to be below EPLB, where batches are many.
+const RULE_ERRORS: f64 = 1.5;
 
-/// With fewer batches in a window, all searches have to hold without doubt.
+/// Standard errors where batches are few. What is compared is two placements made on halves of the window, so the error
+/// between batches is not the whole of it.
+const FEW_ERRORS: f64 = 3.0;
+
+/// With fewer batches in a window they are few.
 const FEW: usize = 64;
 
 /// The least weight of the even split's score.
@@ -123,7 +126,7 @@ pub(super) fn for_rule(layer: &Layer<'_>, method: Method, dice: &mut Dice) -> Re
     }
     let Some((spread, _, rows)) = best else { return Ok(Trust::Eplb) };
     let eplb: Vec<u64> = folds.iter().flat_map(|fold| fold.eplb.iter().copied()).collect();
-    let better = holds(&rows, &eplb, SURE_ERRORS);
+    let better = holds(&rows, &eplb, if few(layer) { FEW_ERRORS } else { RULE_ERRORS });
     Ok(if better { Trust::Search(spread.to_vec(), aim) } else { Trust::Eplb })
 }
 
@@ -137,7 +140,7 @@ pub(super) fn for_any(layer: &Layer<'_>, dice: &mut Dice) -> Result<Trust, Error
     let eplb: Vec<u64> = folds.iter().flat_map(|fold| fold.eplb.iter().copied()).collect();
     for Candidate { weight, spreads, errors } in CANDIDATES {
         let aim = Aim::Both(weight);
-        let errors = if layer.batches.len() < FEW { SURE_ERRORS } else { errors };
+        let errors = if few(layer) { FEW_ERRORS } else { errors };
         let (mut held, mut rows) = (vec![], vec![]);
         for &spread in spreads {
             let judged = judge(layer, &folds, spread, aim, dice)?;
@@ -157,6 +160,11 @@ pub(super) fn for_any(layer: &Layer<'_>, dice: &mut Dice) -> Result<Trust, Error
 fn holds(row: &[u64], eplb: &[u64], errors: f64) -> bool {
     let (mean, error) = standard_error(row, eplb);
     eplb.is_empty() || mean <= -errors * error
+}
+
+/// Whether batches are too few to trust the errors between them.
+fn few(layer: &Layer<'_>) -> bool {
+    layer.batches.len() < FEW
 }
 
 /// Both halves of the window, each to be judged on the other, in blocks of time. Few batches cannot be halved: they are judged

@@ -60,7 +60,7 @@ pub(crate) async fn guard(
         Err(error) => error.into_response(),
     };
     let class = usize::from(response.status().as_u16() / 100).clamp(1, 5) - 1;
-    service.counters.replies[class].fetch_add(1, Ordering::Relaxed);
+    service.hub.counters.replies[class].fetch_add(1, Ordering::Relaxed);
     response
 }
 

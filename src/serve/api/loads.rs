@@ -30,15 +30,11 @@ pub(super) async fn post(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Receipt>, ApiError> {
-    let counters = &app.service.counters;
+    let counters = &app.service.hub.counters;
     counters.posts.fetch_add(1, Ordering::Relaxed);
     let done = take(&app, &name, &headers, body).await;
-    match &done {
-        Ok(Json(receipt)) => {
-            counters.accepted.fetch_add(receipt.accepted, Ordering::Relaxed);
-            counters.repeated.fetch_add(receipt.repeated, Ordering::Relaxed);
-        }
-        Err(_) => drop(counters.refused.fetch_add(1, Ordering::Relaxed)),
+    if done.is_err() {
+        counters.refused.fetch_add(1, Ordering::Relaxed);
     }
     done
 }

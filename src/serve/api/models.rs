@@ -3,8 +3,9 @@
 use super::App;
 use super::body::{bytes, content_type};
 use super::error::{ApiError, Refusals};
-use crate::serve::record::Point;
-use crate::serve::service::Model;
+use crate::serve::record::{CopyStatus, Point, now};
+use crate::serve::service::{Model, Service};
+use crate::serve::sources::SourceState;
 use crate::serve::{DecideOptions, Feed, Phase, Shape};
 use axum::Json;
 use axum::body::Body;
@@ -15,6 +16,9 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use utoipa::ToSchema;
+
+/// Least seconds without steps after which a feed counts as stopped.
+const STOPPED_AFTER: u64 = 10;
 
 /// All models.
 #[derive(Debug, Serialize, ToSchema)]
@@ -35,6 +39,8 @@ pub(crate) struct ModelState {
     pub(crate) decide: DecideOptions,
     /// The phases that were fed.
     pub(crate) phases: Vec<PhaseState>,
+    /// The sources that its loads are fetched from.
+    pub(crate) sources: Vec<SourceState>,
 }
 
 /// How a phase of a model stands.
@@ -66,10 +72,27 @@ pub(crate) struct PhaseState {
     pub(crate) down: Vec<usize>,
     /// How the latest step was served.
     pub(crate) latest: Option<Point>,
+    /// Seconds since 1970 at which steps were last accepted.
+    pub(crate) fed_at: Option<u64>,
+    /// Seconds since then, by the service's clock.
+    pub(crate) quiet_seconds: Option<u64>,
+    /// Seconds without steps after which the feed counts as stopped: three times its usual pauses, 10 at least.
+    pub(crate) stopped_after_seconds: u64,
+    /// The price of copies, and the time that they may take.
+    pub(crate) copies: CopyStatus,
+    /// Milliseconds between two of the latest steps, by the service's clock; for comparison with `step_ms`, decides nothing.
+    pub(crate) observed_step_ms: Option<f64>,
 }
 
 impl PhaseState {
-    pub(crate) fn of(feed: &Feed) -> Self {
+    pub(crate) fn of(service: &Service, feed: &Feed) -> Self {
+        let fed_at = feed.fed_at();
+        let sources = service.sources();
+        let dumped = sources
+            .iter()
+            .filter(|source| source.model == feed.model && source.phase == feed.phase)
+            .filter_map(|source| source.dump_seconds);
+        let pause = dumped.max().unwrap_or(0);
         let lane = feed.lane();
         let wait = if lane.version() == 0 { lane.options.first_after } else { lane.options.every };
         Self {
@@ -87,18 +110,29 @@ impl PhaseState {
             decisions: lane.decisions,
             down: lane.down().into_iter().collect(),
             latest: lane.latest().copied(),
+            fed_at,
+            quiet_seconds: fed_at.map(|at| now().saturating_sub(at)),
+            stopped_after_seconds: lane.points.usual_pause().max(pause).saturating_mul(3).max(STOPPED_AFTER),
+            copies: lane.copies(),
+            observed_step_ms: lane.points.step_ms(),
         }
     }
 }
 
 impl ModelState {
-    fn of(model: &Model) -> Self {
+    fn of(service: &Service, model: &Model) -> Self {
         let options = model.options.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         Self {
             name: model.name.clone(),
             shape: model.shape.clone(),
             decide: options,
-            phases: model.feeds().iter().map(|feed| PhaseState::of(feed)).collect(),
+            phases: model.feeds().iter().map(|feed| PhaseState::of(service, feed)).collect(),
+            sources: service
+                .sources()
+                .iter()
+                .filter(|source| source.model == model.name)
+                .map(|source| source.state())
+                .collect(),
         }
     }
 }
@@ -106,7 +140,8 @@ impl ModelState {
 /// List all models
 #[utoipa::path(get, path = "/v1/models", tag = "models", responses((status = 200, body = ModelList), Refusals))]
 pub(super) async fn list(State(app): State<App>) -> Json<ModelList> {
-    Json(ModelList { models: app.service.models().iter().map(|model| ModelState::of(model)).collect() })
+    let models = app.service.models();
+    Json(ModelList { models: models.iter().map(|model| ModelState::of(&app.service, model)).collect() })
 }
 
 /// Show how a model stands
@@ -117,7 +152,7 @@ pub(super) async fn show(
     State(app): State<App>,
     Path(name): Path<String>,
 ) -> Result<Json<ModelState>, ApiError> {
-    Ok(Json(ModelState::of(&*app.model(&name)?)))
+    Ok(Json(ModelState::of(&app.service, &*app.model(&name)?)))
 }
 
 /// Make a model
@@ -140,7 +175,7 @@ pub(super) async fn put(
     let service = app.service.clone();
     let (model, new) = blocking(move || service.make(&name, &shape)).await??;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(ModelState::of(&model))).into_response())
+    Ok((status, Json(ModelState::of(&app.service, &model))).into_response())
 }
 
 /// Refuses bodies that say that they are something else than JSON.

@@ -99,7 +99,7 @@ pub(super) async fn get(
             format!("the first plan after {after} steps; ?wait=SECONDS waits for it"),
         ));
     };
-    app.service.counters.plans.fetch_add(1, Ordering::Relaxed);
+    app.service.hub.counters.plans.fetch_add(1, Ordering::Relaxed);
     if is_known(&served) {
         return Ok((StatusCode::NOT_MODIFIED, headers_of(&served, format)).into_response());
     }

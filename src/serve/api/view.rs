@@ -111,7 +111,7 @@ pub(super) async fn view(
     Asked(query): Asked<PhaseQuery>,
 ) -> Result<Json<View>, ApiError> {
     let feed = app.feed(&name, query.phase)?;
-    let state = PhaseState::of(&feed);
+    let state = PhaseState::of(&app.service, &feed);
     let lane = feed.lane();
     Ok(Json(View {
         model: name,

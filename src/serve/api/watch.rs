@@ -66,6 +66,13 @@ struct OfRank {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfSource {
+    model: String,
+    phase: String,
+    path: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfClass {
     class: String,
 }
@@ -84,10 +91,10 @@ pub(super) async fn metrics(State(app): State<App>) -> Result<impl IntoResponse,
 fn gathered(service: &Service) -> Registry {
     let mut registry = Registry::with_prefix("evenkeel");
     let Counters { posts, accepted, repeated, refused, plans, replies, connections, connections_refused } =
-        &service.counters;
+        &*service.hub.counters;
     let counters = [
         ("posts", "Posts of loads", posts),
-        ("steps_accepted", "Steps that were new", accepted),
+        ("steps_accepted", "Steps that were new, posted or from sources", accepted),
         ("steps_repeated", "Steps that were known already", repeated),
         ("posts_refused", "Posts that were refused", refused),
         ("plan_requests", "Plans that were asked for", plans),
@@ -111,13 +118,27 @@ fn gathered(service: &Service) -> Registry {
     }
     registry.register("replies", "Replies by class of status", classes);
     phases(service, &mut registry);
+    sources(service, &mut registry);
     registry
+}
+
+fn sources(service: &Service, registry: &mut Registry) {
+    let (errors, up) = (Family::<OfSource, Counter>::default(), Family::<OfSource, Real>::default());
+    for source in service.sources() {
+        let state = source.state();
+        let of = OfSource { model: source.model.clone(), phase: state.phase.to_string(), path: state.path };
+        errors.get_or_create(&of).inc_by(state.errors);
+        up.get_or_create(&of).set(f64::from(u8::from(state.up)));
+    }
+    registry.register("source_errors", "Looks at a source, or requests to its server, that failed", errors);
+    registry.register("source_up", "1 while all is well with a source, 0 while something fails", up);
 }
 
 fn phases(service: &Service, registry: &mut Registry) {
     let real = Family::<Of, Real>::default;
     let (mean, max, bound, behind, version, age, decisions) =
         (real(), real(), real(), real(), real(), real(), real());
+    let (fed, copies) = (real(), real());
     let ranks = Family::<OfRank, Real>::default();
     for model in service.models() {
         for feed in model.feeds() {
@@ -128,6 +149,10 @@ fn phases(service: &Service, registry: &mut Registry) {
                 max.get_or_create(&of).set(point.max);
                 bound.get_or_create(&of).set(point.bound);
             }
+            if let Some(at) = feed.fed_at() {
+                fed.get_or_create(&of).set(at as f64);
+            }
+            copies.get_or_create(&of).set(lane.copies().spent_share);
             behind.get_or_create(&of).set(feed.behind() as f64);
             version.get_or_create(&of).set(lane.version() as f64);
             age.get_or_create(&of).set((lane.accepted() - lane.plan_accepted) as f64);
@@ -146,6 +171,12 @@ fn phases(service: &Service, registry: &mut Registry) {
     registry.register("imbalance_worst_layer", "Peak over mean of the worst layer, latest step", max);
     registry.register("imbalance_bound", "Least that any placement could have had, latest step", bound);
     registry.register("behind_steps", "Accepted steps that are still to be looked at", behind);
+    registry.register(
+        "last_step_timestamp_seconds",
+        "Seconds since 1970 at which steps were last accepted",
+        fed,
+    );
+    registry.register("copy_time_share", "Share of the assumed time of all steps that copies took", copies);
     registry.register("plan_version", "Version of the plan in force", version);
     registry.register("plan_age_steps", "Steps since the plan in force was decided", age);
     registry.register("decisions", "Decisions so far", decisions);

@@ -1,9 +1,9 @@
 // The result in words: how much the busiest rank does, what it did without a plan, which plan is in force and why.
 
-import { $, ago, bytes, count, counted, el, percent, put, ratio, sentence, OUTCOMES } from "./words.js";
+import { $, ago, bytes, count, counted, el, percent, put, ratio, sentence, since, OUTCOMES } from "./words.js";
 
-/** `history` may be null until it is fetched. */
-export function showHead(view, history, options) {
+/** `history` may be null until it is fetched; `stopped` says that no loads come. */
+export function showHead(view, history, options, stopped) {
   const { state: now, shape } = view;
   const busy = view.heat.filter((line) => line.imbalance > 0);
   const mean = busy.reduce((sum, line) => sum + line.imbalance, 0) / busy.length;
@@ -26,9 +26,9 @@ export function showHead(view, history, options) {
   put($("plan"), now.plan === 0 ? "none yet" : el("b", null, `no. ${now.plan}`));
   const due = now.planning ? "A decision is being worked out." : `${now.plan === 0 ? "The first comes" : "Next decision"} within ${counted(now.due_in, "step")}${now.plan > 0 && options?.drift > 0 ? ", earlier if loads drift" : ""}.`;
   const behind = now.behind > 0 ? ` ${counted(now.behind, "step")} still to be looked at.` : "";
-  const since = now.plan === 0 ? `${counted(now.accepted, "step")} seen, experts in order. ` : `Since step ${count(now.plan_step)} of ${count(now.step)}. `;
-  const idle = now.latest && Date.now() / 1000 - now.latest.at > 60 ? ` The last step came ${ago(now.latest.at)}.` : "";
-  put($("plan-words"), `${since}${due}${behind}${idle}${options?.dry_run ? " Runs dry: plans are recorded, none is published." : ""}`);
+  const begin = now.plan === 0 ? `${counted(now.accepted, "step")} seen, experts in order. ` : `Since step ${count(now.plan_step)} of ${count(now.step)}. `;
+  const idle = stopped && now.fed_at ? ` No loads since ${since(now.fed_at)}.` : "";
+  put($("plan-words"), `${begin}${due}${behind}${idle}${options?.dry_run ? " Runs dry: plans are recorded, none is published." : ""}`);
   const last = view.decisions.at(-1);
   put($("last"), last ? el("b", null, OUTCOMES[last.outcome] ?? last.outcome) : "none yet", ...(last ? [" ", el("span", { class: "to" }, ago(last.at))] : []));
   put($("last-words"), !last ? "Decisions and their reasons are listed below." : last.outcome === "acted" && last.moves > 0

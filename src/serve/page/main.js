@@ -8,22 +8,22 @@ import { showHead } from "./head.js";
 import { Heat, layerRows } from "./heat.js";
 import { showDecisions, showHottest, showRanks, spoken } from "./lists.js";
 import { Refused, ask, follow, path, token } from "./net.js";
-import { showNext } from "./plan.js";
+import { showCopies, showNext } from "./plan.js";
 import { Time } from "./time.js";
-import { $, ago, el, put, sentence } from "./words.js";
+import { $, ago, counted, el, put, sentence, since } from "./words.js";
 
 /** Milliseconds between two fetches at least, while loads come. */
 const PACE = 1000;
 const PAST = 5000;
 const POLL = 3000;
-const MODELS = 15_000;
+const MODELS = 5_000;
 /** What is known is old after so long without word from the service. */
 const STALE = 20_000;
 const MOST_POINTS = 4096;
 
 const heat = new Heat();
 const time = new Time();
-const state = { models: [], model: null, phase: null, view: null, history: null, asked: null, live: false, heard: 0, stop: null };
+const state = { models: [], model: null, phase: null, view: null, history: null, asked: null, live: false, heard: 0, stop: null, fed: null, stopped: false };
 
 // ---- fetching
 
@@ -58,6 +58,7 @@ async function fetchView() {
     const view = await ask(path(model, "/view", phase));
     if (model !== state.model || phase !== state.phase) return;
     state.view = view;
+    feed(view.state);
     hear();
     merge(view);
     show();
@@ -94,6 +95,7 @@ async function fetchModels() {
   try {
     const { models } = await ask("/v1/models");
     state.models = models;
+    feed(models.find((model) => model.name === state.model)?.phases.find((phase) => phase.phase === state.phase));
     $("token").hidden = true;
     $("footer-token").hidden = token.get() === null;
     hear();
@@ -114,6 +116,7 @@ function choose(wanted = new URLSearchParams(location.hash.slice(1))) {
   options($("phase"), phases, state.phase);
   $("pick").hidden = state.models.length === 0;
   $("phase").parentNode.hidden = phases.length < 2 && phases[0] !== "prefill" && phases[0] !== "decode";
+  showSources(model);
   empty(model);
 }
 
@@ -126,7 +129,7 @@ function options(select, names, chosen) {
 function pick(model, phase) {
   if (model === state.model && phase === state.phase) return;
   const other = model !== state.model;
-  Object.assign(state, { model, phase, view: null, history: null, asked: null, next: 0 });
+  Object.assign(state, { model, phase, view: null, history: null, asked: null, next: 0, fed: null, stopped: false });
   const hash = model === null ? "" : `#${new URLSearchParams(phase === null ? { model } : { model, phase })}`;
   history.replaceState(null, "", location.pathname + hash);
   document.title = model === null ? "evenkeel" : `${model} · evenkeel`;
@@ -170,7 +173,10 @@ function event(name, data) {
     if (!state.models.find((model) => model.name === state.model)?.phases.some((phase) => phase.phase === data.phase)) fetchModels();
     return;
   }
-  if (name === "loads") point(data.point);
+  if (name === "loads") {
+    point(data.point);
+    if (state.fed) Object.assign(state.fed, { at: data.point.at, quiet: 0, known: Date.now() });
+  }
   if (name === "decision") {
     state.asked = null;
     put($("told"), spoken(data));
@@ -185,13 +191,30 @@ function hear() {
   link();
 }
 
+/** When loads came last, by the service's clock; what passes from now on is counted here. */
+function feed(phase) {
+  if (!phase || phase.fed_at === null) return;
+  state.fed = { at: phase.fed_at, quiet: phase.quiet_seconds, after: phase.stopped_after_seconds, known: Date.now() };
+}
+
+/** Have loads stopped coming? */
+function stopped() {
+  const { fed } = state;
+  return fed !== null && fed.quiet + (Date.now() - fed.known) / 1000 > fed.after;
+}
+
 /** How fresh is what is shown? */
 function link() {
   const silent = Date.now() - state.heard;
+  const before = state.stopped;
+  state.stopped = stopped();
+  if (state.stopped !== before) show();
   const [name, words] = !$("token").hidden ? ["closed", "not let in"]
     : state.heard === 0 ? ["connecting", "connecting"]
+    : !state.live && silent > STALE ? ["stale", `stale: last word ${ago(state.heard / 1000)}`]
+    : state.stopped && (state.live || silent < 2 * POLL) ? ["stopped", `no loads since ${since(state.fed.at)}`]
+    : state.phase === null && state.model !== null && (state.live || silent < 2 * POLL) ? ["waiting", "no loads yet"]
     : state.live || (state.model === null && silent < 2 * POLL) ? ["live", "live"]
-    : silent > STALE ? ["stale", `stale: last word ${ago(state.heard / 1000)}`]
     : silent < 2 * POLL ? ["polling", "live, by asking"]
     : ["reconnecting", "reconnecting"];
   $("link").dataset.state = name;
@@ -207,12 +230,13 @@ function show() {
   const options = state.models.find((model) => model.name === view.model)?.decide;
   $("page").hidden = false;
   $("empty").hidden = true;
-  showHead(view, state.history, options);
+  showHead(view, state.history, options, state.stopped);
   showHeat(view);
   put($("layers-rows"), ...($("layers").open ? layerRows(view.heat, view.ranks) : []));
   time.show(state.history?.points ?? [], state.history?.decisions ?? view.decisions);
   const next = state.asked?.next ?? view.next;
   showNext(next, state.asked?.decision ?? of(next, view.decisions), options);
+  showCopies(view.state.copies, view.state.observed_step_ms);
   showHottest(view.hottest);
   showRanks(view, (rank) => act(() => changeRank({ model: state.model, view: state.view }, rank)));
   showDecisions(state.history?.decisions ?? view.decisions);
@@ -242,6 +266,15 @@ function showHeat(view) {
   heat.show({ now: view.heat, ranks: view.ranks, node });
   const nothing = document.querySelector('input[name="heat"]:checked').value === "next" ? "No other plan was considered yet. " : "";
   put($("heat-words"), `${nothing}Layers down, ranks across: orange ranks work too much, blue ones wait.`);
+}
+
+/** Sources that fail, with what fails. */
+function showSources(model) {
+  const failing = (model?.sources ?? []).filter((source) => !source.up);
+  $("sources").hidden = failing.length === 0;
+  put($("sources-title"), `${counted(failing.length, "source")} of ${model?.name} ${failing.length === 1 ? "fails" : "fail"}: loads may be missing.`);
+  put($("sources-list"), ...failing.map((source) => el("li", null, el("code", null, source.path), ` (${source.phase}): ${source.error}. `,
+    el("span", { class: "soft" }, `Since ${since(source.since)}, ${counted(source.errors, "error")}.`))));
 }
 
 /** What to do where there is nothing to show. */

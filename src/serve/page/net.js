@@ -55,12 +55,20 @@ async function request(path, options) {
   throw refused;
 }
 
+/** JSON whose whole numbers above 2^53 become text: as numbers they would lose their last digits. */
+export function parse(text) {
+  if (!/\d{16}/.test(text)) return JSON.parse(text);
+  const exact = text.replace(/"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g,
+    (token) => (/^-?\d+$/.test(token) && !Number.isSafeInteger(Number(token)) ? `"${token}"` : token));
+  return JSON.parse(exact);
+}
+
 /** The JSON that a request is answered with. */
 export async function ask(path, options) {
   const signal = AbortSignal.timeout(options?.method === "POST" ? DOING : READING);
   const reply = await request(path, { signal, ...options });
   try {
-    return await reply.json();
+    return parse(await reply.text());
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0, "the answer broke off", "the same request again");
@@ -124,7 +132,7 @@ function dispatch(block, event) {
   }
   if (data.length === 0) return;
   try {
-    event(name, JSON.parse(data.join("\n")));
+    event(name, parse(data.join("\n")));
   } catch (error) {
     console.error("event", name, error);
   }

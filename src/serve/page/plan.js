@@ -1,6 +1,6 @@
 // The plan that was last considered: what it would change or has changed, what that gains, and why it was made or not.
 
-import { $, amount, bytes, count, counted, el, put, ratio, sentence } from "./words.js";
+import { $, amount, bytes, count, counted, el, percent, put, ratio, sentence } from "./words.js";
 
 /** Moves that are listed before somebody asks for all. */
 const FEW = 6;
@@ -57,12 +57,24 @@ export function facts(next, decision, options, outcome = decision?.outcome) {
     }
     if (next.moves.length > 0) {
       fact("To copy", decision.bytes === null || decision.bytes === undefined || decision.bytes === 0
-        ? `${counted(next.moves.length, "expert")}; what an expert weighs is not known`
+        ? `${counted(next.moves.length, "expert")}; what an expert weighs is not stated`
         : `${bytes(decision.bytes)}, ${bytes(decision.busiest_bytes ?? 0)} of it to the busiest receiver`);
     }
     if (decision.moves_left_out > 0) fact("Left out", `${counted(decision.moves_left_out, "move")} that would not pay`);
   }
   return list;
+}
+
+/** What copies cost and may take; what is assumed is said so. */
+export function showCopies(copies, observed) {
+  const assumed = (key) => (copies.assumed.includes(key) ? " (assumed)" : "");
+  const copy = `A copy takes ${amount(copies.expert_ms)} ms: an expert of ${copies.model}${assumed("model")} over ${count(copies.link_gbps)} Gbit/s${assumed("link_gbps")}`;
+  const price = copies.move_cost === null ? `weighed against batches on ${copies.gpu}${assumed("gpu")}` : `weighed as ${amount(copies.move_cost)} batches, as stated`;
+  const share = copies.copy_share === null ? "Copies may take any time"
+    : `Copies may take ${percent(copies.copy_share)} of the time, at ${copies.step_ms} ms a step`;
+  const fast = copies.copy_share !== null && observed !== null && observed < 0.8 * copies.step_ms
+    ? ` Steps come every ${amount(observed)} ms: copies may take up to ${percent((copies.copy_share * copies.step_ms) / observed)} of the time. State step_ms.` : "";
+  put($("copies"), `${copy}, ${price}. ${share}; so far they took ${percent(copies.spent_share)}.${fast}`);
 }
 
 /** One line per move. */

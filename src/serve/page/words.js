@@ -39,9 +39,10 @@ export function amount(value) {
   return Math.abs(value) >= 100 ? count(value) : fixed(value, 1);
 }
 
-/** 12,345 */
+/** 12,345; numbers above 2^53 come as text, digit by digit. */
 export function count(number) {
-  return Number.isFinite(number) ? String(Math.round(number)).replace(/\B(?=(\d{3})+(?!\d))/g, ",") : "–";
+  const digits = typeof number === "string" ? number : Number.isFinite(number) ? String(Math.round(number)) : "–";
+  return digits.replace(/\B(?=(\d{3})+(?!\d))/g, ",");
 }
 
 /** "1 layer", "3 layers" */
@@ -73,6 +74,12 @@ export function ago(at) {
   if (seconds < 5400) return `${Math.round(seconds / 60)} min ago`;
   if (seconds < 129600) return `${Math.round(seconds / 3600)} h ago`;
   return `${Math.round(seconds / 86400)} days ago`;
+}
+
+/** A time in seconds since 1970; with its day where that is not today. */
+export function since(at) {
+  const [day, time] = clock(at).split(" ");
+  return day === clock(Date.now() / 1000).split(" ")[0] ? time : `${day} ${time}`;
 }
 
 export function clock(at) {

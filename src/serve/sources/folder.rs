@@ -22,12 +22,12 @@ pub(super) struct Folder {
 
 impl Folder {
     /// What is new, each group of files for itself, in the order of their times.
-    pub(super) fn look(&mut self, path: &Path) -> Vec<Result<Found, TraceError>> {
-        let now = stamps(path);
+    pub(super) fn look(&mut self, path: &Path) -> std::io::Result<Vec<Result<Found, TraceError>>> {
+        let now = stamps(path)?;
         let settled = now == self.before;
         self.before.clone_from(&now);
         if !settled {
-            return vec![];
+            return Ok(vec![]);
         }
         let mut groups: BTreeMap<String, (u64, Vec<PathBuf>)> = BTreeMap::new();
         for (path, stamp) in &now {
@@ -41,7 +41,7 @@ impl Folder {
         new.sort();
         // Whatever comes of it: a file that cannot be read is told once.
         self.read = now;
-        new.into_iter().map(|(at, paths)| found(at, &paths)).collect()
+        Ok(new.into_iter().map(|(at, paths)| found(at, &paths)).collect())
     }
 }
 
@@ -67,15 +67,14 @@ fn group_of(path: &Path) -> String {
     }
 }
 
-fn stamps(folder: &Path) -> BTreeMap<PathBuf, Stamp> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return BTreeMap::new() };
-    let files = entries.flatten().filter_map(|entry| {
+fn stamps(folder: &Path) -> std::io::Result<BTreeMap<PathBuf, Stamp>> {
+    let files = std::fs::read_dir(folder)?.flatten().filter_map(|entry| {
         let meta = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
         let hidden = entry.file_name().to_string_lossy().starts_with('.');
         let at = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos() as u64;
         (!hidden).then_some((entry.path(), (meta.len(), at)))
     });
-    files.collect()
+    Ok(files.collect())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod folder;
 mod growing;
 mod sglang;
+mod status;
 
 use super::config::{Config, Source};
 use super::ingest::Refusal;
@@ -15,11 +16,14 @@ use crate::trace::{Trace, TraceError};
 use folder::Folder;
 use growing::Growing;
 use sglang::Recorder;
+use status::Part;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
+
+pub(crate) use status::{SourceState, SourceStatus};
 
 /// Bytes of counts in one post.
 const POST_BYTES: usize = 32 << 20;
@@ -45,8 +49,10 @@ pub(crate) fn start(service: &Arc<Service>, config: &Config, log: &Log) -> Runni
     let mut running = Running { stops: vec![], threads: vec![] };
     for source in &config.source {
         let (stop, stopped) = mpsc::channel();
+        let status = Arc::new(SourceStatus::of(source));
+        service.add_source(status.clone());
         let watch =
-            Watch { service: service.clone(), source: source.clone(), log: log.clone(), stopped, said: None };
+            Watch { service: service.clone(), source: source.clone(), log: log.clone(), stopped, status };
         let name = format!("source {}", source.model);
         match std::thread::Builder::new().name(name).spawn(move || watch.run()) {
             Ok(thread) => {
@@ -72,50 +78,61 @@ struct Watch {
     source: Source,
     log: Log,
     stopped: mpsc::Receiver<()>,
-    /// The last complaint: each is made once.
-    said: Option<String>,
+    status: Arc<SourceStatus>,
 }
 
 impl Watch {
-    fn run(mut self) {
+    fn run(self) {
         let mut recorder =
             self.source.sglang.clone().map(|url| Recorder::new(&url, self.source.dump_seconds));
         let (mut folder, mut growing) = (Folder::default(), Growing::default());
         let pause = Duration::from_secs_f64(self.source.poll_seconds);
         while matches!(self.stopped.recv_timeout(pause), Err(mpsc::RecvTimeoutError::Timeout)) {
-            if let Some(Err(error)) = recorder.as_mut().map(Recorder::poll) {
-                self.complain(&error);
+            match recorder.as_mut().map(Recorder::poll) {
+                Some(Ok(true)) => self.status.works(Part::Recorder),
+                Some(Err(error)) => self.complain(Part::Recorder, &error),
+                Some(Ok(false)) | None => {}
             }
-            let path = self.source.path.clone();
-            let all = match std::fs::metadata(&path) {
-                Ok(meta) if meta.is_dir() => folder.look(&path),
-                Ok(_) => growing.look(&path).transpose().into_iter().collect(),
+            let path = &self.source.path;
+            let looked = std::fs::metadata(path).and_then(|meta| {
+                if meta.is_dir() {
+                    return folder.look(path);
+                }
+                let found = growing.look(path);
+                if matches!(found, Ok(None)) {
+                    self.status.works(Part::Content);
+                }
+                Ok(found.transpose().into_iter().collect())
+            });
+            let all = match looked {
+                Ok(all) => all,
                 Err(error) => {
-                    self.complain(&error.to_string());
+                    self.complain(Part::Path, &error.to_string());
                     continue;
                 }
             };
+            self.status.works(Part::Path);
             for found in all {
                 match found
                     .map_err(|error: TraceError| crate::in_words(&error))
                     .and_then(|found| self.hand_on(&found))
                 {
-                    Ok(()) => self.said = None,
-                    Err(error) => self.complain(&error),
+                    Ok(()) => self.status.works(Part::Content),
+                    Err(error) => self.complain(Part::Content, &error),
                 }
             }
         }
     }
 
-    fn complain(&mut self, what: &str) {
-        if self.said.as_deref() != Some(what) {
+    /// Counts an error, and logs it where it is another than the last.
+    fn complain(&self, part: Part, what: &str) {
+        if self.status.failed(part, what) {
             (self.log)(&format!("source {} of {}: {what}", self.source.path.display(), self.source.model));
-            self.said = Some(what.to_owned());
         }
     }
 
     /// Posts what was found, and waits until it is stored.
-    fn hand_on(&mut self, found: &Found) -> Result<(), String> {
+    fn hand_on(&self, found: &Found) -> Result<(), String> {
         let model = self.service.model(&self.source.model).ok_or("the model is gone")?;
         // A stretch of a file may lack layers and experts that drew nothing: they are laid out as in the stretches before.
         let known = model.feed(self.source.phase).map(|feed| {
@@ -159,7 +176,7 @@ impl Watch {
         Ok(())
     }
 
-    fn post(&mut self, model: &Arc<super::service::Model>, loads: &Loads) -> Result<(), String> {
+    fn post(&self, model: &Arc<super::service::Model>, loads: &Loads) -> Result<(), String> {
         loop {
             let feed = self.service.feed_for(model, loads).map_err(|error| error.to_string())?;
             let (send, receive) = oneshot::channel();
@@ -168,7 +185,7 @@ impl Watch {
                 // What is forgotten was taken long ago.
                 Ok(_) | Err(Refusal::Forgotten { .. }) => return Ok(()),
                 Err(refusal @ (Refusal::Behind { .. } | Refusal::Storing(_) | Refusal::Store(_))) => {
-                    self.complain(&refusal.to_string());
+                    self.complain(Part::Content, &refusal.to_string());
                 }
                 Err(refusal) => return Err(refusal.to_string()),
             }

@@ -28,24 +28,25 @@ impl Recorder {
         Self { agent, base: url.trim_end_matches('/').to_owned(), every, last: None, tried: None }
     }
 
-    /// Does what is due.
-    pub(super) fn poll(&mut self) -> Result<(), String> {
+    /// Does what is due; false where nothing is.
+    pub(super) fn poll(&mut self) -> Result<bool, String> {
         match self.last {
             // A server that does not answer is asked again after a pause.
-            None if self.tried.is_some_and(|tried| tried.elapsed() < self.every.min(PATIENCE)) => Ok(()),
+            None if self.tried.is_some_and(|tried| tried.elapsed() < self.every.min(PATIENCE)) => Ok(false),
             None => {
                 self.tried = Some(Instant::now());
                 self.post("start_expert_distribution_record")?;
                 self.last = Some(Instant::now());
-                Ok(())
+                Ok(true)
             }
-            Some(last) if last.elapsed() < self.every => Ok(()),
+            Some(last) if last.elapsed() < self.every => Ok(false),
             Some(_) => {
                 self.last = Some(Instant::now());
-                self.post("dump_expert_distribution_record").inspect_err(|_| {
+                let asked = self.post("dump_expert_distribution_record").inspect_err(|_| {
                     self.last = None;
                     self.tried = Some(Instant::now());
-                })
+                });
+                asked.map(|()| true)
             }
         }
     }

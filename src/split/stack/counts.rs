@@ -6,7 +6,7 @@ use crate::place::Placement;
 use crate::trace::dice::Dice;
 
 /// Most draws per expert; the deviations of more tokens are scaled from these.
-const DRAWS: u64 = 1 << 14;
+const DRAWS: u64 = 1 << 7;
 
 /// Quotas of batch after batch by one rule.
 #[derive(Debug)]

@@ -1,12 +1,15 @@
 """The native part: see the package's documentation."""
 
 import os
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 _Path = Union[str, "os.PathLike[str]"]
+_Split = Literal[
+    "exact", "even", "sglang-static", "sglang-dynamic", "sglang-random", "vllm", "vllm-ascend", "trtllm"
+]
 __version__: str
 
 class Error(ValueError):
@@ -67,6 +70,7 @@ def plan(
     policy: str = "recourse",
     nodes: int = 1,
     groups: int = 1,
+    split: Optional[_Split] = None,
 ) -> Plan: ...
 
 class Split:
@@ -167,3 +171,8 @@ def replan(
 def inverse(
     physical_to_logical: NDArray[np.int64], experts: int
 ) -> Tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+def imbalance(
+    loads: NDArray[Any], maps: NDArray[np.int64], ranks: int, *, split: str, nodes: int = 1
+) -> float: ...
+def named_split(policy: str) -> Optional[str]: ...
+def with_split(policy: str, split: str) -> str: ...

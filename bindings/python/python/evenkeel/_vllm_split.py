@@ -22,6 +22,30 @@ from ._stack import logger, warn_once
 
 _here = threading.local()
 
+#: The configuration that the last ``MoERunner`` was made under; what vLLM changes in it later is seen.
+_config: Any = None
+
+
+def server_config() -> Any:
+    """Returns the ``VllmConfig`` of the server that runs in this process, ``None`` before there is a model."""
+    return _config
+
+
+def noting_config(made: Callable[..., None]) -> Callable[..., None]:
+    """Returns ``MoERunner.__init__`` that also notes the configuration.
+
+    vLLM sets it while it makes a model, on every rank, but not while it plans.
+    """
+
+    @functools.wraps(made)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        global _config
+        current = getattr(sys.modules.get("vllm.config"), "get_current_vllm_config_or_none", lambda: None)()
+        _config = _config if current is None else current
+        made(self, *args, **kwargs)
+
+    return init
+
 
 def own_tokens(runner: Any) -> Optional[bool]:
     """Does a ``MoERunner`` route tokens that its rank has alone (True) or that all ranks of the group have (False)? None where
@@ -173,4 +197,5 @@ def install() -> None:
         return
     replace(base_router, name, mapping(original))
     MoERunner._apply_quant_method = noting_tokens(method)
+    MoERunner.__init__ = noting_config(MoERunner.__init__)
     logger.info("evenkeel: vLLM's batches are split exactly")

@@ -27,8 +27,9 @@ def rebalance_experts(
     speaks DLPack or the array protocol. ``num_replicas`` counts physical experts, ``num_groups`` expert groups.
 
     ``policy="eplb"`` gives EPLB's own answer, bit for bit (sorts are stable: among equal weights the lower index comes
-    first, which is what NumPy's and torch's stable sorts do). Any other policy of evenkeel plans for batches that are split
-    exactly: then ``weight`` may be [batches, layers, experts], and the batches count one by one. ``previous``, a
+    first, which is what NumPy's and torch's stable sorts do). Any other policy takes ``weight`` as [batches, layers, experts],
+    too, and the batches count one by one. ``recourse`` plans for the split that its name says: ``recourse:even`` for copies
+    that share evenly, as EPLB's do, ``recourse:exact``, ``recourse:vllm``, ..; without one for any. ``previous``, a
     physical-to-logical map, keeps what can stay, and ``max_moves`` limits the experts that ranks newly receive, per layer.
 
     Returns ``physical_to_logical_map`` [layers, num_replicas], ``logical_to_physical_map`` [layers, experts, X] padded with

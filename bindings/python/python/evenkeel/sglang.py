@@ -13,8 +13,10 @@ from typing import Any, Callable, Optional, Tuple
 import numpy as np
 
 from . import _native, _split
+from ._active_split import ActiveSplit, always, exactly, unknown
 from ._arrays import like, to_numpy
-from ._stack import Settings, logger, replan, settings
+from ._replan import replan
+from ._stack import Settings, logger, settings
 
 TARGET = "sglang.srt.eplb.eplb_algorithms.rebalance_experts"
 
@@ -25,6 +27,38 @@ def running_placement() -> Optional[np.ndarray]:
 
     metadata = get_global_expert_location_metadata()
     return None if metadata is None else to_numpy(metadata.physical_to_logical_map_cpu)
+
+
+def active_split() -> ActiveSplit:
+    """Returns how SGLang's batches are split, by the configuration of the server that runs in this process."""
+    try:
+        from sglang.srt.runtime_context import get_exec
+
+        options = get_exec().moe
+        algorithm, backend = options.ep_dispatch_algorithm, options.moe_a2a_backend
+    except (ImportError, AttributeError, ValueError) as why:
+        return unknown("SGLang", why)
+    if algorithm not in ("static", "dynamic", "fake", "lp"):
+        return unknown("SGLang", f"--ep-dispatch-algorithm {algorithm}")
+    same_tokens = backend == "none"
+    if _split.wanted() and (algorithm in ("static", "dynamic") if same_tokens else algorithm == "lp"):
+        # In a graph our hook leaves the pick to SGLang's `dynamic`, also with `lp`.
+        return exactly("sglang-dynamic" if same_tokens else "sglang-random", has_graphs())
+    if algorithm == "lp":
+        return always("exact")
+    if same_tokens:
+        return always("sglang-dynamic")
+    return always("sglang-static" if algorithm == "static" else "sglang-random")
+
+
+def has_graphs() -> bool:
+    """Returns whether SGLang may run batches in CUDA graphs; so it is where that cannot be read."""
+    try:
+        from sglang.srt.model_executor.cuda_graph_config import cuda_graph_fully_disabled
+
+        return not cuda_graph_fully_disabled()
+    except (ImportError, AttributeError, ValueError):
+        return True
 
 
 def rebalance_function(
@@ -45,7 +79,8 @@ def rebalance_function(
         with -1, and the number of copies [layers, experts] out."""
         loads = to_numpy(tokens_per_expert)
         ranks = num_physical_experts // num_local_physical_experts
-        maps = replan(how, loads, num_physical_experts, ranks, num_nodes, num_groups, (running or running_placement)())
+        now = (running or running_placement)()
+        maps = replan(how, loads, num_physical_experts, ranks, num_nodes, num_groups, now, active_split)
         copies, counts = _native.inverse(maps, loads.shape[-1])
         return tuple(like(tokens_per_expert, part) for part in (maps, copies, counts))
 

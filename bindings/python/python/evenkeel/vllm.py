@@ -12,8 +12,23 @@ from typing import Any, Optional
 import numpy as np
 
 from . import _split
+from ._active_split import ActiveSplit, always, exactly, unknown
 from ._arrays import like, to_numpy
-from ._stack import Settings, logger, replan, settings
+from ._replan import replan
+from ._stack import Settings, log_through, logger, settings
+
+
+def active_split() -> ActiveSplit:
+    """Returns how vLLM's batches are split, by the configuration of the server that runs in this process."""
+    if not _split.wanted():
+        return always("vllm")
+    from ._vllm_split import server_config
+
+    try:
+        mode = server_config().compilation_config.cudagraph_mode.name
+    except AttributeError:
+        return unknown("vLLM", "no model with a MoERunner was made under a configuration with a cudagraph_mode")
+    return exactly("vllm", mode != "NONE")
 
 
 def policy_class(base: type, how: Settings) -> type:
@@ -35,7 +50,7 @@ def policy_class(base: type, how: Settings) -> type:
             """Loads [layers, experts] in, the logical expert of every physical one out: [layers, num_replicas], int64."""
             running = None if old_global_expert_indices is None else to_numpy(old_global_expert_indices)
             loads = np.asarray(to_numpy(weight))[None]
-            maps = replan(how, loads, num_replicas, num_ranks, num_nodes, num_groups, running)
+            maps = replan(how, loads, num_replicas, num_ranks, num_nodes, num_groups, running, active_split)
             return like(weight, maps)
 
     return EvenkeelPolicy
@@ -44,6 +59,7 @@ def policy_class(base: type, how: Settings) -> type:
 def register() -> None:
     """Hooks in what ``EVENKEEL_POLICY`` (vLLM's default policy) and ``EVENKEEL_SPLIT`` (every batch) ask for."""
     how = settings()
+    log_through("vllm")
     if how is not None:
         from vllm.distributed.eplb import policy
 

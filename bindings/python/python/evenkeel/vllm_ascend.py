@@ -2,7 +2,8 @@
 
 Turned on by the environment; the server's own `eplb_policy_type` is then ignored::
 
-    EVENKEEL_POLICY=recourse vllm serve MODEL --additional-config '{"dynamic_eplb": true}'
+    DYNAMIC_EPLB=true EVENKEEL_POLICY=recourse vllm serve MODEL --enable-expert-parallel \\
+        --additional-config '{"eplb_config": {"dynamic_eplb": true}}'
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Any, List, Tuple
 
 import numpy as np
 
+from ._active_split import always
 from ._arrays import to_numpy
-from ._stack import Settings, logger, replan, settings
+from ._replan import replan
+from ._stack import Settings, log_through, logger, settings
 
 
 def policy_class(base: type, how: Settings) -> type:
@@ -36,7 +39,8 @@ def policy_class(base: type, how: Settings) -> type:
             for layer in range(layers):
                 for batch in range(len(batches)):
                     np.add.at(logical[batch, layer], running[layer], batches[batch, layer])
-            maps = replan(how, logical, ranks * per_rank, ranks, 1, 1, running)
+            rule = always("vllm-ascend")
+            maps = replan(how, logical, ranks * per_rank, ranks, 1, 1, running, lambda: rule)
             changed = (maps != running).sum(axis=1)
             priority = np.argsort(-changed, kind="stable")
             return int(changed.any()), priority, maps.reshape(table.shape).tolist()
@@ -53,6 +57,7 @@ def register() -> None:
         from vllm_ascend.eplb.core.policy import policy_factory
     except ImportError:
         return
+    log_through("vllm")
     made = policy_class(policy_factory.EplbPolicy, how)
     policy_factory.PolicyFactory.generate_policy = staticmethod(lambda policy_type: made())
     logger.info("evenkeel: vllm-ascend's expert placement is by %s", how.policy)

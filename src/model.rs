@@ -4,6 +4,7 @@
 //! Figures are those of the models' published configurations; gpt-oss, published in four bits, counts as bfloat16.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use thiserror::Error;
 
@@ -161,21 +162,29 @@ impl Model {
         u64::try_from(bytes.div_ceil(ranks.max(1) as u128)).unwrap_or(u64::MAX)
     }
 
-    /// The first known model of so many experts per layer and MoE layers, if all models of that shape agree on `figure`.
+    /// Experts and MoE layers, in words.
+    pub fn shape(&self) -> String {
+        format!("{} experts x {} MoE layers", self.experts, self.layers)
+    }
+
+    /// The first known model of so many experts per layer, with MoE layers in this range, if all such models agree on `figure`.
     ///
     /// ```
     /// use evenkeel::model::Model;
     ///
     /// // deepseek-v3 and deepseek-r1 share their shape.
-    /// assert_eq!(Model::of_shape(256, 58, |model| model.top_k).unwrap().name, "deepseek-v3");
-    /// assert!(Model::of_shape(256, 57, |model| model.top_k).is_none());
+    /// assert_eq!(Model::of_shape(256, 58..=58, |model| model.top_k).unwrap().name, "deepseek-v3");
+    /// assert!(Model::of_shape(256, 57..=57, |model| model.top_k).is_none());
+    /// // Of 128 experts there are models of top-4 and of top-8.
+    /// assert!(Model::of_shape(128, 0..=usize::MAX, |model| model.top_k).is_none());
     /// ```
     pub fn of_shape<T: PartialEq>(
         experts: usize,
-        layers: usize,
+        layers: RangeInclusive<usize>,
         figure: impl Fn(&Model) -> T,
     ) -> Option<Model> {
-        let mut found = MODELS.into_iter().filter(|model| (model.experts, model.layers) == (experts, layers));
+        let mut found =
+            MODELS.into_iter().filter(|model| model.experts == experts && layers.contains(&model.layers));
         let first = found.next()?;
         found.all(|other| figure(&other) == figure(&first)).then_some(first)
     }

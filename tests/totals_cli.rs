@@ -61,6 +61,10 @@ fn one_dump_of_totals_is_enough() {
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
+    // mixtral-8x22b has the same top-k in 56 layers: some of the layers are enough for that, and not for memory.
+    let d = document(&[&simulate[..], &["--layers", "1-9", "--json"]].concat());
+    assert_eq!(d["trace"]["batching"], "128 batches of 32 tokens drawn from totals, top-k 2, seed 0");
+    assert!(d["memory"].is_null(), "{}", d["memory"]);
     // What is said of the top-k is said of where it came from.
     let said = notes(&[&simulate[..], &["--model", "mixtral-8x7b"]].concat());
     assert!(said.contains("top-k 2 is that of --model mixtral-8x7b:bf16"), "{said}");
@@ -243,6 +247,8 @@ fn options_without_effect_are_errors() {
     let out = folder.path().join("out.csv");
     let message = refusal(&["trace", "convert", &csv, "-o", out.to_str().unwrap(), "--resample", "3"]);
     assert!(message.contains("writes what is recorded") && !out.exists(), "{message}");
+    let message = refusal(&["simulate", &tokens, "--ranks", "4", "--batch-tokens", "16"]);
+    assert!(message.contains("fewer than 2 batches") && message.contains("--batch-tokens"), "{message}");
     // The same options count where they have an effect, defaults included.
     let served = folder.path().join("served");
     std::fs::create_dir(&served).unwrap();
@@ -325,6 +331,11 @@ fn a_published_dump_of_deepseek_r1_is_sized_in_one_command() {
     assert_eq!(of(32, 32, "eplb", "even")["memory"]["redundant_bytes_per_rank"], 2_554_331_136u64);
     assert_eq!(of(8, 32, "eplb", "even")["memory"]["redundant_bytes_per_rank"], 4 * 2_554_331_136u64);
     // The dumps in fp8 are all zero.
+    // Some of its layers are still a part of the only models of 256 experts.
+    let some = ["simulate", dump, "--layers", "3,30", "--ranks", "32", "--policies", "eplb", "--json"];
+    let d = document(&some);
+    assert_eq!(d["trace"]["batching"], "128 batches of 512 tokens drawn from totals, top-k 8, seed 0");
+    assert_eq!(d["memory"]["redundant_bytes_per_rank"], 2_554_331_136u64);
     let zero = dumps.join("expert_distribution_fp8_8k1k_compressed.pt");
     let message = refusal(&["simulate", zero.to_str().unwrap(), "--ranks", "32"]);
     assert!(message.contains("the trace holds no tokens"), "{message}");

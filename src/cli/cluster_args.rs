@@ -44,6 +44,18 @@ impl ClusterArgs {
     }
 }
 
+/// Refuses a stated number of groups that none of the policies plans by.
+pub(crate) fn check_groups(stated: bool, groups: usize, policies: &[String]) -> anyhow::Result<()> {
+    let grouped = |name: &String| name.trim().starts_with("eplb") || name.trim().starts_with("lplb:");
+    if stated && !policies.iter().any(grouped) {
+        anyhow::bail!(
+            "--groups {groups} has no effect: no policy of {} plans by groups; expected eplb or lplb among them",
+            policies.join(", ")
+        );
+    }
+    Ok(())
+}
+
 /// The cluster as every document shows it.
 pub(crate) fn document(cluster: &Cluster, experts: usize) -> serde_json::Value {
     serde_json::json!({

@@ -2,6 +2,7 @@
 //!
 //! In: a model, stated or known by the shape of the trace, and redundant slots. Out: [`Memory`].
 
+use super::trace_args::TraceArgs;
 use evenkeel::cluster::Cluster;
 use evenkeel::model::Model;
 use evenkeel::trace::Trace;
@@ -20,9 +21,13 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Returns the memory of a cluster's redundant slots in every MoE layer of the model; none where no model is known.
-    pub(super) fn of(stated: Option<Model>, trace: &Trace, cluster: &Cluster) -> Option<Self> {
-        let layers = trace.layers().len() - trace.idle_layers().len();
-        let known = || Model::of_shape(trace.experts(), layers, Model::expert_bytes);
+    pub(super) fn of(
+        stated: Option<Model>,
+        args: &TraceArgs,
+        trace: &Trace,
+        cluster: &Cluster,
+    ) -> Option<Self> {
+        let known = || args.known_model(trace, Model::slot_bytes);
         let model = stated.or_else(known)?;
         let redundant = cluster.usable_slots().saturating_sub(trace.experts());
         let slots = redundant as u64 * model.layers as u64;
@@ -56,8 +61,7 @@ impl Memory {
         if self.stated {
             return self.model.to_string();
         }
-        let Model { experts, layers, .. } = self.model;
-        format!("as {} ({experts} experts x {layers} MoE layers; --model states another)", self.model)
+        format!("as {} ({}; --model states another)", self.model, self.model.shape())
     }
 
     pub(super) fn document(&self) -> Value {

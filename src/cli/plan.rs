@@ -137,7 +137,7 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     let batches = args.trace.batches(&trace);
     let batches = blend.as_ref().map_or(batches.clone(), |blend| blend.words(&batches, &args.and));
     let origin = Origin { seed: args.trace.seed, batches, target: args.target, split };
-    let memory = Memory::of(model, &trace, &cluster);
+    let memory = Memory::of(model, &args.trace, &trace, &cluster);
     let mut more = Further { horizon: args.past.horizon()?, memory, ..Further::default() };
     let bar = Bar::layers();
     let made = if let Some(previous) = &previous {

@@ -1,5 +1,6 @@
 //! `evenkeel simulate`: what each policy and split would have done, side by side.
 
+use super::cluster_args::check_groups;
 use super::further::Further;
 use super::goal_args::GoalArgs;
 use super::memory::Memory;
@@ -136,20 +137,19 @@ fn check(args: &SimulateArgs) -> anyhow::Result<()> {
             option.replace('_', "-")
         );
     }
-    let grouped = |name: &String| name.trim().starts_with("eplb") || name.trim().starts_with("lplb");
-    if stated(&"groups") && !args.policies.iter().any(grouped) {
-        bail!(
-            "--groups {} has no effect: none of the policies {} plans by groups; expected eplb or lplb among them",
-            args.cluster.groups,
-            args.policies.join(", ")
-        );
-    }
-    Ok(())
+    check_groups(stated(&"groups"), args.cluster.groups, &args.policies)
 }
 
 /// Refuses traces that cannot be parted into steps to plan on and steps to judge.
 fn check_steps(args: &SimulateArgs, trace: &Trace) -> anyhow::Result<()> {
     busy_layers(trace)?;
+    if trace.steps().len() < 2 && trace.format().holds_tokens() {
+        bail!(
+            "{} gives fewer than 2 batches, and 2 are needed to plan on one part and judge on the rest; expected smaller \
+             batches (--batch-tokens, --decode-batch)",
+            args.trace.name()
+        );
+    }
     if trace.holds_totals() && args.trace.resample == Some(0) {
         bail!(
             "--resample 0: {} has a single step, and at least 2 are needed to plan on one part and judge on the rest; \
@@ -183,7 +183,7 @@ pub(crate) fn run(args: &SimulateArgs, output: Output) -> anyhow::Result<()> {
         return sizing::run(args, trace, &shapes, model, output);
     }
     let Some(&cluster) = shapes.clusters.first() else { bail!("no cluster") };
-    let memory = Memory::of(model, trace, &cluster);
+    let memory = Memory::of(model, &args.trace, trace, &cluster);
     let mut policies: Vec<Box<dyn Policy>> = Vec::new();
     for name in &args.policies {
         let find = || place::policy(name.trim(), args.cluster.groups, &cluster);

@@ -46,7 +46,12 @@ pub(super) fn run(
             outcome.append(hindsight(trace, &config, &bar).with_context(shape)?);
         }
         drop(bar);
-        sized.push(Sized { memory: Memory::of(model, trace, cluster), config, redundant, outcome });
+        sized.push(Sized {
+            memory: Memory::of(model, &args.trace, trace, cluster),
+            config,
+            redundant,
+            outcome,
+        });
     }
     left_out.iter().for_each(|note| output.note(note));
     let Some(first) = sized.first() else {

@@ -151,16 +151,26 @@ impl TraceArgs {
             }
             return Ok((model.top_k, format!("--model {model}")));
         }
-        match Model::of_shape(experts, layers, |model| model.top_k) {
-            Some(model) => {
-                Ok((model.top_k, format!("{} ({experts} experts x {layers} MoE layers)", model.name)))
-            }
+        match self.known_model(trace, |model| model.top_k) {
+            Some(model) => Ok((model.top_k, format!("{} ({})", model.name, model.shape()))),
             None => anyhow::bail!(
                 "{} holds totals of {experts} experts x {layers} MoE layers, no shape with one known top-k: expected \
                  --top-k K, the experts that each token visits, so that batches can be drawn (--resample 0 draws none)",
                 self.name()
             ),
         }
+    }
+
+    /// The first known model that the trace can be of, if all such models agree on `figure`. With --layers, the trace may hold
+    /// some of the model's layers only.
+    pub(crate) fn known_model<T: PartialEq>(
+        &self,
+        trace: &Trace,
+        figure: impl Fn(&Model) -> T,
+    ) -> Option<Model> {
+        let layers = trace.layers().len() - trace.idle_layers().len();
+        let most = if self.layers.is_some() { usize::MAX } else { layers };
+        Model::of_shape(trace.experts(), layers..=most, figure)
     }
 
     /// The traces in a message.

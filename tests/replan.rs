@@ -359,7 +359,10 @@ fn programmes_place_small_cases_beside_the_search() {
     let trace = folder.path().join("small.csv");
     fs::write(&trace, text).unwrap();
     let trace = trace.to_str().unwrap();
-    let plan = |policy: &str| document(&["plan", trace, "--ranks", "6", "--policy", policy, "--json"]);
+    // Bounds and programmes are of exact splits.
+    let exact = ["--for", "evenkeel", "--json"];
+    let plan =
+        |policy: &str| document(&[&["plan", trace, "--ranks", "6", "--policy", policy], &exact[..]].concat());
     let mean = |d: &Value| d["expected"]["imbalance"]["mean"].as_f64().unwrap();
     let rounded = plan("lp-round");
     // Ten batches of six experts: all placements are tried.

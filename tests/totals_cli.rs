@@ -102,6 +102,22 @@ fn a_plan_of_a_dump_keeps_its_layers_and_says_how_its_batches_were_drawn() {
     };
     assert_eq!(placements(&[]), placements(&["--resample", "0"]));
 
+    // The plan's own words draw the same batches again, also of some of the layers.
+    for more in [&["--batch-tokens", "40"][..], &["--layers", "3,7-9", "--seed", "5"]] {
+        let more = [more, &["-o", plan.to_str().unwrap(), "--model", "mixtral-8x7b"]].concat();
+        let text = stdout(&[&make[..], &more].concat());
+        assert!(text.contains("memory for redundancy: 11.27 GB per rank"), "{text}");
+        let text = stdout(&["plan", "check", plan.to_str().unwrap(), "--trace", &dump]);
+        assert!(text.contains(": as promised"), "{text}");
+    }
+    // Under a budget for all layers, memory is that of the slots that layers get.
+    let budget = ["plan", &dump, "--ranks", "4", "--policy", "eplb", "--memory-budget", "40", "--json"];
+    let d = document(&budget);
+    let slots: u64 = d["redundant_by_layer"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(d["memory"]["redundant_slots"], slots);
+    let message = refusal(&[&make[..7], &["recourse", "--groups", "2"]].concat());
+    assert!(message.contains("--groups 2 has no effect"), "{message}");
+
     // Prefill and decode beside each other: both are drawn.
     let both = format!("{dump}:1:decode=16");
     let d = document(&[&make[..], &["--and", &both, "--json"]].concat());

@@ -1,7 +1,7 @@
 //! `evenkeel plan`: a trace in, a placement out.
 
 use super::and_args::{self, And};
-use super::cluster_args::ClusterArgs;
+use super::cluster_args::{ClusterArgs, check_groups};
 use super::links::Links;
 use super::memory::Memory;
 use super::output::{Bar, Output, print, write_file};
@@ -68,7 +68,7 @@ struct PlanArgs {
     ///
     /// sglang:exact and vllm:exact run with EVENKEEL_SPLIT=exact and no CUDA graphs. SGLang's rule depends on its flags: give
     /// them behind the name, as in sglang:moe-a2a-backend=deepep,ep-dispatch-algorithm=dynamic, or the rule, as in
-    /// sglang:static. Without flags --moe-a2a-backend is none. evenkeel is `evenkeel run` and the library's planner.
+    /// sglang:static. Without flags --moe-a2a-backend is none. With --previous the default is that plan's runtime. evenkeel is `evenkeel run` and the library's planner.
     #[arg(long = "for", value_name = "RUNTIME")]
     target: Option<Target>,
     /// Plan for another trace at the same time, say decode beside prefill; WEIGHT 1 gives it as many batches as TRACE has
@@ -114,6 +114,11 @@ pub(crate) fn run(command: PlanCommand, output: Output) -> anyhow::Result<()> {
 }
 
 fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
+    check_groups(
+        args.cluster.explicit.has("groups"),
+        args.cluster.groups,
+        std::slice::from_ref(&args.policy),
+    )?;
     let model = args.past.model.map(|on| on.model);
     let (trace, blend) = and_args::blend(args.trace.read_for(model)?, &args.trace, &args.and)?;
     output.notices(trace.notices());
@@ -122,8 +127,11 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
         Some(previous) => args.past.cluster(previous, &args.cluster, trace.experts(), output)?,
         None => args.cluster.cluster(trace.experts())?,
     };
-    let split = args.target.map_or(Method::Even, Target::split);
-    let name = match args.target {
+    // What is planned again runs where the previous plan did.
+    let before = previous.as_ref().and_then(|previous| previous.provenance.target.as_deref()?.parse().ok());
+    let target: Option<Target> = args.target.or(before);
+    let split = target.map_or(Method::Even, Target::split);
+    let name = match target {
         Some(target) => place::for_split(&args.policy, target.split()),
         None => args.policy.clone(),
     };
@@ -136,7 +144,7 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     }
     let batches = args.trace.batches(&trace);
     let batches = blend.as_ref().map_or(batches.clone(), |blend| blend.words(&batches, &args.and));
-    let origin = Origin { seed: args.trace.seed, batches, target: args.target, split };
+    let origin = Origin { seed: args.trace.seed, batches, target, split };
     let memory = Memory::of(model, &args.trace, &trace, &cluster);
     let mut more = Further { horizon: args.past.horizon()?, memory, ..Further::default() };
     let bar = Bar::layers();
@@ -161,6 +169,9 @@ fn make(args: &PlanArgs, output: Output) -> anyhow::Result<()> {
     } else if let Some(budget) = args.memory_budget {
         let shape = (cluster.ranks(), cluster.nodes());
         let (made, redundant) = Plan::make_within(&trace, shape, policy.as_ref(), budget, origin, &bar)?;
+        if let Some(memory) = &mut more.memory {
+            memory.slots = redundant.iter().map(|&slots| slots as u64).sum();
+        }
         more.redundant = Some(redundant);
         made
     } else {

@@ -179,8 +179,12 @@ fn judge_again(
     plan: &Plan,
     output: Output,
 ) -> anyhow::Result<((Summary, bool), Option<Losses>)> {
+    // Drawn batches are a function of the totals, of the layers drawn together, and of what the plan says of them.
+    let drawn: Option<Resampling> = plan.provenance.batches.parse().ok();
+    let ids: Vec<String> = plan.layers.iter().map(|layer| layer.layer.to_string()).collect();
     let options = ReadOptions {
         experts: Some(plan.experts),
+        layers: if drawn.is_some() { Some(ids.join(",").parse()?) } else { None },
         batching: match args.decode_batch {
             Some(in_flight) => Batching::Decode { in_flight },
             None => Batching::Prefill { tokens: args.batch_tokens },
@@ -193,8 +197,6 @@ fn judge_again(
     let bar = Bar::bytes();
     let trace = trace::read(&args.trace, &options, &bar)?;
     drop(bar);
-    // Drawn batches are a function of the totals and of what the plan says of them.
-    let drawn: Option<Resampling> = plan.provenance.batches.parse().ok();
     let trace = match drawn {
         Some(drawn) => drawn.draw(&trace)?,
         None => trace,

@@ -9,8 +9,10 @@ use evenkeel::cluster::Cluster;
 use evenkeel::export::{self, Dialect};
 use evenkeel::place;
 use evenkeel::plan::{self as core, Origin};
+use evenkeel::split::Method;
 use numpy::{IntoPyArray, PyArray1, PyArray2};
 use pyo3::prelude::*;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Placements for all busy layers of a model on one group of ranks.
@@ -39,11 +41,16 @@ pub(crate) fn plan(
     split: Option<&str>,
 ) -> PyResult<Plan> {
     let cluster = Cluster::new(ranks, nodes, trace.inner.experts(), redundant).map_err(error)?;
+    // The plan's imbalance is for the split that is named, in either way; else for the even one, as on the command line.
+    let named =
+        split.or_else(|| policy.strip_prefix("recourse:")?.split(':').find(|o| o.parse::<Method>().is_ok()));
+    let judged = named.map_or(Ok(Method::Even), str::parse::<Method>).map_err(error)?;
+    let origin = Origin { split: judged, ..Origin::default() };
     let policy = split.map_or_else(|| Ok(policy.to_owned()), |split| with_split(policy, split))?;
     let policy = place::policy(&policy, groups, &cluster).map_err(error)?;
     let made = py.detach(|| {
         crate::rebalance::with_threads(|| {
-            core::Plan::make(&trace.inner, &cluster, policy.as_ref(), Origin::default(), &()).map_err(error)
+            core::Plan::make(&trace.inner, &cluster, policy.as_ref(), origin, &()).map_err(error)
         })
     })?;
     Ok(Plan { inner: made.plan })
@@ -118,7 +125,21 @@ impl Plan {
         matrix(py, self.inner.layers.len(), self.inner.cluster.slots(), all)
     }
 
-    /// Peak over mean to expect of each layer: [layers], float64.
+    /// The split that `imbalance` is for: the one that was planned for, "even" where none was named.
+    #[getter]
+    fn split(&self) -> &str {
+        &self.inner.provenance.split
+    }
+
+    /// Mean peak over mean under every split that may run, and EPLB's on the same batches: {split: (plan, EPLB)}; None where
+    /// EPLB cannot serve the shape.
+    #[getter]
+    fn figures(&self) -> BTreeMap<String, (f64, Option<f64>)> {
+        let figures = self.inner.provenance.figures.iter();
+        figures.map(|f| (f.split.clone(), (f.imbalance.mean, f.eplb.map(|eplb| eplb.mean)))).collect()
+    }
+
+    /// Peak over mean to expect of each layer under `split`: [layers], float64.
     #[getter]
     fn imbalance<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
         self.inner.layers.iter().map(|layer| layer.imbalance).collect::<Vec<_>>().into_pyarray(py)

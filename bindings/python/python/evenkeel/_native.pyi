@@ -53,6 +53,8 @@ class Plan:
     layers: NDArray[np.uint32]
     physical_to_logical: NDArray[np.int64]
     imbalance: NDArray[np.float64]
+    split: str
+    figures: dict[str, tuple[float, Optional[float]]]
     @staticmethod
     def load(path: _Path) -> Plan: ...
     @staticmethod

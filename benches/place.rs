@@ -21,7 +21,7 @@ fn plans(criterion: &mut Criterion) {
     let cluster = Cluster::new(32, 1, 256, 32).unwrap();
     let mut group = criterion.benchmark_group("plan 58 layers, 256 experts, 32 x 9 slots");
     group.sample_size(10).measurement_time(Duration::from_secs(20));
-    for name in ["eplb", "recourse"] {
+    for name in ["eplb", "recourse:exact", "recourse:even", "recourse"] {
         let policy = place::policy(name, 1, &cluster).unwrap();
         group.bench_function(name, |bencher| {
             bencher.iter(|| {

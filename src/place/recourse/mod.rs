@@ -1,13 +1,15 @@
-//! The policy `recourse`: a placement for batches that will each be split exactly.
+//! The policy `recourse`: a placement for the split that will run.
 //!
-//! In: a layer's batches and a cluster. Out: a placement searched on the exact peak that every scenario will have
-//! (two-stage programming with recourse; docs/placement.md has the model).
+//! In: a layer's batches and a cluster. Out: a placement searched on the peak that every scenario will have, by exact splits,
+//! under a fixed rule, or both (two-stage programming with recourse; docs/placement.md has the model).
 //!
 //! **Module map.** `scenarios`: the batches to search on, laid out for pricing. `spread`: how they come from a history, as
-//! they were and changed; `residuals`: on what is foreseen of a window; `dispersion`: how far batches stray where few are known. `choose`: how much they are changed, found
-//! on batches held back. `starts`: placements to begin with. `seating`: a placement being changed; `steps`: which changes are
-//! tried. `cuts`: lower bounds that price a step; `exact`: peaks and certificates; `score`: one integer for all scenarios;
-//! `search`: the annealing that uses them. `again`: planning from what is in force.
+//! they were and changed; `residuals`: on what is foreseen of a window; `dispersion`: how far batches stray where few are known.
+//! `choose`: how much they are changed, found on batches held back; `against_eplb`: the same where a rule splits, with EPLB as
+//! a candidate. `aim`: what is minimised. `starts`: placements to begin with. `seating`: a placement being changed; `steps`:
+//! which changes are tried. `cuts`: lower bounds that price a step; `exact`: peaks and certificates; `share_rule`, `rule_loads`:
+//! peaks under a rule; `score`: one integer for all scenarios; `search`: the annealing that uses them. `again`: planning from
+//! what runs.
 
 mod again;
 mod against_eplb;

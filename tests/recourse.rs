@@ -301,3 +301,22 @@ fn totals_planned_for_the_even_split_hold_against_eplb() {
         assert!(found as f64 <= 1.02 * eplb as f64, "seed {seed}: {found} above {eplb}");
     }
 }
+
+/// Planned again on totals, from the placement that servers start with: no worse than EPLB placed from scratch, and a second
+/// time nothing moves.
+#[test]
+fn planning_again_on_totals_holds_against_eplb() {
+    let cluster = Cluster::new(8, 1, 32, 8).unwrap();
+    let start = place::Contiguous::placement(32, &cluster).unwrap();
+    for seed in 0..3 {
+        let batches = trace(32, 60, seed);
+        let totals = Trace::from_loads(32, vec![0], vec!["all".into()], batches.totals(0).to_vec()).unwrap();
+        let history = History::whole(&totals, 0);
+        let policy = Recourse::default().for_split(Method::Even).with_iterations(4000);
+        let eplb = place::policy("eplb", 1, &cluster).unwrap().place(&history, &cluster).unwrap();
+        let again = policy.replan(&history, &cluster, &start, None).unwrap();
+        let [found, eplb] = [&again, &eplb].map(|p| peaks_by(&batches, 0..60, p, Method::Even));
+        assert!(found * 1000 <= eplb * 1002, "seed {seed}: {found} above {eplb}");
+        assert_eq!(policy.replan(&history, &cluster, &again, None).unwrap(), again);
+    }
+}

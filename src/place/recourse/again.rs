@@ -4,6 +4,9 @@
 //! everything that stays keeps its slot. The search starts from the previous placement with room for few moves and goes on
 //! with room for more; all placements are compared on scenarios that no search has seen.
 //!
+//! Where no search holds against EPLB under the split that runs, and moves have no limit, EPLB's placement is taken under the names
+//! that move least, unless what is running is as good.
+//!
 //! Without a price ([`replan`]), there is room for one move, two, four, .., and where there is no limit the search also
 //! begins anew, under the names of ranks that move least: the placement with the fewest moves whose score is within a standard
 //! error of the best is taken, so that noise moves nothing. With a price ([`priced`]), it is part of what is minimised, so that no
@@ -13,6 +16,7 @@
 use super::aim::Aim;
 use super::choose::{self, Trust};
 use super::residuals;
+use super::rule_loads::placement_peaks;
 use super::scenarios::{Scenarios, UNIT};
 use super::score::Objective;
 use super::search::{Limits, Moves, moves_between, search};
@@ -48,6 +52,9 @@ pub(super) fn replan(
     let mut dice = Dice::new(layer.policy.seed, STREAM);
     let trust = layer.trust(&mut dice).map_err(failed)?;
     let again = Again::trusting(layer, from, &trust, 1, &mut dice);
+    if let (Trust::Eplb, None) = (&trust, max_moves) {
+        return eplb_or_running(&again, previous, &mut dice);
+    }
     let mut tried = again.climb(&rungs(max_moves, again.from.slots()), None).map_err(failed)?;
     if max_moves.is_none() {
         let scratch = layer.scratch(&trust, &mut dice)?;
@@ -197,6 +204,23 @@ fn rungs(max_moves: Option<usize>, slots: usize) -> Vec<usize> {
         std::iter::successors(Some(1), |most| Some(2 * most)).take_while(|&most| most < last).collect();
     rungs.extend((last > 0).then_some(last));
     rungs
+}
+
+/// EPLB's placement, where no search holds against it; what is running, where that is as good within a thousandth.
+fn eplb_or_running(
+    again: &Again<'_>,
+    previous: &Placement,
+    dice: &mut Dice,
+) -> Result<Placement, PlaceError> {
+    let layer = again.layer;
+    let eplb = relabel(previous, &layer.scratch(&Trust::Eplb, dice)?, layer.cluster)?;
+    let Some(mut rule) = again.aim.rule(layer.cluster) else { return Ok(eplb) };
+    let mut score = |placement: &Placement| {
+        let peaks = placement_peaks(&again.referee, &mut rule, placement);
+        layer.policy.objective.score(&again.referee, &peaks)
+    };
+    let (new, old) = (score(&eplb), score(previous));
+    Ok(if old <= new.saturating_add(new / 1000) { previous.clone() } else { eplb })
 }
 
 /// The first, in ascending order of moves, that is as good as the best: within noise where every batch is split exactly, else

@@ -167,7 +167,7 @@ impl Model {
         format!("{} experts x {} MoE layers", self.experts, self.layers)
     }
 
-    /// The first known model of so many experts per layer, with MoE layers in this range, if all such models agree on `figure`.
+    /// The first known model with this number of experts per layer, and MoE layers in this range, if all such models agree on `figure`.
     ///
     /// ```
     /// use evenkeel::model::Model;

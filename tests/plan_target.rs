@@ -1,4 +1,4 @@
-//! The split that a plan is for, from `--for` to the stack's file, with EPLB beside it.
+//! The split that a plan is for, from `--for` to the stack's file, compared with EPLB.
 
 #![allow(clippy::unwrap_used)]
 

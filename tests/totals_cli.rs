@@ -118,7 +118,7 @@ fn a_plan_of_a_dump_keeps_its_layers_and_says_how_its_batches_were_drawn() {
     let message = refusal(&[&make[..7], &["recourse", "--groups", "2"]].concat());
     assert!(message.contains("--groups 2 has no effect"), "{message}");
 
-    // Prefill and decode beside each other: both are drawn.
+    // Prefill and decode together: both are drawn.
     let both = format!("{dump}:1:decode=16");
     let d = document(&[&make[..], &["--and", &both, "--json"]].concat());
     assert_eq!(d["expected"]["batches"], 2 * 128 * 32);

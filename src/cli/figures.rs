@@ -1,4 +1,4 @@
-//! What a plan makes of its batches under every split that may run, beside EPLB.
+//! What a plan makes of its batches under every split that may run, and what EPLB does.
 //!
 //! In: a plan's [`Provenance`]. Out: a table, the switch that realises a split, and JSON.
 

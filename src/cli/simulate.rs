@@ -320,7 +320,7 @@ pub(super) fn trace_document(trace: &Trace, config: &Config, outcome: &Outcome, 
     })
 }
 
-/// The studies beside the main table.
+/// The studies that follow the main table.
 type Studies<'a> = (&'a Further, Option<&'a OnNetwork>, Option<&'a Replanned>, Option<&'a Memory>);
 
 fn document(

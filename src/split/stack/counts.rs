@@ -37,7 +37,7 @@ impl StackQuotas {
     }
 }
 
-/// How the replicas of one expert share its tokens. Of equal parts, one per source, so many go to each.
+/// How the replicas of one expert share its tokens. Equal parts, one per source, are counted.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplicaShares {
     expert: usize,

@@ -28,7 +28,7 @@ pub(super) fn nearest(ranks: &[usize], source: usize, ranks_per_node: usize) -> 
     (ranks.iter().filter(|&rank| near(rank)).count() < ranks.len()).then_some(first)
 }
 
-/// Returns the position of vllm-ascend's replica, of so many, for a source rank; `tp_size` ranks share one batch.
+/// Returns the position of vllm-ascend's replica among `replicas`, for a source rank; `tp_size` ranks share one batch.
 pub(super) fn of_source(replicas: usize, source: usize, expert: usize, tp_size: usize) -> usize {
     let at = if tp_size > 1 { source % tp_size + source / tp_size + expert } else { source };
     at % replicas

@@ -29,7 +29,7 @@ def replan(
     """Physical-to-logical maps [layers, slots] for batches [batches, layers, experts].
 
     ``active`` says which split batches get; it is asked when there is something to plan. Layers without load keep what
-    is running. A running placement of another shape (ranks came or went) is let be, and so are nodes that ranks do not
+    is running. A running placement of another shape (ranks came or went) is ignored, and so are nodes that ranks do not
     divide over.
     """
     loads = whole(batches, "loads")

@@ -85,6 +85,8 @@ def test_vllm_ascend_call():
     policy = evenkeel.vllm_ascend.policy_class(object, ON)()
     table = np.tile(np.arange(24) % 16, (3, 1)).reshape(3, 8, 3)
     load = np.random.default_rng(0).integers(0, 99, table.shape)
+    load[0, 2] *= 9  # two devices with far more than their part
+    load[2, 5] *= 9
     load[1] = 0
     changed, priority, new = policy.rebalance_experts(table, load)
     new = np.array(new)

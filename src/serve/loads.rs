@@ -65,7 +65,8 @@ pub struct LoadsBody {
     pub phase: Phase,
     /// Real ids of the layers that `counts` has, ascending; 0, 1, 2, .. where not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_items = 1, max_items = 4096)]
+    // A format of 32 bits would be read as signed; numbers from 2^32 are refused.
+    #[schema(min_items = 1, max_items = 4096, value_type = Option<Vec<u64>>)]
     pub layers: Option<Vec<u32>>,
     /// The steps, in order.
     #[schema(min_items = 1, max_items = 4096)]
@@ -79,8 +80,8 @@ pub struct StepBody {
     /// The poster's number of the step; below 2^63.
     #[schema(maximum = 9_223_372_036_854_775_807_u64)]
     pub step: u64,
-    /// Tokens that each expert of each layer drew, `[layer][expert]`.
-    #[schema(min_items = 1, max_items = 4096)]
+    /// Tokens that each expert of each layer drew, `[layer][expert]`, below 2^32 each.
+    #[schema(min_items = 1, max_items = 4096, value_type = Vec<Vec<u64>>)]
     pub counts: Vec<Vec<u32>>,
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Instructions per exact split, counted by callgrind over the corpus of each size: unlike times, the same from run to
-# run. Prints what benches/instructions.txt keeps. Needs valgrind.
+# Counts instructions per exact split by callgrind over the corpus of each size. Unlike times, the counts are
+# the same in every run. Prints the content of benches/instructions.txt. Needs valgrind.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

@@ -1,29 +1,30 @@
-//! The second objectives beside the exact split, per batch, on one core.
+//! Time of the second objectives compared with the exact split, per batch, on one core.
 //!
 //! ```text
 //! cargo bench -p evenkeel-solver --bench objective
 //! ```
 //!
-//! `R x D` is ranks by redundant slots per rank, on the corpus of the split's table: eight placements with eight batches
-//! each, in turn. For traffic, eight ranks make a node, and every expert's tokens come from all ranks, half of them from
-//! one node that differs from expert to expert. Tiles have 64 tokens, pieces at least 1024; the roofline's ridge is at 300
-//! tokens of 4096 on average. These four allocate their answers.
+//! `R x D` is ranks by redundant slots per rank, on the corpus of the split's table: eight placements with
+//! eight batches each, in turn. For traffic, eight ranks form a node. Every expert's tokens come from all
+//! ranks, half of them from one node that differs between experts. Tiles have 64 tokens, pieces have at least
+//! 1024 tokens. The roofline's ridge is at 300 tokens of 4096 on average. These four allocate their results.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use evenkeel_solver::bench::corpus::Size;
+use evenkeel_solver::bench::corpus::CorpusSize;
 use evenkeel_solver::objective::{
-    Cost, Keep, Objective, Objectives, Roofline, Traffic, TrafficSplit, Workspace, balance_into,
+    BalanceWorkspace, Cost, Objective, ObjectiveSolver, PrimaryObjective, Roofline, TrafficSplit,
+    TrafficSplitter, balance_into,
 };
-use evenkeel_solver::{Error, Split, solve_into};
+use evenkeel_solver::{RankSplit, SolverError, solve_into};
 
 const SIZES: [(usize, usize); 4] = [(8, 2), (16, 2), (64, 2), (288, 1)];
 const NODE: usize = 8;
 
-/// Counts `[source][item]` that add up to the loads.
+/// Returns counts `[source][item]` that add up to the loads.
 fn counts(loads: &[u64], ranks: usize) -> Vec<u64> {
     let (items, nodes) = (loads.len(), ranks / NODE);
     let mut counts = vec![0; ranks * items];
@@ -38,14 +39,14 @@ fn counts(loads: &[u64], ranks: usize) -> Vec<u64> {
     counts
 }
 
-fn objectives(criterion: &mut Criterion) -> Result<(), Error> {
+fn objectives(criterion: &mut Criterion) -> Result<(), SolverError> {
     for (ranks, slots) in SIZES {
-        let corpus = Size { ranks, slots }.corpus(8)?;
+        let corpus = CorpusSize { ranks, slots }.build_corpus(8)?;
         let nodes: Vec<u32> = (0..ranks).map(|rank| (rank / NODE) as u32).collect();
         let mut batches = Vec::new();
         let mut planners = Vec::new();
         for (index, series) in corpus.iter().enumerate() {
-            planners.push(Traffic::new(series.problem.clone(), &nodes)?);
+            planners.push(TrafficSplitter::new(series.problem.clone(), &nodes)?);
             for batch in &series.batches {
                 let loads: Vec<u64> = batch.iter().map(|&count| u64::from(count)).collect();
                 let by_source = counts(&loads, ranks);
@@ -62,14 +63,14 @@ fn objectives(criterion: &mut Criterion) -> Result<(), Error> {
             turn = (turn + 1) % count;
             turn
         };
-        let (mut workspace, mut split) = (evenkeel_solver::Workspace::default(), Split::default());
+        let (mut workspace, mut split) = (evenkeel_solver::Workspace::default(), RankSplit::default());
         group.bench_function("exact", |bencher| {
             bencher.iter(|| {
                 let (series, loads, _) = &batches[next(batches.len())];
                 solve_into(&corpus[*series].problem, black_box(loads), &mut workspace, &mut split)
             });
         });
-        let mut workspaces = vec![Workspace::default(); corpus.len()];
+        let mut workspaces = vec![BalanceWorkspace::default(); corpus.len()];
         group.bench_function("balance", |bencher| {
             bencher.iter(|| {
                 let (series, loads, _) = &batches[next(batches.len())];
@@ -77,7 +78,9 @@ fn objectives(criterion: &mut Criterion) -> Result<(), Error> {
             });
         });
         let mut answer = TrafficSplit::default();
-        for (name, keep) in [("traffic-peak", Keep::Peak), ("traffic-vector", Keep::Vector)] {
+        for (name, keep) in
+            [("traffic-peak", PrimaryObjective::Peak), ("traffic-vector", PrimaryObjective::Vector)]
+        {
             group.bench_function(name, |bencher| {
                 bencher.iter(|| {
                     let (series, _, by_source) = &batches[next(batches.len())];
@@ -94,7 +97,7 @@ fn objectives(criterion: &mut Criterion) -> Result<(), Error> {
         for (name, cost) in costs {
             let mut planners = Vec::new();
             for series in &corpus {
-                planners.push(Objectives::new(series.problem.clone(), Objective::new(cost))?);
+                planners.push(ObjectiveSolver::new(series.problem.clone(), Objective::new(cost))?);
             }
             group.bench_function(name, |bencher| {
                 bencher.iter(|| {

@@ -1,4 +1,4 @@
-//! The table of docs/fast-loop.md: every solver of this build on the whole corpus.
+//! Table of docs/fast-loop.md: every solver of this build on the whole corpus.
 //!
 //! ```text
 //! cargo bench -p evenkeel-solver --bench table
@@ -7,18 +7,20 @@
 use std::time::Duration;
 
 use evenkeel_solver::bench::corpus::SIZES;
-use evenkeel_solver::bench::measure::{Solver, absent, measure};
+use evenkeel_solver::bench::measure::{TimedSolver, list_absent_solvers, measure_solver};
 
-fn main() -> Result<(), evenkeel_solver::Error> {
+fn main() -> Result<(), evenkeel_solver::SolverError> {
     println!(
         "{:>6} {:>6} {:<14} {:>11} {:>11} {:>9} {:>9} {:>10}",
         "size", "batch", "solver", "p50 us", "p99 us", "feasible", "optimal", "max gap"
     );
     for size in SIZES {
-        let corpus = size.corpus(24)?;
-        for solver in Solver::ALL {
+        let corpus = size.build_corpus(24)?;
+        for solver in TimedSolver::ALL {
             let patience = Duration::from_secs(3);
-            let Some(row) = measure((size.ranks, size.slots), &corpus, solver, patience)? else { continue };
+            let Some(row) = measure_solver((size.ranks, size.slots), &corpus, solver, patience)? else {
+                continue;
+            };
             println!(
                 "{:>6} {:>6} {:<14} {:>11.2} {:>11.2} {:>8.1}% {:>8.1}% {:>9.4}%",
                 format!("{}x{}", row.ranks, row.slots),
@@ -32,6 +34,6 @@ fn main() -> Result<(), evenkeel_solver::Error> {
             );
         }
     }
-    println!("{}", absent());
+    println!("{}", list_absent_solvers());
     Ok(())
 }

@@ -4,9 +4,9 @@
 //! cargo run -p evenkeel-solver --features oracle --example agreement -- [INSTANCES]
 //! ```
 //!
-//! Two of three instances have equal speeds and counts up to 2^20: the peak must be the LP optimum rounded
-//! up. Every third is small with unequal speeds: the peak must be the MILP optimum. Exits with 1 on any
-//! disagreement or uncertified answer.
+//! Two of three instances have equal speeds and counts up to 2^20. Their peak must be the LP optimum rounded
+//! up. Every third is small with unequal speeds. Its peak must be the MILP optimum. The program exits with 1
+//! on any disagreement or uncertified result.
 
 #[path = "../tests/common/mod.rs"]
 mod common;

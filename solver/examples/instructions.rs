@@ -1,4 +1,4 @@
-//! Solves the corpus of one size a number of times, for counting instructions.
+//! Solves the corpus of one size a number of times, to count instructions.
 //!
 //! ```text
 //! cargo run --release -p evenkeel-solver --example instructions -- [RANKS SLOTS ROUNDS]
@@ -8,8 +8,8 @@
 
 use std::process::ExitCode;
 
-use evenkeel_solver::bench::corpus::Size;
-use evenkeel_solver::{Problem, Split, Workspace, solve_counts_into};
+use evenkeel_solver::bench::corpus::CorpusSize;
+use evenkeel_solver::{Problem, RankSplit, Workspace, solve_counts_into};
 
 fn main() -> ExitCode {
     let arguments: Vec<usize> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
@@ -21,10 +21,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let Ok(corpus) = (Size { ranks, slots }).corpus(24) else { return ExitCode::FAILURE };
+    let Ok(corpus) = (CorpusSize { ranks, slots }).build_corpus(24) else { return ExitCode::FAILURE };
     let (mut solves, mut peaks) = (0u64, 0u64);
     for series in &corpus {
-        let (mut workspace, mut split) = (Workspace::new(&series.problem), Split::default());
+        let (mut workspace, mut split) = (Workspace::new(&series.problem), RankSplit::default());
         for batch in (0..rounds).flat_map(|_| &series.batches) {
             solve(&series.problem, batch, &mut workspace, &mut split);
             solves += 1;
@@ -35,9 +35,9 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What callgrind counts.
+/// Solves one batch. Callgrind counts the instructions of this function.
 #[inline(never)]
-fn solve(problem: &Problem, batch: &[u32], workspace: &mut Workspace, split: &mut Split) {
+fn solve(problem: &Problem, batch: &[u32], workspace: &mut Workspace, split: &mut RankSplit) {
     if let Err(error) = solve_counts_into(problem, batch, workspace, split) {
         eprintln!("{error}");
     }

@@ -1,23 +1,26 @@
-//! What the second objectives change, on the corpus of the split's table: the figures of docs/objectives.md.
+//! Effects of the second objectives on the corpus of the split's table: the figures of docs/objectives.md.
 //!
 //! ```text
 //! cargo run --release -p evenkeel-solver --example objectives
 //! ```
 //!
-//! For traffic, eight ranks make a node, and every expert's tokens come from all ranks, half of them from one node that
-//! differs from expert to expert.
+//! For traffic, eight ranks form a node. Every expert's tokens come from all ranks, half of them from one
+//! node that differs between experts.
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
-use evenkeel_solver::bench::corpus::Size;
-use evenkeel_solver::objective::{Keep, MinPiece, Roofline, Rooflines, Traffic, Workspace, balance};
-use evenkeel_solver::{Error, Hosts, Split, solve};
+use evenkeel_solver::bench::corpus::CorpusSize;
+use evenkeel_solver::objective::{
+    BalanceWorkspace, MinPieceSplitter, PrimaryObjective, Roofline, RooflineSplitter, TrafficSplitter,
+    balance,
+};
+use evenkeel_solver::{Hosts, RankSplit, SolverError, solve};
 
 const NODE: usize = 8;
 
-/// Tokens per expert on the ridge: below, a piece costs its read.
+/// Tokens per expert on the ridge. Below it, a piece costs its read.
 const RIDGE: u64 = 300;
 
-/// A mean and the largest of some numbers, in percent.
+/// Mean and maximum of some numbers, in percent.
 #[derive(Default)]
 struct Percent {
     count: usize,
@@ -39,20 +42,20 @@ impl std::fmt::Display for Percent {
     }
 }
 
-fn main() -> Result<(), Error> {
+fn main() -> Result<(), SolverError> {
     second_busiest()?;
     traffic()?;
     heuristics()
 }
 
-/// The spread that the exact split leaves below the peak.
-fn second_busiest() -> Result<(), Error> {
+/// Prints the spread that the exact split leaves below the peak.
+fn second_busiest() -> Result<(), SolverError> {
     println!("standard deviation of rank loads, % of their mean (mean / worst batch)");
     println!("{:>8} {:>18} {:>18}", "size", "exact", "balance");
     for (ranks, slots) in [(8, 2), (16, 2), (64, 2), (288, 1)] {
         let (mut before, mut after) = (Percent::default(), Percent::default());
-        for series in (Size { ranks, slots }).corpus(24)? {
-            let mut workspace = Workspace::default();
+        for series in (CorpusSize { ranks, slots }).build_corpus(24)? {
+            let mut workspace = BalanceWorkspace::default();
             for batch in &series.batches {
                 let loads = wide(batch, 1);
                 before.add(spread(&solve(
@@ -68,15 +71,15 @@ fn second_busiest() -> Result<(), Error> {
     Ok(())
 }
 
-fn spread(split: &Split) -> f64 {
+fn spread(split: &RankSplit) -> f64 {
     let count = split.rank_loads.len() as f64;
     let mean = split.rank_loads.iter().sum::<u64>() as f64 / count;
     let squares = split.rank_loads.iter().map(|&load| (load as f64 - mean).powi(2));
     (squares.sum::<f64>() / count).sqrt() / mean
 }
 
-/// Tokens that leave their node and rank, as the exact split happens to serve them and at best.
-fn traffic() -> Result<(), Error> {
+/// Prints the tokens that leave their node and rank, under the exact split and at best.
+fn traffic() -> Result<(), SolverError> {
     println!("\ntokens off their node; off their rank, % of all (mean / worst batch)");
     println!(
         "{:>8} {:>16} {:>32} {:>32} {:>32}",
@@ -85,15 +88,15 @@ fn traffic() -> Result<(), Error> {
     for (ranks, slots) in [(16, 2), (64, 2), (288, 1)] {
         let nodes: Vec<u32> = (0..ranks).map(|rank| (rank / NODE) as u32).collect();
         let mut rows: [[Percent; 2]; 3] = Default::default();
-        for series in (Size { ranks, slots }).corpus(8)? {
-            let mut traffic = Traffic::new(series.problem.clone(), &nodes)?;
+        for series in (CorpusSize { ranks, slots }).build_corpus(8)? {
+            let mut traffic = TrafficSplitter::new(series.problem.clone(), &nodes)?;
             for batch in &series.batches {
                 let loads = wide(batch, 1);
                 let counts = counts(&loads, ranks);
                 let total = loads.iter().sum::<u64>() as f64;
                 let exact = solve(&series.problem, &loads, &mut evenkeel_solver::Workspace::default())?;
                 let mut costs = vec![costs(series.problem.hosts(), &counts, &exact)];
-                for keep in [Keep::Peak, Keep::Vector] {
+                for keep in [PrimaryObjective::Peak, PrimaryObjective::Vector] {
                     let answer = traffic.solve(&counts, keep)?;
                     costs.push((answer.off_node, answer.off_rank));
                 }
@@ -116,7 +119,7 @@ fn traffic() -> Result<(), Error> {
     Ok(())
 }
 
-/// Counts `[source][item]` that add up to the loads.
+/// Returns counts `[source][item]` that add up to the loads.
 fn counts(loads: &[u64], ranks: usize) -> Vec<u64> {
     let (items, nodes) = (loads.len(), ranks / NODE);
     let mut counts = vec![0; ranks * items];
@@ -131,12 +134,12 @@ fn counts(loads: &[u64], ranks: usize) -> Vec<u64> {
     counts
 }
 
-/// Tokens off their node and off their rank, if each is served as near as the quotas allow.
-fn costs(hosts: &Hosts, counts: &[u64], split: &Split) -> (u64, u64) {
+/// Returns the tokens off their node and off their rank, if each is served as near as the quotas allow.
+fn costs(hosts: &Hosts, counts: &[u64], split: &RankSplit) -> (u64, u64) {
     let items = hosts.items();
     let (mut off_node, mut off_rank) = (0, 0);
     for item in 0..items {
-        let (of, quotas) = (hosts.of(item), split.quotas_of(item));
+        let (of, quotas) = (hosts.ranks_of(item), split.quotas_of(item));
         let own = |rank: usize| counts[rank * items + item];
         off_rank +=
             of.iter().zip(quotas).map(|(&rank, &q)| q.saturating_sub(own(rank as usize))).sum::<u64>();
@@ -149,8 +152,8 @@ fn costs(hosts: &Hosts, counts: &[u64], split: &Split) -> (u64, u64) {
     (off_node, off_rank)
 }
 
-/// How far the heuristics are from their bounds, by tokens per batch.
-fn heuristics() -> Result<(), Error> {
+/// Prints the distance of the heuristics from their bounds, by tokens per batch.
+fn heuristics() -> Result<(), SolverError> {
     println!("\ngap to the lower bound, % (mean / worst batch); tokens are the corpus' divided");
     println!(
         "{:>8} {:>16} {:>22} {:>22} {:>22}",
@@ -159,11 +162,11 @@ fn heuristics() -> Result<(), Error> {
     for (ranks, slots) in [(8, 2), (16, 2), (64, 2)] {
         for divisor in [1, 8, 64] {
             let mut gaps: [Percent; 3] = Default::default();
-            for series in (Size { ranks, slots }).corpus(8)? {
+            for series in (CorpusSize { ranks, slots }).build_corpus(8)? {
                 let problem = &series.problem;
-                let mut pieces = [256, 1024].map(|least| MinPiece::new(problem.clone(), least));
+                let mut pieces = [256, 1024].map(|least| MinPieceSplitter::new(problem.clone(), least));
                 let cost = Roofline { read: RIDGE, token: 1, tile: 64 };
-                let mut rooflines = Rooflines::new(problem.clone(), cost)?;
+                let mut rooflines = RooflineSplitter::new(problem.clone(), cost)?;
                 for batch in &series.batches {
                     let loads = wide(batch, divisor);
                     for (gap, piece) in gaps.iter_mut().zip(&mut pieces) {

@@ -1,85 +1,87 @@
-//! What can be wrong with a problem or its loads. Every variant names the offending item or rank.
+//! Errors of a problem or its loads. Every variant names the item or rank at fault.
 
-/// Why a problem could not be built or solved.
+/// Reasons for which a problem cannot be built or solved.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
-    /// [`Hosts::new`](crate::Hosts::new) was given no rank, or more than [`Hosts::MAX_RANKS`](crate::Hosts::MAX_RANKS).
+pub enum SolverError {
+    /// [`Hosts::new`](crate::Hosts::new) received no rank, or more than
+    /// [`Hosts::MAX_RANKS`](crate::Hosts::MAX_RANKS).
     #[error("{ranks} ranks: there must be 1 to {max}", max = crate::Hosts::MAX_RANKS)]
     RankCount {
-        /// The number of ranks asked for.
+        /// Requested number of ranks.
         ranks: usize,
     },
-    /// An item without any host: its load could go nowhere.
+    /// An item has no host, so that no rank can serve its load.
     #[error("item {item} has no host")]
     NoHost {
-        /// The item.
+        /// Item in question.
         item: usize,
     },
-    /// A host that is not a rank of the problem.
+    /// A host is not a rank of the problem.
     #[error("item {item} names host {host}, but there are only {ranks} ranks")]
     HostOutOfRange {
-        /// The item.
+        /// Item in question.
         item: usize,
-        /// The host it names.
+        /// Host found.
         host: u32,
-        /// The number of ranks.
+        /// Number of ranks.
         ranks: usize,
     },
-    /// A host that is listed twice for the same item.
+    /// A host is listed twice for the same item.
     #[error("item {item} names host {host} twice")]
     DuplicateHost {
-        /// The item.
+        /// Item in question.
         item: usize,
-        /// The host that is repeated.
+        /// Repeated host.
         host: u32,
     },
-    /// More than 2³² − 1 (item, host) pairs.
-    #[error("item {item} brings the (item, host) pairs beyond 2^32 - 1")]
+    /// There are more than 2³² − 1 (item, host) pairs.
+    #[error("item {item} raises the number of (item, host) pairs above 2^32 - 1")]
     TooManyPairs {
-        /// The first item that does not fit.
+        /// First item that exceeds the limit.
         item: usize,
     },
-    /// A vector whose length is not the number of items or ranks it belongs to.
-    #[error("{got} {what} given where the problem has {expected}")]
+    /// The length of a vector differs from the number of its items or ranks.
+    #[error("{got} {what}, but the problem has {expected}")]
     Length {
-        /// What the vector holds: "loads", "speeds", "base loads", "nodes" or "counts".
+        /// Content of the vector: "loads", "speeds", "base loads", "nodes" or "counts".
         what: &'static str,
-        /// The length it must have.
+        /// Length expected.
         expected: usize,
-        /// The length it has.
+        /// Length found.
         got: usize,
     },
-    /// A rank of speed zero.
+    /// A rank has speed zero.
     #[error("rank {rank} has speed 0: speeds must be positive")]
     ZeroSpeed {
-        /// The rank.
+        /// Rank in question.
         rank: usize,
     },
     /// The loads and base loads together exceed `u64::MAX`.
     #[error("the loads and base loads add up to more than 2^64 - 1")]
     Overflow,
-    /// [`objective::Objectives`](crate::objective::Objectives) was asked for what does not combine.
+    /// [`objective::ObjectiveSolver`](crate::objective::ObjectiveSolver) does not support this combination.
     #[error("{then} cannot come after the peak in {cost}")]
     Combination {
-        /// What counts as load.
+        /// Measure of load.
         cost: &'static str,
-        /// What was to come after its peak.
+        /// Objective requested after the peak.
         then: &'static str,
     },
-    /// A tile of no tokens.
-    #[error("a tile of 0 tokens: tiles must have some")]
+    /// A tile has no tokens.
+    #[error("a tile has 0 tokens: it must have at least 1")]
     ZeroTile,
-    /// [`affine::solve`](crate::affine::solve) was given unequal speeds or base loads.
-    #[error("affine5 handles equal speeds and no base load only; rank {rank} differs")]
+    /// [`affine_scaling::solve`](crate::affine_scaling::solve) received unequal speeds or base loads.
+    #[error("affine5 requires equal speeds and no base loads: rank {rank} differs")]
     AffineUnsupported {
-        /// The first rank that has a base load or whose speed is not rank 0's.
+        /// First rank with a base load, or with a speed other than that of rank 0.
         rank: usize,
     },
-    /// [`edge::Workspace::new`](crate::edge::Workspace::new) was given an item with three hosts or more.
+    /// [`coordinate_descent::DescentWorkspace::new`](crate::coordinate_descent::DescentWorkspace::new)
+    /// received an item with three hosts or more.
     #[error("coordinate descent on edges handles items with up to two hosts; item {item} has more")]
     EdgeUnsupported {
-        /// The first item with too many hosts.
+        /// First item with too many hosts.
         item: usize,
     },
 }

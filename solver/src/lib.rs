@@ -1,18 +1,18 @@
 //! Exact integer min-max load splitting with certificates.
 //!
-//! **The problem.** *Items* carry integer *loads*; each item may be served by any of its *hosts*, a
-//! set of *ranks*; rank `r` works at speed `s_r` and already carries a base load. Split every item's
-//! load into integer *quotas* over its hosts so that the *peak*, the largest `load_r / s_r`, is as
-//! small as possible.
+//! **The problem.** *Items* carry integer *loads*. Each item may be served by any of its *hosts*, a set of
+//! *ranks*. Rank `r` works at speed `s_r` and already carries a base load. The solver splits every item's
+//! load into integer *quotas* over its hosts. The result has the smallest possible *peak*, the largest
+//! `load_r / s_r`.
 //!
-//! **The theorem** (max-flow min-cut on the bipartite graph items – ranks). The best peak is decided
-//! by one rank set `S`: the items whose hosts all lie in `S` cannot escape it, so no split has a peak
-//! `T` at which `S` has no room for them, and some `S` is tight. That set is the *certificate*: with it
-//! anyone can check in linear time that the peak cannot be lower ([`verify`]). The flow matrix is
-//! totally unimodular, so whole tokens cost nothing.
+//! **The theorem** (max-flow min-cut on the bipartite graph items – ranks). One rank set `S` decides the best
+//! peak. The items whose hosts all lie in `S` cannot escape it. No split has a peak `T` at which `S` has no
+//! room for them, and some `S` is tight. That set is the *certificate*. It lets anyone check in linear time
+//! that the peak cannot be lower ([`verify`]). The flow matrix is totally unimodular, so whole tokens do not
+//! raise the peak.
 //!
-//! **The method** ([`solve`]) is a max-flow in integers: no tolerance, no rounding, no randomness. The
-//! quotas are a pure function of the problem and the loads: the same on every machine, bit for bit.
+//! **The method** ([`solve`]) is a max-flow in integers, without tolerance, rounding or randomness. The
+//! quotas are a pure function of the problem and the loads. They are the same on every machine, bit for bit.
 //!
 //! ```
 //! use evenkeel_solver::{Hosts, Problem, Workspace, solve, verify};
@@ -33,41 +33,43 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! **Module map.** `hosts`, `problem`: what is asked. `net`: both compiled for the solver; `compiled`: that as
-//! plain data. `exact`: the flow
-//! (`gather`: items with one host; `level`: the least admissible peak; `fill`: a greedy start; `forest`, `search`,
-//! `block`: residual paths, drains and blocking flows). `split`, `peak`: the answer. `verify`: the check, which
-//! shares no code with the solver. [`objective`]: which of the optimal splits, and other measures of load. For
-//! comparison: [`affine`], LPLB's interior point iteration; [`edge`], coordinate
-//! descent; `lp` (feature `lp`), the same problem as a linear programme; `bench`, the corpus that all are timed on.
+//! **Module map.** `hosts` and `problem` define the input. `network` compiles both for the solver, and
+//! `network::tables` is the same as plain data. `exact` is the flow. Its parts are `fixed_items` (items with
+//! one host), `level` (the least admissible peak) and `fill` (a greedy start). `forest`, `search` and
+//! `blocking_flow` find residual paths, drains and blocking flows. `split` and `peak` define the result.
+//! `verify` is the check, which shares no code with the solver. [`objective`] chooses among the optimal
+//! splits and minimises other measures of load. Three modules serve comparisons. [`affine_scaling`] is LPLB's
+//! interior point iteration, and [`coordinate_descent`] is coordinate descent. `lp` (feature `lp`) solves the
+//! same problem as a linear programme. `bench` holds the corpus on which all of them are timed.
 //!
-//! **Features.** None by default: no dependency beyond `thiserror`. `lp` adds the linear programme with a
-//! pure-Rust engine, `highs` adds HiGHS to it, `oracle` is the set that the tests want.
+//! **Features.** None is on by default, and `thiserror` is then the only dependency. `lp` adds the linear
+//! programme with a pure-Rust engine. `highs` adds HiGHS to it. `oracle` is the set that the tests need.
 
-mod compiled;
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod error;
 mod exact;
 mod hosts;
-mod net;
+mod network;
 mod peak;
 mod problem;
 mod split;
 mod verify;
 
-pub mod affine;
+pub mod affine_scaling;
 #[doc(hidden)]
 pub mod bench;
-pub mod edge;
+pub mod coordinate_descent;
 #[cfg(feature = "lp")]
 pub mod lp;
 pub mod objective;
 
-pub use compiled::Compiled;
-pub use error::Error;
+pub use error::SolverError;
 pub(crate) use exact::Count;
-pub use exact::{Warm, Workspace, solve, solve_counts_into, solve_into};
+pub use exact::{WarmSplitter, Workspace, solve, solve_counts_into, solve_into};
 pub use hosts::Hosts;
+pub use network::tables::SolverTables;
 pub use peak::Peak;
 pub use problem::Problem;
-pub use split::Split;
+pub use split::RankSplit;
 pub use verify::{Violation, verify};

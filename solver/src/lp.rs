@@ -1,10 +1,10 @@
 //! The split as a linear programme, stated once in good_lp.
 //!
-//! In: a problem, the loads of one batch, an engine. Out: the engine's peak and quotas, in floating point
-//! ([`solve`]), or its best whole-token answer ([`solve_integer`]). These are the referees of the exact
+//! In: a problem, the loads of one batch, an engine. Out: the engine's peak and quotas in floating point
+//! ([`solve`]), or its best result in whole tokens ([`solve_integer`]). They are the referees of the exact
 //! split, and a baseline for it.
 //!
-//! **The programme.** Quotas `q_er ≥ 0` for the items with a choice, and the peak `T`:
+//! **The programme.** It has quotas `q_er ≥ 0` for the items with several hosts, and the peak `T`:
 //!
 //! ```text
 //!   min  T
@@ -12,9 +12,9 @@
 //!        Σ_e q_er − s_r · T  ≤ −fixed_r   for every rank r
 //! ```
 //!
-//! `fixed_r` is the base load plus the items that have no other host. The continuous programme counts in a
-//! unit near the mean load per speed, a power of two so that no load is rounded by the division; the integer
-//! one counts tokens.
+//! `fixed_r` is the base load plus the items that have no other host. The unit of the continuous programme is
+//! a power of two near the mean load per speed, so that the division rounds no load. The integer programme
+//! counts tokens.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -24,21 +24,20 @@ use good_lp::solvers::highs::{HighsSolverType, highs};
 use good_lp::solvers::{SolutionStatus, WithTimeLimit, microlp::microlp};
 use good_lp::{Expression, ProblemVariables, ResolutionError, Solution, SolverModel, Variable, variable};
 
-use crate::{Error, Peak, Problem};
+use crate::{Peak, Problem, SolverError};
 
-/// Seconds after which an engine is stopped: branch and bound may otherwise run for hours over symmetric
-/// quotas.
-const TIME_LIMIT: f64 = 60.0;
+/// Time limit of an engine in seconds. Branch and bound may otherwise run for hours over symmetric quotas.
+const TIME_LIMIT_SECONDS: f64 = 60.0;
 
-/// A linear programming engine.
+/// Linear programming engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Engine {
-    /// microlp: pure Rust. Integer answers are limited to quotas below 2³¹.
+pub enum LpEngine {
+    /// microlp: pure Rust. Integer results are limited to quotas below 2³¹.
     Microlp,
-    /// Clarabel: pure Rust, an interior point method. No integer answers.
+    /// Clarabel: pure Rust, an interior point method. It gives no integer results.
     Clarabel,
-    /// HiGHS: C++. Its own choice of method.
+    /// HiGHS: C++, with its own choice of method.
     #[cfg(feature = "highs")]
     Highs,
     /// HiGHS, dual simplex.
@@ -49,69 +48,70 @@ pub enum Engine {
     HighsIpm,
 }
 
-impl Engine {
-    /// HiGHS where it is built in, else microlp.
-    pub fn best() -> Engine {
+impl LpEngine {
+    /// Returns HiGHS if it is built in, else microlp.
+    pub fn best_available() -> LpEngine {
         #[cfg(feature = "highs")]
-        return Engine::Highs;
+        return LpEngine::Highs;
         #[cfg(not(feature = "highs"))]
-        return Engine::Microlp;
+        return LpEngine::Microlp;
     }
 
-    /// The engine's name, as people write it.
+    /// Returns the engine's name as people write it.
     pub fn name(self) -> &'static str {
         match self {
-            Engine::Microlp => "microlp",
-            Engine::Clarabel => "Clarabel",
+            LpEngine::Microlp => "microlp",
+            LpEngine::Clarabel => "Clarabel",
             #[cfg(feature = "highs")]
-            Engine::Highs => "HiGHS",
+            LpEngine::Highs => "HiGHS",
             #[cfg(feature = "highs")]
-            Engine::HighsSimplex => "HiGHS simplex",
+            LpEngine::HighsSimplex => "HiGHS simplex",
             #[cfg(feature = "highs")]
-            Engine::HighsIpm => "HiGHS IPM",
+            LpEngine::HighsIpm => "HiGHS IPM",
         }
     }
 }
 
-/// An engine's answer to the continuous programme; exact only within the engine's tolerances.
+/// Result of an engine for the continuous programme, exact only within the engine's tolerances.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LpSplit {
-    /// The least peak, load per speed.
+    /// Lowest peak, load per speed.
     pub peak: f64,
-    /// The quota of every (item, host) pair, in the numbering of [`Hosts`](crate::Hosts); non-negative.
+    /// Quota of every (item, host) pair, in the numbering of [`Hosts`](crate::Hosts). Quotas are
+    /// non-negative.
     pub quotas: Vec<f64>,
 }
 
-/// An engine's answer to the integer programme: quotas that were rounded and found to conserve every load.
+/// Result of an engine for the integer programme. The quotas are rounded and checked to conserve every load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IntegerPeak {
-    /// The peak that these quotas have, computed exactly.
+    /// Exact peak of these quotas.
     pub peak: Peak,
-    /// The quota of every (item, host) pair, in the numbering of [`Hosts`](crate::Hosts).
+    /// Quota of every (item, host) pair, in the numbering of [`Hosts`](crate::Hosts).
     pub quotas: Vec<u64>,
 }
 
-/// Why an engine gave no answer.
+/// Reasons for which an engine gives no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LpError {
     /// The loads do not fit the problem.
     #[error(transparent)]
-    Input(#[from] Error),
-    /// The engine failed, or stopped before it had proved an optimum.
+    Input(#[from] SolverError),
+    /// The engine failed, or stopped before it proved an optimum.
     #[error("{engine} failed: {reason}", engine = engine.name())]
     Engine {
-        /// The engine.
-        engine: Engine,
-        /// What it said.
+        /// Engine in question.
+        engine: LpEngine,
+        /// Message of the engine.
         reason: String,
     },
-    /// The engine's integer answer, once rounded, does not conserve this item's load.
+    /// The engine's integer result, once rounded, does not conserve this item's load.
     #[error("{engine} gave item {item} quotas that do not add up to its load", engine = engine.name())]
     NotConserved {
-        /// The engine.
-        engine: Engine,
-        /// The item.
+        /// Engine in question.
+        engine: LpEngine,
+        /// Item in question.
         item: usize,
     },
 }
@@ -119,13 +119,13 @@ pub enum LpError {
 /// Solves the continuous programme.
 ///
 /// # Errors
-/// [`LpError::Input`] as [`crate::solve`]; [`LpError::Engine`] if the engine fails.
-pub fn solve(problem: &Problem, loads: &[u64], engine: Engine) -> Result<LpSplit, LpError> {
-    let total = problem.total(loads)?;
+/// Returns [`LpError::Input`] as [`crate::solve`] does, and [`LpError::Engine`] if the engine fails.
+pub fn solve(problem: &Problem, loads: &[u64], engine: LpEngine) -> Result<LpSplit, LpError> {
+    let total = problem.checked_total(loads)?;
     let speeds: u64 = problem.speeds().iter().map(|&speed| u64::from(speed)).sum();
-    // The largest power of two up to the mean load per speed.
+    // The unit is the largest power of two up to the mean load per speed.
     let unit = (1u64 << (total / speeds).max(1).ilog2()) as f64;
-    let model = Model::state(problem, loads, unit, false);
+    let model = SplitModel::build_model(problem, loads, unit, false);
     let values = model.run(engine)?;
     let mut quotas: Vec<f64> = single_hosted(problem, loads).into_iter().map(|quota| quota as f64).collect();
     for (&(_, pair), value) in model.columns.iter().zip(&values.quotas) {
@@ -134,33 +134,33 @@ pub fn solve(problem: &Problem, loads: &[u64], engine: Engine) -> Result<LpSplit
     Ok(LpSplit { peak: values.peak * unit, quotas })
 }
 
-/// Solves the integer programme: whole tokens, proved optimal by branch and bound. For small problems.
+/// Solves the integer programme in whole tokens, proved optimal by branch and bound. It suits small problems.
 ///
 /// # Errors
-/// [`LpError::Input`] as [`crate::solve`]; [`LpError::Engine`] if the engine fails or has no proof
-/// after a minute;
-/// [`LpError::NotConserved`] if its answer is not integral enough to be rounded.
-pub fn solve_integer(problem: &Problem, loads: &[u64], engine: Engine) -> Result<IntegerPeak, LpError> {
-    problem.total(loads)?;
-    if engine == Engine::Clarabel {
-        return Err(LpError::Engine { engine, reason: "it knows no integers".to_owned() });
+/// Returns [`LpError::Input`] as [`crate::solve`] does. Returns [`LpError::Engine`] if the engine fails or
+/// has no proof after a minute. Returns [`LpError::NotConserved`] if its result is not integral enough to be
+/// rounded.
+pub fn solve_integer(problem: &Problem, loads: &[u64], engine: LpEngine) -> Result<IntegerPeak, LpError> {
+    problem.checked_total(loads)?;
+    if engine == LpEngine::Clarabel {
+        return Err(LpError::Engine { engine, reason: "it does not support integer variables".to_owned() });
     }
     let hosts = problem.hosts();
-    let model = Model::state(problem, loads, 1.0, true);
+    let model = SplitModel::build_model(problem, loads, 1.0, true);
     let values = model.run(engine)?;
     let mut quotas = single_hosted(problem, loads);
     for (&(_, pair), value) in model.columns.iter().zip(&values.quotas) {
         quotas[pair] = value.round().max(0.0) as u64;
     }
-    let mut rank_loads = problem.base().to_vec();
+    let mut rank_loads = problem.base_loads().to_vec();
     for (item, &load) in loads.iter().enumerate() {
         let own = &quotas[hosts.offset(item)..hosts.offset(item + 1)];
         let sum = own.iter().try_fold(0u64, |sum, &quota| sum.checked_add(quota));
         if sum != Some(load) {
             return Err(LpError::NotConserved { engine, item });
         }
-        // Conserved loads and base loads add up to no more than the total, which was checked.
-        for (&rank, quota) in hosts.of(item).iter().zip(own) {
+        // Conserved loads and base loads add up to no more than the checked total.
+        for (&rank, quota) in hosts.ranks_of(item).iter().zip(own) {
             rank_loads[rank as usize] += quota;
         }
     }
@@ -169,50 +169,50 @@ pub fn solve_integer(problem: &Problem, loads: &[u64], engine: Engine) -> Result
     Ok(IntegerPeak { peak, quotas })
 }
 
-/// The quotas that leave no choice; zero elsewhere.
+/// Returns the quotas of items with one host, and zero elsewhere.
 fn single_hosted(problem: &Problem, loads: &[u64]) -> Vec<u64> {
     let hosts = problem.hosts();
     let mut quotas = vec![0; hosts.len()];
     for (item, &load) in loads.iter().enumerate() {
-        if hosts.of(item).len() == 1 {
+        if hosts.ranks_of(item).len() == 1 {
             quotas[hosts.offset(item)] = load;
         }
     }
     quotas
 }
 
-/// The programme in good_lp's terms.
-struct Model {
+/// Programme in good_lp's terms.
+struct SplitModel {
     variables: ProblemVariables,
     peak: Variable,
-    /// The quota of a pair.
+    /// Variable and pair of every quota.
     columns: Vec<(Variable, usize)>,
     rows: Vec<good_lp::Constraint>,
 }
 
-/// The engine's values, in the model's unit.
-struct Values {
+/// Values of the engine, in the model's unit.
+struct ModelValues {
     peak: f64,
     quotas: Vec<f64>,
 }
 
-impl Model {
-    fn state(problem: &Problem, loads: &[u64], unit: f64, integer: bool) -> Model {
+impl SplitModel {
+    fn build_model(problem: &Problem, loads: &[u64], unit: f64, integer: bool) -> SplitModel {
         let hosts = problem.hosts();
         let mut variables = ProblemVariables::new();
         let peak = variables.add(variable().min(0.0));
         let mut columns = Vec::new();
         let mut rows = Vec::new();
-        let mut fixed = problem.base().to_vec();
+        let mut fixed = problem.base_loads().to_vec();
         let mut rank_sums: Vec<Expression> = vec![Expression::default(); hosts.ranks()];
         for (item, &load) in loads.iter().enumerate() {
-            if let [only] = hosts.of(item) {
+            if let [only] = hosts.ranks_of(item) {
                 fixed[*only as usize] += load;
                 continue;
             }
             let size = load as f64 / unit;
             let mut item_sum = Expression::default();
-            for (&rank, pair) in hosts.of(item).iter().zip(hosts.offset(item)..) {
+            for (&rank, pair) in hosts.ranks_of(item).iter().zip(hosts.offset(item)..) {
                 let mut definition = variable().min(0.0).max(size);
                 if integer {
                     definition = definition.integer();
@@ -227,7 +227,7 @@ impl Model {
         for ((mut sum, &speed), fixed) in rank_sums.into_iter().zip(problem.speeds()).zip(fixed) {
             let fixed = fixed as f64 / unit;
             if integer {
-                // Whole rank loads, stated as such, are few and good to branch on; quotas are many and alike.
+                // Whole rank loads as variables are few and good to branch on. Quotas are many and alike.
                 let load = variables.add(variable().integer().min(0.0));
                 rows.push((sum - load).leq(-fixed));
                 sum = load.into();
@@ -237,31 +237,33 @@ impl Model {
                 rows.push(sum.leq(-fixed));
             }
         }
-        Model { variables, peak, columns, rows }
+        SplitModel { variables, peak, columns, rows }
     }
 
-    fn run(&self, engine: Engine) -> Result<Values, LpError> {
+    fn run(&self, engine: LpEngine) -> Result<ModelValues, LpError> {
         let failed = |reason: String| LpError::Engine { engine, reason };
-        // An engine that panics has failed; nothing of it is used afterwards.
+        // An engine that panics has failed, and nothing of it is used afterwards.
         let answer = catch_unwind(AssertUnwindSafe(|| {
             let objective = self.variables.clone().minimise(self.peak);
             match engine {
-                Engine::Microlp => self.read(objective.using(microlp).with_time_limit(TIME_LIMIT)),
-                Engine::Clarabel => self.read(objective.using(clarabel)),
-                #[cfg(feature = "highs")]
-                Engine::Highs => self.read(strict(objective.using(highs))),
-                #[cfg(feature = "highs")]
-                Engine::HighsSimplex => {
-                    self.read(strict(objective.using(highs)).set_solver(HighsSolverType::Simplex))
+                LpEngine::Microlp => {
+                    self.solve_model(objective.using(microlp).with_time_limit(TIME_LIMIT_SECONDS))
                 }
+                LpEngine::Clarabel => self.solve_model(objective.using(clarabel)),
                 #[cfg(feature = "highs")]
-                Engine::HighsIpm => {
-                    self.read(strict(objective.using(highs)).set_solver(HighsSolverType::Ipm))
+                LpEngine::Highs => self.solve_model(configure_highs(objective.using(highs))),
+                #[cfg(feature = "highs")]
+                LpEngine::HighsSimplex => self.solve_model(
+                    configure_highs(objective.using(highs)).set_solver(HighsSolverType::Simplex),
+                ),
+                #[cfg(feature = "highs")]
+                LpEngine::HighsIpm => {
+                    self.solve_model(configure_highs(objective.using(highs)).set_solver(HighsSolverType::Ipm))
                 }
             }
         }));
         match answer {
-            // No gap is granted, so a reported one is the rounding of a bound.
+            // No gap is allowed, so a reported one is the rounding of a bound.
             Ok(Ok((SolutionStatus::Optimal | SolutionStatus::GapLimit, values))) => Ok(values),
             Ok(Ok((status, _))) => Err(failed(format!("stopped early: {status:?}"))),
             Ok(Err(error)) => Err(failed(error.to_string())),
@@ -269,7 +271,7 @@ impl Model {
         }
     }
 
-    fn read<M>(&self, mut model: M) -> Result<(SolutionStatus, Values), ResolutionError>
+    fn solve_model<M>(&self, mut model: M) -> Result<(SolutionStatus, ModelValues), ResolutionError>
     where
         M: SolverModel<Error = ResolutionError>,
     {
@@ -278,16 +280,16 @@ impl Model {
         }
         let solution = model.solve()?;
         let quotas = self.columns.iter().map(|&(quota, _)| solution.value(quota)).collect();
-        Ok((solution.status(), Values { peak: solution.value(self.peak), quotas }))
+        Ok((solution.status(), ModelValues { peak: solution.value(self.peak), quotas }))
     }
 }
 
-/// HiGHS as a referee: one thread, tight tolerances, no optimality gap.
+/// Configures HiGHS as a referee: one thread, tight tolerances, no optimality gap.
 #[cfg(feature = "highs")]
-fn strict(model: good_lp::solvers::highs::HighsProblem) -> good_lp::solvers::highs::HighsProblem {
+fn configure_highs(model: good_lp::solvers::highs::HighsProblem) -> good_lp::solvers::highs::HighsProblem {
     model
         .set_threads(1)
-        .set_time_limit(TIME_LIMIT)
+        .set_time_limit(TIME_LIMIT_SECONDS)
         .set_option("primal_feasibility_tolerance", 1e-9)
         .set_option("dual_feasibility_tolerance", 1e-9)
         .set_option("mip_feasibility_tolerance", 1e-9)

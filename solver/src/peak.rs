@@ -1,25 +1,26 @@
-//! The peak: a ratio of load to speed, compared exactly.
+//! Peak as a ratio of load to speed, compared exactly.
 
 use std::cmp::Ordering;
 
-/// The ratio `load / speed` of a busiest rank. Ratios are compared exactly, so 2/1 equals 4/2.
+/// Ratio `load / speed` of a busiest rank. Ratios are compared exactly, so 2/1 equals 4/2.
 ///
-/// At equal speeds of 1, `load` is the largest rank load.
+/// At equal speeds of 1, `load` is the highest rank load.
 #[derive(Debug, Clone, Copy)]
 pub struct Peak {
-    /// The load of the busiest rank.
+    /// Load of the busiest rank.
     pub load: u64,
-    /// That rank's speed; positive.
+    /// Speed of that rank, positive.
     pub speed: u32,
 }
 
 impl Peak {
-    /// The ratio as a floating point number, for display and statistics.
+    /// Returns the ratio as a floating point number, for display and statistics.
     pub fn as_f64(self) -> f64 {
         self.load as f64 / f64::from(self.speed)
     }
 
-    /// What a rank of this speed can carry at this peak: `⌊load · s / speed⌋`, at most `u64::MAX`.
+    /// Returns the load that a rank of this speed can carry at this peak: `⌊load · s / speed⌋`, at most
+    /// `u64::MAX`.
     pub(crate) fn room(self, speed: u32) -> u64 {
         if speed == self.speed {
             return self.load;
@@ -30,7 +31,7 @@ impl Peak {
 }
 
 impl Default for Peak {
-    /// The ratio 0 / 1.
+    /// Returns the ratio 0 / 1.
     fn default() -> Peak {
         Peak { load: 0, speed: 1 }
     }

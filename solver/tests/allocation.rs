@@ -1,4 +1,4 @@
-//! The promise of [`Workspace`]: no allocation after set-up, whatever the batch.
+//! The guarantee of [`Workspace`]: no allocation after set-up, for any batch.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts")]
 
@@ -8,14 +8,16 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use common::{Limits, Speeds};
-use evenkeel_solver::objective::{self, Active, ActiveSplit, Keep, Traffic, TrafficSplit, balance_into};
-use evenkeel_solver::{Hosts, Problem, Split, Workspace, solve_counts_into, solve_into};
+use evenkeel_solver::objective::{
+    self, ActiveSplit, ActiveSplitter, PrimaryObjective, TrafficSplit, TrafficSplitter, balance_into,
+};
+use evenkeel_solver::{Hosts, Problem, RankSplit, Workspace, solve_counts_into, solve_into};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The system's allocator, counting what this thread asks for.
+/// The system's allocator with a count of this thread's requests.
 struct Counting;
 
 // SAFETY: every call is passed on unchanged; counting neither allocates nor unwinds.
@@ -49,7 +51,8 @@ fn the_counter_counts() {
     assert_eq!(allocations_of(|| drop(std::hint::black_box(Box::new(1)))), 1);
 }
 
-/// Sparse, dense and uneven problems; batches from silent to beyond 63 bits, in both kinds of counts.
+/// Covers sparse, dense and uneven problems. Batches range from empty to beyond 63 bits, in both kinds of
+/// counts.
 #[test]
 fn nothing_is_allocated_after_set_up() {
     let ranks = 40u32;
@@ -62,7 +65,7 @@ fn nothing_is_allocated_after_set_up() {
     let uneven = even.clone().with_speeds((1..=ranks).collect()).expect("positive speeds");
     for problem in [even, uneven] {
         let mut workspace = Workspace::new(&problem);
-        let mut split = Split::default();
+        let mut split = RankSplit::default();
         solve_into(&problem, &[0; 200], &mut workspace, &mut split).expect("valid");
         for seed in 0..300u64 {
             let counts: Vec<u32> =
@@ -78,13 +81,13 @@ fn nothing_is_allocated_after_set_up() {
     }
 }
 
-/// The families of the other tests: one problem, set up by silence, then its loads.
+/// Covers the families of the other tests: one problem, set up by an empty batch, then its loads.
 #[test]
 fn no_family_allocates() {
     for seed in 0..400 {
         let limits = Limits { ranks: 200, items: 500, load: 1 << 40, speeds: Speeds::Any(9), base: true };
         let instance = common::draw(seed, limits);
-        let (mut workspace, mut split) = (Workspace::new(&instance.problem), Split::default());
+        let (mut workspace, mut split) = (Workspace::new(&instance.problem), RankSplit::default());
         let silence = vec![0; instance.loads.len()];
         solve_into(&instance.problem, &silence, &mut workspace, &mut split).expect("valid");
         let allocations = allocations_of(|| {
@@ -94,7 +97,7 @@ fn no_family_allocates() {
     }
 }
 
-/// The second objectives: nothing is allocated after the first batch of a problem.
+/// With second objectives, nothing is allocated after the first batch of a problem.
 #[test]
 fn objectives_allocate_for_the_first_batch_only() {
     let limits = Limits { ranks: 60, items: 150, load: 1 << 30, speeds: Speeds::Any(5), base: true };
@@ -103,11 +106,11 @@ fn objectives_allocate_for_the_first_batch_only() {
         let (problem, loads) = (&instance.problem, &instance.loads);
         let (ranks, items) = (problem.hosts().ranks(), loads.len());
         let nodes: Vec<u32> = (0..ranks as u32).map(|rank| rank / 8).collect();
-        let mut traffic = Traffic::new(problem.clone(), &nodes).expect("valid");
-        let mut active = Active::new(problem.clone());
-        let mut workspace = objective::Workspace::default();
+        let mut traffic = TrafficSplitter::new(problem.clone(), &nodes).expect("valid");
+        let mut active = ActiveSplitter::new(problem.clone());
+        let mut workspace = objective::BalanceWorkspace::default();
         let (mut split, mut served, mut whole) =
-            (Split::default(), TrafficSplit::default(), ActiveSplit::default());
+            (RankSplit::default(), TrafficSplit::default(), ActiveSplit::default());
         let mut counts = vec![0; ranks * items];
         for (index, &load) in loads.iter().enumerate() {
             counts[index * 7 % ranks * items + index] = load / 3;
@@ -116,8 +119,8 @@ fn objectives_allocate_for_the_first_batch_only() {
         let mut batch = |loads: &[u64], counts: &[u64]| {
             balance_into(problem, loads, &mut workspace, &mut split).expect("valid");
             active.solve_into(loads, &mut whole).expect("valid");
-            traffic.solve_into(counts, Keep::Vector, &mut served).expect("valid");
-            traffic.solve_into(counts, Keep::Peak, &mut served).expect("valid");
+            traffic.solve_into(counts, PrimaryObjective::Vector, &mut served).expect("valid");
+            traffic.solve_into(counts, PrimaryObjective::Peak, &mut served).expect("valid");
         };
         batch(&vec![0; items], &vec![0; ranks * items]);
         assert_eq!(allocations_of(|| batch(loads, &counts)), 0, "seed {seed}");

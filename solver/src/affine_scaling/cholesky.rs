@@ -1,8 +1,8 @@
-//! Solving a symmetric positive definite system in single precision.
+//! Solution of a symmetric positive definite system in single precision.
 
-/// Replaces the lower triangle of a row-major `n` × `n` matrix by its Cholesky factor and `rhs` by the
-/// solution; the upper triangle is not read. False if the matrix is not numerically positive definite
-/// (matrix and `rhs` are then of no use).
+/// Replaces the lower triangle of a row-major `n` × `n` matrix by its Cholesky factor, and `rhs` by the
+/// solution. The upper triangle is not read. Returns false if the matrix is not numerically positive
+/// definite. Matrix and `rhs` are then undefined.
 pub(super) fn solve(matrix: &mut [f32], rhs: &mut [f32]) -> bool {
     let n = rhs.len();
     for row in 0..n {
@@ -14,7 +14,7 @@ pub(super) fn solve(matrix: &mut [f32], rhs: &mut [f32]) -> bool {
             current[column] = (current[column] - sum) / pivot_row[column];
         }
         let pivot = current[row] - dot(&current[..row], &current[..row]);
-        // Also false for NaN.
+        // The test also fails for NaN.
         if !(pivot > 0.0 && pivot.is_finite()) {
             return false;
         }
@@ -35,7 +35,7 @@ pub(super) fn solve(matrix: &mut [f32], rhs: &mut [f32]) -> bool {
     true
 }
 
-/// The inner product, in eight partial sums so that it vectorises; the order of additions is fixed.
+/// Returns the inner product, in eight partial sums so that it vectorises. The order of additions is fixed.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; 8];
     let (a_eights, a_rest) = a.as_chunks::<8>();

@@ -1,51 +1,51 @@
 //! Connected components of ranks: two ranks are connected if an item has both among its hosts.
 //!
-//! In: hosts. Out: for every component, numbered by its lowest rank, its ranks and its items, ascending.
-//! A union-find whose roots are the lowest ranks, then two counting sorts.
+//! In: hosts. Out: for every component, numbered by its lowest rank, its ranks and its items, ascending. The
+//! method is a union-find whose roots are the lowest ranks, then two counting sorts.
 
 use crate::Hosts;
 
-/// The components of one problem, in memory that can be reused for the next.
+/// Components of one problem, in memory that the next one reuses.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Components {
+pub(super) struct ComponentSet {
     parent: Vec<u32>,
-    /// Rank → component.
+    /// Component of every rank.
     of_rank: Vec<u32>,
-    ranks: Groups,
-    items: Groups,
+    ranks: GroupedMembers,
+    items: GroupedMembers,
 }
 
-/// The ranks and items of one component.
+/// Ranks and items of one component.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Component<'a> {
+pub(super) struct RankComponent<'a> {
     pub(super) ranks: &'a [u32],
     pub(super) items: &'a [u32],
 }
 
-/// Members sorted by the group they belong to.
+/// Members sorted by their group.
 #[derive(Debug, Clone, Default)]
-struct Groups {
+struct GroupedMembers {
     bounds: Vec<u32>,
     members: Vec<u32>,
 }
 
-impl Components {
+impl ComponentSet {
     /// Finds the components of these hosts.
-    pub(super) fn find(&mut self, hosts: &Hosts) {
+    pub(super) fn find_components(&mut self, hosts: &Hosts) {
         self.parent.clear();
         self.parent.extend(0..hosts.ranks() as u32);
-        for &item in hosts.shared() {
-            if let Some((&first, others)) = hosts.of(item as usize).split_first() {
+        for &item in hosts.shared_items() {
+            if let Some((&first, others)) = hosts.ranks_of(item as usize).split_first() {
                 for &other in others {
-                    self.unite(first, other);
+                    self.unite_ranks(first, other);
                 }
             }
         }
         let mut count = 0;
         self.of_rank.clear();
         for rank in 0..hosts.ranks() as u32 {
-            // The root is the lowest rank of the component, so it has its number already.
-            let root = self.root(rank);
+            // The root is the lowest rank of the component, so it already has its number.
+            let root = self.find_root(rank);
             if root == rank {
                 self.of_rank.push(count);
                 count += 1;
@@ -55,26 +55,26 @@ impl Components {
         }
         let of_rank = &self.of_rank;
         self.ranks.sort(count, of_rank.iter().copied());
-        let of_item = |item| of_rank[hosts.of(item)[0] as usize];
+        let of_item = |item| of_rank[hosts.ranks_of(item)[0] as usize];
         self.items.sort(count, (0..hosts.items()).map(of_item));
     }
 
-    /// The number of components.
+    /// Returns the number of components.
     pub(super) fn len(&self) -> usize {
         self.ranks.bounds.len().saturating_sub(1)
     }
 
-    /// One component.
-    pub(super) fn get(&self, index: usize) -> Component<'_> {
-        Component { ranks: self.ranks.get(index), items: self.items.get(index) }
+    /// Returns one component.
+    pub(super) fn get(&self, index: usize) -> RankComponent<'_> {
+        RankComponent { ranks: self.ranks.get(index), items: self.items.get(index) }
     }
 
-    /// The component of every rank.
-    pub(super) fn of_ranks(&self) -> &[u32] {
+    /// Returns the component of every rank.
+    pub(super) fn rank_components(&self) -> &[u32] {
         &self.of_rank
     }
 
-    fn root(&mut self, mut rank: u32) -> u32 {
+    fn find_root(&mut self, mut rank: u32) -> u32 {
         while self.parent[rank as usize] != rank {
             let above = self.parent[self.parent[rank as usize] as usize];
             self.parent[rank as usize] = above;
@@ -83,13 +83,13 @@ impl Components {
         rank
     }
 
-    fn unite(&mut self, a: u32, b: u32) {
-        let (a, b) = (self.root(a), self.root(b));
+    fn unite_ranks(&mut self, a: u32, b: u32) {
+        let (a, b) = (self.find_root(a), self.find_root(b));
         self.parent[a.max(b) as usize] = a.min(b);
     }
 }
 
-impl Groups {
+impl GroupedMembers {
     /// Sorts members 0, 1, … by their groups.
     fn sort(&mut self, groups: u32, group_of: impl Iterator<Item = u32> + Clone) {
         self.bounds.clear();
@@ -99,7 +99,7 @@ impl Groups {
             self.bounds[group as usize] += 1;
             count += 1;
         }
-        // Counts become ends; placing members below the ends turns these into beginnings.
+        // Counts become ends. Placing members below the ends turns these into beginnings.
         let mut end = 0;
         for bound in &mut self.bounds {
             end += *bound;
@@ -112,7 +112,7 @@ impl Groups {
             *bound -= 1;
             self.members[*bound as usize] = member as u32;
         }
-        // They were placed from the end of each group: turn them round.
+        // Members were placed from the end of each group, so each group is reversed.
         for group in 0..groups as usize {
             let range = self.bounds[group] as usize..self.bounds[group + 1] as usize;
             self.members[range].reverse();

@@ -1,60 +1,60 @@
 //! The programme of one component and its five iterations.
 //!
 //! In: a component and its loads. Out: the shares of its shared items, if the iteration is accepted. The
-//! notation is that of the parent module: rows are ranks, then items; columns are shares, slacks, `T`, `z`.
+//! notation is that of the parent module. Rows are ranks, then items. Columns are shares, slacks, `T`, `z`.
 
 use super::cholesky;
-use super::components::Component;
+use super::components::RankComponent;
 use crate::Hosts;
 
-/// LPLB's constants.
+/// Constants of LPLB.
 const ITERATIONS: usize = 5;
-const STEP: f32 = 0.999;
+const STEP_SCALE: f32 = 0.999;
 const ARTIFICIAL_COST: f32 = 1000.0;
-const LAST_STEP_BELOW: f32 = 0.1;
-const ARTIFICIAL_BELOW: f32 = 1e-4;
-const RESIDUAL_BELOW: f32 = 0.05;
+const MAX_LAST_STEP: f32 = 0.1;
+const MAX_ARTIFICIAL: f32 = 1e-4;
+const MAX_RESIDUAL: f32 = 0.05;
 
-/// The programme, its point and the normal equations, in memory that can be reused.
+/// Programme, its point and the normal equations, in memory that can be reused.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Programme {
+pub(super) struct AffineProgramme {
     ranks: usize,
-    /// No load: nothing to solve, even shares are as good as any.
+    /// True without load. There is then nothing to solve, and even shares are optimal.
     idle: bool,
-    /// The share columns, item by item.
-    columns: Vec<Column>,
+    /// Share columns, item by item.
+    columns: Vec<ShareColumn>,
     /// Right-hand side `b` and the artificial column `g`, by row.
     rhs: Vec<f32>,
     artificial: Vec<f32>,
-    point: Point,
+    point: PrimalPoint,
     /// `A X² Aᵀ` (lower triangle, row-major), and `A X² c`, which becomes `w`.
     normal: Vec<f32>,
     dual: Vec<f32>,
-    /// Rank → row.
+    /// Row of every rank.
     row_of: Vec<u32>,
 }
 
-/// The share of an item on a rank: 1 in the item's row, the item's scaled load in the rank's.
+/// Share of an item on a rank: 1 in the item's row, the item's scaled load in the rank's.
 #[derive(Debug, Clone, Copy)]
-struct Column {
+struct ShareColumn {
     rank_row: u32,
     item_row: u32,
     load: f32,
     pair: u32,
 }
 
-/// The unknowns.
+/// Values of the unknowns.
 #[derive(Debug, Clone, Default)]
-struct Point {
+struct PrimalPoint {
     shares: Vec<f32>,
     slacks: Vec<f32>,
     peak: f32,
     artificial: f32,
 }
 
-impl Programme {
+impl AffineProgramme {
     /// States the programme of a component, at the point where every unknown is one.
-    pub(super) fn state(&mut self, hosts: &Hosts, loads: &[u64], component: Component<'_>) {
+    pub(super) fn state_programme(&mut self, hosts: &Hosts, loads: &[u64], component: RankComponent<'_>) {
         self.ranks = component.ranks.len();
         let largest = component.items.iter().map(|&item| loads[item as usize]).max().unwrap_or(0);
         self.idle = largest == 0;
@@ -71,15 +71,15 @@ impl Programme {
         for &item in component.items {
             let item = item as usize;
             let load = (loads[item] as f64 / largest as f64) as f32;
-            if let [only] = hosts.of(item) {
+            if let [only] = hosts.ranks_of(item) {
                 self.rhs[self.row_of[*only as usize] as usize] -= load;
                 continue;
             }
             let item_row = self.rhs.len() as u32;
             self.rhs.push(1.0);
-            for (&host, pair) in hosts.of(item).iter().zip(hosts.offset(item) as u32..) {
+            for (&host, pair) in hosts.ranks_of(item).iter().zip(hosts.offset(item) as u32..) {
                 let rank_row = self.row_of[host as usize];
-                self.columns.push(Column { rank_row, item_row, load, pair });
+                self.columns.push(ShareColumn { rank_row, item_row, load, pair });
             }
         }
         self.point.shares.clear();
@@ -88,15 +88,15 @@ impl Programme {
         self.point.slacks.resize(self.ranks, 1.0);
         self.point.peak = 1.0;
         self.point.artificial = 0.0;
-        // g = b − A·1: what each row lacks while the artificial column is still zero.
+        // g = b − A·1: the rest of each row while the artificial column is still zero.
         self.artificial.clear();
         self.artificial.resize(self.rhs.len(), 0.0);
-        self.residual();
+        self.compute_residual();
         std::mem::swap(&mut self.artificial, &mut self.dual);
         self.point.artificial = 1.0;
     }
 
-    /// Iterates; writes the shares and returns true if the result is accepted.
+    /// Iterates. If the result is accepted, it writes the shares and returns true.
     pub(super) fn run(&mut self, shares: &mut [f32]) -> bool {
         if self.idle || self.columns.is_empty() {
             return true;
@@ -107,18 +107,18 @@ impl Programme {
             if !cholesky::solve(&mut self.normal, &mut self.dual) {
                 return false;
             }
-            largest_step = self.step();
-            // A direction without a positive entry is unbounded, one that is not finite is lost.
+            largest_step = self.take_step();
+            // A direction without a positive entry is unbounded, and one that is not finite is useless.
             if !(largest_step > 0.0 && largest_step.is_finite()) {
                 return false;
             }
         }
-        self.residual();
+        self.compute_residual();
         let residual = self.dual.iter().fold(0.0f32, |worst, row| worst.max(row.abs()));
-        let accepted = largest_step < LAST_STEP_BELOW
-            && (0.0..ARTIFICIAL_BELOW).contains(&self.point.artificial)
-            && residual < RESIDUAL_BELOW;
-        accepted && self.write(shares)
+        let accepted = largest_step < MAX_LAST_STEP
+            && (0.0..MAX_ARTIFICIAL).contains(&self.point.artificial)
+            && residual < MAX_RESIDUAL;
+        accepted && self.write_shares(shares)
     }
 
     /// Fills `normal` with the lower triangle of `A X² Aᵀ` and `dual` with `A X² c`.
@@ -129,7 +129,7 @@ impl Programme {
         self.normal.clear();
         self.dual.clear();
         for row in 0..rows {
-            // The artificial column meets every row, the peak's column every rank's.
+            // The artificial column has an entry in every row, and the peak's column in every rank's row.
             let weight = artificial * self.artificial[row];
             let shift = if row < self.ranks { peak } else { 0.0 };
             let met = if row < self.ranks { row + 1 } else { 0 };
@@ -150,18 +150,18 @@ impl Programme {
         }
     }
 
-    /// Takes one step by the duals `w` and returns `max d`, over all variables.
-    fn step(&mut self) -> f32 {
+    /// Takes one step by the duals `w` and returns `max d` over all variables.
+    fn take_step(&mut self) -> f32 {
         let w = &self.dual;
         let share_cost =
-            |column: &Column| -(column.load * w[column.rank_row as usize] + w[column.item_row as usize]);
+            |column: &ShareColumn| -(column.load * w[column.rank_row as usize] + w[column.item_row as usize]);
         let (w_ranks, _) = w.split_at(self.ranks);
         let peak_cost = 1.0 + w_ranks.iter().sum::<f32>();
         let artificial_cost =
             ARTIFICIAL_COST - w.iter().zip(&self.artificial).map(|(w, g)| w * g).sum::<f32>();
         let point = &mut self.point;
 
-        // `f32::max` would pass over NaN; this sum does not.
+        // `f32::max` ignores NaN, but this sum does not.
         let mut largest = f32::NEG_INFINITY;
         let mut poison = 0.0f32;
         let mut look = |d: f32| {
@@ -181,7 +181,7 @@ impl Programme {
             return largest;
         }
 
-        let alpha = STEP / largest;
+        let alpha = STEP_SCALE / largest;
         for (column, share) in self.columns.iter().zip(&mut point.shares) {
             *share *= 1.0 - alpha * (*share * share_cost(column));
         }
@@ -194,7 +194,7 @@ impl Programme {
     }
 
     /// Fills `dual` with `b − A x`.
-    fn residual(&mut self) {
+    fn compute_residual(&mut self) {
         let point = &self.point;
         self.dual.clear();
         self.dual.extend(self.rhs.iter().zip(&self.artificial).map(|(b, g)| b - g * point.artificial));
@@ -207,8 +207,9 @@ impl Programme {
         }
     }
 
-    /// Writes the shares, each item's divided by their sum; false, and nothing written, if one is not a share.
-    fn write(&self, out: &mut [f32]) -> bool {
+    /// Writes the shares, each divided by the sum of its item's. Returns false and writes nothing if one is
+    /// not a share.
+    fn write_shares(&self, out: &mut [f32]) -> bool {
         if !self.point.shares.iter().all(|share| share.is_finite() && *share >= 0.0) {
             return false;
         }

@@ -1,27 +1,27 @@
-//! The instances that benches, tests and `evenkeel bench split` share.
+//! Instances of benches, tests and `cargo bench -p evenkeel-cli --bench split`.
 //!
-//! In: a [`Size`]. Out: placements of its shape, each with batches of loads: a pure function of the size,
-//! from splitmix64, so that no library can move them.
+//! In: a [`CorpusSize`]. Out: placements of its shape, each with batches of loads. They are a pure function
+//! of the size, by splitmix64, so that no library can change them.
 //!
-//! **Placements** are LPLB's layout: experts are dealt to ranks by a *history* of loads (heaviest first, each
-//! to the lightest rank with room), stand heaviest first within their rank, and redundant slot `d` of rank
-//! `i` copies the `d`-th expert of rank `column[d][i]`. The columns are a named graph (ring, cube, hypercube,
-//! torus) or random permutations without fixed points. **Batches** are the history times noise.
+//! **Placements** are LPLB's layout. Experts are assigned to ranks by a *history* of loads: heaviest first,
+//! each to the lightest rank with room. Within their rank they are sorted, heaviest first. Redundant slot `d`
+//! of rank `i` holds the `d`-th expert of rank `column[d][i]`. The columns are a named graph (ring, cube,
+//! hypercube, torus) or random permutations without fixed points. **Batches** are the history times noise.
 
-use crate::{Error, Hosts, Problem};
+use crate::{Hosts, Problem, SolverError};
 
-/// A shape of the corpus.
+/// Shape of the corpus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
-    /// Ranks.
+pub struct CorpusSize {
+    /// Number of ranks.
     pub ranks: usize,
-    /// Redundant slots per rank.
+    /// Number of redundant slots per rank.
     pub slots: usize,
 }
 
-/// How loads are distributed over experts.
+/// Distribution of loads over experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Law {
+pub enum LoadLaw {
     /// LPLB's own test: history N(1, 0.15), batch N(1, 0.3), clamped at zero.
     Balanced,
     /// History exp(N(0, 1)), batch times exp(N(0, 0.3)).
@@ -30,75 +30,75 @@ pub enum Law {
     Zipf,
     /// Balanced, but in every batch one rank's own experts get ten times their load.
     HotSpot,
-    /// Recorded, not drawn: the batches come from elsewhere.
+    /// Recorded batches from elsewhere, which are not drawn.
     Recorded,
 }
 
-/// One placement and its batches.
+/// Placement with its batches.
 #[derive(Debug, Clone)]
-pub struct Series {
-    /// The distribution of the loads.
-    pub law: Law,
-    /// The replica graph's name.
+pub struct BatchSeries {
+    /// Distribution of the loads.
+    pub law: LoadLaw,
+    /// Name of the replica graph.
     pub graph: &'static str,
-    /// The placement.
+    /// Placement of the series.
     pub problem: Problem,
-    /// One count per expert and batch.
+    /// Count per expert, for every batch.
     pub batches: Vec<Vec<u32>>,
 }
 
-/// The sizes of the table: ranks by redundant slots per rank.
-pub const SIZES: [Size; 9] = [
-    Size { ranks: 4, slots: 1 },
-    Size { ranks: 4, slots: 2 },
-    Size { ranks: 8, slots: 1 },
-    Size { ranks: 8, slots: 2 },
-    Size { ranks: 16, slots: 2 },
-    Size { ranks: 32, slots: 2 },
-    Size { ranks: 64, slots: 2 },
-    Size { ranks: 144, slots: 2 },
-    Size { ranks: 288, slots: 1 },
+/// Sizes of the table: ranks by redundant slots per rank.
+pub const SIZES: [CorpusSize; 9] = [
+    CorpusSize { ranks: 4, slots: 1 },
+    CorpusSize { ranks: 4, slots: 2 },
+    CorpusSize { ranks: 8, slots: 1 },
+    CorpusSize { ranks: 8, slots: 2 },
+    CorpusSize { ranks: 16, slots: 2 },
+    CorpusSize { ranks: 32, slots: 2 },
+    CorpusSize { ranks: 64, slots: 2 },
+    CorpusSize { ranks: 144, slots: 2 },
+    CorpusSize { ranks: 288, slots: 1 },
 ];
 
-/// All laws that batches are drawn from.
-pub const LAWS: [Law; 4] = [Law::Balanced, Law::LogNormal, Law::Zipf, Law::HotSpot];
+/// All laws from which batches are drawn.
+pub const LAWS: [LoadLaw; 4] = [LoadLaw::Balanced, LoadLaw::LogNormal, LoadLaw::Zipf, LoadLaw::HotSpot];
 
 /// Tokens per expert and batch, on average and before noise.
-const MEAN: f64 = 4096.0;
+const MEAN_TOKENS: f64 = 4096.0;
 
-impl Size {
-    /// 256 experts up to 64 ranks, 288 beyond.
+impl CorpusSize {
+    /// Returns 256 experts up to 64 ranks, 288 beyond.
     pub fn experts(self) -> usize {
         if self.ranks <= 64 { 256 } else { 288 }
     }
 
-    /// Eight placements, one per law and kind of graph, with `batches` batches each.
+    /// Returns eight placements, one per law and kind of graph, with `batches` batches each.
     ///
     /// # Errors
-    /// None at the sizes of [`SIZES`].
-    pub fn corpus(self, batches: usize) -> Result<Vec<Series>, Error> {
-        let mut dice = Dice(0x5eed_0000 + (self.ranks * 8 + self.slots) as u64);
+    /// Succeeds at the sizes of [`SIZES`].
+    pub fn build_corpus(self, batches: usize) -> Result<Vec<BatchSeries>, SolverError> {
+        let mut dice = CorpusRng(0x5eed_0000 + (self.ranks * 8 + self.slots) as u64);
         let mut corpus = Vec::new();
         for law in LAWS {
             for random in [false, true] {
                 let (graph, columns) =
-                    if random { ("random", dice.columns(self)) } else { named_columns(self) };
-                corpus.push(self.series(law, graph, &columns, batches, &mut dice)?);
+                    if random { ("random", dice.draw_columns(self)) } else { named_columns(self) };
+                corpus.push(self.draw_series(law, graph, &columns, batches, &mut dice)?);
             }
         }
         Ok(corpus)
     }
 
-    fn series(
+    fn draw_series(
         self,
-        law: Law,
+        law: LoadLaw,
         graph: &'static str,
         columns: &[Vec<usize>],
         batches: usize,
-        dice: &mut Dice,
-    ) -> Result<Series, Error> {
-        let history = dice.history(law, self.experts());
-        let homes = homes(&history, self.ranks);
+        dice: &mut CorpusRng,
+    ) -> Result<BatchSeries, SolverError> {
+        let history = dice.draw_history(law, self.experts());
+        let homes = assign_homes(&history, self.ranks);
         let mut lists: Vec<Vec<u32>> = vec![Vec::new(); self.experts()];
         for (rank, home) in homes.iter().enumerate() {
             for &expert in home {
@@ -111,13 +111,14 @@ impl Size {
             }
         }
         let problem = Problem::new(Hosts::new(self.ranks, &lists)?);
-        let batches = (0..batches).map(|_| dice.batch(law, &history, &homes)).collect();
-        Ok(Series { law, graph, problem, batches })
+        let batches = (0..batches).map(|_| dice.draw_batch(law, &history, &homes)).collect();
+        Ok(BatchSeries { law, graph, problem, batches })
     }
 }
 
-/// Deals experts to ranks, heaviest first, each to the lightest rank with room; heaviest first per rank.
-fn homes(history: &[f64], ranks: usize) -> Vec<Vec<usize>> {
+/// Assigns experts to ranks, heaviest first, each to the lightest rank with room. Ranks list them heaviest
+/// first.
+fn assign_homes(history: &[f64], ranks: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..history.len()).collect();
     order.sort_by(|&a, &b| history[b].total_cmp(&history[a]));
     let room = history.len() / ranks;
@@ -133,8 +134,8 @@ fn homes(history: &[f64], ranks: usize) -> Vec<Vec<usize>> {
     homes
 }
 
-/// A named graph of this size: rank `i` copies from rank `column[i]`.
-fn named_columns(size: Size) -> (&'static str, Vec<Vec<usize>>) {
+/// Returns a named graph of this size, in which rank `i` replicates an expert of rank `column[i]`.
+fn named_columns(size: CorpusSize) -> (&'static str, Vec<Vec<usize>>) {
     let ranks = size.ranks;
     let ring = |by: usize| (0..ranks).map(|rank| (rank + by) % ranks).collect::<Vec<_>>();
     let torus = |width: usize| {
@@ -145,7 +146,7 @@ fn named_columns(size: Size) -> (&'static str, Vec<Vec<usize>>) {
     match (ranks, size.slots) {
         (_, 1) => ("ring", vec![ring(1)]),
         (8, 2) => ("cube", vec![vec![3, 0, 1, 2, 7, 4, 5, 6], ring(6)]),
-        // LPLB's hypercube: its rank 0 copies from 3 and 12.
+        // In LPLB's hypercube, rank 0 replicates experts of ranks 3 and 12.
         (16, 2) => {
             let right = (0..ranks).map(|rank| rank / 4 * 4 + (rank + 3) % 4).collect();
             ("hypercube", vec![right, ring(12)])
@@ -157,41 +158,41 @@ fn named_columns(size: Size) -> (&'static str, Vec<Vec<usize>>) {
     }
 }
 
-/// Splitmix64 and the distributions made of it.
+/// Splitmix64 and the distributions derived from it.
 #[derive(Debug)]
-struct Dice(u64);
+struct CorpusRng(u64);
 
-impl Dice {
-    fn next(&mut self) -> u64 {
+impl CorpusRng {
+    fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
+    fn draw_below(&mut self, bound: usize) -> usize {
+        (self.next_u64() % bound as u64) as usize
     }
 
-    /// Uniform in (0, 1].
-    fn uniform(&mut self) -> f64 {
-        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    /// Draws a uniform number in (0, 1].
+    fn draw_uniform(&mut self) -> f64 {
+        ((self.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
     }
 
-    /// Standard normal (Box and Muller).
-    fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * self.uniform().ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    /// Draws a standard normal (Box and Muller).
+    fn draw_normal(&mut self) -> f64 {
+        let radius = (-2.0 * self.draw_uniform().ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.draw_uniform()).cos()
     }
 
     fn shuffle<T>(&mut self, values: &mut [T]) {
         for index in (1..values.len()).rev() {
-            values.swap(index, self.below(index + 1));
+            values.swap(index, self.draw_below(index + 1));
         }
     }
 
-    /// One random permutation without fixed points per slot, no two of them equal anywhere.
-    fn columns(&mut self, size: Size) -> Vec<Vec<usize>> {
+    /// Draws one random permutation without fixed points per slot. No two of them are equal anywhere.
+    fn draw_columns(&mut self, size: CorpusSize) -> Vec<Vec<usize>> {
         let mut columns: Vec<Vec<usize>> = Vec::new();
         while columns.len() < size.slots {
             let mut column: Vec<usize> = (0..size.ranks).collect();
@@ -204,13 +205,13 @@ impl Dice {
         columns
     }
 
-    fn history(&mut self, law: Law, experts: usize) -> Vec<f64> {
+    fn draw_history(&mut self, law: LoadLaw, experts: usize) -> Vec<f64> {
         match law {
-            Law::Balanced | Law::HotSpot | Law::Recorded => {
-                (0..experts).map(|_| (1.0 + 0.15 * self.normal()).max(0.0)).collect()
+            LoadLaw::Balanced | LoadLaw::HotSpot | LoadLaw::Recorded => {
+                (0..experts).map(|_| (1.0 + 0.15 * self.draw_normal()).max(0.0)).collect()
             }
-            Law::LogNormal => (0..experts).map(|_| self.normal().exp()).collect(),
-            Law::Zipf => {
+            LoadLaw::LogNormal => (0..experts).map(|_| self.draw_normal().exp()).collect(),
+            LoadLaw::Zipf => {
                 let mut order: Vec<usize> = (1..=experts).collect();
                 self.shuffle(&mut order);
                 order.into_iter().map(|place| 1.0 / place as f64).collect()
@@ -218,18 +219,20 @@ impl Dice {
         }
     }
 
-    fn batch(&mut self, law: Law, history: &[f64], homes: &[Vec<usize>]) -> Vec<u32> {
-        let scale = MEAN * history.len() as f64 / history.iter().sum::<f64>();
+    fn draw_batch(&mut self, law: LoadLaw, history: &[f64], homes: &[Vec<usize>]) -> Vec<u32> {
+        let scale = MEAN_TOKENS * history.len() as f64 / history.iter().sum::<f64>();
         let mut batch: Vec<f64> = history
             .iter()
             .map(|&past| match law {
-                // As LPLB's test draws it: the batch does not know the history.
-                Law::Balanced | Law::HotSpot | Law::Recorded => MEAN * (1.0 + 0.3 * self.normal()).max(0.0),
-                Law::LogNormal | Law::Zipf => scale * past * (0.3 * self.normal()).exp(),
+                // LPLB's test draws the batch independently of the history.
+                LoadLaw::Balanced | LoadLaw::HotSpot | LoadLaw::Recorded => {
+                    MEAN_TOKENS * (1.0 + 0.3 * self.draw_normal()).max(0.0)
+                }
+                LoadLaw::LogNormal | LoadLaw::Zipf => scale * past * (0.3 * self.draw_normal()).exp(),
             })
             .collect();
-        if law == Law::HotSpot {
-            for &expert in &homes[self.below(homes.len())] {
+        if law == LoadLaw::HotSpot {
+            for &expert in &homes[self.draw_below(homes.len())] {
                 batch[expert] *= 10.0;
             }
         }

@@ -1,42 +1,42 @@
-//! The linear programming engines of this build, or none.
+//! Linear programming engines of this build, or none.
 
-use super::measure::Solver;
+use super::measure::TimedSolver;
 use crate::Problem;
 
-/// An engine of [`crate::lp`].
+/// Engine of [`crate::lp`].
 #[cfg(feature = "lp")]
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Engine(crate::lp::Engine);
+pub(super) struct TimedEngine(crate::lp::LpEngine);
 
 #[cfg(feature = "lp")]
-impl Engine {
-    pub(super) fn of(solver: Solver) -> Option<Engine> {
-        use crate::lp::Engine as Lp;
-        Some(Engine(match solver {
-            Solver::Clarabel => Lp::Clarabel,
-            Solver::Microlp => Lp::Microlp,
+impl TimedEngine {
+    pub(super) fn from_solver(solver: TimedSolver) -> Option<TimedEngine> {
+        use crate::lp::LpEngine as Lp;
+        Some(TimedEngine(match solver {
+            TimedSolver::Clarabel => Lp::Clarabel,
+            TimedSolver::Microlp => Lp::Microlp,
             #[cfg(feature = "highs")]
-            Solver::HighsSimplex => Lp::HighsSimplex,
+            TimedSolver::HighsSimplex => Lp::HighsSimplex,
             #[cfg(feature = "highs")]
-            Solver::HighsIpm => Lp::HighsIpm,
+            TimedSolver::HighsIpm => Lp::HighsIpm,
             _ => return None,
         }))
     }
 
-    /// States the programme and solves it: engines keep nothing from batch to batch.
+    /// States the programme and solves it. Engines keep nothing from batch to batch.
     pub(super) fn solve(self, problem: &Problem, loads: &[u64]) -> Option<Vec<f64>> {
         crate::lp::solve(problem, loads, self.0).ok().map(|split| split.quotas)
     }
 }
 
-/// No engine in this build.
+/// Stand-in for the engines that this build lacks.
 #[cfg(not(feature = "lp"))]
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Engine {}
+pub(super) enum TimedEngine {}
 
 #[cfg(not(feature = "lp"))]
-impl Engine {
-    pub(super) fn of(_: Solver) -> Option<Engine> {
+impl TimedEngine {
+    pub(super) fn from_solver(_: TimedSolver) -> Option<TimedEngine> {
         None
     }
 

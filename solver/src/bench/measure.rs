@@ -1,25 +1,29 @@
-//! Times and judges one solver on the batches of one size.
+//! Measurement of one solver on the batches of one size: time and quality.
 //!
-//! In: series of batches, a solver. Out: one [`Row`]. Every batch is solved in several rounds, all batches in turn, so
-//! that memory is warm and branch predictors are not; a batch's time is the median of its rounds. Slow
-//! solvers get fewer rounds and, when their time is up, fewer batches: the row says how many.
+//! In: series of batches, a solver. Out: one [`MeasurementRow`]. Every batch is solved in several rounds, all
+//! batches in turn. Memory is then warm, but branch predictors are not. The time of a batch is the median of
+//! its rounds. Slow solvers get fewer rounds, and fewer batches when their time is up. The row states the
+//! number of batches.
 
 use std::time::{Duration, Instant};
 
-use super::corpus::Series;
-use super::engine::Engine;
-use crate::{Error, Hosts, Problem, Split, Warm, Workspace, affine, edge, solve_counts_into};
+use super::corpus::BatchSeries;
+use super::engine::TimedEngine;
+use crate::{
+    Hosts, Problem, RankSplit, SolverError, WarmSplitter, Workspace, affine_scaling, coordinate_descent,
+    solve_counts_into,
+};
 
-/// A way to split a batch.
+/// Method to split a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Solver {
-    /// [`solve_counts_into`].
+pub enum TimedSolver {
+    /// Exact split by [`solve_counts_into`].
     Exact,
-    /// [`Warm`].
+    /// Exact split from the previous one, by [`WarmSplitter`].
     ExactWarm,
-    /// [`affine`].
+    /// Interior point iterations by [`affine_scaling`].
     Affine5,
-    /// [`edge`].
+    /// Coordinate descent by [`coordinate_descent`].
     Edge,
     /// HiGHS, dual simplex.
     HighsSimplex,
@@ -31,97 +35,102 @@ pub enum Solver {
     Microlp,
 }
 
-/// One line of the table.
+/// Row of the table.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    /// Ranks.
+pub struct MeasurementRow {
+    /// Number of ranks.
     pub ranks: usize,
-    /// Redundant slots per rank.
+    /// Number of redundant slots per rank.
     pub slots: usize,
-    /// Batches that were solved.
+    /// Number of solved batches.
     pub instances: usize,
-    /// [`Solver::name`].
+    /// Name of the solver, as [`TimedSolver::name`].
     pub solver: &'static str,
     /// Median over batches, in microseconds.
     pub p50_us: f64,
     /// 99th percentile over batches, in microseconds.
     pub p99_us: f64,
-    /// Share of batches with an answer that is non-negative and conserves every count (to 1e-5 of it where
-    /// answers are fractions).
+    /// Share of batches with a result that is non-negative and conserves every count. The tolerance is 1e-5
+    /// of the count for results in fractions.
     pub feasible: f64,
-    /// Share of batches whose peak is at most the least whole-token peak (to 1e-6 where answers are fractions).
+    /// Share of batches whose peak is at most the lowest whole-token peak. The tolerance is 1e-6 for results
+    /// in fractions.
     pub optimal: f64,
-    /// The largest peak over the least one, minus one.
+    /// Highest ratio of the peak to the lowest one, minus one.
     pub max_gap: f64,
 }
 
-impl Solver {
-    /// All, in the order of the table.
-    pub const ALL: [Solver; 8] = [
-        Solver::Exact,
-        Solver::ExactWarm,
-        Solver::Affine5,
-        Solver::Edge,
-        Solver::HighsSimplex,
-        Solver::HighsIpm,
-        Solver::Clarabel,
-        Solver::Microlp,
+impl TimedSolver {
+    /// All solvers, in the order of the table.
+    pub const ALL: [TimedSolver; 8] = [
+        TimedSolver::Exact,
+        TimedSolver::ExactWarm,
+        TimedSolver::Affine5,
+        TimedSolver::Edge,
+        TimedSolver::HighsSimplex,
+        TimedSolver::HighsIpm,
+        TimedSolver::Clarabel,
+        TimedSolver::Microlp,
     ];
 
-    /// The name in tables and documents.
+    /// Returns the name in tables and documents.
     pub fn name(self) -> &'static str {
         match self {
-            Solver::Exact => "exact",
-            Solver::ExactWarm => "exact-warm",
-            Solver::Affine5 => "affine5",
-            Solver::Edge => "edge",
-            Solver::HighsSimplex => "highs-simplex",
-            Solver::HighsIpm => "highs-ipm",
-            Solver::Clarabel => "clarabel",
-            Solver::Microlp => "microlp",
+            TimedSolver::Exact => "exact",
+            TimedSolver::ExactWarm => "exact-warm",
+            TimedSolver::Affine5 => "affine5",
+            TimedSolver::Edge => "edge",
+            TimedSolver::HighsSimplex => "highs-simplex",
+            TimedSolver::HighsIpm => "highs-ipm",
+            TimedSolver::Clarabel => "clarabel",
+            TimedSolver::Microlp => "microlp",
         }
     }
 
-    /// Whether this build has it.
-    pub fn present(self) -> bool {
+    /// Returns true if this build has the solver.
+    pub fn is_present(self) -> bool {
         match self {
-            Solver::HighsSimplex | Solver::HighsIpm => cfg!(feature = "highs"),
-            Solver::Clarabel | Solver::Microlp => cfg!(feature = "lp"),
+            TimedSolver::HighsSimplex | TimedSolver::HighsIpm => cfg!(feature = "highs"),
+            TimedSolver::Clarabel | TimedSolver::Microlp => cfg!(feature = "lp"),
             _ => true,
         }
     }
 
     fn is_engine(self) -> bool {
-        matches!(self, Solver::HighsSimplex | Solver::HighsIpm | Solver::Clarabel | Solver::Microlp)
+        matches!(
+            self,
+            TimedSolver::HighsSimplex | TimedSolver::HighsIpm | TimedSolver::Clarabel | TimedSolver::Microlp
+        )
     }
 }
 
-/// The solvers that this build lacks, in words; empty if it has all.
-pub fn absent() -> String {
-    let names: Vec<&str> = Solver::ALL.iter().filter(|s| !s.present()).map(|s| s.name()).collect();
+/// Lists the solvers that this build lacks. Returns an empty text if it has all.
+pub fn list_absent_solvers() -> String {
+    let names: Vec<&str> = TimedSolver::ALL.iter().filter(|s| !s.is_present()).map(|s| s.name()).collect();
     if names.is_empty() {
         return String::new();
     }
     format!("not in this build (features lp, highs): {}", names.join(", "))
 }
 
-/// Measures one solver on all batches of a size. `patience` bounds the time for one size; at least one
-/// batch of every series is solved. None if the build lacks the solver or the problem is not its kind.
+/// Measures one solver on all batches of a size. `patience` limits the time for one size, but at least one
+/// batch of every series is solved. Returns `None` if the build lacks the solver or if it does not support
+/// the problem.
 ///
 /// # Errors
-/// Those of the exact split, which says what is optimal.
-pub fn measure(
+/// Fails as the exact split does, which defines the optimum.
+pub fn measure_solver(
     (ranks, slots): (usize, usize),
-    corpus: &[Series],
-    solver: Solver,
+    corpus: &[BatchSeries],
+    solver: TimedSolver,
     patience: Duration,
-) -> Result<Option<Row>, Error> {
-    if !solver.present() {
+) -> Result<Option<MeasurementRow>, SolverError> {
+    if !solver.is_present() {
         return Ok(None);
     }
     let mut state = Vec::new();
     for series in corpus {
-        let Some(one) = State::new(solver, &series.problem) else { return Ok(None) };
+        let Some(one) = SolverState::new(solver, &series.problem) else { return Ok(None) };
         state.push(one);
     }
     let rounds = if solver.is_engine() { 1 } else { 7 };
@@ -129,7 +138,7 @@ pub fn measure(
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); corpus.len() * longest];
     let begin = Instant::now();
     for round in 0..rounds {
-        // Batch by batch across the series, so that an early end leaves a fair sample.
+        // The order is batch by batch across the series, so that an early end leaves a fair sample.
         for index in 0..longest {
             let late = begin.elapsed() > patience;
             if late && (index > 0 || round > 0) {
@@ -137,7 +146,7 @@ pub fn measure(
             }
             for (number, (series, state)) in corpus.iter().zip(&mut state).enumerate() {
                 let Some(batch) = series.batches.get(index) else { continue };
-                state.prepare(batch);
+                state.prepare_input(batch);
                 let start = Instant::now();
                 state.solve(&series.problem, batch);
                 times[number * longest + index].push(start.elapsed().as_secs_f64() * 1e6);
@@ -148,7 +157,7 @@ pub fn measure(
     let mut medians = Vec::new();
     let (mut feasible, mut optimal, mut max_gap) = (0usize, 0usize, 0f64);
     for (number, (series, state)) in corpus.iter().zip(&mut state).enumerate() {
-        let (mut workspace, mut split) = (Workspace::new(&series.problem), Split::default());
+        let (mut workspace, mut split) = (Workspace::new(&series.problem), RankSplit::default());
         for (index, batch) in series.batches.iter().enumerate() {
             let times = &mut times[number * longest + index];
             if times.is_empty() {
@@ -156,9 +165,9 @@ pub fn measure(
             }
             medians.push(quantile(times, 0.5));
             solve_counts_into(&series.problem, batch, &mut workspace, &mut split)?;
-            state.prepare(batch);
+            state.prepare_input(batch);
             state.solve(&series.problem, batch);
-            let answer = state.answer(&series.problem, batch);
+            let answer = state.evaluate_batch(&series.problem, batch);
             if answer.feasible {
                 feasible += 1;
                 let best = split.peak.as_f64();
@@ -170,7 +179,7 @@ pub fn measure(
     }
     let instances = medians.len();
     let share = |count: usize| count as f64 / instances.max(1) as f64;
-    Ok(Some(Row {
+    Ok(Some(MeasurementRow {
         ranks,
         slots,
         instances,
@@ -189,75 +198,78 @@ fn quantile(values: &mut [f64], share: f64) -> f64 {
     values.get(index).copied().unwrap_or(0.0)
 }
 
-/// A solver set up for one problem, with its last answer.
+/// Solver for one problem, with its last result.
 #[derive(Debug)]
-enum State {
-    Exact(Box<Workspace>, Split),
-    Warm(Box<Warm>),
-    Affine(Box<affine::Workspace>, affine::Shares, Vec<u64>),
-    Edge(edge::Workspace, edge::Quotas),
-    Engine(Engine, Option<Vec<f64>>, Vec<u64>),
+enum SolverState {
+    Exact(Box<Workspace>, RankSplit),
+    Warm(Box<WarmSplitter>),
+    Affine(Box<affine_scaling::AffineWorkspace>, affine_scaling::AffineShares, Vec<u64>),
+    Edge(coordinate_descent::DescentWorkspace, coordinate_descent::DescentQuotas),
+    Engine(TimedEngine, Option<Vec<f64>>, Vec<u64>),
 }
 
-struct Answer {
+struct BatchQuality {
     feasible: bool,
     peak: f64,
     tolerance: f64,
 }
 
-impl State {
-    fn new(solver: Solver, problem: &Problem) -> Option<State> {
+impl SolverState {
+    fn new(solver: TimedSolver, problem: &Problem) -> Option<SolverState> {
         Some(match solver {
-            Solver::Exact => State::Exact(Box::new(Workspace::new(problem)), Split::default()),
-            Solver::ExactWarm => State::Warm(Box::new(Warm::new(problem.clone()))),
-            Solver::Affine5 => State::Affine(
-                Box::new(affine::Workspace::new(problem)),
-                affine::Shares::default(),
+            TimedSolver::Exact => SolverState::Exact(Box::new(Workspace::new(problem)), RankSplit::default()),
+            TimedSolver::ExactWarm => SolverState::Warm(Box::new(WarmSplitter::new(problem.clone()))),
+            TimedSolver::Affine5 => SolverState::Affine(
+                Box::new(affine_scaling::AffineWorkspace::new(problem)),
+                affine_scaling::AffineShares::default(),
                 Vec::new(),
             ),
-            Solver::Edge => State::Edge(edge::Workspace::new(problem).ok()?, edge::Quotas::default()),
-            _ => State::Engine(Engine::of(solver)?, None, Vec::new()),
+            TimedSolver::Edge => SolverState::Edge(
+                coordinate_descent::DescentWorkspace::new(problem).ok()?,
+                coordinate_descent::DescentQuotas::default(),
+            ),
+            _ => SolverState::Engine(TimedEngine::from_solver(solver)?, None, Vec::new()),
         })
     }
 
-    /// What is not timed: affine5 and the engines take 64-bit loads.
-    fn prepare(&mut self, batch: &[u32]) {
-        if let State::Affine(.., loads) | State::Engine(.., loads) = self {
+    /// Prepares the input without timing it, because affine5 and the engines take 64-bit loads.
+    fn prepare_input(&mut self, batch: &[u32]) {
+        if let SolverState::Affine(.., loads) | SolverState::Engine(.., loads) = self {
             loads.clear();
             loads.extend(batch.iter().map(|&count| u64::from(count)));
         }
     }
 
     fn solve(&mut self, problem: &Problem, batch: &[u32]) {
-        // An error leaves no answer, which is judged as not feasible.
+        // An error leaves no result, which is judged as not feasible.
         match self {
-            State::Exact(workspace, split) => {
+            SolverState::Exact(workspace, split) => {
                 let _ = solve_counts_into(problem, batch, workspace, split);
             }
-            State::Warm(warm) => {
+            SolverState::Warm(warm) => {
                 let _ = warm.solve(batch);
             }
-            State::Affine(workspace, shares, loads) => {
-                let _ = affine::solve_into(problem, loads, workspace, shares);
+            SolverState::Affine(workspace, shares, loads) => {
+                let _ = affine_scaling::solve_into(problem, loads, workspace, shares);
             }
-            State::Edge(workspace, quotas) => {
-                let _ = edge::solve_counts_into(problem, batch, workspace, quotas);
+            SolverState::Edge(workspace, quotas) => {
+                let _ = coordinate_descent::solve_counts_into(problem, batch, workspace, quotas);
             }
-            State::Engine(engine, quotas, loads) => *quotas = engine.solve(problem, loads),
+            SolverState::Engine(engine, quotas, loads) => *quotas = engine.solve(problem, loads),
         }
     }
 
-    fn answer(&mut self, problem: &Problem, batch: &[u32]) -> Answer {
+    fn evaluate_batch(&mut self, problem: &Problem, batch: &[u32]) -> BatchQuality {
         let hosts = problem.hosts();
         let whole = |quotas: &[u64]| quotas.iter().map(|&quota| quota as f64).collect::<Vec<_>>();
         let (quotas, tolerance) = match self {
-            State::Exact(_, split) => (whole(&split.quotas), 0.0),
-            State::Warm(warm) => match warm.solve(batch) {
+            SolverState::Exact(_, split) => (whole(&split.quotas), 0.0),
+            SolverState::Warm(warm) => match warm.solve(batch) {
                 Ok(split) => (whole(&split.quotas), 0.0),
                 Err(_) => (Vec::new(), 0.0),
             },
-            State::Edge(_, quotas) => (whole(&quotas.quotas), 0.0),
-            State::Affine(_, shares, _) => {
+            SolverState::Edge(_, quotas) => (whole(&quotas.quotas), 0.0),
+            SolverState::Affine(_, shares, _) => {
                 let load_of = |item: usize| f64::from(batch[item]);
                 let of_item = |item: usize| {
                     shares.shares[hosts.offset(item)..hosts.offset(item + 1)]
@@ -266,13 +278,13 @@ impl State {
                 };
                 ((0..hosts.items()).flat_map(of_item).collect(), 1e-6)
             }
-            State::Engine(_, quotas, _) => (quotas.take().unwrap_or_default(), 1e-6),
+            SolverState::Engine(_, quotas, _) => (quotas.take().unwrap_or_default(), 1e-6),
         };
-        judge(hosts, batch, &quotas, tolerance)
+        evaluate_quotas(hosts, batch, &quotas, tolerance)
     }
 }
 
-fn judge(hosts: &Hosts, batch: &[u32], quotas: &[f64], tolerance: f64) -> Answer {
+fn evaluate_quotas(hosts: &Hosts, batch: &[u32], quotas: &[f64], tolerance: f64) -> BatchQuality {
     let mut ranks = vec![0.0f64; hosts.ranks()];
     let mut feasible = quotas.len() == hosts.len();
     for (item, &count) in batch.iter().enumerate() {
@@ -283,9 +295,9 @@ fn judge(hosts: &Hosts, batch: &[u32], quotas: &[f64], tolerance: f64) -> Answer
         let count = f64::from(count);
         let off = (own.iter().sum::<f64>() - count).abs();
         feasible = off <= 10.0 * tolerance * count.max(1.0) && own.iter().all(|&quota| quota >= 0.0);
-        for (&rank, quota) in hosts.of(item).iter().zip(own) {
+        for (&rank, quota) in hosts.ranks_of(item).iter().zip(own) {
             ranks[rank as usize] += quota;
         }
     }
-    Answer { feasible, peak: ranks.into_iter().fold(0.0, f64::max), tolerance }
+    BatchQuality { feasible, peak: ranks.into_iter().fold(0.0, f64::max), tolerance }
 }

@@ -1,4 +1,4 @@
-//! What `cargo bench` and `evenkeel bench split` share: instances, peers, measurement. No stable interface.
+//! Instances, solvers and measurement of the benchmarks of splits. The interface is not stable.
 
 pub mod corpus;
 mod engine;

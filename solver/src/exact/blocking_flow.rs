@@ -1,37 +1,37 @@
-//! A blocking flow along the levels of a search (Dinic 1970): the steady worker behind the quick drain.
+//! A blocking flow along the levels of a search (Dinic 1970), the reliable method after the quick drains.
 //!
-//! In: the levels of a search that found slack. Out: load moved until no path that rises one level per step leads
-//! from an overloaded rank to slack. Depth-first walks push load; *current arcs* remember what is exhausted. What
-//! the walks add to the residual graph leads down one level, so the shortest path grows from search to
-//! search, at most as often as there are ranks.
+//! In: the levels of a search that found slack. Out: load moved until no path from an overloaded rank to
+//! slack rises one level per step. Depth-first walks push load, and *current arcs* remember exhausted steps.
+//! All steps that the walks add to the residual graph lead down one level. The shortest path therefore grows
+//! from search to search, at most as often as there are ranks.
 //!
-//! A drain costs a fraction of this where items have two hosts and a handful of drains is enough. It sends all
+//! A drain costs a fraction of this if items have two hosts and a handful of drains suffices. It sends all
 //! load of an item with many hosts through the one rank that reached it first, which can take very long.
 
-use super::Flow;
+use super::SplitFlow;
 use super::count::Whole;
-use super::search::{self, NEVER};
-use crate::net::Net;
+use super::search::{self, UNREACHED};
+use crate::network::FlowNetwork;
 
 /// Scratch memory of the walks.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Scratch {
-    /// Current arcs: per rank the next seat to try, per item with many hosts the next host to try.
+pub(super) struct BlockingScratch {
+    /// Current arcs: the next seat of each rank, and the next host of each item with many hosts.
     rank_arc: Vec<u32>,
     item_arc: Vec<u32>,
-    path: Vec<Step>,
+    path: Vec<PathStep>,
 }
 
-/// One step of a walk: some of an item moves from the place `from` to the place `to`, on rank `rank`.
+/// Step of a walk: some of an item moves from the place `from` to the place `to`, on rank `rank`.
 #[derive(Debug, Clone, Copy)]
-struct Step {
+struct PathStep {
     from: u32,
     to: u32,
     rank: u32,
 }
 
-impl Scratch {
-    pub(super) fn fit(&mut self, ranks: usize, net: &Net) {
+impl BlockingScratch {
+    pub(super) fn resize_for(&mut self, ranks: usize, net: &FlowNetwork) {
         self.rank_arc.resize(ranks, 0);
         self.item_arc.resize(net.many_items.len(), 0);
         self.path.clear();
@@ -39,12 +39,12 @@ impl Scratch {
     }
 }
 
-/// Pushes load from the overloaded ranks along rising levels until no path to slack is left.
-pub(super) fn block<N: Whole>(
-    net: &Net,
-    flow: &mut Flow<N>,
-    levels: &mut search::Scratch,
-    scratch: &mut Scratch,
+/// Pushes load from the overloaded ranks along rising levels, until no path to slack is left.
+pub(super) fn push_blocking_flow<N: Whole>(
+    net: &FlowNetwork,
+    flow: &mut SplitFlow<N>,
+    levels: &mut search::SearchScratch,
+    scratch: &mut BlockingScratch,
 ) {
     let ranks = scratch.rank_arc.len();
     scratch.rank_arc.copy_from_slice(&net.seats.bounds()[..ranks]);
@@ -52,19 +52,19 @@ pub(super) fn block<N: Whole>(
     for source in 0..levels.sources {
         let source = levels.queue[source];
         scratch.path.clear();
-        while flow.excess[source as usize] > N::ZERO && walk(source, net, flow, levels, scratch) {
-            push(source, flow, scratch);
+        while flow.excess[source as usize] > N::ZERO && extend_path(source, net, flow, levels, scratch) {
+            push_along_path(source, flow, scratch);
         }
     }
 }
 
-/// Extends the path, depth first, until it ends at a rank with slack; false if there is no such path.
-fn walk<N: Whole>(
+/// Extends the path, depth first, until it ends at a rank with slack. Returns false if there is no such path.
+fn extend_path<N: Whole>(
     source: u32,
-    net: &Net,
-    flow: &Flow<N>,
-    levels: &mut search::Scratch,
-    scratch: &mut Scratch,
+    net: &FlowNetwork,
+    flow: &SplitFlow<N>,
+    levels: &mut search::SearchScratch,
+    scratch: &mut BlockingScratch,
 ) -> bool {
     loop {
         let at = scratch.path.last().map_or(source, |step| step.rank);
@@ -75,22 +75,23 @@ fn walk<N: Whole>(
             scratch.path.push(step);
             continue;
         }
-        // A dead end: never go there again.
+        // The rank is a dead end, so no later walk visits it.
         if scratch.path.pop().is_none() {
             return false;
         }
-        levels.rank_level[at as usize] = NEVER;
+        levels.rank_level[at as usize] = UNREACHED;
     }
 }
 
-/// The next step one level up from a rank, by its current arcs; does not advance past the step it returns.
+/// Returns the next step one level up from a rank, by its current arcs. The arcs do not advance past that
+/// step.
 fn next_step<N: Whole>(
     rank: u32,
-    net: &Net,
-    flow: &Flow<N>,
-    levels: &search::Scratch,
-    scratch: &mut Scratch,
-) -> Option<Step> {
+    net: &FlowNetwork,
+    flow: &SplitFlow<N>,
+    levels: &search::SearchScratch,
+    scratch: &mut BlockingScratch,
+) -> Option<PathStep> {
     let above = levels.rank_level[rank as usize] + 1;
     let two_places = 2 * net.two.len() as u32;
     let arc = &mut scratch.rank_arc[rank as usize];
@@ -99,7 +100,7 @@ fn next_step<N: Whole>(
         if flow.quota[seat.place as usize] > N::ZERO {
             if seat.place < two_places {
                 if levels.rank_level[seat.other as usize] == above {
-                    return Some(Step { from: seat.place, to: seat.place ^ 1, rank: seat.other });
+                    return Some(PathStep { from: seat.place, to: seat.place ^ 1, rank: seat.other });
                 }
             } else if levels.item_level[seat.other as usize] + 1 == above {
                 let item = seat.other as usize;
@@ -108,7 +109,7 @@ fn next_step<N: Whole>(
                 while let Some(&host) = hosts.get(*to as usize) {
                     if levels.rank_level[host as usize] == above {
                         let place = net.many_place(item) as u32 + *to;
-                        return Some(Step { from: seat.place, to: place, rank: host });
+                        return Some(PathStep { from: seat.place, to: place, rank: host });
                     }
                     *to += 1;
                 }
@@ -119,8 +120,8 @@ fn next_step<N: Whole>(
     None
 }
 
-/// Moves as much as the path allows, then cuts the path back to before its first exhausted step.
-fn push<N: Whole>(source: u32, flow: &mut Flow<N>, scratch: &mut Scratch) {
+/// Moves the largest amount that the path allows, then cuts the path back to before its first exhausted step.
+fn push_along_path<N: Whole>(source: u32, flow: &mut SplitFlow<N>, scratch: &mut BlockingScratch) {
     let Some(last) = scratch.path.last() else { return };
     let (source, sink) = (source as usize, last.rank as usize);
     let mut amount = flow.excess[source].min(N::ZERO - flow.excess[sink]);

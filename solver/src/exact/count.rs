@@ -1,22 +1,22 @@
-//! The whole numbers of the fast loop: what callers may count in, and what it computes in.
+//! Whole numbers of the fast loop: the counts of callers, and the numbers of the computation.
 
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 
-/// What loads are counted in: `u32`, as kernels count, or `u64`.
+/// Number type of loads: `u32`, as kernels count, or `u64`.
 pub(crate) trait Count: Copy + Debug {
-    /// The count.
+    /// Returns the count as 64 bits.
     fn to_u64(self) -> u64;
 
-    /// The sum of counts and a number, unless it exceeds 64 bits.
-    fn sum(counts: &[Self], more: u64) -> Option<u64>;
+    /// Returns the sum of counts and a number, unless it exceeds 64 bits.
+    fn checked_sum(counts: &[Self], more: u64) -> Option<u64>;
 
-    /// Copies the counts and returns their sum, if it is plain from their sizes that it fits 31 bits.
-    fn tabulate(counts: &[Self], table: &mut [u32]) -> Option<u32>;
+    /// Copies the counts and returns their sum, if their sizes prove that it fits 31 bits.
+    fn copy_to_table(counts: &[Self], table: &mut [u32]) -> Option<u32>;
 }
 
-/// Whether no more than this many numbers, whose bits are all among these, add up to 31 bits at most: if each of n
-/// numbers has at most b bits and n has c bits, the sum has at most b + c.
+/// Returns true if the numbers certainly add up to at most 31 bits. `bits` holds all bits of at most
+/// `numbers` numbers. If each of n numbers has at most b bits and n has c bits, the sum has at most b + c.
 fn fits_31_bits(bits: u64, numbers: usize) -> bool {
     bits.leading_zeros() + (numbers as u64).leading_zeros() >= 64 + 33
 }
@@ -26,12 +26,12 @@ impl Count for u32 {
         u64::from(self)
     }
 
-    fn sum(counts: &[u32], more: u64) -> Option<u64> {
-        // There are fewer than 2^32 items.
+    fn checked_sum(counts: &[u32], more: u64) -> Option<u64> {
+        // The sum cannot overflow, because there are fewer than 2^32 items.
         more.checked_add(counts.iter().map(|&count| u64::from(count)).sum())
     }
 
-    fn tabulate(counts: &[u32], table: &mut [u32]) -> Option<u32> {
+    fn copy_to_table(counts: &[u32], table: &mut [u32]) -> Option<u32> {
         let (mut sum, mut bits) = (0u32, 0);
         for (copy, &count) in table.iter_mut().zip(counts) {
             *copy = count;
@@ -47,9 +47,9 @@ impl Count for u64 {
         self
     }
 
-    fn sum(counts: &[u64], more: u64) -> Option<u64> {
-        // Without a branch per load: if each of n loads has at most b bits and n has c bits, the sum has at
-        // most b + c, and up to 64 the wrapping sum is the sum.
+    fn checked_sum(counts: &[u64], more: u64) -> Option<u64> {
+        // This needs no branch per load. If each of n loads has at most b bits and n has c bits, the sum has
+        // at most b + c. Up to 64 bits the wrapping sum is the sum.
         let add = |(sum, bits): (u64, u64), &load: &u64| (sum.wrapping_add(load), bits | load);
         let (sum, bits) = counts.iter().fold((0, 0), add);
         if bits.leading_zeros() + (counts.len() as u64).leading_zeros() >= 64 {
@@ -58,7 +58,7 @@ impl Count for u64 {
         counts.iter().try_fold(more, |sum, &load| sum.checked_add(load))
     }
 
-    fn tabulate(counts: &[u64], table: &mut [u32]) -> Option<u32> {
+    fn copy_to_table(counts: &[u64], table: &mut [u32]) -> Option<u32> {
         let (mut sum, mut bits) = (0u32, 0);
         for (copy, &count) in table.iter_mut().zip(counts) {
             *copy = count as u32;
@@ -69,25 +69,25 @@ impl Count for u64 {
     }
 }
 
-/// A signed number as wide as the sum of all loads wants it: loads above or below a room.
+/// Signed number, as wide as the sum of all loads requires, for loads above or below a room.
 ///
-/// All three widths give the same answers; narrow ones take less memory.
+/// All three widths give the same results. Narrow ones take less memory.
 pub(super) trait Whole:
     Copy + Ord + Default + Debug + Add<Output = Self> + Sub<Output = Self> + AddAssign + SubAssign
 {
     const ZERO: Self;
     const ONE: Self;
 
-    /// A number that the caller knows to fit.
+    /// Converts a number that the caller knows to fit.
     fn from_u64(value: u64) -> Self;
     fn from_count<C: Count>(value: C) -> Self;
-    /// A number that the caller knows not to be negative.
+    /// Converts a number that the caller knows not to be negative.
     fn to_u64(self) -> u64;
-    /// Half, rounded down.
+    /// Returns half of the number, rounded down.
     fn half(self) -> Self;
-    /// A multiple, or the largest number where that is less.
+    /// Returns a multiple, saturating at the largest number.
     fn times(self, count: usize) -> Self;
-    /// Quotient and remainder of a number that is not negative.
+    /// Returns quotient and remainder of a number that is not negative.
     fn divide(self, count: usize) -> (Self, usize);
 }
 

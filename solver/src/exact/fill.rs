@@ -1,31 +1,32 @@
-//! The greedy start: where load goes before the search corrects it.
+//! The greedy start: initial quotas, which the search then corrects.
 //!
-//! In: loads, and the excess that each rank has before any shared item is placed. Out: quotas that conserve every
-//! load, and ranks as level as the greedy gets them.
+//! In: loads, and the excess of each rank before any shared item is placed. Out: quotas that conserve every
+//! load, with ranks as level as the greedy method makes them.
 //!
-//! **Method.** Each shared item in turn is poured like water over its hosts: the emptiest fill first, and what is
-//! wet ends level. For two hosts that is one clamp. Once all are placed, further passes take each two-hosted item
-//! up and pour it again, now that the ranks carry the others too (coordinate descent, a sweep of Gauss and Seidel's).
+//! **Method.** Each shared item in turn is poured like water over its hosts. The emptiest fill first, and all
+//! hosts that receive load end level. For two hosts that is one clamp. Once all items are placed, further
+//! passes take up each two-hosted item and pour it again, now that the ranks also carry the others. This is
+//! coordinate descent, a sweep of Gauss and Seidel's method.
 
-use super::Flow;
+use super::SplitFlow;
 use super::count::{Count, Whole};
-use crate::net::Net;
+use crate::network::FlowNetwork;
 
-/// Scratch memory: the hosts of the item in hand, by excess.
+/// Scratch memory: the hosts of the current item, by excess.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Scratch<N> {
+pub(super) struct FillScratch<N> {
     basins: Vec<(N, u32)>,
 }
 
-impl<N> Scratch<N> {
-    pub(super) fn fit(&mut self, ranks: usize) {
+impl<N> FillScratch<N> {
+    pub(super) fn resize_for(&mut self, ranks: usize) {
         self.basins.clear();
         self.basins.reserve(ranks);
     }
 }
 
 /// Places every shared item.
-pub(super) fn place<C: Count, N: Whole>(net: &Net, loads: &[C], flow: &mut Flow<N>) {
+pub(super) fn place_items<C: Count, N: Whole>(net: &FlowNetwork, loads: &[C], flow: &mut SplitFlow<N>) {
     let (two, many) = flow.quota.split_at_mut(2 * net.two.len());
     for (item, quota) in net.two.iter().zip(two.as_chunks_mut::<2>().0) {
         let load = N::from_count(loads[item.item as usize]);
@@ -39,12 +40,12 @@ pub(super) fn place<C: Count, N: Whole>(net: &Net, loads: &[C], flow: &mut Flow<
     for (&item, ranks) in net.many_items.iter().zip(net.many.iter()) {
         let quota = &mut many[first..first + ranks.len()];
         first += ranks.len();
-        pour(N::from_count(loads[item as usize]), ranks, quota, &mut flow.excess, &mut flow.fill);
+        water_fill(N::from_count(loads[item as usize]), ranks, quota, &mut flow.excess, &mut flow.fill);
     }
 }
 
-/// Takes every two-hosted item up and pours it again.
-pub(super) fn level_out<N: Whole>(net: &Net, flow: &mut Flow<N>) {
+/// Takes up every two-hosted item and pours it again.
+pub(super) fn level_items<N: Whole>(net: &FlowNetwork, flow: &mut SplitFlow<N>) {
     for (item, quota) in net.two.iter().zip(flow.quota.as_chunks_mut::<2>().0) {
         let (low, high) = (item.low as usize, item.high as usize);
         let load = quota[0] + quota[1];
@@ -57,15 +58,22 @@ pub(super) fn level_out<N: Whole>(net: &Net, flow: &mut Flow<N>) {
     }
 }
 
-/// Pours a load over its hosts so that the largest excess among the wet ones is as small as can be.
-fn pour<N: Whole>(load: N, ranks: &[u32], quota: &mut [N], excess: &mut [N], scratch: &mut Scratch<N>) {
+/// Pours a load over its hosts so that the largest excess among the hosts that receive load is as small as
+/// possible.
+fn water_fill<N: Whole>(
+    load: N,
+    ranks: &[u32],
+    quota: &mut [N],
+    excess: &mut [N],
+    scratch: &mut FillScratch<N>,
+) {
     let basins = &mut scratch.basins;
     basins.clear();
     basins.extend(ranks.iter().zip(0..).map(|(&rank, index)| (excess[rank as usize], index)));
-    // Emptiest first; ties in order of rank.
+    // The emptiest comes first, and ties are in order of rank.
     basins.sort_unstable();
     quota.fill(N::ZERO);
-    // Pour until the water reaches the floor of the next basin, or there is no more.
+    // The water rises until it reaches the floor of the next basin, or is used up.
     let mut wet = 1;
     let mut left = load;
     let mut level = basins[0].0;

@@ -1,66 +1,67 @@
-//! Counts in, quotas out: everything that touches all items, in the few passes that must.
+//! Counts in, quotas out: the few passes that touch all items.
 //!
-//! In: one count per item. Out: per rank the load that leaves no choice; and at the end, quotas and rank loads
-//! in the caller's numbering. Items with one host are most of them: they are summed rank by rank through an
-//! index list, so that the sum stays in a register, and their quotas are copied run by run.
+//! In: one count per item. Out: at first the fixed load of each rank, and at the end quotas and rank loads in
+//! the caller's numbering. Most items have one host. They are summed rank by rank through an index list, so
+//! that the sum stays in a register. Their quotas are copied run by run.
 //!
-//! **The table.** Most batches are of few items and few tokens. Their counts are first copied into a table of fixed
-//! size, in the pass that adds them up: an index of as many bits as the table has then needs no check, and sums of 32
-//! bits hold what the total is known to. Other batches take the general way; the answers are the same.
+//! **The table.** Most batches have few items and few tokens. Their counts are first copied into a table of
+//! fixed size, in the pass that adds them up. An index with as many bits as the table then needs no check,
+//! and sums of 32 bits hold the known total. Other batches take the general path, with the same results.
 
-use super::Flow;
+use super::SplitFlow;
 use super::count::{Count, Whole};
-use crate::net::{Block, Net, Rows, Short};
-use crate::{Problem, Split};
+use crate::network::{FlowNetwork, ItemBlock, NarrowRows, SparseRows};
+use crate::{Problem, RankSplit};
 
-/// Entries of the table: the most items that it holds.
-pub(crate) const TABLE: usize = 512;
+/// Number of entries of the table, the highest number of items that it holds.
+pub(crate) const TABLE_ITEMS: usize = 512;
 
-/// Counts that are copied at a time.
-pub(crate) const BLOCK: usize = 8;
+/// Number of counts that are copied at a time.
+pub(crate) const BLOCK_ITEMS: usize = 8;
 
-/// The counts of a batch, if they are few and small.
+/// Counts of a batch with few items and few tokens.
 #[derive(Debug, Clone)]
-pub(crate) struct Table {
-    counts: Box<[u32; TABLE + BLOCK]>,
+pub(crate) struct CountTable {
+    counts: Box<[u32; TABLE_ITEMS + BLOCK_ITEMS]>,
 }
 
-impl Default for Table {
-    fn default() -> Table {
-        Table { counts: Box::new([0; TABLE + BLOCK]) }
+impl Default for CountTable {
+    fn default() -> CountTable {
+        CountTable { counts: Box::new([0; TABLE_ITEMS + BLOCK_ITEMS]) }
     }
 }
 
-impl Table {
-    /// Takes a batch in, if it has at most [`TABLE`] items and, with base loads, fewer than 2^31 - 1 tokens by a bound that
-    /// costs no branch per item. Returns the total.
-    pub(crate) fn take_in<C: Count>(&mut self, problem: &Problem, loads: &[C]) -> Option<u64> {
+impl CountTable {
+    /// Copies a batch into the table if it fits. It may have at most [`TABLE_ITEMS`] items and, with base
+    /// loads, fewer than 2^31 - 1 tokens. The bound on the tokens costs no branch per item. Returns the
+    /// total.
+    pub(crate) fn load_batch<C: Count>(&mut self, problem: &Problem, loads: &[C]) -> Option<u64> {
         if loads.len() != problem.hosts().items() {
             return None;
         }
-        let sum = C::tabulate(loads, self.counts[..TABLE].get_mut(..loads.len())?)?;
+        let sum = C::copy_to_table(loads, self.counts[..TABLE_ITEMS].get_mut(..loads.len())?)?;
         let total = problem.base_sum()?.checked_add(u64::from(sum))?;
-        // One token of room: levelling out adds one to a sum of loads.
+        // One token stays free, because levelling adds one to a sum of loads.
         (total < i32::MAX as u64).then_some(total)
     }
 
-    /// The load of every rank that leaves no choice: base loads, and the items that have no second host.
+    /// Computes the fixed load of every rank: base loads, and the items that have no second host.
     pub(crate) fn fixed_loads(&self, problem: &Problem, rank_loads: &mut [u64]) {
-        match &problem.hosts().net().short {
-            Some(Short::Bytes(rows)) => self.sum_rows(rows, problem.base(), rank_loads),
-            Some(Short::Words(rows)) => self.sum_rows(rows, problem.base(), rank_loads),
+        match &problem.hosts().flow_network().narrow {
+            Some(NarrowRows::Bytes(rows)) => self.sum_rows(rows, problem.base_loads(), rank_loads),
+            Some(NarrowRows::Words(rows)) => self.sum_rows(rows, problem.base_loads(), rank_loads),
             None => {}
         }
     }
 
     fn sum_rows<I: Copy + Default + Into<usize>>(
         &self,
-        rows: &Rows<I>,
+        rows: &SparseRows<I>,
         base: &[u64],
         rank_loads: &mut [u64],
     ) {
-        // The mask costs nothing where the index has no more bits.
-        let of = |item: I| self.counts[item.into() % TABLE];
+        // The mask costs nothing if the index has no more bits.
+        let of = |item: I| self.counts[item.into() % TABLE_ITEMS];
         for ((rank, items), &base) in rank_loads.iter_mut().zip(rows.iter()).zip(base) {
             let (fours, rest) = items.as_chunks::<4>();
             let mut sums = [0u32; 4];
@@ -74,32 +75,32 @@ impl Table {
         }
     }
 
-    /// The quotas of items with one host, and anything at all for the others.
-    pub(crate) fn write_runs(&self, net: &Net, quotas: &mut [u64]) {
-        // Over the ends of runs: what lies there is written later, by the next blocks and the flow.
+    /// Writes the quotas of items with one host. The quotas of the others are undefined.
+    pub(crate) fn write_runs(&self, net: &FlowNetwork, quotas: &mut [u64]) {
+        // Blocks exceed the ends of runs. Later blocks and the flow overwrite the quotas there.
         for block in &net.blocks {
-            let from = self.counts[block.item as usize % TABLE..].first_chunk::<BLOCK>();
-            let to = quotas[block.pair as usize..].first_chunk_mut::<BLOCK>();
+            let from = self.counts[block.item as usize % TABLE_ITEMS..].first_chunk::<BLOCK_ITEMS>();
+            let to = quotas[block.pair as usize..].first_chunk_mut::<BLOCK_ITEMS>();
             if let (Some(from), Some(to)) = (from, to) {
                 *to = from.map(u64::from);
             }
         }
-        for &Block { item, pair } in &net.ends {
-            quotas[pair as usize] = u64::from(self.counts[item as usize % TABLE]);
+        for &ItemBlock { item, pair } in &net.ends {
+            quotas[pair as usize] = u64::from(self.counts[item as usize % TABLE_ITEMS]);
         }
     }
 }
 
-/// As [`Table::fixed_loads`], for any batch.
+/// Computes the loads as [`CountTable::fixed_loads`] does, for any batch.
 pub(super) fn fixed_loads<C: Count>(problem: &Problem, loads: &[C], rank_loads: &mut [u64]) {
-    let rows = problem.hosts().net().single.iter();
-    for ((rank, items), &base) in rank_loads.iter_mut().zip(rows).zip(problem.base()) {
+    let rows = problem.hosts().flow_network().single.iter();
+    for ((rank, items), &base) in rank_loads.iter_mut().zip(rows).zip(problem.base_loads()) {
         *rank = items.iter().fold(base, |sum, &item| sum + loads[item as usize].to_u64());
     }
 }
 
-/// As [`Table::write_runs`], for any batch.
-pub(super) fn write_runs<C: Count>(net: &Net, loads: &[C], quotas: &mut [u64]) {
+/// Writes the quotas as [`CountTable::write_runs`] does, for any batch.
+pub(super) fn write_runs<C: Count>(net: &FlowNetwork, loads: &[C], quotas: &mut [u64]) {
     for run in &net.runs {
         let (item, pair, count) = (run.item as usize, run.pair as usize, run.count as usize);
         for (quota, load) in quotas[pair..pair + count].iter_mut().zip(&loads[item..item + count]) {
@@ -108,8 +109,8 @@ pub(super) fn write_runs<C: Count>(net: &Net, loads: &[C], quotas: &mut [u64]) {
     }
 }
 
-/// The quotas of all other items, from the flow; rank loads likewise.
-pub(super) fn write<N: Whole>(net: &Net, flow: &Flow<N>, split: &mut Split) {
+/// Writes the quotas of all other items, and the rank loads, from the flow.
+pub(super) fn write_flow<N: Whole>(net: &FlowNetwork, flow: &SplitFlow<N>, split: &mut RankSplit) {
     for (&pair, quota) in net.pair_of.iter().zip(&flow.quota) {
         split.quotas[pair as usize] = quota.to_u64();
     }

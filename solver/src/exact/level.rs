@@ -1,28 +1,28 @@
-//! The least admissible peak of a rank set.
+//! Lowest admissible peak of a rank set.
 //!
-//! In: ranks and the whole tokens they must carry. Out: the least `T` with `Σ ⌊T·s_r⌋ ≥ must`, as a
-//! ratio. The candidates are the breakpoints `a / s_r`, where one rank's room grows by a token.
+//! In: ranks and the whole tokens that they must carry. Out: the lowest `T` with `Σ ⌊T·s_r⌋ ≥ must`, as a
+//! ratio. The candidates are the breakpoints `a / s_r`, where the room of one rank grows by a token.
 //!
-//! **Method.** At `T₀ = must / Σ s_r`, the fluid optimum, the rooms fall short by less than one token a
-//! rank; a heap of each rank's next breakpoint supplies the missing tokens in ascending order of `T`.
+//! **Method.** At `T₀ = must / Σ s_r`, the fluid optimum, the rooms fall short by less than one token per
+//! rank. A heap of each rank's next breakpoint supplies the missing tokens in ascending order of `T`.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
-use crate::{Hosts, Peak, Problem, Split};
+use crate::{Hosts, Peak, Problem, RankSplit};
 
-/// The next breakpoint of every rank, lowest first.
-pub(super) type Heap = BinaryHeap<Reverse<Breakpoint>>;
+/// Next breakpoint of every rank, lowest first.
+pub(super) type BreakpointHeap = BinaryHeap<Reverse<Breakpoint>>;
 
 /// Scratch memory: the heap of breakpoints and the list of all ranks.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Scratch {
-    pub(super) heap: Heap,
+pub(super) struct LevelScratch {
+    pub(super) heap: BreakpointHeap,
     all: Vec<u32>,
 }
 
-impl Scratch {
-    pub(super) fn fit(&mut self, hosts: &Hosts) {
+impl LevelScratch {
+    pub(super) fn resize_for(&mut self, hosts: &Hosts) {
         if self.all.len() != hosts.ranks() {
             self.all.clear();
             self.all.extend(0..hosts.ranks() as u32);
@@ -33,7 +33,7 @@ impl Scratch {
     }
 }
 
-/// A breakpoint of a rank: the peak at which its room reaches `peak.load`.
+/// Breakpoint of a rank: the peak at which its room reaches `peak.load`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Breakpoint {
     peak: Peak,
@@ -52,15 +52,20 @@ impl PartialOrd for Breakpoint {
     }
 }
 
-/// The least peak that neither the total nor any single rank's fixed load rules out. Whichever rules
-/// more becomes the certificate: all ranks, or the one (the lowest, on a tie).
+/// Returns the lowest peak that neither the total nor any single rank's fixed load rules out. The stronger of
+/// the two becomes the certificate: all ranks, or the one rank (the lowest, on a tie).
 ///
 /// The rank loads in `split` are the fixed ones: base loads and items with a single host.
-pub(super) fn first(problem: &Problem, total: u64, scratch: &mut Scratch, split: &mut Split) -> Peak {
-    let mean = least(problem, &scratch.all, total, &mut scratch.heap);
+pub(super) fn initial_peak(
+    problem: &Problem,
+    total: u64,
+    scratch: &mut LevelScratch,
+    split: &mut RankSplit,
+) -> Peak {
+    let mean = lowest_peak(problem, &scratch.all, total, &mut scratch.heap);
     let fixed = match problem.common_speed() {
         Some(speed) => Peak { load: split.rank_loads.iter().copied().fold(0, u64::max), speed },
-        None => super::busiest(problem, &split.rank_loads),
+        None => super::busiest_ratio(problem, &split.rank_loads),
     };
     if fixed > mean {
         let attains = |(&load, &speed): (&u64, &u32)| Peak { load, speed } == fixed;
@@ -73,8 +78,8 @@ pub(super) fn first(problem: &Problem, total: u64, scratch: &mut Scratch, split:
     }
 }
 
-/// The least peak at which these ranks, at least one, can carry `must` tokens.
-pub(super) fn least(problem: &Problem, ranks: &[u32], must: u64, heap: &mut Heap) -> Peak {
+/// Returns the lowest peak at which these ranks, at least one, can carry `must` tokens.
+pub(super) fn lowest_peak(problem: &Problem, ranks: &[u32], must: u64, heap: &mut BreakpointHeap) -> Peak {
     if let Some(speed) = problem.common_speed() {
         // All rooms grow at the same breakpoints.
         return Peak { load: must.div_ceil(ranks.len() as u64), speed };
@@ -85,16 +90,16 @@ pub(super) fn least(problem: &Problem, ranks: &[u32], must: u64, heap: &mut Heap
     heap.clear();
     for &rank in ranks {
         let speed = speed_of(rank);
-        // At most `must`, since `speed` is at most `speed_sum`.
+        // The room is at most `must`, because `speed` is at most `speed_sum`.
         let room = (u128::from(must) * u128::from(speed) / speed_sum) as u64;
         missing -= room;
-        // Where this saturates, rooms add up to `must` already and the heap is not read.
+        // If this saturates, the rooms already add up to `must`, and the heap is not read.
         let next = Peak { load: room.saturating_add(1), speed };
         heap.push(Reverse(Breakpoint { peak: next, rank }));
     }
     let mut least = Peak { load: 0, speed: 1 };
     if missing == 0 {
-        // Every division above came out even: T₀ itself is a breakpoint of each of these ranks.
+        // Every division above had no remainder, so T₀ itself is a breakpoint of each of these ranks.
         if let Some(&rank) = ranks.first() {
             let speed = speed_of(rank);
             least = Peak { load: (u128::from(must) * u128::from(speed) / speed_sum) as u64, speed };
@@ -103,7 +108,7 @@ pub(super) fn least(problem: &Problem, ranks: &[u32], must: u64, heap: &mut Heap
     for _ in 0..missing {
         let Some(mut lowest) = heap.peek_mut() else { break };
         least = lowest.0.peak;
-        // No more than `must` tokens are ever handed out, so this saturates only after the last.
+        // At most `must` tokens are distributed, so this saturates only after the last one.
         lowest.0.peak.load = least.load.saturating_add(1);
     }
     least

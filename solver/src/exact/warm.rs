@@ -1,34 +1,35 @@
-//! Batch after batch on one problem, for callers who keep nothing themselves.
+//! Exact splits of successive batches on one problem, for callers without memory of their own.
 //!
-//! **What is warm.** Only what returns the cold answer bit for bit: memory, and the whole answer where the counts
-//! repeat (idle steps, replayed batches, layers asked twice). The cut of the previous batch is not used: its
-//! bound on the peak holds for any loads, but a run that starts there places items differently.
+//! **Warm data.** Only data that yields the cold result bit for bit is kept. This is memory, and the whole
+//! result if the counts repeat (idle steps, replayed batches, layers split twice). The cut of the previous
+//! batch is not used. Its bound on the peak holds for any loads, but a run that starts there places items
+//! differently.
 
 use super::{Workspace, solve_counts_into};
-use crate::{Error, Problem, Split};
+use crate::{Problem, RankSplit, SolverError};
 
-/// The exact split of one batch after the other.
+/// Exact split of successive batches.
 #[derive(Debug, Clone)]
-pub struct Warm {
+pub struct WarmSplitter {
     problem: Problem,
     workspace: Workspace,
-    /// The counts that `split` answers, if it answers any.
+    /// Counts whose result is `split`, if there are any.
     counts: Option<Vec<u32>>,
-    split: Split,
+    split: RankSplit,
 }
 
-impl Warm {
-    /// Nothing solved yet.
-    pub fn new(problem: Problem) -> Warm {
+impl WarmSplitter {
+    /// Creates the splitter without any result.
+    pub fn new(problem: Problem) -> WarmSplitter {
         let workspace = Workspace::new(&problem);
-        Warm { problem, workspace, counts: None, split: Split::default() }
+        WarmSplitter { problem, workspace, counts: None, split: RankSplit::default() }
     }
 
-    /// The answer of [`solve_counts_into`] for these counts.
+    /// Returns the result of [`solve_counts_into`] for these counts.
     ///
     /// # Errors
-    /// As [`solve_counts_into`]; the next call is then a cold one.
-    pub fn solve(&mut self, counts: &[u32]) -> Result<&Split, Error> {
+    /// Fails as [`solve_counts_into`] does. The next call is then a cold one.
+    pub fn solve(&mut self, counts: &[u32]) -> Result<&RankSplit, SolverError> {
         if self.counts.as_deref() != Some(counts) {
             let mut known = self.counts.take().unwrap_or_default();
             solve_counts_into(&self.problem, counts, &mut self.workspace, &mut self.split)?;

@@ -1,62 +1,63 @@
-//! The compiled problem as plain data, for those who run the same method elsewhere (on a GPU).
+//! The compiled problem as plain data, for implementations of the same method elsewhere (on a GPU).
 //!
-//! In: [`Hosts`]. Out: the index lists that the exact split walks, in the order in which it walks them. Whoever
-//! performs the same steps in an equivalent order gets the same quotas, bit for bit; the method is described in
-//! docs/fast-loop.md.
+//! In: [`Hosts`]. Out: the index lists of the exact split, in the order in which it reads them. An
+//! implementation that performs the same steps in an equivalent order gets the same quotas, bit for bit.
+//! docs/fast-loop.md describes the method.
 //!
-//! **Places.** The (item, host) pairs that leave a choice are numbered densely: the `k`-th two-hosted item has the
-//! places `2k` (its lower rank) and `2k + 1`; the places of items with more hosts follow, hosts ascending.
+//! **Places.** The (item, host) pairs of items with several hosts are numbered densely. The `k`-th two-hosted
+//! item has the places `2k` (its lower rank) and `2k + 1`. The places of items with more hosts follow, hosts
+//! ascending.
 
 use crate::Hosts;
 
-/// How many drains are tried on two-hosted items before blocking flows take over.
-pub(crate) const DRAINS: usize = 64;
+/// Highest number of drains on two-hosted items before blocking flows take over.
+pub(crate) const MAX_DRAINS: usize = 64;
 
-/// What the exact split works out once per problem. Lists of lists come as bounds and values: the values of row
-/// `i` are `bounds[i]..bounds[i + 1]`.
+/// Data that the exact split computes once per problem. Lists of lists consist of bounds and values: the
+/// values of row `i` are at `bounds[i]..bounds[i + 1]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Compiled {
-    /// The number of ranks.
+pub struct SolverTables {
+    /// Number of ranks.
     pub ranks: usize,
-    /// The number of (item, host) pairs.
+    /// Number of (item, host) pairs.
     pub pairs: usize,
     /// Bounds of every item's pairs, `items + 1`.
     pub offsets: Vec<u32>,
-    /// Rank by rank, the items that have no other host.
+    /// Bounds of each rank's items that have no other host.
     pub single_bounds: Vec<u32>,
     /// Values of [`single_bounds`](Self::single_bounds).
     pub single: Vec<u32>,
-    /// The two-hosted items, ascending: item, lower rank, higher rank.
+    /// Two-hosted items, ascending: item, lower rank, higher rank.
     pub two: Vec<[u32; 3]>,
-    /// The items with three hosts or more, ascending.
+    /// Items with three hosts or more, ascending.
     pub many: Vec<u32>,
-    /// For every item of [`many`](Self::many), its ranks, ascending.
+    /// Bounds of the ranks, ascending, of every item of [`many`](Self::many).
     pub many_bounds: Vec<u32>,
     /// Values of [`many_bounds`](Self::many_bounds).
     pub many_ranks: Vec<u32>,
-    /// The pair of every place.
+    /// Pair of every place.
     pub pair_of: Vec<u32>,
-    /// Rank by rank, the places there, ascending.
+    /// Bounds of each rank's places, ascending.
     pub seat_bounds: Vec<u32>,
-    /// Values of [`seat_bounds`](Self::seat_bounds): the place; and for a two-hosted item its other rank, else the
-    /// item's index in [`many`](Self::many).
+    /// Values of [`seat_bounds`](Self::seat_bounds): the place, and a second number. It is the other rank of
+    /// a two-hosted item, else the item's index in [`many`](Self::many).
     pub seats: Vec<[u32; 2]>,
-    /// How often the two-hosted items are levelled out at most.
+    /// Highest number of passes that level the two-hosted items.
     pub passes: usize,
-    /// How many drains are tried before blocking flows take over.
+    /// Highest number of drains before blocking flows take over.
     pub drains: usize,
-    /// The spanning forests, each from the roots down: parent, child, parent's place, child's place.
+    /// Spanning forests, each from the roots down: parent, child, parent's place, child's place.
     pub forests: Vec<Vec<[u32; 4]>>,
 }
 
 impl Hosts {
-    /// The compiled form of these hosts, copied out.
-    pub fn compiled(&self) -> Compiled {
-        let net = self.net();
-        let branches = |forest: &Vec<crate::net::Branch>| {
+    /// Returns a copy of the compiled form of these hosts.
+    pub fn to_tables(&self) -> SolverTables {
+        let net = self.flow_network();
+        let branches = |forest: &Vec<crate::network::Branch>| {
             forest.iter().map(|b| [b.parent, b.child, b.parent_place, b.child_place]).collect()
         };
-        Compiled {
+        SolverTables {
             ranks: self.ranks(),
             pairs: self.len(),
             offsets: self.offsets().to_vec(),
@@ -70,7 +71,7 @@ impl Hosts {
             seat_bounds: net.seats.bounds().to_vec(),
             seats: net.seats.values().iter().map(|seat| [seat.place, seat.other]).collect(),
             passes: net.passes,
-            drains: if net.many_items.is_empty() { DRAINS } else { 0 },
+            drains: if net.many_items.is_empty() { MAX_DRAINS } else { 0 },
             forests: net.forests.iter().map(branches).collect(),
         }
     }

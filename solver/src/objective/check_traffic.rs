@@ -1,39 +1,39 @@
-//! The check that a split has least traffic, independent of how it was found.
+//! Check that a split has least traffic, independent of the method that found it.
 //!
-//! In: a problem, nodes, counts and an answer with its prices. Out: nothing, or what is wrong. Everything is summed and
-//! compared here again.
+//! In: a problem, nodes, counts and a result with its prices. Out: nothing, or the violation. The check
+//! computes all sums and comparisons again.
 //!
-//! **Why prices prove optimality** (linear programming duality). Let a token of room on rank `r` cost `p_r`. If `p_r` is
-//! positive only where no other allowed split can carry more, and negative only where none can carry less, then no
-//! allowed split pays less for room than this one. If besides no item can be cheaper with room paid for, no allowed split
-//! is cheaper. The cost of an item is separable and convex on a tree (ranks in nodes), so an item that no exchange of one
-//! token between two hosts makes cheaper is cheapest.
+//! **Proof by prices** (linear programming duality). Let a token of room on rank `r` cost `p_r`. Let `p_r` be
+//! positive only if no other allowed split can carry more there, and negative only if none can carry less.
+//! Then no allowed split pays less for room than this one. If in addition no item can be cheaper with room
+//! paid for, no allowed split is cheaper. The cost of an item is separable and convex on a tree (ranks in
+//! nodes). An item is therefore cheapest if no exchange of one token between two hosts makes it cheaper.
 //!
-//! For [`Keep::Vector`] the levels prove in the same way, one order of magnitude higher, that the load vector is
-//! decreasingly minimal: every rank has the tokens below its level and none above, and every item is served at its lowest
-//! level.
+//! For [`PrimaryObjective::Vector`] the levels prove in the same way, one order of magnitude higher, that the
+//! load vector is decreasingly minimal. Every rank has the tokens below its level and none above, and every
+//! item is served at its lowest level.
 
 use std::cmp::Ordering;
 
-use super::check::order;
-use super::{Keep, Level, TrafficSplit, node_cost};
-use crate::{Problem, Split, Violation, verify};
+use super::check::compare_levels;
+use super::{Level, PrimaryObjective, TrafficSplit, node_cost};
+use crate::{Problem, RankSplit, Violation, verify};
 
-/// Checks that a split is feasible, has least peak (or a decreasingly minimal vector), and among these least traffic.
-/// `nodes` holds the node of every rank, `counts` is `[source][item]`.
+/// Checks that a split is feasible, has the lowest peak (or a decreasingly minimal vector), and among these
+/// least traffic. `nodes` holds the node of every rank, and `counts` is `[source][item]`.
 ///
 /// # Errors
-/// The first [`Violation`] met: those of [`verify`], then [`Violation::Traffic`], [`Violation::Level`],
+/// Returns the first [`Violation`]: those of [`verify`], then [`Violation::Traffic`], [`Violation::Level`],
 /// [`Violation::Price`], [`Violation::Exchange`].
 pub fn verify_traffic(
     problem: &Problem,
     nodes: &[u32],
     counts: &[u64],
-    keep: Keep,
+    keep: PrimaryObjective,
     answer: &TrafficSplit,
 ) -> Result<(), Violation> {
     let (ranks, items) = (problem.hosts().ranks(), problem.hosts().items());
-    let levels = if keep == Keep::Vector { ranks } else { 0 };
+    let levels = if keep == PrimaryObjective::Vector { ranks } else { 0 };
     for (what, expected, got) in [
         ("nodes", ranks, nodes.len()),
         ("counts", ranks * items, counts.len()),
@@ -50,54 +50,55 @@ pub fn verify_traffic(
         loads.push(u64::try_from(sum).unwrap_or(u64::MAX));
     }
     verify(problem, &loads, &answer.split)?;
-    let check = Check { problem, nodes, counts, split: &answer.split, prices: &answer.prices };
-    check.costs(answer)?;
+    let check = TrafficCheck { problem, nodes, counts, split: &answer.split, prices: &answer.prices };
+    check.check_totals(answer)?;
     match keep {
-        Keep::Peak => check.room()?,
-        Keep::Vector => check.levels(answer)?,
+        PrimaryObjective::Peak => check.check_room_prices()?,
+        PrimaryObjective::Vector => check.check_levels(answer)?,
     }
-    (0..items).try_for_each(|item| check.exchanges(item, answer))
+    (0..items).try_for_each(|item| check.check_exchanges(item, answer))
 }
 
-struct Check<'a> {
+struct TrafficCheck<'a> {
     problem: &'a Problem,
     nodes: &'a [u32],
     counts: &'a [u64],
-    split: &'a Split,
+    split: &'a RankSplit,
     prices: &'a [i64],
 }
 
-impl Check<'_> {
-    fn own(&self, rank: u32, item: usize) -> u64 {
+impl TrafficCheck<'_> {
+    fn own_count(&self, rank: u32, item: usize) -> u64 {
         self.counts[rank as usize * self.problem.hosts().items() + item]
     }
 
-    /// Of one node, the tokens of an item that come from there and that are served there.
-    fn at_node(&self, node: u32, item: usize) -> (u128, u128) {
+    /// Returns the tokens of an item that start on one node, and those that are served there.
+    fn node_tokens(&self, node: u32, item: usize) -> (u128, u128) {
         let sources = (0u32..).zip(self.nodes).filter(|&(_, &other)| other == node);
-        let come = sources.map(|(rank, _)| u128::from(self.own(rank, item))).sum();
-        let hosts = self.problem.hosts().of(item).iter().zip(self.split.quotas_of(item));
+        let come = sources.map(|(rank, _)| u128::from(self.own_count(rank, item))).sum();
+        let hosts = self.problem.hosts().ranks_of(item).iter().zip(self.split.quotas_of(item));
         let here = hosts.filter(|&(&rank, _)| self.nodes[rank as usize] == node);
         (come, here.map(|(_, &quota)| u128::from(quota)).sum())
     }
 
-    /// The nodes that host an item.
+    /// Returns the nodes that host an item.
     fn nodes_of(&self, item: usize) -> Vec<u32> {
-        let hosts = self.problem.hosts().of(item);
+        let hosts = self.problem.hosts().ranks_of(item);
         let mut nodes: Vec<u32> = hosts.iter().map(|&rank| self.nodes[rank as usize]).collect();
         nodes.sort_unstable();
         nodes.dedup();
         nodes
     }
 
-    fn costs(&self, answer: &TrafficSplit) -> Result<(), Violation> {
+    fn check_totals(&self, answer: &TrafficSplit) -> Result<(), Violation> {
         let (mut off_node, mut off_rank) = (0u128, 0u128);
         for item in 0..self.problem.hosts().items() {
-            for (&rank, &quota) in self.problem.hosts().of(item).iter().zip(self.split.quotas_of(item)) {
-                off_rank += u128::from(quota.saturating_sub(self.own(rank, item)));
+            for (&rank, &quota) in self.problem.hosts().ranks_of(item).iter().zip(self.split.quotas_of(item))
+            {
+                off_rank += u128::from(quota.saturating_sub(self.own_count(rank, item)));
             }
             for node in self.nodes_of(item) {
-                let (come, served) = self.at_node(node, item);
+                let (come, served) = self.node_tokens(node, item);
                 off_node += served.saturating_sub(come);
             }
         }
@@ -107,8 +108,8 @@ impl Check<'_> {
         Err(Violation::Traffic { off_node, off_rank })
     }
 
-    /// Room is paid for only where the least peak leaves no more.
-    fn room(&self) -> Result<(), Violation> {
+    /// Checks that a rank has a price only if the lowest peak leaves it no more room.
+    fn check_room_prices(&self) -> Result<(), Violation> {
         let peak = self.split.peak;
         for (rank, (&price, &load)) in self.prices.iter().zip(&self.split.rank_loads).enumerate() {
             let more = (u128::from(load) + 1) * u128::from(peak.speed);
@@ -120,14 +121,14 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Every rank lies at its level or one token below, items lie at their lowest level, and prices have the sign that
-    /// this allows.
-    fn levels(&self, answer: &TrafficSplit) -> Result<(), Violation> {
+    /// Checks that every rank lies at its level or one token below, and that items lie at their lowest level.
+    /// The signs of prices must fit.
+    fn check_levels(&self, answer: &TrafficSplit) -> Result<(), Violation> {
         for (rank, level) in answer.levels.iter().enumerate() {
             let (load, speed) = (u128::from(self.split.rank_loads[rank]), self.problem.speeds()[rank]);
             let level = (u128::from(level.load), level.speed);
-            let last = if load == 0 { Ordering::Less } else { order((load, speed), level) };
-            let next = order((load + 1, speed), level);
+            let last = if load == 0 { Ordering::Less } else { compare_levels((load, speed), level) };
+            let next = compare_levels((load + 1, speed), level);
             if level.1 == 0 || last == Ordering::Greater || next == Ordering::Less {
                 return Err(Violation::Level { rank });
             }
@@ -137,8 +138,8 @@ impl Check<'_> {
             }
         }
         for item in 0..self.problem.hosts().items() {
-            let hosts = self.problem.hosts().of(item);
-            let Some(lowest) = lowest(answer, hosts) else { continue };
+            let hosts = self.problem.hosts().ranks_of(item);
+            let Some(lowest) = lowest_level(answer, hosts) else { continue };
             for (&rank, &quota) in hosts.iter().zip(self.split.quotas_of(item)) {
                 if quota > 0 && answer.levels[rank as usize] != lowest {
                     return Err(Violation::Level { rank: rank as usize });
@@ -148,15 +149,15 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// No token of this item is cheaper elsewhere, with room paid for.
-    fn exchanges(&self, item: usize, answer: &TrafficSplit) -> Result<(), Violation> {
-        let hosts = self.problem.hosts().of(item);
-        let lowest = lowest(answer, hosts);
-        // The dearest token there is, and the cheapest that could be, within a node and over all.
+    /// Checks that no token of this item is cheaper elsewhere, with room paid for.
+    fn check_exchanges(&self, item: usize, answer: &TrafficSplit) -> Result<(), Violation> {
+        let hosts = self.problem.hosts().ranks_of(item);
+        let lowest = lowest_level(answer, hosts);
+        // The most expensive token that is served, and the cheapest possible one, within a node and over all.
         let mut dearest: Option<(i64, u32)> = None;
         let mut cheapest: Option<(i64, u32)> = None;
         for node in self.nodes_of(item) {
-            let (come, served) = self.at_node(node, item);
+            let (come, served) = self.node_tokens(node, item);
             let (mut remove, mut add) = (None, None);
             for (&rank, &quota) in hosts.iter().zip(self.split.quotas_of(item)) {
                 let price = self.prices[rank as usize];
@@ -164,13 +165,13 @@ impl Check<'_> {
                     continue;
                 }
                 if quota > 0 {
-                    let saved = price + i64::from(quota > self.own(rank, item));
+                    let saved = price + i64::from(quota > self.own_count(rank, item));
                     remove = remove.max(Some((saved, rank)));
                 }
-                let paid = price + i64::from(quota >= self.own(rank, item));
+                let paid = price + i64::from(quota >= self.own_count(rank, item));
                 add = Some(add.map_or((paid, rank), |best| (paid, rank).min(best)));
             }
-            compare(item, remove, add)?;
+            check_token_prices(item, remove, add)?;
             let beyond = |tokens: bool| if tokens { node_cost(self.nodes.len()) } else { 0 };
             dearest = dearest.max(remove.map(|(saved, rank)| (saved + beyond(served > come), rank)));
             if let Some((paid, rank)) = add {
@@ -178,18 +179,22 @@ impl Check<'_> {
                 cheapest = Some(cheapest.map_or(paid, |best| paid.min(best)));
             }
         }
-        compare(item, dearest, cheapest)
+        check_token_prices(item, dearest, cheapest)
     }
 }
 
-/// The lowest level among these ranks, if levels are there.
-fn lowest(answer: &TrafficSplit, ranks: &[u32]) -> Option<Level> {
+/// Returns the lowest level among these ranks, if there are levels.
+fn lowest_level(answer: &TrafficSplit, ranks: &[u32]) -> Option<Level> {
     let levels = ranks.iter().filter_map(|&rank| answer.levels.get(rank as usize).copied());
-    levels.min_by(|a, b| order((u128::from(a.load), a.speed), (u128::from(b.load), b.speed)))
+    levels.min_by(|a, b| compare_levels((u128::from(a.load), a.speed), (u128::from(b.load), b.speed)))
 }
 
-/// Objects if the dearest token there is costs more than the cheapest there could be.
-fn compare(item: usize, out: Option<(i64, u32)>, into: Option<(i64, u32)>) -> Result<(), Violation> {
+/// Returns an error if the most expensive token costs more than the cheapest possible one.
+fn check_token_prices(
+    item: usize,
+    out: Option<(i64, u32)>,
+    into: Option<(i64, u32)>,
+) -> Result<(), Violation> {
     match (out, into) {
         (Some((saved, from)), Some((paid, to))) if saved > paid => {
             Err(Violation::Exchange { item, from: from as usize, to: to as usize })

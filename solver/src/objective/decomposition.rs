@@ -1,48 +1,48 @@
 //! Decreasingly minimal loads by decomposition into classes.
 //!
-//! In: any flow (quotas within their bounds, rank loads). Out: a flow whose load vector is decreasingly minimal, and
-//! the *class* of every rank: the level its load may reach.
+//! In: any flow (quotas within their bounds, rank loads). Out: a flow whose load vector is decreasingly
+//! minimal, and the *class* of every rank, the level that its load may reach.
 //!
-//! **Method** (Fujishige 1980 and Groenevelt 1991 for separable convex cost on a base polyhedron; in whole tokens,
-//! Frank and Murota 2022). Take a set of ranks and the least [`Level`] `k` at which together they have room for what
-//! they carry. Cap every rank there and move load from above the caps to below.
+//! **Method** (Fujishige 1980 and Groenevelt 1991 for separable convex cost on a base polyhedron; in whole
+//! tokens, Frank and Murota 2022). Take a set of ranks and the lowest [`Level`] `k` at which together they
+//! have room for their load. Cap every rank there, and move load from above the caps to below.
 //!
-//! - What is left above its cap reaches a set `S` of ranks that no load can leave: `S` must rise above `k`, the rest
-//!   stays at or below it, and both are settled by themselves.
-//! - If nothing is left, cap every rank just below `k`. The total does not fit there, so something is left: it reaches
-//!   a set `S` in which every rank lies at `k` or just below. No exchange within `S` gains anything and nothing leaves
-//!   it. `S` is a class; the rest lies below `k` and is settled by itself.
+//! - Load that stays above its cap reaches a set `S` of ranks that no load can leave. `S` must rise above
+//!   `k`, and the rest stays at or below it. Both are settled independently.
+//! - If nothing stays above, cap every rank just below `k`. The total does not fit there, so some load stays
+//!   above. It reaches a set `S` in which every rank lies at `k` or just below. No exchange within `S` gains
+//!   anything, and nothing leaves it. `S` is a class. The rest lies below `k` and is settled independently.
 //!
-//! Before all that, neighbours are levelled out a few times, so that little is left to move.
+//! Before this, neighbours are levelled a few times, so that little is left to move.
 //!
-//! Each step splits a set in two or finishes one, so there are at most twice as many maximum flows as ranks, each within
-//! its own set. All loads move in bulk; the size of the numbers does not matter.
+//! Each step splits a set in two or finishes one. There are thus at most twice as many maximum flows as
+//! ranks, each within its own set. All loads move in bulk, so the size of the numbers does not matter.
 
-use super::graph::Graph;
-use super::level::{Heap, Level, least};
-use super::residual::Flow;
+use super::graph::PlaceGraph;
+use super::load_levels::{Level, LevelHeap, lowest_level};
+use super::residual::BoundedFlow;
 
-/// How often neighbours are levelled out before the search for classes begins.
-const PASSES: usize = 4;
+/// Number of passes that level neighbours before the search for classes begins.
+const LEVELLING_PASSES: usize = 4;
 
 /// Classes, and the memory to find them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Classes {
-    /// Of every rank: the level that its load may reach. Ranks of one level form one or more classes.
+pub(super) struct LevelClasses {
+    /// Level that the load of every rank may reach. Ranks of one level form one or more classes.
     pub(super) level: Vec<Level>,
     order: Vec<u32>,
-    /// Bounds into `order` of the sets still to be settled.
+    /// Bounds into `order` of the sets that are not settled yet.
     open: Vec<(u32, u32)>,
     rest: Vec<u32>,
-    heap: Heap,
+    heap: LevelHeap,
 }
 
-impl Classes {
+impl LevelClasses {
     /// Makes the loads of a flow decreasingly minimal.
-    pub(super) fn settle(&mut self, graph: &Graph, speeds: &[u32], flow: &mut Flow) {
+    pub(super) fn settle_classes(&mut self, graph: &PlaceGraph, speeds: &[u32], flow: &mut BoundedFlow) {
         let ranks = speeds.len();
-        for _ in 0..PASSES {
-            level_out(graph, speeds, flow);
+        for _ in 0..LEVELLING_PASSES {
+            level_hosts(graph, speeds, flow);
         }
         self.level.clear();
         self.level.resize(ranks, Level::ZERO);
@@ -70,21 +70,21 @@ impl Classes {
                 self.level[only as usize] = Level { load: total, speed: speeds[only as usize] };
                 continue;
             }
-            let level = least(speeds, members, total, &mut self.heap);
+            let level = lowest_level(speeds, members, total, &mut self.heap);
             for &rank in members {
                 flow.cap[rank as usize] = level.room(speeds[rank as usize]);
             }
-            if flow.relieve(graph, members, set) {
-                let middle = self.divide(begin, end, flow);
+            if flow.move_below_caps(graph, members, set) {
+                let middle = self.partition_reached(begin, end, flow);
                 self.open.extend([(middle, end), (begin, middle)]);
                 continue;
             }
             for &rank in members {
                 flow.cap[rank as usize] = level.room_below(speeds[rank as usize]);
             }
-            let left = flow.relieve(graph, members, set);
-            debug_assert!(left, "below the level there is no room for the total");
-            let middle = self.divide(begin, end, flow);
+            let left = flow.move_below_caps(graph, members, set);
+            debug_assert!(left, "the ranks have no room for the total below the level");
+            let middle = self.partition_reached(begin, end, flow);
             for &rank in &self.order[begin as usize..middle as usize] {
                 self.level[rank as usize] = level;
             }
@@ -94,14 +94,14 @@ impl Classes {
         }
     }
 
-    /// Puts the ranks that were reached before the others, both in the order they were in; returns the bound.
-    fn divide(&mut self, begin: u32, end: u32, flow: &Flow) -> u32 {
+    /// Puts the reached ranks before the others and keeps the order within both. Returns the bound.
+    fn partition_reached(&mut self, begin: u32, end: u32, flow: &BoundedFlow) -> u32 {
         let members = &mut self.order[begin as usize..end as usize];
         self.rest.clear();
         let mut middle = 0;
         for index in 0..members.len() {
             let rank = members[index];
-            if flow.reached(rank) {
+            if flow.is_reached(rank) {
                 members[middle] = rank;
                 middle += 1;
             } else {
@@ -113,11 +113,12 @@ impl Classes {
     }
 }
 
-/// Item by item, brings the busiest host that can give and the least busy one that can take to the same ratio, as far as
-/// the item allows. A good start: what is left to move then is little and goes short ways.
-fn level_out(graph: &Graph, speeds: &[u32], flow: &mut Flow) {
+/// Levels two hosts of each item in turn: the busiest that can give, and the least busy that can take. They
+/// reach the same ratio as far as the item allows. After this start, little is left to move, over short
+/// paths.
+fn level_hosts(graph: &PlaceGraph, speeds: &[u32], flow: &mut BoundedFlow) {
     for index in 0..graph.items.len() {
-        let places = graph.places(index);
+        let places = graph.item_places(index);
         let (mut from, mut to) = (places.start, places.start + 1);
         if places.len() == 2 {
             if is_busier(graph, speeds, flow, to, from) {
@@ -155,8 +156,8 @@ fn level_out(graph: &Graph, speeds: &[u32], flow: &mut Flow) {
     }
 }
 
-/// Whether the rank of one place has a higher ratio of load to speed than that of another.
-fn is_busier(graph: &Graph, speeds: &[u32], flow: &Flow, place: usize, other: usize) -> bool {
+/// Returns true if the rank of one place has a higher ratio of load to speed than that of another.
+fn is_busier(graph: &PlaceGraph, speeds: &[u32], flow: &BoundedFlow, place: usize, other: usize) -> bool {
     let (one, two) = (graph.rank_of[place] as usize, graph.rank_of[other] as usize);
     if speeds[one] == speeds[two] {
         return flow.load[one] > flow.load[two];

@@ -1,4 +1,4 @@
-//! The items with a choice, as lists that searches walk: made once per problem.
+//! Items with several hosts, as lists for searches, computed once per problem.
 //!
 //! In: hosts. Out: items, their places, and the places of every rank.
 
@@ -6,39 +6,39 @@ use std::sync::Arc;
 
 use crate::Hosts;
 
-/// The items with a choice, and where load can move. A *place* is such an item on one of its hosts.
+/// Items with several hosts, and the possible moves of load. A *place* is such an item on one of its hosts.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Graph {
-    /// The item, and its places `bounds[k]..bounds[k + 1]`.
+pub(super) struct PlaceGraph {
+    /// Items. The places of `items[k]` are `bounds[k]..bounds[k + 1]`.
     pub(super) items: Vec<u32>,
     pub(super) bounds: Vec<u32>,
-    /// Of every place: its rank, its (item, host) pair.
+    /// Rank, and (item, host) pair, of every place.
     pub(super) rank_of: Vec<u32>,
     pub(super) pair_of: Vec<u32>,
-    /// Rank by rank, the places there with the index of their item.
+    /// Places by rank, with the index of their item.
     seat_bounds: Vec<u32>,
     seats: Vec<(u32, u32)>,
-    /// Whether no item has three hosts or more.
+    /// True if no item has three hosts or more.
     pub(super) pairs_only: bool,
-    made_for: Option<Arc<[u32]>>,
+    built_for: Option<Arc<[u32]>>,
 }
 
-impl Graph {
-    /// Makes the lists for these hosts, unless they are there already.
-    pub(super) fn fit(&mut self, hosts: &Hosts) {
-        if self.made_for.as_ref().is_some_and(|offsets| Arc::ptr_eq(offsets, hosts.offsets())) {
+impl PlaceGraph {
+    /// Computes the lists for these hosts, unless they are present.
+    pub(super) fn build_for(&mut self, hosts: &Hosts) {
+        if self.built_for.as_ref().is_some_and(|offsets| Arc::ptr_eq(offsets, hosts.offsets())) {
             return;
         }
-        self.made_for = Some(Arc::clone(hosts.offsets()));
+        self.built_for = Some(Arc::clone(hosts.offsets()));
         self.items.clear();
         self.rank_of.clear();
         self.pair_of.clear();
         self.bounds.clear();
         self.bounds.push(0);
         let mut counts = vec![0u32; hosts.ranks() + 1];
-        for &item in hosts.shared() {
+        for &item in hosts.shared_items() {
             self.items.push(item);
-            for (&rank, pair) in hosts.of(item as usize).iter().zip(hosts.offset(item as usize)..) {
+            for (&rank, pair) in hosts.ranks_of(item as usize).iter().zip(hosts.offset(item as usize)..) {
                 self.rank_of.push(rank);
                 self.pair_of.push(pair as u32);
                 counts[rank as usize + 1] += 1;
@@ -53,7 +53,7 @@ impl Graph {
         self.seats.clear();
         self.seats.resize(self.rank_of.len(), (0, 0));
         for index in 0..self.items.len() {
-            for place in self.places(index) {
+            for place in self.item_places(index) {
                 let next = &mut counts[self.rank_of[place] as usize];
                 self.seats[*next as usize] = (place as u32, index as u32);
                 *next += 1;
@@ -61,12 +61,12 @@ impl Graph {
         }
     }
 
-    /// The places of an item, by its index in `items`.
-    pub(super) fn places(&self, index: usize) -> std::ops::Range<usize> {
+    /// Returns the places of an item, by its index in `items`.
+    pub(super) fn item_places(&self, index: usize) -> std::ops::Range<usize> {
         self.bounds[index] as usize..self.bounds[index + 1] as usize
     }
 
-    /// The places on a rank, each with the index of its item.
+    /// Returns the places on a rank, each with the index of its item.
     pub(super) fn seats(&self, rank: usize) -> &[(u32, u32)] {
         &self.seats[self.seat_bounds[rank] as usize..self.seat_bounds[rank + 1] as usize]
     }

@@ -1,76 +1,83 @@
 //! Local search over pieces of items, for costs that are no flow.
 //!
-//! In: tiles per item, a start, the price of a piece by its tiles. Out: tiles per (item, host) pair such that no move lowers the
-//! larger ratio of the two ranks, and from a busiest rank no exchange of two pieces and no move onward does.
+//! In: tiles per item, a start, the price of a piece by its tiles. Out: tiles per (item, host) pair. No move
+//! lowers the larger ratio of its two ranks. From a busiest rank, neither an exchange of two pieces nor a
+//! move onward does.
 //!
-//! Every accepted change makes the vector of ratios, sorted descending, lexicographically less, so the search ends; a cap
-//! on the number of changes bounds its time.
+//! Every accepted change makes the sorted vector of ratios lexicographically less, so the search ends. A cap
+//! on the number of changes limits its time.
 
-use super::balance::busiest;
-use super::graph::Graph;
+use super::balance::busiest_ratio;
+use super::graph::PlaceGraph;
 use crate::{Peak, Problem};
 
-/// More changes than this are not made from one start.
-const CHANGES: usize = 4096;
+/// Highest number of changes from one start.
+const MAX_CHANGES: usize = 4096;
 
-/// Some tiles go from one place to another of the same item.
+/// Move of some tiles from one place to another of the same item.
 #[derive(Debug, Clone, Copy)]
-struct Shift {
+struct TileShift {
     from: usize,
     to: usize,
     tiles: u64,
 }
 
-/// The pieces at hand, and the best found so far.
+/// Current pieces, and the best result so far.
 #[derive(Debug, Clone)]
-pub(super) struct Search {
-    graph: Graph,
+pub(super) struct PieceSearch {
+    graph: PlaceGraph,
     /// Tiles of every (item, host) pair, and of every place.
     quotas: Vec<u64>,
     tiles: Vec<u64>,
     cost: Vec<u64>,
     fixed: Vec<u64>,
     best: Option<(Vec<Peak>, Vec<u64>, Vec<u64>)>,
-    /// How many tiles of a piece a read pays for anyway.
+    /// Number of tiles of a piece that cost no more than its read.
     free: u64,
 }
 
-/// The price of a piece by its tiles.
-pub(super) trait Price: Fn(u64) -> u64 {}
-impl<F: Fn(u64) -> u64> Price for F {}
+/// Price of a piece by its tiles.
+pub(super) trait PiecePrice: Fn(u64) -> u64 {}
+impl<F: Fn(u64) -> u64> PiecePrice for F {}
 
-impl Search {
-    pub(super) fn new(problem: &Problem) -> Search {
-        let mut graph = Graph::default();
-        graph.fit(problem.hosts());
+impl PieceSearch {
+    pub(super) fn new(problem: &Problem) -> PieceSearch {
+        let mut graph = PlaceGraph::default();
+        graph.build_for(problem.hosts());
         let (quotas, tiles, cost, fixed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Search { graph, quotas, tiles, cost, fixed, best: None, free: 0 }
+        PieceSearch { graph, quotas, tiles, cost, fixed, best: None, free: 0 }
     }
 
-    /// Forgets what was found.
-    pub(super) fn begin(&mut self, problem: &Problem, free: u64) {
+    /// Forgets the best result and sets the base loads.
+    pub(super) fn start_batch(&mut self, problem: &Problem, free: u64) {
         self.best = None;
         self.free = free;
         self.fixed.clear();
-        self.fixed.extend_from_slice(problem.base());
+        self.fixed.extend_from_slice(problem.base_loads());
     }
 
     /// Starts from tiles per (item, host) pair.
-    pub(super) fn start(&mut self, problem: &Problem, tiles: &[u64], start: &[u64], price: &impl Price) {
+    pub(super) fn start_from_tiles(
+        &mut self,
+        problem: &Problem,
+        tiles: &[u64],
+        start: &[u64],
+        price: &impl PiecePrice,
+    ) {
         self.quotas.clear();
         self.quotas.extend_from_slice(start);
         self.tiles.clear();
         self.tiles.extend(self.graph.pair_of.iter().map(|&pair| start[pair as usize]));
-        self.fix(problem, tiles, price);
+        self.set_fixed_costs(problem, tiles, price);
         for (&rank, &tiles) in self.graph.rank_of.iter().zip(&self.tiles) {
             self.cost[rank as usize] += price(tiles);
         }
     }
 
-    /// Starts with whole items, the dearest first, each where it adds least.
-    pub(super) fn start_greedily(&mut self, problem: &Problem, tiles: &[u64], price: &impl Price) {
+    /// Starts with whole items, the most expensive first, each on the host with the lowest resulting ratio.
+    pub(super) fn start_greedily(&mut self, problem: &Problem, tiles: &[u64], price: &impl PiecePrice) {
         self.tiles.fill(0);
-        self.fix(problem, tiles, price);
+        self.set_fixed_costs(problem, tiles, price);
         let mut order: Vec<usize> = (0..self.graph.items.len()).collect();
         let tiles_of = |index: usize| tiles[self.graph.items[index] as usize];
         order.sort_by_key(|&index| (std::cmp::Reverse(tiles_of(index)), index));
@@ -79,50 +86,55 @@ impl Search {
                 let rank = self.graph.rank_of[place] as usize;
                 Peak { load: self.cost[rank] + price(tiles_of(index)), speed: problem.speeds()[rank] }
             };
-            let Some(place) = self.graph.places(index).min_by_key(after) else { continue };
+            let Some(place) = self.graph.item_places(index).min_by_key(after) else { continue };
             self.tiles[place] = tiles_of(index);
             self.cost[self.graph.rank_of[place] as usize] += price(tiles_of(index));
         }
     }
 
-    /// Costs of base loads and of items with one host; quotas of the latter.
-    fn fix(&mut self, problem: &Problem, tiles: &[u64], price: &impl Price) {
+    /// Sets the costs of base loads and of items with one host, and the quotas of the latter.
+    fn set_fixed_costs(&mut self, problem: &Problem, tiles: &[u64], price: &impl PiecePrice) {
         self.cost.clone_from(&self.fixed);
         for (item, &tiles) in tiles.iter().enumerate() {
-            if let [only] = problem.hosts().of(item) {
+            if let [only] = problem.hosts().ranks_of(item) {
                 self.cost[*only as usize] += price(tiles);
                 self.quotas[problem.hosts().offset(item)] = tiles;
             }
         }
     }
 
-    /// Tiles per (item, host) pair and costs per rank of the best split found.
-    pub(super) fn best(&mut self) -> (Vec<u64>, Vec<u64>) {
+    /// Returns tiles per (item, host) pair and costs per rank of the best split.
+    pub(super) fn take_best_split(&mut self) -> (Vec<u64>, Vec<u64>) {
         let (_, quotas, cost) = self.best.take().unwrap_or_default();
         (quotas, cost)
     }
 
-    /// Improves the pieces at hand until nothing gains or the bound is met, and notes them if they are the best.
-    pub(super) fn run(&mut self, problem: &Problem, price: &impl Price, bound: Peak) {
+    /// Improves the current pieces until nothing gains or the bound is met. Keeps them if they are the best.
+    pub(super) fn run(&mut self, problem: &Problem, price: &impl PiecePrice, bound: Peak) {
         let mut order: Vec<usize> = (0..problem.hosts().ranks()).collect();
-        for _ in 0..CHANGES {
-            let peak = busiest(problem, &self.cost);
+        for _ in 0..MAX_CHANGES {
+            let peak = busiest_ratio(problem, &self.cost);
             if peak <= bound {
                 break;
             }
-            order.sort_by_key(|&rank| (std::cmp::Reverse(self.ratio(problem, rank)), rank));
-            // Single moves anywhere make room; two at a time are worth their price at the peak only.
-            let single = order.iter().any(|&rank| self.relieve(problem, rank, price, Search::attempt_alone));
+            order.sort_by_key(|&rank| (std::cmp::Reverse(self.rank_ratio(problem, rank)), rank));
+            // Single moves are tried on all ranks. Double moves are expensive, so they are tried at the peak
+            // only.
+            let single = order
+                .iter()
+                .any(|&rank| self.relieve_rank(problem, rank, price, PieceSearch::try_single_shift));
             if single {
                 continue;
             }
-            let count = order.partition_point(|&rank| self.ratio(problem, rank) == peak);
-            if !order[..count].iter().any(|&rank| self.relieve(problem, rank, price, Search::attempt_onward))
+            let count = order.partition_point(|&rank| self.rank_ratio(problem, rank) == peak);
+            if !order[..count]
+                .iter()
+                .any(|&rank| self.relieve_rank(problem, rank, price, PieceSearch::try_double_shift))
             {
                 break;
             }
         }
-        let mut ratios: Vec<Peak> = (0..order.len()).map(|rank| self.ratio(problem, rank)).collect();
+        let mut ratios: Vec<Peak> = (0..order.len()).map(|rank| self.rank_ratio(problem, rank)).collect();
         ratios.sort_unstable_by(|a, b| b.cmp(a));
         if self.best.as_ref().is_none_or(|(best, ..)| ratios < *best) {
             for (&pair, &tiles) in self.graph.pair_of.iter().zip(&self.tiles) {
@@ -132,7 +144,7 @@ impl Search {
         }
     }
 
-    fn ratio(&self, problem: &Problem, rank: usize) -> Peak {
+    fn rank_ratio(&self, problem: &Problem, rank: usize) -> Peak {
         Peak { load: self.cost[rank], speed: problem.speeds()[rank] }
     }
 
@@ -141,24 +153,24 @@ impl Search {
     }
 
     /// Makes the first change that gains and begins with a shift from this rank.
-    fn relieve<P: Price>(
+    fn relieve_rank<P: PiecePrice>(
         &mut self,
         problem: &Problem,
         rank: usize,
         price: &P,
-        attempt: impl Fn(&mut Search, &Problem, Shift, &P) -> bool,
+        attempt: impl Fn(&mut PieceSearch, &Problem, TileShift, &P) -> bool,
     ) -> bool {
         for seat in 0..self.graph.seats(rank).len() {
             let (from, index) = self.graph.seats(rank)[seat];
             let from = from as usize;
-            for to in self.graph.places(index as usize) {
+            for to in self.graph.item_places(index as usize) {
                 if self.tiles[from] == 0 || to == from {
                     continue;
                 }
-                let amounts = self.amounts(from, to, price);
+                let amounts = self.candidate_amounts(from, to, price);
                 for (tried, &tiles) in amounts.iter().enumerate() {
                     let again = amounts[..tried].contains(&tiles);
-                    if !again && attempt(self, problem, Shift { from, to, tiles }, price) {
+                    if !again && attempt(self, problem, TileShift { from, to, tiles }, price) {
                         return true;
                     }
                 }
@@ -167,8 +179,9 @@ impl Search {
         false
     }
 
-    /// The amounts worth trying: all, half the difference, what a read pays for on either side, one.
-    fn amounts(&self, from: usize, to: usize, price: &impl Price) -> [u64; 5] {
+    /// Returns the candidate amounts: all, half the difference, the tiles that a read covers on either side,
+    /// and one.
+    fn candidate_amounts(&self, from: usize, to: usize, price: &impl PiecePrice) -> [u64; 5] {
         let all = self.tiles[from];
         let (here, there) = (self.cost[self.rank_at(from)], self.cost[self.rank_at(to)]);
         let per_tile = price(self.free + 2).saturating_sub(price(self.free + 1)).max(1);
@@ -178,13 +191,13 @@ impl Search {
         [all, half, down, up, 1]
     }
 
-    /// One shift by itself.
-    fn attempt_alone(&mut self, problem: &Problem, shift: Shift, price: &impl Price) -> bool {
-        self.attempt(problem, &[shift], price)
+    /// Attempts one shift alone.
+    fn try_single_shift(&mut self, problem: &Problem, shift: TileShift, price: &impl PiecePrice) -> bool {
+        self.try_shifts(problem, &[shift], price)
     }
 
-    /// After a first shift, a second one from where it went: the same way back (an exchange) or onward.
-    fn attempt_onward(&mut self, problem: &Problem, first: Shift, price: &impl Price) -> bool {
+    /// Attempts a first shift with a second one from its destination: back (an exchange) or onward.
+    fn try_double_shift(&mut self, problem: &Problem, first: TileShift, price: &impl PiecePrice) -> bool {
         let there = self.rank_at(first.to);
         for seat in 0..self.graph.seats(there).len() {
             let (from, index) = self.graph.seats(there)[seat];
@@ -192,14 +205,14 @@ impl Search {
             if from == first.to || self.tiles[from] == 0 {
                 continue;
             }
-            for to in self.graph.places(index as usize) {
+            for to in self.graph.item_places(index as usize) {
                 if to == from {
                     continue;
                 }
-                let whole = Shift { from, to, tiles: self.tiles[from] };
-                let half = Shift { tiles: self.tiles[from].div_ceil(2), ..whole };
-                if self.attempt(problem, &[first, whole], price)
-                    || self.attempt(problem, &[first, half], price)
+                let whole = TileShift { from, to, tiles: self.tiles[from] };
+                let half = TileShift { tiles: self.tiles[from].div_ceil(2), ..whole };
+                if self.try_shifts(problem, &[first, whole], price)
+                    || self.try_shifts(problem, &[first, half], price)
                 {
                     return true;
                 }
@@ -208,27 +221,27 @@ impl Search {
         false
     }
 
-    /// Makes these shifts if the largest ratio of the ranks concerned falls.
-    fn attempt(&mut self, problem: &Problem, shifts: &[Shift], price: &impl Price) -> bool {
-        let before = self.largest(problem, shifts);
+    /// Makes these shifts if the highest ratio of their ranks falls.
+    fn try_shifts(&mut self, problem: &Problem, shifts: &[TileShift], price: &impl PiecePrice) -> bool {
+        let before = self.largest_ratio(problem, shifts);
         for &shift in shifts {
-            self.shift(shift, price);
+            self.apply_shift(shift, price);
         }
-        if self.largest(problem, shifts) < before {
+        if self.largest_ratio(problem, shifts) < before {
             return true;
         }
-        for &Shift { from, to, tiles } in shifts.iter().rev() {
-            self.shift(Shift { from: to, to: from, tiles }, price);
+        for &TileShift { from, to, tiles } in shifts.iter().rev() {
+            self.apply_shift(TileShift { from: to, to: from, tiles }, price);
         }
         false
     }
 
-    fn largest(&self, problem: &Problem, shifts: &[Shift]) -> Option<Peak> {
+    fn largest_ratio(&self, problem: &Problem, shifts: &[TileShift]) -> Option<Peak> {
         let ranks = shifts.iter().flat_map(|shift| [self.rank_at(shift.from), self.rank_at(shift.to)]);
-        ranks.map(|rank| self.ratio(problem, rank)).max()
+        ranks.map(|rank| self.rank_ratio(problem, rank)).max()
     }
 
-    fn shift(&mut self, Shift { from, to, tiles }: Shift, price: &impl Price) {
+    fn apply_shift(&mut self, TileShift { from, to, tiles }: TileShift, price: &impl PiecePrice) {
         let (here, there) = (self.rank_at(from), self.rank_at(to));
         self.cost[here] -= price(self.tiles[from]);
         self.cost[there] -= price(self.tiles[to]);

@@ -1,109 +1,111 @@
-//! Pieces worth sending: no host serves fewer than `m` tokens of an item unless that is all of it.
+//! Pieces of a minimum size: no host serves fewer than `m` tokens of an item unless that is all of it.
 //!
-//! In: a problem, loads, the least piece `m`. Out: a [`Split`] in which every quota is 0, the whole load, or at least `m`,
-//! with a peak as small as the method finds, and a lower bound on all such peaks. A small piece costs its rank a read of
-//! weights and a narrow matrix product; LLEP, for one, sends no piece below 1024 tokens.
+//! In: a problem, loads, the least piece `m`. Out: a [`RankSplit`] in which every quota is 0, the whole load,
+//! or at least `m`. Its peak is as low as the method finds, with a lower bound of all such peaks. A small
+//! piece costs its rank a read of weights and a narrow matrix product. LLEP, for example, sends no piece
+//! below 1024 tokens.
 //!
-//! **How hard.** NP-hard: with `m` above all loads no item may be split, which is scheduling on unrelated machines of
-//! restricted assignment. The method is a heuristic; the answer is always feasible, since one host may serve all.
+//! **Complexity.** The problem is NP-hard. With `m` above all loads no item may be split, which is scheduling
+//! on unrelated machines with restricted assignment. The method is a heuristic. The result is always
+//! feasible, because one host may serve all.
 //!
-//! **Method.** Choose for every item the *open* hosts, each of which must serve `m` tokens, or one that serves all. For
-//! given open hosts the best loads are a flow with lower bounds, found exactly and decreasingly minimal (`classes`). The
-//! first choice rounds the exact split: pieces below `m` are closed or, largest first, raised to `m` where together they
-//! are worth one. Then a local search: for items that touch a busiest rank, one host is opened, closed or exchanged, and
-//! where that gains no more, one item moves to a rank and another one on from there. A change stays if it makes the
-//! sorted vector of ratios less. It ends when nothing gains, the bound is met or the
-//! effort is spent.
+//! **Method.** Choose for every item the *open* hosts: each of several must serve `m` tokens, or a single one
+//! serves all. For given open hosts the best loads are a flow with lower bounds, found exactly and
+//! decreasingly minimal (`decomposition`). The first choice rounds the exact split. Pieces below `m` are
+//! closed or, largest first, raised to `m` if together they are worth one. A local search follows. For items
+//! that touch a busiest rank, one host is opened, closed or exchanged. If no such change gains, one item
+//! moves to a rank and another one on from there. A change stays if it lowers the sorted vector of ratios.
+//! The search ends when nothing gains, the bound is met or the effort is spent.
 //!
-//! **Bound.** The certified peak without the condition.
+//! **Bound.** The bound is the certified peak without the condition.
 
-use super::balance::{Workspace, balance_into, busiest};
-use super::level::Level;
-use crate::{Error, Peak, Problem, Split};
+use super::balance::{BalanceWorkspace, balance_into, busiest_ratio};
+use super::load_levels::Level;
+use crate::{Peak, Problem, RankSplit, SolverError};
 
-/// A split without small pieces.
+/// Split without small pieces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MinPieceSplit {
-    /// The split. Its certificate proves the bound, not the split's own peak.
-    pub split: Split,
-    /// The least peak without the condition on pieces: no split with it has a lower one.
+    /// Split of the batch. Its certificate proves the bound, not the split's own peak.
+    pub split: RankSplit,
+    /// Lowest peak without the condition on pieces. No split with it has a lower one.
     pub bound: Peak,
 }
 
-/// Splits without small pieces for one problem, batch after batch.
+/// Splitter without small pieces for one problem and successive batches.
 #[derive(Debug, Clone)]
-pub struct MinPiece {
+pub struct MinPieceSplitter {
     problem: Problem,
     least: u64,
     effort: usize,
-    workspace: Workspace,
+    workspace: BalanceWorkspace,
     open: Vec<bool>,
-    /// The best found so far, to go back to.
-    kept: State,
+    /// Best state so far, to which a failed change returns.
+    incumbent: PieceState,
     ratios: Vec<Peak>,
 }
 
-/// What a change of open hosts changes.
+/// State that a change of open hosts modifies.
 #[derive(Debug, Clone, Default)]
-struct State {
+struct PieceState {
     quota: Vec<u64>,
     floor: Vec<u64>,
     ceiling: Vec<u64>,
     load: Vec<u64>,
     open: Vec<bool>,
     level: Vec<Level>,
-    /// The ratios, sorted descending.
+    /// Ratios, sorted descending.
     ratios: Vec<Peak>,
 }
 
-/// One item's hosts change.
+/// Change of one item's hosts.
 #[derive(Debug, Clone, Copy)]
-struct Change {
+struct ItemHostChange {
     index: usize,
     opened: Option<usize>,
     closed: Option<usize>,
 }
 
-impl MinPiece {
-    /// How many changes the local search tries, if nothing else is said.
-    pub const EFFORT: usize = 256;
+impl MinPieceSplitter {
+    /// Default number of changes that the local search evaluates.
+    pub const DEFAULT_EFFORT: usize = 256;
 
-    /// No piece below `least` tokens. (0 and 1 ask for nothing.)
-    pub fn new(problem: Problem, least: u64) -> MinPiece {
-        MinPiece {
+    /// Creates a splitter without pieces below `least` tokens. (0 and 1 impose no condition.)
+    pub fn new(problem: Problem, least: u64) -> MinPieceSplitter {
+        MinPieceSplitter {
             problem,
             least,
-            effort: MinPiece::EFFORT,
-            workspace: Workspace::default(),
+            effort: MinPieceSplitter::DEFAULT_EFFORT,
+            workspace: BalanceWorkspace::default(),
             open: Vec::new(),
-            kept: State::default(),
+            incumbent: PieceState::default(),
             ratios: Vec::new(),
         }
     }
 
-    /// Sets how many changes the local search tries; each costs a flow.
+    /// Sets the number of changes that the local search evaluates. Each costs a flow.
     #[must_use]
-    pub fn with_effort(self, effort: usize) -> MinPiece {
-        MinPiece { effort, ..self }
+    pub fn with_effort(self, effort: usize) -> MinPieceSplitter {
+        MinPieceSplitter { effort, ..self }
     }
 
     /// Splits one batch of loads, one per item.
     ///
     /// # Errors
-    /// As [`solve`](crate::solve).
-    pub fn solve(&mut self, loads: &[u64]) -> Result<MinPieceSplit, Error> {
-        let mut split = Split::default();
+    /// Fails as [`solve`](crate::solve) does.
+    pub fn solve(&mut self, loads: &[u64]) -> Result<MinPieceSplit, SolverError> {
+        let mut split = RankSplit::default();
         balance_into(&self.problem, loads, &mut self.workspace, &mut split)?;
         let bound = split.peak;
-        self.round(loads);
-        self.settle();
-        self.keep();
-        self.improve(loads, bound);
-        let State { quota, load, .. } = &self.kept;
+        self.round_pieces(loads);
+        self.settle_loads();
+        self.save_incumbent();
+        self.search_hosts(loads, bound);
+        let PieceState { quota, load, .. } = &self.incumbent;
         self.workspace.flow.quota.copy_from_slice(quota);
         self.workspace.flow.load.copy_from_slice(load);
         self.workspace.flow.write(&self.workspace.graph, &mut split.quotas, &mut split.rank_loads);
-        split.peak = busiest(&self.problem, &split.rank_loads);
+        split.peak = busiest_ratio(&self.problem, &split.rank_loads);
         Ok(MinPieceSplit { split, bound })
     }
 
@@ -111,18 +113,18 @@ impl MinPiece {
         loads[self.workspace.graph.items[index] as usize]
     }
 
-    /// Whether `count` hosts may serve a load together.
-    fn enough(&self, load: u64, count: usize) -> bool {
+    /// Returns true if `count` hosts may serve a load together.
+    fn can_share(&self, load: u64, count: usize) -> bool {
         count == 1 || u128::from(self.least) * count as u128 <= u128::from(load)
     }
 
-    /// Opens hosts by rounding the pieces there are.
-    fn round(&mut self, loads: &[u64]) {
+    /// Opens hosts by rounding the present pieces.
+    fn round_pieces(&mut self, loads: &[u64]) {
         self.open.clear();
         self.open.resize(self.workspace.graph.rank_of.len(), false);
         let mut pieces: Vec<usize> = Vec::new();
         for index in 0..self.workspace.graph.items.len() {
-            let places = self.workspace.graph.places(index);
+            let places = self.workspace.graph.item_places(index);
             let quota = &self.workspace.flow.quota;
             pieces.clear();
             pieces.extend(places.clone().filter(|&place| quota[place] > 0));
@@ -133,7 +135,7 @@ impl MinPiece {
             let least = u128::from(self.least.max(1));
             let raised = ((2 * small + least) / (2 * least)) as usize;
             let mut count = (large + raised.min(pieces.len() - large)).max(1).min(pieces.len().max(1));
-            while !self.enough(self.load_of(index, loads), count) {
+            while !self.can_share(self.load_of(index, loads), count) {
                 count -= 1;
             }
             for &place in &pieces[..count.min(pieces.len())] {
@@ -142,14 +144,14 @@ impl MinPiece {
             if pieces.is_empty() {
                 self.open[places.start] = true;
             }
-            self.pour(index, self.load_of(index, loads));
+            self.distribute_item(index, self.load_of(index, loads));
         }
     }
 
-    /// Gives an item's open hosts quotas within their bounds, as near to what they have as may be.
-    fn pour(&mut self, index: usize, load: u64) {
-        let Workspace { graph, flow, .. } = &mut self.workspace;
-        let places = graph.places(index);
+    /// Gives an item's open hosts quotas within their bounds, as near to the present ones as possible.
+    fn distribute_item(&mut self, index: usize, load: u64) {
+        let BalanceWorkspace { graph, flow, .. } = &mut self.workspace;
+        let places = graph.item_places(index);
         let count = places.clone().filter(|&place| self.open[place]).count() as u64;
         let floor = if count == 1 { load } else { self.least };
         let mut left = load - floor * count;
@@ -174,43 +176,43 @@ impl MinPiece {
         flow.load[graph.rank_of[last] as usize] += left;
     }
 
-    /// The best loads for the open hosts.
-    fn settle(&mut self) {
-        let Workspace { graph, flow, classes, .. } = &mut self.workspace;
-        classes.settle(graph, self.problem.speeds(), flow);
+    /// Finds the best loads for the open hosts.
+    fn settle_loads(&mut self) {
+        let BalanceWorkspace { graph, flow, classes, .. } = &mut self.workspace;
+        classes.settle_classes(graph, self.problem.speeds(), flow);
         let ratios = flow.load.iter().zip(self.problem.speeds());
         self.ratios.clear();
         self.ratios.extend(ratios.map(|(&load, &speed)| Peak { load, speed }));
         self.ratios.sort_unstable_by(|a, b| b.cmp(a));
     }
 
-    fn keep(&mut self) {
+    fn save_incumbent(&mut self) {
         let flow = &self.workspace.flow;
-        self.kept.quota.clone_from(&flow.quota);
-        self.kept.floor.clone_from(&flow.floor);
-        self.kept.ceiling.clone_from(&flow.ceiling);
-        self.kept.load.clone_from(&flow.load);
-        self.kept.open.clone_from(&self.open);
-        self.kept.level.clone_from(&self.workspace.classes.level);
-        self.kept.ratios.clone_from(&self.ratios);
+        self.incumbent.quota.clone_from(&flow.quota);
+        self.incumbent.floor.clone_from(&flow.floor);
+        self.incumbent.ceiling.clone_from(&flow.ceiling);
+        self.incumbent.load.clone_from(&flow.load);
+        self.incumbent.open.clone_from(&self.open);
+        self.incumbent.level.clone_from(&self.workspace.classes.level);
+        self.incumbent.ratios.clone_from(&self.ratios);
     }
 
-    fn go_back(&mut self) {
+    fn restore_incumbent(&mut self) {
         let flow = &mut self.workspace.flow;
-        flow.quota.copy_from_slice(&self.kept.quota);
-        flow.floor.copy_from_slice(&self.kept.floor);
-        flow.ceiling.copy_from_slice(&self.kept.ceiling);
-        flow.load.copy_from_slice(&self.kept.load);
-        self.open.copy_from_slice(&self.kept.open);
+        flow.quota.copy_from_slice(&self.incumbent.quota);
+        flow.floor.copy_from_slice(&self.incumbent.floor);
+        flow.ceiling.copy_from_slice(&self.incumbent.ceiling);
+        flow.load.copy_from_slice(&self.incumbent.load);
+        self.open.copy_from_slice(&self.incumbent.open);
     }
 
-    /// Local search over open hosts: one item at a time, then two, as long as anything gains.
-    fn improve(&mut self, loads: &[u64], bound: Peak) {
+    /// Searches locally over open hosts: one item at a time, then two, while anything gains.
+    fn search_hosts(&mut self, loads: &[u64], bound: Peak) {
         let mut effort = self.effort;
         let items = self.workspace.graph.items.len();
-        // Goes round the items until none of them has gained for a whole round.
+        // The loop visits the items in turn until none of them has gained for a whole round.
         let (mut index, mut idle) = (0, 0);
-        while effort > 0 && self.kept.ratios.first().is_some_and(|&peak| peak > bound) {
+        while effort > 0 && self.incumbent.ratios.first().is_some_and(|&peak| peak > bound) {
             let pairs = idle >= items;
             if idle >= 2 * items {
                 return;
@@ -223,29 +225,31 @@ impl MinPiece {
         }
     }
 
-    /// Whether an item has a host of the class that carries the peak.
+    /// Returns true if an item has a host of the class that carries the peak.
     fn touches_a_busiest_rank(&self, index: usize) -> bool {
-        let Some(&peak) = self.kept.ratios.first() else { return false };
-        self.workspace.graph.places(index).any(|place| {
+        let Some(&peak) = self.incumbent.ratios.first() else { return false };
+        self.workspace.graph.item_places(index).any(|place| {
             let rank = self.workspace.graph.rank_of[place] as usize;
-            let level = self.kept.level[rank];
-            Peak { load: self.kept.load[rank], speed: self.problem.speeds()[rank] } == peak
+            let level = self.incumbent.level[rank];
+            Peak { load: self.incumbent.load[rank], speed: self.problem.speeds()[rank] } == peak
                 || Peak { load: level.load, speed: level.speed } == peak
         })
     }
 
-    /// Opens, closes or exchanges hosts of one item where that gains; or, in pairs, moves one item to a rank and another
-    /// one on from there.
+    /// Opens, closes or exchanges hosts of one item if that gains. With `pairs`, it moves one item to a rank
+    /// and another one on from there.
     fn improve_item(&mut self, index: usize, pairs: bool, loads: &[u64], effort: &mut usize) -> bool {
-        let places = self.workspace.graph.places(index);
+        let places = self.workspace.graph.item_places(index);
         let mut gained = false;
         for opened in places.clone().map(Some).chain([None]) {
             for closed in places.clone().map(Some).chain([None]) {
-                let change = Change { index, opened, closed };
+                let change = ItemHostChange { index, opened, closed };
                 gained |= match opened {
-                    Some(to) if pairs => closed.is_some() && self.improve_onward(change, to, loads, effort),
+                    Some(to) if pairs => {
+                        closed.is_some() && self.improve_two_items(change, to, loads, effort)
+                    }
                     _ if pairs => false,
-                    _ => self.attempt(&[change], loads, effort),
+                    _ => self.try_changes(&[change], loads, effort),
                 };
             }
         }
@@ -253,7 +257,13 @@ impl MinPiece {
     }
 
     /// Moves an item to a rank and another one on from there.
-    fn improve_onward(&mut self, first: Change, to: usize, loads: &[u64], effort: &mut usize) -> bool {
+    fn improve_two_items(
+        &mut self,
+        first: ItemHostChange,
+        to: usize,
+        loads: &[u64],
+        effort: &mut usize,
+    ) -> bool {
         let there = self.workspace.graph.rank_of[to] as usize;
         for seat in 0..self.workspace.graph.seats(there).len() {
             let (closed, index) = self.workspace.graph.seats(there)[seat];
@@ -261,9 +271,9 @@ impl MinPiece {
             if index == first.index || !self.open[closed] {
                 continue;
             }
-            for opened in self.workspace.graph.places(index) {
-                let second = Change { index, opened: Some(opened), closed: Some(closed) };
-                if self.attempt(&[first, second], loads, effort) {
+            for opened in self.workspace.graph.item_places(index) {
+                let second = ItemHostChange { index, opened: Some(opened), closed: Some(closed) };
+                if self.try_changes(&[first, second], loads, effort) {
                     return true;
                 }
             }
@@ -272,39 +282,40 @@ impl MinPiece {
     }
 
     /// Makes these changes if they are allowed and gain.
-    fn attempt(&mut self, changes: &[Change], loads: &[u64], effort: &mut usize) -> bool {
-        if *effort == 0 || !changes.iter().all(|&change| self.allows(change, loads)) {
+    fn try_changes(&mut self, changes: &[ItemHostChange], loads: &[u64], effort: &mut usize) -> bool {
+        if *effort == 0 || !changes.iter().all(|&change| self.is_allowed(change, loads)) {
             return false;
         }
         *effort -= 1;
-        for &Change { index, opened, closed } in changes {
+        for &ItemHostChange { index, opened, closed } in changes {
             if let Some(place) = opened {
                 self.open[place] = true;
             }
             if let Some(place) = closed {
                 self.open[place] = false;
             }
-            self.pour(index, self.load_of(index, loads));
+            self.distribute_item(index, self.load_of(index, loads));
         }
-        self.settle();
-        let gained = self.ratios < self.kept.ratios;
+        self.settle_loads();
+        let gained = self.ratios < self.incumbent.ratios;
         if gained {
-            self.keep();
+            self.save_incumbent();
         } else {
-            self.go_back();
+            self.restore_incumbent();
         }
         gained
     }
 
-    /// Whether a change opens what is closed, closes what is open, and leaves hosts for pieces that are large enough.
-    fn allows(&self, Change { index, opened, closed }: Change, loads: &[u64]) -> bool {
+    /// Returns true if a change opens a closed host, closes an open one, and leaves hosts for pieces that are
+    /// large enough.
+    fn is_allowed(&self, ItemHostChange { index, opened, closed }: ItemHostChange, loads: &[u64]) -> bool {
         let opens = opened.is_some_and(|place| !self.open[place]);
         let closes = closed.is_some_and(|place| self.open[place]);
         if opens != opened.is_some() || closes != closed.is_some() || !(opens || closes) {
             return false;
         }
-        let now = self.workspace.graph.places(index).filter(|&place| self.open[place]).count();
+        let now = self.workspace.graph.item_places(index).filter(|&place| self.open[place]).count();
         let count = now + usize::from(opens) - usize::from(closes);
-        count > 0 && self.enough(self.load_of(index, loads), count)
+        count > 0 && self.can_share(self.load_of(index, loads), count)
     }
 }

@@ -1,7 +1,7 @@
 //! Seeded instances, shared by tests, benches and the `agreement` example.
 //!
-//! An instance is a pure function of its seed and its limits: a shape (who hosts what), a load
-//! distribution, and perhaps speeds and base loads.
+//! An instance is a pure function of its seed and its limits. It has a shape (the hosts of each item), a load
+//! distribution, and optionally speeds and base loads.
 #![allow(dead_code, reason = "each test program uses its own part")]
 #![allow(clippy::expect_used, reason = "a generator that builds nonsense must stop the test")]
 #![allow(missing_docs, reason = "test support is no public interface")]
@@ -9,12 +9,12 @@
 #[cfg(feature = "oracle")]
 pub(crate) mod referee;
 
-use evenkeel_solver::{Error, Hosts, Peak, Problem};
+use evenkeel_solver::{Hosts, Peak, Problem, SolverError};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, LogNormal, Normal, Zipf};
 
-/// How large an instance may be, and what it may contain.
+/// Limits of an instance's size and content.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) ranks: usize,
@@ -103,7 +103,7 @@ pub(crate) fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-/// An instance of any shape and law.
+/// Returns an instance of any shape and load distribution.
 pub(crate) fn draw(seed: u64, limits: Limits) -> Instance {
     let mut rng = rng(seed);
     let shape = SHAPES[rng.random_range(0..SHAPES.len())];
@@ -116,7 +116,7 @@ pub(crate) fn draw_as(
     law: Law,
     rng: &mut ChaCha8Rng,
     limits: Limits,
-) -> Result<Instance, Error> {
+) -> Result<Instance, SolverError> {
     let items = rng.random_range(1..=limits.items);
     let lists = host_lists(shape, rng.random_range(1..=limits.ranks), items, rng);
     let ranks = 1 + lists.iter().flatten().max().copied().unwrap_or(0) as usize;
@@ -128,12 +128,12 @@ pub(crate) fn draw_as(
         Speeds::Any(top) => problem.with_speeds((0..ranks).map(|_| rng.random_range(1..=top)).collect())?,
     };
     if limits.base && rng.random_bool(0.5) {
-        problem = problem.with_base((0..ranks).map(|_| rng.random_range(0..=limits.load)).collect())?;
+        problem = problem.with_base_loads((0..ranks).map(|_| rng.random_range(0..=limits.load)).collect())?;
     }
     Ok(Instance { shape, law, problem, loads })
 }
 
-/// Host lists on at most `ranks` ranks; the highest rank used counts them.
+/// Returns host lists on at most `ranks` ranks. The highest used rank determines the number of ranks.
 fn host_lists(shape: Shape, ranks: usize, items: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<u32>> {
     let pair = |a: usize, b: usize| if a == b { vec![a as u32] } else { vec![a as u32, b as u32] };
     let side = (1..=ranks).take_while(|side| side * side <= ranks).last().unwrap_or(1);
@@ -146,7 +146,7 @@ fn host_lists(shape: Shape, ranks: usize, items: usize, rng: &mut ChaCha8Rng) ->
             Shape::Random => some_ranks(rng.random_range(1..=3), ranks, rng),
             Shape::ManyHosts => some_ranks(rng.random_range(1..=8), ranks, rng),
             Shape::Everywhere => (0..ranks as u32).collect(),
-            // The first items of a rank have a copy, the later ones do not.
+            // The first items of a rank have a second replica, the later ones do not.
             Shape::Ring if round < 2 => pair(home, (home + 1) % ranks),
             Shape::Chain if round < 2 => pair(home, (home + 1).min(ranks - 1)),
             Shape::Cube if round < 4 => {
@@ -218,8 +218,8 @@ fn loads(law: Law, lists: &[Vec<u32>], top: u64, rng: &mut ChaCha8Rng) -> Vec<u6
     each.collect()
 }
 
-/// LPLB's layout without re-ordering: `ranks` ranks own `items / ranks` items each, in order; slot `d` of
-/// rank `i` replicates the `d`-th item of rank `columns[d mod columns][i]`.
+/// Returns LPLB's layout without re-ordering. Each of `ranks` ranks owns `items / ranks` items, in order.
+/// Slot `d` of rank `i` replicates the `d`-th item of rank `columns[d mod columns][i]`.
 pub(crate) fn lplb(items: usize, redundant: usize, columns: &[Vec<usize>]) -> Hosts {
     let ranks = columns[0].len();
     let own = items / ranks;
@@ -232,7 +232,7 @@ pub(crate) fn lplb(items: usize, redundant: usize, columns: &[Vec<usize>]) -> Ho
     Hosts::new(ranks, lists).expect("a topology never sends a copy home")
 }
 
-/// LPLB's topologies, as columns of `redundant_to_original`.
+/// Returns LPLB's ring topology, as columns of `redundant_to_original`.
 pub(crate) fn ring(ranks: usize) -> Vec<Vec<usize>> {
     vec![(0..ranks).map(|rank| (rank + 1) % ranks).collect()]
 }
@@ -255,22 +255,22 @@ pub(crate) fn torus(rows: usize, columns: usize) -> Vec<Vec<usize>> {
     vec![ranks.clone().map(down).collect(), ranks.map(right).collect()]
 }
 
-/// LPLB's test loads: normal with mean 2^12 and deviation 0.3 of it, clamped at zero.
+/// Returns LPLB's test loads: normal with mean 2^12 and deviation 0.3 of it, clamped at zero.
 pub(crate) fn lplb_loads(items: usize, rng: &mut ChaCha8Rng) -> Vec<u64> {
     let normal = Normal::new(4096.0, 0.3 * 4096.0).expect("valid parameters");
     (0..items).map(|_| f64::max(normal.sample(rng), 0.0) as u64).collect()
 }
 
-/// The least peak by enumeration of all rank sets and, for each, of the breakpoints by bisection. Shares
-/// nothing with the solver.
+/// Returns the least peak by enumeration of all rank sets, with bisection over the breakpoints of each. It
+/// shares no code with the solver.
 pub(crate) fn peak_by_enumeration(problem: &Problem, loads: &[u64]) -> Peak {
     let (hosts, speeds) = (problem.hosts(), problem.speeds());
     let masks: Vec<u32> =
-        (0..hosts.items()).map(|item| hosts.of(item).iter().map(|rank| 1 << rank).sum()).collect();
+        (0..hosts.items()).map(|item| hosts.ranks_of(item).iter().map(|rank| 1 << rank).sum()).collect();
     let mut worst = Peak { load: 0, speed: 1 };
     for set in 1u32..1 << hosts.ranks() {
         let inside = |rank: &usize| set >> rank & 1 == 1;
-        let base: u64 = (0..hosts.ranks()).filter(inside).map(|rank| problem.base()[rank]).sum();
+        let base: u64 = (0..hosts.ranks()).filter(inside).map(|rank| problem.base_loads()[rank]).sum();
         let must =
             base + masks.iter().zip(loads).filter(|(mask, _)| *mask & !set == 0).map(|(_, l)| l).sum::<u64>();
         let room = |load: u64, speed: u32| -> u128 {

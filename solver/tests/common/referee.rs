@@ -1,11 +1,11 @@
 //! The comparison of one exact answer with HiGHS.
 
-use evenkeel_solver::lp::{self, Engine};
-use evenkeel_solver::{Split, Violation, Workspace, solve, verify};
+use evenkeel_solver::lp::{self, LpEngine};
+use evenkeel_solver::{RankSplit, Violation, Workspace, solve, verify};
 
 use super::Instance;
 
-/// What the referee objects to.
+/// An objection of the referee.
 #[derive(Debug)]
 pub(crate) enum Objection {
     /// The certificate does not hold.
@@ -23,12 +23,12 @@ impl std::fmt::Display for Objection {
     }
 }
 
-/// Equal speeds: the exact peak is the LP's optimum in tokens, rounded up.
+/// Compares the exact peak at equal speeds with the LP's optimum in tokens, rounded up.
 ///
-/// The engine's optimum has an error; where it lies that near to an integer, that integer is accepted.
+/// The engine's optimum has an error. An integer within that error is accepted.
 pub(crate) fn compare_fluid(instance: &Instance) -> Result<(), Objection> {
     let split = certified(instance)?;
-    let fluid = lp::solve(&instance.problem, &instance.loads, Engine::Highs)
+    let fluid = lp::solve(&instance.problem, &instance.loads, LpEngine::Highs)
         .map_err(|error| Objection::Disagreement(format!("{error} on {instance:?}")))?;
     let tokens = fluid.peak * f64::from(instance.problem.speeds()[0]);
     let exact = split.peak.load as f64;
@@ -39,10 +39,10 @@ pub(crate) fn compare_fluid(instance: &Instance) -> Result<(), Objection> {
     Err(Objection::Disagreement(format!("HiGHS {tokens}, exact {exact} on {instance:?}")))
 }
 
-/// Unequal speeds: the exact peak is the MILP's optimum.
+/// Compares the exact peak at unequal speeds with the MILP's optimum.
 pub(crate) fn compare_integer(instance: &Instance) -> Result<(), Objection> {
     let split = certified(instance)?;
-    let integer = lp::solve_integer(&instance.problem, &instance.loads, Engine::Highs)
+    let integer = lp::solve_integer(&instance.problem, &instance.loads, LpEngine::Highs)
         .map_err(|error| Objection::Disagreement(format!("{error} on {instance:?}")))?;
     if integer.peak == split.peak {
         return Ok(());
@@ -50,7 +50,7 @@ pub(crate) fn compare_integer(instance: &Instance) -> Result<(), Objection> {
     Err(Objection::Disagreement(format!("HiGHS {:?}, exact {:?} on {instance:?}", integer.peak, split.peak)))
 }
 
-fn certified(instance: &Instance) -> Result<Split, Objection> {
+fn certified(instance: &Instance) -> Result<RankSplit, Objection> {
     let split = solve(&instance.problem, &instance.loads, &mut Workspace::new(&instance.problem))
         .map_err(|error| Objection::Disagreement(error.to_string()))?;
     verify(&instance.problem, &instance.loads, &split).map_err(Objection::Uncertified)?;

@@ -1,12 +1,12 @@
 //! The theorems of the exact split: feasible, conserving, certified optimal, deterministic.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::{Limits, Speeds};
+use crate::common;
+use crate::common::{Limits, Speeds};
 use evenkeel_solver::bench::corpus::SIZES;
 use evenkeel_solver::{
-    Hosts, Peak, Problem, Split, Warm, Workspace, edge, solve, solve_counts_into, solve_into, verify,
+    Hosts, Peak, Problem, RankSplit, WarmSplitter, Workspace, coordinate_descent, solve, solve_counts_into,
+    solve_into, verify,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -19,11 +19,11 @@ const MIDDLE: Limits = Limits { ranks: 64, items: 300, load: 1 << 20, speeds: Sp
 const LARGE: Limits =
     Limits { ranks: 1024, items: 3000, load: 1 << 40, speeds: Speeds::Any(100), base: true };
 
-fn answer(problem: &Problem, loads: &[u64]) -> Split {
+fn answer(problem: &Problem, loads: &[u64]) -> RankSplit {
     solve(problem, loads, &mut Workspace::new(problem)).expect("the instance is valid")
 }
 
-/// Hosts, speeds, base loads and loads that shrink well: up to 6 ranks and 10 items.
+/// Returns hosts, speeds, base loads and loads that shrink well: up to 6 ranks and 10 items.
 fn problems() -> impl Strategy<Value = (Problem, Vec<u64>)> {
     (1usize..=6, 0usize..=10).prop_flat_map(|(ranks, items)| {
         let all: Vec<u32> = (0..ranks as u32).collect();
@@ -34,7 +34,7 @@ fn problems() -> impl Strategy<Value = (Problem, Vec<u64>)> {
         (lists, speeds, base, loads).prop_map(move |(lists, speeds, base, loads)| {
             let hosts = Hosts::new(ranks, lists).expect("valid hosts");
             let problem = Problem::new(hosts).with_speeds(speeds).expect("one speed per rank");
-            (problem.with_base(base).expect("one base load per rank"), loads)
+            (problem.with_base_loads(base).expect("one base load per rank"), loads)
         })
     })
 }
@@ -123,17 +123,17 @@ fn relabelling_ranks_and_items_leaves_the_peak() {
         old_item.shuffle(&mut rng);
 
         let relabel = |&item: &usize| -> Vec<u32> {
-            problem.hosts().of(item).iter().map(|&rank| new_rank[rank as usize]).collect()
+            problem.hosts().ranks_of(item).iter().map(|&rank| new_rank[rank as usize]).collect()
         };
         let hosts = Hosts::new(new_rank.len(), old_item.iter().map(relabel)).expect("valid hosts");
         let mut speeds = vec![0; new_rank.len()];
         let mut base = vec![0; new_rank.len()];
         for (old, &new) in new_rank.iter().enumerate() {
             speeds[new as usize] = problem.speeds()[old];
-            base[new as usize] = problem.base()[old];
+            base[new as usize] = problem.base_loads()[old];
         }
         let relabelled =
-            Problem::new(hosts).with_speeds(speeds).expect("speeds").with_base(base).expect("base");
+            Problem::new(hosts).with_speeds(speeds).expect("speeds").with_base_loads(base).expect("base");
         let moved: Vec<u64> = old_item.iter().map(|&item| loads[item]).collect();
         assert_eq!(answer(problem, loads).peak, answer(&relabelled, &moved).peak, "seed {seed}");
     }
@@ -142,7 +142,7 @@ fn relabelling_ranks_and_items_leaves_the_peak() {
 #[test]
 fn the_answer_does_not_depend_on_what_the_memory_held() {
     let mut workspace = Workspace::default();
-    let mut split = Split::default();
+    let mut split = RankSplit::default();
     for seed in 0..1500 {
         let instance = common::draw(seed, Limits { speeds: Speeds::Any(3), ..MIDDLE });
         let fresh = answer(&instance.problem, &instance.loads);
@@ -160,19 +160,19 @@ fn counts_of_32_bits_and_every_width_of_numbers_give_the_same_bits() {
         let instance = common::draw(seed, Limits { speeds: Speeds::One, base: false, ..MIDDLE });
         let counts: Vec<u32> = instance.loads.iter().map(|&load| load as u32).collect();
         let cold = answer(&instance.problem, &instance.loads);
-        let mut split = Split::default();
+        let mut split = RankSplit::default();
         solve_counts_into(&instance.problem, &counts, &mut workspace, &mut split).expect("valid");
         assert_eq!(split, cold, "seed {seed}");
 
-        // A rank of its own that carries 2^40 or 2^63 makes the numbers wider and changes nothing else.
+        // An additional rank with a load of 2^40 or 2^63 makes the numbers wider and changes nothing else.
         let ranks = instance.problem.hosts().ranks();
         let hosts = instance.problem.hosts();
         let alone = [vec![ranks as u32]];
-        let lists = (0..hosts.items()).map(|item| hosts.of(item).to_vec()).chain(alone);
+        let lists = (0..hosts.items()).map(|item| hosts.ranks_of(item).to_vec()).chain(alone);
         let wider = Problem::new(Hosts::new(ranks + 1, lists).expect("one more rank"));
         let with = |load: u64| instance.loads.iter().copied().chain([load]).collect::<Vec<_>>();
         let [wide, widest] = [1 << 40, 1 << 63].map(|load| answer(&wider, &with(load)));
-        let quotas = |split: &Split| split.quotas[..hosts.len()].to_vec();
+        let quotas = |split: &RankSplit| split.quotas[..hosts.len()].to_vec();
         assert_eq!(quotas(&wide), quotas(&widest), "seed {seed}");
     }
 }
@@ -180,8 +180,8 @@ fn counts_of_32_bits_and_every_width_of_numbers_give_the_same_bits() {
 #[test]
 fn a_warm_answer_is_the_cold_one() {
     for size in SIZES.iter().take(6) {
-        for series in size.corpus(6).expect("valid sizes") {
-            let mut warm = Warm::new(series.problem.clone());
+        for series in size.build_corpus(6).expect("valid sizes") {
+            let mut warm = WarmSplitter::new(series.problem.clone());
             for batch in series.batches.iter().flat_map(|batch| [batch, batch, &series.batches[0]]) {
                 let loads: Vec<u64> = batch.iter().map(|&count| u64::from(count)).collect();
                 assert_eq!(warm.solve(batch), Ok(&answer(&series.problem, &loads)));
@@ -194,14 +194,16 @@ fn a_warm_answer_is_the_cold_one() {
 #[test]
 fn the_bench_corpus_is_certified_and_no_edge_descent_beats_it() {
     for size in SIZES {
-        for series in size.corpus(3).expect("valid sizes") {
-            let edges = edge::Workspace::new(&series.problem).expect("two hosts at most");
-            let mut quotas = edge::Quotas::default();
+        for series in size.build_corpus(3).expect("valid sizes") {
+            let edges =
+                coordinate_descent::DescentWorkspace::new(&series.problem).expect("two hosts at most");
+            let mut quotas = coordinate_descent::DescentQuotas::default();
             for batch in &series.batches {
                 let loads: Vec<u64> = batch.iter().map(|&count| u64::from(count)).collect();
                 let split = answer(&series.problem, &loads);
                 assert_eq!(verify(&series.problem, &loads, &split), Ok(()), "{size:?} {}", series.graph);
-                edge::solve_counts_into(&series.problem, batch, &edges, &mut quotas).expect("valid");
+                coordinate_descent::solve_counts_into(&series.problem, batch, &edges, &mut quotas)
+                    .expect("valid");
                 let peak = quotas.rank_loads.iter().copied().max().expect("ranks");
                 assert!(peak >= split.peak.load, "{size:?} {:?} {}", series.law, series.graph);
                 for (item, &load) in loads.iter().enumerate() {
@@ -213,8 +215,8 @@ fn the_bench_corpus_is_certified_and_no_edge_descent_beats_it() {
     }
 }
 
-/// The bits of the answers, pinned: a change here changes plans that are in use, and belongs in the
-/// changelog. The instances come from splitmix64, so that no library can move them.
+/// Pins the bits of the answers. A change here changes plans in use, and belongs in the changelog. The
+/// instances come from splitmix64, which no library version can change.
 #[test]
 fn the_answers_keep_their_bits() {
     let mut state = 0u64;
@@ -239,7 +241,8 @@ fn the_answers_keep_their_bits() {
         let problem = Problem::new(Hosts::new(ranks as usize, lists).expect("valid hosts"));
         let speeds = (0..ranks).map(|_| 1 + next(3) as u32).collect();
         let base = (0..ranks).map(|_| next(500)).collect();
-        let uneven = problem.clone().with_speeds(speeds).expect("speeds").with_base(base).expect("base");
+        let uneven =
+            problem.clone().with_speeds(speeds).expect("speeds").with_base_loads(base).expect("base");
         for problem in [problem, uneven] {
             let loads: Vec<u64> = (0..4 * ranks).map(|_| next(10) * next(200)).collect();
             let split = answer(&problem, &loads);
@@ -254,7 +257,7 @@ fn the_answers_keep_their_bits() {
 
 #[test]
 fn a_long_chain_carries_load_from_end_to_end() {
-    // All load on the first item of a path of 1024 ranks whose other items are pinned by nothing.
+    // The loads of the items decrease along a path of 1024 ranks, so load has to move along the whole chain.
     let ranks = 1024;
     let lists = (0..ranks as u32 - 1).map(|rank| [rank, rank + 1]);
     let problem = Problem::new(Hosts::new(ranks, lists).expect("a path"));
@@ -275,7 +278,7 @@ fn a_fast_rank_takes_more() {
     let hosts = Hosts::new(2, [[0, 1]]).expect("valid hosts");
     let problem = Problem::new(hosts).with_speeds(vec![3, 1]).expect("two speeds");
     let split = answer(&problem, &[10]);
-    // 8/3 and 2/1: at any peak below 8/3 the ranks carry 7 and 2.
+    // The bounds are 8/3 and 2/1: at any peak below 8/3 the ranks carry 7 and 2.
     assert_eq!(split.peak, Peak { load: 8, speed: 3 });
     assert_eq!(split.quotas_of(0), [8, 2]);
 }

@@ -1,11 +1,10 @@
-//! The linear programme agrees with the exact split, engine by engine, and fails as an error.
+//! The linear programme agrees with the exact split for every engine, and failures are errors.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::{Limits, Speeds};
-use evenkeel_solver::lp::{self, Engine, LpError};
-use evenkeel_solver::{Error, Hosts, Problem, Workspace, solve};
+use crate::common;
+use crate::common::{Limits, Speeds};
+use evenkeel_solver::lp::{self, LpEngine, LpError};
+use evenkeel_solver::{Hosts, Problem, SolverError, Workspace, solve};
 
 const SMALL: Limits = Limits { ranks: 12, items: 40, load: 10_000, speeds: Speeds::Any(4), base: true };
 
@@ -14,9 +13,9 @@ fn microlp_finds_the_fluid_peak() {
     for seed in 0..300 {
         let instance = common::draw(seed, SMALL);
         let (problem, loads) = (&instance.problem, &instance.loads);
-        let fluid = lp::solve(problem, loads, Engine::Microlp).expect("microlp solves it");
+        let fluid = lp::solve(problem, loads, LpEngine::Microlp).expect("microlp solves it");
         let exact = solve(problem, loads, &mut Workspace::new(problem)).expect("valid").peak.as_f64();
-        // Whole tokens cost less than one token per unit of speed.
+        // Rounding to whole tokens costs less than one token per unit of speed.
         let tolerance = 1e-6 * (1.0 + exact);
         assert!(fluid.peak <= exact + tolerance, "seed {seed}: {} > {exact}", fluid.peak);
         assert!(exact < fluid.peak + 1.0 + tolerance, "seed {seed}: {exact} > {} + 1", fluid.peak);
@@ -36,13 +35,13 @@ fn microlp_finds_the_fluid_peak() {
 
 #[test]
 fn every_engine_finds_the_same_fluid_peak() {
-    let mut engines = vec![Engine::Clarabel];
+    let mut engines = vec![LpEngine::Clarabel];
     #[cfg(feature = "highs")]
-    engines.extend([Engine::Highs, Engine::HighsSimplex, Engine::HighsIpm]);
+    engines.extend([LpEngine::Highs, LpEngine::HighsSimplex, LpEngine::HighsIpm]);
     for seed in 0..60 {
         let instance = common::draw(seed, Limits { load: 10_000, ..SMALL });
         let (problem, loads) = (&instance.problem, &instance.loads);
-        let expected = lp::solve(problem, loads, Engine::Microlp).expect("microlp solves it").peak;
+        let expected = lp::solve(problem, loads, LpEngine::Microlp).expect("microlp solves it").peak;
         for &engine in &engines {
             let peak = lp::solve(problem, loads, engine).expect("it solves it").peak;
             let tolerance = 1e-5 * (1.0 + expected);
@@ -56,7 +55,7 @@ fn microlp_proves_small_integer_peaks() {
     for seed in 0..60 {
         let instance = common::draw(seed, Limits { ranks: 3, items: 6, load: 20, ..SMALL });
         let (problem, loads) = (&instance.problem, &instance.loads);
-        let integer = lp::solve_integer(problem, loads, Engine::Microlp).expect("microlp solves it");
+        let integer = lp::solve_integer(problem, loads, LpEngine::Microlp).expect("microlp solves it");
         let exact = solve(problem, loads, &mut Workspace::new(problem)).expect("valid").peak;
         assert_eq!(integer.peak, exact, "seed {seed}");
     }
@@ -66,12 +65,12 @@ fn microlp_proves_small_integer_peaks() {
 fn what_an_engine_cannot_do_is_an_error() {
     let problem = Problem::new(Hosts::new(2, [[0, 1]]).expect("valid hosts"));
     assert_eq!(
-        lp::solve(&problem, &[], Engine::Microlp),
-        Err(LpError::Input(Error::Length { what: "loads", expected: 1, got: 0 }))
+        lp::solve(&problem, &[], LpEngine::Microlp),
+        Err(LpError::Input(SolverError::Length { what: "loads", expected: 1, got: 0 }))
     );
-    let beyond_its_range = lp::solve_integer(&problem, &[1 << 40], Engine::Microlp);
+    let beyond_its_range = lp::solve_integer(&problem, &[1 << 40], LpEngine::Microlp);
     assert!(matches!(beyond_its_range, Err(LpError::Engine { .. })), "{beyond_its_range:?}");
-    let no_integers = lp::solve_integer(&problem, &[3], Engine::Clarabel);
+    let no_integers = lp::solve_integer(&problem, &[3], LpEngine::Clarabel);
     assert!(matches!(no_integers, Err(LpError::Engine { .. })), "{no_integers:?}");
-    assert!(!Engine::best().name().is_empty());
+    assert!(!LpEngine::best_available().name().is_empty());
 }

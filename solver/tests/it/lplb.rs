@@ -1,14 +1,14 @@
-//! LPLB's topologies and loads: the exact split where LPLB's solver breaks, and affine5's quality.
+//! LPLB's topologies and loads: the exact split on inputs that break LPLB's solver, and the quality of
+//! affine5.
 //!
-//! D1 to D6 are the defects of LPLB's published solver. D4 and D5 are about tokens, not about the solve.
+//! D1 to D6 are the defects of LPLB's published solver. D4 and D5 concern tokens, not the solver.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
+use crate::common;
+use crate::common::{Limits, Speeds};
+use evenkeel_solver::{Hosts, Problem, Workspace, affine_scaling, solve, verify};
 
-use common::{Limits, Speeds};
-use evenkeel_solver::{Hosts, Problem, Workspace, affine, solve, verify};
-
-/// LPLB's topologies on 256 items, by name.
+/// Returns LPLB's topologies on 256 items, by name.
 fn topologies() -> Vec<(&'static str, Hosts)> {
     vec![
         ("ring 8x1", common::lplb(256, 1, &common::ring(8))),
@@ -20,11 +20,11 @@ fn topologies() -> Vec<(&'static str, Hosts)> {
     ]
 }
 
-/// The peak that shares make, in tokens before rounding.
+/// Returns the peak of these shares, in tokens before rounding.
 fn peak_of(hosts: &Hosts, loads: &[u64], shares: &[f32]) -> f64 {
     let mut ranks = vec![0.0; hosts.ranks()];
     for (item, &load) in loads.iter().enumerate() {
-        for (&rank, &share) in hosts.of(item).iter().zip(&shares[hosts.offset(item)..]) {
+        for (&rank, &share) in hosts.ranks_of(item).iter().zip(&shares[hosts.offset(item)..]) {
             ranks[rank as usize] += load as f64 * f64::from(share);
         }
     }
@@ -40,8 +40,8 @@ fn check_shares(hosts: &Hosts, shares: &[f32]) {
     }
 }
 
-/// D1: a step length that overlooks variables gives negative fractions. D2: five iterations leave a gap.
-/// The exact quotas are whole and non-negative by type, conserve every load, and leave no gap.
+/// D1: a step length that ignores variables gives negative fractions. D2: five iterations leave a gap. The
+/// exact quotas are whole and non-negative by type, conserve every load, and leave no gap.
 #[test]
 fn d1_d2_the_exact_split_is_feasible_and_leaves_no_gap() {
     for (name, hosts) in topologies() {
@@ -61,15 +61,16 @@ fn affine5_is_feasible_and_never_beats_the_exact_peak() {
     for (name, hosts) in topologies() {
         let problem = Problem::new(hosts);
         let mut rng = common::rng(7);
-        let (mut exact, mut approximate) = (Workspace::new(&problem), affine::Workspace::new(&problem));
+        let (mut exact, mut approximate) =
+            (Workspace::new(&problem), affine_scaling::AffineWorkspace::new(&problem));
         let (mut accepted, mut components, mut gap) = (0, 0, 0.0);
         for _ in 0..200 {
             let loads = common::lplb_loads(256, &mut rng);
-            let shares = affine::solve(&problem, &loads, &mut approximate).expect("equal speeds");
+            let shares = affine_scaling::solve(&problem, &loads, &mut approximate).expect("equal speeds");
             check_shares(problem.hosts(), &shares.shares);
             let optimum = solve(&problem, &loads, &mut exact).expect("valid").peak.load as f64;
             let peak = peak_of(problem.hosts(), &loads, &shares.shares);
-            // Fractions may undercut whole tokens by less than one, and single precision errs a little.
+            // Fractions may be below whole tokens by less than one token, plus an error of single precision.
             assert!(peak > optimum - 1.0 - 1e-5 * optimum, "{name}: {peak} < {optimum}");
             accepted += shares.accepted.iter().filter(|&&accepted| accepted).count();
             components += shares.accepted.len();
@@ -81,7 +82,8 @@ fn affine5_is_feasible_and_never_beats_the_exact_peak() {
     }
 }
 
-/// D3: with one rank ten times as loaded LPLB rejects its own answer and halves; the exact split does not.
+/// D3: with one rank at ten times the load, LPLB rejects its own answer and falls back to halves. The exact
+/// split does not.
 #[test]
 fn d3_one_hot_rank_is_split_optimally() {
     for (name, hosts) in topologies() {
@@ -99,7 +101,9 @@ fn d3_one_hot_rank_is_split_optimally() {
 
             let hosts = problem.hosts();
             let even: Vec<f32> = (0..hosts.items())
-                .flat_map(|item| hosts.of(item).iter().map(move |_| 1.0 / hosts.of(item).len() as f32))
+                .flat_map(|item| {
+                    hosts.ranks_of(item).iter().map(move |_| 1.0 / hosts.ranks_of(item).len() as f32)
+                })
                 .collect();
             lost += peak_of(hosts, &loads, &even) / split.peak.load as f64 - 1.0;
         }
@@ -108,7 +112,7 @@ fn d3_one_hot_rank_is_split_optimally() {
     }
 }
 
-/// D6: nothing to serve is a peak of zero, not a division by zero.
+/// D6: an empty batch has a peak of zero, without a division by zero.
 #[test]
 fn d6_zero_loads_are_fine() {
     for (name, hosts) in topologies() {
@@ -116,7 +120,9 @@ fn d6_zero_loads_are_fine() {
         let loads = [0; 256];
         let split = solve(&problem, &loads, &mut Workspace::new(&problem)).expect("valid");
         assert_eq!((split.peak.load, verify(&problem, &loads, &split)), (0, Ok(())), "{name}");
-        let shares = affine::solve(&problem, &loads, &mut affine::Workspace::new(&problem)).expect("valid");
+        let shares =
+            affine_scaling::solve(&problem, &loads, &mut affine_scaling::AffineWorkspace::new(&problem))
+                .expect("valid");
         check_shares(problem.hosts(), &shares.shares);
         assert!(shares.accepted.iter().all(|&accepted| accepted), "{name}");
     }
@@ -125,15 +131,20 @@ fn d6_zero_loads_are_fine() {
 #[test]
 fn affine5_is_feasible_on_every_family() {
     let limits = Limits { ranks: 24, items: 80, load: 1 << 40, speeds: Speeds::Equal, base: false };
-    let mut workspace = affine::Workspace::default();
+    let mut workspace = affine_scaling::AffineWorkspace::default();
     for seed in 0..1500 {
         let instance = common::draw(seed, limits);
-        let shares = affine::solve(&instance.problem, &instance.loads, &mut workspace).expect("equal speeds");
+        let shares =
+            affine_scaling::solve(&instance.problem, &instance.loads, &mut workspace).expect("equal speeds");
         check_shares(instance.problem.hosts(), &shares.shares);
         assert_eq!(shares.component.len(), instance.problem.hosts().ranks());
         let highest = shares.component.iter().max().map_or(0, |&component| component as usize + 1);
         assert_eq!(shares.accepted.len(), highest);
-        let again = affine::solve(&instance.problem, &instance.loads, &mut affine::Workspace::default());
+        let again = affine_scaling::solve(
+            &instance.problem,
+            &instance.loads,
+            &mut affine_scaling::AffineWorkspace::default(),
+        );
         assert_eq!(again, Ok(shares), "seed {seed}: the memory's past shows");
     }
 }

@@ -1,15 +1,14 @@
-//! Decreasingly minimal load vectors: against enumeration, least squares, and the residual-path check.
+//! Decreasingly minimal load vectors compared with enumeration, least squares, and the residual-path check.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
+use crate::common;
 use std::cmp::Ordering;
 
-use common::{LAWS, Limits, SHAPES, Speeds};
-use evenkeel_solver::objective::{Workspace, balance, balance_into, verify_balanced};
-use evenkeel_solver::{Hosts, Problem, Split, Violation, solve};
+use crate::common::{LAWS, Limits, SHAPES, Speeds};
+use evenkeel_solver::objective::{BalanceWorkspace, balance, balance_into, verify_balanced};
+use evenkeel_solver::{Hosts, Problem, RankSplit, Violation, solve};
 
-/// The ratios of a load vector, sorted descending.
+/// Returns the ratios of a load vector, sorted in descending order.
 fn ratios(problem: &Problem, loads: &[u64]) -> Vec<(u64, u32)> {
     let mut ratios: Vec<(u64, u32)> = loads.iter().copied().zip(problem.speeds().iter().copied()).collect();
     ratios.sort_by(|&a, &b| compare(b, a));
@@ -24,11 +23,11 @@ fn compare_vectors(a: &[(u64, u32)], b: &[(u64, u32)]) -> Ordering {
     a.iter().zip(b).map(|(&a, &b)| compare(a, b)).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
 }
 
-/// The best vector over all splits, item by item.
+/// Returns the best vector over all splits, by enumeration item by item.
 fn by_enumeration(problem: &Problem, loads: &[u64]) -> Vec<(u64, u32)> {
-    let mut vectors = std::collections::BTreeSet::from([problem.base().to_vec()]);
+    let mut vectors = std::collections::BTreeSet::from([problem.base_loads().to_vec()]);
     for (item, &load) in loads.iter().enumerate() {
-        let hosts = problem.hosts().of(item);
+        let hosts = problem.hosts().ranks_of(item);
         let mut next = std::collections::BTreeSet::new();
         for vector in &vectors {
             pour(vector.clone(), hosts, load, &mut next);
@@ -55,7 +54,7 @@ fn pour(mut vector: Vec<u64>, hosts: &[u32], load: u64, into: &mut std::collecti
 
 #[test]
 fn small_instances_agree_with_enumeration() {
-    let mut workspace = Workspace::default();
+    let mut workspace = BalanceWorkspace::default();
     let mut counted = 0;
     for seed in 0..6000 {
         let speeds = if seed % 3 == 0 { Speeds::One } else { Speeds::Any(4) };
@@ -77,7 +76,7 @@ fn small_instances_agree_with_enumeration() {
 
 #[test]
 fn large_instances_have_no_improving_path() {
-    let mut workspace = Workspace::default();
+    let mut workspace = BalanceWorkspace::default();
     for seed in 0..3000 {
         let speeds = [Speeds::One, Speeds::Equal, Speeds::Any(9)][seed as usize % 3];
         let load = [30, 1 << 20, 1 << 50][seed as usize / 3 % 3];
@@ -98,27 +97,28 @@ fn every_family_is_balanced() {
     for shape in SHAPES {
         for law in LAWS {
             let instance = common::draw_as(shape, law, &mut common::rng(7), limits).unwrap();
-            let split = balance(&instance.problem, &instance.loads, &mut Workspace::default()).unwrap();
+            let split =
+                balance(&instance.problem, &instance.loads, &mut BalanceWorkspace::default()).unwrap();
             verify_balanced(&instance.problem, &instance.loads, &split)
                 .unwrap_or_else(|why| panic!("{shape:?} {law:?}: {why}"));
         }
     }
 }
 
-/// On a tie of ratios the token is better off on the faster rank: (1, 0) instead of (1, 1/2).
+/// On a tie of ratios the faster rank serves the token: (1, 0) instead of (1, 1/2).
 #[test]
 fn on_equal_ratios_the_faster_rank_serves() {
     let hosts = Hosts::new(2, [&[0, 1][..], &[0, 1]]).unwrap();
     let problem = Problem::new(hosts).with_speeds(vec![1, 2]).unwrap();
-    let split = balance(&problem, &[1, 1], &mut Workspace::default()).unwrap();
+    let split = balance(&problem, &[1, 1], &mut BalanceWorkspace::default()).unwrap();
     assert_eq!(split.rank_loads, [0, 2]);
 }
 
 #[test]
 fn an_unbalanced_split_is_found() {
-    // Rank 0 is stuck with 100; the item of ranks 1 and 2 may lie anywhere below.
+    // Rank 0 has a fixed load of 100. The item of ranks 1 and 2 may lie anywhere below.
     let problem = Problem::new(Hosts::new(3, [&[0][..], &[1, 2]]).unwrap());
-    let mut split = balance(&problem, &[100, 50], &mut Workspace::default()).unwrap();
+    let mut split = balance(&problem, &[100, 50], &mut BalanceWorkspace::default()).unwrap();
     assert_eq!(split.rank_loads, [100, 25, 25]);
     split.quotas = vec![100, 26, 24];
     split.rank_loads = vec![100, 26, 24];
@@ -128,17 +128,17 @@ fn an_unbalanced_split_is_found() {
 
 #[test]
 fn the_answer_does_not_depend_on_what_the_workspace_held() {
-    let (mut used, mut split) = (Workspace::default(), Split::default());
+    let (mut used, mut split) = (BalanceWorkspace::default(), RankSplit::default());
     for seed in 0..500 {
         let limits = Limits { ranks: 24, items: 80, load: 1 << 20, speeds: Speeds::Any(3), base: true };
         let instance = common::draw(seed, limits);
         balance_into(&instance.problem, &instance.loads, &mut used, &mut split).unwrap();
-        let fresh = balance(&instance.problem, &instance.loads, &mut Workspace::default()).unwrap();
+        let fresh = balance(&instance.problem, &instance.loads, &mut BalanceWorkspace::default()).unwrap();
         assert_eq!(fresh, split);
     }
 }
 
-/// Long chains, nested host sets, many classes: no shape takes long.
+/// Long chains, nested host sets and many classes: every shape is fast.
 #[test]
 fn a_thousand_ranks_are_balanced() {
     let limits = Limits { ranks: 1024, items: 3000, load: 1 << 30, speeds: Speeds::One, base: true };
@@ -146,7 +146,8 @@ fn a_thousand_ranks_are_balanced() {
         for law in [common::Law::Uniform, common::Law::Zipf] {
             let instance = common::draw_as(shape, law, &mut common::rng(12), limits).unwrap();
             let begin = std::time::Instant::now();
-            let split = balance(&instance.problem, &instance.loads, &mut Workspace::default()).unwrap();
+            let split =
+                balance(&instance.problem, &instance.loads, &mut BalanceWorkspace::default()).unwrap();
             println!(
                 "{shape:?} {law:?}: {} ranks, {} items, {:?}",
                 instance.problem.hosts().ranks(),
@@ -158,8 +159,9 @@ fn a_thousand_ranks_are_balanced() {
     }
 }
 
-/// Least squares by HiGHS: at equal speeds a vector is decreasingly minimal exactly if its sum of squares is least. The
-/// `k`-th token of a rank adds `2k − 1` to its square, so that is a linear programme over a network.
+/// Least squares by HiGHS. At equal speeds a vector is decreasingly minimal exactly if its sum of squares is
+/// least. The `k`-th token of a rank adds `2k − 1` to its square, so the problem is a linear programme over a
+/// network.
 #[cfg(feature = "oracle")]
 mod referee {
     use super::*;
@@ -170,10 +172,11 @@ mod referee {
         let mut variables = ProblemVariables::new();
         let mut rows = Vec::new();
         let mut cost = Expression::default();
-        let mut ranks: Vec<Expression> = problem.base().iter().map(|&base| (base as f64).into()).collect();
+        let mut ranks: Vec<Expression> =
+            problem.base_loads().iter().map(|&base| (base as f64).into()).collect();
         for (item, &load) in loads.iter().enumerate() {
             let mut sum = Expression::default();
-            for &rank in problem.hosts().of(item) {
+            for &rank in problem.hosts().ranks_of(item) {
                 let quota = variables.add(variable().min(0.0));
                 sum.add_mul(1.0, quota);
                 ranks[rank as usize].add_mul(1.0, quota);
@@ -181,8 +184,9 @@ mod referee {
             rows.push(sum.eq(load as f64));
         }
         for (rank, mut sum) in ranks.into_iter().enumerate() {
-            let touching = (0..loads.len()).filter(|&item| problem.hosts().of(item).contains(&(rank as u32)));
-            let most: u64 = problem.base()[rank] + touching.map(|item| loads[item]).sum::<u64>();
+            let touching =
+                (0..loads.len()).filter(|&item| problem.hosts().ranks_of(item).contains(&(rank as u32)));
+            let most: u64 = problem.base_loads()[rank] + touching.map(|item| loads[item]).sum::<u64>();
             for token in 1..=most {
                 let step = variables.add(variable().min(0.0).max(1.0));
                 cost.add_mul((2 * token - 1) as f64, step);
@@ -202,7 +206,8 @@ mod referee {
         for seed in 0..600 {
             let limits = Limits { ranks: 10, items: 20, load: 15, speeds: Speeds::One, base: true };
             let instance = common::draw(seed, limits);
-            let split = balance(&instance.problem, &instance.loads, &mut Workspace::default()).unwrap();
+            let split =
+                balance(&instance.problem, &instance.loads, &mut BalanceWorkspace::default()).unwrap();
             let squares: u64 = split.rank_loads.iter().map(|load| load * load).sum();
             let best = least_squares(&instance.problem, &instance.loads);
             assert!((squares as f64 - best).abs() < 0.4, "seed {seed}: HiGHS {best}, found {squares}");

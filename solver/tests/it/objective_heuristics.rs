@@ -1,18 +1,20 @@
-//! Least pieces and rooflines: always feasible, never below the bound, and how far from the optimum.
+//! Fewest pieces and rooflines: always feasible, never below the bound. The tests also measure the distance
+//! from the optimum.
 //!
 //! ```text
-//! cargo test --workspace --features highs,evenkeel-solver/oracle --test objective_heuristics -- --nocapture
+//! cargo test -p evenkeel-solver --features oracle --test it -- --nocapture objective_heuristics::
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::{Instance, Limits, Speeds};
-use evenkeel_solver::objective::{MinPiece, MinPieceSplit, Roofline, RooflineSplit, Rooflines};
-use evenkeel_solver::{Error, Hosts, Peak, Problem, Workspace, solve, verify};
+use crate::common;
+use crate::common::{Instance, Limits, Speeds};
+use evenkeel_solver::objective::{
+    MinPieceSplit, MinPieceSplitter, Roofline, RooflineSplit, RooflineSplitter,
+};
+use evenkeel_solver::{Hosts, Peak, Problem, SolverError, Workspace, solve, verify};
 use rand::RngExt;
 
-/// Ratios of value to reference, for the docs.
+/// Ratios of value to reference, for the documentation.
 #[derive(Default)]
 struct Gaps {
     count: usize,
@@ -46,7 +48,7 @@ fn check_min_piece(instance: &Instance, least: u64, answer: &MinPieceSplit) {
     let exact = solve(problem, &instance.loads, &mut Workspace::default()).unwrap();
     assert_eq!(exact.peak, answer.bound);
     assert!(answer.bound <= answer.split.peak);
-    let mut rank_loads = problem.base().to_vec();
+    let mut rank_loads = problem.base_loads().to_vec();
     for (item, &load) in instance.loads.iter().enumerate() {
         let quotas = answer.split.quotas_of(item);
         assert_eq!(quotas.iter().sum::<u64>(), load);
@@ -54,7 +56,7 @@ fn check_min_piece(instance: &Instance, least: u64, answer: &MinPieceSplit) {
             quotas.iter().all(|&q| q == 0 || q == load || q >= least),
             "{quotas:?} of {load}, least {least}"
         );
-        for (&rank, quota) in hosts.of(item).iter().zip(quotas) {
+        for (&rank, quota) in hosts.ranks_of(item).iter().zip(quotas) {
             rank_loads[rank as usize] += quota;
         }
     }
@@ -68,12 +70,13 @@ fn check_min_piece(instance: &Instance, least: u64, answer: &MinPieceSplit) {
 
 fn check_roofline(instance: &Instance, cost: Roofline, answer: &RooflineSplit) {
     let (problem, hosts) = (&instance.problem, instance.problem.hosts());
-    let mut costs: Vec<u64> = problem.base().iter().map(|&base| cost.cost(base).unwrap()).collect();
+    let mut costs: Vec<u64> =
+        problem.base_loads().iter().map(|&base| cost.piece_cost(base).unwrap()).collect();
     for (item, &load) in instance.loads.iter().enumerate() {
         let quotas = &answer.quotas[hosts.offset(item)..hosts.offset(item + 1)];
         assert_eq!(quotas.iter().sum::<u64>(), load);
-        for (&rank, &quota) in hosts.of(item).iter().zip(quotas) {
-            costs[rank as usize] += cost.cost(quota).unwrap();
+        for (&rank, &quota) in hosts.ranks_of(item).iter().zip(quotas) {
+            costs[rank as usize] += cost.piece_cost(quota).unwrap();
         }
     }
     assert_eq!(costs, answer.rank_costs);
@@ -91,13 +94,14 @@ fn larger_instances_are_feasible_and_above_the_bound() {
         let instance = common::draw(seed, Limits { ranks: 24, items: 80, load, speeds, base: true });
         let mut rng = common::rng(seed);
         let least = rng.random_range(0..=load / 2);
-        let answer = MinPiece::new(instance.problem.clone(), least).solve(&instance.loads).unwrap();
+        let answer = MinPieceSplitter::new(instance.problem.clone(), least).solve(&instance.loads).unwrap();
         check_min_piece(&instance, least, &answer);
         pieces.add(answer.split.peak.as_f64(), answer.bound.as_f64());
 
         let tile = rng.random_range(1..=128);
         let cost = Roofline { read: rng.random_range(0..=load), token: rng.random_range(0..=3), tile };
-        let answer = Rooflines::new(instance.problem.clone(), cost).unwrap().solve(&instance.loads).unwrap();
+        let answer =
+            RooflineSplitter::new(instance.problem.clone(), cost).unwrap().solve(&instance.loads).unwrap();
         check_roofline(&instance, cost, &answer);
         roofs.add(answer.peak.as_f64(), answer.bound.as_f64());
     }
@@ -105,7 +109,7 @@ fn larger_instances_are_feasible_and_above_the_bound() {
     roofs.print("roofline, to the bound");
 }
 
-/// At either end the roofline is an exact problem, and solved as such.
+/// At both ends the roofline is an exact problem, and is solved as one.
 #[test]
 fn the_ends_of_the_roofline_are_exact() {
     for seed in 0..300 {
@@ -115,8 +119,10 @@ fn the_ends_of_the_roofline_are_exact() {
         );
         for cost in [Roofline { read: 0, token: 3, tile: 64 }, Roofline { read: 1 << 40, token: 3, tile: 64 }]
         {
-            let answer =
-                Rooflines::new(instance.problem.clone(), cost).unwrap().solve(&instance.loads).unwrap();
+            let answer = RooflineSplitter::new(instance.problem.clone(), cost)
+                .unwrap()
+                .solve(&instance.loads)
+                .unwrap();
             check_roofline(&instance, cost, &answer);
             assert_eq!(answer.peak, answer.bound, "seed {seed} {cost:?}");
         }
@@ -127,12 +133,15 @@ fn the_ends_of_the_roofline_are_exact() {
 fn input_is_checked() {
     let problem = Problem::new(Hosts::new(2, [&[0, 1][..], &[1]]).unwrap());
     let cost = Roofline { read: 1, token: u64::MAX / 2, tile: 2 };
-    assert!(matches!(Rooflines::new(problem.clone(), Roofline { tile: 0, ..cost }), Err(Error::ZeroTile)));
-    let mut rooflines = Rooflines::new(problem.clone(), cost).unwrap();
-    assert_eq!(rooflines.solve(&[9, 9]).unwrap_err(), Error::Overflow);
+    assert!(matches!(
+        RooflineSplitter::new(problem.clone(), Roofline { tile: 0, ..cost }),
+        Err(SolverError::ZeroTile)
+    ));
+    let mut rooflines = RooflineSplitter::new(problem.clone(), cost).unwrap();
+    assert_eq!(rooflines.solve(&[9, 9]).unwrap_err(), SolverError::Overflow);
     assert!(rooflines.solve(&[0, 0]).is_ok());
     assert!(rooflines.solve(&[1]).is_err());
-    assert!(MinPiece::new(problem, 4).solve(&[1]).is_err());
+    assert!(MinPieceSplitter::new(problem, 4).solve(&[1]).is_err());
 }
 
 #[cfg(feature = "oracle")]
@@ -141,8 +150,8 @@ mod referee {
     use good_lp::solvers::highs::highs;
     use good_lp::{Expression, ProblemVariables, Solution, SolverModel, constraint, variable};
 
-    /// The least peak by branch and bound. `piece` states one (item, host) pair: it gets the programme, the rows and the
-    /// load, and returns what counts towards the item and what towards the rank.
+    /// Returns the least peak by branch and bound. `piece` defines one (item, host) pair. It receives the
+    /// programme, the rows and the load, and returns the terms of the item and of the rank.
     fn optimum(
         instance: &Instance,
         base: &[u64],
@@ -156,7 +165,7 @@ mod referee {
         let mut ranks: Vec<Expression> = base.iter().map(|&base| (base as f64).into()).collect();
         for (item, &amount) in amounts.iter().enumerate() {
             let mut sum = Expression::default();
-            for &rank in problem.hosts().of(item) {
+            for &rank in problem.hosts().ranks_of(item) {
                 let (tokens, weight) = piece(&mut variables, &mut rows, amount);
                 sum += tokens;
                 ranks[rank as usize] += weight;
@@ -190,17 +199,22 @@ mod referee {
         for seed in 0..600 {
             let instance = small(seed);
             let least = 2 + seed % 20;
-            let answer = MinPiece::new(instance.problem.clone(), least).solve(&instance.loads).unwrap();
+            let answer =
+                MinPieceSplitter::new(instance.problem.clone(), least).solve(&instance.loads).unwrap();
             check_min_piece(&instance, least, &answer);
-            let best =
-                optimum(&instance, instance.problem.base(), &instance.loads, |variables, rows, load| {
+            let best = optimum(
+                &instance,
+                instance.problem.base_loads(),
+                &instance.loads,
+                |variables, rows, load| {
                     let quota = variables.add(variable().integer().min(0.0).max(load as f64));
                     let open = variables.add(variable().binary());
                     let piece = least.min(load) as f64;
                     rows.push(constraint!(quota >= piece * open));
                     rows.push(constraint!(quota <= load as f64 * open));
                     (quota.into(), quota.into())
-                });
+                },
+            );
             assert!(answer.split.peak.as_f64() > best - 1e-4, "seed {seed}: below the optimum {best}");
             gaps.add(answer.split.peak.as_f64(), best.max(answer.bound.as_f64()));
         }
@@ -214,11 +228,13 @@ mod referee {
         for seed in 0..300 {
             let instance = small(seed);
             let cost = Roofline { read: 5 + seed * 7 % 40, token: 1 + seed % 3, tile: 1 + seed % 8 };
-            let answer =
-                Rooflines::new(instance.problem.clone(), cost).unwrap().solve(&instance.loads).unwrap();
+            let answer = RooflineSplitter::new(instance.problem.clone(), cost)
+                .unwrap()
+                .solve(&instance.loads)
+                .unwrap();
             check_roofline(&instance, cost, &answer);
             let base: Vec<u64> =
-                instance.problem.base().iter().map(|&base| cost.cost(base).unwrap()).collect();
+                instance.problem.base_loads().iter().map(|&base| cost.piece_cost(base).unwrap()).collect();
             let tiles: Vec<u64> = instance.loads.iter().map(|load| load.div_ceil(cost.tile)).collect();
             let best = optimum(&instance, &base, &tiles, |variables, rows, tiles| {
                 let count = variables.add(variable().integer().min(0.0).max(tiles as f64));

@@ -1,17 +1,17 @@
-//! Least traffic: against enumeration, HiGHS and the check of prices.
+//! Least traffic compared with enumeration, HiGHS and the check of prices.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::{Instance, Limits, Speeds};
+use crate::common;
+use crate::common::{Instance, Limits, Speeds};
 use evenkeel_solver::objective::{
-    Keep, Traffic, TrafficSplit, Workspace, balance, verify_balanced, verify_traffic,
+    BalanceWorkspace, PrimaryObjective, TrafficSplit, TrafficSplitter, balance, verify_balanced,
+    verify_traffic,
 };
 use evenkeel_solver::{Hosts, Peak, Problem, Violation, solve};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-/// Nodes of ranks, in any numbering, and counts `[source][item]` that add up to the loads.
+/// Returns nodes of ranks, in any numbering, and counts `[source][item]` that add up to the loads.
 fn sources(instance: &Instance, rng: &mut ChaCha8Rng) -> (Vec<u32>, Vec<u64>) {
     let (ranks, items) = (instance.problem.hosts().ranks(), instance.problem.hosts().items());
     let per_node = rng.random_range(1..=ranks);
@@ -21,7 +21,7 @@ fn sources(instance: &Instance, rng: &mut ChaCha8Rng) -> (Vec<u32>, Vec<u64>) {
         .collect();
     let mut counts = vec![0; ranks * items];
     for (item, &load) in instance.loads.iter().enumerate() {
-        // Few sources, or many; the last one gives the rest.
+        // Few sources, or many. The last one contributes the rest.
         let most = rng.random_range(1..=ranks);
         let mut left = load;
         for _ in 0..most {
@@ -36,7 +36,7 @@ fn sources(instance: &Instance, rng: &mut ChaCha8Rng) -> (Vec<u32>, Vec<u64>) {
 
 fn cost_of(problem: &Problem, nodes: &[u32], counts: &[u64], item: usize, quotas: &[u64]) -> (u64, u64) {
     let items = problem.hosts().items();
-    let hosts = problem.hosts().of(item);
+    let hosts = problem.hosts().ranks_of(item);
     let own = |rank: usize| counts[rank * items + item];
     let off_rank = hosts.iter().zip(quotas).map(|(&rank, &q)| q.saturating_sub(own(rank as usize))).sum();
     let mut names = nodes.to_vec();
@@ -50,7 +50,7 @@ fn cost_of(problem: &Problem, nodes: &[u32], counts: &[u64], item: usize, quotas
     (off_node.sum(), off_rank)
 }
 
-/// All splits of a load over `count` hosts.
+/// Returns all splits of a load over `count` hosts.
 fn splits_of(load: u64, count: usize) -> Vec<Vec<u64>> {
     if count == 1 {
         return vec![vec![load]];
@@ -61,7 +61,7 @@ fn splits_of(load: u64, count: usize) -> Vec<Vec<u64>> {
     firsts.collect()
 }
 
-/// The least cost per reachable load vector, over all splits.
+/// Returns the least cost per reachable load vector, over all splits.
 fn by_enumeration(
     instance: &Instance,
     nodes: &[u32],
@@ -69,9 +69,9 @@ fn by_enumeration(
     allowed: impl Fn(&[u64]) -> bool,
 ) -> (u64, u64) {
     let problem = &instance.problem;
-    let mut best = std::collections::BTreeMap::from([(problem.base().to_vec(), (0, 0))]);
+    let mut best = std::collections::BTreeMap::from([(problem.base_loads().to_vec(), (0, 0))]);
     for (item, &load) in instance.loads.iter().enumerate() {
-        let hosts = problem.hosts().of(item);
+        let hosts = problem.hosts().ranks_of(item);
         let choices: Vec<_> = splits_of(load, hosts.len())
             .into_iter()
             .map(|quotas| (cost_of(problem, nodes, counts, item, &quotas), quotas))
@@ -93,7 +93,7 @@ fn by_enumeration(
     best.into_iter().filter(|(vector, _)| allowed(vector)).map(|(_, cost)| cost).min().unwrap()
 }
 
-/// The ratios, sorted descending, over a common denominator.
+/// Returns the ratios over a common denominator, sorted in descending order.
 fn ratios(problem: &Problem, loads: &[u64]) -> Vec<u64> {
     let common: u64 = problem.speeds().iter().map(|&speed| u64::from(speed)).product();
     let mut ratios: Vec<u64> =
@@ -109,11 +109,11 @@ fn small_instances_agree_with_enumeration() {
         let limits = Limits { ranks: 4, items: 4, load: 4, speeds, base: true };
         let instance = common::draw(seed, limits);
         let (nodes, counts) = sources(&instance, &mut common::rng(seed + 1_000_000));
-        let mut traffic = Traffic::new(instance.problem.clone(), &nodes).unwrap();
+        let mut traffic = TrafficSplitter::new(instance.problem.clone(), &nodes).unwrap();
 
         let exact =
             solve(&instance.problem, &instance.loads, &mut evenkeel_solver::Workspace::default()).unwrap();
-        let answer = traffic.solve(&counts, Keep::Peak).unwrap();
+        let answer = traffic.solve(&counts, PrimaryObjective::Peak).unwrap();
         let within = |loads: &[u64]| {
             loads
                 .iter()
@@ -122,18 +122,18 @@ fn small_instances_agree_with_enumeration() {
         };
         let best = by_enumeration(&instance, &nodes, &counts, within);
         assert_eq!((answer.off_node, answer.off_rank), best, "seed {seed} {instance:?} {nodes:?} {counts:?}");
-        verify_traffic(&instance.problem, &nodes, &counts, Keep::Peak, &answer)
+        verify_traffic(&instance.problem, &nodes, &counts, PrimaryObjective::Peak, &answer)
             .unwrap_or_else(|why| panic!("seed {seed}: {why}"));
 
-        let balanced = balance(&instance.problem, &instance.loads, &mut Workspace::default()).unwrap();
+        let balanced = balance(&instance.problem, &instance.loads, &mut BalanceWorkspace::default()).unwrap();
         let least = ratios(&instance.problem, &balanced.rank_loads);
-        let answer = traffic.solve(&counts, Keep::Vector).unwrap();
+        let answer = traffic.solve(&counts, PrimaryObjective::Vector).unwrap();
         let best =
             by_enumeration(&instance, &nodes, &counts, |loads| ratios(&instance.problem, loads) == least);
         assert_eq!((answer.off_node, answer.off_rank), best, "seed {seed} {instance:?} {nodes:?} {counts:?}");
         assert_eq!(ratios(&instance.problem, &answer.split.rank_loads), least);
         verify_balanced(&instance.problem, &instance.loads, &answer.split).unwrap();
-        verify_traffic(&instance.problem, &nodes, &counts, Keep::Vector, &answer)
+        verify_traffic(&instance.problem, &nodes, &counts, PrimaryObjective::Vector, &answer)
             .unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
 }
@@ -146,19 +146,20 @@ fn large_instances_are_proved_by_their_prices() {
         let limits = Limits { ranks: 40, items: 120, load, speeds, base: true };
         let instance = common::draw(seed, limits);
         let (nodes, counts) = sources(&instance, &mut common::rng(seed + 1_000_000));
-        let mut traffic = Traffic::new(instance.problem.clone(), &nodes).unwrap();
+        let mut traffic = TrafficSplitter::new(instance.problem.clone(), &nodes).unwrap();
         let mut kept = TrafficSplit::default();
-        for keep in [Keep::Peak, Keep::Vector, Keep::Peak] {
+        for keep in [PrimaryObjective::Peak, PrimaryObjective::Vector, PrimaryObjective::Peak] {
             traffic.solve_into(&counts, keep, &mut kept).unwrap();
             verify_traffic(&instance.problem, &nodes, &counts, keep, &kept)
                 .unwrap_or_else(|why| panic!("seed {seed} {keep:?}: {why}"));
-            let fresh = Traffic::new(instance.problem.clone(), &nodes).unwrap().solve(&counts, keep).unwrap();
+            let fresh =
+                TrafficSplitter::new(instance.problem.clone(), &nodes).unwrap().solve(&counts, keep).unwrap();
             assert_eq!(fresh, kept, "what was solved before does not show");
         }
     }
 }
 
-/// Rank 0 and 1 are node 0, ranks 2 and 3 node 1.
+/// Returns an example in which ranks 0 and 1 are node 0, and ranks 2 and 3 are node 1.
 fn example() -> (Problem, [u32; 4], Vec<u64>) {
     let hosts = Hosts::new(4, [&[0, 2][..], &[1, 2, 3], &[0, 3]]).unwrap();
     let counts = vec![9, 0, 1, 2, 5, 0, 0, 5, 6, 3, 1, 0];
@@ -168,11 +169,14 @@ fn example() -> (Problem, [u32; 4], Vec<u64>) {
 #[test]
 fn wrong_answers_are_found() {
     let (problem, nodes, counts) = example();
-    let right = Traffic::new(problem.clone(), &nodes).unwrap().solve(&counts, Keep::Vector).unwrap();
+    let right = TrafficSplitter::new(problem.clone(), &nodes)
+        .unwrap()
+        .solve(&counts, PrimaryObjective::Vector)
+        .unwrap();
     let verdict = |change: &dyn Fn(&mut TrafficSplit)| {
         let mut wrong = right.clone();
         change(&mut wrong);
-        verify_traffic(&problem, &nodes, &counts, Keep::Vector, &wrong)
+        verify_traffic(&problem, &nodes, &counts, PrimaryObjective::Vector, &wrong)
     };
     assert_eq!(verdict(&|_| ()), Ok(()));
     assert!(matches!(verdict(&|a| a.off_node += 1), Err(Violation::Traffic { .. })));
@@ -180,7 +184,7 @@ fn wrong_answers_are_found() {
     assert!(matches!(verdict(&|a| a.prices[0] += 1000), Err(Violation::Exchange { .. })));
     assert!(matches!(verdict(&|a| a.levels[0].load += 2), Err(Violation::Level { .. })));
     assert!(matches!(verdict(&|a| a.levels.clear()), Err(Violation::Length { what: "levels", .. })));
-    // An exchange in a circle keeps all loads; if the answer is best, the circle is not free or is as good.
+    // A circular exchange keeps all loads. From a best answer, every circle costs as much or more.
     let worse = verdict(&|a| {
         a.split.quotas[0] -= 1; // item 0: rank 0 to rank 2
         a.split.quotas[1] += 1;
@@ -196,15 +200,15 @@ fn wrong_answers_are_found() {
 #[test]
 fn input_is_checked() {
     let (problem, nodes, counts) = example();
-    assert!(Traffic::new(problem.clone(), &nodes[1..]).is_err());
-    let mut traffic = Traffic::new(problem, &nodes).unwrap();
-    assert!(traffic.solve(&counts[1..], Keep::Peak).is_err());
-    assert!(traffic.solve(&[u64::MAX; 12], Keep::Peak).is_err());
-    assert!(traffic.solve(&[0; 12], Keep::Vector).is_ok());
+    assert!(TrafficSplitter::new(problem.clone(), &nodes[1..]).is_err());
+    let mut traffic = TrafficSplitter::new(problem, &nodes).unwrap();
+    assert!(traffic.solve(&counts[1..], PrimaryObjective::Peak).is_err());
+    assert!(traffic.solve(&[u64::MAX; 12], PrimaryObjective::Peak).is_err());
+    assert!(traffic.solve(&[0; 12], PrimaryObjective::Vector).is_ok());
 }
 
-/// Linear programmes by HiGHS, on instances too large for enumeration. The matrix is a network, so the optimum of the
-/// continuous programme is the optimum in whole tokens.
+/// Linear programmes by HiGHS, on instances too large for enumeration. The matrix is a network, so the
+/// optimum of the continuous programme is the optimum in whole tokens.
 #[cfg(feature = "oracle")]
 mod referee {
     use super::*;
@@ -221,7 +225,7 @@ mod referee {
         for (item, &load) in instance.loads.iter().enumerate() {
             let mut item_sum = Expression::default();
             let mut node_sums = std::collections::BTreeMap::<u32, Expression>::new();
-            for &rank in problem.hosts().of(item) {
+            for &rank in problem.hosts().ranks_of(item) {
                 let rank = rank as usize;
                 let quota = variables.add(variable().min(0.0));
                 let off = variables.add(variable().min(0.0));
@@ -241,7 +245,7 @@ mod referee {
             }
         }
         for (rank, sum) in rank_sums.into_iter().enumerate() {
-            rows.push(sum.leq((rooms[rank] - problem.base()[rank]) as f64));
+            rows.push(sum.leq((rooms[rank] - problem.base_loads()[rank]) as f64));
         }
         let mut model = variables.minimise(cost.clone()).using(highs).set_threads(1);
         for row in rows {
@@ -257,8 +261,10 @@ mod referee {
             let limits = Limits { ranks: 16, items: 40, load: 1000, speeds, base: true };
             let instance = common::draw(seed, limits);
             let (nodes, counts) = sources(&instance, &mut common::rng(seed + 1_000_000));
-            let answer =
-                Traffic::new(instance.problem.clone(), &nodes).unwrap().solve(&counts, Keep::Peak).unwrap();
+            let answer = TrafficSplitter::new(instance.problem.clone(), &nodes)
+                .unwrap()
+                .solve(&counts, PrimaryObjective::Peak)
+                .unwrap();
             let peak = answer.split.peak;
             let rooms: Vec<u64> = instance
                 .problem

@@ -1,10 +1,9 @@
 //! HiGHS as the referee.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::referee::{compare_fluid, compare_integer};
-use common::{LAWS, Limits, SHAPES, Speeds};
+use crate::common;
+use crate::common::referee::{compare_fluid, compare_integer};
+use crate::common::{LAWS, Limits, SHAPES, Speeds};
 
 const FLUID: Limits = Limits { ranks: 32, items: 120, load: 1 << 20, speeds: Speeds::Equal, base: true };
 const INTEGER: Limits = Limits { ranks: 6, items: 12, load: 60, speeds: Speeds::Any(6), base: true };

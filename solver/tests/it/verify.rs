@@ -1,13 +1,12 @@
-//! `verify` accepts right answers and names what is wrong with tampered ones.
+//! `verify` accepts correct answers and names the defect of tampered ones.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
+use crate::common;
+use crate::common::{Instance, Limits, Speeds};
+use evenkeel_solver::{Hosts, Peak, Problem, RankSplit, Violation, Workspace, solve, verify};
 
-use common::{Instance, Limits, Speeds};
-use evenkeel_solver::{Hosts, Peak, Problem, Split, Violation, Workspace, solve, verify};
-
-/// Seeded instances with load, and their answers.
-fn answered() -> impl Iterator<Item = (Instance, Split)> {
+/// Returns seeded instances with load, and their answers.
+fn answered() -> impl Iterator<Item = (Instance, RankSplit)> {
     (0..800).filter_map(|seed| {
         let speeds = if seed % 2 == 0 { Speeds::One } else { Speeds::Any(5) };
         let limits = Limits { ranks: 20, items: 60, load: 1000, speeds, base: true };
@@ -17,14 +16,14 @@ fn answered() -> impl Iterator<Item = (Instance, Split)> {
     })
 }
 
-fn tampered(split: &Split, change: impl FnOnce(&mut Split)) -> Split {
+fn tampered(split: &RankSplit, change: impl FnOnce(&mut RankSplit)) -> RankSplit {
     let mut copy = split.clone();
     change(&mut copy);
     copy
 }
 
 #[track_caller]
-fn expect(instance: &Instance, split: &Split, is_expected: impl Fn(&Violation) -> bool) {
+fn expect(instance: &Instance, split: &RankSplit, is_expected: impl Fn(&Violation) -> bool) {
     match verify(&instance.problem, &instance.loads, split) {
         Err(violation) if is_expected(&violation) => assert!(!violation.to_string().is_empty()),
         other => panic!("{other:?} for {split:?} of {instance:?}"),
@@ -46,7 +45,7 @@ fn a_token_that_appears_or_vanishes_is_found() {
 fn a_moved_token_is_found_in_the_rank_loads() {
     for (instance, split) in answered() {
         let hosts = instance.problem.hosts();
-        for item in (0..hosts.items()).filter(|&item| hosts.of(item).len() > 1) {
+        for item in (0..hosts.items()).filter(|&item| hosts.ranks_of(item).len() > 1) {
             let mut moved = split.clone();
             let first = hosts.offset(item);
             let (from, to) = if moved.quotas[first] > 0 { (first, first + 1) } else { (first + 1, first) };
@@ -71,7 +70,7 @@ fn a_move_that_raises_the_peak_is_found_even_if_booked() {
             Peak { load, speed } == split.peak
         };
         for item in 0..hosts.items() {
-            let own = hosts.of(item);
+            let own = hosts.ranks_of(item);
             let Some(to) = own.iter().position(|&rank| at_peak(rank)) else { continue };
             let Some(from) = (0..own.len()).find(|&from| from != to && split.quotas_of(item)[from] > 0)
             else {
@@ -83,7 +82,7 @@ fn a_move_that_raises_the_peak_is_found_even_if_booked() {
             moved.rank_loads[own[from] as usize] -= 1;
             moved.rank_loads[own[to] as usize] += 1;
             expect(&instance, &moved, |v| matches!(v, Violation::Peak { .. }));
-            // With the peak booked as well, the certificate no longer reaches it.
+            // If the peak is adjusted as well, the certificate no longer reaches it.
             moved.peak =
                 Peak { load: split.rank_loads[own[to] as usize] + 1, speed: speeds[own[to] as usize] };
             expect(&instance, &moved, |v| matches!(v, Violation::Certificate { .. }));
@@ -126,7 +125,7 @@ fn a_malformed_certificate_is_found() {
 
 #[test]
 fn a_certificate_that_proves_nothing_is_found() {
-    // Rank 0 is stuck with 10, the others are idle: {0} proves the peak, nothing else does.
+    // Rank 0 has a fixed load of 10, and the others are idle. Only {0} proves the peak.
     let problem = Problem::new(Hosts::new(3, [vec![0], vec![1, 2]]).expect("valid hosts"));
     let split = solve(&problem, &[10, 3], &mut Workspace::default()).expect("valid");
     assert_eq!(split.certificate, [0]);

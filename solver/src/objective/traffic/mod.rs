@@ -1,101 +1,108 @@
-//! Traffic: among the best splits, one that serves tokens where they are.
+//! Traffic: among the best splits, one that serves tokens near their source.
 //!
-//! In: a problem whose ranks are also the sources of tokens, the node of every rank, and counts `[source][item]`. Out: a
-//! [`Split`] of least peak ([`Keep::Peak`]) or with a decreasingly minimal load vector ([`Keep::Vector`]); among these one
-//! with the fewest tokens served off their source's node, and among those one with the fewest served off their source's
-//! rank. Exact for any hosts, speeds, base loads and nodes.
+//! In: a problem whose ranks are also the sources of tokens, the node of every rank, and counts
+//! `[source][item]`. Out: a [`RankSplit`] of lowest peak ([`PrimaryObjective::Peak`]) or with a decreasingly
+//! minimal load vector ([`PrimaryObjective::Vector`]). Among these it serves the fewest tokens off their
+//! source's node, and then the fewest off their source's rank. The method is exact for any hosts, speeds,
+//! base loads and nodes.
 //!
-//! **The cost of quotas.** Serving a token on its own rank costs nothing, on its own node a little, elsewhere much: a
-//! tree, on which taking the nearest first is an optimal transport. So quotas `q` of item `e` cost, whatever the shares,
-//! `Σ_nodes (Q_en − N_en)⁺` tokens off their node and `Σ_ranks (q_er − n_er)⁺` off their rank, where `n_er` tokens come
-//! from rank `r` and `N_en`, `Q_en` are sums over node `n`.
+//! **Cost of quotas.** To serve a token on its own rank costs nothing, on its own node a little, elsewhere
+//! much. These costs form a tree, on which the nearest-first assignment is an optimal transport. So quotas
+//! `q` of item `e` have a cost that does not depend on the shares. They cause `Σ_nodes (Q_en − N_en)⁺` tokens
+//! off their node and `Σ_ranks (q_er − n_er)⁺` off their rank. Here `n_er` tokens start on rank `r`, and
+//! `N_en`, `Q_en` are sums over node `n`.
 //!
-//! **Method.** A minimum-cost flow, item → (item, node) → rank → sink, whose edges cost nothing up to a threshold and one
-//! unit beyond (`cost_flow`). It starts with every token on its own rank where that is a host, which no exchange can
-//! improve, and sends away what is too much. The edge from a rank to the sink is bounded by what [`Keep`] allows: the room
-//! at the least peak; or the room at the rank's [`Level`] and at most one token less, with every item kept to its hosts of
-//! lowest level, which describes all decreasingly minimal splits and no other (Frank and Murota 2022: a face within a box).
-//! A token off its node costs `4R + 1` units ([`node_cost`]), one off its rank 1. A residual cycle passes a rank once at
-//! most and so changes the count of tokens off their rank by less than that: the sum orders cycles as the pair does.
+//! **Method.** A minimum-cost flow goes item → (item, node) → rank → sink. Its edges cost nothing up to a
+//! threshold, and one unit beyond (`cost_flow`). It starts with every token on its own rank if that is a
+//! host, which no exchange can improve, and sends the surplus away. [`PrimaryObjective`] bounds the edge from
+//! a rank to the sink. For the peak, the bound is the room at the lowest peak. For the vector, the bounds are
+//! the room at the rank's [`Level`] and one token less. Every item then keeps to its hosts of lowest level.
+//! This describes exactly the decreasingly minimal splits (Frank and Murota 2022: a face within a box).
 //!
-//! **Proof.** A price per rank, for which no exchange within any one item gains: [`verify_traffic`](super::verify_traffic).
+//! A token off its node costs `4R + 1` units ([`node_cost`]), one off its rank 1. A residual cycle passes a
+//! rank at most once, and so changes the count of tokens off their rank by less than that. The sum therefore
+//! orders cycles as the pair does.
+//!
+//! **Proof.** There is a price per rank for which no exchange within any one item gains:
+//! [`verify_traffic`](super::verify_traffic).
 
 mod layout;
 
-use layout::{Hub, Layout};
+use layout::{HubEdge, TrafficLayout};
 
-use super::balance::{Workspace, balance_into};
+use super::balance::{BalanceWorkspace, balance_into};
 use super::cost_flow::CostFlow;
-use super::level::Level;
-use crate::{Count, Error, Problem, Split, solve_into};
+use super::load_levels::Level;
+use crate::{Count, Problem, RankSplit, SolverError, solve_into};
 
-/// Which splits traffic may choose from.
+/// Splits among which traffic may choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    /// All of least peak.
+pub enum PrimaryObjective {
+    /// All splits of lowest peak.
     Peak,
-    /// All with a decreasingly minimal load vector.
+    /// All splits with a decreasingly minimal load vector.
     Vector,
 }
 
-/// A split of least traffic, and the proof.
+/// Split of least traffic, with its proof.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TrafficSplit {
-    /// The split, with the certificate of its peak.
-    pub split: Split,
+    /// Split with the certificate of its peak.
+    pub split: RankSplit,
     /// Tokens served on another node than their source's.
     pub off_node: u64,
     /// Tokens served on another rank than their source's, those on other nodes included.
     pub off_rank: u64,
-    /// The price of one token's room on every rank, in units of one token off its rank; see [`node_cost`].
+    /// Price of one token's room on every rank, in units of one token off its rank; see [`node_cost`].
     pub prices: Vec<i64>,
-    /// The level that every rank's load may reach, for [`Keep::Vector`]; else empty.
+    /// Level that every rank's load may reach, for [`PrimaryObjective::Vector`]. Otherwise empty.
     pub levels: Vec<Level>,
 }
 
-/// What a token off its node costs, in units of one off its rank: more than all others on a cycle together.
+/// Returns the cost of a token off its node, in units of one off its rank. It exceeds all other costs on a
+/// cycle together.
 pub fn node_cost(ranks: usize) -> i64 {
     i64::try_from(ranks).unwrap_or(i64::MAX / 8) * 4 + 1
 }
 
-/// Splits of least traffic for one problem and one arrangement of its ranks in nodes, batch after batch.
+/// Splitter of least traffic for one problem, one arrangement of its ranks in nodes, and successive batches.
 #[derive(Debug, Clone)]
-pub struct Traffic {
+pub struct TrafficSplitter {
     problem: Problem,
-    /// Of every rank, its node, renumbered from 0.
+    /// Node of every rank, renumbered from 0.
     node_of: Vec<u32>,
     network: CostFlow,
-    layout: Layout,
-    balance: Workspace,
+    layout: TrafficLayout,
+    balance: BalanceWorkspace,
     /// Tokens per item; per node and item, `[node][item]`.
     loads: Vec<u64>,
     node_counts: Vec<u64>,
 }
 
-impl Traffic {
+impl TrafficSplitter {
     /// Builds the network. `nodes` holds the node of every rank, in any numbering.
     ///
     /// # Errors
-    /// [`Error::Length`] unless there is one node per rank.
-    pub fn new(problem: Problem, nodes: &[u32]) -> Result<Traffic, Error> {
+    /// Returns [`SolverError::Length`] unless there is one node per rank.
+    pub fn new(problem: Problem, nodes: &[u32]) -> Result<TrafficSplitter, SolverError> {
         let ranks = problem.hosts().ranks();
         if nodes.len() != ranks {
-            return Err(Error::Length { what: "nodes", expected: ranks, got: nodes.len() });
+            return Err(SolverError::Length { what: "nodes", expected: ranks, got: nodes.len() });
         }
         let mut names = nodes.to_vec();
         names.sort_unstable();
         names.dedup();
         let node_of: Vec<u32> =
             nodes.iter().map(|node| names.partition_point(|name| name < node) as u32).collect();
-        let mut balance = Workspace::default();
-        balance.graph.fit(problem.hosts());
-        let (layout, network) = Layout::new(&balance.graph, &node_of);
+        let mut balance = BalanceWorkspace::default();
+        balance.graph.build_for(problem.hosts());
+        let (layout, network) = TrafficLayout::new(&balance.graph, &node_of);
         let (loads, node_counts) =
             (vec![0; problem.hosts().items()], vec![0; names.len() * problem.hosts().items()]);
-        Ok(Traffic { problem, node_of, network, layout, balance, loads, node_counts })
+        Ok(TrafficSplitter { problem, node_of, network, layout, balance, loads, node_counts })
     }
 
-    /// The problem.
+    /// Returns the problem.
     pub fn problem(&self) -> &Problem {
         &self.problem
     }
@@ -103,51 +110,59 @@ impl Traffic {
     /// Splits one batch. `counts` is `[source][item]`, row after row, one source per rank.
     ///
     /// # Errors
-    /// [`Error::Length`] unless there are `ranks × items` counts; [`Error::Overflow`] as [`solve`](crate::solve).
-    pub fn solve(&mut self, counts: &[u64], keep: Keep) -> Result<TrafficSplit, Error> {
+    /// Returns [`SolverError::Length`] unless there are `ranks × items` counts, and [`SolverError::Overflow`]
+    /// as
+    /// [`solve`](crate::solve) does.
+    pub fn solve(&mut self, counts: &[u64], keep: PrimaryObjective) -> Result<TrafficSplit, SolverError> {
         let mut answer = TrafficSplit::default();
         self.solve_into(counts, keep, &mut answer)?;
         Ok(answer)
     }
 
-    /// As [`solve`](Self::solve), into memory that is kept from call to call: nothing is allocated after the first.
+    /// Splits as [`solve`](Self::solve) does, into memory that is reused from call to call. It allocates
+    /// nothing after the first call.
     ///
     /// # Errors
-    /// As [`solve`](Self::solve).
-    pub fn solve_into(&mut self, counts: &[u64], keep: Keep, answer: &mut TrafficSplit) -> Result<(), Error> {
-        self.gather(counts)?;
+    /// Fails as [`solve`](Self::solve) does.
+    pub fn solve_into(
+        &mut self,
+        counts: &[u64],
+        keep: PrimaryObjective,
+        answer: &mut TrafficSplit,
+    ) -> Result<(), SolverError> {
+        self.sum_counts(counts)?;
         let TrafficSplit { split, levels, prices, .. } = answer;
         levels.clear();
         match keep {
-            Keep::Peak => {
+            PrimaryObjective::Peak => {
                 solve_into(&self.problem, &self.loads, &mut self.balance.exact, split)?;
-                let Workspace { graph, flow, .. } = &mut self.balance;
-                flow.fit(graph, self.node_of.len());
+                let BalanceWorkspace { graph, flow, .. } = &mut self.balance;
+                flow.resize_for(graph, self.node_of.len());
                 flow.read(graph, &split.quotas, &split.rank_loads);
             }
-            Keep::Vector => {
+            PrimaryObjective::Vector => {
                 balance_into(&self.problem, &self.loads, &mut self.balance, split)?;
                 levels.extend_from_slice(self.balance.levels());
             }
         }
         self.bound_ranks(split, levels);
-        self.start(counts, levels);
+        self.set_initial_flow(counts, levels);
         let done = self.network.solve();
-        debug_assert!(done, "the split that is there is a flow within these bounds");
-        self.finish(split, prices);
-        (answer.off_node, answer.off_rank) = self.costs(counts, &answer.split);
+        debug_assert!(done, "the current split is a flow within these bounds");
+        self.read_flow(split, prices);
+        (answer.off_node, answer.off_rank) = self.traffic_totals(counts, &answer.split);
         Ok(())
     }
 
     /// Sums the counts per item, and per node and item.
-    fn gather(&mut self, counts: &[u64]) -> Result<(), Error> {
+    fn sum_counts(&mut self, counts: &[u64]) -> Result<(), SolverError> {
         let items = self.loads.len();
         let expected = self.node_of.len() * items;
         if counts.len() != expected {
-            return Err(Error::Length { what: "counts", expected, got: counts.len() });
+            return Err(SolverError::Length { what: "counts", expected, got: counts.len() });
         }
-        // If all of them add up within 64 bits, so do all partial sums.
-        Count::sum(counts, 0).ok_or(Error::Overflow)?;
+        // If all counts add up within 64 bits, so do all partial sums.
+        Count::checked_sum(counts, 0).ok_or(SolverError::Overflow)?;
         self.loads.fill(0);
         self.node_counts.fill(0);
         if items == 0 {
@@ -167,9 +182,9 @@ impl Traffic {
         Ok(())
     }
 
-    /// Bounds every rank's edge to the sink; what it carries without a choice is left out.
-    fn bound_ranks(&mut self, split: &Split, levels: &[Level]) {
-        let Workspace { graph, flow, .. } = &self.balance;
+    /// Bounds every rank's edge to the sink. The rank's fixed load is left out.
+    fn bound_ranks(&mut self, split: &RankSplit, levels: &[Level]) {
+        let BalanceWorkspace { graph, flow, .. } = &self.balance;
         for (rank, edge) in self.network.edges[..self.node_of.len()].iter_mut().enumerate() {
             let speed = self.problem.speeds()[rank];
             let shared: u64 = graph.seats(rank).iter().map(|&(place, _)| flow.quota[place as usize]).sum();
@@ -183,8 +198,8 @@ impl Traffic {
         }
     }
 
-    /// Serves every token on its own rank where that is allowed, and sets thresholds, supplies and demands.
-    fn start(&mut self, counts: &[u64], levels: &[Level]) {
+    /// Serves every token on its own rank if that is allowed, and sets thresholds, supplies and demands.
+    fn set_initial_flow(&mut self, counts: &[u64], levels: &[Level]) {
         let (ranks, items) = (self.node_of.len(), self.loads.len());
         let CostFlow { edges, supply, demand, potential, .. } = &mut self.network;
         let graph = &self.balance.graph;
@@ -196,12 +211,12 @@ impl Traffic {
         }
         for group in &self.layout.groups {
             let item = group.item as usize;
-            let places = graph.places(group.index as usize);
+            let places = graph.item_places(group.index as usize);
             let level_at = |place: usize| levels.get(graph.rank_of[place] as usize);
             let lowest = places.filter_map(level_at).min();
             let of_node = self.node_counts[group.node as usize * items + item];
             let mut here = 0;
-            for &place in self.layout.places(group) {
+            for &place in self.layout.group_places(group) {
                 let edge = &mut edges[ranks + place as usize];
                 let rank = graph.rank_of[place as usize] as usize;
                 let own = counts[rank * items + item];
@@ -210,16 +225,16 @@ impl Traffic {
                 edge.flow = if open { own } else { 0 };
                 edge.from = [own, u64::MAX];
                 edge.step = [1, 0];
-                if matches!(group.hub, Hub::Leaf) {
+                if matches!(group.hub, HubEdge::Leaf) {
                     edge.from[1] = of_node;
                     edge.step[1] = node_cost(ranks);
                 }
                 here += edge.flow;
-                // The ranks' inflow, for now.
+                // At this point `demand` holds the inflow of the ranks.
                 demand[1 + rank] += edge.flow;
             }
             supply[1 + ranks + group.index as usize] -= here;
-            if let Hub::Edge(number) = group.hub {
+            if let HubEdge::Edge(number) = group.hub {
                 let edge = &mut edges[number as usize];
                 (edge.flow, edge.high) = (here, u64::MAX);
                 (edge.from, edge.step) = ([of_node, u64::MAX], [node_cost(ranks), 0]);
@@ -240,39 +255,39 @@ impl Traffic {
     }
 
     /// Reads quotas, rank loads and prices off the flow.
-    fn finish(&mut self, split: &mut Split, prices: &mut Vec<i64>) {
+    fn read_flow(&mut self, split: &mut RankSplit, prices: &mut Vec<i64>) {
         let ranks = self.node_of.len();
-        let Workspace { graph, flow, .. } = &mut self.balance;
+        let BalanceWorkspace { graph, flow, .. } = &mut self.balance;
         prices.clear();
         for rank in 0..ranks {
             let edge = &self.network.edges[rank];
             let shared: u64 = graph.seats(rank).iter().map(|&(place, _)| flow.quota[place as usize]).sum();
             flow.load[rank] = flow.load[rank] - shared + edge.flow;
             let price = self.network.potential[0] - self.network.potential[1 + rank];
-            // Where nothing with a choice is served, a higher price is as good.
+            // If a rank serves no item with several hosts, a higher price is equally valid.
             prices.push(if edge.high == 0 { price.max(0) } else { price });
         }
         for (quota, edge) in flow.quota.iter_mut().zip(&self.network.edges[ranks..]) {
             *quota = edge.flow;
         }
         flow.write(graph, &mut split.quotas, &mut split.rank_loads);
-        split.peak = super::balance::busiest(&self.problem, &split.rank_loads);
+        split.peak = super::balance::busiest_ratio(&self.problem, &split.rank_loads);
     }
 
-    /// Tokens off their source's node, and off their source's rank.
-    fn costs(&self, counts: &[u64], split: &Split) -> (u64, u64) {
+    /// Returns the tokens off their source's node, and off their source's rank.
+    fn traffic_totals(&self, counts: &[u64], split: &RankSplit) -> (u64, u64) {
         let hosts = self.problem.hosts();
         let items = self.loads.len();
         let (mut off_node, mut off_rank) = (0, 0);
         for (item, &load) in self.loads.iter().enumerate() {
-            if let [only] = *hosts.of(item) {
+            if let [only] = *hosts.ranks_of(item) {
                 off_node += load - self.node_counts[self.node_of[only as usize] as usize * items + item];
                 off_rank += load - counts[only as usize * items + item];
             }
         }
         for group in &self.layout.groups {
             let mut here = 0;
-            for &place in self.layout.places(group) {
+            for &place in self.layout.group_places(group) {
                 let rank = self.balance.graph.rank_of[place as usize] as usize;
                 let quota = split.quotas[self.balance.graph.pair_of[place as usize] as usize];
                 off_rank += quota.saturating_sub(counts[rank * items + group.item as usize]);

@@ -1,4 +1,4 @@
-//! All layers of a model at once: 58 layers of 256 experts, on one thread and on all.
+//! Splits all layers of a model at once: 58 layers of 256 experts, on one thread and on all threads.
 //!
 //! ```text
 //! cargo bench --bench layers
@@ -9,8 +9,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
 use evenkeel::place;
-use evenkeel::split::{Layers, Method};
-use evenkeel::trace::{ReadOptions, read, synth};
+use evenkeel::split::{LayerSplitters, SplitMethod};
+use evenkeel_trace::{ReadOptions, read, synth};
 use std::hint::black_box;
 
 fn layers(criterion: &mut Criterion) {
@@ -23,7 +23,7 @@ fn layers(criterion: &mut Criterion) {
     for (ranks, redundant) in [(8, 16), (32, 32), (64, 64)] {
         let cluster = Cluster::new(ranks, 1, 256, redundant).unwrap();
         let policy = place::policy("lplb:ring", 1, &cluster).unwrap();
-        let place = |layer| policy.place(&History::whole(&trace, layer), &cluster).unwrap();
+        let place = |layer| policy.place(&History::from_trace(&trace, layer), &cluster).unwrap();
         let placements: Vec<_> = (0..58).map(place).collect();
         let batches: Vec<Vec<u64>> = (0..16)
             .map(|step| (0..58).flat_map(|layer| trace.loads(step, layer)).copied().collect())
@@ -31,7 +31,7 @@ fn layers(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("58 layers, {ranks} ranks, {redundant} redundant"));
         for threads in [1, std::thread::available_parallelism().map_or(1, usize::from)] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let mut layers = Layers::new(placements.clone(), Method::Exact).unwrap();
+            let mut layers = LayerSplitters::new(placements.clone(), SplitMethod::Exact).unwrap();
             let mut turn = 0;
             group.bench_function(format!("{threads} threads"), |bencher| {
                 pool.install(|| {

@@ -1,4 +1,5 @@
-//! Planning time: 58 layers of 256 experts into 288 slots on 32 ranks, all layers, on all threads.
+//! Measures the planning time of 58 layers with 256 experts into 288 slots on 32 ranks, all layers on all
+//! threads.
 //!
 //! ```text
 //! cargo bench --bench place
@@ -9,7 +10,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
 use evenkeel::place::{self, Placement};
-use evenkeel::trace::synth;
+use evenkeel_trace::synth;
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Duration;
@@ -26,7 +27,7 @@ fn plans(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let place =
-                    |layer| policy.place(&History::whole(black_box(&trace), layer), &cluster).unwrap();
+                    |layer| policy.place(&History::from_trace(black_box(&trace), layer), &cluster).unwrap();
                 (0..58usize).into_par_iter().map(place).collect::<Vec<Placement>>()
             });
         });

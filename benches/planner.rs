@@ -1,4 +1,5 @@
-//! The library call inside a serving loop: one layer's counts `[ranks][256]` split and shared out, then 4096 x 8 ids redirected.
+//! Measures the library call inside a serving loop: one layer's counts `[ranks][256]` are split and shared
+//! out, then 4096 x 8 ids redirected.
 //!
 //! ```text
 //! cargo bench --bench planner
@@ -10,7 +11,7 @@ use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
 use evenkeel::place;
 use evenkeel::planner::Planner;
-use evenkeel::trace::synth;
+use evenkeel_trace::synth;
 use std::hint::black_box;
 
 const EXPERTS: usize = 256;
@@ -21,7 +22,7 @@ fn calls(criterion: &mut Criterion) {
     for (ranks, per_rank) in [(8, 1), (8, 2), (16, 2), (32, 2), (64, 2)] {
         let cluster = Cluster::new(ranks, 1, EXPERTS, ranks * per_rank).unwrap();
         let placement =
-            place::policy("lplb:ring", 1, &cluster).unwrap().place(&History::whole(&trace, 0), &cluster);
+            place::policy("lplb:ring", 1, &cluster).unwrap().place(&History::from_trace(&trace, 0), &cluster);
         let mut planner = Planner::new(placement.unwrap(), cluster).unwrap();
         let batches: Vec<Vec<u64>> = (0..64usize.saturating_sub(ranks))
             .step_by(8)
@@ -39,7 +40,7 @@ fn calls(criterion: &mut Criterion) {
     let cluster = Cluster::new(8, 1, EXPERTS, 16).unwrap();
     let policy = place::policy("lplb:ring", 1, &cluster).unwrap();
     let mut planner =
-        Planner::new(policy.place(&History::whole(&trace, 0), &cluster).unwrap(), cluster).unwrap();
+        Planner::new(policy.place(&History::from_trace(&trace, 0), &cluster).unwrap(), cluster).unwrap();
     let mut ids: Vec<i32> = Vec::new();
     let loads = trace.totals(0);
     let total: u64 = loads.iter().sum();

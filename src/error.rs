@@ -1,9 +1,9 @@
-//! Errors as one message for people.
+//! Error messages for people.
 
 use std::error::Error;
 
-/// An error and what led to it, as one line. Causes that the message quotes already are not said again.
-pub fn in_words(error: &(dyn Error + 'static)) -> String {
+/// Returns an error and its causes as one line. Causes that the message already quotes are left out.
+pub fn error_chain(error: &(dyn Error + 'static)) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

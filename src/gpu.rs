@@ -1,43 +1,45 @@
-//! What a GPU can do: memory bandwidth and arithmetic, by name.
+//! Memory bandwidth and arithmetic rates of GPUs, by name.
 //!
-//! In: a name (`h100`). Out: a [`Gpu`]. Peak figures of the vendors' data sheets, dense arithmetic; real kernels reach a
-//! part of both, which leaves their ratio, and so the shape of the roofline, about right.
+//! In: a name (`h100`). Out: a [`GpuSpec`]. The figures are peak rates from the vendors' data sheets, with
+//! dense arithmetic. Real kernels reach a part of both rates. Their ratio, and so the shape of the roofline,
+//! stays about right.
 
-use crate::model::{Model, Precision};
+use crate::model::{MoeModel, Precision};
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
 /// Peak rates of one GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gpu {
+pub struct GpuSpec {
     /// The name that selects it.
     pub name: &'static str,
     /// Memory bandwidth, gigabytes (10^9) per second.
     pub bandwidth: u64,
     /// Dense bfloat16 arithmetic, 10^12 operations per second.
     pub bf16: u64,
-    /// Dense 8-bit floating-point arithmetic, 10^12 operations per second; that of bfloat16 where there is none.
+    /// Dense 8-bit floating-point arithmetic, 10^12 operations per second. A GPU without it has the rate of
+    /// bfloat16.
     pub fp8: u64,
 }
 
-/// The GPUs known by name.
-pub const GPUS: [Gpu; 7] = [
-    Gpu { name: "a100", bandwidth: 2_039, bf16: 312, fp8: 312 },
-    Gpu { name: "h100", bandwidth: 3_350, bf16: 989, fp8: 1_979 },
-    Gpu { name: "h800", bandwidth: 3_350, bf16: 989, fp8: 1_979 },
-    Gpu { name: "h200", bandwidth: 4_800, bf16: 989, fp8: 1_979 },
-    Gpu { name: "h20", bandwidth: 4_000, bf16: 148, fp8: 296 },
-    Gpu { name: "b200", bandwidth: 8_000, bf16: 2_250, fp8: 4_500 },
-    Gpu { name: "mi300x", bandwidth: 5_300, bf16: 1_307, fp8: 2_614 },
+/// GPUs known by name.
+pub const GPUS: [GpuSpec; 7] = [
+    GpuSpec { name: "a100", bandwidth: 2_039, bf16: 312, fp8: 312 },
+    GpuSpec { name: "h100", bandwidth: 3_350, bf16: 989, fp8: 1_979 },
+    GpuSpec { name: "h800", bandwidth: 3_350, bf16: 989, fp8: 1_979 },
+    GpuSpec { name: "h200", bandwidth: 4_800, bf16: 989, fp8: 1_979 },
+    GpuSpec { name: "h20", bandwidth: 4_000, bf16: 148, fp8: 296 },
+    GpuSpec { name: "b200", bandwidth: 8_000, bf16: 2_250, fp8: 4_500 },
+    GpuSpec { name: "mi300x", bandwidth: 5_300, bf16: 1_307, fp8: 2_614 },
 ];
 
-/// No such GPU.
+/// Error of an unknown GPU name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("unknown GPU \"{0}\": expected one of {names}", names = GPUS.map(|gpu| gpu.name).join(", "))]
 pub struct UnknownGpu(String);
 
-impl FromStr for Gpu {
+impl FromStr for GpuSpec {
     type Err = UnknownGpu;
 
     fn from_str(text: &str) -> Result<Self, UnknownGpu> {
@@ -45,20 +47,20 @@ impl FromStr for Gpu {
     }
 }
 
-impl fmt::Display for Gpu {
+impl fmt::Display for GpuSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name)
     }
 }
 
-impl Gpu {
-    /// Picoseconds to read one expert's weights.
-    pub fn read_ps(&self, model: &Model) -> u64 {
+impl GpuSpec {
+    /// Returns the picoseconds to read one expert's weights.
+    pub fn read_ps(&self, model: &MoeModel) -> u64 {
         model.expert_bytes() * 1_000 / self.bandwidth
     }
 
-    /// Picoseconds of arithmetic for one token in one expert.
-    pub fn token_ps(&self, model: &Model) -> u64 {
+    /// Returns the picoseconds of arithmetic for one token in one expert.
+    pub fn token_ps(&self, model: &MoeModel) -> u64 {
         let rate = match model.precision {
             Precision::Fp8 => self.fp8,
             Precision::Bf16 => self.bf16,
@@ -74,13 +76,13 @@ mod tests {
     #[test]
     fn the_ridge_lies_where_both_take_as_long() {
         for (gpu, ridge) in [("h100", 295), ("h200", 206), ("h20", 37)] {
-            let gpu: Gpu = gpu.parse().unwrap();
+            let gpu: GpuSpec = gpu.parse().unwrap();
             for model in ["deepseek-v3", "deepseek-v3:bf16", "qwen3-30b-a3b"] {
-                let model: Model = model.parse().unwrap();
+                let model: MoeModel = model.parse().unwrap();
                 let (read, token) = (gpu.read_ps(&model), gpu.token_ps(&model));
                 assert_eq!((read + token / 2) / token, ridge, "{gpu} {model}");
             }
         }
-        assert!("h300".parse::<Gpu>().unwrap_err().to_string().contains("h100"));
+        assert!("h300".parse::<GpuSpec>().unwrap_err().to_string().contains("h100"));
     }
 }

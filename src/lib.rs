@@ -1,26 +1,28 @@
 //! Load-balancing planner for Mixture-of-Experts models under expert parallelism.
 //!
-//! MoE models route each token to a few of many experts; the experts live on different ranks (GPUs), routing is
-//! uneven, and every step waits for the busiest rank. evenkeel turns routing statistics into a placement of
-//! redundant expert copies and, batch by batch, into an exact share-out of tokens between the copies.
+//! MoE models route each token to a few of many experts. The experts live on different ranks (GPUs). Routing
+//! is uneven, and every step waits for the busiest rank. evenkeel turns routing statistics into a placement
+//! of redundant replicas. For each batch it computes the exact split of tokens over the replicas.
 //!
 //! # The street
 //!
-//! Data has one natural direction; each station is a module that takes plain data and returns plain data.
+//! Data flows in one direction. Each station is a module that takes plain data and returns plain data.
 //!
 //! | station | module | in | out |
 //! |---|---|---|---|
-//! | trace | [`trace`] | files | tokens per step, layer and expert |
-//! | forecast | [`forecast`] | a trace | what planning may look at |
-//! | place | [`place`] | a layer's history, a [`cluster`] | which slot holds which expert |
-//! | split | [`split`] | a placement, one batch's loads | whole tokens per slot, with proof; each source's share |
-//! | execute | [`exec`] | tokens, weights, placements | tokens, what every rank served and how long it took |
+//! | trace | [`trace`] | recorded loads | tokens per step, layer and expert |
+//! | forecast | [`forecast`] | a trace | the history that planning may read |
+//! | place | [`place`] | a layer's history, a [`cluster`] | the expert in each slot |
+//! | split | [`split`] | a placement, the loads of one batch | whole tokens per slot with a certificate, and the share of each source |
 //!
-//! [`planner`] is the last two stations as one call inside a serving loop: top-k ids in, physical slots out. The module
-//! `cuda` is the same on a GPU, and [`kernels`] what it reads there.
-//! [`simulate`] walks the whole street over a recorded trace and measures; [`plan`] is the artefact that leaves
-//! it, [`report`] the picture, [`export`] the plan as serving stacks read it; [`model`] and [`gpu`] know what an expert weighs and how fast that is read. The
-//! optimisation itself lives in the crate [`evenkeel_solver`].
+//! [`planner`] combines the last two stations in one call for a serving loop: top-k ids in, slots out.
+//! [`evaluate`] judges a placement by splitting every batch. [`plan`] is the artefact that leaves the street.
+//! [`export`] writes a plan in the dialects of the serving stacks. [`model`] and [`gpu`] give the size of an
+//! expert and the time to read it. The optimisation itself lives in the crate [`evenkeel_solver`].
+//!
+//! Other crates of the workspace read trace files (`evenkeel-trace`), simulate (`evenkeel-simulate`), plan on
+//! a GPU (`evenkeel-cuda`), execute (`evenkeel-exec`), draw reports (`evenkeel-report`) and serve plans
+//! (`evenkeel-serve`).
 //!
 //! # Example
 //!
@@ -28,7 +30,7 @@
 //! use evenkeel::cluster::Cluster;
 //! use evenkeel::forecast::History;
 //! use evenkeel::place;
-//! use evenkeel::split::{Method, Split, Splitter};
+//! use evenkeel::split::{SplitMethod, Split, Splitter};
 //! use evenkeel::trace::Trace;
 //!
 //! // Two steps of one layer with eight experts, and four ranks with one redundant slot each.
@@ -36,8 +38,8 @@
 //! let trace = Trace::from_loads(8, vec![0], vec!["0".into(), "1".into()], loads)?;
 //! let cluster = Cluster::new(4, 1, 8, 4)?;
 //!
-//! let placement = place::policy("eplb", 1, &cluster)?.place(&History::whole(&trace, 0), &cluster)?;
-//! let mut splitter = Splitter::new(placement, Method::Exact)?;
+//! let placement = place::policy("eplb", 1, &cluster)?.place(&History::from_trace(&trace, 0), &cluster)?;
+//! let mut splitter = Splitter::new(placement, SplitMethod::Exact)?;
 //! let mut split = Split::default();
 //! splitter.split(trace.loads(0, 0), &mut split)?;
 //! splitter.check(trace.loads(0, 0), &split)?; // feasible, conserving, certified
@@ -47,26 +49,23 @@
 //! assert!(!split.certificate.is_empty());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::exit))]
 
 pub mod cluster;
-#[cfg(feature = "cuda")]
-pub mod cuda;
-pub mod exec;
+mod error;
+pub mod evaluate;
 pub mod export;
 pub mod forecast;
 pub mod gpu;
-pub mod kernels;
 pub mod model;
 pub mod place;
 pub mod plan;
 pub mod planner;
-pub mod report;
-#[cfg(feature = "serve")]
-pub mod serve;
-pub mod simulate;
+pub mod rng;
 pub mod split;
 pub mod trace;
-mod words;
+mod write_atomic;
 
-pub use words::in_words;
+pub use error::error_chain;
+pub use write_atomic::write_atomic;

@@ -1,31 +1,35 @@
-//! The expert-parallel group: how many ranks, in how many nodes, with how many slots; what lies between them.
+//! The expert-parallel group: ranks, nodes, slots, and the network between the ranks.
 
 mod network;
 mod presets;
 
-pub use network::{BadNetwork, Link, NETWORK_FORMAT, Network};
-pub use presets::{PRESETS, Preset, SYSTEMS};
+pub use network::{LinkParameters, NETWORK_FORMAT, Network, NetworkError};
+pub use presets::{LinkPreset, PRESETS, SYSTEMS};
 
 use thiserror::Error;
 
-/// Most ranks that an expert-parallel group may have.
+/// Highest number of ranks of an expert-parallel group.
 pub const MAX_RANKS: usize = 1024;
+/// Highest number of logical experts of a layer.
+pub const MAX_EXPERTS: usize = 65_536;
+/// Highest number of slots of all ranks in one layer: one redundant slot per expert.
+pub const MAX_SLOTS: usize = 2 * MAX_EXPERTS;
 
 /// An expert-parallel group of equally fast ranks.
 ///
-/// Rank `r` owns the slots `r * S .. (r + 1) * S`, where `S` is [`Cluster::slots_per_rank`]; node `n` owns
-/// the ranks `n * R / N .. (n + 1) * R / N`. Where slots do not divide over the ranks ([`Cluster::uneven`]), the last slot
-/// of some ranks is never used.
+/// Rank `r` owns the slots `r * S .. (r + 1) * S`, where `S` is [`Cluster::slots_per_rank`]. Node `n` owns
+/// the ranks `n * R / N .. (n + 1) * R / N`. If slots do not divide over the ranks
+/// ([`Cluster::with_uneven_slots`]), the last slot of some ranks is never used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cluster {
     ranks: usize,
     nodes: usize,
     slots_per_rank: usize,
-    /// Slots that may hold an expert, of all ranks together.
-    usable: usize,
+    /// Slots of all ranks that may hold an expert.
+    usable_slots: usize,
 }
 
-/// A cluster that cannot be.
+/// Error of a cluster that cannot exist.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ClusterError {
@@ -35,30 +39,33 @@ pub enum ClusterError {
     /// Ranks do not divide over the nodes.
     #[error("{ranks} ranks do not divide over {nodes} nodes: expected a divisor of {ranks}")]
     Nodes {
-        /// Ranks asked for.
+        /// Requested ranks.
         ranks: usize,
-        /// Nodes asked for.
+        /// Requested nodes.
         nodes: usize,
     },
     /// Slots do not divide over the ranks.
     #[error(
         "{experts} experts and {redundant} redundant slots do not divide over {ranks} ranks: the nearest \
-         numbers of redundant slots that do are {}", nearest(*experts, *redundant, *ranks)
+         numbers of redundant slots that do are {}", nearest_redundant_counts(*experts, *redundant, *ranks)
     )]
     Slots {
         /// Logical experts.
         experts: usize,
-        /// Redundant slots asked for.
+        /// Requested redundant slots.
         redundant: usize,
-        /// Ranks asked for.
+        /// Requested ranks.
         ranks: usize,
     },
-    /// More slots than an index can name.
-    #[error("{0} slots are more than this program can number (2^32 - 1)")]
+    /// More logical experts than [`MAX_EXPERTS`].
+    #[error("{0} experts: expected {MAX_EXPERTS} at most")]
+    TooManyExperts(usize),
+    /// More slots than [`MAX_SLOTS`].
+    #[error("{0} slots of all ranks together: expected {MAX_SLOTS} at most")]
     TooManySlots(usize),
 }
 
-fn nearest(experts: usize, redundant: usize, ranks: usize) -> String {
+fn nearest_redundant_counts(experts: usize, redundant: usize, ranks: usize) -> String {
     let over = (experts + redundant) % ranks;
     let above = redundant + (ranks - over);
     match redundant.checked_sub(over) {
@@ -68,25 +75,26 @@ fn nearest(experts: usize, redundant: usize, ranks: usize) -> String {
 }
 
 impl Cluster {
-    /// A group of `ranks` in `nodes`, with room for `experts` logical experts and `redundant` further copies in
-    /// all (not per rank).
+    /// Creates a group of `ranks` in `nodes`, with slots for `experts` logical experts and `redundant`
+    /// further replicas. `redundant` counts over all ranks, not per rank.
     ///
     /// # Errors
-    /// When nothing can be divided evenly; the message names the nearest numbers that can.
+    /// Fails if ranks do not divide over nodes, or slots over ranks. The message names the nearest numbers
+    /// that do.
     pub fn new(ranks: usize, nodes: usize, experts: usize, redundant: usize) -> Result<Self, ClusterError> {
-        let cluster = Self::uneven(ranks, nodes, experts, redundant)?;
+        let cluster = Self::with_uneven_slots(ranks, nodes, experts, redundant)?;
         if !cluster.is_even() {
             return Err(ClusterError::Slots { experts, redundant, ranks });
         }
         Ok(cluster)
     }
 
-    /// As [`Cluster::new`], for slots that need not divide over the ranks: the lowest ranks have one usable slot more
-    /// than the others, whose last slot stays empty.
+    /// Creates a group as [`Cluster::new`] does, for slots that need not divide over the ranks. The lowest
+    /// ranks have one usable slot more than the others, whose last slot stays empty.
     ///
     /// # Errors
-    /// When there is no rank, no slot or too many of either, or the ranks do not divide over the nodes.
-    pub fn uneven(
+    /// Fails if there are no ranks or slots, or too many, or if the ranks do not divide over the nodes.
+    pub fn with_uneven_slots(
         ranks: usize,
         nodes: usize,
         experts: usize,
@@ -98,55 +106,58 @@ impl Cluster {
         if nodes == 0 || !ranks.is_multiple_of(nodes) {
             return Err(ClusterError::Nodes { ranks, nodes });
         }
+        if experts > MAX_EXPERTS {
+            return Err(ClusterError::TooManyExperts(experts));
+        }
         let usable = experts.saturating_add(redundant);
-        if usable >= u32::MAX as usize - MAX_RANKS {
+        if usable > MAX_SLOTS {
             return Err(ClusterError::TooManySlots(usable));
         }
         if usable == 0 {
             return Err(ClusterError::Slots { experts, redundant, ranks });
         }
-        Ok(Self { ranks, nodes, slots_per_rank: usable.div_ceil(ranks), usable })
+        Ok(Self { ranks, nodes, slots_per_rank: usable.div_ceil(ranks), usable_slots: usable })
     }
 
-    /// Ranks in the group, `R`.
+    /// Returns the number of ranks in the group, `R`.
     pub fn ranks(&self) -> usize {
         self.ranks
     }
 
-    /// Nodes that the ranks sit in.
+    /// Returns the number of nodes.
     pub fn nodes(&self) -> usize {
         self.nodes
     }
 
-    /// The node that a rank sits in.
+    /// Returns the node of a rank.
     pub fn node_of(&self, rank: usize) -> usize {
         rank / (self.ranks / self.nodes)
     }
 
-    /// Slots on each rank, `S`.
+    /// Returns the number of slots on each rank, `S`.
     pub fn slots_per_rank(&self) -> usize {
         self.slots_per_rank
     }
 
-    /// Slots in all, `R * S`, usable or not.
+    /// Returns the number of slots of all ranks, `R * S`, usable or not.
     pub fn slots(&self) -> usize {
         self.ranks * self.slots_per_rank
     }
 
-    /// Slots of a rank that may hold an expert: the first so many of its `S`.
-    pub fn usable(&self, rank: usize) -> usize {
-        let short = self.slots() - self.usable;
+    /// Returns the number of slots of a rank that may hold an expert. They are the first of its `S` slots.
+    pub fn slots_of(&self, rank: usize) -> usize {
+        let short = self.slots() - self.usable_slots;
         self.slots_per_rank - usize::from(rank >= self.ranks - short)
     }
 
-    /// Slots of all ranks that may hold an expert.
+    /// Returns the number of slots of all ranks that may hold an expert.
     pub fn usable_slots(&self) -> usize {
-        self.usable
+        self.usable_slots
     }
 
-    /// Have all ranks the same number of usable slots?
+    /// Returns true if all ranks have the same number of usable slots.
     pub fn is_even(&self) -> bool {
-        self.usable == self.slots()
+        self.usable_slots == self.slots()
     }
 }
 
@@ -162,11 +173,11 @@ mod tests {
 
     #[test]
     fn slots_that_do_not_divide_are_spread() {
-        let cluster = Cluster::uneven(4, 1, 10, 4).unwrap();
+        let cluster = Cluster::with_uneven_slots(4, 1, 10, 4).unwrap();
         assert_eq!((cluster.slots_per_rank(), cluster.slots(), cluster.usable_slots()), (4, 16, 14));
-        assert_eq!((0..4).map(|rank| cluster.usable(rank)).collect::<Vec<_>>(), [4, 4, 3, 3]);
+        assert_eq!((0..4).map(|rank| cluster.slots_of(rank)).collect::<Vec<_>>(), [4, 4, 3, 3]);
         assert!(!cluster.is_even() && Cluster::new(4, 1, 10, 2).unwrap().is_even());
-        assert_eq!(Cluster::uneven(4, 1, 10, 2), Cluster::new(4, 1, 10, 2));
+        assert_eq!(Cluster::with_uneven_slots(4, 1, 10, 2), Cluster::new(4, 1, 10, 2));
     }
 
     #[test]

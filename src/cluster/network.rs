@@ -1,98 +1,104 @@
-//! What lies between ranks: links inside a node and between nodes, each by three numbers.
+//! Model of the network between ranks: the links inside a node and between nodes.
 //!
-//! In: a name (`h800`, `nvlink4+ib-ndr`), with `key=value` behind it where wanted, or a file. Out: a [`Network`]. An exchange
-//! takes `alpha + message * messages + bytes / rate` on a link (Hockney, *The communication challenge for MPP*, 1994, with a
-//! part that is paid once), both directions at once, both links at once. This is for predictions: nothing that ranks must agree
-//! on is computed from it, so its numbers are floating point.
+//! In: a name (`h800`, `nvlink4+ib-ndr`), optionally followed by `key=value`, or a file. Out: a [`Network`].
+//!
+//! An exchange takes `alpha + message * messages + bytes / rate` on a link. This is the model of Hockney,
+//! *The communication challenge for MPP*, 1994, with a part that is paid once. Both directions run at the
+//! same time, and so do both links. The model serves predictions only. Ranks need not agree on its results,
+//! so its numbers are floating point.
 
-use super::presets::{PRESETS, Preset, SYSTEMS};
+use super::presets::{LinkPreset, PRESETS, SYSTEMS};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// What a file of a network calls itself.
+/// Format name in a network file.
 pub const NETWORK_FORMAT: &str = "evenkeel.network/1";
 
-/// One kind of link, as a rank sees it.
+/// Link parameters, as one rank sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Link {
-    /// Microseconds that an exchange takes however little it carries: launch, first byte, agreement that all is there.
+pub struct LinkParameters {
+    /// Fixed microseconds of an exchange of any size: launch, first byte, and agreement that all data has
+    /// arrived.
     pub alpha_us: f64,
-    /// Microseconds for each rank that a rank sends to, beside its bytes.
+    /// Microseconds per destination rank, in addition to the time of the bytes.
     #[serde(default)]
     pub message_us: f64,
-    /// 10^9 bytes per second of one rank in each direction, as reached, not as on the data sheet.
+    /// Measured rate of one rank in each direction, in 10^9 bytes per second. The data sheet states a higher
+    /// one.
     pub gb_s: f64,
-    /// 10^9 bytes per second of all ranks of a node together, where that is less than the sum.
+    /// Rate of all ranks of a node together, in 10^9 bytes per second, if it is less than the sum of their
+    /// rates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_gb_s: Option<f64>,
 }
 
-/// What lies between the ranks of a group.
+/// Links between the ranks of a group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Network {
-    /// What it is called in tables.
+    /// Name of the network in tables.
     pub name: String,
-    /// Between ranks of one node.
-    pub node: Link,
-    /// Between ranks of different nodes.
-    pub cross: Link,
+    /// Link between ranks of one node.
+    pub node: LinkParameters,
+    /// Link between ranks of different nodes.
+    pub cross: LinkParameters,
 }
 
-/// What is wrong with a network.
+/// Error of a network's name, settings or file.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum BadNetwork {
-    /// No such link or system.
+pub enum NetworkError {
+    /// The name is no known link or system.
     #[error(
         "unknown network \"{0}\": expected a system ({systems}), NODE+CROSS of {links}, or a file of \
-         `evenkeel calibrate --network`",
+         `evenkeel calibrate network`",
         systems = SYSTEMS.map(|(name, ..)| name).join(", "),
         links = PRESETS.map(|preset| preset.name).join(", ")
     )]
     Unknown(String),
-    /// Not `key=value` with a key of a link.
+    /// The setting is not `key=value` with a key of a link.
     #[error(
         "\"{0}\": expected KEY=NUMBER with one of node.alpha_us, node.message_us, node.gb_s, node.node_gb_s and the same of cross"
     )]
     Key(String),
-    /// A number that no link can have.
+    /// A number is out of range for a link.
     #[error("{key} is {value}: expected {expected}")]
     Number {
-        /// Which.
+        /// Key of the number.
         key: String,
-        /// What it is.
+        /// Value found.
         value: String,
-        /// What it may be.
+        /// Range expected.
         expected: &'static str,
     },
-    /// A file that is no network.
+    /// The file is no network.
     #[error("{0}; expected format {NETWORK_FORMAT} with name, node and cross, each with alpha_us and gb_s")]
     File(String),
 }
 
-/// A network as it is written; what calibration adds is not read.
+/// Network file. The additional fields that calibration writes are ignored.
 #[derive(Deserialize)]
-struct File {
+struct NetworkFile {
     format: String,
     name: String,
-    node: Link,
-    cross: Link,
+    node: LinkParameters,
+    cross: LinkParameters,
 }
 
-impl Link {
-    /// Microseconds for a rank that sends this many messages, and carries this many bytes the way it carries more; none where
-    /// there is nothing to send.
-    pub fn us(&self, messages: f64, bytes: f64) -> f64 {
+impl LinkParameters {
+    /// Returns the microseconds in which a rank sends `messages` messages and carries `bytes` bytes in its
+    /// busier direction. Returns 0 if there is nothing to send.
+    pub fn exchange_us(&self, messages: f64, bytes: f64) -> f64 {
         if messages <= 0.0 && bytes <= 0.0 {
             return 0.0;
         }
         self.alpha_us + self.message_us * messages + bytes / (self.gb_s * 1e3)
     }
 
-    /// Microseconds that a node needs for the bytes of all its ranks, the way it carries more; none where ranks alone limit it.
+    /// Returns the microseconds that a node needs for the bytes of all its ranks in its busier direction.
+    /// Returns 0 if only the ranks limit the rate.
     pub fn node_us(&self, bytes: f64) -> f64 {
         match self.node_gb_s {
             Some(rate) if bytes > 0.0 => self.alpha_us + bytes / (rate * 1e3),
@@ -100,7 +106,7 @@ impl Link {
         }
     }
 
-    fn set(&mut self, key: &str, number: f64) -> bool {
+    fn set_parameter(&mut self, key: &str, number: f64) -> bool {
         match key {
             "alpha_us" => self.alpha_us = number,
             "message_us" => self.message_us = number,
@@ -111,9 +117,9 @@ impl Link {
         true
     }
 
-    fn check(&self, link: &str) -> Result<(), BadNetwork> {
+    fn check(&self, link: &str) -> Result<(), NetworkError> {
         let wrong = |key: &str, number: f64, expected| {
-            Err(BadNetwork::Number { key: format!("{link}.{key}"), value: number.to_string(), expected })
+            Err(NetworkError::Number { key: format!("{link}.{key}"), value: number.to_string(), expected })
         };
         for (key, number) in [("alpha_us", self.alpha_us), ("message_us", self.message_us)] {
             if !(0.0..=1e9).contains(&number) {
@@ -130,25 +136,26 @@ impl Link {
 }
 
 impl Network {
-    /// The network of a file's text.
+    /// Reads a network from the text of a file.
     ///
     /// # Errors
-    /// When it is not such a file, or its numbers are none that a link can have; the message says which.
-    pub fn from_json(text: &str) -> Result<Self, BadNetwork> {
-        let file: File = serde_json::from_str(text).map_err(|error| BadNetwork::File(error.to_string()))?;
+    /// Fails if the text is no network file, or if a number is out of range. The message names the fault.
+    pub fn from_json(text: &str) -> Result<Self, NetworkError> {
+        let file: NetworkFile =
+            serde_json::from_str(text).map_err(|error| NetworkError::File(error.to_string()))?;
         if file.format != NETWORK_FORMAT {
-            return Err(BadNetwork::File(format!("format \"{}\"", file.format)));
+            return Err(NetworkError::File(format!("format \"{}\"", file.format)));
         }
-        Self { name: file.name, node: file.node, cross: file.cross }.checked()
+        Self { name: file.name, node: file.node, cross: file.cross }.check_ranges()
     }
 
-    /// The same with the numbers of `KEY=NUMBER,..`.
+    /// Replaces numbers by those of `KEY=NUMBER,..`.
     ///
     /// # Errors
-    /// When a key is unknown or a number is none that a link can have.
-    pub fn with(mut self, settings: &str) -> Result<Self, BadNetwork> {
+    /// Fails if a key is unknown or a number is out of range.
+    pub fn with_settings(mut self, settings: &str) -> Result<Self, NetworkError> {
         for setting in settings.split(',') {
-            let unknown = || BadNetwork::Key(setting.to_owned());
+            let unknown = || NetworkError::Key(setting.to_owned());
             let (key, number) = setting.split_once('=').ok_or_else(unknown)?;
             let (link, field) = key.trim().split_once('.').ok_or_else(unknown)?;
             let number = number.trim().parse().map_err(|_| unknown())?;
@@ -157,15 +164,15 @@ impl Network {
                 "cross" => &mut self.cross,
                 _ => return Err(unknown()),
             };
-            if !link.set(field, number) {
+            if !link.set_parameter(field, number) {
                 return Err(unknown());
             }
             self.name = format!("{}, {}", self.name, setting.trim());
         }
-        self.checked()
+        self.check_ranges()
     }
 
-    fn checked(self) -> Result<Self, BadNetwork> {
+    fn check_ranges(self) -> Result<Self, NetworkError> {
         self.node.check("node")?;
         self.cross.check("cross")?;
         Ok(self)
@@ -173,22 +180,22 @@ impl Network {
 }
 
 impl FromStr for Network {
-    type Err = BadNetwork;
+    type Err = NetworkError;
 
-    fn from_str(text: &str) -> Result<Self, BadNetwork> {
+    fn from_str(text: &str) -> Result<Self, NetworkError> {
         let (name, settings) = match text.split_once(',') {
             Some((name, settings)) => (name.trim(), Some(settings)),
             None => (text.trim(), None),
         };
-        let unknown = || BadNetwork::Unknown(name.to_owned());
+        let unknown = || NetworkError::Unknown(name.to_owned());
         let system = SYSTEMS.into_iter().find(|(system, ..)| *system == name);
         let links = system.map(|(_, node, cross)| (node, cross)).or_else(|| name.split_once('+'));
         let (node, cross) = links.ok_or_else(unknown)?;
         let find = |link: &str| PRESETS.into_iter().find(|preset| preset.name == link).ok_or_else(unknown);
-        let (node, cross): (Preset, Preset) = (find(node)?, find(cross)?);
+        let (node, cross): (LinkPreset, LinkPreset) = (find(node)?, find(cross)?);
         let network = Self { name: name.to_owned(), node: node.link, cross: cross.link };
         match settings {
-            Some(settings) => network.with(settings),
+            Some(settings) => network.with_settings(settings),
             None => Ok(network),
         }
     }
@@ -207,12 +214,12 @@ mod tests {
 
     #[test]
     fn a_link_costs_by_hand() {
-        let link = Link { alpha_us: 10.0, message_us: 0.5, gb_s: 50.0, node_gb_s: Some(100.0) };
+        let link = LinkParameters { alpha_us: 10.0, message_us: 0.5, gb_s: 50.0, node_gb_s: Some(100.0) };
         // 10 + 7 * 0.5 + 1 000 000 bytes at 50 000 per microsecond.
-        assert!((link.us(7.0, 1e6) - 33.5).abs() < 1e-9);
+        assert!((link.exchange_us(7.0, 1e6) - 33.5).abs() < 1e-9);
         assert!((link.node_us(4e6) - 50.0).abs() < 1e-9);
-        assert_eq!((link.us(0.0, 0.0), link.node_us(0.0)), (0.0, 0.0));
-        assert_eq!(Link { node_gb_s: None, ..link }.node_us(1e9), 0.0);
+        assert_eq!((link.exchange_us(0.0, 0.0), link.node_us(0.0)), (0.0, 0.0));
+        assert_eq!(LinkParameters { node_gb_s: None, ..link }.node_us(1e9), 0.0);
     }
 
     #[test]
@@ -225,7 +232,7 @@ mod tests {
         for node in PRESETS {
             let network: Network = format!("{}+ib-ndr", node.name).parse().unwrap();
             assert_eq!(network.node, node.link);
-            assert!(network.checked().is_ok());
+            assert!(network.check_ranges().is_ok());
         }
         let network: Network = "nvlink4+ib-ndr,cross.gb_s=40, node.alpha_us=3".parse().unwrap();
         assert_eq!((network.cross.gb_s, network.node.alpha_us), (40.0, 3.0));

@@ -1,48 +1,59 @@
-//! Links by name. docs/network.md says where each number is from, and how far published measurements are from what it predicts.
+//! Named links. docs/network.md states the source of each number, and the error of its predictions against
+//! published measurements.
 
-use super::Link;
+use super::LinkParameters;
 
-/// A link by name.
+/// Named link.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Preset {
+pub struct LinkPreset {
     /// The name that selects it.
     pub name: &'static str,
-    /// What it does.
-    pub link: Link,
-    /// Where its numbers are from.
+    /// Parameters of the link.
+    pub link: LinkParameters,
+    /// Source of the parameters.
     pub source: &'static str,
 }
 
-const fn preset(name: &'static str, alpha_us: f64, gb_s: f64, source: &'static str) -> Preset {
-    Preset { name, link: Link { alpha_us, message_us: 0.0, gb_s, node_gb_s: None }, source }
+const fn link_preset(name: &'static str, alpha_us: f64, gb_s: f64, source: &'static str) -> LinkPreset {
+    LinkPreset { name, link: LinkParameters { alpha_us, message_us: 0.0, gb_s, node_gb_s: None }, source }
 }
 
-/// The links known by name: inside a node, then between nodes. Rates are per GPU and direction, as all-to-all kernels reach
-/// them.
-pub const PRESETS: [Preset; 14] = [
-    preset("nvlink3", 37.0, 201.0, "A100, 300 GB/s nominal, at the share that nvlink4 reaches; not fitted"),
-    preset("nvlink4", 37.0, 302.0, "H100, H200, 450 GB/s nominal; UCCL-EP on H200, EP8 dispatch"),
-    preset("nvlink4-h800", 37.0, 139.0, "H800, 200 GB/s nominal; DeepEP normal kernels, EP8 dispatch"),
-    preset("nvlink4-h800-ll", 37.0, 166.0, "the same; DeepEP low-latency kernels, EP8 dispatch"),
-    preset("nvlink5", 37.0, 608.0, "B200, 900 GB/s nominal; DeepEP V2 with 24 SMs, EP8 dispatch"),
-    preset("xgmi", 37.0, 242.0, "MI300X; UCCL-EP, EP8 dispatch"),
-    preset("ib-hdr", 37.0, 23.4, "200 Gb/s, at the share that ib-ndr reaches; not fitted"),
-    preset("ib-ndr", 37.0, 46.8, "400 Gb/s; DeepEP low-latency dispatch at EP16 and EP256"),
-    preset("ib-xdr", 37.0, 93.6, "800 Gb/s, at the share that ib-ndr reaches; not fitted"),
-    preset("roce-400", 37.0, 37.4, "400 Gb/s, Thor 2; UCCL-EP on MI300X, EP32 dispatch"),
-    Preset {
+/// Links known by name: first those inside a node, then those between nodes. Rates are per GPU and direction,
+/// as all-to-all kernels reach them.
+pub const PRESETS: [LinkPreset; 14] = [
+    link_preset(
+        "nvlink3",
+        37.0,
+        201.0,
+        "A100, 300 GB/s nominal, at the share that nvlink4 reaches; not fitted",
+    ),
+    link_preset("nvlink4", 37.0, 302.0, "H100, H200, 450 GB/s nominal; UCCL-EP on H200, EP8 dispatch"),
+    link_preset("nvlink4-h800", 37.0, 139.0, "H800, 200 GB/s nominal; DeepEP normal kernels, EP8 dispatch"),
+    link_preset("nvlink4-h800-ll", 37.0, 166.0, "the same; DeepEP low-latency kernels, EP8 dispatch"),
+    link_preset("nvlink5", 37.0, 608.0, "B200, 900 GB/s nominal; DeepEP V2 with 24 SMs, EP8 dispatch"),
+    link_preset("xgmi", 37.0, 242.0, "MI300X; UCCL-EP, EP8 dispatch"),
+    link_preset("ib-hdr", 37.0, 23.4, "200 Gb/s, at the share that ib-ndr reaches; not fitted"),
+    link_preset("ib-ndr", 37.0, 46.8, "400 Gb/s; DeepEP low-latency dispatch at EP16 and EP256"),
+    link_preset("ib-xdr", 37.0, 93.6, "800 Gb/s, at the share that ib-ndr reaches; not fitted"),
+    link_preset("roce-400", 37.0, 37.4, "400 Gb/s, Thor 2; UCCL-EP on MI300X, EP32 dispatch"),
+    LinkPreset {
         name: "efa-v1",
-        link: Link { alpha_us: 139.0, message_us: 0.0, gb_s: 12.5, node_gb_s: Some(43.6) },
+        link: LinkParameters { alpha_us: 139.0, message_us: 0.0, gb_s: 12.5, node_gb_s: Some(43.6) },
         source: "p4d, 400 Gb/s for 8 GPUs, at the share that efa-v3 reaches; not fitted",
     },
-    preset("efa-v2", 139.0, 43.6, "p5, 3200 Gb/s for 8 GPUs, at the share that efa-v3 reaches; not fitted"),
-    preset(
+    link_preset(
+        "efa-v2",
+        139.0,
+        43.6,
+        "p5, 3200 Gb/s for 8 GPUs, at the share that efa-v3 reaches; not fitted",
+    ),
+    link_preset(
         "efa-v3",
         139.0,
         43.6,
         "p5en, 3200 Gb/s for 8 GPUs; UCCL-EP, EP32 normal and EP16 low-latency dispatch",
     ),
-    preset("efa-v4", 139.0, 43.6, "p6-b200, 3200 Gb/s for 8 GPUs, as efa-v3; checked, not fitted"),
+    link_preset("efa-v4", 139.0, 43.6, "p6-b200, 3200 Gb/s for 8 GPUs, as efa-v3; checked, not fitted"),
 ];
 
 /// Machines known by name, with their links inside a node and between nodes.

@@ -1,18 +1,18 @@
-//! One layer, one placement, one split method: every batch split, checked and measured.
+//! Judges one placement of one layer with one split method. Every batch is split, checked and measured.
 
-use super::SimulateError;
+use super::EvaluateError;
 use crate::place::Placement;
-use crate::split::{Method, Split, Splitter};
+use crate::split::{Split, SplitMethod, Splitter};
 use crate::trace::Trace;
 use std::ops::Range;
 use std::time::Instant;
 
-/// The judged batches of one layer; batches without a token are left out and counted.
+/// Measurements of the batches of one layer. Batches without a token are only counted.
 #[derive(Debug, Clone, Default)]
-pub struct Judged {
+pub struct LayerEvaluation {
     /// Ranks, `R`.
     pub ranks: usize,
-    /// Busiest rank's tokens, per batch.
+    /// Tokens of the busiest rank, per batch.
     pub peaks: Vec<u64>,
     /// Tokens of all ranks, per batch.
     pub totals: Vec<u64>,
@@ -24,29 +24,29 @@ pub struct Judged {
     pub empty_batches: usize,
 }
 
-impl Judged {
-    /// Least peak that any placement could have in batch `b`: ceil(total / ranks).
-    pub fn bound(&self, b: usize) -> u64 {
+impl LayerEvaluation {
+    /// Returns the lowest peak that any placement could have in batch `b`: ceil(total / ranks).
+    pub fn peak_bound(&self, b: usize) -> u64 {
         self.totals[b].div_ceil(self.ranks as u64)
     }
 
-    /// Peak over mean of batch `b`.
+    /// Returns peak / mean of batch `b`.
     pub fn imbalance(&self, b: usize) -> f64 {
-        self.peaks[b] as f64 / self.mean(b)
+        self.peaks[b] as f64 / self.mean_load(b)
     }
 
-    /// (Peak - bound) over mean of batch `b`.
+    /// Returns (peak - bound) / mean of batch `b`.
     pub fn excess(&self, b: usize) -> f64 {
-        (self.peaks[b] - self.bound(b)) as f64 / self.mean(b)
+        (self.peaks[b] - self.peak_bound(b)) as f64 / self.mean_load(b)
     }
 
-    /// Bound over mean of batch `b`.
+    /// Returns bound / mean of batch `b`.
     pub fn lower_bound(&self, b: usize) -> f64 {
-        self.bound(b) as f64 / self.mean(b)
+        self.peak_bound(b) as f64 / self.mean_load(b)
     }
 
     /// Adds later batches on the same ranks.
-    pub(super) fn append(&mut self, later: Judged) {
+    pub fn append(&mut self, later: LayerEvaluation) {
         self.peaks.extend(later.peaks);
         self.totals.extend(later.totals);
         self.split_ns.extend(later.split_ns);
@@ -56,39 +56,40 @@ impl Judged {
         self.empty_batches += later.empty_batches;
     }
 
-    fn mean(&self, b: usize) -> f64 {
+    fn mean_load(&self, b: usize) -> f64 {
         self.totals[b] as f64 / self.ranks as f64
     }
 }
 
-/// Splits and measures the given steps of one layer (by index), the ranks being on one node.
+/// Splits and measures the given steps of one layer (by index), with all ranks on one node.
 ///
 /// # Errors
-/// [`SimulateError::Split`] names the layer and step that failed.
-pub fn judge(
+/// [`EvaluateError::Split`] names the layer and step that failed.
+pub fn evaluate_layer(
     trace: &Trace,
     layer: usize,
     steps: Range<usize>,
     placement: &Placement,
-    method: Method,
-) -> Result<Judged, SimulateError> {
-    judge_on_nodes(trace, layer, steps, placement, method, 1)
+    method: SplitMethod,
+) -> Result<LayerEvaluation, EvaluateError> {
+    evaluate_on_nodes(trace, layer, steps, placement, method, 1)
 }
 
-/// Splits and measures as [`judge`], with the ranks on `nodes` nodes: to SGLang's rules that matters.
+/// Splits and measures as [`evaluate_layer`], with the ranks on `nodes` nodes. SGLang's split rules depend on
+/// the nodes.
 ///
 /// # Errors
-/// As [`judge`], and when the ranks do not divide over the nodes.
-pub fn judge_on_nodes(
+/// Fails as [`evaluate_layer`] does, and if the ranks do not divide over the nodes.
+pub fn evaluate_on_nodes(
     trace: &Trace,
     layer: usize,
     steps: Range<usize>,
     placement: &Placement,
-    method: Method,
+    method: SplitMethod,
     nodes: usize,
-) -> Result<Judged, SimulateError> {
+) -> Result<LayerEvaluation, EvaluateError> {
     let failed = |step: usize| {
-        move |source| SimulateError::Split {
+        move |source| EvaluateError::Split {
             layer: trace.layers()[layer],
             step: trace.steps().get(step).cloned().unwrap_or_default(),
             source,
@@ -96,8 +97,11 @@ pub fn judge_on_nodes(
     };
     let mut splitter = Splitter::on_nodes(placement.clone(), method, nodes).map_err(failed(steps.start))?;
     let mut split = Split::default();
-    let mut judged =
-        Judged { ranks: placement.ranks(), rank_tokens: vec![0; placement.ranks()], ..Judged::default() };
+    let mut judged = LayerEvaluation {
+        ranks: placement.ranks(),
+        rank_tokens: vec![0; placement.ranks()],
+        ..LayerEvaluation::default()
+    };
     for step in steps {
         let loads = trace.loads(step, layer);
         if loads.iter().all(|&load| load == 0) {

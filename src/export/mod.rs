@@ -1,27 +1,30 @@
 //! Plans in the dialects of serving stacks, and back.
 //!
-//! In: a [`Plan`]. Out: the text of the file that a stack reads at its start ([`write()`]), strict about what each reader
-//! refuses. Back ([`read`]): the placements of such a file, for whoever has one and wants it judged. One file per dialect.
+//! In: a [`Plan`]. Out: the text of the file that a stack reads at its start ([`write()`]). The text avoids
+//! everything that the stack's reader refuses. [`read`] returns the placements of such a file, so that they
+//! can be judged. Each dialect has one file.
 //!
-//! Most dialects know no empty slot. Empty slots get copies that change nothing for the worse: each the lowest expert
-//! with the fewest copies that its rank does not hold yet.
+//! Most dialects have no empty slots. An empty slot therefore gets a replica that makes nothing worse. It is
+//! the lowest of the experts with the fewest replicas that the rank does not hold yet.
 
 mod eplb;
 mod sglang;
+mod strict_json;
 mod target;
 mod trtllm;
 mod vllm;
 mod vllm_ascend;
 
-pub use target::{Runtime, Target};
+pub use target::{Runtime, RuntimeTarget};
 
 use crate::place::{Placement, PlacementError};
 use crate::plan::Plan;
+use crate::trace::MAX_LAYERS;
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// A file format for placements.
+/// File format of placements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Dialect {
@@ -33,16 +36,16 @@ pub enum Dialect {
     Vllm,
     /// vllm-ascend's expert map JSON.
     VllmAscend,
-    /// What DeepSeek's `rebalance_experts` returns, as JSON: `phy2log`, `log2phy`, `logcnt`.
+    /// Result of DeepSeek's `rebalance_experts` as JSON: `phy2log`, `log2phy`, `logcnt`.
     Eplb,
 }
 
 impl Dialect {
-    /// All dialects, in the order in which `--help` lists them.
+    /// All dialects, in the order of `--help`.
     pub const ALL: [Dialect; 5] =
         [Dialect::Sglang, Dialect::TrtLlm, Dialect::Vllm, Dialect::VllmAscend, Dialect::Eplb];
 
-    /// The name that selects it.
+    /// Returns the name that selects the dialect.
     pub fn name(self) -> &'static str {
         match self {
             Dialect::Sglang => "sglang",
@@ -55,7 +58,8 @@ impl Dialect {
 }
 
 impl Dialect {
-    /// Are layers counted among those that route tokens only, from 0? Otherwise files name them by their real ids.
+    /// Returns true if files number only the layers that route tokens, from 0. Otherwise they contain the
+    /// real layer ids.
     pub fn counts_moe_layers_only(self) -> bool {
         matches!(self, Dialect::Vllm | Dialect::Eplb)
     }
@@ -78,69 +82,109 @@ impl FromStr for Dialect {
     }
 }
 
-/// Why a plan cannot be written in a dialect, or a file cannot be read.
+/// Reasons for which a plan cannot be written in a dialect, or a file cannot be read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ExportError {
-    /// No dialect has this name.
+    /// The name is no known dialect.
     #[error("unknown format `{0}`: expected sglang, trtllm, vllm, vllm-ascend or eplb")]
     Dialect(String),
-    /// No runtime has this name, or it is not started with these flags.
+    /// The name is no known runtime, or its flags are not supported.
     #[error(
         "unknown runtime `{0}`: expected evenkeel, sglang, vllm, vllm-ascend or trtllm; sglang:exact and vllm:exact with \
          EVENKEEL_SPLIT=exact; sglang:static, sglang:dynamic, sglang:random, or SGLang's flags, as in \
          sglang:moe-a2a-backend=deepep,ep-dispatch-algorithm=dynamic"
     )]
     Target(String),
-    /// The file is none of the dialects.
+    /// The file is in none of the dialects.
     #[error("none of the formats sglang, trtllm, vllm, vllm-ascend and eplb: {0}")]
     Unrecognised(String),
-    /// A key of the file is missing or holds what it should not.
+    /// A key of the file is missing or its value is invalid.
     #[error("{key}: {reason}")]
     Value {
-        /// The key.
+        /// Key in question.
         key: String,
-        /// What is wrong and what was expected.
+        /// Fault, and the expected value.
         reason: String,
     },
-    /// A layer's slots are no placement.
+    /// The slots of a layer are no placement.
     #[error("layer {layer}: {source}")]
     Placement {
-        /// The layer, as the file counts.
+        /// Layer in the numbering of the file.
         layer: u32,
-        /// What is wrong.
+        /// Cause.
         source: PlacementError,
+    },
+    /// The text is no JSON, and this build reads no YAML.
+    #[cfg(not(feature = "yaml"))]
+    #[error("not JSON, and this build is without the feature `yaml`, which reads the maps of TensorRT-LLM")]
+    YamlNotBuilt,
+    /// The text is not YAML, or has wrong keys or types. The message has line and column.
+    #[error("not the YAML of moe_load_balancer: {0}")]
+    Yaml(String),
+    /// A layer between the MoE layers is neither planned nor known to be dense. Files that count MoE layers
+    /// would be wrong.
+    #[error(
+        "layer {0} is neither planned nor known to be dense, and {1} counts MoE layers: --moe-layers (moe_layers in \
+         Python) names the layers that route tokens"
+    )]
+    UnknownLayer(u32, Dialect),
+    /// All layers together have more slots than [`MAX_PLAN_SLOTS`].
+    #[error("{layers} layers x {slots} slots: expected {MAX_PLAN_SLOTS} at most, all layers together")]
+    Size {
+        /// Number of rows of the file.
+        layers: usize,
+        /// Number of slots per row.
+        slots: usize,
     },
     /// The reader of this dialect would refuse the plan.
     #[error("layer {layer}: {reason}")]
     Refused {
-        /// Its real id.
+        /// Real id of the layer.
         layer: u32,
-        /// What the reader refuses.
+        /// Fault that the reader refuses.
         reason: String,
     },
-    /// Not JSON; the message has line and column.
+    /// The text is not JSON. The message has line and column.
     #[error("not JSON: {0}")]
     Json(#[from] serde_json::Error),
 }
 
-/// The placements of a file, one per layer that it has.
+/// Placements of a file, one per layer of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Imported {
-    /// The dialect that was read.
+pub struct ImportedPlan {
+    /// Dialect of the file.
     pub dialect: Dialect,
-    /// Logical experts, `E`.
+    /// Number of logical experts, `E`.
     pub experts: usize,
-    /// Layers with their ids in the file: real ids for `sglang`, `trtllm` and `vllm-ascend`, positions among MoE layers for
-    /// `vllm` and `eplb`.
+    /// Layers with their ids in the file. `sglang`, `trtllm` and `vllm-ascend` have real ids, `vllm` and
+    /// `eplb` have positions among MoE layers.
     pub layers: Vec<(u32, Placement)>,
 }
 
-/// The text of a file in a dialect.
+/// Highest number of slots of all layers of a file together.
+pub const MAX_PLAN_SLOTS: usize = 1 << 22;
+
+/// Returns the text of a file in a dialect. It contains all layers that route tokens. Layers without tokens
+/// in the trace have their experts in order.
 ///
 /// # Errors
-/// [`ExportError::Refused`] where the stack's reader would refuse it.
+/// Returns [`ExportError::Refused`] if the stack's reader would refuse the file. Returns
+/// [`ExportError::UnknownLayer`] if a layer may be missing.
 pub fn write(plan: &Plan, dialect: Dialect) -> Result<String, ExportError> {
+    let layers = match dialect {
+        Dialect::Sglang => sglang::layer_count(plan) as usize,
+        _ => plan.layers.len() + plan.unrecorded_layers.len(),
+    };
+    let slots = plan.cluster.slots();
+    if layers.checked_mul(slots).is_none_or(|all| all > MAX_PLAN_SLOTS) {
+        return Err(ExportError::Size { layers, slots });
+    }
+    if dialect != Dialect::Sglang
+        && let Some(layer) = plan.unknown_layer()
+    {
+        return Err(ExportError::UnknownLayer(layer, dialect));
+    }
     match dialect {
         Dialect::Sglang => Ok(sglang::write(plan)),
         Dialect::TrtLlm => Ok(trtllm::write(plan)),
@@ -150,16 +194,15 @@ pub fn write(plan: &Plan, dialect: Dialect) -> Result<String, ExportError> {
     }
 }
 
-/// Reads a file in any dialect, found by looking. `ranks` is the number of ranks that its slots divide over; a file that
-/// says it itself is held to it.
+/// Reads a file and detects its dialect. `ranks` is the number of ranks over which its slots divide. If the
+/// file states that number itself, both must agree.
 ///
 /// # Errors
-/// When the text is in none of the dialects, or what it holds is no placement on `ranks` ranks; the message names the key
-/// or layer.
-pub fn read(text: &str, ranks: usize) -> Result<Imported, ExportError> {
+/// Fails if the text is in none of the dialects, or if a layer is no placement on `ranks` ranks. The message
+/// names the key or layer.
+pub fn read(text: &str, ranks: usize) -> Result<ImportedPlan, ExportError> {
     if text.trim_start().starts_with('{') {
-        let value: serde_json::Value = serde_json::from_str(text.lines().next().unwrap_or(text))
-            .or_else(|_| serde_json::from_str(text))?;
+        let value = strict_json::read(text)?;
         let has = |key: &str| value.get(key).is_some();
         return match () {
             () if has("physical_to_logical_map") => sglang::read(&value, ranks),
@@ -172,14 +215,18 @@ pub fn read(text: &str, ranks: usize) -> Result<Imported, ExportError> {
             }
         };
     }
-    trtllm::read(text, ranks)
+    #[cfg(feature = "yaml")]
+    return trtllm::read(text, ranks);
+    #[cfg(not(feature = "yaml"))]
+    Err(ExportError::YamlNotBuilt)
 }
 
-/// The slots of a placement, the empty ones filled, `[R * S]`: each with the lowest of the experts with the fewest copies
-/// that the rank does not hold yet, or, if it holds all, any.
-pub fn filled(placement: &Placement) -> Vec<u32> {
+/// Returns the slots of a placement with the empty ones filled, `[R * S]`. Each gets the lowest of the
+/// experts with the fewest replicas that the rank does not hold yet. If the rank holds all experts, it gets
+/// any.
+pub fn fill_empty_slots(placement: &Placement) -> Vec<u32> {
     let (experts, per_rank) = (placement.experts(), placement.slots_per_rank());
-    let mut copies: Vec<usize> = (0..experts).map(|expert| placement.copies(expert).len()).collect();
+    let mut copies: Vec<usize> = (0..experts).map(|expert| placement.replicas(expert).len()).collect();
     let mut slots: Vec<Option<u32>> = placement.slots().to_vec();
     for rank in slots.chunks_mut(per_rank) {
         for at in 0..per_rank {
@@ -202,8 +249,31 @@ fn value_error(key: impl Into<String>, reason: impl Into<String>) -> ExportError
     ExportError::Value { key: key.into(), reason: reason.into() }
 }
 
-/// A row of expert ids.
-fn row(value: &serde_json::Value, key: &str) -> Result<Vec<u32>, ExportError> {
+/// Returns the slots of every layer that routes tokens, by real id. A layer without tokens in the trace has
+/// its experts in order.
+fn moe_rows(plan: &Plan) -> Vec<(u32, Vec<u32>)> {
+    let planned = plan.layers.iter().map(|layer| (layer.layer, fill_empty_slots(&layer.placement)));
+    let unrecorded = plan.unrecorded_layers.iter().map(|&id| (id, experts_in_order(plan)));
+    let mut rows: Vec<(u32, Vec<u32>)> = planned.chain(unrecorded).collect();
+    rows.sort_unstable_by_key(|row| row.0);
+    rows
+}
+
+/// Returns the experts in order, repeated to fill all slots.
+fn experts_in_order(plan: &Plan) -> Vec<u32> {
+    (0..plan.cluster.slots()).map(|slot| (slot % plan.experts) as u32).collect()
+}
+
+/// Checks that the key `name` of a file has the number that follows from the rest of the file.
+fn check_number(value: &serde_json::Value, name: &str, expected: usize) -> Result<(), ExportError> {
+    match value[name].as_u64() {
+        Some(found) if found == expected as u64 => Ok(()),
+        _ => Err(value_error(name, format!("{}: expected {expected}", value[name]))),
+    }
+}
+
+/// Reads a row of expert ids.
+fn parse_row(value: &serde_json::Value, key: &str) -> Result<Vec<u32>, ExportError> {
     let list = value.as_array().ok_or_else(|| value_error(key, "expected a list of experts"))?;
     list.iter()
         .map(|id| {
@@ -213,8 +283,26 @@ fn row(value: &serde_json::Value, key: &str) -> Result<Vec<u32>, ExportError> {
         .collect()
 }
 
-/// Placements of equally long rows; the experts are those that occur, and each row must have all.
-fn placements(dialect: Dialect, rows: Vec<(u32, Vec<u32>)>, ranks: usize) -> Result<Imported, ExportError> {
+/// Creates placements from rows of equal length. The experts are those that occur, and each row must contain
+/// all of them.
+fn placements_from_rows(
+    dialect: Dialect,
+    rows: Vec<(u32, Vec<u32>)>,
+    ranks: usize,
+) -> Result<ImportedPlan, ExportError> {
+    let Some((first, width)) = rows.first().map(|(layer, row)| (*layer, row.len())) else {
+        return Err(value_error("layers", "none: expected one at least"));
+    };
+    if let Some((layer, row)) = rows.iter().find(|(_, row)| row.len() != width) {
+        let reason = format!("{} slots, where layer {first} has {width}", row.len());
+        return Err(value_error(format!("layer {layer}"), reason));
+    }
+    if let Some((layer, _)) = rows.iter().find(|(layer, _)| *layer as usize >= MAX_LAYERS) {
+        return Err(value_error(format!("layer {layer}"), format!("expected ids below {MAX_LAYERS}")));
+    }
+    if rows.len().checked_mul(width).is_none_or(|all| all > MAX_PLAN_SLOTS) {
+        return Err(ExportError::Size { layers: rows.len(), slots: width });
+    }
     let highest = rows.iter().flat_map(|(_, row)| row).max();
     let experts = highest.map_or(0, |&expert| expert as usize + 1);
     let layers = rows
@@ -224,5 +312,5 @@ fn placements(dialect: Dialect, rows: Vec<(u32, Vec<u32>)>, ranks: usize) -> Res
             Ok((layer, placement.map_err(|source| ExportError::Placement { layer, source })?))
         })
         .collect::<Result<Vec<_>, ExportError>>()?;
-    Ok(Imported { dialect, experts, layers })
+    Ok(ImportedPlan { dialect, experts, layers })
 }

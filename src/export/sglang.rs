@@ -1,25 +1,35 @@
-//! SGLang: `{"physical_to_logical_map": [[expert] * slots] * layers}`, one row per layer of the model, and no other key.
+//! SGLang: `{"physical_to_logical_map": [[expert] * slots] * layers}`, one row per layer of the model, and no
+//! other key.
 //!
-//! Rows are the layers that the model reports, dense ones included: those without a plan hold the experts in order.
+//! Rows are the layers that the model reports, including dense ones. Layers without a plan hold the experts
+//! in order.
 
-use super::{Dialect, ExportError, Imported, filled, placements, row, value_error};
+use super::{
+    Dialect, ExportError, ImportedPlan, experts_in_order, moe_rows, parse_row, placements_from_rows,
+    value_error,
+};
 use crate::plan::Plan;
 use serde_json::{Value, json};
 
 pub(super) fn write(plan: &Plan) -> String {
-    let planned = plan.layers.iter().map(|layer| layer.layer);
-    let last = planned.chain(plan.idle_layers.iter().copied()).max().unwrap_or(0);
-    let in_order: Vec<u32> = (0..plan.cluster.slots()).map(|slot| (slot % plan.experts) as u32).collect();
-    let rows: Vec<String> = (0..=last)
+    let (moe, dense) = (moe_rows(plan), experts_in_order(plan));
+    let rows: Vec<String> = (0..layer_count(plan))
         .map(|id| {
-            let layer = plan.layers.iter().find(|layer| layer.layer == id);
-            json!(layer.map_or_else(|| in_order.clone(), |layer| filled(&layer.placement))).to_string()
+            let row = moe.binary_search_by_key(&id, |row| row.0).map_or(&dense, |at| &moe[at].1);
+            json!(row).to_string()
         })
         .collect();
     format!("{{\"physical_to_logical_map\": [\n{}\n]}}\n", rows.join(",\n"))
 }
 
-pub(super) fn read(value: &Value, ranks: usize) -> Result<Imported, ExportError> {
+/// Returns the number of rows of the file: the layers up to the last one in the plan.
+pub(super) fn layer_count(plan: &Plan) -> u32 {
+    let planned = plan.layers.iter().map(|layer| layer.layer);
+    let others = plan.idle_layers.iter().chain(&plan.unrecorded_layers).copied();
+    planned.chain(others).max().map_or(0, |last| last.saturating_add(1))
+}
+
+pub(super) fn read(value: &Value, ranks: usize) -> Result<ImportedPlan, ExportError> {
     let key = "physical_to_logical_map";
     if let Some(other) = value.as_object().and_then(|object| object.keys().find(|name| *name != key)) {
         return Err(value_error(other, format!("SGLang refuses any key but {key}")));
@@ -28,7 +38,10 @@ pub(super) fn read(value: &Value, ranks: usize) -> Result<Imported, ExportError>
     let rows = rows
         .iter()
         .enumerate()
-        .map(|(layer, ids)| Ok((layer as u32, row(ids, &format!("{key}[{layer}]"))?)))
+        .map(|(layer, ids)| Ok((layer as u32, parse_row(ids, &format!("{key}[{layer}]"))?)))
         .collect::<Result<Vec<_>, ExportError>>()?;
-    placements(Dialect::Sglang, rows, ranks)
+    if rows.is_empty() {
+        return Err(value_error(key, "no layer"));
+    }
+    placements_from_rows(Dialect::Sglang, rows, ranks)
 }

@@ -1,27 +1,27 @@
-//! The runtime that a plan is made for, and how it will split batches.
+//! Target of a plan: the runtime, and the split that it will use.
 //!
-//! In: a name with the flags that the runtime is started with, as in `sglang:moe-a2a-backend=deepep`. Out: the split that will
-//! run and the flags that belong to the plan's file. Rules and flags are those of SGLang 0.5.23, vLLM 0.33.0, vllm-ascend 0.23.0
-//! and TensorRT-LLM in November 2026 (docs/interop.md).
+//! In: a name with the flags of the runtime's start, as in `sglang:moe-a2a-backend=deepep`. Out: the split
+//! that will run, and the flags that belong to the plan's file. Rules and flags are those of SGLang 0.5.23,
+//! vLLM 0.33.0, vllm-ascend 0.23.0 and TensorRT-LLM in November 2026 (docs/interop.md).
 
 use super::{Dialect, ExportError};
 use crate::plan::Plan;
-use crate::split::{Method, StackDispatch};
+use crate::split::{SplitMethod, StackDispatch};
 use std::fmt;
 use std::str::FromStr;
 
-/// A runtime and the split that it does.
+/// Runtime with its split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target {
+pub struct RuntimeTarget {
     runtime: Runtime,
-    split: Method,
+    split: SplitMethod,
 }
 
-/// A serving stack, or this project's own planner.
+/// Serving stack, or this project's own planner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Runtime {
-    /// The planner or the executor of this project: every batch is split exactly.
+    /// Planner or executor of this project, which splits every batch exactly.
     Evenkeel,
     /// SGLang.
     Sglang,
@@ -37,7 +37,7 @@ impl Runtime {
     const ALL: [Runtime; 5] =
         [Runtime::Evenkeel, Runtime::Sglang, Runtime::Vllm, Runtime::VllmAscend, Runtime::Trtllm];
 
-    /// The name that selects it.
+    /// Returns the name that selects the runtime.
     pub fn name(self) -> &'static str {
         match self {
             Runtime::Evenkeel => "evenkeel",
@@ -55,19 +55,20 @@ impl fmt::Display for Runtime {
     }
 }
 
-impl Target {
-    /// The runtime.
+impl RuntimeTarget {
+    /// Returns the runtime.
     pub fn runtime(self) -> Runtime {
         self.runtime
     }
 
-    /// The split that it does.
-    pub fn split(self) -> Method {
+    /// Returns the split of the runtime.
+    pub fn split(self) -> SplitMethod {
         self.split
     }
 
-    /// The target that reads a dialect, without flags; `None` for EPLB's output, which says nothing of a runtime.
-    pub fn of_dialect(dialect: Dialect) -> Option<Target> {
+    /// Returns the target that reads a dialect, without flags. Returns `None` for EPLB's output, which names
+    /// no runtime.
+    pub fn from_dialect(dialect: Dialect) -> Option<RuntimeTarget> {
         let runtime = match dialect {
             Dialect::Sglang => Runtime::Sglang,
             Dialect::Vllm => Runtime::Vllm,
@@ -75,22 +76,23 @@ impl Target {
             Dialect::TrtLlm => Runtime::Trtllm,
             Dialect::Eplb => return None,
         };
-        Some(Target { runtime, split: own_split(runtime) })
+        Some(RuntimeTarget { runtime, split: default_split(runtime) })
     }
 
-    /// The flags with which the runtime is started to use the plan, a line; `None` where it is started with none.
+    /// Returns one line with the flags that start the runtime with the plan. Returns `None` if the runtime
+    /// needs none.
     pub fn launch_flags(self, plan: &Plan, file: &str) -> Option<String> {
         let redundant = plan.cluster.slots().saturating_sub(plan.experts);
-        let exact = if self.split == Method::Exact { "EVENKEEL_SPLIT=exact " } else { "" };
+        let exact = if self.split == SplitMethod::Exact { "EVENKEEL_SPLIT=exact " } else { "" };
         Some(match self.runtime {
             Runtime::Evenkeel => return None,
             Runtime::Sglang => {
                 let dispatch = match self.split {
-                    Method::Exact => " --moe-a2a-backend deepep --ep-dispatch-algorithm lp",
-                    Method::Stack(StackDispatch::SglangStatic) => {
+                    SplitMethod::Exact => " --moe-a2a-backend deepep --ep-dispatch-algorithm lp",
+                    SplitMethod::Stack(StackDispatch::SglangStatic) => {
                         " --moe-a2a-backend deepep --ep-dispatch-algorithm static"
                     }
-                    Method::Stack(StackDispatch::SglangRandom) => {
+                    SplitMethod::Stack(StackDispatch::SglangRandom) => {
                         " --moe-a2a-backend deepep --ep-dispatch-algorithm dynamic"
                     }
                     _ => " --moe-a2a-backend none --ep-dispatch-algorithm dynamic",
@@ -117,19 +119,19 @@ impl Target {
     }
 }
 
-/// What a runtime does by itself.
-fn own_split(runtime: Runtime) -> Method {
+/// Returns the split that a runtime uses without flags.
+fn default_split(runtime: Runtime) -> SplitMethod {
     match runtime {
-        Runtime::Evenkeel => Method::Exact,
-        Runtime::Sglang => Method::Stack(StackDispatch::SglangDynamic),
-        Runtime::Vllm => Method::Stack(StackDispatch::Vllm),
-        Runtime::VllmAscend => Method::Stack(StackDispatch::VllmAscend),
-        Runtime::Trtllm => Method::Stack(StackDispatch::Trtllm),
+        Runtime::Evenkeel => SplitMethod::Exact,
+        Runtime::Sglang => SplitMethod::Stack(StackDispatch::SglangDynamic),
+        Runtime::Vllm => SplitMethod::Stack(StackDispatch::Vllm),
+        Runtime::VllmAscend => SplitMethod::Stack(StackDispatch::VllmAscend),
+        Runtime::Trtllm => SplitMethod::Stack(StackDispatch::Trtllm),
     }
 }
 
-/// SGLang's split by its flags, as `_handle_eplb_and_dispatch` resolves them.
-fn sglang(flags: &str) -> Option<Method> {
+/// Returns SGLang's split for its flags, as `_handle_eplb_and_dispatch` resolves them.
+fn parse_sglang_flags(flags: &str) -> Option<SplitMethod> {
     let (mut backend, mut algorithm) = (None, None);
     for flag in flags.split(',') {
         match flag.trim_start_matches("--").split_once(['=', ' '])? {
@@ -140,19 +142,19 @@ fn sglang(flags: &str) -> Option<Method> {
     }
     let alone = backend.is_none_or(|backend| backend == "none");
     Some(match algorithm {
-        Some("lp") => Method::Exact,
-        Some("static") if backend != Some("none") => Method::Stack(StackDispatch::SglangStatic),
-        None if !alone => Method::Stack(StackDispatch::SglangStatic),
-        None | Some("dynamic" | "fake") if alone => Method::Stack(StackDispatch::SglangDynamic),
-        Some("dynamic" | "fake") => Method::Stack(StackDispatch::SglangRandom),
+        Some("lp") => SplitMethod::Exact,
+        Some("static") if backend != Some("none") => SplitMethod::Stack(StackDispatch::SglangStatic),
+        None if !alone => SplitMethod::Stack(StackDispatch::SglangStatic),
+        None | Some("dynamic" | "fake") if alone => SplitMethod::Stack(StackDispatch::SglangDynamic),
+        Some("dynamic" | "fake") => SplitMethod::Stack(StackDispatch::SglangRandom),
         _ => return None,
     })
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for RuntimeTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.runtime.name())?;
-        if self.split != own_split(self.runtime) {
+        if self.split != default_split(self.runtime) {
             let split = self.split.to_string();
             let short = split.strip_prefix(self.runtime.name()).map_or(split.as_str(), |rest| &rest[1..]);
             write!(f, ":{short}")?;
@@ -161,25 +163,25 @@ impl fmt::Display for Target {
     }
 }
 
-impl FromStr for Target {
+impl FromStr for RuntimeTarget {
     type Err = ExportError;
 
-    /// Reads `RUNTIME` or `RUNTIME:HOW`, where HOW is `exact` (vLLM, SGLang: with `EVENKEEL_SPLIT=exact`), for SGLang also
-    /// `static`, `dynamic`, `random` or its flags.
+    /// Reads `RUNTIME` or `RUNTIME:HOW`. HOW is `exact` for vLLM and SGLang (with `EVENKEEL_SPLIT=exact`).
+    /// For SGLang it may also be `static`, `dynamic`, `random` or SGLang's flags.
     fn from_str(text: &str) -> Result<Self, ExportError> {
         let unknown = || ExportError::Target(text.to_owned());
         let (name, how) = text.split_once(':').map_or((text, None), |(name, how)| (name, Some(how)));
         let runtime = Runtime::ALL.into_iter().find(|runtime| runtime.name() == name).ok_or_else(unknown)?;
         let split = match (runtime, how) {
-            (_, None) => own_split(runtime),
-            (Runtime::Sglang | Runtime::Vllm, Some("exact")) => Method::Exact,
-            (Runtime::Sglang, Some("static")) => Method::Stack(StackDispatch::SglangStatic),
-            (Runtime::Sglang, Some("dynamic")) => Method::Stack(StackDispatch::SglangDynamic),
-            (Runtime::Sglang, Some("random")) => Method::Stack(StackDispatch::SglangRandom),
-            (Runtime::Sglang, Some(flags)) => sglang(flags).ok_or_else(unknown)?,
+            (_, None) => default_split(runtime),
+            (Runtime::Sglang | Runtime::Vllm, Some("exact")) => SplitMethod::Exact,
+            (Runtime::Sglang, Some("static")) => SplitMethod::Stack(StackDispatch::SglangStatic),
+            (Runtime::Sglang, Some("dynamic")) => SplitMethod::Stack(StackDispatch::SglangDynamic),
+            (Runtime::Sglang, Some("random")) => SplitMethod::Stack(StackDispatch::SglangRandom),
+            (Runtime::Sglang, Some(flags)) => parse_sglang_flags(flags).ok_or_else(unknown)?,
             _ => return Err(unknown()),
         };
-        Ok(Target { runtime, split })
+        Ok(RuntimeTarget { runtime, split })
     }
 }
 
@@ -205,9 +207,9 @@ mod tests {
             ("vllm-ascend", "vllm-ascend", "vllm-ascend"),
             ("trtllm", "trtllm", "trtllm"),
         ] {
-            let target: Target = text.parse().unwrap();
+            let target: RuntimeTarget = text.parse().unwrap();
             assert_eq!((target.split().to_string().as_str(), target.to_string().as_str()), (split, shown));
-            assert_eq!(shown.parse::<Target>().unwrap(), target);
+            assert_eq!(shown.parse::<RuntimeTarget>().unwrap(), target);
         }
         for text in [
             "",
@@ -217,7 +219,7 @@ mod tests {
             "sglang:x=1",
             "trtllm:exact",
         ] {
-            let error = text.parse::<Target>().unwrap_err().to_string();
+            let error = text.parse::<RuntimeTarget>().unwrap_err().to_string();
             assert!(error.contains("expected evenkeel, sglang"), "{text}: {error}");
         }
     }

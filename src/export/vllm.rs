@@ -1,16 +1,15 @@
-//! vLLM: one JSON line `eplb_initial_mapping`; layers by their position among the MoE layers, as text.
+//! vLLM: one JSON line `eplb_initial_mapping`. Keys are the positions of layers among the MoE layers, as
+//! text.
 
-use super::{Dialect, ExportError, Imported, filled, placements, row, value_error};
+use super::{
+    Dialect, ExportError, ImportedPlan, check_number, moe_rows, parse_row, placements_from_rows, value_error,
+};
 use crate::plan::Plan;
 use serde_json::{Map, Value, json};
 
 pub(super) fn write(plan: &Plan) -> String {
-    let layers: Map<String, Value> = plan
-        .layers
-        .iter()
-        .enumerate()
-        .map(|(at, layer)| (at.to_string(), json!(filled(&layer.placement))))
-        .collect();
+    let layers: Map<String, Value> =
+        moe_rows(plan).into_iter().enumerate().map(|(at, (_, row))| (at.to_string(), json!(row))).collect();
     let record = json!({
         "record_type": "eplb_initial_mapping",
         "version": 1,
@@ -21,7 +20,7 @@ pub(super) fn write(plan: &Plan) -> String {
     format!("{record}\n")
 }
 
-pub(super) fn read(value: &Value, ranks: usize) -> Result<Imported, ExportError> {
+pub(super) fn read(value: &Value, ranks: usize) -> Result<ImportedPlan, ExportError> {
     if value["record_type"] != "eplb_initial_mapping" {
         return Err(value_error(
             "record_type",
@@ -37,7 +36,7 @@ pub(super) fn read(value: &Value, ranks: usize) -> Result<Imported, ExportError>
     for (layer, ids) in layers {
         let at = format!("{key}.{layer}");
         let id = layer.parse().map_err(|_| value_error(&at, "expected the position of a layer"))?;
-        let ids = row(ids, &at)?;
+        let ids = parse_row(ids, &at)?;
         if value["num_slots"].as_u64() != Some(ids.len() as u64) {
             return Err(value_error(
                 at,
@@ -50,5 +49,12 @@ pub(super) fn read(value: &Value, ranks: usize) -> Result<Imported, ExportError>
     if rows.is_empty() {
         return Err(value_error(key, "no layer"));
     }
-    placements(Dialect::Vllm, rows, ranks)
+    if let Some((at, (id, _))) = (0u32..).zip(&rows).find(|(at, (id, _))| at != id) {
+        let reason = format!("no layer {at}, and layer {id}: expected the positions 0, 1, 2, ..");
+        return Err(value_error(key, reason));
+    }
+    let imported = placements_from_rows(Dialect::Vllm, rows, ranks)?;
+    let slots = imported.layers.first().map_or(0, |(_, placement)| placement.slots().len());
+    check_number(value, "num_redundant_experts", slots - imported.experts)?;
+    Ok(imported)
 }

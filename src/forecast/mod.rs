@@ -1,36 +1,37 @@
-//! What the slow loop believes about the batches to come.
+//! Forecast of the batches to come, as a choice of past steps.
 //!
-//! In: a [`Trace`] and the steps that planning may look at. Out: a [`History`] of one layer, as totals (what
-//! policies that plan for averages want) and as single batches. How much of the past is believed is a [`Window`]:
-//! the last steps, all steps fading, or whichever of several lengths would have foreseen the latest steps best.
+//! In: a [`Trace`] and the steps that planning may read. Out: a [`History`] of one layer. It offers totals,
+//! for policies that plan on averages, and single batches. A [`HistoryWindow`] selects the past steps: the
+//! last ones, all with fading weights, or the length that best predicts the latest steps.
 
 mod window;
 
-pub use window::Window;
+pub use window::HistoryWindow;
 
 use crate::trace::Trace;
 use std::ops::Range;
 
-/// The part of one layer's past that a placement may be planned on.
+/// Part of one layer's past on which a placement may be planned.
 #[derive(Debug, Clone)]
 pub struct History<'a> {
     trace: &'a Trace,
     layer: usize,
     steps: Range<usize>,
     totals: Vec<u64>,
-    /// The first step that may be looked at, for how batches differ.
+    /// First step that may be read to estimate how batches differ.
     known_from: usize,
 }
 
 impl<'a> History<'a> {
-    /// One layer (by index) over everything that was read, also steps too many to be held.
-    pub fn whole(trace: &'a Trace, layer: usize) -> Self {
+    /// Creates the history of one layer (by index) over everything that was read, including steps that are no
+    /// longer held.
+    pub fn from_trace(trace: &'a Trace, layer: usize) -> Self {
         let totals = trace.totals(layer).to_vec();
         Self { trace, layer, steps: 0..trace.steps().len(), totals, known_from: 0 }
     }
 
-    /// One layer (by index) over the given steps only.
-    pub fn window(trace: &'a Trace, layer: usize, steps: Range<usize>) -> Self {
+    /// Creates the history of one layer (by index) over the given steps only.
+    pub fn from_steps(trace: &'a Trace, layer: usize, steps: Range<usize>) -> Self {
         let mut totals = vec![0u64; trace.experts()];
         for step in steps.clone() {
             for (total, load) in totals.iter_mut().zip(trace.loads(step, layer)) {
@@ -40,12 +41,14 @@ impl<'a> History<'a> {
         Self { trace, layer, known_from: steps.start, steps, totals }
     }
 
-    /// One layer (by index) over the steps before `end`, which count half as much every `half_life` steps into the past.
+    /// Creates the history of one layer (by index) over the steps before `end`, with weights that halve every
+    /// `half_life` steps into the past.
     ///
-    /// Totals are weighted, in 1/256 of a token; between two halvings weights fall on a straight line, so that they are
-    /// whole numbers on every machine. Single batches are those of the last four half-lives, as they are.
-    pub fn fading(trace: &'a Trace, layer: usize, end: usize, half_life: usize) -> Self {
-        /// Weight of the latest step; a step whose weight has fallen below 1 is forgotten.
+    /// Totals are weighted, in 1/256 of a token. Between two halvings the weights decrease linearly, so that
+    /// they are whole numbers on every machine. Single batches are those of the last four half-lives, without
+    /// weights.
+    pub fn with_half_life(trace: &'a Trace, layer: usize, end: usize, half_life: usize) -> Self {
+        /// Weight of the latest step. A step whose weight has fallen below 1 is forgotten.
         const LATEST: u64 = 256;
         let half_life = half_life.max(1);
         let mut totals = vec![0u64; trace.experts()];
@@ -64,41 +67,41 @@ impl<'a> History<'a> {
         Self { trace, layer, known_from: steps.start, steps, totals }
     }
 
-    /// The same, of a past that began earlier: what is to come is foreseen from the window alone, how far batches differ
-    /// from what is foreseen may be learned from all that is known ([`History::earlier`]).
+    /// Extends the known past to begin at `step`. The forecast of the mean still reads the window alone. The
+    /// spread around the mean may be estimated from the whole known past ([`History::earlier_batches`]).
     #[must_use]
-    pub fn known_from(self, step: usize) -> Self {
+    pub fn with_past_since(self, step: usize) -> Self {
         Self { known_from: step.min(self.steps.start), ..self }
     }
 
-    /// The layer's real id.
+    /// Returns the layer's real id.
     pub fn layer(&self) -> u32 {
         self.trace.layers()[self.layer]
     }
 
-    /// Logical experts, `E`.
+    /// Returns the number of logical experts, `E`.
     pub fn experts(&self) -> usize {
         self.trace.experts()
     }
 
-    /// Tokens per expert, `[E]`, over the window.
+    /// Returns the tokens per expert over the window, `[E]`.
     pub fn totals(&self) -> &[u64] {
         &self.totals
     }
 
-    /// The batches of the window in order, each `[E]` tokens per expert.
+    /// Returns the batches of the window in order, each with `[E]` tokens per expert.
     pub fn batches(&self) -> impl ExactSizeIterator<Item = &'a [u64]> {
         let (trace, layer) = (self.trace, self.layer);
         self.steps.clone().map(move |step| trace.loads(step, layer))
     }
 
-    /// The batches that were known before the window began, in order.
-    pub fn earlier(&self) -> impl ExactSizeIterator<Item = &'a [u64]> {
+    /// Returns the known batches before the window, in order.
+    pub fn earlier_batches(&self) -> impl ExactSizeIterator<Item = &'a [u64]> {
         let (trace, layer) = (self.trace, self.layer);
         (self.known_from..self.steps.start).map(move |step| trace.loads(step, layer))
     }
 
-    /// The steps of the window.
+    /// Returns the steps of the window.
     pub fn steps(&self) -> Range<usize> {
         self.steps.clone()
     }

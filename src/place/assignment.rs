@@ -1,14 +1,16 @@
-//! The assignment problem: partners for all rows and columns of a square matrix, of greatest total worth.
+//! The assignment problem: a perfect matching of rows and columns of a square matrix with the greatest total
+//! worth.
 //!
-//! In: worths `[n][n]`. Out: the column of every row. Shortest augmenting paths with potentials, O(n³), in integers
-//! (Kuhn 1955; Jonker and Volgenant, Computing 38, 1987). Ties fall in a fixed order.
+//! In: worths `[n][n]`. Out: the column of every row. The method is shortest augmenting paths with
+//! potentials, O(n³), in integers (Kuhn 1955; Jonker and Volgenant, Computing 38, 1987). Ties are broken in a
+//! fixed order.
 
-/// The column that each row is matched with, so that the sum of `worth(row, column)` is greatest.
+/// Returns the column of each row in a matching with the greatest sum of `worth(row, column)`.
 ///
-/// Worths may be negative; a pair that must not be is one of very small worth. Sums stay far from overflow while worths
-/// are below 2⁴⁰.
-pub(super) fn assign(n: usize, worth: impl Fn(usize, usize) -> i64) -> Vec<usize> {
-    // Rows and columns count from 1; column 0 stands for "no column yet".
+/// Worths may be negative. A forbidden pair is one of very small worth. Sums stay far from overflow while
+/// worths are below 2⁴⁰.
+pub(super) fn match_rows(n: usize, worth: impl Fn(usize, usize) -> i64) -> Vec<usize> {
+    // Rows and columns count from 1. Column 0 stands for "no column yet".
     let (mut row_price, mut column_price) = (vec![0i64; n + 1], vec![0i64; n + 1]);
     let mut row_of = vec![0usize; n + 1];
     let mut back = vec![0usize; n + 1];
@@ -86,7 +88,7 @@ mod tests {
             worth in (1usize..7).prop_flat_map(|n| prop::collection::vec(prop::collection::vec(-9i64..10, n), n))
         ) {
             let n = worth.len();
-            let columns = assign(n, |i, j| worth[i][j]);
+            let columns = match_rows(n, |i, j| worth[i][j]);
             let mut seen = columns.clone();
             seen.sort_unstable();
             prop_assert_eq!(seen, (0..n).collect::<Vec<_>>());

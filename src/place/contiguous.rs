@@ -1,27 +1,27 @@
-//! Experts in order, no copies: what a model does without any balancing.
+//! Experts in order without further replicas, as in a model without any balancing.
 
 use super::{PlaceError, Placement, Policy};
 use crate::cluster::Cluster;
 use crate::forecast::History;
 
-/// Experts in order over the ranks, as evenly as they divide; redundant slots stay empty.
+/// Policy that places experts in order over the ranks, as evenly as they divide. Redundant slots stay empty.
 ///
-/// The first `E mod R` ranks hold one expert more where `R` does not divide `E`.
+/// The first `E mod R` ranks hold one expert more if `R` does not divide `E`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Contiguous;
 
 impl Contiguous {
-    /// The placement of `experts` in `cluster`.
+    /// Returns the placement of `experts` experts in `cluster`.
     ///
     /// # Errors
-    /// When the slots cannot hold the experts.
+    /// Fails if the slots cannot hold the experts.
     pub fn placement(experts: usize, cluster: &Cluster) -> Result<Placement, PlaceError> {
         let (ranks, per_rank) = (cluster.ranks(), cluster.slots_per_rank());
         let mut slots = vec![None; cluster.slots()];
         let mut expert = 0;
         for rank in 0..ranks {
             let here = experts / ranks + usize::from(rank < experts % ranks);
-            if here > cluster.usable(rank) {
+            if here > cluster.slots_of(rank) {
                 let reason = format!("{experts} experts do not fit {ranks} ranks x {per_rank} slots");
                 return Err(PlaceError::Shape { policy: "contiguous".into(), reason });
             }

@@ -1,44 +1,44 @@
-//! DeepSeek's EPLB, bit for bit: replicate by average load, then pack.
+//! DeepSeek's EPLB, bit for bit: replication by average load, then packing.
 //!
-//! In: total loads of one layer. Out: a placement. Source: deepseek-ai/EPLB, `rebalance_experts`. All weights
-//! are `f32` there, so ties between replicas fall on `f32` values; sorts are stable, so equal weights keep the
-//! order of their indices.
+//! In: total loads of one layer. Out: a placement. Source: deepseek-ai/EPLB, `rebalance_experts`. All its
+//! weights are `f32`, so ties between replicas depend on `f32` values. Sorts are stable, so equal weights
+//! keep the order of their indices.
 
 use super::{PlaceError, Placement, Policy};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, MAX_EXPERTS, MAX_RANKS, MAX_SLOTS};
 use crate::forecast::History;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
 
-/// Which expert gets the next copy when several have the same load per copy.
+/// Rule for the next replica if several experts have the same load per replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Ties {
-    /// The lowest index: DeepSeek's reference, SGLang and vLLM.
+pub enum TieBreak {
+    /// The expert with the lowest index, as in DeepSeek's reference, SGLang and vLLM.
     LowestExpert,
-    /// The one with the fewest copies, then the lowest index: TensorRT-LLM.
-    FewestCopies,
+    /// The expert with the fewest replicas, then the lowest index, as in TensorRT-LLM.
+    FewestReplicas,
 }
 
-/// The EPLB policy. Hierarchical (expert groups stay within a node) where the groups divide over the nodes,
-/// global otherwise.
+/// The EPLB policy. It is hierarchical (expert groups stay within a node) if the groups divide over the
+/// nodes, and global otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Eplb {
     groups: usize,
-    ties: Ties,
+    ties: TieBreak,
 }
 
 impl Eplb {
-    /// EPLB for a model whose experts come in `groups` equal groups.
-    pub fn new(groups: usize, ties: Ties) -> Self {
+    /// Creates the policy for a model whose experts form `groups` equal groups.
+    pub fn new(groups: usize, ties: TieBreak) -> Self {
         Self { groups, ties }
     }
 
-    /// The physical-to-logical map, `[slots]`, for the loads `[E]` of one layer.
+    /// Returns the map from slots to logical experts, `[slots]`, for the loads `[E]` of one layer.
     ///
     /// # Errors
-    /// [`PlaceError::Shape`] where EPLB's divisibility rules are not met.
+    /// Returns [`PlaceError::Shape`] if EPLB's divisibility rules are violated.
     pub fn physical_to_logical(
         &self,
         loads: &[f32],
@@ -48,6 +48,12 @@ impl Eplb {
     ) -> Result<Vec<u32>, PlaceError> {
         let experts = loads.len();
         let fail = |reason: String| Err(PlaceError::Shape { policy: Policy::name(self), reason });
+        if experts > MAX_EXPERTS || slots > MAX_SLOTS || ranks > MAX_RANKS {
+            return fail(format!(
+                "{experts} experts in {slots} slots on {ranks} ranks: expected {MAX_EXPERTS}, {MAX_SLOTS} and \
+                 {MAX_RANKS} at most"
+            ));
+        }
         if ranks == 0 || !slots.is_multiple_of(ranks) {
             return fail(format!("{slots} slots do not divide over {ranks} ranks"));
         }
@@ -63,7 +69,7 @@ impl Eplb {
             return fail(format!("{ranks} ranks do not divide over {nodes} nodes"));
         }
 
-        // Pack the groups of experts to nodes.
+        // First, groups of experts are packed to nodes.
         let group_size = experts / groups;
         let group_loads: Vec<f32> = loads.chunks(group_size).map(|group| group.iter().sum()).collect();
         let nodes_groups = balanced_packing(&group_loads, nodes);
@@ -71,14 +77,14 @@ impl Eplb {
         let (slots_per_node, ranks_per_node) = (slots / nodes, ranks / nodes);
         let mut physical = Vec::with_capacity(slots);
         for groups in &nodes_groups {
-            // The node's experts, in the order of its groups.
+            // Experts of the node, in the order of its groups.
             let here: Vec<u32> = groups
                 .iter()
                 .flat_map(|&g| (g * group_size..(g + 1) * group_size).map(|e| e as u32))
                 .collect();
             let here_loads: Vec<f32> = here.iter().map(|&e| loads[e as usize]).collect();
-            // Make the node's copies, then pack them to its ranks.
-            let copies = self.replicate(&here_loads, slots_per_node);
+            // Experts of the node are replicated, and the replicas are packed to its ranks.
+            let copies = self.replicate_experts(&here_loads, slots_per_node);
             let mut counts = vec![0usize; here.len()];
             for &e in &copies {
                 counts[e] += 1;
@@ -91,23 +97,24 @@ impl Eplb {
         Ok(physical)
     }
 
-    /// One copy of each expert, then one more at a time for the expert with the largest load per copy.
-    fn replicate(&self, loads: &[f32], slots: usize) -> Vec<usize> {
+    /// Creates one replica of each expert. Then it adds one at a time to the expert with the largest load per
+    /// replica.
+    fn replicate_experts(&self, loads: &[f32], slots: usize) -> Vec<usize> {
         let mut copies: Vec<usize> = (0..loads.len()).collect();
         let mut counts = vec![1u32; loads.len()];
-        // Load per copy; only the chosen expert's changes.
-        let mut shares: Vec<i32> = loads.iter().map(|&load| ordered(load)).collect();
+        // Load per replica. Only the value of the chosen expert changes.
+        let mut shares: Vec<i32> = loads.iter().map(|&load| sortable_bits(load)).collect();
         while copies.len() < slots {
             let most = shares.iter().copied().max().unwrap_or(i32::MIN);
             let mut heaviest = (0..loads.len()).filter(|&e| shares[e] == most);
             let best = match self.ties {
-                Ties::LowestExpert => heaviest.next(),
-                Ties::FewestCopies => heaviest.min_by_key(|&e| counts[e]),
+                TieBreak::LowestExpert => heaviest.next(),
+                TieBreak::FewestReplicas => heaviest.min_by_key(|&e| counts[e]),
             };
             let Some(best) = best else { break };
             copies.push(best);
             counts[best] += 1;
-            shares[best] = ordered(loads[best] / counts[best] as f32);
+            shares[best] = sortable_bits(loads[best] / counts[best] as f32);
         }
         copies
     }
@@ -116,15 +123,15 @@ impl Eplb {
 impl Policy for Eplb {
     fn name(&self) -> String {
         match self.ties {
-            Ties::LowestExpert => "eplb".into(),
-            Ties::FewestCopies => "eplb:trtllm".into(),
+            TieBreak::LowestExpert => "eplb".into(),
+            TieBreak::FewestReplicas => "eplb:trtllm".into(),
         }
     }
 
     fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
         if !cluster.is_even() {
             let reason = format!(
-                "{} slots do not divide over {} ranks: expected as many on each",
+                "{} slots do not divide over {} ranks: expected the same number on each",
                 cluster.usable_slots(),
                 cluster.ranks()
             );
@@ -136,14 +143,14 @@ impl Policy for Eplb {
     }
 }
 
-/// The bits of a number, so that integers stand in the order of [`f32::total_cmp`].
-fn ordered(number: f32) -> i32 {
+/// Maps the bits of a number to an integer that sorts like [`f32::total_cmp`].
+fn sortable_bits(number: f32) -> i32 {
     let bits = number.to_bits().cast_signed();
     bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
 }
 
-/// Packs items into `packs` of equal size: in descending order of weight, each to the lightest pack that still has
-/// room. Returns the items of each pack in the order in which they came.
+/// Packs items into `packs` of equal size. In descending order of weight, each item goes to the lightest pack
+/// with room. Returns the items of each pack in the order of packing.
 ///
 /// One item per pack keeps the items in order, as in the reference.
 pub(super) fn balanced_packing(weights: &[f32], packs: usize) -> Vec<Vec<usize>> {
@@ -151,18 +158,21 @@ pub(super) fn balanced_packing(weights: &[f32], packs: usize) -> Vec<Vec<usize>>
     if room == 1 {
         return (0..packs).map(|item| vec![item]).collect();
     }
-    // Descending weights, equal ones in the order of their indices, as one number each.
+    // Keys sort by descending weight, then by index. Each is one number.
     let mut order: Vec<u64> = weights
         .iter()
         .enumerate()
-        .map(|(item, &weight)| u64::from(!(ordered(weight).cast_unsigned() ^ (1 << 31))) << 32 | item as u64)
+        .map(|(item, &weight)| {
+            u64::from(!(sortable_bits(weight).cast_unsigned() ^ (1 << 31))) << 32 | item as u64
+        })
         .collect();
     order.sort_unstable();
     let mut packed = vec![Vec::with_capacity(room); packs];
     let mut filled = vec![0f32; packs];
-    // Load and index of every pack that has room, as one number, the least on top.
-    let key =
-        |load: f32, pack: usize| u64::from(ordered(load).cast_unsigned() ^ (1 << 31)) << 32 | pack as u64;
+    // Keys of all packs with room, load and index as one number. The lowest is on top.
+    let key = |load: f32, pack: usize| {
+        u64::from(sortable_bits(load).cast_unsigned() ^ (1 << 31)) << 32 | pack as u64
+    };
     let mut lightest: BinaryHeap<Reverse<u64>> = (0..packs).map(|pack| Reverse(key(0.0, pack))).collect();
     for item in order.into_iter().map(|key| key as u32 as usize) {
         let Some(mut top) = lightest.peek_mut() else { break };
@@ -200,7 +210,7 @@ mod tests {
 
     #[test]
     fn reference_example() {
-        let eplb = Eplb::new(4, Ties::LowestExpert);
+        let eplb = Eplb::new(4, TieBreak::LowestExpert);
         let plan = |layer: usize| eplb.physical_to_logical(&REFERENCE[layer], 16, 2, 8).unwrap();
         assert_eq!(plan(0), [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1]);
         assert_eq!(plan(1), [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1]);
@@ -210,7 +220,7 @@ mod tests {
 
     #[test]
     fn reference_example_global() {
-        let eplb = Eplb::new(1, Ties::LowestExpert);
+        let eplb = Eplb::new(1, TieBreak::LowestExpert);
         let imbalance = |layer: usize| {
             let plan = eplb.physical_to_logical(&REFERENCE[layer], 16, 2, 8).unwrap();
             (peak_over_mean(&REFERENCE[layer], &plan, 8) * 1e3).round()
@@ -229,12 +239,12 @@ mod tests {
             (2, 2, &[0., 10., 0.], &[1, 2, 1]),
         ];
         for (slots_per_rank, ranks, loads, expected) in cases {
-            for ties in [Ties::FewestCopies, Ties::LowestExpert] {
-                let copies = Eplb::new(1, ties).replicate(loads, slots_per_rank * ranks);
+            for ties in [TieBreak::FewestReplicas, TieBreak::LowestExpert] {
+                let copies = Eplb::new(1, ties).replicate_experts(loads, slots_per_rank * ranks);
                 let counts: Vec<usize> =
                     (0..loads.len()).map(|e| copies.iter().filter(|&&c| c == e).count()).collect();
                 let all_zero = loads.iter().all(|&l| l == 0.0);
-                if ties == Ties::LowestExpert && all_zero {
+                if ties == TieBreak::LowestExpert && all_zero {
                     assert_eq!(counts, [3, 1, 1, 1], "the reference gives every spare slot to expert 0");
                 } else {
                     assert_eq!(counts, expected, "{loads:?} {ties:?}");
@@ -245,7 +255,7 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_divide_are_refused() {
-        let eplb = Eplb::new(5, Ties::LowestExpert);
+        let eplb = Eplb::new(5, TieBreak::LowestExpert);
         assert!(eplb.physical_to_logical(&REFERENCE[0], 16, 5, 8).is_err());
         assert!(eplb.physical_to_logical(&REFERENCE[0], 15, 1, 8).is_err());
         assert!(eplb.physical_to_logical(&REFERENCE[0], 8, 1, 8).is_err());

@@ -1,33 +1,36 @@
-//! Placing for unequal ranks: faster ranks are to carry more.
+//! Placement for unequal ranks: faster ranks should carry more.
 //!
-//! In: any policy and how fast each rank is. Out: the policy that places for these speeds. Policies plan for equal ranks; what
-//! they find is one start here: the parts that carry most go to the fastest ranks (of the same node). Another deals copies out
-//! anew, heaviest first, each to the rank that is least loaded for its speed (one node only, as it knows no groups). The
-//! better of the two, by exact splits at these speeds, is refined by single moves, judged the same way, as long as one helps.
+//! In: any policy and the speed of each rank. Out: the policy that places for these speeds. Policies plan for
+//! equal ranks, and their result is one start here. In it, the parts with the highest load go to the fastest
+//! ranks of the same node. A second start distributes replicas from scratch. The heaviest comes first, and
+//! each goes to the rank with the lowest load for its speed. The second start ignores groups, so it is used
+//! on one node only. The better start, by exact splits at these speeds, is refined by single moves. They are
+//! judged in the same way, until none helps.
 
-use super::refine::{BATCHES, Refine, refine_on};
+use super::evaluate::PeakEvaluator;
+use super::partial::PartialPlacement;
+use super::refine::{MAX_JUDGED_BATCHES, RefineLimits, refine_on_batches};
 use super::relabel::relabel_equals;
-use super::score::Scenarios;
-use super::state::State;
 use super::{PlaceError, Placement, Policy};
 use crate::cluster::Cluster;
 use crate::forecast::History;
 use std::cmp::Reverse;
 
-/// A policy for ranks of unequal speeds.
+/// Policy for ranks of unequal speeds.
 #[derive(Debug)]
-pub struct ForSpeeds<P> {
+pub struct SpeedAware<P> {
     policy: P,
     speeds: Vec<u32>,
 }
 
-impl<P: std::ops::Deref<Target = dyn Policy>> ForSpeeds<P> {
-    /// Any policy, and how fast each rank is, `[R]`: a rank of speed 2 does twice the work.
+impl<P: std::ops::Deref<Target = dyn Policy>> SpeedAware<P> {
+    /// Creates the policy from any policy and the speed of each rank, `[R]`. A rank of speed 2 does twice the
+    /// work.
     pub fn new(policy: P, speeds: Vec<u32>) -> Self {
         Self { policy, speeds }
     }
 
-    fn refined(
+    fn refine_for_speeds(
         &self,
         from: &Placement,
         towards: Option<&Placement>,
@@ -35,16 +38,16 @@ impl<P: std::ops::Deref<Target = dyn Policy>> ForSpeeds<P> {
         history: &History<'_>,
         cluster: &Cluster,
     ) -> Result<Placement, PlaceError> {
-        let how = Refine { towards, max_moves, least_gain: 0, needs: &[] };
-        refine_on(from, &mut self.scenarios(history), cluster, &how)
+        let how = RefineLimits { towards, max_moves, least_gain: 0, needs: &[] };
+        refine_on_batches(from, &mut self.peak_evaluator(history), cluster, &how)
     }
 
-    fn scenarios<'a>(&self, history: &History<'a>) -> Scenarios<'a> {
-        Scenarios::recent(history, BATCHES).with_speeds(&self.speeds)
+    fn peak_evaluator<'a>(&self, history: &History<'a>) -> PeakEvaluator<'a> {
+        PeakEvaluator::from_history(history, MAX_JUDGED_BATCHES).with_speeds(&self.speeds)
     }
 }
 
-impl<P: std::ops::Deref<Target = dyn Policy> + Send + Sync> Policy for ForSpeeds<P> {
+impl<P: std::ops::Deref<Target = dyn Policy> + Send + Sync> Policy for SpeedAware<P> {
     fn name(&self) -> String {
         format!("{}, for speeds", self.policy.name())
     }
@@ -59,20 +62,20 @@ impl<P: std::ops::Deref<Target = dyn Policy> + Send + Sync> Policy for ForSpeeds
             return Err(PlaceError::Shape { policy: self.name(), reason });
         }
         let equal = self.policy.place(history, cluster)?;
-        let mut starts = vec![turned(&equal, history.totals(), cluster, &self.speeds)?];
+        let mut starts = vec![permute_by_speed(&equal, history.totals(), cluster, &self.speeds)?];
         if cluster.nodes() == 1 {
-            starts.extend(dealt(history.totals(), cluster, &self.speeds));
+            starts.extend(place_by_speed(history.totals(), cluster, &self.speeds));
         }
-        let mut scenarios = self.scenarios(history);
+        let mut scenarios = self.peak_evaluator(history);
         let mut best: Option<(u64, Placement)> = None;
         for start in starts {
-            let sum = scenarios.of_placement(&start)?;
+            let sum = scenarios.sum_for_placement(&start)?;
             if best.as_ref().is_none_or(|(least, _)| sum < *least) {
                 best = Some((sum, start));
             }
         }
         let start = best.map_or(equal, |(_, start)| start);
-        self.refined(&start, None, cluster.slots(), history, cluster)
+        self.refine_for_speeds(&start, None, cluster.slots(), history, cluster)
     }
 
     fn replan(
@@ -83,25 +86,26 @@ impl<P: std::ops::Deref<Target = dyn Policy> + Send + Sync> Policy for ForSpeeds
         max_moves: Option<usize>,
     ) -> Result<Placement, PlaceError> {
         let new = self.place(history, cluster)?;
-        // Only ranks of one speed may change names.
+        // Only ranks of the same speed may exchange names.
         let new = relabel_equals(previous, &new, cluster, |old, new| self.speeds[old] == self.speeds[new])?;
         match max_moves {
             Some(most) if new.moves_from(previous) > most => {
-                self.refined(previous, Some(&new), most, history, cluster)
+                self.refine_for_speeds(previous, Some(&new), most, history, cluster)
             }
             _ => Ok(new),
         }
     }
 }
 
-/// The same parts on other ranks of their node: what carries most, evenly split, on the fastest.
-fn turned(
+/// Moves the parts to other ranks of their node: the part with the highest load, evenly split, goes to the
+/// fastest rank.
+fn permute_by_speed(
     placement: &Placement,
     totals: &[u64],
     cluster: &Cluster,
     speeds: &[u32],
 ) -> Result<Placement, PlaceError> {
-    let loads = State::of(placement).even_loads(totals);
+    let loads = PartialPlacement::from_placement(placement).even_loads(totals);
     let (ranks, per_rank) = (cluster.ranks(), cluster.slots_per_rank());
     let mut slots = vec![None; cluster.slots()];
     let filled = |rank: usize| placement.slots()[rank * per_rank..][..per_rank].iter().flatten();
@@ -110,10 +114,10 @@ fn turned(
         let (mut parts, mut places): (Vec<usize>, Vec<usize>) = (of_node().collect(), of_node().collect());
         parts.sort_by_key(|&rank| Reverse(loads[rank]));
         places.sort_by_key(|&rank| Reverse(speeds[rank]));
-        // A part goes to the fastest rank that has slots enough; ranks with fewer slots come last to those with full parts.
+        // Full parts choose first. A part then goes to the fastest rank that has enough slots.
         parts.sort_by_key(|&rank| Reverse(filled(rank).count() > cluster.slots_per_rank() - 1));
         for part in parts {
-            let fits = places.iter().position(|&rank| filled(part).count() <= cluster.usable(rank));
+            let fits = places.iter().position(|&rank| filled(part).count() <= cluster.slots_of(rank));
             let Some(at) = fits else { return Ok(placement.clone()) };
             let rank = places.remove(at);
             for (slot, &expert) in filled(part).enumerate() {
@@ -124,9 +128,9 @@ fn turned(
     Ok(Placement::new(placement.experts(), ranks, slots)?)
 }
 
-/// Copies to the largest load per copy; then all of them, heaviest first, each to the rank with room that is least loaded for
-/// its speed. `None` where that runs into a corner.
-fn dealt(totals: &[u64], cluster: &Cluster, speeds: &[u32]) -> Option<Placement> {
+/// Gives replicas to the largest load per replica. Then it places all replicas, heaviest first, each on the
+/// rank with room and the lowest load for its speed. Returns `None` if no rank can take a replica.
+fn place_by_speed(totals: &[u64], cluster: &Cluster, speeds: &[u32]) -> Option<Placement> {
     let (experts, ranks) = (totals.len(), cluster.ranks());
     let mut copies = vec![1u64; experts];
     for _ in experts..cluster.usable_slots() {
@@ -141,7 +145,7 @@ fn dealt(totals: &[u64], cluster: &Cluster, speeds: &[u32]) -> Option<Placement>
         let share = totals[expert] / copies[expert];
         for _ in 0..copies[expert] {
             let open = (0..ranks)
-                .filter(|&r| held[r].len() < cluster.usable(r) && !held[r].contains(&(expert as u32)));
+                .filter(|&r| held[r].len() < cluster.slots_of(r) && !held[r].contains(&(expert as u32)));
             let after = |&rank: &usize| {
                 (u128::from(loads[rank].saturating_add(share)) << 16) / u128::from(speeds[rank])
             };
@@ -163,7 +167,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn sum(placement: &Placement, history: &History<'_>, speeds: &[u32]) -> u64 {
-        Scenarios::recent(history, BATCHES).with_speeds(speeds).of_placement(placement).unwrap()
+        PeakEvaluator::from_history(history, MAX_JUDGED_BATCHES)
+            .with_speeds(speeds)
+            .sum_for_placement(placement)
+            .unwrap()
     }
 
     proptest! {
@@ -177,17 +184,17 @@ mod tests {
         ) {
             let trace = Trace::from_loads(12, vec![0], (0..4).map(|s| s.to_string()).collect(), loads).unwrap();
             let cluster = Cluster::new(4, 1, 12, 4).unwrap();
-            let history = History::whole(&trace, 0);
+            let history = History::from_trace(&trace, 0);
             let plain = place::policy(name, 1, &cluster).unwrap();
             let equal = plain.place(&history, &cluster).unwrap();
-            let fast = ForSpeeds::new(plain, speeds.clone());
+            let fast = SpeedAware::new(plain, speeds.clone());
             let placed = fast.place(&history, &cluster).unwrap();
-            let turned = turned(&equal, history.totals(), &cluster, &speeds).unwrap();
+            let turned = permute_by_speed(&equal, history.totals(), &cluster, &speeds).unwrap();
             prop_assert!(sum(&placed, &history, &speeds) <= sum(&turned, &history, &speeds));
             let after = fast.replan(&history, &cluster, &equal, Some(most)).unwrap();
             prop_assert!(after.moves_from(&equal) <= most);
             prop_assert!(sum(&after, &history, &speeds) <= sum(&equal, &history, &speeds));
-            // What is already so stays so.
+            // A placement that already fits the speeds does not change.
             prop_assert_eq!(fast.replan(&history, &cluster, &placed, None).unwrap().moves_from(&placed), 0);
         }
     }
@@ -196,11 +203,11 @@ mod tests {
     fn the_fast_rank_gets_the_heavy_part() {
         let trace = Trace::from_loads(4, vec![0], vec!["0".into()], vec![30, 30, 20, 20]).unwrap();
         let cluster = Cluster::new(2, 1, 4, 0).unwrap();
-        let history = History::whole(&trace, 0);
-        let policy = ForSpeeds::new(place::policy("contiguous", 1, &cluster).unwrap(), vec![2, 3]);
+        let history = History::from_trace(&trace, 0);
+        let policy = SpeedAware::new(place::policy("contiguous", 1, &cluster).unwrap(), vec![2, 3]);
         let placed = policy.place(&history, &cluster).unwrap();
         assert_eq!((placed.ranks_of(0), placed.ranks_of(1)), (vec![1], vec![1]));
-        let wrong = ForSpeeds::new(place::policy("contiguous", 1, &cluster).unwrap(), vec![2]);
+        let wrong = SpeedAware::new(place::policy("contiguous", 1, &cluster).unwrap(), vec![2]);
         let message = wrong.place(&history, &cluster).unwrap_err().to_string();
         assert!(message.contains("1 speeds for 2 ranks"), "{message}");
     }

@@ -1,15 +1,15 @@
-//! LPLB's placement: every expert at home, plus copies along a fixed replica graph.
+//! LPLB's placement: every expert in its home, and replicas along a fixed replica graph.
 //!
-//! In: total loads of one layer and a [`Topology`]. Out: a placement in which the `j`-th redundant slot of rank
-//! `i` copies the `j`-th heaviest expert of rank `columns[j mod D][i]`. Source: deepseek-ai/LPLB,
-//! `Planner.update_redundancy_mapping`: experts are first re-ordered over the ranks by EPLB without replication and
-//! sorted by load within each rank, heaviest first.
+//! In: total loads of one layer and a [`Topology`]. Out: a placement in which the `j`-th redundant slot of
+//! rank `i` holds the `j`-th heaviest expert of rank `columns[j mod D][i]`. Source: deepseek-ai/LPLB,
+//! `Planner.update_redundancy_mapping`. It first re-orders experts over the ranks by EPLB without
+//! replication. Then it sorts them by load within each rank, heaviest first.
 
-use super::{Eplb, PlaceError, Placement, Policy, Ties, Topology};
+use super::{Eplb, PlaceError, Placement, Policy, TieBreak, Topology};
 use crate::cluster::Cluster;
 use crate::forecast::History;
 
-/// The LPLB policy for one topology.
+/// LPLB policy for one topology.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lplb {
     topology: Topology,
@@ -17,18 +17,23 @@ pub struct Lplb {
 }
 
 impl Lplb {
-    /// LPLB with the given replica graph, for a model whose experts come in `groups` groups.
+    /// Creates the policy with the given replica graph, for a model whose experts form `groups` groups.
     pub fn new(topology: Topology, groups: usize) -> Self {
-        Self { topology, reorder: Eplb::new(groups, Ties::LowestExpert) }
+        Self { topology, reorder: Eplb::new(groups, TieBreak::LowestExpert) }
     }
 
-    /// Copies along the graph, for homes `[R][E / R]` whose experts stand in the order in which they get copies.
+    /// Adds replicas along the graph to the homes `[R][E / R]`. The experts of a home are in the order of
+    /// their replicas.
     ///
     /// # Errors
-    /// When the slots are too few for the graph's columns or too many for the experts of a rank.
-    pub fn replicate(&self, homes: &[Vec<u32>], cluster: &Cluster) -> Result<Placement, PlaceError> {
+    /// Fails if the slots are too few for the graph's columns, or too many for the experts of a rank.
+    pub fn replicate_along_graph(
+        &self,
+        homes: &[Vec<u32>],
+        cluster: &Cluster,
+    ) -> Result<Placement, PlaceError> {
         let fail = |reason: String| Err(PlaceError::Shape { policy: Policy::name(self), reason });
-        let (group, columns) = (self.topology.group(), self.topology.slots());
+        let (group, columns) = (self.topology.group_size(), self.topology.slots());
         let at_home = homes.first().map_or(0, Vec::len);
         let redundant = cluster.slots_per_rank() - at_home;
         if redundant < columns {
@@ -64,7 +69,7 @@ impl Policy for Lplb {
         let (loads, ranks) = (history.totals(), cluster.ranks());
         if !cluster.is_even() {
             let reason = format!(
-                "{} slots do not divide over {ranks} ranks: expected as many on each",
+                "{} slots do not divide over {ranks} ranks: expected the same number on each",
                 cluster.usable_slots()
             );
             return Err(PlaceError::Shape { policy: Policy::name(self), reason });
@@ -81,7 +86,7 @@ impl Policy for Lplb {
         for home in &mut homes {
             home.sort_by_key(|&e| std::cmp::Reverse(loads[e as usize]));
         }
-        self.replicate(&homes, cluster)
+        self.replicate_along_graph(&homes, cluster)
     }
 }
 
@@ -99,12 +104,12 @@ mod tests {
         let experts = loads.len();
         let trace = Trace::from_loads(experts, vec![0], vec!["0".into()], loads).unwrap();
         let cluster = Cluster::new(ranks, 1, experts, redundant).unwrap();
-        Lplb::new(Topology::named(topology, ranks)?, 1).place(&History::whole(&trace, 0), &cluster)
+        Lplb::new(Topology::from_name(topology, ranks)?, 1).place(&History::from_trace(&trace, 0), &cluster)
     }
 
     #[test]
     fn each_rank_copies_the_heaviest_expert_of_the_next() {
-        // EPLB deals 9 8 | 1 7 ... : ranks get {0, 7}, {1, 6}, {2, 5}, {3, 4}, heaviest first.
+        // EPLB packs the ranks to {0, 7}, {1, 6}, {2, 5}, {3, 4}, heaviest first.
         let ring = place("ring", vec![16, 15, 14, 13, 4, 3, 2, 1], 4, 4).unwrap();
         let slots: Vec<u32> = ring.slots().iter().map(|s| s.unwrap()).collect();
         assert_eq!(slots, [0, 7, 1, 1, 6, 2, 2, 5, 3, 3, 4, 0]);
@@ -123,7 +128,7 @@ mod tests {
     #[test]
     fn more_slots_than_columns_wrap_around() {
         let cube = place("cube", vec![1; 32], 8, 32).unwrap();
-        assert_eq!((cube.slots_per_rank(), cube.doubled()), (8, 0));
-        assert!((0..32).all(|e| cube.copies(e).len() == 2));
+        assert_eq!((cube.slots_per_rank(), cube.same_rank_duplicates()), (8, 0));
+        assert!((0..32).all(|e| cube.replicas(e).len() == 2));
     }
 }

@@ -1,25 +1,25 @@
-//! A placement in the making: slots are set one by one, and experts may be without a copy meanwhile.
+//! Placement under construction: slots are set one by one, and experts may lack replicas for a while.
 
 use super::{Placement, PlacementError};
-use evenkeel_solver::{Error, Hosts};
+use evenkeel_solver::{Hosts, SolverError};
 
-/// What every slot holds and which ranks hold each expert.
+/// Content of every slot, and hosts of each expert.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct State {
+pub(super) struct PartialPlacement {
     pub(super) ranks: usize,
     pub(super) per_rank: usize,
     pub(super) slots: Vec<Option<u32>>,
-    /// Ascending ranks of each expert, once per copy.
+    /// Hosts of each expert, ascending, once per replica.
     pub(super) hosts: Vec<Vec<u32>>,
 }
 
-impl State {
-    pub(super) fn of(placement: &Placement) -> Self {
-        Self::of_slots(placement.experts(), placement.ranks(), placement.slots().to_vec())
+impl PartialPlacement {
+    pub(super) fn from_placement(placement: &Placement) -> Self {
+        Self::from_slots(placement.experts(), placement.ranks(), placement.slots().to_vec())
     }
 
-    /// Slots `[R * S]` that name existing experts only.
-    pub(super) fn of_slots(experts: usize, ranks: usize, slots: Vec<Option<u32>>) -> Self {
+    /// Creates the state from slots `[R * S]` that contain only existing experts.
+    pub(super) fn from_slots(experts: usize, ranks: usize, slots: Vec<Option<u32>>) -> Self {
         let per_rank = slots.len() / ranks.max(1);
         let mut hosts = vec![vec![]; experts];
         for (slot, expert) in slots.iter().enumerate() {
@@ -38,7 +38,7 @@ impl State {
         (slot / self.per_rank) as u32
     }
 
-    pub(super) fn put(&mut self, slot: usize, expert: Option<u32>) {
+    pub(super) fn set_slot(&mut self, slot: usize, expert: Option<u32>) {
         let rank = self.rank_of(slot);
         if let Some(old) = std::mem::replace(&mut self.slots[slot], expert) {
             let hosts = &mut self.hosts[old as usize];
@@ -56,26 +56,26 @@ impl State {
         self.hosts[expert as usize].contains(&rank)
     }
 
-    /// Does the rank hold the expert more than once?
-    pub(super) fn doubled(&self, rank: u32, expert: u32) -> bool {
+    /// Returns true if the rank holds the expert more than once.
+    pub(super) fn holds_twice(&self, rank: u32, expert: u32) -> bool {
         self.hosts[expert as usize].iter().filter(|&&host| host == rank).count() > 1
     }
 
-    /// Ranks that hold the expert.
-    pub(super) fn distinct(&self, expert: usize) -> usize {
+    /// Returns the number of ranks that hold the expert.
+    pub(super) fn host_count(&self, expert: usize) -> usize {
         let hosts = &self.hosts[expert];
         hosts.len() - hosts.windows(2).filter(|pair| pair[0] == pair[1]).count()
     }
 
-    /// May the slot's content go, when expert `e` has to stay on `need(e)` ranks?
-    pub(super) fn spare(&self, slot: usize, need: impl Fn(u32) -> usize) -> bool {
+    /// Returns true if the slot's content may go, where expert `e` has to stay on `need(e)` ranks.
+    pub(super) fn is_spare(&self, slot: usize, need: impl Fn(u32) -> usize) -> bool {
         self.slots[slot].is_none_or(|expert| {
-            self.doubled(self.rank_of(slot), expert) || self.distinct(expert as usize) > need(expert)
+            self.holds_twice(self.rank_of(slot), expert) || self.host_count(expert as usize) > need(expert)
         })
     }
 
-    /// (Rank, expert) pairs that this holds and `before` did not.
-    pub(super) fn moves_from(&self, before: &State) -> usize {
+    /// Returns the number of (rank, expert) pairs that are here and not in `before`.
+    pub(super) fn moves_from(&self, before: &PartialPlacement) -> usize {
         let new_on = |expert: usize| {
             let mut hosts = self.hosts[expert].clone();
             hosts.dedup();
@@ -84,7 +84,7 @@ impl State {
         (0..self.hosts.len()).map(new_on).sum()
     }
 
-    /// What each rank would serve if every expert's tokens went evenly to its copies, `[R]`.
+    /// Returns the load of each rank if every expert's tokens were split evenly over its replicas, `[R]`.
     pub(super) fn even_loads(&self, totals: &[u64]) -> Vec<u64> {
         let mut loads = vec![0u64; self.ranks];
         for (hosts, &total) in self.hosts.iter().zip(totals) {
@@ -95,8 +95,9 @@ impl State {
         loads
     }
 
-    /// For the solver. An expert without a copy counts as one that every rank holds: it favours nobody.
-    pub(super) fn compiled(&self) -> Result<Hosts, Error> {
+    /// Returns the hosts for the solver. An expert without a replica counts as hosted by every rank, so that
+    /// it favours none.
+    pub(super) fn solver_hosts(&self) -> Result<Hosts, SolverError> {
         let everywhere: Vec<u32> = (0..self.ranks as u32).collect();
         Hosts::new(
             self.ranks,

@@ -1,87 +1,96 @@
-//! Where the copies of one layer's experts live.
+//! Placement of one layer's experts in slots.
 
+use crate::cluster::{MAX_EXPERTS, MAX_RANKS, MAX_SLOTS};
 use evenkeel_solver::Hosts;
 use thiserror::Error;
 
-/// The physical-to-logical map of one layer: which expert each slot holds, if any.
+/// Map from slots to logical experts of one layer. Slots may be empty.
 ///
-/// Every logical expert has at least one copy. Two copies of an expert on one rank are possible (foreign
-/// placements have them) and useless: see [`Placement::doubled`].
+/// Every logical expert has at least one replica. Foreign placements may have two replicas of an expert on
+/// one rank, which is useless: see [`Placement::same_rank_duplicates`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     ranks: usize,
     slots: Vec<Option<u32>>,
-    /// Copies of expert `e` are `copies[starts[e]..starts[e + 1]]`, ascending slots.
+    /// Replicas of expert `e` are `replicas[starts[e]..starts[e + 1]]`, ascending slots.
     starts: Vec<usize>,
-    copies: Vec<u32>,
+    replicas: Vec<u32>,
 }
 
-/// One expert's weights, copied to a rank that did not hold them.
+/// Weights of one expert that go to a rank that did not hold them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Move {
-    /// The expert.
+pub struct ExpertMove {
+    /// Expert that moves.
     pub expert: u32,
-    /// The rank that receives it.
+    /// Rank that receives the expert.
     pub to: u32,
-    /// The slot that it goes to, numbered over all ranks.
+    /// Slot that receives the expert, numbered over all ranks.
     pub slot: u32,
-    /// The lowest rank that held it before; `None` where none did.
+    /// Lowest rank that held the expert before. `None` if no rank did.
     pub from: Option<u32>,
 }
 
-/// A slot map that is no placement.
+/// Reasons for which a map of slots is no placement.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PlacementError {
-    /// Slots do not divide over the ranks, or there are none of either.
+    /// Slots do not divide over the ranks, or there are no slots or ranks.
     #[error("{slots} slots do not divide over {ranks} ranks")]
     Shape {
-        /// Slots given.
+        /// Number of slots found.
         slots: usize,
-        /// Ranks given.
+        /// Number of ranks found.
         ranks: usize,
     },
-    /// A map of numbers holds one that is neither an expert nor -1.
+    /// A map of numbers contains one that is neither an expert nor -1.
     #[error("slot {slot}: expert {id}: expected -1 (empty) to {}", experts.saturating_sub(1))]
     Id {
-        /// The slot.
+        /// Slot in question.
         slot: usize,
-        /// What stands there.
+        /// Number found.
         id: i64,
         /// Logical experts of the model.
         experts: usize,
     },
-    /// A slot names an expert that the model does not have.
+    /// A slot contains an expert that the model does not have.
     #[error("slot {slot} holds expert {expert}, but there are only {experts} experts (0 to {})", experts - 1)]
     UnknownExpert {
-        /// The slot.
+        /// Slot in question.
         slot: usize,
-        /// What it names.
+        /// Expert found.
         expert: u32,
         /// Logical experts of the model.
         experts: usize,
     },
-    /// An expert lives nowhere.
-    #[error("expert {0} has no copy in any slot")]
-    Homeless(usize),
-    /// No experts, or more ranks than the solver takes.
-    #[error("{experts} experts on {ranks} ranks cannot be placed")]
+    /// An expert has no replica.
+    #[error("expert {0} has no replica in any slot")]
+    Unplaced(usize),
+    /// There are no experts, or more experts, ranks or slots than allowed.
+    #[error(
+        "{experts} experts in {slots} slots on {ranks} ranks: expected 1 to {MAX_EXPERTS} experts, {} slots and \
+         {MAX_RANKS} ranks at most", MAX_SLOTS + MAX_RANKS
+    )]
     Size {
-        /// Logical experts.
+        /// Number of logical experts.
         experts: usize,
-        /// Ranks given.
+        /// Number of ranks found.
         ranks: usize,
+        /// Number of slots found.
+        slots: usize,
     },
 }
 
 impl Placement {
-    /// Checks a slot map, `[R * S]`, of `experts` logical experts on `ranks` ranks.
+    /// Checks a map of slots, `[R * S]`, of `experts` logical experts on `ranks` ranks.
     ///
     /// # Errors
-    /// When a slot names an unknown expert, an expert has no copy, or the slots do not divide over the ranks.
+    /// Fails if a slot contains an unknown expert, if an expert has no replica, or if the slots do not divide
+    /// over the ranks.
     pub fn new(experts: usize, ranks: usize, slots: Vec<Option<u32>>) -> Result<Self, PlacementError> {
-        if experts == 0 || ranks > crate::cluster::MAX_RANKS {
-            return Err(PlacementError::Size { experts, ranks });
+        // Slots that do not divide over the ranks are rounded up, so that the limit is higher.
+        let most = MAX_SLOTS + MAX_RANKS;
+        if !(1..=MAX_EXPERTS).contains(&experts) || ranks > MAX_RANKS || slots.len() > most {
+            return Err(PlacementError::Size { experts, ranks, slots: slots.len() });
         }
         if ranks == 0 || slots.is_empty() || !slots.len().is_multiple_of(ranks) {
             return Err(PlacementError::Shape { slots: slots.len(), ranks });
@@ -95,7 +104,7 @@ impl Placement {
             *count += 1;
         }
         if let Some(expert) = starts[1..].iter().position(|&count| count == 0) {
-            return Err(PlacementError::Homeless(expert));
+            return Err(PlacementError::Unplaced(expert));
         }
         for e in 0..experts {
             starts[e + 1] += starts[e];
@@ -108,14 +117,18 @@ impl Placement {
                 next[expert as usize] += 1;
             }
         }
-        Ok(Self { ranks, slots, starts, copies })
+        Ok(Self { ranks, slots, starts, replicas: copies })
     }
 
-    /// As [`Placement::new`], of a map as other languages write it: -1 is an empty slot.
+    /// Checks a map as [`Placement::new`] does, in the form of other languages, where -1 is an empty slot.
     ///
     /// # Errors
-    /// As [`Placement::new`]; [`PlacementError::Id`] for a number that can be no expert.
-    pub fn of_ids(experts: usize, ranks: usize, ids: &[i64]) -> Result<Self, PlacementError> {
+    /// Fails as [`Placement::new`] does. Returns [`PlacementError::Id`] for a number that cannot be an
+    /// expert.
+    pub fn from_ids(experts: usize, ranks: usize, ids: &[i64]) -> Result<Self, PlacementError> {
+        if ids.len() > MAX_SLOTS + MAX_RANKS {
+            return Err(PlacementError::Size { experts, ranks, slots: ids.len() });
+        }
         let held = |(slot, &id): (usize, &i64)| match id {
             -1 => Ok(None),
             _ => u32::try_from(id).map(Some).map_err(|_| PlacementError::Id { slot, id, experts }),
@@ -123,78 +136,79 @@ impl Placement {
         Self::new(experts, ranks, ids.iter().enumerate().map(held).collect::<Result<_, _>>()?)
     }
 
-    /// Which expert each slot holds, `[R * S]`; -1 is an empty slot.
-    pub fn ids(&self) -> impl Iterator<Item = i64> + '_ {
+    /// Returns the expert of each slot, `[R * S]`, with -1 for an empty slot.
+    pub fn slot_ids(&self) -> impl Iterator<Item = i64> + '_ {
         self.slots.iter().map(|slot| slot.map_or(-1, i64::from))
     }
 
-    /// Logical experts, `E`.
+    /// Returns the number of logical experts, `E`.
     pub fn experts(&self) -> usize {
         self.starts.len() - 1
     }
 
-    /// Ranks, `R`.
+    /// Returns the number of ranks, `R`.
     pub fn ranks(&self) -> usize {
         self.ranks
     }
 
-    /// Slots on each rank, `S`.
+    /// Returns the number of slots on each rank, `S`.
     pub fn slots_per_rank(&self) -> usize {
         self.slots.len() / self.ranks
     }
 
-    /// Which expert each slot holds, `[R * S]`; `None` is an empty slot.
+    /// Returns the expert of each slot, `[R * S]`, with `None` for an empty slot.
     pub fn slots(&self) -> &[Option<u32>] {
         &self.slots
     }
 
-    /// The rank that owns a slot.
+    /// Returns the rank that owns a slot.
     pub fn rank_of(&self, slot: u32) -> usize {
         slot as usize / self.slots_per_rank()
     }
 
-    /// The slots that hold copies of an expert, ascending; never empty.
-    pub fn copies(&self, expert: usize) -> &[u32] {
-        &self.copies[self.starts[expert]..self.starts[expert + 1]]
+    /// Returns the slots of an expert's replicas, ascending and never empty.
+    pub fn replicas(&self, expert: usize) -> &[u32] {
+        &self.replicas[self.starts[expert]..self.starts[expert + 1]]
     }
 
-    /// The ranks that hold each expert, for the solver; the second copy of an expert on one rank adds nothing.
+    /// Returns the hosts of each expert for the solver. The second replica of an expert on one rank adds
+    /// nothing.
     ///
     /// # Errors
-    /// None for a placement that [`Placement::new`] has checked; the solver checks again.
-    pub fn hosts(&self) -> Result<Hosts, evenkeel_solver::Error> {
+    /// Succeeds for every placement that [`Placement::new`] has checked, but the solver checks again.
+    pub fn hosts(&self) -> Result<Hosts, evenkeel_solver::SolverError> {
         Hosts::new(self.ranks, (0..self.experts()).map(|e| self.ranks_of(e)))
     }
 
-    /// The ranks that hold an expert, ascending, each once.
+    /// Returns the hosts of an expert, ascending, each once.
     pub fn ranks_of(&self, expert: usize) -> Vec<u32> {
-        let mut ranks: Vec<u32> = self.copies(expert).iter().map(|&s| self.rank_of(s) as u32).collect();
+        let mut ranks: Vec<u32> = self.replicas(expert).iter().map(|&s| self.rank_of(s) as u32).collect();
         ranks.dedup();
         ranks
     }
 
-    /// Copies that share their rank with a lower slot's copy of the same expert: memory spent for nothing.
-    pub fn doubled(&self) -> usize {
-        self.copies.len() - (0..self.experts()).map(|e| self.ranks_of(e).len()).sum::<usize>()
+    /// Returns the number of replicas on a rank where a lower slot holds the same expert. They waste memory.
+    pub fn same_rank_duplicates(&self) -> usize {
+        self.replicas.len() - (0..self.experts()).map(|e| self.ranks_of(e).len()).sum::<usize>()
     }
 
-    /// Experts that a rank holds here and did not hold in `old`, summed over the ranks: the weights that have to
-    /// be copied from another rank to get from there to here. Changes of order within a rank cost nothing.
+    /// Returns the number of experts that a rank holds here and did not hold in `old`, summed over the ranks.
+    /// Their weights have to be transferred from another rank. Changes of order within a rank cost nothing.
     pub fn moves_from(&self, old: &Placement) -> usize {
         self.moves(old).len()
     }
 
-    /// The moves that [`Placement::moves_from`] counts, by rank, then expert. Where `old` holds the expert, any of its
-    /// copies can be read; the lowest is named.
-    pub fn moves(&self, old: &Placement) -> Vec<Move> {
+    /// Returns the moves that [`Placement::moves_from`] counts, by rank, then expert. Any replica in `old`
+    /// can be the source of a transfer. The move names the lowest.
+    pub fn moves(&self, old: &Placement) -> Vec<ExpertMove> {
         let mut moves = Vec::new();
         for expert in 0..self.experts() {
             let before = if expert < old.experts() { old.ranks_of(expert) } else { vec![] };
             let mut last = None;
-            for &slot in self.copies(expert) {
+            for &slot in self.replicas(expert) {
                 let to = self.rank_of(slot) as u32;
                 if last != Some(to) && !before.contains(&to) {
-                    moves.push(Move { expert: expert as u32, to, slot, from: before.first().copied() });
+                    moves.push(ExpertMove { expert: expert as u32, to, slot, from: before.first().copied() });
                 }
                 last = Some(to);
             }
@@ -203,8 +217,9 @@ impl Placement {
         moves
     }
 
-    /// The same with `width` slots on each rank, the further ones empty; `None` if there are more already.
-    pub fn widened(&self, width: usize) -> Option<Placement> {
+    /// Returns the placement with `width` slots on each rank, the added ones empty. Returns `None` if ranks
+    /// have more slots already.
+    pub fn with_slots_per_rank(&self, width: usize) -> Option<Placement> {
         let more = width.checked_sub(self.slots_per_rank())?;
         let ranks = self.slots.chunks(self.slots_per_rank());
         let slots = ranks.flat_map(|rank| rank.iter().copied().chain(std::iter::repeat_n(None, more)));
@@ -224,10 +239,10 @@ mod tests {
     #[test]
     fn copies_hosts_and_moves() {
         let a = placement(2, &[0, 1, -1, 2, 3, 0]).unwrap();
-        assert_eq!(a.copies(0), [0, 5]);
-        assert_eq!(a.hosts().unwrap().of(0), [0, 1]);
+        assert_eq!(a.replicas(0), [0, 5]);
+        assert_eq!(a.hosts().unwrap().ranks_of(0), [0, 1]);
         let b = placement(2, &[1, 0, 2, 2, 3, 2]).unwrap();
-        assert_eq!(b.doubled(), 1);
+        assert_eq!(b.same_rank_duplicates(), 1);
         assert_eq!(b.moves_from(&a), 1, "expert 2 comes to rank 0; the order within rank 0 is free");
         assert_eq!(a.moves_from(&b), 1, "expert 0 comes to rank 1");
     }
@@ -238,7 +253,7 @@ mod tests {
             Placement::new(2, 1, vec![Some(0), Some(2)]),
             Err(PlacementError::UnknownExpert { slot: 1, expert: 2, experts: 2 })
         );
-        assert_eq!(Placement::new(2, 1, vec![Some(0), None]), Err(PlacementError::Homeless(1)));
+        assert_eq!(Placement::new(2, 1, vec![Some(0), None]), Err(PlacementError::Unplaced(1)));
         assert_eq!(placement(2, &[0, 1, 2]), Err(PlacementError::Shape { slots: 3, ranks: 2 }));
         assert!(Placement::new(0, 1, vec![]).is_err());
         assert!(Placement::new(1, 0, vec![Some(0)]).is_err());

@@ -1,88 +1,96 @@
-//! Few moves that help most: single copies retargeted, one after the other.
+//! Refinement of a placement by few moves: single replicas are replaced, one after the other.
 //!
-//! In: a placement, the recent batches, a limit on moves, perhaps another placement to go towards. Out: a placement within
-//! the limit of the first. A copy of an expert on a rank lowers a batch's peak only if it leads out of the set of ranks
-//! that proves the peak: all the expert's ranks lie inside, the new one outside. That filter, exact for each batch, leaves
-//! few candidates; those are tried in full, and the one with most tokens saved per move is taken, as long as one saves any.
-//! A placement with copies that keeps every expert within one node (EPLB's, where routing is limited to groups of experts) is
-//! refined within nodes.
+//! In: a placement, the recent batches, a limit on moves, and optionally a target placement. Out: a placement
+//! within the limit of the first.
+//!
+//! A new replica lowers a batch's peak only if it leads out of the set of ranks that proves the peak. All
+//! hosts of the expert lie inside the set, and the new one outside. That filter is exact for each batch and
+//! leaves few candidates. They are evaluated exactly. The one with the most tokens saved per move is taken,
+//! until none saves any.
+//!
+//! Some placements keep every expert within one node, such as EPLB's if routing is limited to groups of
+//! experts. If they have several replicas, they are refined within nodes.
 
-use super::score::Scenarios;
-use super::state::State;
+use super::evaluate::PeakEvaluator;
+use super::partial::PartialPlacement;
 use super::{PlaceError, Placement};
 use crate::cluster::Cluster;
 use crate::forecast::History;
 
-/// Batches that moves are judged on: the latest of the history.
-pub(super) const BATCHES: usize = 32;
-/// Copies that are tried in full before each choice.
-const TRIED: usize = 8;
+/// Number of latest batches of the history on which moves are judged.
+pub(super) const MAX_JUDGED_BATCHES: usize = 32;
+/// Number of candidates that are evaluated exactly before each choice.
+const CANDIDATES_EVALUATED: usize = 8;
 
-/// How to refine.
+/// Limits of a refinement.
 #[derive(Debug, Clone)]
-pub(super) struct Refine<'a> {
-    /// Only copies that this placement has are added, and only what it lacks goes; anything, where there is none.
+pub(super) struct RefineLimits<'a> {
+    /// Target. Only replicas of the target are added, and only replicas that it lacks are removed. `None`
+    /// allows any change.
     pub(super) towards: Option<&'a Placement>,
-    /// Most moves away from the placement that is refined.
+    /// Highest number of moves from the original placement.
     pub(super) max_moves: usize,
-    /// A move has to lower the mean peak by this many thousandths of the mean load of a rank; 0: by anything.
+    /// Gain that a move has to reach, in thousandths of the mean load of a rank by which the mean peak falls.
+    /// 0 accepts any gain.
     pub(super) least_gain: u64,
-    /// Ranks that every expert must keep, `[E]`; one, where empty.
+    /// Number of ranks that every expert must keep, `[E]`. Empty means one.
     pub(super) needs: &'a [usize],
 }
 
-/// Slot contents to set, one after the other.
-type Change = Vec<(usize, Option<u32>)>;
+/// Contents of slots to set, one after the other.
+type SlotChange = Vec<(usize, Option<u32>)>;
 
-/// Refines `placement` as asked.
+/// Refines `placement` within the limits of `how`.
 ///
 /// # Errors
-/// When the solver refuses the loads.
-pub(super) fn refine(
+/// Fails if the solver refuses the loads.
+pub(super) fn refine_placement(
     placement: &Placement,
     history: &History<'_>,
     cluster: &Cluster,
-    how: &Refine<'_>,
+    how: &RefineLimits<'_>,
 ) -> Result<Placement, PlaceError> {
-    refine_on(placement, &mut Scenarios::recent(history, BATCHES), cluster, how)
+    refine_on_batches(placement, &mut PeakEvaluator::from_history(history, MAX_JUDGED_BATCHES), cluster, how)
 }
 
-/// As [`refine()`], judged on these batches.
+/// Refines as [`refine_placement()`] does, judged on these batches.
 ///
 /// # Errors
-/// When the solver refuses the loads.
-pub(super) fn refine_on(
+/// Fails if the solver refuses the loads.
+pub(super) fn refine_on_batches(
     placement: &Placement,
-    scenarios: &mut Scenarios<'_>,
+    scenarios: &mut PeakEvaluator<'_>,
     cluster: &Cluster,
-    how: &Refine<'_>,
+    how: &RefineLimits<'_>,
 ) -> Result<Placement, PlaceError> {
     if scenarios.batches().is_empty() || how.max_moves == 0 {
         return Ok(placement.clone());
     }
-    let before = State::of(placement);
+    let before = PartialPlacement::from_placement(placement);
     let mut state = before.clone();
     let within_nodes = how.towards.is_none() && keeps_nodes(&before, cluster);
     let tokens: u64 = scenarios.batches().iter().flat_map(|batch| batch.iter()).sum();
-    // In tokens of all batches together.
+    // The unit is tokens of all batches together.
     let least_gain = (tokens / cluster.ranks() as u64 * how.least_gain / 1000).max(1);
     loop {
-        let (sum, bottlenecks) = scenarios.bottlenecks(state.compiled()?)?;
+        let (sum, bottlenecks) = scenarios.bottlenecks(state.solver_hosts()?)?;
         let spent = state.moves_from(&before);
-        let mut best: Option<(u64, usize, State)> = None;
-        for (rank, expert) in candidates(&state, cluster, scenarios, &bottlenecks, (how, within_nodes)) {
-            for change in changes(&state, cluster, rank, expert, how) {
+        let mut best: Option<(u64, usize, PartialPlacement)> = None;
+        for (rank, expert) in
+            promising_replicas(&state, cluster, scenarios, &bottlenecks, (how, within_nodes))
+        {
+            for change in room_changes(&state, cluster, rank, expert, how) {
                 let mut next = state.clone();
                 for &(slot, content) in &change {
-                    next.put(slot, content);
+                    next.set_slot(slot, content);
                 }
                 let moves = next.moves_from(&before);
                 let cost = moves.saturating_sub(spent).max(1);
                 if moves > how.max_moves {
                     continue;
                 }
-                let gain = sum.saturating_sub(scenarios.sum_of_peaks(next.compiled()?)?);
-                // More tokens saved per move; the first of several that save as many.
+                let gain = sum.saturating_sub(scenarios.sum_of_peaks(next.solver_hosts()?)?);
+                // More tokens saved per move win, and the first candidate wins ties.
                 let better = best.as_ref().is_none_or(|(most, at, _)| gain * *at as u64 > most * cost as u64);
                 if gain >= least_gain * cost as u64 && better {
                     best = Some((gain, cost, next));
@@ -97,13 +105,14 @@ pub(super) fn refine_on(
     Ok(state.placement()?)
 }
 
-/// The copies that may lower most peaks: those that lead out of most bottlenecks, by the tokens they could carry.
-fn candidates(
-    state: &State,
+/// Returns the replicas that may lower most peaks. They lead out of most bottlenecks, ranked by the tokens
+/// that they could serve.
+fn promising_replicas(
+    state: &PartialPlacement,
     cluster: &Cluster,
-    scenarios: &Scenarios<'_>,
-    bottlenecks: &[super::score::Bottleneck],
-    (how, within_nodes): (&Refine<'_>, bool),
+    scenarios: &PeakEvaluator<'_>,
+    bottlenecks: &[super::evaluate::BatchBottleneck],
+    (how, within_nodes): (&RefineLimits<'_>, bool),
 ) -> Vec<(u32, u32)> {
     let node = |rank: u32| cluster.node_of(rank as usize);
     let at_home = |expert: u32, rank: u32| {
@@ -130,44 +139,50 @@ fn candidates(
         .filter(|&(_, promise)| promise > 0)
         .map(|(at, promise)| (promise, (at % state.ranks) as u32, (at / state.ranks) as u32))
         .filter(|&(_, rank, expert)| {
-            cluster.usable(rank as usize) > 0
+            cluster.slots_of(rank as usize) > 0
                 && at_home(expert, rank)
                 && how.towards.is_none_or(|target| target.ranks_of(expert as usize).contains(&rank))
         })
         .collect();
     all.sort_by_key(|&(promise, rank, expert)| (std::cmp::Reverse(promise), rank, expert));
-    all.into_iter().take(TRIED).map(|(_, rank, expert)| (rank, expert)).collect()
+    all.into_iter().take(CANDIDATES_EVALUATED).map(|(_, rank, expert)| (rank, expert)).collect()
 }
 
-/// Are there several nodes and copies, and no expert on two nodes?
-fn keeps_nodes(state: &State, cluster: &Cluster) -> bool {
+/// Returns true if there are several nodes, an expert has several replicas, and no expert lives on two nodes.
+fn keeps_nodes(state: &PartialPlacement, cluster: &Cluster) -> bool {
     let on_one = |hosts: &Vec<u32>| {
         hosts.iter().all(|&rank| cluster.node_of(rank as usize) == cluster.node_of(hosts[0] as usize))
     };
     cluster.nodes() > 1 && state.hosts.iter().any(|hosts| hosts.len() > 1) && state.hosts.iter().all(on_one)
 }
 
-/// The ways of making room for an expert on a rank.
-fn changes(state: &State, cluster: &Cluster, rank: u32, expert: u32, how: &Refine<'_>) -> Vec<Change> {
+/// Returns the changes that make room for an expert on a rank.
+fn room_changes(
+    state: &PartialPlacement,
+    cluster: &Cluster,
+    rank: u32,
+    expert: u32,
+    how: &RefineLimits<'_>,
+) -> Vec<SlotChange> {
     let first = rank as usize * state.per_rank;
     let need = |e: u32| how.needs.get(e as usize).copied().unwrap_or(1);
     let unwanted =
         |e: u32, rank: u32| how.towards.is_none_or(|target| !target.ranks_of(e as usize).contains(&rank));
-    let mut all: Vec<Change> = Vec::new();
-    for slot in first..first + cluster.usable(rank as usize) {
+    let mut all: Vec<SlotChange> = Vec::new();
+    for slot in first..first + cluster.slots_of(rank as usize) {
         let Some(old) = state.slots[slot] else {
-            // An empty slot costs nobody anything: the others need not be tried.
+            // An empty slot has no cost, so the other slots need not be evaluated.
             return vec![vec![(slot, Some(expert))]];
         };
-        let doubled = state.doubled(rank, old);
+        let doubled = state.holds_twice(rank, old);
         if !doubled && !unwanted(old, rank) {
             continue;
         }
-        if doubled || state.distinct(old as usize) > need(old) {
+        if doubled || state.host_count(old as usize) > need(old) {
             all.push(vec![(slot, Some(expert))]);
             continue;
         }
-        // The expert that has to go changes places with a copy of the one that comes.
+        // The old expert moves to the slot of one of the new expert's replicas.
         for &host in &state.hosts[expert as usize] {
             let there = host as usize * state.per_rank;
             let at = (there..there + state.per_rank).find(|&slot| state.slots[slot] == Some(expert));
@@ -183,7 +198,7 @@ fn changes(state: &State, cluster: &Cluster, rank: u32, expert: u32, how: &Refin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place::{Eplb, Policy as _, Ties};
+    use crate::place::{Eplb, Policy as _, TieBreak};
     use crate::trace::Trace;
     use proptest::prelude::*;
 
@@ -198,21 +213,21 @@ mod tests {
             let steps = (0..6).map(|s| s.to_string()).collect();
             let trace = Trace::from_loads(12, vec![0], steps, loads).unwrap();
             let cluster = Cluster::new(4, 1, 12, 4).unwrap();
-            let eplb = Eplb::new(1, Ties::LowestExpert);
-            let before = eplb.place(&History::window(&trace, 0, 0..2), &cluster).unwrap();
-            let history = History::window(&trace, 0, 2..6);
+            let eplb = Eplb::new(1, TieBreak::LowestExpert);
+            let before = eplb.place(&History::from_steps(&trace, 0, 0..2), &cluster).unwrap();
+            let history = History::from_steps(&trace, 0, 2..6);
             let target = eplb.place(&history, &cluster).unwrap();
             let towards = (!free).then_some(&target);
-            let how = Refine { towards, max_moves, least_gain: 0, needs: &[] };
-            let after = refine(&before, &history, &cluster, &how).unwrap();
+            let how = RefineLimits { towards, max_moves, least_gain: 0, needs: &[] };
+            let after = refine_placement(&before, &history, &cluster, &how).unwrap();
             prop_assert!(after.moves_from(&before) <= max_moves);
-            let mut scenarios = Scenarios::recent(&history, BATCHES);
-            let (old, new) = (scenarios.of_placement(&before).unwrap(), scenarios.of_placement(&after).unwrap());
+            let mut scenarios = PeakEvaluator::from_history(&history, MAX_JUDGED_BATCHES);
+            let (old, new) = (scenarios.sum_for_placement(&before).unwrap(), scenarios.sum_for_placement(&after).unwrap());
             prop_assert!(new <= old);
             prop_assert!(new < old || after == before);
-            // A second run finds nothing more to do within no moves at all.
-            let none = Refine { max_moves: 0, ..how };
-            prop_assert_eq!(refine(&after, &history, &cluster, &none).unwrap(), after);
+            // A second run with a limit of no moves changes nothing.
+            let none = RefineLimits { max_moves: 0, ..how };
+            prop_assert_eq!(refine_placement(&after, &history, &cluster, &none).unwrap(), after);
         }
     }
 
@@ -221,10 +236,10 @@ mod tests {
         let loads = (0..3 * 16u64).map(|i| 5 + i * i * 31 % 97 + 150 * u64::from(i % 16 == 5)).collect();
         let trace = Trace::from_loads(16, vec![0], (0..3).map(|s| s.to_string()).collect(), loads).unwrap();
         let cluster = Cluster::new(8, 2, 16, 8).unwrap();
-        let (plan, all) = (History::window(&trace, 0, 0..1), History::whole(&trace, 0));
-        let before = Eplb::new(4, Ties::LowestExpert).place(&plan, &cluster).unwrap();
-        let how = Refine { towards: None, max_moves: 99, least_gain: 0, needs: &[] };
-        let after = refine(&before, &all, &cluster, &how).unwrap();
+        let (plan, all) = (History::from_steps(&trace, 0, 0..1), History::from_trace(&trace, 0));
+        let before = Eplb::new(4, TieBreak::LowestExpert).place(&plan, &cluster).unwrap();
+        let how = RefineLimits { towards: None, max_moves: 99, least_gain: 0, needs: &[] };
+        let after = refine_placement(&before, &all, &cluster, &how).unwrap();
         assert_ne!(before, after);
         for expert in 0..16 {
             let node = cluster.node_of(before.ranks_of(expert)[0] as usize);
@@ -239,11 +254,11 @@ mod tests {
         let cluster = Cluster::new(4, 1, 8, 8).unwrap();
         let slots = [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7];
         let before = Placement::new(8, 4, slots.map(Some).to_vec()).unwrap();
-        let history = History::whole(&trace, 0);
-        let how = |needs| Refine { towards: None, max_moves: 9, least_gain: 0, needs };
-        let free = refine(&before, &history, &cluster, &how(&[])).unwrap();
+        let history = History::from_trace(&trace, 0);
+        let how = |needs| RefineLimits { towards: None, max_moves: 9, least_gain: 0, needs };
+        let free = refine_placement(&before, &history, &cluster, &how(&[])).unwrap();
         assert_eq!(free.ranks_of(0), [0, 1, 2, 3], "the heavy expert goes everywhere");
-        let kept = refine(&before, &history, &cluster, &how(&[2; 8])).unwrap();
-        assert!((0..8).all(|e| kept.ranks_of(e).len() == 2), "no copy can be spared: {kept:?}");
+        let kept = refine_placement(&before, &history, &cluster, &how(&[2; 8])).unwrap();
+        assert!((0..8).all(|e| kept.ranks_of(e).len() == 2), "no replica can be spared: {kept:?}");
     }
 }

@@ -1,25 +1,27 @@
-//! The same placement under other names of ranks and slots, so that what can stay stays.
+//! Renaming of ranks and slots of a new placement, so that most experts stay in place.
 //!
-//! In: the placement that is in force and the one that shall be. Out: the new one with its ranks renamed and its slots
-//! reordered. Equal ranks may be renamed freely: no batch's peak changes. Which rank takes which part is an assignment
-//! problem over the experts in common; with several nodes, parts that sat in one node stay together: nodes are matched by
-//! what their best matched ranks have in common. Then every expert that its rank already holds keeps its slot.
+//! In: the current placement and the new one. Out: the new one with its ranks renamed and its slots
+//! reordered. Equal ranks may be renamed freely, because no batch's peak changes. The choice of names is an
+//! assignment problem over the common experts. With several nodes, the parts of one node stay together. Nodes
+//! are matched by the common experts of their best matched ranks. Finally every expert that its rank already
+//! holds keeps its slot.
 
-use super::assignment::assign;
+use super::assignment::match_rows;
 use super::{Placement, PlacementError};
 use crate::cluster::Cluster;
 
-/// What a pair that must not be is worth; any permitted matching is worth more.
+/// Worth of a forbidden pair. Any permitted matching is worth more.
 const FORBIDDEN: i64 = -(1 << 40);
 
-/// Renames ranks and slots of `new` so that as few experts as possible have to be copied from `previous`.
+/// Renames ranks and slots of `new` so that as few experts as possible have to be transferred from
+/// `previous`.
 ///
-/// The result has the peak of `new` in every batch, and [`Placement::moves_from`] `previous` is least among all ways of
-/// renaming ranks that keep nodes together and respect the usable slots of each rank. Where `previous` has another number
-/// of ranks or slots, `new` comes back as it is.
+/// The result has the peak of `new` in every batch. Its [`Placement::moves_from`] `previous` is the lowest
+/// among all renamings that keep nodes together and respect the usable slots of each rank. If `previous` has
+/// another number of ranks or slots, `new` is returned unchanged.
 ///
 /// # Errors
-/// None for a `new` that fits `cluster`.
+/// Succeeds for every `new` that fits `cluster`.
 pub fn relabel(
     previous: &Placement,
     new: &Placement,
@@ -28,10 +30,10 @@ pub fn relabel(
     relabel_equals(previous, new, cluster, |_, _| true)
 }
 
-/// As [`relabel()`], where rank `i` may take the name of rank `j` only if `equal(j, i)`.
+/// Renames as [`relabel()`] does, where rank `i` may take the name of rank `j` only if `equal(j, i)`.
 ///
 /// # Errors
-/// None for a `new` that fits `cluster`.
+/// Succeeds for every `new` that fits `cluster`.
 pub(super) fn relabel_equals(
     previous: &Placement,
     new: &Placement,
@@ -42,7 +44,7 @@ pub(super) fn relabel_equals(
     if previous.ranks() != ranks || previous.slots_per_rank() != per_rank || cluster.ranks() != ranks {
         return Ok(new.clone());
     }
-    let stays = matching(previous, new, cluster, equal);
+    let stays = match_ranks(previous, new, cluster, equal);
     let mut slots = vec![None; ranks * per_rank];
     for (old_rank, &new_rank) in stays.iter().enumerate() {
         let range = |rank: usize| rank * per_rank..(rank + 1) * per_rank;
@@ -55,8 +57,8 @@ pub(super) fn relabel_equals(
     Placement::new(new.experts(), ranks, slots)
 }
 
-/// For each old rank, the rank of `new` that takes its place.
-fn matching(
+/// Returns for each old rank the rank of `new` that takes its place.
+fn match_ranks(
     previous: &Placement,
     new: &Placement,
     cluster: &Cluster,
@@ -64,8 +66,8 @@ fn matching(
 ) -> Vec<usize> {
     let (ranks, nodes) = (cluster.ranks(), cluster.nodes());
     let per_node = ranks / nodes;
-    // Staying under one's own name breaks ties.
-    let common = overlaps(previous, new);
+    // Ties are broken in favour of the own name.
+    let common = common_experts(previous, new);
     let scale = i64::try_from(ranks).unwrap_or(0) + 1;
     let filled: Vec<usize> = new
         .slots()
@@ -73,13 +75,13 @@ fn matching(
         .map(|rank| rank.iter().filter(|slot| slot.is_some()).count())
         .collect();
     let worth = |old: usize, new: usize| {
-        if filled[new] > cluster.usable(old) || !equal(old, new) {
+        if filled[new] > cluster.slots_of(old) || !equal(old, new) {
             return FORBIDDEN;
         }
         common[old * ranks + new] * scale + i64::from(old == new)
     };
     let within = |old_node: usize, new_node: usize| {
-        assign(per_node, |i, j| worth(old_node * per_node + i, new_node * per_node + j))
+        match_rows(per_node, |i, j| worth(old_node * per_node + i, new_node * per_node + j))
     };
     if nodes == 1 {
         return within(0, 0);
@@ -89,7 +91,7 @@ fn matching(
         let columns = &pairs[old * nodes + new];
         columns.iter().enumerate().map(|(i, &j)| worth(old * per_node + i, new * per_node + j)).sum()
     };
-    let chosen = assign(nodes, node_worth);
+    let chosen = match_rows(nodes, node_worth);
     (0..ranks)
         .map(|rank| {
             let (old, i) = (rank / per_node, rank % per_node);
@@ -98,8 +100,8 @@ fn matching(
         .collect()
 }
 
-/// Experts that old rank `i` and new rank `j` both hold: `[i * R + j]`.
-fn overlaps(previous: &Placement, new: &Placement) -> Vec<i64> {
+/// Returns the number of experts that old rank `i` and new rank `j` both hold: `[i * R + j]`.
+fn common_experts(previous: &Placement, new: &Placement) -> Vec<i64> {
     let ranks = new.ranks();
     let mut common = vec![0; ranks * ranks];
     for expert in 0..new.experts().min(previous.experts()) {
@@ -112,7 +114,7 @@ fn overlaps(previous: &Placement, new: &Placement) -> Vec<i64> {
     common
 }
 
-/// Puts what stays into its old slot and the rest into the lowest free ones.
+/// Puts experts that stay into their old slots, and the rest into the lowest free ones.
 fn keep_slots(old: &[Option<u32>], new: &[Option<u32>], slots: &mut [Option<u32>]) {
     let mut coming = Vec::new();
     for &expert in new.iter().flatten() {
@@ -149,7 +151,8 @@ mod tests {
     #[test]
     fn nodes_stay_together() {
         let old = placement(4, &[0, 1, 2, 3, 4, 5, 6, 7]);
-        // Ranks {0, 2} and {1, 3} of the old placement have changed nodes: no renaming within nodes mends that.
+        // Ranks {0, 2} and {1, 3} of the old placement have changed nodes. No renaming within nodes can
+        // repair that.
         let new = placement(4, &[0, 1, 4, 5, 2, 3, 6, 7]);
         let cluster = Cluster::new(4, 2, 8, 0).unwrap();
         let named = relabel(&old, &new, &cluster).unwrap();
@@ -176,7 +179,7 @@ mod tests {
         fn no_renaming_of_four_ranks_moves_less(
             old in prop::collection::vec(0u32..8, 4), new in prop::collection::vec(0u32..8, 4)
         ) {
-            // Eight homes and one drawn copy per rank.
+            // Eight homes and one random replica per rank.
             let with = |copies: &[u32], step: u32| {
                 let slots: Vec<u32> =
                     (0..4u32).flat_map(|r| [2 * r * step % 8, (2 * r * step + 1) % 8, copies[r as usize]]).collect();
@@ -195,7 +198,7 @@ mod tests {
                 }
             }}}}
             prop_assert_eq!(named.moves_from(&old), least);
-            // Renamed, nothing else: the same parts, and what stays has its old slot.
+            // The result is only renamed: it has the same parts, and experts that stay have their old slots.
             let parts = |p: &Placement| {
                 let mut parts: Vec<Vec<_>> = p.slots().chunks(3).map(|c| { let mut c = c.to_vec(); c.sort_unstable(); c }).collect();
                 parts.sort();

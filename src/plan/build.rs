@@ -1,126 +1,132 @@
-//! Making a plan: every busy layer placed, then judged on the trace it was planned on.
+//! Creation of a plan: every busy layer is placed, and then judged on the trace of the planning.
 
-use super::{LayerPlan, Plan, Provenance, SplitFigure, TraceFile};
+use super::{LayerPlan, Plan, PlanProvenance, SplitFigure, TraceFile};
 use crate::cluster::Cluster;
-use crate::export::Target;
+use crate::evaluate::{
+    EvaluateError, LayerEvaluation, Progress, SummaryStats, busy_layers, evaluate_on_nodes,
+};
+use crate::export::RuntimeTarget;
 use crate::forecast::History;
-use crate::place::{Bound, Eplb, PlaceError, Placement, Policy, Ties, placement_bound};
-use crate::simulate::{Judged, Progress, SimulateError, Summary, busy_layers, judge_on_nodes};
-use crate::split::Method;
+use crate::place::{Eplb, PlaceError, Placement, PlacementBound, Policy, TieBreak, placement_bound};
+use crate::split::SplitMethod;
 use crate::trace::Trace;
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// A plan and how it was come by.
+/// Plan with its figures and the time of planning.
 #[derive(Debug, Clone)]
-pub struct Made {
-    /// The plan.
+pub struct PlanReport {
+    /// Plan itself.
     pub plan: Plan,
-    /// Its expected batches under the split of its provenance, one entry per planned layer.
-    pub judged: Vec<Judged>,
-    /// What is proved that no placement can be below on these batches, one entry per planned layer.
-    pub bounds: Vec<Bound>,
-    /// Planning time, summed over the layers, without judging.
+    /// Judged batches under the split of the provenance, one entry per planned layer.
+    pub evaluations: Vec<LayerEvaluation>,
+    /// Proved lower bounds for all placements on these batches, one entry per planned layer.
+    pub bounds: Vec<PlacementBound>,
+    /// Planning time summed over the layers, without judging.
     pub plan_time: Duration,
 }
 
-/// What goes into a plan's [`Provenance`] besides what the trace and the policy say themselves.
+/// Part of a plan's [`PlanProvenance`] that neither the trace nor the policy determines.
 #[derive(Debug, Clone)]
-pub struct Origin {
+pub struct BatchProvenance {
     /// Seed of everything random in reading and planning.
     pub seed: u64,
-    /// How batches were formed, in words.
+    /// Description of how batches were formed.
     pub batches: String,
-    /// The runtime that the plan is for, where it is known.
-    pub target: Option<Target>,
-    /// The split that the plan's imbalance is for.
-    pub split: Method,
+    /// Runtime for which the plan is made, if known.
+    pub target: Option<RuntimeTarget>,
+    /// Split to which the plan's imbalance refers.
+    pub split: SplitMethod,
 }
 
-impl Default for Origin {
-    /// No runtime is named, and batches are split exactly.
+impl Default for BatchProvenance {
+    /// Returns an origin without a runtime and with exact splits.
     fn default() -> Self {
-        Self { seed: 0, batches: String::new(), target: None, split: Method::Exact }
+        Self { seed: 0, batches: String::new(), target: None, split: SplitMethod::Exact }
     }
 }
 
-/// One layer, placed and judged.
-struct Placed {
+/// Placement and figures of one layer.
+struct PlacedLayer {
     placement: Placement,
-    /// By method, in the order of [`methods`].
-    judged: Vec<Judged>,
-    /// The same of EPLB's placement, where it can serve the shape.
-    eplb: Option<Vec<Judged>>,
-    bound: Bound,
+    /// Judged batches by method, in the order of [`compared_splits`].
+    evaluations: Vec<LayerEvaluation>,
+    /// Judged batches of EPLB's placement, if EPLB supports the shape.
+    eplb: Option<Vec<LayerEvaluation>>,
+    bound: PlacementBound,
     plan_time: Duration,
 }
 
-/// The splits that a plan is judged by: its own, the even one, the exact one.
-fn methods(split: Method) -> Vec<Method> {
-    let others = [Method::Even, Method::Exact].into_iter().filter(|&other| other != split);
+/// Returns the splits by which a plan is judged: its own, the even one, the exact one.
+fn compared_splits(split: SplitMethod) -> Vec<SplitMethod> {
+    let others = [SplitMethod::Even, SplitMethod::Exact].into_iter().filter(|&other| other != split);
     std::iter::once(split).chain(others).collect()
 }
 
 impl Plan {
-    /// Places every layer that routed tokens, looking at the whole trace, and judges each placement on all steps held: with
-    /// the split of `origin`, the even and the exact one, and EPLB's placement as well.
+    /// Places every layer that routed tokens, with the whole trace as history. Judges each placement on all
+    /// held steps with the split of `origin`, the even and the exact split. Judges EPLB's placement in the
+    /// same way.
     ///
     /// # Errors
-    /// When no layer holds a token, the policy cannot serve the shape, or a split fails.
-    pub fn make(
+    /// Fails if no layer holds a token, if the policy does not support the shape, or if a split fails.
+    pub fn build(
         trace: &Trace,
         cluster: &Cluster,
         policy: &dyn Policy,
-        origin: Origin,
+        origin: BatchProvenance,
         progress: &dyn Progress,
-    ) -> Result<Made, SimulateError> {
-        Self::make_by(trace, cluster, &policy.name(), origin, progress, |_, history| {
+    ) -> Result<PlanReport, EvaluateError> {
+        Self::build_with(trace, cluster, &policy.name(), origin, progress, |_, history| {
             policy.place(history, cluster)
         })
     }
 
-    /// As [`Plan::make`], with any way of placing a layer, which is given its index and its history. Placements must be
-    /// of `cluster`'s ranks and slots.
+    /// Plans as [`Plan::build`] does, with a function that places a layer. It receives the layer's index and
+    /// history. Placements must have the ranks and slots of `cluster`.
     ///
     /// # Errors
-    /// As [`Plan::make`]; [`SimulateError::Place`] names the layer for which `place` fails.
-    pub fn make_by(
+    /// Fails as [`Plan::build`] does. [`EvaluateError::Place`] names the layer for which `place` fails.
+    pub fn build_with(
         trace: &Trace,
         cluster: &Cluster,
         policy: &str,
-        origin: Origin,
+        origin: BatchProvenance,
         progress: &dyn Progress,
         place: impl Fn(usize, &History<'_>) -> Result<Placement, PlaceError> + Sync,
-    ) -> Result<Made, SimulateError> {
+    ) -> Result<PlanReport, EvaluateError> {
         let busy = busy_layers(trace)?;
         let done = AtomicUsize::new(0);
-        let methods = methods(origin.split);
-        let placed: Vec<Placed> = busy
+        let methods = compared_splits(origin.split);
+        let placed: Vec<PlacedLayer> = busy
             .par_iter()
             .map(|&layer| {
-                let history = History::whole(trace, layer);
-                let failed = |source| SimulateError::Place { layer: trace.layers()[layer], source };
+                let history = History::from_trace(trace, layer);
+                let failed = |source| EvaluateError::Place { layer: trace.layers()[layer], source };
                 let begun = Instant::now();
                 let placement = place(layer, &history).map_err(failed)?;
                 let plan_time = begun.elapsed();
-                let judge = |placement: &Placement| -> Result<Vec<Judged>, SimulateError> {
+                let judge = |placement: &Placement| -> Result<Vec<LayerEvaluation>, EvaluateError> {
                     let all = 0..trace.steps().len();
-                    let judge = |&method: &Method| {
-                        judge_on_nodes(trace, layer, all.clone(), placement, method, cluster.nodes())
+                    let judge = |&method: &SplitMethod| {
+                        evaluate_on_nodes(trace, layer, all.clone(), placement, method, cluster.nodes())
                     };
                     methods.iter().map(judge).collect()
                 };
                 let judged = judge(&placement)?;
-                let eplb = Eplb::new(1, Ties::LowestExpert).place(&history, cluster).ok();
+                if judged.iter().all(|judged| judged.peaks.is_empty()) {
+                    return Err(EvaluateError::NoBatch { layer: trace.layers()[layer] });
+                }
+                let eplb = Eplb::new(1, TieBreak::LowestExpert).place(&history, cluster).ok();
                 let eplb = eplb.map(|placement| judge(&placement)).transpose()?;
                 let bound = placement_bound(&history, cluster, Some(&placement)).map_err(failed)?;
-                progress.layers(done.fetch_add(1, Ordering::Relaxed) + 1, busy.len());
-                Ok(Placed { placement, judged, eplb, bound, plan_time })
+                progress.report_layers(done.fetch_add(1, Ordering::Relaxed) + 1, busy.len());
+                Ok(PlacedLayer { placement, evaluations: judged, eplb, bound, plan_time })
             })
-            .collect::<Result<_, SimulateError>>()?;
+            .collect::<Result<_, EvaluateError>>()?;
 
-        let imbalances = |j: &Judged| (0..j.peaks.len()).map(|b| j.imbalance(b)).collect::<Vec<_>>();
+        let imbalances = |j: &LayerEvaluation| (0..j.peaks.len()).map(|b| j.imbalance(b)).collect::<Vec<_>>();
         let figures: Vec<SplitFigure> = methods
             .iter()
             .enumerate()
@@ -132,25 +138,25 @@ impl Plan {
                     .map(|layers| layers.concat());
                 SplitFigure {
                     split: method.to_string(),
-                    imbalance: Summary::of(
-                        placed.iter().flat_map(|one| imbalances(&one.judged[m])).collect(),
+                    imbalance: SummaryStats::from_values(
+                        placed.iter().flat_map(|one| imbalances(&one.evaluations[m])).collect(),
                     ),
-                    eplb: eplb.map(Summary::of),
+                    eplb: eplb.map(SummaryStats::from_values),
                 }
             })
             .collect();
         let layers = busy.iter().zip(&placed).map(|(&layer, one)| LayerPlan {
             layer: trace.layers()[layer],
             placement: one.placement.clone(),
-            imbalance: Summary::of(imbalances(&one.judged[0])).mean,
-            bound: Summary::of(
-                (0..one.judged[0].peaks.len()).map(|b| one.judged[0].lower_bound(b)).collect(),
+            imbalance: SummaryStats::from_values(imbalances(&one.evaluations[0])).mean,
+            bound: SummaryStats::from_values(
+                (0..one.evaluations[0].peaks.len()).map(|b| one.evaluations[0].lower_bound(b)).collect(),
             )
             .mean,
         });
         let name =
             |path: &std::path::Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let plan = Plan {
+        let mut plan = Plan {
             cluster: *cluster,
             experts: trace.experts(),
             layers: layers.collect(),
@@ -158,15 +164,16 @@ impl Plan {
                 .filter(|layer| !busy.contains(layer))
                 .map(|layer| trace.layers()[layer])
                 .collect(),
-            provenance: Provenance {
+            unrecorded_layers: vec![],
+            provenance: PlanProvenance {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 policy: policy.to_owned(),
                 target: origin.target.map(|target| target.to_string()),
                 split: origin.split.to_string(),
                 seed: origin.seed,
                 batches: origin.batches,
-                judged: placed.iter().map(|one| one.judged[0].peaks.len()).sum(),
-                imbalance: figures.first().map_or_else(Summary::default, |figure| figure.imbalance),
+                judged: placed.iter().map(|one| one.evaluations[0].peaks.len()).sum(),
+                imbalance: figures.first().map_or_else(SummaryStats::default, |figure| figure.imbalance),
                 figures,
                 trace: trace
                     .files()
@@ -175,9 +182,10 @@ impl Plan {
                     .collect(),
             },
         };
+        plan.guess_moe_layers();
         let plan_time = placed.iter().map(|one| one.plan_time).sum();
         let bounds = placed.iter().map(|one| one.bound).collect();
-        let judged = placed.into_iter().map(|mut one| one.judged.swap_remove(0)).collect();
-        Ok(Made { plan, judged, bounds, plan_time })
+        let judged = placed.into_iter().map(|mut one| one.evaluations.swap_remove(0)).collect();
+        Ok(PlanReport { plan, evaluations: judged, bounds, plan_time })
     }
 }

@@ -1,154 +1,160 @@
-//! The plan artefact: placements of all layers with where they came from and what to expect of them.
+//! The plan artefact: placements of all layers with their provenance and expected figures.
 //!
 //! A plan is one JSON document, `"format": "evenkeel.plan/1"`. Reading checks everything that can be checked
-//! without the trace; writing and reading again gives the same plan.
+//! without the trace. Writing and reading again yields the same plan.
 
-mod budget;
-mod given;
-mod link;
-mod make;
-mod past;
-mod within;
+mod build;
+mod fixed;
+mod knapsack;
+mod link_budget;
+mod moe_layers;
+mod replan;
+mod slot_budget;
 
-pub use crate::split::{Horizon, Verdict};
-pub use budget::{Level, spend};
-pub use given::Given;
-pub use link::{LinkBudget, Linked};
-pub use make::{Made, Origin};
-pub use past::{Changed, Past};
+pub use crate::split::{Horizon, MoveVerdict};
+pub use build::{BatchProvenance, PlanReport};
+pub use fixed::FixedPlacement;
+pub use knapsack::{SlotOption, allocate_slots};
+pub use link_budget::{LinkBudget, LinkedPlan};
+pub use replan::{LayerChange, ReplanRequest};
 
 use crate::cluster::{Cluster, ClusterError};
+use crate::evaluate::SummaryStats;
 use crate::place::{Placement, PlacementError};
-use crate::simulate::Summary;
+use crate::trace::MAX_LAYERS;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 use thiserror::Error;
 
-/// The only format that this version reads and writes.
-pub const FORMAT: &str = "evenkeel.plan/1";
+/// Name of the only format that this version reads and writes.
+pub const PLAN_FORMAT: &str = "evenkeel.plan/1";
 
 /// Placements for all busy layers of a model on one cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// The group that the plan is for.
+    /// Group for which the plan is made.
     pub cluster: Cluster,
     /// Logical experts per layer, `E`.
     pub experts: usize,
-    /// The planned layers, by ascending real id.
+    /// Planned layers, by ascending real id.
     pub layers: Vec<LayerPlan>,
-    /// Layers of the model without routed tokens (dense layers, mostly), ascending real ids: no placement.
+    /// Layers of the model without routed tokens, mostly dense layers. They have no placement. Real ids,
+    /// ascending.
     pub idle_layers: Vec<u32>,
-    /// Where the plan came from.
-    pub provenance: Provenance,
+    /// Layers that route tokens but have none in the trace, ascending ids. Files for serving stacks contain
+    /// them at their position, with the experts in order.
+    pub unrecorded_layers: Vec<u32>,
+    /// Origin of the plan.
+    pub provenance: PlanProvenance,
 }
 
 /// One layer of a [`Plan`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerPlan {
-    /// The layer's real id.
+    /// Real id of the layer.
     pub layer: u32,
-    /// Where its experts live.
+    /// Placement of the layer's experts.
     pub placement: Placement,
-    /// Mean of peak over mean to expect with the split named in [`Provenance::split`].
+    /// Expected mean of peak over mean with the split named in [`PlanProvenance::split`].
     pub imbalance: f64,
-    /// Mean of ceil(total / ranks) over mean: no placement can do better on those batches.
+    /// Mean of ceil(total / ranks) over mean. No placement can be better on those batches.
     pub bound: f64,
 }
 
-/// Where a [`Plan`] came from and what its figures mean.
+/// Origin of a [`Plan`] and of its figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Provenance {
-    /// Version of evenkeel that made the plan.
+pub struct PlanProvenance {
+    /// Version of evenkeel that created the plan.
     pub version: String,
-    /// The placement policy.
+    /// Name of the placement policy.
     pub policy: String,
-    /// The runtime that the plan is for ([`Target`](crate::export::Target)), where it was named.
+    /// Runtime for which the plan is made ([`Target`](crate::export::RuntimeTarget)), if it was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// The split that the expected imbalance is for: the target's.
+    /// Split to which the expected imbalance refers: that of the target.
     pub split: String,
     /// Seed of everything random in reading and planning.
     pub seed: u64,
-    /// How batches were formed, in words.
+    /// Description of how batches were formed.
     pub batches: String,
-    /// Batches (of one layer each) behind the expected imbalance.
+    /// Number of batches (of one layer each) behind the expected imbalance.
     pub judged: usize,
     /// Expected peak over mean, over all judged batches.
-    pub imbalance: Summary,
-    /// The same under every split that may run, with EPLB's placement for the same loads as comparison. Empty in plans of
-    /// earlier versions.
+    pub imbalance: SummaryStats,
+    /// Expected figures under every split that may run, with EPLB's placement for the same loads as
+    /// comparison. Empty in plans of earlier versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub figures: Vec<SplitFigure>,
-    /// The trace files.
+    /// Trace files.
     pub trace: Vec<TraceFile>,
 }
 
-/// What a plan and EPLB's placement make of the judged batches under one split.
+/// Imbalance of a plan and of EPLB's placement on the judged batches under one split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SplitFigure {
-    /// The split method's name.
+    /// Name of the split method.
     pub split: String,
     /// Peak over mean on the plan's placements.
-    pub imbalance: Summary,
-    /// Peak over mean on EPLB's; `None` where EPLB cannot serve the shape.
-    pub eplb: Option<Summary>,
+    pub imbalance: SummaryStats,
+    /// Peak over mean on EPLB's placements. `None` if EPLB does not support the shape.
+    pub eplb: Option<SummaryStats>,
 }
 
-/// A trace file that a plan was made from.
+/// Trace file from which a plan was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TraceFile {
-    /// The file's name.
+    /// Name of the file.
     pub file: String,
-    /// Lower-case hex SHA-256 of its bytes.
+    /// Lower-case hex SHA-256 of the file's bytes.
     pub sha256: String,
 }
 
-/// A plan that cannot be read or does not hold together.
+/// Reasons for which a plan cannot be read or is inconsistent.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PlanError {
     /// The file could not be read.
-    #[error("cannot read it: {0}")]
+    #[error("cannot read the file: {0}")]
     Io(#[from] std::io::Error),
-    /// Not the JSON of a plan; the message has line and column.
+    /// The text is not the JSON of a plan. The message has line and column.
     #[error("not a plan: {0}")]
     Json(#[from] serde_json::Error),
-    /// Another format or version.
-    #[error("\"format\" is {0:?}: expected {FORMAT:?}")]
+    /// The file has another format or version.
+    #[error("\"format\" is {0:?}: expected {PLAN_FORMAT:?}")]
     Format(String),
-    /// The cluster cannot be.
+    /// The cluster cannot exist.
     #[error("\"cluster\": {0}")]
     Cluster(#[from] ClusterError),
-    /// A layer's slots are no placement.
+    /// The slots of a layer are no placement.
     #[error("layer {layer}: {source}")]
     Placement {
-        /// Real layer id.
+        /// Real id of the layer.
         layer: u32,
-        /// What is wrong.
+        /// Cause.
         source: PlacementError,
     },
-    /// A key holds what it should not.
+    /// The value of a key is invalid.
     #[error("{key}: {reason}")]
     Value {
-        /// The key.
+        /// Key in question.
         key: String,
-        /// What is wrong and what was expected.
+        /// Fault, and the expected value.
         reason: String,
     },
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Document {
+struct PlanDocument {
     format: String,
     cluster: ClusterDocument,
     model: ModelDocument,
-    provenance: Provenance,
+    provenance: PlanProvenance,
     layers: Vec<LayerDocument>,
 }
 
@@ -158,7 +164,7 @@ struct ClusterDocument {
     ranks: usize,
     nodes: usize,
     slots_per_rank: usize,
-    /// Only where slots do not divide over the ranks.
+    /// Number of usable slots, present only if slots do not divide over the ranks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     usable_slots: Option<usize>,
 }
@@ -168,9 +174,12 @@ struct ClusterDocument {
 struct ModelDocument {
     experts: usize,
     idle_layers: Vec<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unrecorded_layers: Vec<u32>,
 }
 
-/// `slots[rank][k]`: the expert in the `k`-th slot of a rank, -1 for an empty slot.
+/// Layer in a plan file. `slots[rank][k]` is the expert in the `k`-th slot of a rank, or -1 for an empty
+/// slot.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LayerDocument {
@@ -184,13 +193,13 @@ impl Plan {
     /// Reads and checks a plan file.
     ///
     /// # Errors
-    /// [`PlanError`] names the key, layer or line that is wrong and what was expected.
+    /// Returns [`PlanError`] with the invalid key, layer or line, and the expected value.
     pub fn read(path: &Path) -> Result<Self, PlanError> {
         Self::from_json(&std::fs::read_to_string(path)?)
     }
 
-    /// Does this text say that it is a plan, of whatever version? It may still be wrong.
-    pub fn claims(text: &str) -> bool {
+    /// Returns true if the text declares a plan of any version. It may still be invalid.
+    pub fn is_plan_document(text: &str) -> bool {
         serde_json::from_str::<serde_json::Value>(text).is_ok_and(|value| {
             value
                 .get("format")
@@ -202,20 +211,24 @@ impl Plan {
     /// Reads and checks a plan from its JSON text.
     ///
     /// # Errors
-    /// As [`Plan::read`].
+    /// Fails as [`Plan::read`] does.
     pub fn from_json(text: &str) -> Result<Self, PlanError> {
         #[derive(Deserialize)]
         struct FormatOnly {
             format: String,
         }
         let FormatOnly { format } = serde_json::from_str(text)?;
-        if format != FORMAT {
+        if format != PLAN_FORMAT {
             return Err(PlanError::Format(format));
         }
-        let document: Document = serde_json::from_str(text)?;
+        let document: PlanDocument = serde_json::from_str(text)?;
         let (ranks, per_rank) = (document.cluster.ranks, document.cluster.slots_per_rank);
         let experts = document.model.experts;
         let value = |key: &str, reason: String| PlanError::Value { key: key.to_owned(), reason };
+        let check_id = |key: &str, id: u32| match id as usize {
+            0..MAX_LAYERS => Ok(()),
+            _ => Err(value(key, format!("layer {id}: expected ids below {MAX_LAYERS}"))),
+        };
         let redundant = ranks
             .checked_mul(per_rank)
             .and_then(|slots| document.cluster.usable_slots.unwrap_or(slots).checked_sub(experts))
@@ -223,7 +236,7 @@ impl Plan {
             .ok_or_else(|| {
                 value("cluster", format!("{ranks} ranks x {per_rank} slots cannot hold {experts} experts"))
             })?;
-        let cluster = Cluster::uneven(ranks, document.cluster.nodes, experts, redundant)?;
+        let cluster = Cluster::with_uneven_slots(ranks, document.cluster.nodes, experts, redundant)?;
         if cluster.slots_per_rank() != per_rank {
             let usable = cluster.usable_slots();
             let reason = format!("{usable} usable slots on {ranks} ranks, with {per_rank} slots on each");
@@ -234,33 +247,44 @@ impl Plan {
         for layer in document.layers {
             let id = layer.layer;
             if seen.last().is_some_and(|&last| last >= id) {
-                return Err(value("layers", format!("layer {id} is out of order or there twice")));
+                return Err(value("layers", format!("layer {id} is out of order or repeated")));
             }
             seen.insert(id);
-            layers.push(layer.checked(experts, &cluster)?);
+            check_id("layers", id)?;
+            layers.push(layer.into_layer_plan(experts, &cluster)?);
         }
         if layers.is_empty() {
             return Err(value("layers", "no layer is planned".into()));
         }
-        if let Some(id) = document.model.idle_layers.iter().find(|id| seen.contains(id)) {
-            return Err(value("model.idle_layers", format!("layer {id} is planned as well")));
-        }
-        if !document.model.idle_layers.is_sorted_by(|a, b| a < b) {
-            return Err(value("model.idle_layers", "expected ascending layer ids".into()));
+        let others = [
+            ("model.idle_layers", &document.model.idle_layers),
+            ("model.unrecorded_layers", &document.model.unrecorded_layers),
+        ];
+        for (key, ids) in others {
+            if !ids.is_sorted_by(|a, b| a < b) {
+                return Err(value(key, "expected ascending layer ids".into()));
+            }
+            for &id in ids {
+                check_id(key, id)?;
+                if !seen.insert(id) {
+                    return Err(value(key, format!("layer {id} is also planned or in another list")));
+                }
+            }
         }
         Ok(Self {
             cluster,
             experts,
             layers,
             idle_layers: document.model.idle_layers,
+            unrecorded_layers: document.model.unrecorded_layers,
             provenance: document.provenance,
         })
     }
 
-    /// The plan as JSON text, one line per layer.
+    /// Returns the plan as JSON text, one line per layer.
     ///
     /// # Errors
-    /// Only when a figure is not finite.
+    /// Fails only if a figure is not finite.
     pub fn to_json(&self) -> Result<String, PlanError> {
         let cluster = ClusterDocument {
             ranks: self.cluster.ranks(),
@@ -268,9 +292,13 @@ impl Plan {
             slots_per_rank: self.cluster.slots_per_rank(),
             usable_slots: (!self.cluster.is_even()).then(|| self.cluster.usable_slots()),
         };
-        let model = ModelDocument { experts: self.experts, idle_layers: self.idle_layers.clone() };
+        let model = ModelDocument {
+            experts: self.experts,
+            idle_layers: self.idle_layers.clone(),
+            unrecorded_layers: self.unrecorded_layers.clone(),
+        };
         let mut text = String::from("{\n");
-        let _ = writeln!(text, "  \"format\": {},", serde_json::to_string(FORMAT)?);
+        let _ = writeln!(text, "  \"format\": {},", serde_json::to_string(PLAN_FORMAT)?);
         let _ = writeln!(text, "  \"cluster\": {},", serde_json::to_string(&cluster)?);
         let _ = writeln!(text, "  \"model\": {},", serde_json::to_string(&model)?);
         let provenance = serde_json::to_string_pretty(&self.provenance)?.replace('\n', "\n  ");
@@ -278,7 +306,8 @@ impl Plan {
         text.push_str("  \"layers\": [\n");
         for (at, layer) in self.layers.iter().enumerate() {
             let comma = if at + 1 < self.layers.len() { "," } else { "" };
-            let _ = writeln!(text, "    {}{comma}", serde_json::to_string(&LayerDocument::of(layer))?);
+            let _ =
+                writeln!(text, "    {}{comma}", serde_json::to_string(&LayerDocument::from_layer(layer))?);
         }
         text.push_str("  ]\n}\n");
         Ok(text)
@@ -286,7 +315,7 @@ impl Plan {
 }
 
 impl LayerDocument {
-    fn of(layer: &LayerPlan) -> Self {
+    fn from_layer(layer: &LayerPlan) -> Self {
         let slot = |expert: &Option<u32>| expert.map_or(-1, i64::from);
         Self {
             layer: layer.layer,
@@ -301,7 +330,7 @@ impl LayerDocument {
         }
     }
 
-    fn checked(self, experts: usize, cluster: &Cluster) -> Result<LayerPlan, PlanError> {
+    fn into_layer_plan(self, experts: usize, cluster: &Cluster) -> Result<LayerPlan, PlanError> {
         let (layer, ranks, per_rank) = (self.layer, cluster.ranks(), cluster.slots_per_rank());
         let value =
             |key: &str, reason: String| PlanError::Value { key: format!("layer {layer}, {key}"), reason };
@@ -314,11 +343,11 @@ impl LayerDocument {
                 let reason = format!("rank {rank} has {} slots, \"cluster\" has {per_rank}", on_rank.len());
                 return Err(value("slots", reason));
             }
-            if let Some(slot) = on_rank.iter().skip(cluster.usable(rank)).position(|&expert| expert != -1) {
-                let slot = slot + cluster.usable(rank);
+            if let Some(slot) = on_rank.iter().skip(cluster.slots_of(rank)).position(|&expert| expert != -1) {
+                let slot = slot + cluster.slots_of(rank);
                 return Err(value(
                     "slots",
-                    format!("rank {rank} has no use of slot {slot}: expected -1 (empty)"),
+                    format!("rank {rank} cannot use slot {slot}: expected -1 (empty)"),
                 ));
             }
             for &expert in on_rank {

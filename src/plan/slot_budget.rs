@@ -1,51 +1,55 @@
-//! Planning all layers within one budget of redundant slots.
+//! Planning of all layers within one budget of redundant slots.
 //!
-//! In: a trace, a policy, how many redundant slots all layers may have together. Out: the plan, in which layers have as many
-//! slots as they make use of. Every layer is placed with 0, 1, 2, .. redundant slots per rank and judged exactly; [`spend`]
-//! then buys the slots that save most tokens.
+//! In: a trace, a policy, the total number of redundant slots of all layers. Out: a plan in which each layer
+//! has the slots that it uses well. Every layer is placed with 0, 1, 2, .. redundant slots per rank and
+//! judged exactly. [`allocate_slots`] then buys the slots that save the most tokens.
 
-use super::{Level, Made, Origin, Plan, spend};
+use super::{BatchProvenance, Plan, PlanReport, SlotOption, allocate_slots};
 use crate::cluster::{Cluster, ClusterError};
+use crate::evaluate::{EvaluateError, Progress, busy_layers};
 use crate::forecast::History;
-use crate::place::{PlaceError, Placement, Policy, Scenarios};
-use crate::simulate::{Progress, SimulateError, busy_layers};
+use crate::place::{PeakEvaluator, PlaceError, Placement, Policy};
 use crate::trace::Trace;
 use rayon::prelude::*;
 
-/// Most redundant slots per rank that are tried.
-const MOST_PER_RANK: usize = 8;
+/// Highest number of redundant slots per rank that is evaluated.
+const MAX_REDUNDANT_PER_RANK: usize = 8;
 
 impl Plan {
-    /// Places every layer that routed tokens so that all redundant slots together are at most `budget`, where they lower
-    /// the peaks most. Layers get whole slots per rank. Returns the redundant slots of each planned layer beside the plan,
-    /// whose ranks have as many slots as the layer with most; elsewhere they are empty.
+    /// Places every layer that routed tokens, so that all redundant slots together are at most `budget`. It
+    /// puts them where they lower the peaks most. Layers get whole slots per rank. Ranks have the slots of
+    /// the layer with the most, and the other layers leave some empty. Returns the plan and the redundant
+    /// slots of each planned layer.
     ///
     /// # Errors
-    /// As [`Plan::make`]; and where the policy needs more redundant slots at least than the budget has.
-    pub fn make_within(
+    /// Fails as [`Plan::build`] does, and if the policy needs more redundant slots than the budget.
+    pub fn build_within_slots(
         trace: &Trace,
         (ranks, nodes): (usize, usize),
         policy: &dyn Policy,
         budget: usize,
-        origin: Origin,
+        origin: BatchProvenance,
         progress: &dyn Progress,
-    ) -> Result<(Made, Vec<usize>), SimulateError> {
+    ) -> Result<(PlanReport, Vec<usize>), EvaluateError> {
         let (busy, experts) = (busy_layers(trace)?, trace.experts());
         let named =
-            |layer: usize| move |source| SimulateError::Place { layer: trace.layers()[layer], source };
-        let clusters = clusters(ranks, nodes, experts, budget).map_err(|source| {
+            |layer: usize| move |source| EvaluateError::Place { layer: trace.layers()[layer], source };
+        let clusters = candidate_clusters(ranks, nodes, experts, budget).map_err(|source| {
             let reason = format!("--memory-budget: {source}");
             named(busy[0])(PlaceError::Shape { policy: policy.name(), reason })
         })?;
-        let tried: Vec<(Vec<Level>, Vec<Placement>)> = busy
+        let tried: Vec<(Vec<SlotOption>, Vec<Placement>)> = busy
             .par_iter()
-            .map(|&layer| levels(&History::whole(trace, layer), &clusters, policy).map_err(named(layer)))
+            .map(|&layer| {
+                slot_options(&History::from_trace(trace, layer), &clusters, policy).map_err(named(layer))
+            })
             .collect::<Result<_, _>>()?;
-        let curves: Vec<Vec<Level>> = tried.iter().map(|(levels, _)| levels.clone()).collect();
-        let Some(chosen) = spend(&curves, budget) else {
+        let curves: Vec<Vec<SlotOption>> = tried.iter().map(|(levels, _)| levels.clone()).collect();
+        let Some(chosen) = allocate_slots(&curves, budget) else {
             let least: usize = curves.iter().map(|levels| levels[0].cost).sum();
-            let reason =
-                format!("--memory-budget {budget}: needs {least} redundant slots at least in all layers");
+            let reason = format!(
+                "--memory-budget {budget}: the layers together need at least {least} redundant slots"
+            );
             return Err(named(busy[0])(PlaceError::Shape { policy: policy.name(), reason }));
         };
         let redundant: Vec<usize> = chosen.iter().zip(&curves).map(|(&at, levels)| levels[at].cost).collect();
@@ -54,9 +58,9 @@ impl Plan {
             clusters.iter().copied().find(|cluster| cluster.slots() - experts == most).unwrap_or(clusters[0]);
         let width = cluster.slots_per_rank();
         let policy_name = format!("{}, {budget} redundant slots in all layers", policy.name());
-        let made = Self::make_by(trace, &cluster, &policy_name, origin, progress, |layer, history| {
+        let made = Self::build_with(trace, &cluster, &policy_name, origin, progress, |layer, history| {
             let at = busy.iter().position(|&other| other == layer).unwrap_or(0);
-            match tried[at].1[chosen[at]].widened(width) {
+            match tried[at].1[chosen[at]].with_slots_per_rank(width) {
                 Some(placement) => Ok(placement),
                 None => policy.place(history, &cluster),
             }
@@ -65,11 +69,17 @@ impl Plan {
     }
 }
 
-/// The clusters to try: the fewest redundant slots that divide, and one more per rank each time.
-fn clusters(ranks: usize, nodes: usize, experts: usize, budget: usize) -> Result<Vec<Cluster>, ClusterError> {
+/// Returns the clusters to evaluate: the lowest number of redundant slots that divides over the ranks, then
+/// one more per rank each time.
+fn candidate_clusters(
+    ranks: usize,
+    nodes: usize,
+    experts: usize,
+    budget: usize,
+) -> Result<Vec<Cluster>, ClusterError> {
     let least = (ranks - experts.checked_rem(ranks).unwrap_or(0)) % ranks.max(1);
     let mut all = vec![Cluster::new(ranks, nodes, experts, least)?];
-    for more in 1..=MOST_PER_RANK {
+    for more in 1..=MAX_REDUNDANT_PER_RANK {
         let redundant = least + more * ranks;
         let cluster = Cluster::new(ranks, nodes, experts, redundant)?;
         if redundant > budget || cluster.slots_per_rank() > experts {
@@ -80,19 +90,19 @@ fn clusters(ranks: usize, nodes: usize, experts: usize, budget: usize) -> Result
     Ok(all)
 }
 
-/// What a layer's peaks add up to on each cluster that the policy can serve.
-fn levels(
+/// Returns the sum of a layer's peaks and its placement on each cluster that the policy supports.
+fn slot_options(
     history: &History<'_>,
     clusters: &[Cluster],
     policy: &dyn Policy,
-) -> Result<(Vec<Level>, Vec<Placement>), PlaceError> {
-    let mut scenarios = Scenarios::recent(history, usize::MAX);
+) -> Result<(Vec<SlotOption>, Vec<Placement>), PlaceError> {
+    let mut scenarios = PeakEvaluator::from_history(history, usize::MAX);
     let (mut levels, mut placements, mut refused) = (Vec::new(), Vec::new(), None);
     for cluster in clusters {
         match policy.place(history, cluster) {
             Ok(placement) => {
                 let cost = cluster.slots() - history.experts();
-                levels.push(Level { cost, peaks: scenarios.of_placement(&placement)? });
+                levels.push(SlotOption { cost, peaks: scenarios.sum_for_placement(&placement)? });
                 placements.push(placement);
             }
             Err(error) => refused = Some(error),

@@ -1,56 +1,59 @@
-//! The library call inside a serving loop: top-k ids in, physical slots out, in LPLB's terms.
+//! The library call inside a serving loop: top-k ids in, slots out, in LPLB's terms.
 //!
-//! In: the placement of one layer (once), then per batch the logical expert ids that this source's tokens chose. Out: the
-//! slot that serves each of them. Every rank holds a planner of its own; fed the same all-gathered counts, all compute
-//! the same quotas and the same shares, so no rank has to be told what another decided.
+//! In: the placement of one layer (once), then per batch the logical expert ids of this source's tokens. Out:
+//! the slot that serves each id. Every rank holds a planner of its own. With the same all-gathered counts all
+//! ranks compute the same quotas and shares, so that they exchange no decisions.
 //!
-//! LPLB's floor per rank and SGLang's random sampling both miss the quotas that they computed; here the tokens of all
-//! sources together meet every quota exactly (DESIGN 4.2).
+//! LPLB's floor per rank and SGLang's random sampling both miss the quotas that they computed. Here the
+//! tokens of all sources together meet every quota exactly.
 
-mod copies;
 mod gather;
+mod token_copies;
 
-pub use copies::Copies;
-pub use gather::{AllGather, GatherError, InProcess};
+pub use gather::{AllGather, GatherError, ThreadGather};
+pub use token_copies::TokenCopies;
 
 use crate::cluster::Cluster;
 use crate::place::Placement;
-use crate::split::{Keep, Local, Method, Shares, Split, SplitError, Splitter, Traffic};
+use crate::split::{
+    MinTrafficSplitter, PrimaryObjective, SourceShares, Split, SplitError, SplitMethod, Splitter,
+    TokenTraffic,
+};
 use thiserror::Error;
 
-/// Splits batches of one layer and says which slot serves which token.
+/// Planner that splits batches of one layer and assigns a slot to every token.
 #[derive(Debug)]
 pub struct Planner {
     cluster: Cluster,
-    engine: Engine,
+    engine: PlannerEngine,
     split: Split,
-    shares: Shares,
-    /// `[E]`, summed over the sources.
+    shares: SourceShares,
+    /// Tokens per expert summed over the sources, `[E]`.
     totals: Vec<u64>,
-    /// Per expert: the copy whose interval the next token falls into, and how many more do.
+    /// Per expert: the replica whose interval contains the next token, and the rest of that interval.
     cursor: Vec<(usize, u64)>,
 }
 
-/// Which of the splits of least peak is taken.
+/// Choice among the splits of lowest peak.
 #[derive(Debug)]
-enum Engine {
-    /// Whichever comes first, in microseconds.
-    Any(Splitter),
-    /// One of least traffic.
-    Local(Local),
+enum PlannerEngine {
+    /// Any such split, computed in microseconds.
+    ByMethod(Splitter),
+    /// A split of least traffic.
+    MinTraffic(MinTrafficSplitter),
 }
 
-/// Why tokens could not be redirected.
+/// Reasons for which tokens cannot be redirected.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PlannerError {
     /// The batch could not be split.
     #[error(transparent)]
     Split(#[from] SplitError),
-    /// The counts of the other ranks could not be had.
+    /// The counts of the other ranks are not available.
     #[error(transparent)]
     Gather(#[from] GatherError),
-    /// A placement for another group.
+    /// The placement is for another group.
     #[error("the placement is for {placement} ranks, the cluster has {cluster}")]
     Ranks {
         /// Ranks of the placement.
@@ -58,104 +61,115 @@ pub enum PlannerError {
         /// Ranks of the cluster.
         cluster: usize,
     },
-    /// A source that is no rank of the group.
+    /// The source is no rank of the group.
     #[error("source {source_rank}: the group has {ranks} ranks")]
     Source {
-        /// The source asked for.
+        /// Requested source.
         source_rank: usize,
         /// Ranks of the group.
         ranks: usize,
     },
-    /// An id that is neither an expert nor -1.
+    /// An id is neither an expert nor -1.
     #[error("position {position}: expert id {id}, expected -1 (no expert) to {}", experts - 1)]
     Id {
-        /// Where in the ids, from 0.
+        /// Position in the ids, from 0.
         position: usize,
-        /// What stands there.
+        /// Id found.
         id: i64,
-        /// Logical experts.
+        /// Number of logical experts.
         experts: usize,
     },
-    /// Memory for another number of slots than there are ids.
+    /// The number of slots in the output differs from the number of ids.
     #[error("room for {room} slots, {ids} ids")]
     Room {
-        /// Ids given.
+        /// Number of ids.
         ids: usize,
-        /// Slots that there is room for.
+        /// Number of slots in the output.
         room: usize,
     },
-    /// More tokens of an expert than the counts that were split.
+    /// An expert has more tokens than the split counts.
     #[error("position {position}: expert {expert} has more tokens on source {source_rank} than were counted")]
     Uncounted {
-        /// Where in the ids, from 0.
+        /// Position in the ids, from 0.
         position: usize,
-        /// The expert.
+        /// Expert in question.
         expert: usize,
-        /// The source.
+        /// Source in question.
         source_rank: usize,
     },
 }
 
-impl Engine {
+impl PlannerEngine {
     fn placement(&self) -> &Placement {
         match self {
-            Engine::Any(splitter) => splitter.placement(),
-            Engine::Local(local) => local.placement(),
+            PlannerEngine::ByMethod(splitter) => splitter.placement(),
+            PlannerEngine::MinTraffic(local) => local.placement(),
         }
     }
 }
 
 impl Planner {
-    /// A planner for one layer.
+    /// Creates a planner for one layer.
     ///
     /// # Errors
-    /// When the placement is not for as many ranks as the cluster has.
+    /// Fails if placement and cluster differ in their number of ranks.
     pub fn new(placement: Placement, cluster: Cluster) -> Result<Self, PlannerError> {
-        Self::by(placement, cluster, Method::Exact)
+        Self::with_method(placement, cluster, SplitMethod::Exact)
     }
 
-    /// A planner that splits by any method; only [`Method::Exact`] proves its peak.
+    /// Creates a planner that splits by any method. Only [`SplitMethod::Exact`] proves its peak.
     ///
     /// # Errors
-    /// As [`Planner::new`].
-    pub fn by(placement: Placement, cluster: Cluster, method: Method) -> Result<Self, PlannerError> {
+    /// Fails as [`Planner::new`] does.
+    pub fn with_method(
+        placement: Placement,
+        cluster: Cluster,
+        method: SplitMethod,
+    ) -> Result<Self, PlannerError> {
         let nodes = cluster.nodes();
-        Self::build(placement, cluster, |placement| {
-            Ok(Engine::Any(Splitter::on_nodes(placement, method, nodes)?))
+        Self::with_engine(placement, cluster, |placement| {
+            Ok(PlannerEngine::ByMethod(Splitter::on_nodes(placement, method, nodes)?))
         })
     }
 
-    /// A planner whose splits have the same least peak, and among those (with [`Keep::Vector`]: among those with the most
-    /// even load vector) the least traffic between nodes, then between ranks. Takes longer than [`Planner::new`]'s.
+    /// Creates a planner that takes, among the splits of lowest peak, one with the least traffic between
+    /// nodes, then between ranks. With [`PrimaryObjective::Vector`] it takes one among those with the most
+    /// even load vector. It is slower than [`Planner::new`]'s.
     ///
     /// # Errors
-    /// As [`Planner::new`].
-    pub fn local(placement: Placement, cluster: Cluster, keep: Keep) -> Result<Self, PlannerError> {
-        Self::build(placement, cluster, |placement| Ok(Engine::Local(Local::new(placement, &cluster, keep)?)))
-    }
-
-    fn build(
+    /// Fails as [`Planner::new`] does.
+    pub fn with_min_traffic(
         placement: Placement,
         cluster: Cluster,
-        engine: impl FnOnce(Placement) -> Result<Engine, SplitError>,
+        keep: PrimaryObjective,
+    ) -> Result<Self, PlannerError> {
+        Self::with_engine(placement, cluster, |placement| {
+            Ok(PlannerEngine::MinTraffic(MinTrafficSplitter::new(placement, &cluster, keep)?))
+        })
+    }
+
+    fn with_engine(
+        placement: Placement,
+        cluster: Cluster,
+        engine: impl FnOnce(Placement) -> Result<PlannerEngine, SplitError>,
     ) -> Result<Self, PlannerError> {
         if placement.ranks() != cluster.ranks() {
             return Err(PlannerError::Ranks { placement: placement.ranks(), cluster: cluster.ranks() });
         }
-        let shares = Shares::new(&placement);
+        let shares = SourceShares::new(&placement);
         let (totals, cursor) = (vec![0; placement.experts()], vec![(0, 0); placement.experts()]);
         Ok(Self { cluster, engine: engine(placement)?, split: Split::default(), shares, totals, cursor })
     }
 
-    /// The placement that tokens are redirected on.
+    /// Returns the placement on which tokens are redirected.
     pub fn placement(&self) -> &Placement {
         self.engine.placement()
     }
 
-    /// Splits one batch; `counts` is `[source][expert]`, tokens that each rank routed to each expert.
+    /// Splits one batch. `counts` is `[source][expert]`, the tokens that each rank routed to each expert.
     ///
     /// # Errors
-    /// When the counts are not `[R][E]` or their sum overflows.
+    /// Fails if the counts are not `[R][E]`, or if their sum overflows.
     pub fn split(&mut self, counts: &[u64]) -> Result<&Split, PlannerError> {
         let experts = self.totals.len();
         let expected = self.cluster.ranks() * experts;
@@ -172,41 +186,43 @@ impl Planner {
             }
         }
         if overflows {
-            return Err(SplitError::Solver(evenkeel_solver::Error::Overflow).into());
+            return Err(SplitError::Solver(evenkeel_solver::SolverError::Overflow).into());
         }
         match &mut self.engine {
-            Engine::Any(splitter) => splitter.split(&self.totals, &mut self.split)?,
-            Engine::Local(local) => local.split(counts, &mut self.split)?,
+            PlannerEngine::ByMethod(splitter) => splitter.split(&self.totals, &mut self.split)?,
+            PlannerEngine::MinTraffic(local) => local.split(counts, &mut self.split)?,
         }
-        self.shares.fill(self.engine.placement(), &self.cluster, &self.split, counts)?;
+        self.shares.assign_quotas(self.engine.placement(), &self.cluster, &self.split, counts)?;
         Ok(&self.split)
     }
 
-    /// Checks the last split against its `counts`: every token served by a slot that holds its expert, the peak certified,
-    /// and, for [`Planner::local`], the traffic proved least.
+    /// Checks the last split against its `counts`. Every token must be served by a slot that holds its
+    /// expert, and the peak must be certified. For [`Planner::with_min_traffic`] the traffic must be proved
+    /// least.
     ///
     /// # Errors
-    /// [`SplitError::Broken`] says what does not hold.
+    /// Returns [`SplitError::Broken`] with the violated property.
     pub fn check(&self, counts: &[u64]) -> Result<(), PlannerError> {
         match &self.engine {
-            Engine::Any(splitter) => splitter.check(&self.totals, &self.split)?,
-            Engine::Local(local) => local.check(counts)?,
+            PlannerEngine::ByMethod(splitter) => splitter.check(&self.totals, &self.split)?,
+            PlannerEngine::MinTraffic(local) => local.check(counts)?,
         }
         Ok(())
     }
 
-    /// How far the tokens of the last batch travel.
-    pub fn traffic(&self) -> Traffic {
+    /// Returns the counts of the last batch's tokens by distance.
+    pub fn traffic(&self) -> TokenTraffic {
         self.shares.traffic()
     }
 
-    /// The physical slot of every entry of one source's `topk_ids`, by the last [`Planner::split`]; -1 stays -1.
+    /// Returns the slot of every entry of one source's `topk_ids`, by the last [`Planner::split`]. -1 stays
+    /// -1.
     ///
-    /// The `i`-th token of an expert on this source goes to the copy whose interval contains `i`, the intervals being
-    /// the source's shares in ascending order of slots.
+    /// The `i`-th token of an expert on this source goes to the replica whose interval contains `i`. The
+    /// intervals are the source's shares in ascending order of slots.
     ///
     /// # Errors
-    /// When an id is no expert, or the ids hold more tokens of an expert than were counted.
+    /// Fails if an id is no expert, or if the ids hold more tokens of an expert than the counts.
     pub fn redirect<Id>(&mut self, topk_ids: &[Id], source: usize) -> Result<Vec<Id>, PlannerError>
     where
         Id: Copy + Into<i64> + TryFrom<u32>,
@@ -216,11 +232,11 @@ impl Planner {
         Ok(slots)
     }
 
-    /// As [`Planner::redirect`], into memory that is there: `slots` is as long as `topk_ids`. After an error its contents
-    /// are no answer.
+    /// Redirects as [`Planner::redirect`] does, into existing memory. `slots` is as long as `topk_ids`. After
+    /// an error its contents are undefined.
     ///
     /// # Errors
-    /// As [`Planner::redirect`], and when the lengths differ.
+    /// Fails as [`Planner::redirect`] does, and if the lengths differ.
     pub fn redirect_into<Id>(
         &mut self,
         topk_ids: &[Id],
@@ -239,7 +255,7 @@ impl Planner {
         }
         let (experts, placement) = (self.totals.len(), self.engine.placement());
         for (expert, cursor) in self.cursor.iter_mut().enumerate() {
-            *cursor = (0, self.shares.of(source, expert)[0]);
+            *cursor = (0, self.shares.replica_tokens(source, expert)[0]);
         }
         for (position, (&id, slot)) in topk_ids.iter().zip(slots).enumerate() {
             let wide: i64 = id.into();
@@ -251,7 +267,7 @@ impl Planner {
                 }
                 return Err(wrong);
             };
-            let shares = self.shares.of(source, expert);
+            let shares = self.shares.replica_tokens(source, expert);
             let (copy, left) = &mut self.cursor[expert];
             while *left == 0 {
                 *copy += 1;
@@ -261,16 +277,16 @@ impl Planner {
                 *left = share;
             }
             *left -= 1;
-            *slot = Id::try_from(placement.copies(expert)[*copy]).map_err(|_| wrong)?;
+            *slot = Id::try_from(placement.replicas(expert)[*copy]).map_err(|_| wrong)?;
         }
         Ok(())
     }
 
-    /// Counts one source's ids into `counts`, `[E]`: what the other sources have to be told; -1 counts for nothing.
+    /// Counts one source's ids into `counts`, `[E]`, which the other sources need. -1 is not counted.
     ///
     /// # Errors
-    /// When an id is no expert, or `counts` is not `[E]`.
-    pub fn count<Id>(&self, topk_ids: &[Id], counts: &mut [u64]) -> Result<(), PlannerError>
+    /// Fails if an id is no expert, or if `counts` is not `[E]`.
+    pub fn count_ids<Id>(&self, topk_ids: &[Id], counts: &mut [u64]) -> Result<(), PlannerError>
     where
         Id: Copy + Into<i64>,
     {
@@ -290,10 +306,11 @@ impl Planner {
         Ok(())
     }
 
-    /// LPLB's drop-in shape: counts this source's ids, gathers everybody's counts, splits and redirects.
+    /// Plans one batch in LPLB's drop-in form: counts this source's ids, gathers the counts of all ranks,
+    /// splits and redirects.
     ///
     /// # Errors
-    /// As [`Planner::split`] and [`Planner::redirect`], and when the gathering fails.
+    /// Fails as [`Planner::split`] and [`Planner::redirect`] do, and if the gathering fails.
     pub fn run<Id>(
         &mut self,
         topk_ids: &[Id],
@@ -305,7 +322,7 @@ impl Planner {
     {
         let experts = self.totals.len();
         let mut own = vec![0u64; experts];
-        self.count(topk_ids, &mut own)?;
+        self.count_ids(topk_ids, &mut own)?;
         let mut counts = vec![0u64; self.cluster.ranks() * experts];
         gather.all_gather(source, &own, &mut counts)?;
         self.split(&counts)?;

@@ -1,27 +1,29 @@
-//! What really travels: a token goes to a rank once, however many of its experts are served there.
+//! Number of tokens that really travel. A token goes to a rank once, even if several of its experts are
+//! served there.
 //!
-//! In: the slots that serve one source's tokens. Out: [`Copies`]. [`Traffic`](crate::split::Traffic) counts (token, expert)
-//! pairs, which is all that counts can tell and an upper bound; dispatch kernels send a token once per destination rank,
-//! and between nodes once per destination node.
+//! In: the slots that serve one source's tokens. Out: [`TokenCopies`].
+//! [`TokenTraffic`](crate::split::TokenTraffic) counts (token, expert) pairs, which is an upper bound and all
+//! that counts can show. Dispatch kernels send a token once per destination rank, and between nodes once per
+//! destination node.
 
 use crate::cluster::Cluster;
 
-/// How often tokens were sent. Units: tokens.
+/// Counts of sent tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Copies {
-    /// Tokens that any expert served.
+pub struct TokenCopies {
+    /// Tokens that at least one expert served.
     pub tokens: u64,
     /// (Token, expert) pairs.
     pub pairs: u64,
-    /// Copies of tokens on ranks other than their own: one per token and destination rank.
+    /// Copies of tokens on other ranks than their own: one per token and destination rank.
     pub to_ranks: u64,
-    /// Copies of tokens on nodes other than their own: one per token and destination node.
+    /// Copies of tokens on other nodes than their own: one per token and destination node.
     pub to_nodes: u64,
 }
 
-impl Copies {
-    /// Adds the tokens of one source rank; `slots` is `[token][top_k]`, -1 for no expert.
-    pub fn add<Id: Copy + Into<i64>>(
+impl TokenCopies {
+    /// Adds the tokens of one source rank. `slots` is `[token][top_k]`, with -1 for no expert.
+    pub fn add_source<Id: Copy + Into<i64>>(
         &mut self,
         slots: &[Id],
         top_k: usize,
@@ -48,10 +50,10 @@ impl Copies {
         }
     }
 
-    /// Both together.
+    /// Returns the sum of two counts.
     #[must_use]
-    pub fn plus(self, other: Copies) -> Copies {
-        Copies {
+    pub fn plus(self, other: TokenCopies) -> TokenCopies {
+        TokenCopies {
             tokens: self.tokens + other.tokens,
             pairs: self.pairs + other.pairs,
             to_ranks: self.to_ranks + other.to_ranks,
@@ -66,13 +68,14 @@ mod tests {
 
     #[test]
     fn a_token_travels_once_per_rank_and_once_per_node() {
-        // Four ranks of two slots in two nodes; the tokens come from rank 1.
+        // Four ranks with two slots each in two nodes. The tokens come from rank 1.
         let cluster = Cluster::new(4, 2, 8, 0).unwrap();
-        let mut copies = Copies::default();
-        // Slots 0 and 1 are rank 0; 2 is home; 4 and 6 are ranks 2 and 3, both in the other node.
-        copies.add(&[0, 1, 2, -1, 4, 6, 7, 2], 4, 1, &cluster);
-        assert_eq!(copies, Copies { tokens: 2, pairs: 7, to_ranks: 1 + 2, to_nodes: 1 });
-        copies.add(&[-1, -1, -1, -1], 4, 0, &cluster);
+        let mut copies = TokenCopies::default();
+        // Slots 0 and 1 are on rank 0, and slot 2 is on the source. Slots 4 and 6 are on ranks 2 and 3 in the
+        // other node.
+        copies.add_source(&[0, 1, 2, -1, 4, 6, 7, 2], 4, 1, &cluster);
+        assert_eq!(copies, TokenCopies { tokens: 2, pairs: 7, to_ranks: 1 + 2, to_nodes: 1 });
+        copies.add_source(&[-1, -1, -1, -1], 4, 0, &cluster);
         assert_eq!((copies.tokens, copies.pairs), (2, 7));
     }
 }

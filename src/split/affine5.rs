@@ -1,22 +1,22 @@
-//! LPLB's own solver, restated with a correct step length, for comparison of quality.
+//! LPLB's own solver with a corrected step length, for comparison of quality.
 
 use super::SplitError;
-use super::lp::spread;
+use super::lp::assign_rounded;
 use crate::place::Placement;
 use evenkeel_solver::Problem;
-use evenkeel_solver::affine::{self, Workspace};
+use evenkeel_solver::affine_scaling::{self, AffineWorkspace};
 
 #[derive(Debug)]
-pub(super) struct Affine5 {
+pub(super) struct Affine5Splitter {
     problem: Problem,
-    workspace: Workspace,
+    workspace: AffineWorkspace,
     fractions: Vec<f64>,
 }
 
-impl Affine5 {
+impl Affine5Splitter {
     pub(super) fn new(placement: &Placement) -> Result<Self, SplitError> {
         let problem = Problem::new(placement.hosts()?);
-        let workspace = Workspace::new(&problem);
+        let workspace = AffineWorkspace::new(&problem);
         Ok(Self { problem, workspace, fractions: Vec::new() })
     }
 
@@ -26,17 +26,17 @@ impl Affine5 {
         loads: &[u64],
         quotas: &mut [u64],
     ) -> Result<(), SplitError> {
-        let answer = affine::solve(&self.problem, loads, &mut self.workspace)
+        let answer = affine_scaling::solve(&self.problem, loads, &mut self.workspace)
             .map_err(|e| SplitError::Affine(e.to_string()))?;
         let hosts = self.problem.hosts();
         self.fractions.clear();
         for (expert, &load) in loads.iter().enumerate() {
-            let range = hosts.offset(expert)..hosts.offset(expert) + hosts.of(expert).len();
-            // In f32 the shares of an expert add up to 1 only roughly.
+            let range = hosts.offset(expert)..hosts.offset(expert) + hosts.ranks_of(expert).len();
+            // In f32 the shares of an expert add up to 1 only approximately.
             let sum: f64 = answer.shares[range.clone()].iter().map(|&s| f64::from(s)).sum();
             self.fractions.extend(answer.shares[range].iter().map(|&s| f64::from(s) / sum * load as f64));
         }
-        spread(placement, &self.problem, loads, quotas, &self.fractions);
+        assign_rounded(placement, &self.problem, loads, quotas, &self.fractions);
         Ok(())
     }
 }

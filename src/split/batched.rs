@@ -1,29 +1,32 @@
-//! All layers of a model at once, over the cores there are.
+//! Splits of all layers of a model at once, on all cores.
 //!
-//! In: one placement per layer (once), and one batch's loads of every layer, `[L][E]`. Out: one [`Split`] per layer, the
-//! same as layer by layer: threads change the time, never the answer.
+//! In: one placement per layer (once), and one batch's loads of every layer, `[L][E]`. Out: one [`Split`] per
+//! layer, the same as layer by layer. Threads change the time, never the result.
 
-use super::{Method, Split, SplitError, Splitter};
+use super::{Split, SplitError, SplitMethod, Splitter};
 use crate::place::Placement;
 use rayon::prelude::*;
 
-/// A split takes microseconds: fewer than this many layers are not worth handing to another thread.
-const LEAST_PER_THREAD: usize = 8;
+/// Fewest layers per thread. A split takes microseconds, so that fewer layers do not repay the hand-over.
+const MIN_LAYERS_PER_THREAD: usize = 8;
 
-/// Splits the batches of many layers in parallel, in the thread pool of rayon.
+/// Splitter of the batches of many layers in parallel, in the thread pool of rayon.
 #[derive(Debug)]
-pub struct Layers {
+pub struct LayerSplitters {
     splitters: Vec<Splitter>,
     splits: Vec<Split>,
     experts: usize,
 }
 
-impl Layers {
-    /// Prepares a method for the placements of all layers, which have the same experts.
+impl LayerSplitters {
+    /// Prepares a method for the placements of all layers, which have the same number of experts.
     ///
     /// # Errors
-    /// When a layer has another number of experts than the first, or the solver cannot take a placement's shape.
-    pub fn new(placements: impl IntoIterator<Item = Placement>, method: Method) -> Result<Self, SplitError> {
+    /// Fails if layers differ in their number of experts, or if the solver refuses the shape of a placement.
+    pub fn new(
+        placements: impl IntoIterator<Item = Placement>,
+        method: SplitMethod,
+    ) -> Result<Self, SplitError> {
         let splitters: Vec<Splitter> = placements
             .into_iter()
             .map(|placement| Splitter::new(placement, method))
@@ -36,10 +39,11 @@ impl Layers {
         Ok(Self { splitters, splits, experts })
     }
 
-    /// Shares out one batch of every layer; `loads` is `[L][E]`.
+    /// Splits one batch of every layer. `loads` is `[L][E]`.
     ///
     /// # Errors
-    /// When the loads are not `[L][E]`, or as [`Splitter::split`]: of several errors, one.
+    /// Fails if the loads are not `[L][E]`, and as [`Splitter::split`] does. It returns one of several
+    /// errors.
     pub fn split(&mut self, loads: &[u64]) -> Result<&[Split], SplitError> {
         if loads.len() != self.splitters.len() * self.experts {
             return Err(SplitError::Shape {
@@ -51,7 +55,7 @@ impl Layers {
             .par_iter_mut()
             .zip(&mut self.splits)
             .zip(loads.par_chunks(self.experts.max(1)))
-            .with_min_len(LEAST_PER_THREAD)
+            .with_min_len(MIN_LAYERS_PER_THREAD)
             .try_for_each(|((splitter, split), loads)| splitter.split(loads, split))?;
         Ok(&self.splits)
     }
@@ -68,15 +72,15 @@ mod tests {
             Placement::new(32, 8, slots.collect()).unwrap()
         };
         let loads: Vec<u64> = (0..58 * 32).map(|i: u64| (i * i * 7919) % 1013).collect();
-        let mut layers = Layers::new((0..58).map(placement), Method::Exact).unwrap();
+        let mut layers = LayerSplitters::new((0..58).map(placement), SplitMethod::Exact).unwrap();
         let splits = layers.split(&loads).unwrap();
         for (layer, split) in splits.iter().enumerate() {
             let mut alone = Split::default();
-            let mut splitter = Splitter::new(placement(layer), Method::Exact).unwrap();
+            let mut splitter = Splitter::new(placement(layer), SplitMethod::Exact).unwrap();
             splitter.split(&loads[layer * 32..(layer + 1) * 32], &mut alone).unwrap();
             assert_eq!(*split, alone, "layer {layer}");
         }
         assert!(matches!(layers.split(&loads[1..]), Err(SplitError::Shape { given: 1855, experts: 1856 })));
-        assert!(Layers::new([], Method::Exact).unwrap().split(&[]).unwrap().is_empty());
+        assert!(LayerSplitters::new([], SplitMethod::Exact).unwrap().split(&[]).unwrap().is_empty());
     }
 }

@@ -1,55 +1,56 @@
-//! Whether moving pays: time saved over the steps to come against time spent copying.
+//! Economics of moves: time saved over the coming steps against time spent on transfers.
 //!
-//! In: the placement in force and another, batches that the coming ones will be like, for how long, what a copy costs. Out: a
-//! [`Verdict`]. A batch takes as long as its slowest rank ([`step_time`]), split exactly; copying takes as long as the rank
-//! that receives most.
+//! In: the current placement and another, a history that represents the coming batches, the horizon, and the
+//! cost of a transfer. Out: a [`MoveVerdict`]. A batch is split exactly and takes as long as its slowest rank
+//! ([`step_time`]). The transfers take as long as the rank that receives the most experts.
 
-use super::{Method, Roofline, Split, SplitError, Splitter, step_time};
+use super::{Roofline, Split, SplitError, SplitMethod, Splitter, step_time};
 use crate::forecast::History;
 use crate::place::Placement;
 
-/// For how long a plan will be used, and what a move costs.
+/// Horizon of a plan, and the cost of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Horizon {
     /// Steps until the next plan.
     pub steps: u64,
-    /// Picoseconds that a rank takes to receive one expert.
+    /// Picoseconds in which a rank receives one expert.
     pub copy_ps: u64,
-    /// The time of one expert's tokens.
+    /// Time model of one expert's tokens.
     pub time: Roofline,
 }
 
-/// Whether a layer's moves pay.
+/// Decision on a layer's moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict {
-    /// Picoseconds saved over the horizon, by the exact split of the batches of the history; negative where time is lost.
+pub struct MoveVerdict {
+    /// Picoseconds saved over the horizon by the exact split of the history's batches. Negative if time is
+    /// lost.
     pub gain_ps: i64,
-    /// Picoseconds that the busiest rank takes to receive its copies.
+    /// Picoseconds in which the busiest rank receives its experts.
     pub cost_ps: u64,
-    /// Moves that were considered.
+    /// Number of moves considered.
     pub considered: usize,
-    /// Are they made?
-    pub made: bool,
+    /// True if the moves are executed.
+    pub accepted: bool,
 }
 
-impl Verdict {
-    /// Picoseconds gained after the cost.
+impl MoveVerdict {
+    /// Returns the picoseconds gained minus the cost.
     pub fn net_ps(&self) -> i64 {
         self.gain_ps.saturating_sub(i64::try_from(self.cost_ps).unwrap_or(i64::MAX))
     }
 }
 
 impl Horizon {
-    /// Whether going from one placement to another pays.
+    /// Judges the moves from one placement to another.
     ///
     /// # Errors
-    /// When a batch cannot be split.
-    pub fn judge(
+    /// Fails if a batch cannot be split.
+    pub fn judge_moves(
         &self,
         before: &Placement,
         after: &Placement,
         history: &History<'_>,
-    ) -> Result<Verdict, SplitError> {
+    ) -> Result<MoveVerdict, SplitError> {
         let moves = after.moves(before);
         let mut received = vec![0u64; after.ranks()];
         for m in &moves {
@@ -61,13 +62,13 @@ impl Horizon {
         let gain = saved * i128::from(self.steps) / steps;
         let gain_ps = gain.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
         let made = gain > i128::from(cost_ps) || moves.is_empty();
-        Ok(Verdict { gain_ps, cost_ps, considered: moves.len(), made })
+        Ok(MoveVerdict { gain_ps, cost_ps, considered: moves.len(), accepted: made })
     }
 }
 
-/// Picoseconds that the batches of the history take, each as long as its slowest rank.
+/// Returns the picoseconds that the batches of the history take, each as long as its slowest rank.
 fn total_time(placement: &Placement, history: &History<'_>, time: &Roofline) -> Result<i128, SplitError> {
-    let mut splitter = Splitter::new(placement.clone(), Method::Exact)?;
+    let mut splitter = Splitter::new(placement.clone(), SplitMethod::Exact)?;
     let (mut split, mut sum) = (Split::default(), 0i128);
     for batch in history.batches() {
         splitter.split(batch, &mut split)?;

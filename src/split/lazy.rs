@@ -1,7 +1,8 @@
-//! Is a new split worth it? Sometimes the old one is good enough, and planning takes time too.
+//! Decision between a new split and the old shares, because planning takes time too.
 //!
-//! In: one batch's loads, and what a plan costs. Out: the split to use, and why. The *kept* split gives every copy its
-//! former share of the expert's tokens; it needs neither counts of other ranks nor a solver.
+//! In: the loads of one batch, and the cost of a plan. Out: the split to use, with a [`ReuseDecision`]. The
+//! *kept* split gives every replica its former share of the expert's tokens. It needs neither counts of other
+//! ranks nor a solver.
 //!
 //! **The rule.** No split of the batch can take less than
 //!
@@ -9,85 +10,88 @@
 //! bound = max( ceil(sum_e f(N_e) / R),  max_r sum of f(N_e) over the experts that live on r alone )
 //! ```
 //!
-//! where `f` is the time of one expert ([`Roofline`]): pieces of an expert never take less than the whole, since each
-//! reads the weights and rounds up to tiles for itself. The gain of planning is at most `kept - bound`. How much of that is
-//! to be had the last plan tells: it missed its own bound by `miss`, so the predicted gain is `kept - bound - miss`. Where
-//! that is not above the cost of a plan, the old shares stay, and `miss` is believed a little less; otherwise the batch is
-//! split anew and the faster of both is used.
+//! Here `f` is the time of one expert ([`Roofline`]). Pieces of an expert never take less than the whole,
+//! because each piece reads the weights and rounds up to tiles. The gain of planning is at most
+//! `kept - bound`. The last plan missed its own bound by `miss`, so the predicted gain is
+//! `kept - bound - miss`. If that does not exceed the cost of a plan, the old shares stay and `miss` decays.
+//! Otherwise the batch is split again, and the faster of both splits is used.
 //!
-//! So a batch never takes longer than if it were planned by more than the `miss` believed in (in this measure of time):
-//! `used + paid <= new + plan + miss`. Without `miss` that would be "never longer", but where the bound is loose, as in
-//! decode batches that weight reads bind, it would plan again and again for nothing (docs/results.md has figures).
+//! The rule limits the loss against planning every batch to `miss`, in this measure of time:
+//! `used + paid <= new + plan + miss`. Without `miss` there would be no loss. However, bounds can be loose,
+//! as in decode batches that are bound by weight reads. Such a rule would plan these batches repeatedly in
+//! vain (docs/results.md has figures).
 
-use super::time::{expert_time, step_time};
-use super::{Method, Roofline, Split, SplitError, Splitter};
+use super::cost_model::{expert_time, step_time};
+use super::{Roofline, Split, SplitError, SplitMethod, Splitter};
 use crate::place::Placement;
 
-/// Splits batch after batch, but only where a new plan may pay.
+/// Splitter of successive batches that plans only if a new plan may pay.
 #[derive(Debug)]
-pub struct WorthIt {
+pub struct LazySplitter {
     splitter: Splitter,
     time: Roofline,
     plan_ps: u64,
     /// Tokens that each slot served in the last plan, `[R * S]`.
     shares: Vec<u64>,
     kept: Split,
-    /// Whether the `shares` are those of a plan.
+    /// True if `shares` comes from a plan.
     planned: bool,
-    /// By how much the last plan missed its bound, as far as that is still believed.
+    /// Decayed distance of the last plan from its bound.
     miss_ps: u64,
 }
 
-/// A batch that keeps its shares believes this part less in the last miss, so that planning is tried again in the end.
-const FORGET: u64 = 32;
+/// Divisor of the decay. A batch that keeps its shares reduces the last miss by this part, so that planning
+/// is eventually tried again.
+const MISS_DECAY_DIVISOR: u64 = 32;
 
-/// What was done with one batch, and what it takes, in picoseconds.
+/// Decision on one batch, with times in picoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Decision {
-    /// Whether a new split was computed.
+pub struct ReuseDecision {
+    /// True if a new split was computed.
     pub planned: bool,
-    /// What no split of this batch can be faster than.
+    /// Lower bound of the time of every split of this batch.
     pub bound_ps: u64,
-    /// With the old shares.
+    /// Time with the old shares.
     pub kept_ps: u64,
-    /// By how much a plan was expected to miss the bound.
+    /// Predicted distance of a plan from the bound.
     pub miss_ps: u64,
-    /// With the split that is used, without the time of planning.
+    /// Time with the split that is used, without the time of planning.
     pub used_ps: u64,
 }
 
-impl Decision {
-    /// What planning was expected to gain.
+impl ReuseDecision {
+    /// Returns the predicted gain of planning.
     pub fn predicted_gain_ps(&self) -> u64 {
         (self.kept_ps - self.bound_ps).saturating_sub(self.miss_ps)
     }
 }
 
-impl WorthIt {
-    /// Prepares a placement; `plan_ps` is what a plan costs, from counting to redirected tokens, in picoseconds.
+impl LazySplitter {
+    /// Prepares a placement. `plan_ps` is the cost of a plan, from counting to redirected tokens, in
+    /// picoseconds.
     ///
     /// # Errors
-    /// When the solver cannot take the placement's shape.
+    /// Fails if the solver refuses the shape of the placement.
     pub fn new(placement: Placement, time: Roofline, plan_ps: u64) -> Result<Self, SplitError> {
         let shares = vec![0; placement.slots().len()];
-        let splitter = Splitter::new(placement, Method::Exact)?;
+        let splitter = Splitter::new(placement, SplitMethod::Exact)?;
         Ok(Self { splitter, time, plan_ps, shares, kept: Split::default(), planned: false, miss_ps: 0 })
     }
 
-    /// Splits one batch, `[E]` tokens per expert.
+    /// Splits one batch of `[E]` tokens per expert.
     ///
     /// # Errors
-    /// As [`Splitter::split`].
-    pub fn split(&mut self, loads: &[u64], split: &mut Split) -> Result<Decision, SplitError> {
+    /// Fails as [`Splitter::split`] does.
+    pub fn split(&mut self, loads: &[u64], split: &mut Split) -> Result<ReuseDecision, SplitError> {
         let per_rank = self.splitter.placement().slots_per_rank();
-        self.keep(loads)?;
+        self.apply_old_shares(loads)?;
         let kept_ps = step_time(&self.time, &self.kept.quotas, per_rank);
-        let bound_ps = self.bound(loads).min(kept_ps);
+        let bound_ps = self.time_bound(loads).min(kept_ps);
         let miss_ps = self.miss_ps;
-        let mut decision = Decision { planned: false, bound_ps, kept_ps, miss_ps, used_ps: kept_ps };
+        let mut decision = ReuseDecision { planned: false, bound_ps, kept_ps, miss_ps, used_ps: kept_ps };
         // The first batch has no old split to keep.
         if self.planned && decision.predicted_gain_ps() <= self.plan_ps {
-            self.miss_ps -= self.miss_ps.div_ceil(FORGET);
+            self.miss_ps -= self.miss_ps.div_ceil(MISS_DECAY_DIVISOR);
             split.clone_from(&self.kept);
             return Ok(decision);
         }
@@ -105,9 +109,9 @@ impl WorthIt {
         Ok(decision)
     }
 
-    /// The split of these loads by the old shares: copy by copy, what the running sum of shares grows by, rounded down.
-    /// An expert that had no tokens goes to its first copy.
-    fn keep(&mut self, loads: &[u64]) -> Result<(), SplitError> {
+    /// Splits these loads by the old shares into `kept`. Each replica receives the growth of the running sum
+    /// of shares, rounded down. An expert without tokens in the last plan goes to its first replica.
+    fn apply_old_shares(&mut self, loads: &[u64]) -> Result<(), SplitError> {
         let placement = self.splitter.placement();
         if loads.len() != placement.experts() {
             return Err(SplitError::Shape { given: loads.len(), experts: placement.experts() });
@@ -116,12 +120,12 @@ impl WorthIt {
         self.kept.quotas.resize(self.shares.len(), 0);
         self.kept.certificate.clear();
         for (expert, &load) in loads.iter().enumerate() {
-            let copies = placement.copies(expert);
+            let copies = placement.replicas(expert);
             let whole: u128 = copies.iter().map(|&slot| u128::from(self.shares[slot as usize])).sum();
             let (mut sum, mut given) = (0u128, 0u64);
             for &slot in copies {
                 sum += u128::from(self.shares[slot as usize]);
-                // At most `load`, since `sum` is at most `whole`.
+                // The result is at most `load`, because `sum` is at most `whole`.
                 let upto = (u128::from(load) * sum).checked_div(whole).map_or(load, |upto| upto as u64);
                 self.kept.quotas[slot as usize] = upto - given;
                 given = upto;
@@ -133,14 +137,14 @@ impl WorthIt {
         Ok(())
     }
 
-    fn bound(&self, loads: &[u64]) -> u64 {
+    fn time_bound(&self, loads: &[u64]) -> u64 {
         let placement = self.splitter.placement();
         let mut fixed = vec![0u64; placement.ranks()];
         let mut all = 0u64;
         for (expert, &load) in loads.iter().enumerate() {
             let time = expert_time(&self.time, load);
             all = all.saturating_add(time);
-            let copies = placement.copies(expert);
+            let copies = placement.replicas(expert);
             let home = placement.rank_of(copies[0]);
             if copies.iter().all(|&slot| placement.rank_of(slot) == home) {
                 fixed[home] = fixed[home].saturating_add(time);
@@ -155,7 +159,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Expert 0 on both ranks, 1 and 2 on one each.
+    /// Returns a placement with expert 0 on both ranks, and experts 1 and 2 on one each.
     fn placement() -> Placement {
         Placement::new(3, 2, vec![Some(0), Some(1), Some(0), Some(2)]).unwrap()
     }
@@ -164,16 +168,17 @@ mod tests {
 
     #[test]
     fn a_plan_is_made_where_it_can_pay_and_only_there() {
-        let mut worth = WorthIt::new(placement(), TIME, 30).unwrap();
+        let mut worth = LazySplitter::new(placement(), TIME, 30).unwrap();
         let mut split = Split::default();
-        // The first batch is planned: 100 on each rank.
+        // The first batch is planned: 100 tokens on each rank.
         assert!(worth.split(&[100, 20, 80], &mut split).unwrap().planned);
         assert_eq!(split.rank_loads, [100, 100]);
-        // The same shares give 120 and 100 where 110 is best: at most 10 to gain, 30 to pay.
+        // The same shares give 120 and 100, and the best split gives 110. The gain is at most 10, the cost is
+        // 30.
         let second = worth.split(&[100, 40, 80], &mut split).unwrap();
         assert_eq!((second.planned, second.predicted_gain_ps(), second.used_ps), (false, 10, 120));
         assert_eq!(split.quotas, [80, 40, 20, 80]);
-        // 180 and 40: planning pays.
+        // The old shares give 180 and 40, so planning pays.
         let third = worth.split(&[100, 100, 20], &mut split).unwrap();
         assert_eq!((third.planned, third.kept_ps, third.used_ps), (true, 180, 110));
     }
@@ -186,14 +191,14 @@ mod tests {
             (read, tile) in (0u64..50, 1u64..40),
         ) {
             let time = Roofline { read, token: 1, tile };
-            let mut worth = WorthIt::new(placement(), time, plan).unwrap();
-            let mut always = Splitter::new(placement(), Method::Exact).unwrap();
+            let mut worth = LazySplitter::new(placement(), time, plan).unwrap();
+            let mut always = Splitter::new(placement(), SplitMethod::Exact).unwrap();
             let (mut split, mut new) = (Split::default(), Split::default());
             for loads in &batches {
                 let decision = worth.split(loads, &mut split).unwrap();
                 always.split(loads, &mut new).unwrap();
                 for (expert, &load) in loads.iter().enumerate() {
-                    let served: u64 = placement().copies(expert).iter().map(|&s| split.quotas[s as usize]).sum();
+                    let served: u64 = placement().replicas(expert).iter().map(|&s| split.quotas[s as usize]).sum();
                     prop_assert_eq!(served, load);
                 }
                 let paid = if decision.planned { plan } else { 0 };

@@ -1,68 +1,72 @@
-//! The exact split that keeps most tokens at home.
+//! Exact split with the least traffic.
 //!
-//! In: every source's counts. Out: a split of the same least peak, whose tokens cross nodes as seldom as any such split
-//! allows, and then ranks: min-cost flow inside the slack, by [`evenkeel_solver::objective::Traffic`].
+//! In: the counts of every source. Out: a split of the lowest peak. Among all such splits, the fewest tokens
+//! cross nodes, and then the fewest cross ranks. The method is min-cost flow inside the slack, by
+//! [`evenkeel_solver::objective::TrafficSplitter`].
 
-use super::exact::{slots, take};
+use super::exact::{copy_to_slots, slots_of_hosts};
 use super::{Split, SplitError};
 use crate::cluster::Cluster;
 use crate::place::Placement;
-use evenkeel_solver::objective::{Keep, Traffic, TrafficSplit, verify_traffic};
+use evenkeel_solver::objective::{PrimaryObjective, TrafficSplit, TrafficSplitter, verify_traffic};
 use evenkeel_solver::{Hosts, Problem};
 
-/// Splits of least traffic on one placement, batch after batch.
+/// Splitter of successive batches with least traffic, on one placement.
 #[derive(Debug)]
-pub struct Local {
+pub struct MinTrafficSplitter {
     placement: Placement,
-    traffic: Box<Traffic>,
+    traffic: Box<TrafficSplitter>,
     nodes: Vec<u32>,
-    keep: Keep,
+    keep: PrimaryObjective,
     answer: TrafficSplit,
-    /// The slot of every (expert, host) pair.
+    /// Slot of every (expert, host) pair.
     slot_of: Vec<u32>,
 }
 
-impl Local {
-    /// Prepares a placement. `keep` says what comes before traffic: the peak alone, or the whole load vector.
+impl MinTrafficSplitter {
+    /// Prepares a placement. `keep` selects the objective before traffic: the peak alone, or the whole load
+    /// vector.
     ///
     /// # Errors
-    /// When the placement is not for as many ranks as the cluster has.
-    pub fn new(placement: Placement, cluster: &Cluster, keep: Keep) -> Result<Self, SplitError> {
+    /// Fails if placement and cluster differ in their number of ranks.
+    pub fn new(placement: Placement, cluster: &Cluster, keep: PrimaryObjective) -> Result<Self, SplitError> {
         let hosts: Hosts = placement.hosts()?;
         let nodes: Vec<u32> = (0..cluster.ranks()).map(|rank| cluster.node_of(rank) as u32).collect();
-        let traffic = Box::new(Traffic::new(Problem::new(hosts), &nodes)?);
-        let slot_of = slots(&placement, traffic.problem());
+        let traffic = Box::new(TrafficSplitter::new(Problem::new(hosts), &nodes)?);
+        let slot_of = slots_of_hosts(&placement, traffic.problem());
         Ok(Self { placement, traffic, nodes, keep, answer: TrafficSplit::default(), slot_of })
     }
 
-    /// The placement that batches are split on.
+    /// Returns the placement on which batches are split.
     pub fn placement(&self) -> &Placement {
         &self.placement
     }
 
-    /// Shares out one batch; `counts` is `[source][expert]`, one source per rank.
+    /// Splits one batch. `counts` is `[source][expert]`, with one source per rank.
     ///
     /// # Errors
-    /// When the counts are not `[R][E]` or their sum overflows.
+    /// Fails if the counts are not `[R][E]`, or if their sum overflows.
     pub fn split(&mut self, counts: &[u64], split: &mut Split) -> Result<(), SplitError> {
         self.traffic.solve_into(counts, self.keep, &mut self.answer)?;
         split.quotas.clear();
         split.quotas.resize(self.placement.slots().len(), 0);
-        take(&self.answer.split, &self.slot_of, split);
+        copy_to_slots(&self.answer.split, &self.slot_of, split);
         Ok(())
     }
 
-    /// Tokens that the last split serves off their own node, and off their own rank (those off their node included).
-    pub fn off(&self) -> (u64, u64) {
+    /// Returns the tokens that the last split serves off their own node, and those off their own rank. The
+    /// second number includes the first.
+    pub fn crossing_tokens(&self) -> (u64, u64) {
         (self.answer.off_node, self.answer.off_rank)
     }
 
-    /// Checks the last answer: feasible, of least peak, and by its prices of least traffic.
+    /// Checks that the last result is feasible and has the lowest peak. Its prices must prove the least
+    /// traffic.
     ///
     /// # Errors
-    /// [`SplitError::Broken`] says what does not hold.
+    /// Returns [`SplitError::Broken`] with the violated property.
     pub fn check(&self, counts: &[u64]) -> Result<(), SplitError> {
         verify_traffic(self.traffic.problem(), &self.nodes, counts, self.keep, &self.answer)
-            .map_err(|e| SplitError::Broken { method: super::Method::Exact, reason: e.to_string() })
+            .map_err(|e| SplitError::Broken { method: super::SplitMethod::Exact, reason: e.to_string() })
     }
 }

@@ -1,82 +1,87 @@
-//! The fast loop: how one batch's tokens are shared between the copies of each expert.
+//! The fast loop: the split of one batch's tokens over the replicas of each expert.
 //!
-//! In: a [`Placement`] (once) and the tokens per expert of a batch, `[E]`. Out: a [`Split`]: whole tokens per slot,
-//! `[R * S]`, and per rank, `[R]`. Each method is one file; whatever it computes, every token is served, by a slot
-//! that holds its expert.
+//! In: a [`Placement`] (once) and the tokens per expert of a batch, `[E]`. Out: a [`Split`] with whole tokens
+//! per slot, `[R * S]`, and per rank, `[R]`. Each method is one file. Every method serves every token, by a
+//! slot that holds its expert.
 
+#[cfg(feature = "baselines")]
 mod affine5;
+mod batched;
+mod cost_model;
+mod economics;
 mod even;
 mod exact;
-mod goal;
-mod layers;
-mod local;
+mod lazy;
+#[cfg(feature = "baselines")]
 mod lp;
-mod pays;
+mod min_traffic;
+mod objective;
+#[cfg(feature = "baselines")]
 mod rounding;
-mod shares;
+mod source_shares;
 mod stack;
-mod time;
-mod worth;
 
+pub use batched::LayerSplitters;
+pub use cost_model::{TILE_TOKENS, expert_roofline, step_time};
+pub use economics::{Horizon, MoveVerdict};
 pub use evenkeel_solver::Peak;
 pub use evenkeel_solver::objective::Roofline;
-pub use evenkeel_solver::objective::{Cost, Keep};
-pub use goal::{Aimed, Goal, GoalSplitter};
-pub use layers::Layers;
-pub use local::Local;
-pub use pays::{Horizon, Verdict};
-pub use shares::{Shares, Traffic};
+pub use evenkeel_solver::objective::{Cost, PrimaryObjective};
+pub use lazy::{LazySplitter, ReuseDecision};
+pub use min_traffic::MinTrafficSplitter;
+pub use objective::{ObjectiveSplit, ObjectiveSplitter, SplitObjective};
+pub use source_shares::{SourceShares, TokenTraffic};
 pub(crate) use stack::{ReplicaShares, batch_seed};
-pub use stack::{RouterError, RouterOptions, StackDispatch, StackRouter};
-pub use time::{TILE, roofline, step_time};
-pub use worth::{Decision, WorthIt};
+pub use stack::{StackDispatch, StackRouter, StackRouterError, StackRouterOptions};
 
 use crate::place::Placement;
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// A way of sharing tokens between copies.
+/// Method of splitting tokens over replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Method {
-    /// The same number for every copy, what EPLB assumes: `floor(N / c)`, one more for the lowest slots.
+pub enum SplitMethod {
+    /// Even split, which EPLB assumes: `floor(N / c)` tokens for each replica, one more for the lowest slots.
     Even,
-    /// The linear programme by a general engine (HiGHS where built, microlp otherwise), largest remainders.
+    /// Linear programme solved by a general engine (HiGHS if built, else microlp), rounded by largest
+    /// remainder.
     Lp,
-    /// The integer optimum with its certificate, by [`evenkeel_solver::solve`].
+    /// Exact split with its certificate, by [`evenkeel_solver::solve`].
     Exact,
-    /// LPLB's five iterations of affine scaling in `f32` with a correct step length, largest remainders.
+    /// LPLB's five iterations of affine scaling in `f32` with a correct step length, rounded by largest
+    /// remainder.
     Affine5,
-    /// A serving stack's own rule, as far as counts determine it: nothing plans the batch. [`StackRouter`]
-    /// applies the same rules to ids.
+    /// Rule of a serving stack without planning, as far as counts determine it. [`StackRouter`] applies the
+    /// same rules to ids.
     Stack(StackDispatch),
 }
 
-impl Method {
-    /// The methods of this program, in the order in which tables show them. Those of stacks are
-    /// [`StackDispatch::ALL`].
-    pub const ALL: [Method; 4] = [Method::Even, Method::Affine5, Method::Lp, Method::Exact];
+impl SplitMethod {
+    /// Methods of this program, in the order of tables. [`StackDispatch::ALL`] lists the rules of the stacks.
+    pub const ALL: [SplitMethod; 4] =
+        [SplitMethod::Even, SplitMethod::Affine5, SplitMethod::Lp, SplitMethod::Exact];
 }
 
-impl fmt::Display for Method {
+impl fmt::Display for SplitMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Method::Even => "even",
-            Method::Lp => "lp",
-            Method::Exact => "exact",
-            Method::Affine5 => "affine5",
-            Method::Stack(stack) => stack.name(),
+            SplitMethod::Even => "even",
+            SplitMethod::Lp => "lp",
+            SplitMethod::Exact => "exact",
+            SplitMethod::Affine5 => "affine5",
+            SplitMethod::Stack(stack) => stack.name(),
         })
     }
 }
 
-impl FromStr for Method {
+impl FromStr for SplitMethod {
     type Err = SplitError;
 
     fn from_str(name: &str) -> Result<Self, SplitError> {
-        let stacks = StackDispatch::ALL.map(Method::Stack);
-        Method::ALL
+        let stacks = StackDispatch::ALL.map(SplitMethod::Stack);
+        SplitMethod::ALL
             .into_iter()
             .chain(stacks)
             .find(|method| method.to_string() == name)
@@ -84,95 +89,102 @@ impl FromStr for Method {
     }
 }
 
-/// Why a batch could not be split.
+/// Reasons for which a batch cannot be split.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SplitError {
-    /// No method has this name.
+    /// The name is no known method.
     #[error(
         "unknown split `{0}`: expected even, lp, exact or affine5, or a stack's rule: sglang-static, \
          sglang-dynamic, sglang-random, vllm, vllm-ascend or trtllm"
     )]
     UnknownMethod(String),
-    /// No stack's rule has this name.
+    /// The name is no rule of a stack.
     #[error(
         "unknown stack `{0}`: expected sglang-static, sglang-dynamic, sglang-random, vllm, vllm-ascend or \
          trtllm"
     )]
     UnknownDispatch(String),
-    /// Ranks do not divide over the nodes.
+    /// The ranks do not divide over the nodes.
     #[error("{ranks} ranks do not divide over {nodes} nodes: expected a divisor of {ranks}")]
     Nodes {
         /// Ranks of the placement.
         ranks: usize,
-        /// Nodes given.
+        /// Requested nodes.
         nodes: usize,
     },
-    /// Loads for another number of experts.
+    /// The loads are for another number of experts.
     #[error("{given} loads for {experts} experts")]
     Shape {
-        /// Loads given.
+        /// Number of loads found.
         given: usize,
-        /// Experts of the placement.
+        /// Number of experts of the placement.
         experts: usize,
     },
     /// The sources' counts of an expert do not add up to its quotas.
     #[error("the sources' counts of expert {expert} do not add up to its quotas")]
     Counts {
-        /// The expert.
+        /// Expert in question.
         expert: usize,
     },
-    /// The solver refused the batch (overflow).
+    /// The solver refused the batch because of an overflow.
     #[error(transparent)]
-    Solver(#[from] evenkeel_solver::Error),
-    /// The affine-scaling restatement refused the batch.
+    Solver(#[from] evenkeel_solver::SolverError),
+    /// The affine-scaling method refused the batch.
     #[error("affine5: {0}")]
     Affine(String),
+    /// The method is a baseline, which this build lacks.
+    #[error("{0}: this build is without the feature `baselines`; expected even, exact or a stack's rule")]
+    NotBuilt(SplitMethod),
     /// The LP engine failed.
+    #[cfg(feature = "baselines")]
     #[error("lp: {0}")]
     Lp(#[from] evenkeel_solver::lp::LpError),
-    /// What a method returned does not hold; a defect of this program.
-    #[error("the {method} split broke its promise: {reason}")]
+    /// The result of a method violates its contract. This is a defect of this program.
+    #[error("internal error: the {method} split is invalid: {reason}")]
     Broken {
-        /// The method.
-        method: Method,
-        /// What does not hold.
+        /// Method in question.
+        method: SplitMethod,
+        /// Violated property.
         reason: String,
     },
 }
 
-/// The quotas of one batch of one layer.
+/// Quotas of one batch of one layer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Split {
     /// Tokens that each slot serves, `[R * S]`.
     pub quotas: Vec<u64>,
     /// Tokens that each rank serves, `[R]`.
     pub rank_loads: Vec<u64>,
-    /// For [`Method::Exact`]: the ranks whose own experts prove that the peak cannot be lower.
+    /// Certificate of [`SplitMethod::Exact`]: the ranks whose confined experts prove that the peak cannot be
+    /// lower.
     pub certificate: Vec<u32>,
 }
 
 impl Split {
-    /// The busiest rank's tokens.
+    /// Returns the tokens of the busiest rank.
     pub fn peak(&self) -> u64 {
         self.rank_loads.iter().copied().max().unwrap_or(0)
     }
 }
 
-/// Splits batch after batch on one placement by one method.
+/// Splitter of successive batches on one placement by one method.
 #[derive(Debug)]
 pub struct Splitter {
     placement: Placement,
-    method: Method,
-    engine: Engine,
+    method: SplitMethod,
+    engine: SplitEngine,
 }
 
 #[derive(Debug)]
-enum Engine {
+enum SplitEngine {
     Even,
-    Lp(lp::Lp),
-    Exact(Box<exact::Exact>),
-    Affine5(Box<affine5::Affine5>),
+    #[cfg(feature = "baselines")]
+    Lp(lp::LpSplitter),
+    Exact(Box<exact::ExactSplitter>),
+    #[cfg(feature = "baselines")]
+    Affine5(Box<affine5::Affine5Splitter>),
     Stack(Box<stack::StackQuotas>),
 }
 
@@ -180,41 +192,47 @@ impl Splitter {
     /// Prepares a method for a placement on one node.
     ///
     /// # Errors
-    /// When the solver cannot take the placement's shape.
-    pub fn new(placement: Placement, method: Method) -> Result<Self, SplitError> {
+    /// Fails if the solver refuses the shape of the placement.
+    pub fn new(placement: Placement, method: SplitMethod) -> Result<Self, SplitError> {
         Self::on_nodes(placement, method, 1)
     }
 
-    /// Prepares a method for a placement on nodes of equally many consecutive ranks. SGLang's rules look at
-    /// them; to the other methods all nodes are one.
+    /// Prepares a method for a placement on nodes of equally many consecutive ranks. Only SGLang's rules
+    /// depend on the nodes.
     ///
     /// # Errors
-    /// When the solver cannot take the placement's shape, or the ranks do not divide over the nodes.
-    pub fn on_nodes(placement: Placement, method: Method, nodes: usize) -> Result<Self, SplitError> {
+    /// Fails if the solver refuses the shape of the placement, or if the ranks do not divide over the nodes.
+    pub fn on_nodes(placement: Placement, method: SplitMethod, nodes: usize) -> Result<Self, SplitError> {
         if nodes == 0 || !placement.ranks().is_multiple_of(nodes) {
             return Err(SplitError::Nodes { ranks: placement.ranks(), nodes });
         }
         let engine = match method {
-            Method::Even => Engine::Even,
-            Method::Lp => Engine::Lp(lp::Lp::new(&placement)?),
-            Method::Exact => Engine::Exact(Box::new(exact::Exact::new(&placement)?)),
-            Method::Affine5 => Engine::Affine5(Box::new(affine5::Affine5::new(&placement)?)),
-            Method::Stack(stack) => {
-                Engine::Stack(Box::new(stack::StackQuotas::new(&placement, stack, nodes)))
+            SplitMethod::Even => SplitEngine::Even,
+            #[cfg(feature = "baselines")]
+            SplitMethod::Lp => SplitEngine::Lp(lp::LpSplitter::new(&placement)?),
+            SplitMethod::Exact => SplitEngine::Exact(Box::new(exact::ExactSplitter::new(&placement)?)),
+            #[cfg(feature = "baselines")]
+            SplitMethod::Affine5 => {
+                SplitEngine::Affine5(Box::new(affine5::Affine5Splitter::new(&placement)?))
+            }
+            #[cfg(not(feature = "baselines"))]
+            SplitMethod::Lp | SplitMethod::Affine5 => return Err(SplitError::NotBuilt(method)),
+            SplitMethod::Stack(stack) => {
+                SplitEngine::Stack(Box::new(stack::StackQuotas::new(&placement, stack, nodes)))
             }
         };
         Ok(Self { placement, method, engine })
     }
 
-    /// The placement that batches are split on.
+    /// Returns the placement on which batches are split.
     pub fn placement(&self) -> &Placement {
         &self.placement
     }
 
-    /// Shares out one batch, `[E]` tokens per expert, into `split` (whose memory is used again).
+    /// Splits one batch of `[E]` tokens per expert into `split`, whose memory is reused.
     ///
     /// # Errors
-    /// When the loads are not `[E]`, their sum overflows, or an LP engine fails.
+    /// Fails if the loads are not `[E]`, if their sum overflows, or if an LP engine fails.
     pub fn split(&mut self, loads: &[u64], split: &mut Split) -> Result<(), SplitError> {
         if loads.len() != self.placement.experts() {
             return Err(SplitError::Shape { given: loads.len(), experts: self.placement.experts() });
@@ -222,17 +240,19 @@ impl Splitter {
         split.quotas.clear();
         split.quotas.resize(self.placement.slots().len(), 0);
         split.certificate.clear();
-        // The solver checks the sum itself.
-        let exact = matches!(self.engine, Engine::Exact(_));
+        // The exact solver checks the sum itself.
+        let exact = matches!(self.engine, SplitEngine::Exact(_));
         if !exact && loads.iter().try_fold(0u64, |sum, &load| sum.checked_add(load)).is_none() {
-            return Err(evenkeel_solver::Error::Overflow.into());
+            return Err(evenkeel_solver::SolverError::Overflow.into());
         }
         match &mut self.engine {
-            Engine::Even => even::split(&self.placement, loads, &mut split.quotas),
-            Engine::Lp(lp) => lp.split(&self.placement, loads, &mut split.quotas)?,
-            Engine::Exact(exact) => return exact.split(loads, split),
-            Engine::Affine5(affine) => affine.split(&self.placement, loads, &mut split.quotas)?,
-            Engine::Stack(stack) => stack.split(loads, &mut split.quotas),
+            SplitEngine::Even => even::split(&self.placement, loads, &mut split.quotas),
+            #[cfg(feature = "baselines")]
+            SplitEngine::Lp(lp) => lp.split(&self.placement, loads, &mut split.quotas)?,
+            SplitEngine::Exact(exact) => return exact.split(loads, split),
+            #[cfg(feature = "baselines")]
+            SplitEngine::Affine5(affine) => affine.split(&self.placement, loads, &mut split.quotas)?,
+            SplitEngine::Stack(stack) => stack.split(loads, &mut split.quotas),
         }
         split.rank_loads.clear();
         split.rank_loads.extend(
@@ -241,16 +261,16 @@ impl Splitter {
         Ok(())
     }
 
-    /// Checks that every token of the batch is served, by slots that hold its expert, and, for the exact method,
-    /// that the certificate proves the peak.
+    /// Checks that every token of the batch is served, by slots that hold its expert. For the exact method it
+    /// also checks that the certificate proves the peak.
     ///
     /// # Errors
-    /// [`SplitError::Broken`] says what does not hold.
+    /// Returns [`SplitError::Broken`] with the violated property.
     pub fn check(&self, loads: &[u64], split: &Split) -> Result<(), SplitError> {
         let broken = |reason: String| Err(SplitError::Broken { method: self.method, reason });
         for (expert, &load) in loads.iter().enumerate() {
             let served: u64 =
-                self.placement.copies(expert).iter().map(|&slot| split.quotas[slot as usize]).sum();
+                self.placement.replicas(expert).iter().map(|&slot| split.quotas[slot as usize]).sum();
             if served != load {
                 return broken(format!("expert {expert}: {served} of {load} tokens served"));
             }
@@ -261,7 +281,7 @@ impl Splitter {
             return broken(format!("empty slot {slot} serves tokens"));
         }
         match &self.engine {
-            Engine::Exact(exact) => exact.check(loads, split).or_else(broken),
+            SplitEngine::Exact(exact) => exact.check(loads, split).or_else(broken),
             _ => Ok(()),
         }
     }

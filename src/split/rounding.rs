@@ -1,13 +1,14 @@
-//! Fractions to whole tokens by largest remainder.
+//! Conversion of fractions to whole tokens by largest remainder.
 
 /// Rounds one expert's fractional quotas to whole tokens that add up to `load`.
 ///
-/// Each gets its floor; the tokens left go to the largest remainders, the lowest index first on ties. Negative or
-/// undefined fractions count as zero; floors that exceed the load (an engine's tolerance) are cut off at it.
+/// Each quota starts at its floor. The remaining tokens go to the largest remainders, the lowest index first
+/// on ties. Negative or undefined fractions count as zero. Floors that exceed the load within an engine's
+/// tolerance are cut off at the load.
 pub(super) fn largest_remainder(fractions: &[f64], load: u64, quotas: &mut [u64]) {
     let mut left = load;
     for (quota, &fraction) in quotas.iter_mut().zip(fractions) {
-        // `as` saturates and sends NaN to 0.
+        // `as` saturates and converts NaN to 0.
         *quota = (fraction.max(0.0).floor() as u64).min(left);
         left -= *quota;
     }

@@ -1,20 +1,23 @@
-//! Several traces as one: prefill and decode, or several services, weighed.
+//! Weighted blends of several traces, such as prefill and decode, or several services.
 //!
-//! In: a trace and others of the same layers and experts, each with a weight. Out: one trace that holds all steps of the first
-//! and, of every other, `weight` times as many, evenly drawn from it (again and again where it has too few). Steps are
-//! interleaved, so that every stretch of the result holds the same blend. Who plans on batches weighs every step alike;
-//! totals are in tokens, so that large batches weigh more there.
+//! In: a trace, and others of the same layers and experts, each with a weight. Out: one trace with all steps
+//! of the first. Each other trace contributes `weight` times as many steps. They are drawn evenly from it,
+//! repeatedly if it has too few. Steps are interleaved, so that every stretch of the result holds the same
+//! blend. Planning on batches weighs every step alike. Totals count tokens, so that large batches weigh more
+//! there.
 
 use super::{Trace, TraceError};
 
 impl Trace {
-    /// This trace and others, blended by weight: 1 is as many steps as this one has.
+    /// Returns a blend of this trace and others by weight. A weight of 1 draws as many steps as this trace
+    /// has.
     ///
     /// # Errors
-    /// When experts or layers differ, a weight is not positive, or a trace without steps is to be blended in.
-    pub fn blended(&self, others: &[(Trace, f64)]) -> Result<Trace, TraceError> {
+    /// Fails if experts or layers differ, if a weight is not positive, or if a trace to be blended in has no
+    /// steps.
+    pub fn blend_with(&self, others: &[(Trace, f64)]) -> Result<Trace, TraceError> {
         let wrong = |what: String| Err(TraceError::Options(what));
-        // (position in 0..1, which trace, step): by position, then in the order given.
+        // Tuples (position in 0..1, index of the trace, step), ordered by position and then by index.
         let place = |count: usize, at: usize| (at as f64 + 0.5) / count as f64;
         let count = self.steps().len();
         let mut order: Vec<(f64, usize, usize)> =
@@ -32,7 +35,7 @@ impl Trace {
             }
             if !(*weight > 0.0 && *weight <= 1e6) || other.steps().is_empty() || count == 0 {
                 return wrong(format!(
-                    "a weight of {weight}: expected more than 0, up to 1e6, of traces with steps"
+                    "weight {weight}: expected more than 0 and at most 1e6, and traces with steps"
                 ));
             }
             let drawn = ((count as f64 * weight).round() as usize).max(1);
@@ -73,13 +76,13 @@ mod tests {
     #[test]
     fn every_stretch_holds_the_same_blend() {
         let (prefill, decode) = (trace(20, 1000), trace(5, 10));
-        let blend = prefill.blended(&[(decode, 0.5)]).unwrap();
+        let blend = prefill.blend_with(&[(decode, 0.5)]).unwrap();
         assert_eq!(blend.steps().len(), 30);
         for stretch in 0..5 {
             let second = (6 * stretch..6 * stretch + 6).filter(|&step| blend.loads(step, 0)[0] == 10).count();
             assert_eq!(second, 2, "{:?}", blend.steps());
         }
-        // Each of the five was drawn twice, all of the twenty once.
+        // Each of the five steps was drawn twice, each of the twenty once.
         assert_eq!(blend.totals(0), [20_000 + 100, (0..20).sum::<u64>() + 2 * (1 + 2 + 3 + 4)]);
         assert!(blend.notices()[0].contains("10 steps drawn from the 5 of trace 2"));
     }
@@ -88,11 +91,11 @@ mod tests {
     fn what_does_not_go_together_is_refused() {
         let first = trace(4, 1);
         let other = Trace::from_loads(3, vec![3], vec!["0".into()], vec![1, 2, 3]).unwrap();
-        assert!(first.blended(&[(other, 1.0)]).unwrap_err().to_string().contains("3 in [3]"));
+        assert!(first.blend_with(&[(other, 1.0)]).unwrap_err().to_string().contains("3 in [3]"));
         for weight in [0.0, -1.0, f64::NAN, 1e9] {
-            assert!(first.blended(&[(trace(2, 1), weight)]).is_err());
+            assert!(first.blend_with(&[(trace(2, 1), weight)]).is_err());
         }
         let empty = Trace::from_loads(2, vec![3], vec![], vec![]).unwrap();
-        assert!(first.blended(&[(empty, 1.0)]).is_err());
+        assert!(first.blend_with(&[(empty, 1.0)]).is_err());
     }
 }

@@ -1,32 +1,34 @@
-//! Builds a [`Trace`] from rows in any order, in bounded memory.
+//! Construction of a [`Trace`] from rows in any order, in bounded memory.
 //!
-//! In: a reader's rows through [`Sink`]. Out: [`Builder::finish`]. Held are one dense array
-//! `[layer][expert]` per step and the totals; when the held steps would outgrow the memory
-//! allowed, only every 2nd, 4th, 8th ... step (by first appearance) stays, the totals go on
-//! counting everything. What grows with the file beyond that are 8 bytes per distinct step,
-//! or a hash-table entry each where the steps do not come in ascending order.
+//! In: a reader's rows through [`Sink`]. Out: [`TraceBuilder::finish`].
+//!
+//! The builder holds the totals and one dense array `[layer][expert]` per step. When the held steps would
+//! exceed the allowed memory, it keeps only every 2nd, 4th, 8th .. step by first appearance. The totals still
+//! count everything. Beyond that, memory grows by 8 bytes per distinct step. If steps do not come in
+//! ascending order, each costs an entry of a hash table instead.
 
-use super::error::Fault;
+use super::audit::RowAudit;
+use super::error::SinkError;
 use super::options::{LayerSet, ReadOptions};
-use super::sink::{Label, Sink};
+use super::sink::{Sink, StepLabel};
 use super::step_index::StepIndex;
-use super::{Format, MAX_EXPERTS, MAX_LAYERS, MAX_STEPS, SourceFile, Trace, TraceError};
+use super::{MAX_EXPERTS, MAX_LAYERS, MAX_STEPS, SourceFile, Trace, TraceError, TraceFormat};
 
-/// Bytes a held step costs beside its counts, roughly.
+/// Approximate bytes of a held step in addition to its counts.
 const STEP_OVERHEAD: u64 = 96;
-/// Mark in the table of layer ids: not seen yet.
-const UNSEEN: u16 = u16::MAX;
-/// Mark in the table of layer ids: not asked for.
-const SKIPPED: u16 = u16::MAX - 1;
+/// Mark in the table of layer ids: no row yet.
+const LAYER_UNSEEN: u16 = u16::MAX;
+/// Mark in the table of layer ids: excluded by the filter.
+const LAYER_SKIPPED: u16 = u16::MAX - 1;
 
-/// One step as it grows.
+/// Counts of one step under construction.
 #[derive(Debug)]
-struct Held {
-    /// Which call of [`Sink::begin`] it came after.
+struct HeldStep {
+    /// Index of the step's source. [`Sink::begin_source`] begins the next one.
     source: u32,
     /// Order of first appearance.
     ordinal: u32,
-    name: Name,
+    name: StepName,
     layers: usize,
     stride: usize,
     /// `[layer][stride]`, layers in order of appearance.
@@ -34,14 +36,14 @@ struct Held {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Name {
+enum StepName {
     Number(u64),
     Text(Box<str>),
 }
 
-impl Held {
-    /// Re-lays the counts for more layers or experts, or exactly as many.
-    fn reshape(&mut self, layers: usize, stride: usize) {
+impl HeldStep {
+    /// Changes the layout of the counts to the given number of layers and experts.
+    fn resize_counts(&mut self, layers: usize, stride: usize) {
         let mut loads = vec![0; layers * stride];
         let width = self.stride.min(stride);
         for layer in 0..self.layers.min(layers) {
@@ -52,45 +54,50 @@ impl Held {
     }
 }
 
-/// A trace in the making.
+/// Sink that holds a trace in memory.
 #[derive(Debug)]
-pub(crate) struct Builder {
+pub struct TraceBuilder {
     filter: Option<LayerSet>,
     memory: u64,
-    /// Experts as stated by options or a file.
+    /// Number of experts stated by the options or a file.
     declared: Option<usize>,
-    /// Highest expert seen + 1.
+    /// Highest expert id so far + 1.
     experts: usize,
-    /// Layer id to index, `UNSEEN` or `SKIPPED`.
+    /// Index of each layer id, or `LAYER_UNSEEN` or `LAYER_SKIPPED`.
     layer_table: Vec<u16>,
     /// Ids by order of appearance.
     layers: Vec<u32>,
-    /// `[layer][expert]`, rows as long as they had to be.
+    /// `[layer][expert]`, with rows of different lengths.
     totals: Vec<Vec<u64>>,
-    /// All tokens: as long as this fits, every other sum does.
-    grand: u64,
-    held: Vec<Held>,
+    /// Sum of all tokens. Every other sum fits 64 bits while this one does.
+    token_sum: u64,
+    held: Vec<HeldStep>,
     held_bytes: u64,
-    /// Every how many steps one is held.
-    every: u32,
+    /// Distance of held steps: one of `every` steps is held.
+    step_stride: u32,
     /// Distinct steps so far.
-    seen: u32,
+    distinct_steps: u32,
     source: u32,
-    /// Per source: did a label that is not a number occur?
-    texts: Vec<bool>,
+    /// Per source: true if a label that is no number occurred.
+    has_text_labels: Vec<bool>,
     index: StepIndex,
+    audit: RowAudit,
     notices: Vec<String>,
-    // The row being filled: current step (ordinal and place in `held`), layer, where in the loads.
+    // State of the current row: step in `held`, layer, and offset of the layer in the loads.
     current: Option<usize>,
     step_set: bool,
     layer_id: u32,
     layer: usize,
     base: usize,
-    reach: usize,
+    row_experts: usize,
 }
 
-impl Builder {
-    pub(crate) fn new(options: &ReadOptions) -> Result<Self, TraceError> {
+impl TraceBuilder {
+    /// Creates an empty trace.
+    ///
+    /// # Errors
+    /// Fails if the options state a number of experts out of range.
+    pub fn new(options: &ReadOptions) -> Result<Self, TraceError> {
         if let Some(experts) = options.experts
             && !(1..=MAX_EXPERTS).contains(&experts)
         {
@@ -101,40 +108,41 @@ impl Builder {
             memory: options.memory,
             declared: options.experts,
             experts: 0,
-            layer_table: vec![UNSEEN; MAX_LAYERS],
+            layer_table: vec![LAYER_UNSEEN; MAX_LAYERS],
             layers: Vec::new(),
             totals: Vec::new(),
-            grand: 0,
+            token_sum: 0,
             held: Vec::new(),
             held_bytes: 0,
-            every: 1,
-            seen: 0,
+            step_stride: 1,
+            distinct_steps: 0,
             source: 0,
-            texts: vec![false],
+            has_text_labels: vec![false],
             index: StepIndex::default(),
+            audit: RowAudit::default(),
             notices: Vec::new(),
             current: None,
             step_set: false,
             layer_id: u32::MAX,
             layer: 0,
             base: 0,
-            reach: 0,
+            row_experts: 0,
         })
     }
 
-    /// Enters a layer: finds its index or makes one.
-    fn enter(&mut self, layer: u32) -> Result<bool, Fault> {
+    /// Makes a layer current and creates its index if it has none. Returns false if the filter excludes it.
+    fn enter_layer(&mut self, layer: u32) -> Result<bool, SinkError> {
         let Some(&mark) = self.layer_table.get(layer as usize) else {
-            return Err(Fault::LayerLimit(u64::from(layer)));
+            return Err(SinkError::LayerLimit(u64::from(layer)));
         };
         let index = match mark {
-            SKIPPED => {
+            LAYER_SKIPPED => {
                 self.layer_id = u32::MAX;
                 return Ok(false);
             }
-            UNSEEN => {
+            LAYER_UNSEEN => {
                 if self.filter.as_ref().is_some_and(|filter| !filter.contains(layer)) {
-                    self.layer_table[layer as usize] = SKIPPED;
+                    self.layer_table[layer as usize] = LAYER_SKIPPED;
                     self.layer_id = u32::MAX;
                     return Ok(false);
                 }
@@ -148,13 +156,13 @@ impl Builder {
         };
         self.layer_id = layer;
         self.layer = index;
-        self.seat()?;
+        self.reserve_counts()?;
         Ok(true)
     }
 
-    /// Makes room for the current layer and all known experts in the current step.
-    fn seat(&mut self) -> Result<(), Fault> {
-        self.fit()?;
+    /// Allocates room for the current layer and all known experts in the current step.
+    fn reserve_counts(&mut self) -> Result<(), SinkError> {
+        self.fit_memory()?;
         let experts = self.experts;
         if self.totals[self.layer].len() < experts {
             self.totals[self.layer].resize(experts, 0);
@@ -164,7 +172,7 @@ impl Builder {
             let step = &mut self.held[at];
             if self.layer >= step.layers || experts > step.stride {
                 let before = step.loads.len();
-                // Grow in doublings: the first step meets its experts one by one.
+                // Doubling limits the number of copies: the first step meets its experts one by one.
                 let stride = if experts > step.stride {
                     experts.max(step.stride * 2).min(MAX_EXPERTS)
                 } else {
@@ -175,27 +183,27 @@ impl Builder {
                 } else {
                     step.layers
                 };
-                // ... but not where doubling alone would break the budget.
+                // Doubling alone must not exceed the allowed memory.
                 let doubled = (room * stride * 8) as u64;
                 let (room, stride) = if doubled > self.memory {
                     (layers.max(step.layers), experts.max(step.stride))
                 } else {
                     (room, stride)
                 };
-                step.reshape(room, stride);
+                step.resize_counts(room, stride);
                 self.held_bytes += ((step.loads.len() - before) * 8) as u64;
             }
             self.base = self.layer * step.stride;
         }
-        self.reach = experts;
+        self.row_experts = experts;
         Ok(())
     }
 
-    /// Thins until the held steps fit the memory allowed.
-    fn fit(&mut self) -> Result<(), Fault> {
+    /// Drops held steps until the rest fits the allowed memory.
+    fn fit_memory(&mut self) -> Result<(), SinkError> {
         let shape = (self.layers.len() * self.experts * 8) as u64;
         if shape > self.memory {
-            return Err(Fault::StepTooLarge {
+            return Err(SinkError::StepTooLarge {
                 layers: self.layers.len(),
                 experts: self.experts,
                 memory: self.memory,
@@ -205,8 +213,8 @@ impl Builder {
             && self.held_bytes.max(self.held.len() as u64 * shape) + self.held.len() as u64 * STEP_OVERHEAD
                 > self.memory
         {
-            self.every *= 2;
-            let (every, current) = (self.every, self.current.map(|at| self.held[at].ordinal));
+            self.step_stride *= 2;
+            let (every, current) = (self.step_stride, self.current.map(|at| self.held[at].ordinal));
             self.held.retain(|step| step.ordinal % every == 0);
             self.held_bytes = self.held.iter().map(|step| step.loads.len() as u64 * 8).sum();
             self.current =
@@ -215,34 +223,34 @@ impl Builder {
         Ok(())
     }
 
-    /// Meets an expert id beyond those known.
+    /// Extends the known experts to include `expert`.
     #[cold]
-    fn reach(&mut self, expert: usize) -> Result<(), Fault> {
+    fn extend_experts(&mut self, expert: usize) -> Result<(), SinkError> {
         if expert >= self.experts {
             match self.declared {
                 Some(experts) if expert >= experts => {
-                    return Err(Fault::ExpertRange { expert: expert as u64, experts });
+                    return Err(SinkError::ExpertRange { expert: expert as u64, experts });
                 }
-                _ if expert >= MAX_EXPERTS => return Err(Fault::ExpertLimit(expert as u64)),
+                _ if expert >= MAX_EXPERTS => return Err(SinkError::ExpertLimit(expert as u64)),
                 _ => self.experts = expert + 1,
             }
         }
-        self.seat()
+        self.reserve_counts()
     }
 
-    /// Orders steps and layers, and says what has to be said.
-    pub(crate) fn finish(
-        mut self,
-        formats: Vec<Format>,
-        files: Vec<SourceFile>,
-    ) -> Result<Trace, TraceError> {
+    /// Orders steps and layers, adds the notices and returns the trace.
+    ///
+    /// # Errors
+    /// Fails if there were no rows, if layers differ in their number of experts, or if one step exceeds the
+    /// allowed memory.
+    pub fn finish(mut self, formats: Vec<TraceFormat>, files: Vec<SourceFile>) -> Result<Trace, TraceError> {
         if self.layers.is_empty() {
             let path = files.first().map(|file| file.path.clone()).unwrap_or_default();
             return Err(match self.filter {
-                Some(filter) if self.layer_table.contains(&SKIPPED) => {
+                Some(filter) if self.layer_table.contains(&LAYER_SKIPPED) => {
                     let ids: Vec<u32> = (0..)
                         .zip(&self.layer_table)
-                        .filter(|(_, mark)| **mark == SKIPPED)
+                        .filter(|(_, mark)| **mark == LAYER_SKIPPED)
                         .map(|(id, _)| id)
                         .collect();
                     TraceError::Options(format!(
@@ -251,29 +259,34 @@ impl Builder {
                         super::id_list(&ids)
                     ))
                 }
-                _ => super::error::invalid(
+                _ => super::error::invalid_content(
                     &path,
-                    super::Place::File,
+                    super::Location::File,
                     "no rows",
                     "at least one count of a layer and expert",
                 ),
             });
         }
         let experts = self.declared.unwrap_or(self.experts);
+        self.notices.extend(self.audit.remarks());
         if self.declared.is_none() {
+            self.check_layer_widths(&files)?;
             self.notices
                 .push(format!("{experts} experts, inferred from the highest id; --experts states it"));
         }
         self.experts = experts;
-        self.fit().map_err(|fault| {
-            fault.at(&files.first().map(|file| file.path.clone()).unwrap_or_default(), super::Place::File)
+        self.fit_memory().map_err(|fault| {
+            fault.into_trace_error(
+                &files.first().map(|file| file.path.clone()).unwrap_or_default(),
+                super::Location::File,
+            )
         })?;
-        if self.every > 1 {
+        if self.step_stride > 1 {
             self.notices.push(format!(
                 "kept 1 of {} steps to stay within {} MiB; totals cover all {} steps",
-                self.every,
+                self.step_stride,
                 self.memory >> 20,
-                self.seen
+                self.distinct_steps
             ));
         }
 
@@ -286,10 +299,10 @@ impl Builder {
             totals.extend_from_slice(&self.totals[layer]);
         }
 
-        let texts = &self.texts;
+        let texts = &self.has_text_labels;
         self.held.sort_by_key(|step| {
             let number = match step.name {
-                Name::Number(number) if !texts[step.source as usize] => number,
+                StepName::Number(number) if !texts[step.source as usize] => number,
                 _ => 0,
             };
             (step.source, number, step.ordinal)
@@ -299,7 +312,7 @@ impl Builder {
         let mut loads = Vec::with_capacity(self.held.len());
         for mut step in self.held {
             if step.layers != layers.len() || step.stride != experts {
-                step.reshape(layers.len(), experts);
+                step.resize_counts(layers.len(), experts);
             }
             loads.push(if sorted {
                 step.loads
@@ -311,23 +324,57 @@ impl Builder {
                     .collect()
             });
             steps.push(match step.name {
-                Name::Number(number) => number.to_string(),
-                Name::Text(text) => text.into(),
+                StepName::Number(number) => number.to_string(),
+                StepName::Text(text) => text.into(),
             });
         }
         let notices = self.notices;
         let mut trace =
             Trace { experts, layers, steps, loads, totals, notices, files, formats, resampling: None };
-        trace.note_idle();
+        trace.note_idle_layers();
         Ok(trace)
     }
 }
 
-impl Sink for Builder {
-    fn begin(&mut self) {
+impl TraceBuilder {
+    /// Refuses layers with fewer experts than others, if the rows prove it.
+    fn check_layer_widths(&mut self, files: &[SourceFile]) -> Result<(), TraceError> {
+        if let Some(narrower) = self.audit.find_narrow_layer() {
+            let path = files.first().map(|file| file.path.clone()).unwrap_or_default();
+            return Err(super::error::invalid_content(
+                &path,
+                super::Location::Key(format!("layer {}", self.layers[narrower.layer])),
+                format!("{} experts, a row for each in every step", narrower.experts),
+                format!(
+                    "{} experts, as in other layers; --layers LIST reads the layers of one width, --experts {} takes \
+                     the others as idle",
+                    self.experts, self.experts
+                ),
+            ));
+        }
+        let (mut layers, most) = self.audit.layers_without_rows();
+        layers.iter_mut().for_each(|layer| *layer = self.layers[*layer] as usize);
+        layers.sort_unstable();
+        if !layers.is_empty() {
+            let ids: Vec<u32> = layers.iter().map(|&layer| layer as u32).collect();
+            self.notices.push(format!(
+                "layers {} have no rows of the highest experts: these are idle, because other layers have {most} experts",
+                super::id_list(&ids)
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Sink for TraceBuilder {
+    fn announce_sources(&mut self) {
+        self.audit.expect_sources();
+    }
+
+    fn begin_source(&mut self) {
         if self.step_set {
             self.source += 1;
-            self.texts.push(false);
+            self.has_text_labels.push(false);
             self.index = StepIndex::default();
         }
         self.step_set = false;
@@ -335,59 +382,67 @@ impl Sink for Builder {
         self.layer_id = u32::MAX;
     }
 
-    fn step(&mut self, label: Label<'_>) -> Result<(), Fault> {
-        let (ordinal, new) = self.index.find(label, self.seen);
+    fn select_step(&mut self, label: StepLabel<'_>) -> Result<(), SinkError> {
+        let (ordinal, new) = self.index.find_or_insert(label, self.distinct_steps);
         if new {
-            if u64::from(self.seen) >= MAX_STEPS {
-                return Err(Fault::StepLimit);
+            if u64::from(self.distinct_steps) >= MAX_STEPS {
+                return Err(SinkError::StepLimit);
             }
-            self.seen += 1;
-            if matches!(label, Label::Text(_)) {
-                self.texts[self.source as usize] = true;
+            self.distinct_steps += 1;
+            if matches!(label, StepLabel::Text(_)) {
+                self.has_text_labels[self.source as usize] = true;
             }
         }
         self.step_set = true;
         self.layer_id = u32::MAX;
-        self.current = ordinal.is_multiple_of(self.every).then_some((ordinal / self.every) as usize);
+        self.audit.start_step(ordinal);
+        self.current =
+            ordinal.is_multiple_of(self.step_stride).then_some((ordinal / self.step_stride) as usize);
         if new && self.current.is_some() {
             let (layers, stride) = (self.layers.len(), self.experts);
             let name = match label {
-                Label::Number(number) => Name::Number(number),
-                Label::Text(text) => Name::Text(text.into()),
+                StepLabel::Number(number) => StepName::Number(number),
+                StepLabel::Text(text) => StepName::Text(text.into()),
             };
             let loads = vec![0; layers * stride];
             self.held_bytes += loads.len() as u64 * 8;
-            self.held.push(Held { source: self.source, ordinal, name, layers, stride, loads });
-            self.fit()?;
+            self.held.push(HeldStep { source: self.source, ordinal, name, layers, stride, loads });
+            self.fit_memory()?;
         }
         Ok(())
     }
 
-    fn row(&mut self, layer: u32, expert: u32, tokens: u64, _source: &[u8]) -> Result<(), Fault> {
-        if layer != self.layer_id && !self.enter(layer)? {
+    fn add_row(&mut self, layer: u32, expert: u32, tokens: u64, _source: &[u8]) -> Result<(), SinkError> {
+        if layer != self.layer_id && !self.enter_layer(layer)? {
             return Ok(());
         }
         let expert = expert as usize;
-        if expert >= self.reach {
-            self.reach(expert)?;
+        if expert >= self.row_experts {
+            self.extend_experts(expert)?;
         }
-        self.grand = self.grand.checked_add(tokens).ok_or(Fault::Overflow)?;
+        self.token_sum = self.token_sum.checked_add(tokens).ok_or(SinkError::Overflow)?;
         self.totals[self.layer][expert] += tokens;
+        self.audit.count_row(self.layer, expert, tokens);
         if let Some(at) = self.current {
-            self.held[at].loads[self.base + expert] += tokens;
+            let load = &mut self.held[at].loads[self.base + expert];
+            if *load > 0 && tokens > 0 {
+                self.audit.count_repetition();
+            }
+            *load += tokens;
         }
         Ok(())
     }
 
-    fn counts(&mut self, layer: u32, counts: &[u64]) -> Result<(), Fault> {
-        if counts.is_empty() || !self.enter(layer)? {
+    fn add_counts(&mut self, layer: u32, counts: &[u64]) -> Result<(), SinkError> {
+        if counts.is_empty() || !self.enter_layer(layer)? {
             return Ok(());
         }
-        if counts.len() > self.reach {
-            self.reach(counts.len() - 1)?;
+        self.audit.expect_all_counts();
+        if counts.len() > self.row_experts {
+            self.extend_experts(counts.len() - 1)?;
         }
         for &tokens in counts {
-            self.grand = self.grand.checked_add(tokens).ok_or(Fault::Overflow)?;
+            self.token_sum = self.token_sum.checked_add(tokens).ok_or(SinkError::Overflow)?;
         }
         for (total, tokens) in self.totals[self.layer].iter_mut().zip(counts) {
             *total += tokens;
@@ -400,15 +455,15 @@ impl Sink for Builder {
         Ok(())
     }
 
-    fn experts(&mut self, experts: usize) -> Result<(), Fault> {
+    fn declare_experts(&mut self, experts: usize) -> Result<(), SinkError> {
         match self.declared {
-            Some(before) if before != experts => Err(Fault::ExpertsDiffer { found: experts, before }),
-            _ if experts > MAX_EXPERTS => Err(Fault::ExpertLimit(experts as u64 - 1)),
-            // An empty layer is for the reader to report; stating zero would read as "0 experts".
+            Some(before) if before != experts => Err(SinkError::ExpertsDiffer { found: experts, before }),
+            _ if experts > MAX_EXPERTS => Err(SinkError::ExpertLimit(experts as u64 - 1)),
+            // The reader reports an empty layer. Declaring zero here would be reported as "0 experts".
             _ if experts == 0 => Ok(()),
             _ => {
                 if experts < self.experts {
-                    return Err(Fault::ExpertsDiffer { found: experts, before: self.experts });
+                    return Err(SinkError::ExpertsDiffer { found: experts, before: self.experts });
                 }
                 self.declared = Some(experts);
                 Ok(())
@@ -416,7 +471,7 @@ impl Sink for Builder {
         }
     }
 
-    fn notice(&mut self, text: String) {
+    fn add_notice(&mut self, text: String) {
         if !self.notices.contains(&text) {
             self.notices.push(text);
         }

@@ -1,98 +1,97 @@
-//! What can be wrong with a trace, and where.
+//! Errors of traces, with their place.
 //!
-//! In: nothing. Out: [`TraceError`], the error of every reader and writer here, and
-//! [`Place`], the spot inside a file that it points at. Readers learn of a fault from
-//! their sink as a small [`Fault`] and add file and place to it.
+//! In: nothing. Out: [`TraceError`], the error of every reader and writer, and [`Location`], the spot inside
+//! a file. A sink reports a small [`SinkError`]. The reader adds file and place to it.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a trace could not be read or written.
+/// Reasons for which a trace cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TraceError {
-    /// The file system said no, or the compressed stream is broken.
+    /// The file system reported an error, or the compressed stream is broken.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// What the system reported.
+        /// Error that the system reported.
         source: io::Error,
     },
     /// The content fits none of the formats.
     #[error(
-        "{}: cannot tell the format: {found}; expected a CSV header with layer, expert and tokens, or the \
-         first bytes of a Parquet, .pt, .npy, .npz or JSON file; --format states it",
+        "{}: cannot tell the format: {found}; expected a CSV header with layer, expert and tokens (or count), \
+         or the first bytes of a Parquet, .pt, .npy, .npz or JSON file; --format states it",
         path.display()
     )]
     UnknownFormat {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// What was seen instead.
+        /// Content found instead.
         found: String,
     },
-    /// Something in the file is not what its format asks for.
+    /// A part of the file violates its format.
     #[error("{}{place}: found {found}, expected {expected}", path.display())]
     Invalid {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
         /// Line, column, key or byte.
-        place: Place,
-        /// What is there.
+        place: Location,
+        /// Content found.
         found: String,
-        /// What should be there.
+        /// Content expected.
         expected: String,
     },
-    /// A pickle asks for code or an operation that count dumps do not need.
+    /// A pickle needs code or an operation that dumps of counts do not need.
     #[error(
         "{}: refused to run pickle {what} at byte {offset}; expected a dictionary of numbers, strings and tensors",
         path.display()
     )]
     Refused {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The opcode or global, by name.
+        /// Name of the opcode or global.
         what: String,
         /// Position inside the pickle.
         offset: u64,
     },
-    /// The file is larger, in some respect, than this program takes.
+    /// The file exceeds a limit of this program.
     #[error("{}{place}: {what}", path.display())]
     Limit {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
         /// Line, column, key or byte.
-        place: Place,
-        /// Which limit, and what to do about it.
+        place: Location,
+        /// Limit that is exceeded, and advice.
         what: String,
     },
-    /// A folder holds one dump per rank, with a hole.
+    /// A folder with one dump per rank lacks a rank.
     #[error("{}: no dump of rank {rank}, expected one for each of ranks 0 to {last}", path.display())]
     MissingRank {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
-        /// The lowest rank without a file.
+        /// Lowest rank without a file.
         rank: usize,
-        /// The highest rank with one.
+        /// Highest rank with a file.
         last: usize,
     },
-    /// The options do not go together, or not with this trace.
+    /// The options contradict each other or the trace.
     #[error("{0}")]
     Options(String),
 }
 
-/// The spot inside a file that an error points at.
+/// Spot inside a file to which an error refers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Place {
+pub enum Location {
     /// The file as a whole.
     File,
     /// A line, counted from 1.
     Line(u64),
     /// One cell of a table.
     Cell {
-        /// Line, counted from 1; for Parquet the row.
+        /// Line, counted from 1. In Parquet files it is the row.
         line: u64,
         /// Column name.
         column: String,
@@ -103,7 +102,7 @@ pub enum Place {
     Key(String),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File => Ok(()),
@@ -115,32 +114,52 @@ impl fmt::Display for Place {
     }
 }
 
-/// What a sink cannot take, before anybody knows from which file and line it came.
+/// Fault that a sink finds, without the file and line, which only the reader knows.
 #[derive(Debug)]
-pub(crate) enum Fault {
+pub enum SinkError {
     /// Expert id at or above the stated number of experts.
-    ExpertRange { expert: u64, experts: usize },
+    ExpertRange {
+        /// Expert id found.
+        expert: u64,
+        /// Stated number of experts.
+        experts: usize,
+    },
     /// Expert id above the hard limit.
     ExpertLimit(u64),
     /// Layer id above the hard limit.
     LayerLimit(u64),
     /// Two files, or file and options, disagree on the number of experts.
-    ExpertsDiffer { found: usize, before: usize },
-    /// The sum of all tokens no longer fits 64 bits.
+    ExpertsDiffer {
+        /// Number of experts in this file.
+        found: usize,
+        /// Number of experts stated or read before.
+        before: usize,
+    },
+    /// The sum of all tokens does not fit 64 bits.
     Overflow,
-    /// More steps than can be told apart.
+    /// The trace has more steps than the limit.
     StepLimit,
-    /// One step alone needs more than the memory allowed.
-    StepTooLarge { layers: usize, experts: usize, memory: u64 },
-    /// Ids of single tokens that cannot be held, or that change their shape.
-    TokenIds { memory: u64 },
+    /// One step alone needs more than the allowed memory.
+    StepTooLarge {
+        /// Layers of the step.
+        layers: usize,
+        /// Experts of a layer.
+        experts: usize,
+        /// Allowed bytes.
+        memory: u64,
+    },
+    /// Expert ids of single tokens exceed the memory or change their shape.
+    TokenIds {
+        /// Allowed bytes.
+        memory: u64,
+    },
     /// The output of a conversion could not be written.
     Write(Box<TraceError>),
 }
 
-impl Fault {
-    /// Adds where it happened.
-    pub(crate) fn at(self, path: &Path, place: Place) -> TraceError {
+impl SinkError {
+    /// Adds the file and the place of the fault.
+    pub fn into_trace_error(self, path: &Path, place: Location) -> TraceError {
         let path = path.to_path_buf();
         let invalid = |path, found: String, expected: String| TraceError::Invalid {
             path,
@@ -197,26 +216,30 @@ impl Fault {
     }
 }
 
-/// Shorthand for the commonest error.
-pub(crate) fn invalid(
+/// Creates [`TraceError::Invalid`].
+pub fn invalid_content(
     path: &Path,
-    place: Place,
+    place: Location,
     found: impl Into<String>,
     expected: impl Into<String>,
 ) -> TraceError {
     TraceError::Invalid { path: path.to_path_buf(), place, found: found.into(), expected: expected.into() }
 }
 
-/// Wraps an I/O error with its file.
-pub(crate) fn io_at(path: &Path) -> impl FnOnce(io::Error) -> TraceError + '_ {
+/// Returns a function that adds the path to an I/O error.
+pub fn io_error_at(path: &Path) -> impl FnOnce(io::Error) -> TraceError + '_ {
     move |source| TraceError::Io { path: path.to_path_buf(), source }
 }
 
-/// Quotes foreign text for a message: at most 40 characters, no control characters.
-pub(crate) fn quote(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(160)]);
-    let mut out: String = text.chars().take(40).map(|c| if c.is_control() { '?' } else { c }).collect();
-    if text.chars().count() > 40 || bytes.len() > 160 {
+/// Limit on the quoted characters of foreign text, so that messages stay readable.
+const MAX_QUOTED_CHARS: usize = 400;
+
+/// Quotes foreign text for a message, without control characters and with at most 400 characters.
+pub fn quote_bytes(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * MAX_QUOTED_CHARS)]);
+    let mut out: String =
+        text.chars().take(MAX_QUOTED_CHARS).map(|c| if c.is_control() { '?' } else { c }).collect();
+    if text.chars().count() > MAX_QUOTED_CHARS || bytes.len() > 4 * MAX_QUOTED_CHARS {
         out.push_str("...");
     }
     format!("\"{out}\"")

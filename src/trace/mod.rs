@@ -1,63 +1,44 @@
-//! Routing statistics: how many tokens each expert of each layer drew, step by step.
+//! Routing statistics: tokens per step, layer and expert.
 //!
-//! In: files of any format in [`Format`], or a recipe for synthetic ones ([`synth`]). Out:
-//! one [`Trace`], a dense array `[step][layer][expert]` of token counts with the layers'
-//! real ids, the steps' labels and whatever had to be said about the file
-//! ([`Trace::notices`]).
+//! In: counts in memory ([`Trace::from_loads`]), or rows of a reader ([`build`]). Out: one [`Trace`], a dense
+//! array `[step][layer][expert]` of token counts. It also holds the layers' real ids, the steps' labels and
+//! notices about the source ([`Trace::notices`]).
 //!
-//! Every reader pours rows into one kind of sink, so reading into memory and converting to
-//! another file share all of them. Nothing here executes what a file contains, and nothing
-//! panics on it: malformed input is a [`TraceError`] that says where and what was expected.
+//! The crate `evenkeel-trace` reads files, with one reader per [`TraceFormat`]. Every reader pushes rows into
+//! a
+//! [`build::Sink`].
 
-mod batches;
+mod audit;
 mod blend;
+pub mod build;
 mod builder;
-pub(crate) mod dice;
 mod error;
-mod input;
-mod json;
-mod long_csv;
-mod npy;
-mod open;
+mod load_skew;
 mod options;
-#[cfg(feature = "parquet")]
-mod parquet;
-mod pickle;
-mod plan;
-mod recognise;
-mod requests;
-mod sglang;
-mod sglang_csv;
+mod resampling;
 mod sink;
-mod skew;
 mod step_index;
-pub mod synth;
-mod table;
 mod tokens;
-mod torch;
-mod trtllm;
-mod vllm;
-mod write;
+mod whole_number;
 
-pub use error::{Place, TraceError};
-pub use open::{read, read_bytes};
-pub use options::{Batching, Format, LayerSet, Order, Progress, ReadOptions};
-pub use skew::Skew;
-pub use tokens::{TokenTrace, read_tokens};
-pub use write::{Written, convert, write};
+pub use error::{Location, TraceError};
+pub use load_skew::LoadSkew;
+pub use options::{Batching, LayerSet, ReadOptions, ReadProgress, RequestOrder, TraceFormat};
+pub use resampling::Resampling;
+pub use tokens::TokenTrace;
 
 use std::path::PathBuf;
 
-/// Most experts of a layer.
-pub const MAX_EXPERTS: usize = 65_536;
-/// Most layers, and one more than the highest layer id.
+/// Highest number of experts of a layer.
+pub use crate::cluster::MAX_EXPERTS;
+/// Highest number of layers. Layer ids are below it.
 pub const MAX_LAYERS: usize = 4_096;
-/// Most distinct steps of a trace.
+/// Highest number of distinct steps of a trace.
 pub const MAX_STEPS: u64 = 1 << 26;
 
 /// Token counts of a recorded or synthetic run.
 ///
-/// One *step* is one batch of the model: every layer routes the same tokens.
+/// One *step* is one batch of the model. Every layer routes the same tokens.
 ///
 /// ```
 /// use evenkeel::trace::Trace;
@@ -73,32 +54,32 @@ pub struct Trace {
     experts: usize,
     layers: Vec<u32>,
     steps: Vec<String>,
-    /// Per step `[layer][expert]`.
+    /// Counts per step, `[layer][expert]`.
     loads: Vec<Vec<u64>>,
-    /// `[layer][expert]`, over every row read, kept steps or not.
+    /// `[layer][expert]` over every row, including steps that are no longer held.
     totals: Vec<u64>,
     notices: Vec<String>,
     files: Vec<SourceFile>,
-    /// Distinct, in order of appearance.
-    formats: Vec<Format>,
-    resampling: Option<synth::Resampling>,
+    /// Distinct formats in order of appearance.
+    formats: Vec<TraceFormat>,
+    resampling: Option<Resampling>,
 }
 
-/// A file that a [`Trace`] was read from.
+/// File from which a [`Trace`] was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceFile {
-    /// As given on the command line, or found in a folder that was.
+    /// Path from the command line, or of a file in a folder from there.
     pub path: PathBuf,
     /// Lower-case hex SHA-256 of the bytes.
     pub sha256: String,
 }
 
 impl Trace {
-    /// A trace from counts `[step][layer][expert]` in memory; layer ids ascending.
+    /// Creates a trace from counts `[step][layer][expert]` in memory. Layer ids ascend.
     ///
     /// # Errors
-    /// When lengths, limits or the order of layers do not hold, or all tokens together
-    /// exceed 64 bits.
+    /// Fails if lengths, limits or the order of layers are violated, or if the sum of all tokens exceeds 64
+    /// bits.
     pub fn from_loads(
         experts: usize,
         layers: Vec<u32>,
@@ -148,60 +129,61 @@ impl Trace {
         })
     }
 
-    /// Logical experts per layer, `E`.
+    /// Returns the number of logical experts per layer, `E`.
     pub fn experts(&self) -> usize {
         self.experts
     }
 
-    /// Real layer ids, ascending. Index into this list = layer index elsewhere.
+    /// Returns the real layer ids, ascending. An index into this list is the layer index elsewhere.
     pub fn layers(&self) -> &[u32] {
         &self.layers
     }
 
-    /// Labels of the steps held, in order.
+    /// Returns the labels of the held steps, in order.
     pub fn steps(&self) -> &[String] {
         &self.steps
     }
 
-    /// Tokens per expert, `[E]`, of one batch of one layer (both by index).
+    /// Returns the tokens per expert, `[E]`, of one batch of one layer (both by index).
     pub fn loads(&self, step: usize, layer: usize) -> &[u64] {
         &self.loads[step][layer * self.experts..(layer + 1) * self.experts]
     }
 
-    /// Tokens per expert, `[E]`, of one layer over everything that was read.
+    /// Returns the tokens per expert, `[E]`, of one layer over everything that was read.
     pub fn totals(&self, layer: usize) -> &[u64] {
         &self.totals[layer * self.experts..(layer + 1) * self.experts]
     }
 
-    /// What a user should know about how the files were understood, one sentence each.
+    /// Returns notices for the user about the interpretation of the files, one sentence each.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
 
-    /// The files read, in order.
+    /// Returns the source files, in order.
     pub fn files(&self) -> &[SourceFile] {
         &self.files
     }
 
-    /// The format read; [`Format::Csv`], this project's own, for a trace made in memory.
-    pub fn format(&self) -> Format {
-        self.formats.first().copied().unwrap_or(Format::Csv)
+    /// Returns the format of the source. A trace created in memory has [`TraceFormat::Csv`], the project's
+    /// own format.
+    pub fn format(&self) -> TraceFormat {
+        self.formats.first().copied().unwrap_or(TraceFormat::Csv)
     }
 
-    /// All formats read, in order of appearance.
-    pub fn formats(&self) -> &[Format] {
-        if self.formats.is_empty() { &[Format::Csv] } else { &self.formats }
+    /// Returns the formats of all source files, in order of appearance.
+    pub fn formats(&self) -> &[TraceFormat] {
+        if self.formats.is_empty() { &[TraceFormat::Csv] } else { &self.formats }
     }
 
-    /// How the steps were drawn, where they were not recorded; of a blend, those of its first trace.
-    pub fn resampling(&self) -> Option<&synth::Resampling> {
+    /// Returns the method by which unrecorded steps were drawn. A blend has that of its first trace.
+    pub fn resampling(&self) -> Option<&Resampling> {
         self.resampling.as_ref()
     }
 
-    /// Whether the trace is a single step of counts: totals over batches that nobody recorded.
+    /// Returns true if the trace is a single step of counts, which are totals over unrecorded batches.
     ///
-    /// A single batch that was cut from a per-token array is none, and neither is what is left of a trace that did not
-    /// fit into memory.
+    /// A single batch that was cut from a per-token array does not count as totals. Neither does the rest of
+    /// a trace that exceeded the memory.
     pub fn holds_totals(&self) -> bool {
         self.resampling.is_none()
             && self.formats().iter().all(|format| !format.holds_tokens())
@@ -209,22 +191,39 @@ impl Trace {
     }
 
     /// Adds a notice.
-    pub fn note(&mut self, notice: String) {
+    pub fn add_notice(&mut self, notice: String) {
         self.notices.push(notice);
     }
 
-    /// Are there no tokens at all?
+    /// Returns true if the trace holds no tokens at all.
     pub fn is_empty(&self) -> bool {
         self.totals.iter().all(|&tokens| tokens == 0)
     }
 
-    /// Indices of layers that drew no tokens: dense layers, or unused ones.
+    /// Returns the indices of layers without tokens: dense layers, or unused ones.
     pub fn idle_layers(&self) -> Vec<usize> {
         (0..self.layers.len()).filter(|&layer| self.totals(layer).iter().all(|&tokens| tokens == 0)).collect()
     }
 
-    /// Puts idle layers into the notices.
-    fn note_idle(&mut self) {
+    /// Returns the trace with the method by which its steps were drawn.
+    #[must_use]
+    pub fn with_resampling(mut self, resampling: Resampling) -> Self {
+        self.resampling = Some(resampling);
+        self
+    }
+
+    /// Returns the trace with the totals, files, formats and notices of another trace of the same shape.
+    #[must_use]
+    pub fn with_origin_of(mut self, other: &Trace) -> Self {
+        self.totals.clone_from(&other.totals);
+        self.formats.clone_from(&other.formats);
+        self.files.clone_from(&other.files);
+        self.notices.clone_from(&other.notices);
+        self
+    }
+
+    /// Adds a notice that names the idle layers.
+    fn note_idle_layers(&mut self) {
         let idle = self.idle_layers();
         if idle.len() == self.layers.len() {
             self.notices.push("the trace holds no tokens at all: every count is zero".into());
@@ -235,7 +234,7 @@ impl Trace {
     }
 }
 
-/// Ascending ids as `0-2,7`.
+/// Formats ascending ids as `0-2,7`.
 fn id_list(ids: &[u32]) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut at = 0;

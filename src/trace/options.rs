@@ -1,16 +1,17 @@
-//! How a trace is to be read: format, layers, batching, order, memory.
+//! Options of reading a trace: format, layers, batching, order, memory.
 //!
-//! In: strings of the command line or values set by a caller. Out: [`ReadOptions`], plain data.
+//! In: strings of the command line, or values of a caller. Out: [`ReadOptions`], plain data.
 
 use super::TraceError;
 use std::fmt;
 use std::str::FromStr;
 
-/// The file formats understood, by the names `--format` takes.
+/// Supported file formats, with the names that `--format` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Format {
-    /// `csv`: long table `step,layer,expert,tokens[,source]`, plain, gzip or zstd.
+pub enum TraceFormat {
+    /// `csv`: long table `step,layer,expert,tokens[,source]`, plain, gzip or zstd. The separator may be a
+    /// comma, a semicolon or a tab.
     Csv,
     /// `parquet`: the same columns.
     Parquet,
@@ -24,15 +25,17 @@ pub enum Format {
     TrtLlm,
     /// `vllm-jsonl`: one `eplb_load_stats` record per line.
     VllmJsonl,
-    /// `npy`: per-token expert ids `[tokens, layers, top_k]`.
+    /// `npy`: per-token expert ids `[tokens, layers, top_k]`, or `[tokens, layers]`.
     Npy,
-    /// `npz`: one or several such arrays.
+    /// `npz`: one or several arrays as in `npy`.
     Npz,
+    /// `npy-counts`: an `.npy` or `.npz` array of counts `[steps, layers, experts]` or `[layers, experts]`.
+    NpyCounts,
 }
 
-impl Format {
-    /// Every format, in the order `--help` lists them.
-    pub const ALL: [Self; 9] = [
+impl TraceFormat {
+    /// All formats, in the order of `--help`.
+    pub const ALL: [Self; 10] = [
         Self::Csv,
         Self::Parquet,
         Self::SglangPt,
@@ -42,9 +45,10 @@ impl Format {
         Self::VllmJsonl,
         Self::Npy,
         Self::Npz,
+        Self::NpyCounts,
     ];
 
-    /// The name `--format` takes.
+    /// Returns the name that `--format` takes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Csv => "csv",
@@ -56,22 +60,24 @@ impl Format {
             Self::VllmJsonl => "vllm-jsonl",
             Self::Npy => "npy",
             Self::Npz => "npz",
+            Self::NpyCounts => "npy-counts",
         }
     }
 
-    /// Whether files of this format hold the experts of every token, to be cut into batches; all others hold counts.
+    /// Returns true if files of this format hold the experts of every token, to be cut into batches. Other
+    /// formats hold counts.
     pub fn holds_tokens(self) -> bool {
         matches!(self, Self::Npy | Self::Npz)
     }
 }
 
-impl fmt::Display for Format {
+impl fmt::Display for TraceFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-impl FromStr for Format {
+impl FromStr for TraceFormat {
     type Err = TraceError;
 
     fn from_str(text: &str) -> Result<Self, TraceError> {
@@ -82,17 +88,17 @@ impl FromStr for Format {
     }
 }
 
-/// In which order requests or sequences of per-token arrays are taken.
+/// Order in which requests or sequences of per-token arrays are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Order {
-    /// As the file has them.
+pub enum RequestOrder {
+    /// Order of the file.
     #[default]
     Recorded,
-    /// Permuted by the seed.
+    /// Random order that depends on the seed.
     Shuffled,
 }
 
-impl fmt::Display for Order {
+impl fmt::Display for RequestOrder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Recorded => "recorded",
@@ -101,7 +107,7 @@ impl fmt::Display for Order {
     }
 }
 
-impl FromStr for Order {
+impl FromStr for RequestOrder {
     type Err = TraceError;
 
     fn from_str(text: &str) -> Result<Self, TraceError> {
@@ -113,15 +119,15 @@ impl FromStr for Order {
     }
 }
 
-/// How per-token arrays are cut into batches.
+/// Rule by which per-token arrays are cut into batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Batching {
-    /// Consecutive tokens; an incomplete last batch is dropped.
+    /// Batches of consecutive tokens. An incomplete last batch is dropped.
     Prefill {
         /// Tokens of a batch.
         tokens: usize,
     },
-    /// One token each of requests in flight.
+    /// Batches with one token of each request in flight.
     Decode {
         /// Requests in flight, `B`.
         in_flight: usize,
@@ -134,16 +140,16 @@ impl Default for Batching {
     }
 }
 
-/// A set of layer ids such as `0,3,6` or `3-60` or a mix.
+/// Set of layer ids such as `0,3,6` or `3-60`, or a mix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerSet {
-    /// Inclusive ranges, as written.
+    /// Inclusive ranges in the order of the text.
     ranges: Vec<(u32, u32)>,
 }
 
 impl LayerSet {
-    /// The first part of the set that holds none of these layers, as it was written.
-    pub fn unmatched(&self, layers: &[u32]) -> Option<String> {
+    /// Returns the text of the first range that contains none of these layers.
+    pub fn first_unmatched(&self, layers: &[u32]) -> Option<String> {
         let parts = self.ranges.iter().map(|&range| Self { ranges: vec![range] });
         parts
             .into_iter()
@@ -151,7 +157,12 @@ impl LayerSet {
             .map(|p| p.to_string())
     }
 
-    /// Is this layer in the set?
+    /// Returns the highest layer of the set.
+    pub fn last(&self) -> Option<u32> {
+        self.ranges.iter().map(|&(_, last)| last).max()
+    }
+
+    /// Returns true if the set contains this layer.
     pub fn contains(&self, layer: u32) -> bool {
         self.ranges.iter().any(|&(first, last)| (first..=last).contains(&layer))
     }
@@ -193,26 +204,27 @@ impl FromStr for LayerSet {
     }
 }
 
-/// How a trace is to be read. `..ReadOptions::default()` fills what one does not care about.
+/// Options of reading a trace. `..ReadOptions::default()` fills the fields that a caller does not set.
 #[derive(Debug, Clone)]
 pub struct ReadOptions {
-    /// Format, where content shall not decide.
-    pub format: Option<Format>,
-    /// Column whose values become steps, in order of appearance. Default: `step`, where there is one.
+    /// Format. `None` detects it from the content.
+    pub format: Option<TraceFormat>,
+    /// Column whose values become steps, in order of appearance. Default: `step`, if the file has it.
     pub step_column: Option<String>,
-    /// Experts per layer; ids at or above it are errors. Default: as the file declares, else highest id + 1.
+    /// Number of experts per layer. Ids at or above it are errors. Default: the file's declaration, else
+    /// highest id + 1.
     pub experts: Option<usize>,
-    /// Layers to read; the rest is skipped.
+    /// Layers to read. The others are skipped.
     pub layers: Option<LayerSet>,
-    /// Arrays of an npz to take, in this order. Default: all, in file order.
+    /// Arrays of an npz to read, in this order. Default: all arrays of a fitting shape, in file order.
     pub arrays: Vec<String>,
-    /// How per-token arrays become batches.
+    /// Rule by which per-token arrays become batches.
     pub batching: Batching,
-    /// In which order requests of per-token arrays are taken.
-    pub order: Order,
-    /// Seed of the order and of decode start offsets.
+    /// Order in which requests of per-token arrays are read.
+    pub order: RequestOrder,
+    /// Seed of the order and of the start offsets of decode batches.
     pub seed: u64,
-    /// Bytes that held steps, or a held per-token array, may take.
+    /// Bytes available for held steps, or for a held per-token array.
     pub memory: u64,
 }
 
@@ -225,7 +237,7 @@ impl Default for ReadOptions {
             layers: None,
             arrays: Vec::new(),
             batching: Batching::default(),
-            order: Order::default(),
+            order: RequestOrder::default(),
             seed: 0,
             memory: 512 << 20,
         }
@@ -233,17 +245,17 @@ impl Default for ReadOptions {
 }
 
 impl ReadOptions {
-    /// How batches of a trace of this format come about, in words.
-    pub fn batches_in_words(&self, format: Format) -> String {
+    /// Describes the origin of the batches of a trace of this format.
+    pub fn describe_batches(&self, format: TraceFormat) -> String {
         let order = match self.order {
-            Order::Recorded => "recorded order".to_owned(),
-            Order::Shuffled => format!("shuffled by seed {}", self.seed),
+            RequestOrder::Recorded => "recorded order".to_owned(),
+            RequestOrder::Shuffled => format!("shuffled by seed {}", self.seed),
         };
         match (format, self.batching) {
-            (Format::Npy | Format::Npz, Batching::Prefill { tokens }) => {
+            (TraceFormat::Npy | TraceFormat::Npz, Batching::Prefill { tokens }) => {
                 format!("prefill batches of {tokens} tokens, {order}")
             }
-            (Format::Npy | Format::Npz, Batching::Decode { in_flight }) => {
+            (TraceFormat::Npy | TraceFormat::Npz, Batching::Decode { in_flight }) => {
                 format!("decode batches of {in_flight} requests, {order}, starts by seed {}", self.seed)
             }
             _ => "one batch per recorded step".into(),
@@ -251,14 +263,14 @@ impl ReadOptions {
     }
 }
 
-/// Told how far a reader is; the command line draws a bar from it.
-pub trait Progress {
-    /// `done` of `total` bytes of all files are read.
-    fn bytes(&self, done: u64, total: u64);
+/// Receiver of a reader's progress. The command line draws a bar from it.
+pub trait ReadProgress {
+    /// Reports that `done` of `total` bytes of all files are read.
+    fn report_bytes(&self, done: u64, total: u64);
 }
 
-impl Progress for () {
-    fn bytes(&self, _done: u64, _total: u64) {}
+impl ReadProgress for () {
+    fn report_bytes(&self, _done: u64, _total: u64) {}
 }
 
 #[cfg(test)]
@@ -271,7 +283,10 @@ mod tests {
         let inside: Vec<u32> = (0..12).filter(|&layer| set.contains(layer)).collect();
         assert_eq!(inside, [0, 3, 4, 5, 9]);
         assert_eq!(set.to_string(), "0,3-5,9");
-        assert_eq!((set.unmatched(&[0, 4, 9]), set.unmatched(&[0, 9])), (None, Some("3-5".into())));
+        assert_eq!(
+            (set.first_unmatched(&[0, 4, 9]), set.first_unmatched(&[0, 9])),
+            (None, Some("3-5".into()))
+        );
         for wrong in ["", "a", "5-3", "1,,2", "-1", "1-"] {
             let message = wrong.parse::<LayerSet>().unwrap_err().to_string();
             assert!(message.contains("expected ids like"), "{message}");
@@ -280,9 +295,9 @@ mod tests {
 
     #[test]
     fn format_names_round_trip() {
-        for format in Format::ALL {
-            assert_eq!(format.to_string().parse::<Format>().unwrap(), format);
+        for format in TraceFormat::ALL {
+            assert_eq!(format.to_string().parse::<TraceFormat>().unwrap(), format);
         }
-        assert!("tsv".parse::<Format>().unwrap_err().to_string().contains("vllm-jsonl"));
+        assert!("tsv".parse::<TraceFormat>().unwrap_err().to_string().contains("vllm-jsonl"));
     }
 }

@@ -1,32 +1,32 @@
-//! Peaks by set and number of ranks, batches side by side.
+//! Peaks by set and number of ranks, for all batches.
 
-/// Most entries.
-const MOST: usize = 1 << 22;
-/// Batches are looked at side by side, so many at a time.
+/// Highest number of entries of a table.
+const MAX_ENTRIES: usize = 1 << 22;
+/// Number of batches that are processed together, for vector instructions.
 const LANES: usize = 8;
 
-/// `ceil(load(X) / n)` of every batch.
-pub(super) struct Table {
-    /// `[X][n][padded batches]`; a large number for n = 0 and a load.
+/// Values of `ceil(load(X) / n)` for every batch.
+pub(super) struct PeakTable {
+    /// `[X][n][padded batches]`. The entry is a large number for n = 0 if the set has load.
     peaks: Vec<u32>,
-    /// What a token counts, `[padded batches]`.
+    /// Weight of a token, `[padded batches]`.
     weights: Vec<u64>,
     padded: usize,
     ranks: usize,
 }
 
-impl Table {
-    /// `None` where it would be too large.
+impl PeakTable {
+    /// Creates the table. Returns `None` if it would be too large.
     pub(super) fn new(
         (batches, weights): (&[&[u64]], &[u64]),
         order: &[usize],
         ranks: usize,
-    ) -> Option<Table> {
+    ) -> Option<PeakTable> {
         let (sets, padded) = (1usize << order.len(), batches.len().next_multiple_of(LANES));
         let entries = sets.checked_mul(ranks + 1)?.checked_mul(padded)?;
         let largest = batches.iter().map(|batch| batch.iter().map(|&l| u128::from(l)).sum::<u128>()).max();
         let heaviest = u128::from(weights.iter().copied().max().unwrap_or(0)) * padded as u128;
-        if entries > MOST
+        if entries > MAX_ENTRIES
             || largest.unwrap_or(0) > u128::from(u32::MAX / 2)
             || heaviest * u128::from(u32::MAX) > u128::from(u64::MAX)
         {
@@ -46,12 +46,12 @@ impl Table {
                 }
             }
         }
-        Some(Table { peaks, weights, padded, ranks })
+        Some(PeakTable { peaks, weights, padded, ranks })
     }
 
-    /// The weighted sum over the batches of the largest entry, where `n(set)` ranks can be reached from each set; it may stop
-    /// early, with less, once it is `enough`.
-    pub(super) fn bound(&self, sets: usize, n: impl Fn(usize) -> usize, enough: u64) -> u64 {
+    /// Returns the weighted sum over the batches of the largest entry, where set `X` can reach `n(X)` ranks.
+    /// It may stop early with a lower sum, once that sum is at least `enough`.
+    pub(super) fn sum_bound(&self, sets: usize, n: impl Fn(usize) -> usize, enough: u64) -> u64 {
         let mut sum = 0;
         for from in (0..self.padded).step_by(LANES) {
             let mut most = [0u32; LANES];

@@ -1,9 +1,10 @@
 //! The policy `milp`: small cases solved to proof by HiGHS.
 //!
-//! **The programme.** How many ranks hold each part `P` (a set of experts as large as a rank has slots) is a whole number
-//! `y[P]`. A set `X` of experts lives on `n[X]` ranks, and the peak of batch `b` is the largest `ceil(load[b](X) / n[X])` (the
-//! max-flow theorem, read from the experts' side: no flow is needed). `1 / n` is convex, so at whole numbers it is the
-//! largest of its chords, and those are linear:
+//! **The programme.** A part `P` is a set of experts as large as a rank has slots. The number of ranks that
+//! hold each part is a whole number `y[P]`. A set `X` of experts lives on `n[X]` ranks, and the peak of batch
+//! `b` is the largest `ceil(load[b](X) / n[X])`. This is the max-flow theorem read from the experts' side, so
+//! that no flow is needed. `1 / n` is convex, so at whole numbers it is the largest of its chords, and those
+//! are linear:
 //!
 //! ```text
 //!   min  Σ_b weight_b · T_b
@@ -13,37 +14,39 @@
 //!        T_b ≥ ceil(total_b / ranks),  y and T whole
 //! ```
 //!
-//! Chords that lie below the mean are left out. Ranks have no names in it: there is no symmetry to break.
+//! Chords that lie below the mean are left out. Ranks have no names in the programme, so there is no symmetry
+//! to break.
 
 use super::super::{PlaceError, Placement, Policy};
-use super::failed;
+use super::policy_error;
 use crate::cluster::Cluster;
 use crate::forecast::History;
 
-/// Placed by a mixed-integer programme: up to 8 experts, up to 16 batches. Needs the feature `highs`.
+/// Policy by a mixed-integer programme, for up to 8 experts and up to 16 batches. It needs the feature
+/// `highs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Milp;
 
-/// Most experts: the programme has a row for each of their subsets and more.
+/// Highest number of experts, because the programme has at least a row for each of their subsets.
 const MAX_EXPERTS: usize = 8;
 
 impl Milp {
-    /// A placement, and whether it is proved to be the best for the batches that the programme was stated for (16 of the
-    /// history, evenly spaced, or all).
+    /// Returns a placement, and true if it is proved to be optimal for the batches of the programme. These
+    /// are 16 batches of the history, evenly spaced, or all.
     ///
     /// # Errors
-    /// When the case is too large, the engine fails, or it is not compiled in.
+    /// Fails if the case is too large, if the engine fails, or if it is not compiled in.
     pub fn solve(self, history: &History<'_>, cluster: &Cluster) -> Result<(Placement, bool), PlaceError> {
         let experts = history.experts();
         if experts > MAX_EXPERTS {
             let reason = format!(
-                "is for {MAX_EXPERTS} experts at most, there are {experts}: try lp-round or recourse"
+                "supports {MAX_EXPERTS} experts at most, there are {experts}: try lp-round or recourse"
             );
-            return Err(failed("milp", reason));
+            return Err(policy_error("milp", reason));
         }
         if cluster.usable_slots() < experts {
             let reason = format!("{} slots cannot hold {experts} experts", cluster.usable_slots());
-            return Err(failed("milp", reason));
+            return Err(policy_error("milp", reason));
         }
         engine::solve(history, cluster)
     }
@@ -61,46 +64,49 @@ impl Policy for Milp {
 
 #[cfg(not(feature = "highs"))]
 mod engine {
-    use super::{Cluster, History, PlaceError, Placement, failed};
+    use super::{Cluster, History, PlaceError, Placement, policy_error};
 
     pub(super) fn solve(_: &History<'_>, _: &Cluster) -> Result<(Placement, bool), PlaceError> {
         let reason =
             "needs HiGHS, which is not compiled in: build with `--features highs` (CMake and libclang)";
-        Err(failed("milp", reason.into()))
+        Err(policy_error("milp", reason.into()))
     }
 }
 
 #[cfg(feature = "highs")]
 mod engine {
-    use super::super::columns::{Kind, chords, kinds};
-    use super::super::{BATCHES, some_batches};
-    use super::{Cluster, History, PlaceError, Placement, failed};
+    use super::super::columns::{RankKind, chord_range, rank_kinds};
+    use super::super::{MAX_BATCHES, sample_batches};
+    use super::{Cluster, History, PlaceError, Placement, policy_error};
     use crate::place::Contiguous;
     use good_lp::solvers::SolutionStatus;
     use good_lp::solvers::highs::highs;
     use good_lp::{Expression, ProblemVariables, Solution as _, SolverModel as _, Variable, variable};
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    /// Most parts, of all kinds of ranks together.
+    /// Highest number of parts of all kinds of ranks together.
     const MAX_PARTS: usize = 256;
-    /// Branches that are looked at; a number of them, so that no clock decides.
+    /// Highest number of visited branches. A count, unlike a clock, keeps the result reproducible.
     const MAX_NODES: i32 = 50_000;
 
     pub(super) fn solve(history: &History<'_>, cluster: &Cluster) -> Result<(Placement, bool), PlaceError> {
         let experts = history.experts();
-        let batches = some_batches(history, BATCHES);
+        let batches = sample_batches(history, MAX_BATCHES);
         if batches.is_empty() {
             return Ok((Contiguous::placement(experts, cluster)?, true));
         }
-        let Some(kinds) = kinds(experts, cluster, MAX_PARTS) else {
-            return Err(failed("milp", format!("a rank could hold more than {MAX_PARTS} sets of experts")));
+        let Some(kinds) = rank_kinds(experts, cluster, MAX_PARTS) else {
+            return Err(policy_error(
+                "milp",
+                format!("a rank could hold more than {MAX_PARTS} sets of experts"),
+            ));
         };
-        // An engine that panics has failed; nothing of it is used afterwards.
+        // An engine that panics has failed, and nothing of it is used afterwards.
         let answer = catch_unwind(AssertUnwindSafe(|| run(&batches, &kinds, experts, cluster.ranks())));
         let (counts, proved) = match answer {
             Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(failed("milp", format!("HiGHS failed: {error}"))),
-            Err(_) => return Err(failed("milp", "HiGHS failed: it panicked".into())),
+            Ok(Err(error)) => return Err(policy_error("milp", format!("HiGHS failed: {error}"))),
+            Err(_) => return Err(policy_error("milp", "HiGHS failed: it panicked".into())),
         };
         let mut slots = vec![None; cluster.slots()];
         for (kind, counts) in kinds.iter().zip(&counts) {
@@ -115,10 +121,11 @@ mod engine {
         Ok((Placement::new(experts, cluster.ranks(), slots)?, proved))
     }
 
-    /// How many ranks of each kind hold each part, and whether that is proved to be best.
+    /// Returns the number of ranks of each kind that hold each part, and true if that is proved to be
+    /// optimal.
     fn run(
         batches: &[&[u64]],
-        kinds: &[Kind],
+        kinds: &[RankKind],
         experts: usize,
         ranks: usize,
     ) -> Result<(Vec<Vec<usize>>, bool), good_lp::ResolutionError> {
@@ -151,9 +158,9 @@ mod engine {
             let fewest = set.count_ones().div_ceil(size.unwrap_or(1).max(1)) as usize;
             for ((batch, &floor), &peak) in batches.iter().zip(&floors).zip(&peaks) {
                 let load: u64 = (0..experts).filter(|e| set >> e & 1 == 1).map(|e| batch[e]).sum();
-                for n in chords(load, floor, fewest, ranks) {
+                for n in chord_range(load, floor, fewest, ranks) {
                     let (load, n) = (load as f64, n as f64);
-                    // load/n - load/(n (n + 1)) * (touching - n), brought to one side.
+                    // The row is load/n - load/(n (n + 1)) * (touching - n), brought to one side.
                     let slope = load / (n * (n + 1.0));
                     let mut row = Expression::from(peak);
                     row.add_mul(slope, touching);

@@ -1,9 +1,9 @@
-//! The policy `lp-round`: homes fixed, redundant slots relaxed, rounded and repaired.
+//! The policy `lp-round`: fixed homes and relaxed redundant slots, rounded and repaired.
 //!
-//! **The programme.** The plain relaxation over (expert, rank) pairs says nothing: a part `S / E` of every expert on every
-//! rank reaches the mean. So every expert first gets a home, heaviest first to the least loaded rank; a rank's free slots are
-//! then shared out among the others' experts, `z[e][r]` of a copy each, and a copy carries no more than its part of the
-//! expert's load:
+//! **The programme.** The plain relaxation over (expert, rank) pairs is useless: a part `S / E` of every
+//! expert on every rank reaches the mean. So every expert first gets a home, heaviest first on the least
+//! loaded rank. The free slots of a rank are then shared by the experts of other ranks, as parts `z[e][r]` of
+//! a replica each. A replica serves no more than its part of the expert's load:
 //!
 //! ```text
 //!   min  Σ_b T_b
@@ -12,29 +12,29 @@
 //!        load of r in b  ≤  T_b,   T_b ≥ 1                    loads in units of the batch's mean
 //! ```
 //!
-//! It binds: what leaves a full rank goes through copies, of which there are as many as slots. **Rounding:** copies in the
-//! order of `z`, as slots allow. **Repair:** empty slots to the largest load per copy; then single exact moves, as long as
-//! one lowers the peaks.
+//! This programme binds: load that leaves a full rank goes through replicas, whose number is that of the
+//! slots. **Rounding:** replicas are placed in the order of `z`, as slots allow. **Repair:** empty slots go
+//! to the largest load per replica. Then single exact moves follow, until none lowers the peaks.
 //!
-//! Solved by HiGHS with the feature `highs`, by Clarabel without: engines differ in the last digits, and so may the
-//! placements.
+//! HiGHS solves the programme with the feature `highs`, Clarabel without it. Engines differ in the last
+//! digits, and so may the placements.
 
-use super::super::refine::{Refine, refine};
+use super::super::refine::{RefineLimits, refine_placement};
 use super::super::{PlaceError, Placement, Policy};
-use super::{BATCHES, failed, some_batches};
+use super::{MAX_BATCHES, policy_error, sample_batches};
 use crate::cluster::Cluster;
 use crate::forecast::History;
 use good_lp::{Expression, ProblemVariables, Solution as _, SolverModel as _, Variable, variable};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Placed by a linear programme with fixed homes, rounded.
+/// Policy by a linear programme with fixed homes, rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LpRound;
 
-/// Most flow variables; fewer batches are taken where there would be more.
+/// Highest number of flow variables. The programme has fewer batches if it would exceed this number.
 const MAX_FLOWS: usize = 12_000;
-/// A smaller part of a copy is none.
-const LEAST: f64 = 1e-3;
+/// Part of a replica below which it is ignored.
+const MIN_REPLICA_PART: f64 = 1e-3;
 
 impl Policy for LpRound {
     fn name(&self) -> String {
@@ -43,63 +43,66 @@ impl Policy for LpRound {
 
     fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
         let (experts, ranks) = (history.experts(), cluster.ranks());
-        let homes = homes(history.totals(), cluster)?;
+        let homes = assign_homes(history.totals(), cluster)?;
         let mut held: Vec<Vec<u32>> = vec![vec![]; ranks];
         for (expert, &home) in homes.iter().enumerate() {
             held[home].push(expert as u32);
         }
-        let free: Vec<usize> = (0..ranks).map(|rank| cluster.usable(rank) - held[rank].len()).collect();
-        // Copies of light experts carry nothing worth a slot.
+        let free: Vec<usize> = (0..ranks).map(|rank| cluster.slots_of(rank) - held[rank].len()).collect();
+        // Replicas of light experts do not repay their slots.
         let mut candidates: Vec<usize> = (0..experts).collect();
         candidates.sort_by_key(|&e| std::cmp::Reverse(history.totals()[e]));
         candidates.truncate((2 * free.iter().sum::<usize>()).max(1));
         let per_batch = candidates.len() * ranks.saturating_sub(1);
         if per_batch > MAX_FLOWS {
             let reason = format!(
-                "{} experts to copy on {ranks} ranks are {per_batch} flows per batch: at most {MAX_FLOWS}; try recourse",
+                "replicas of {} experts on {ranks} ranks need {per_batch} flows per batch: expected at most {MAX_FLOWS}; try recourse",
                 candidates.len()
             );
-            return Err(failed("lp-round", reason));
+            return Err(policy_error("lp-round", reason));
         }
-        let batches = some_batches(history, (MAX_FLOWS / per_batch.max(1)).min(BATCHES));
+        let batches = sample_batches(history, (MAX_FLOWS / per_batch.max(1)).min(MAX_BATCHES));
         if per_batch > 0 && !batches.is_empty() {
-            // An engine that panics has failed; nothing of it is used afterwards.
-            let state = || copies(&batches, &homes, &free, &candidates);
+            // An engine that panics has failed, and nothing of it is used afterwards.
+            let state = || relaxed_replicas(&batches, &homes, &free, &candidates);
             let mut parts = match catch_unwind(AssertUnwindSafe(state)) {
                 Ok(Ok(parts)) => parts,
                 Ok(Err(error)) => {
-                    return Err(failed("lp-round", format!("{} failed: {error}", engine::NAME)));
+                    return Err(policy_error("lp-round", format!("{} failed: {error}", engine::NAME)));
                 }
-                Err(_) => return Err(failed("lp-round", format!("{} failed: it panicked", engine::NAME))),
+                Err(_) => {
+                    return Err(policy_error("lp-round", format!("{} failed: it panicked", engine::NAME)));
+                }
             };
-            parts.retain(|&(part, ..)| part >= LEAST);
+            parts.retain(|&(part, ..)| part >= MIN_REPLICA_PART);
             parts.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
             for (_, expert, rank) in parts {
-                if held[rank].len() < cluster.usable(rank) {
+                if held[rank].len() < cluster.slots_of(rank) {
                     held[rank].push(expert);
                 }
             }
         }
-        fill(&mut held, history.totals(), cluster);
+        fill_free_slots(&mut held, history.totals(), cluster);
         let mut slots = Vec::with_capacity(cluster.slots());
         for own in &held {
             let padding = cluster.slots_per_rank() - own.len();
             slots.extend(own.iter().copied().map(Some).chain(std::iter::repeat_n(None, padding)));
         }
         let rounded = Placement::new(experts, ranks, slots)?;
-        let how = Refine { towards: None, max_moves: cluster.slots(), least_gain: 0, needs: &[] };
-        refine(&rounded, history, cluster, &how)
+        let how = RefineLimits { towards: None, max_moves: cluster.slots(), least_gain: 0, needs: &[] };
+        refine_placement(&rounded, history, cluster, &how)
     }
 }
 
-/// The home of every expert: heaviest first, each to the least loaded rank that has room, as many on each as divide.
-fn homes(totals: &[u64], cluster: &Cluster) -> Result<Vec<usize>, PlaceError> {
+/// Returns the home of every expert. The heaviest comes first, each goes to the least loaded rank with room,
+/// and all ranks have about the same number.
+fn assign_homes(totals: &[u64], cluster: &Cluster) -> Result<Vec<usize>, PlaceError> {
     let (experts, ranks) = (totals.len(), cluster.ranks());
     let mut room: Vec<usize> =
         (0..ranks).map(|rank| experts / ranks + usize::from(rank < experts % ranks)).collect();
-    if (0..ranks).any(|rank| room[rank] > cluster.usable(rank)) {
+    if (0..ranks).any(|rank| room[rank] > cluster.slots_of(rank)) {
         let reason = format!("{} slots cannot hold {experts} experts", cluster.usable_slots());
-        return Err(failed("lp-round", reason));
+        return Err(policy_error("lp-round", reason));
     }
     let mut order: Vec<usize> = (0..experts).collect();
     order.sort_by_key(|&e| std::cmp::Reverse(totals[e]));
@@ -114,12 +117,12 @@ fn homes(totals: &[u64], cluster: &Cluster) -> Result<Vec<usize>, PlaceError> {
     Ok(homes)
 }
 
-/// Fills what is empty with the largest load per copy.
-fn fill(held: &mut [Vec<u32>], totals: &[u64], cluster: &Cluster) {
+/// Fills empty slots with the experts of the largest load per replica.
+fn fill_free_slots(held: &mut [Vec<u32>], totals: &[u64], cluster: &Cluster) {
     let mut copies = vec![0u64; totals.len()];
     held.iter().flatten().for_each(|&expert| copies[expert as usize] += 1);
     for (rank, own) in held.iter_mut().enumerate() {
-        while own.len() < cluster.usable(rank) {
+        while own.len() < cluster.slots_of(rank) {
             let open = (0..totals.len()).filter(|&e| !own.contains(&(e as u32)));
             let Some(best) = open.max_by_key(|&e| (totals[e] / (copies[e] + 1), std::cmp::Reverse(e))) else {
                 break;
@@ -130,8 +133,8 @@ fn fill(held: &mut [Vec<u32>], totals: &[u64], cluster: &Cluster) {
     }
 }
 
-/// The programme's part of a copy for every candidate and rank.
-fn copies(
+/// Solves the programme. Returns the part of a replica for every candidate and rank.
+fn relaxed_replicas(
     batches: &[&[u64]],
     homes: &[usize],
     free: &[usize],
@@ -223,9 +226,9 @@ mod tests {
         let loads = vec![60, 10, 10, 10, 10, 10, 10, 10];
         let trace = Trace::from_loads(8, vec![0], vec!["0".into()], loads).unwrap();
         let cluster = Cluster::new(4, 1, 8, 4).unwrap();
-        let placement = LpRound.place(&History::whole(&trace, 0), &cluster).unwrap();
-        assert!(placement.copies(0).len() >= 2, "{placement:?}");
-        assert_eq!(placement.doubled(), 0);
+        let placement = LpRound.place(&History::from_trace(&trace, 0), &cluster).unwrap();
+        assert!(placement.replicas(0).len() >= 2, "{placement:?}");
+        assert_eq!(placement.same_rank_duplicates(), 0);
     }
 
     proptest! {
@@ -235,9 +238,9 @@ mod tests {
             loads in prop::collection::vec(0u64..100, 3 * 10), ranks in 2usize..6, redundant in 0usize..8
         ) {
             let trace = Trace::from_loads(10, vec![0], (0..3).map(|s| s.to_string()).collect(), loads).unwrap();
-            let cluster = Cluster::uneven(ranks, 1, 10, redundant).unwrap();
-            let placement = LpRound.place(&History::whole(&trace, 0), &cluster).unwrap();
-            prop_assert_eq!(placement.doubled(), 0);
+            let cluster = Cluster::with_uneven_slots(ranks, 1, 10, redundant).unwrap();
+            let placement = LpRound.place(&History::from_trace(&trace, 0), &cluster).unwrap();
+            prop_assert_eq!(placement.same_rank_duplicates(), 0);
             let filled = placement.slots().iter().flatten().count();
             prop_assert_eq!(filled, cluster.usable_slots().min(10 * ranks));
         }

@@ -1,234 +1,286 @@
-//! Plans that EPLB does not beat under the split that will run: chosen on batches held back.
+//! Choice of a search whose placements EPLB does not beat under the split that will run, on held-out batches.
 //!
-//! In: the batches of a window. Out: [`Trust`]. A placement made for exact splits can be far above EPLB's where a stack splits
-//! evenly, and a search for even splits fits its own batches. So every way to search is tried on one half of the window and
-//! compared with EPLB, placed on the same half, on the other half, both ways round. EPLB's own placement is what is left where
-//! no search holds.
+//! In: the batches of a window. Out: [`ScenarioModel`]. A placement for exact splits can be far worse than
+//! EPLB's if a stack splits evenly. A search for even splits fits its own batches. So every candidate search
+//! runs on one half of the window and is compared with EPLB, placed on the same half, on the other half. Then
+//! the halves are exchanged. If no search holds, EPLB's own placement remains.
 //!
-//! Two questions are answered. [`for_rule`]: the split is a fixed rule. A search has to be better than EPLB beyond noise.
-//! [`for_any`]: the split is not known. Searches put more and more weight on the even split until they hold against EPLB under
-//! it; of those with the same weight that do, the best under the exact split is taken.
+//! Two cases are distinguished. In [`choose_for_rule`] the split is a fixed rule, and a search has to be
+//! better than EPLB beyond noise. In [`choose_for_unknown`] the split is unknown. The searches weight the
+//! even split more and more, until one holds against EPLB under it. Among those with the same weight that
+//! hold, the best under the exact split is chosen.
 
-use super::aim::Aim;
-use super::choose::{self, FEWEST, HELD, LADDER, SCENARIOS, Trust, part};
-use super::exact::Exact;
+use super::evaluate::ExactEvaluator;
+use super::incumbent::SearchPlacement;
+use super::model_selection::{
+    self, MAX_HELD_OUT_BATCHES, MAX_SELECTION_SCENARIOS, MIN_BATCHES_TO_HOLD_OUT, PERTURBATION_LADDER,
+    ScenarioModel, plain_part,
+};
+use super::perturb::{self, PerturbationPart};
 use super::rule_loads::{RuleLoads, placement_peaks};
-use super::scenarios::Scenarios;
-use super::score::{each, standard_error};
-use super::seating::Seating;
+use super::scenarios::ScenarioSet;
+use super::score::{scenario_scores, standard_error};
+use super::search_aim::SearchAim;
 use super::share_rule::ShareRule;
-use super::spread::{self, Part};
-use super::{Dice, Layer, dispersion, starts};
-use crate::place::{Eplb, Placement, Ties};
-use crate::split::{Method, StackDispatch};
-use evenkeel_solver::Error;
+use super::{LayerProblem, SeededRng, initial, overdispersion};
+use crate::place::{Eplb, Placement, TieBreak};
+use crate::split::{SplitMethod, StackDispatch};
+use evenkeel_solver::SolverError;
 
-/// One way to search where the split is not known.
-struct Candidate {
-    /// The weight of the even split's score, in sixteenths of the exact one's.
+/// Candidate search if the split is unknown.
+struct SearchCandidate {
+    /// Weight of the even split's score, in sixteenths of the exact one's.
     weight: u64,
-    /// Spreads to search with.
-    spreads: &'static [&'static [Part]],
-    /// Standard errors that its mean under the even split has to be below EPLB's, where batches are many. Searches that hold
-    /// the even split dear are at worst a little above EPLB's; the others may be far above.
+    /// Spreads of the search.
+    spreads: &'static [&'static [PerturbationPart]],
+    /// Standard errors by which its mean under the even split has to be below EPLB's, if there are many
+    /// batches. Searches with a high weight are at worst a little above EPLB's. The others may be far above.
     errors: f64,
 }
 
-/// Ways to search, tried until one holds. Wide spreads dilute averages, so they are for the least weight only.
-const CANDIDATES: [Candidate; 4] = [
-    Candidate { weight: LEAST_WEIGHT, spreads: &[POOLED, LADDER[0], LADDER[1], LADDER[2]], errors: 1.5 },
-    Candidate { weight: 8, spreads: &[POOLED, LADDER[0]], errors: 0.75 },
-    Candidate { weight: 64, spreads: &[POOLED], errors: 0.0 },
-    Candidate { weight: 512, spreads: &[POOLED], errors: 0.0 },
+/// Candidate searches, evaluated until one holds. Wide spreads dilute averages, so only the lowest weight
+/// uses them.
+const CANDIDATES: [SearchCandidate; 4] = [
+    SearchCandidate {
+        weight: MIN_EVEN_WEIGHT,
+        spreads: &[POOLED_PARTS, PERTURBATION_LADDER[0], PERTURBATION_LADDER[1], PERTURBATION_LADDER[2]],
+        errors: 1.5,
+    },
+    SearchCandidate { weight: 8, spreads: &[POOLED_PARTS, PERTURBATION_LADDER[0]], errors: 0.75 },
+    SearchCandidate { weight: 64, spreads: &[POOLED_PARTS], errors: 0.0 },
+    SearchCandidate { weight: 512, spreads: &[POOLED_PARTS], errors: 0.0 },
 ];
 
-/// Standard errors that a search for a fixed rule alone has to be below EPLB, where batches are many.
+/// Standard errors by which a search for a fixed rule alone has to be below EPLB, if there are many batches.
 const RULE_ERRORS: f64 = 1.5;
 
-/// Standard errors where batches are few. What is compared is two placements made on halves of the window, so the error
-/// between batches is not the whole of it.
+/// Standard errors if there are few batches. The comparison is between two placements made on halves of the
+/// window, so the error between batches is only a part of its error.
 const FEW_ERRORS: f64 = 3.0;
 
-/// With fewer batches in a window they are few.
-const FEW: usize = 64;
+/// Number of batches below which a window has few.
+const MIN_BATCHES_FOR_ERRORS: usize = 64;
 
-/// The least weight of the even split's score.
-pub(super) const LEAST_WEIGHT: u64 = 2;
+/// Lowest weight of the even split's score.
+pub(super) const MIN_EVEN_WEIGHT: u64 = 2;
 
-/// Single batches, and their average: where experts stray independently, the average says more than any batch.
-const POOLED: &[Part] =
-    &[part(30, 0, 0), part(30, 100, 0), Part { share: 40, tilt: 0, new: 0, pooled: true }];
+/// Single batches, and their average. If experts vary independently, the average predicts better than any
+/// batch.
+const POOLED_PARTS: &[PerturbationPart] = &[
+    plain_part(30, 0, 0),
+    plain_part(30, 100, 0),
+    PerturbationPart { share: 40, tilt: 0, new: 0, pooled: true },
+];
 
-/// Spreads for a fixed rule. What balances an average needs no caution about roles that nobody has seen change.
-const RULE_LADDER: [&[Part]; 3] = [POOLED, LADDER[0], LADDER[1]];
+/// Spreads for a fixed rule. A placement that balances an average need not guard against changes of roles
+/// that were never observed.
+const RULE_LADDER: [&[PerturbationPart]; 3] = [POOLED_PARTS, PERTURBATION_LADDER[0], PERTURBATION_LADDER[1]];
 
-/// Batches to search on, and batches to compare on.
-struct Fold<'a> {
-    seen: Vec<&'a [u64]>,
-    held: Scenarios,
-    /// What EPLB, placed on `seen`, adds to the score in each scenario of `held`; empty where EPLB has no such shape.
+/// Batches of a search, and held-out batches of the comparison.
+struct HoldoutFold<'a> {
+    search_batches: Vec<&'a [u64]>,
+    held_out: ScenarioSet,
+    /// Contributions of EPLB, placed on `seen`, to the score in each scenario of `held`. Empty if EPLB does
+    /// not support the shape.
     eplb: Vec<u64>,
 }
 
-/// What placements of one way to search add to the score in every scenario held back.
-struct Rows {
+/// Contributions of a search's placements to the score in every held-out scenario.
+struct ScoreRows {
     exact: Vec<u64>,
     rule: Vec<u64>,
 }
 
-/// The placement of EPLB for these batches.
-fn eplb(layer: &Layer<'_>, batches: &[&[u64]]) -> Option<Placement> {
+/// Returns the placement of EPLB for these batches.
+fn eplb_for_batches(layer: &LayerProblem<'_>, batches: &[&[u64]]) -> Option<Placement> {
     let total = |expert: usize| batches.iter().fold(0u64, |sum, batch| sum.saturating_add(batch[expert]));
     let totals: Vec<u64> = (0..layer.experts).map(total).collect();
-    eplb_of(layer, &totals)
+    eplb_for_totals(layer, &totals)
 }
 
-/// The placement of EPLB for these totals, `[E]`, where the slots divide over the ranks.
-pub(super) fn eplb_of(layer: &Layer<'_>, totals: &[u64]) -> Option<Placement> {
+/// Returns the placement of EPLB for these totals, `[E]`, if the slots divide over the ranks.
+pub(super) fn eplb_for_totals(layer: &LayerProblem<'_>, totals: &[u64]) -> Option<Placement> {
     if !layer.cluster.is_even() {
         return None;
     }
     let loads: Vec<f32> = totals.iter().map(|&load| load as f32).collect();
     let (slots, ranks) = (layer.cluster.slots(), layer.cluster.ranks());
-    let held = Eplb::new(1, Ties::LowestExpert).physical_to_logical(&loads, slots, 1, ranks).ok()?;
+    let held = Eplb::new(1, TieBreak::LowestExpert).physical_to_logical(&loads, slots, 1, ranks).ok()?;
     let placement = Placement::new(layer.experts, ranks, held.into_iter().map(Some).collect()).ok()?;
-    if layer.policy.split != Some(Method::Stack(StackDispatch::VllmAscend)) || placement.doubled() == 0 {
+    if layer.policy.split != Some(SplitMethod::Stack(StackDispatch::VllmAscend))
+        || placement.same_rank_duplicates() == 0
+    {
         return Some(placement);
     }
     // vllm-ascend refuses a rank that holds an expert twice.
-    let mut seating = Seating::of(&placement, &layer.slots);
-    starts::fill(&mut seating, totals);
+    let mut seating = SearchPlacement::from_placement(&placement, &layer.slots);
+    initial::fill_empty_slots(&mut seating, totals);
     seating.placement().ok()
 }
 
-/// What a search minimises where EPLB's placement was the best and cannot be taken whole.
-pub(super) fn rule_aim(layer: &Layer<'_>) -> Aim {
-    match layer.aim() {
-        Aim::Both(_) | Aim::Exact => Aim::Rule(Method::Even),
-        rule @ Aim::Rule(_) => rule,
+/// Returns the objective of a search if EPLB's placement is the best and cannot be used as it is.
+pub(super) fn rule_aim(layer: &LayerProblem<'_>) -> SearchAim {
+    match layer.default_aim() {
+        SearchAim::Both(_) | SearchAim::Exact => SearchAim::Rule(SplitMethod::Even),
+        rule @ SearchAim::Rule(_) => rule,
     }
 }
 
-/// Whether a placement that was searched on the whole window is not above EPLB's on it, under the rule of its aim. Ways to search are
-/// chosen by what they find on halves; this one may have found less.
-pub(super) fn holds_on_window(layer: &Layer<'_>, seating: &Seating, aim: Aim) -> bool {
-    let (Some(mut rule), Some(eplb)) = (aim.rule(layer.cluster), eplb_of(layer, layer.totals)) else {
+/// Returns true if a placement found on the whole window is not worse than EPLB's on it, under the rule of
+/// its aim. The choice of the search rests on halves of the window, so that a search on the whole may be
+/// worse.
+pub(super) fn holds_on_window_batches(
+    layer: &LayerProblem<'_>,
+    seating: &SearchPlacement,
+    aim: SearchAim,
+) -> bool {
+    let (Some(mut rule), Some(eplb)) = (aim.share_rule(layer.cluster), eplb_for_totals(layer, layer.totals))
+    else {
         return true;
     };
     let (experts, ranks, objective) = (layer.experts, layer.slots.len(), layer.policy.objective);
-    let batches =
-        spread::evenly(layer.batches.len(), layer.batches.len().min(HELD)).map(|b| layer.batches[b]);
-    let window = Scenarios::new(experts, ranks, batches);
+    let batches = perturb::even_indices(layer.batches.len(), layer.batches.len().min(MAX_HELD_OUT_BATCHES))
+        .map(|b| layer.batches[b]);
+    let window = ScenarioSet::new(experts, ranks, batches);
     let eplb = objective.score(&window, &placement_peaks(&window, &mut rule, &eplb));
     objective.score(&window, RuleLoads::new(&window, rule, seating).peaks()) <= eplb
 }
 
-/// How to plan where a fixed rule splits the batches.
+/// Chooses the planning if a fixed rule splits the batches.
 ///
 /// # Errors
-/// Where an expert has no rank; the caller has checked that all fit.
-pub(super) fn for_rule(layer: &Layer<'_>, method: Method, dice: &mut Dice) -> Result<Trust, Error> {
-    let folds = folds(layer, method, dice);
-    let aim = Aim::Rule(method);
-    let mut best: Option<(&[Part], u64, Vec<u64>)> = None;
+/// Fails if an expert has no rank. The caller has checked that all fit.
+pub(super) fn choose_for_rule(
+    layer: &LayerProblem<'_>,
+    method: SplitMethod,
+    dice: &mut SeededRng,
+) -> Result<ScenarioModel, SolverError> {
+    let folds = holdout_folds(layer, method, dice);
+    let aim = SearchAim::Rule(method);
+    let mut best: Option<(&[PerturbationPart], u64, Vec<u64>)> = None;
     for spread in RULE_LADDER {
-        let rows = judge(layer, &folds, spread, aim, dice)?;
+        let rows = evaluate_search(layer, &folds, spread, aim, dice)?;
         let score = layer.policy.objective.tail_sum(&rows.rule);
         if best.as_ref().is_none_or(|(_, least, _)| score < *least) {
             best = Some((spread, score, rows.rule));
         }
     }
-    let Some((spread, _, rows)) = best else { return Ok(Trust::Eplb) };
+    let Some((spread, _, rows)) = best else { return Ok(ScenarioModel::Eplb) };
     let eplb: Vec<u64> = folds.iter().flat_map(|fold| fold.eplb.iter().copied()).collect();
-    let better = holds(&rows, &eplb, if few(layer) { FEW_ERRORS } else { RULE_ERRORS });
-    Ok(if better { Trust::Search(spread.to_vec(), aim) } else { Trust::Eplb })
+    let better = beats_eplb(&rows, &eplb, if has_few_batches(layer) { FEW_ERRORS } else { RULE_ERRORS });
+    Ok(if better { ScenarioModel::Search(spread.to_vec(), aim) } else { ScenarioModel::Eplb })
 }
 
-/// How to plan where the split is not known.
+/// Chooses the planning if the split is unknown.
 ///
 /// # Errors
-/// As [`for_rule`].
-pub(super) fn for_any(layer: &Layer<'_>, dice: &mut Dice) -> Result<Trust, Error> {
-    let folds = folds(layer, Method::Even, dice);
+/// Fails as [`choose_for_rule`] does.
+pub(super) fn choose_for_unknown(
+    layer: &LayerProblem<'_>,
+    dice: &mut SeededRng,
+) -> Result<ScenarioModel, SolverError> {
+    let folds = holdout_folds(layer, SplitMethod::Even, dice);
     let objective = layer.policy.objective;
     let eplb: Vec<u64> = folds.iter().flat_map(|fold| fold.eplb.iter().copied()).collect();
-    for Candidate { weight, spreads, errors } in CANDIDATES {
-        let aim = Aim::Both(weight);
-        let errors = if few(layer) { FEW_ERRORS } else { errors };
+    for SearchCandidate { weight, spreads, errors } in CANDIDATES {
+        let aim = SearchAim::Both(weight);
+        let errors = if has_few_batches(layer) { FEW_ERRORS } else { errors };
         let (mut held, mut rows) = (vec![], vec![]);
         for &spread in spreads {
-            let judged = judge(layer, &folds, spread, aim, dice)?;
-            if holds(&judged.rule, &eplb, errors) {
+            let judged = evaluate_search(layer, &folds, spread, aim, dice)?;
+            if beats_eplb(&judged.rule, &eplb, errors) {
                 held.push(spread);
                 rows.push(judged.exact);
             }
         }
-        if let Some(widest) = objective.as_good(&rows).iter().rposition(|&good| good) {
-            return Ok(Trust::Search(held[widest].to_vec(), aim));
+        if let Some(widest) = objective.within_noise(&rows).iter().rposition(|&good| good) {
+            return Ok(ScenarioModel::Search(held[widest].to_vec(), aim));
         }
     }
-    for_rule(layer, Method::Even, dice)
+    choose_for_rule(layer, SplitMethod::Even, dice)
 }
 
-/// Whether the mean of a row of scores is below EPLB's by a number of standard errors.
-fn holds(row: &[u64], eplb: &[u64], errors: f64) -> bool {
+/// Returns true if the mean of a row of scores is below EPLB's by a number of standard errors.
+fn beats_eplb(row: &[u64], eplb: &[u64], errors: f64) -> bool {
     let (mean, error) = standard_error(row, eplb);
     eplb.is_empty() || mean <= -errors * error
 }
 
-/// Whether batches are too few to trust the errors between them.
-fn few(layer: &Layer<'_>) -> bool {
-    layer.batches.len() < FEW
+/// Returns true if the batches are too few to trust the errors between them.
+fn has_few_batches(layer: &LayerProblem<'_>) -> bool {
+    layer.batches.len() < MIN_BATCHES_FOR_ERRORS
 }
 
-/// Both halves of the window, each to be judged on the other, in blocks of time. Few batches cannot be halved: they are judged
-/// on copies that stray from them.
-fn folds<'a>(layer: &Layer<'a>, method: Method, dice: &mut Dice) -> Vec<Fold<'a>> {
+/// Returns both halves of the window in blocks of time, each judged on the other. Few batches cannot be
+/// halved, so they are judged on random variations of themselves.
+fn holdout_folds<'a>(
+    layer: &LayerProblem<'a>,
+    method: SplitMethod,
+    dice: &mut SeededRng,
+) -> Vec<HoldoutFold<'a>> {
     let (experts, ranks) = (layer.experts, layer.slots.len());
-    let fold = |seen: &[&'a [u64]], held: Scenarios| {
-        let peaks = eplb(layer, seen)
+    let fold = |seen: &[&'a [u64]], held: ScenarioSet| {
+        let peaks = eplb_for_batches(layer, seen)
             .map(|placement| placement_peaks(&held, &mut ShareRule::new(method, layer.cluster), &placement));
-        let eplb = peaks.map_or_else(Vec::new, |peaks| each(&held, &peaks).collect());
-        Fold { seen: seen.to_vec(), held, eplb }
+        let eplb = peaks.map_or_else(Vec::new, |peaks| scenario_scores(&held, &peaks).collect());
+        HoldoutFold { search_batches: seen.to_vec(), held_out: held, eplb }
     };
-    if layer.batches.len() < FEWEST {
-        let strayed = (&layer.batches[..], layer.strays);
-        return vec![fold(&layer.batches, spread::scenarios(experts, ranks, strayed, LADDER[0], HELD, dice))];
+    if layer.batches.len() < MIN_BATCHES_TO_HOLD_OUT {
+        let strayed = (&layer.batches[..], layer.rho);
+        return vec![fold(
+            &layer.batches,
+            perturb::draw_scenarios(
+                experts,
+                ranks,
+                strayed,
+                PERTURBATION_LADDER[0],
+                MAX_HELD_OUT_BATCHES,
+                dice,
+            ),
+        )];
     }
     let (first, second) = layer.batches.split_at(layer.batches.len() / 2);
     [(first, second), (second, first)]
         .map(|(seen, unseen)| {
-            let judged = spread::evenly(unseen.len(), unseen.len().min(HELD)).map(|b| unseen[b]);
-            fold(seen, Scenarios::new(experts, ranks, judged))
+            let judged = perturb::even_indices(unseen.len(), unseen.len().min(MAX_HELD_OUT_BATCHES))
+                .map(|b| unseen[b]);
+            fold(seen, ScenarioSet::new(experts, ranks, judged))
         })
         .into()
 }
 
-/// Searches on what every fold has seen, and judges on what it holds back.
-fn judge(
-    layer: &Layer<'_>,
-    folds: &[Fold<'_>],
-    spread: &[Part],
-    aim: Aim,
-    dice: &mut Dice,
-) -> Result<Rows, Error> {
+/// Searches on the `seen` batches of every fold, and judges on the held-out ones.
+fn evaluate_search(
+    layer: &LayerProblem<'_>,
+    folds: &[HoldoutFold<'_>],
+    spread: &[PerturbationPart],
+    aim: SearchAim,
+    dice: &mut SeededRng,
+) -> Result<ScoreRows, SolverError> {
     let (experts, ranks) = (layer.experts, layer.slots.len());
-    let iterations = choose::iterations(layer);
-    let mut rows = Rows { exact: vec![], rule: vec![] };
+    let iterations = model_selection::selection_iterations(layer);
+    let mut rows = ScoreRows { exact: vec![], rule: vec![] };
     for fold in folds {
-        let strays = match fold.seen.len() {
-            seen if seen >= FEWEST => 0.0,
-            _ if folds.len() == 1 => layer.strays,
-            _ => dispersion::fitted(&fold.seen),
+        let strays = match fold.search_batches.len() {
+            seen if seen >= MIN_BATCHES_TO_HOLD_OUT => 0.0,
+            _ if folds.len() == 1 => layer.rho,
+            _ => overdispersion::fit_rho(&fold.search_batches),
         };
-        let count = layer.policy.scenarios.min(SCENARIOS);
-        let scenarios = spread::scenarios(experts, ranks, (&fold.seen, strays), spread, count, dice);
-        let seating = layer.found(&scenarios, aim, iterations, dice.clone())?.seating;
-        if aim.exact() {
-            rows.exact.extend(each(&fold.held, &Exact::default().peaks(&seating, &fold.held)?));
+        let count = layer.policy.scenarios.min(MAX_SELECTION_SCENARIOS);
+        let scenarios =
+            perturb::draw_scenarios(experts, ranks, (&fold.search_batches, strays), spread, count, dice);
+        let seating = layer.search_best_start(&scenarios, aim, iterations, dice.clone())?.seating;
+        if aim.counts_exact() {
+            rows.exact.extend(scenario_scores(
+                &fold.held_out,
+                &ExactEvaluator::default().peaks(&seating, &fold.held_out)?,
+            ));
         }
-        if let Some(rule) = aim.rule(layer.cluster) {
-            rows.rule.extend(each(&fold.held, RuleLoads::new(&fold.held, rule, &seating).peaks()));
+        if let Some(rule) = aim.share_rule(layer.cluster) {
+            rows.rule.extend(scenario_scores(
+                &fold.held_out,
+                RuleLoads::new(&fold.held_out, rule, &seating).peaks(),
+            ));
         }
     }
     Ok(rows)

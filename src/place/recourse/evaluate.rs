@@ -1,23 +1,23 @@
-//! The exact peaks of a placement, scenario by scenario, each with its certificate.
+//! Exact peaks of a placement, scenario by scenario, each with its certificate.
 
-use super::scenarios::Scenarios;
-use super::score::Objective;
-use super::seating::Seating;
-use evenkeel_solver::{Error, Hosts, Problem, Split, Workspace, solve_counts_into};
+use super::incumbent::SearchPlacement;
+use super::scenarios::ScenarioSet;
+use super::score::ScenarioObjective;
+use evenkeel_solver::{Hosts, Problem, RankSplit, SolverError, Workspace, solve_counts_into};
 
-/// Memory for exact splits, kept from placement to placement.
+/// Memory for exact splits, reused for all placements.
 #[derive(Debug, Default)]
-pub(crate) struct Exact {
+pub(crate) struct ExactEvaluator {
     workspace: Workspace,
-    split: Split,
+    split: RankSplit,
 }
 
-impl Exact {
-    /// The placement as the solver takes it.
+impl ExactEvaluator {
+    /// Returns the placement in the form of the solver.
     ///
     /// # Errors
-    /// Where an expert has no host.
-    pub(crate) fn problem(seating: &Seating) -> Result<Problem, Error> {
+    /// Fails if an expert has no host.
+    pub(crate) fn build_problem(seating: &SearchPlacement) -> Result<Problem, SolverError> {
         let hosts = (0..seating.experts() as u32).map(|expert| {
             let hosts = seating.hosts(expert).iter().map(|&rank| u32::from(rank));
             hosts.collect::<Vec<u32>>()
@@ -25,43 +25,47 @@ impl Exact {
         Ok(Problem::new(Hosts::new(seating.ranks(), hosts)?))
     }
 
-    /// The least peak of one scenario, in tokens, and the ranks that prove it.
+    /// Returns the lowest peak of one scenario in tokens, and the ranks that prove it.
     ///
     /// # Errors
-    /// None for a problem of as many experts.
+    /// Succeeds for a problem with the same number of experts.
     pub(crate) fn peak(
         &mut self,
         problem: &Problem,
-        scenarios: &Scenarios,
+        scenarios: &ScenarioSet,
         scenario: usize,
-    ) -> Result<(f32, &[u32]), Error> {
+    ) -> Result<(f32, &[u32]), SolverError> {
         solve_counts_into(problem, scenarios.loads(scenario), &mut self.workspace, &mut self.split)?;
         Ok((self.split.peak.load as f32, &self.split.certificate))
     }
 
-    /// The peaks of a placement in all scenarios, `[padded B]`.
+    /// Returns the peaks of a placement in all scenarios, `[padded B]`.
     ///
     /// # Errors
-    /// Where an expert has no host.
-    pub(crate) fn peaks(&mut self, seating: &Seating, scenarios: &Scenarios) -> Result<Vec<f32>, Error> {
-        let problem = Self::problem(seating)?;
-        let mut peaks = vec![0.0; scenarios.padded()];
+    /// Fails if an expert has no host.
+    pub(crate) fn peaks(
+        &mut self,
+        seating: &SearchPlacement,
+        scenarios: &ScenarioSet,
+    ) -> Result<Vec<f32>, SolverError> {
+        let problem = Self::build_problem(seating)?;
+        let mut peaks = vec![0.0; scenarios.padded_len()];
         for (scenario, to) in peaks.iter_mut().enumerate().take(scenarios.len()) {
             *to = self.peak(&problem, scenarios, scenario)?.0;
         }
         Ok(peaks)
     }
 
-    /// The score of a placement over all scenarios.
+    /// Returns the score of a placement over all scenarios.
     ///
     /// # Errors
-    /// Where an expert has no host.
+    /// Fails if an expert has no host.
     pub(crate) fn score(
         &mut self,
-        seating: &Seating,
-        scenarios: &Scenarios,
-        objective: Objective,
-    ) -> Result<u64, Error> {
+        seating: &SearchPlacement,
+        scenarios: &ScenarioSet,
+        objective: ScenarioObjective,
+    ) -> Result<u64, SolverError> {
         Ok(objective.score(scenarios, &self.peaks(seating, scenarios)?))
     }
 }

@@ -1,101 +1,103 @@
-//! A placement that is being changed: usable slots, who sits where, and the moves between placements.
+//! Placement under change: usable slots, their experts, and the steps between placements.
 //!
-//! In: an explicit list of usable slots by rank, and an expert (or none) for each. Out: [`Seating`], which never holds two
-//! copies of an expert on one rank once it has none, and [`Step`]s that keep it so.
+//! In: the usable slots by rank, and an expert (or none) for each. Out: [`SearchPlacement`] and
+//! [`PlacementStep`]s. A seating without two replicas of an expert on one rank never gets any by an allowed
+//! step.
 
 use crate::place::{PlaceError, Placement};
 
-/// The longest list of hosts worth keeping inline is short; ranks fit 16 bits.
-pub(crate) type Rank = u16;
+/// Index of a rank. 16 bits suffice for every rank and keep lists of hosts small.
+pub(crate) type RankIndex = u16;
 
-/// Who sits in which usable slot. Expert `E` stands for nobody.
+/// Expert of every usable slot. Expert `E` stands for an empty slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Seating {
+pub(crate) struct SearchPlacement {
     experts: usize,
-    /// The rank of every usable slot; slots of a rank are consecutive, ranks ascending.
-    rank_of: Vec<Rank>,
+    /// Rank of every usable slot. Slots of a rank are consecutive, and ranks ascend.
+    rank_of: Vec<RankIndex>,
     /// First usable slot of every rank, `[R + 1]`.
     starts: Vec<usize>,
-    /// The expert in every usable slot; `E` where it is empty.
-    held: Vec<u32>,
-    /// The ranks that hold each expert, in no order, `[E]`; the row of expert `E` stays empty.
-    hosts: Vec<Vec<Rank>>,
+    /// Expert in every usable slot, `E` if it is empty.
+    slot_experts: Vec<u32>,
+    /// Hosts of each expert in no particular order, `[E]`. The row of expert `E` stays empty.
+    hosts: Vec<Vec<RankIndex>>,
 }
 
-/// One expert's change of hosts.
+/// Change of one expert's hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Change {
-    /// The expert; `E` where an empty slot changes, which changes nothing.
+pub(crate) struct HostChange {
+    /// Expert that changes. `E` for an empty slot, which changes nothing.
     pub(crate) expert: u32,
-    /// The rank that it leaves.
-    pub(crate) from: Option<Rank>,
-    /// The rank that it comes to.
-    pub(crate) to: Option<Rank>,
+    /// Rank that the expert leaves.
+    pub(crate) from: Option<RankIndex>,
+    /// Rank that receives the expert.
+    pub(crate) to: Option<RankIndex>,
 }
 
-/// A step from one placement to the next.
+/// Step from one placement to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// The experts of two slots change places.
+pub(crate) enum PlacementStep {
+    /// Exchange of the experts of two slots.
     Swap(usize, usize),
-    /// A slot is given to another expert.
+    /// Replacement of a slot's content by another expert.
     Retarget(usize, u32),
 }
 
-impl Seating {
-    /// Empty slots: `slots[r]` usable ones on rank `r`.
-    pub(crate) fn empty(experts: usize, slots: &[usize]) -> Seating {
+impl SearchPlacement {
+    /// Creates empty slots, `slots[r]` usable ones on rank `r`.
+    pub(crate) fn with_empty_slots(experts: usize, slots: &[usize]) -> SearchPlacement {
         let mut starts = vec![0];
         let mut rank_of = vec![];
         for (rank, &count) in slots.iter().enumerate() {
-            rank_of.extend(std::iter::repeat_n(rank as Rank, count));
+            rank_of.extend(std::iter::repeat_n(rank as RankIndex, count));
             starts.push(rank_of.len());
         }
-        let held = vec![experts as u32; rank_of.len()];
-        Seating { experts, rank_of, starts, held, hosts: vec![vec![]; experts + 1] }
+        let slot_experts = vec![experts as u32; rank_of.len()];
+        SearchPlacement { experts, rank_of, starts, slot_experts, hosts: vec![vec![]; experts + 1] }
     }
 
-    /// Takes over a placement, as far as `slots[r]` usable ones on rank `r` hold it; the second copy of an expert on a rank
-    /// is left out.
-    pub(crate) fn of(placement: &Placement, slots: &[usize]) -> Seating {
-        let mut seating = Seating::empty(placement.experts(), slots);
+    /// Creates a seating from the part of a placement that fits `slots[r]` usable slots on rank `r`. The
+    /// second replica of an expert on a rank is left out.
+    pub(crate) fn from_placement(placement: &Placement, slots: &[usize]) -> SearchPlacement {
+        let mut seating = SearchPlacement::with_empty_slots(placement.experts(), slots);
         for (rank, held) in placement.slots().chunks(placement.slots_per_rank().max(1)).enumerate() {
-            for (slot, &expert) in seating.slots_of(rank as Rank).zip(held) {
+            for (slot, &expert) in seating.slots_of(rank as RankIndex).zip(held) {
                 if let Some(expert) = expert
-                    && !seating.holds(rank as Rank, expert)
+                    && !seating.holds(rank as RankIndex, expert)
                 {
-                    seating.apply(Step::Retarget(slot, expert));
+                    seating.apply(PlacementStep::Retarget(slot, expert));
                 }
             }
         }
         seating
     }
 
-    /// The placement, every rank's usable slots filled up with empty ones to the same number.
+    /// Returns the placement. Every rank is filled up with empty slots to the same number.
     ///
     /// # Errors
-    /// [`PlaceError`] where an expert has no copy.
+    /// Returns [`PlaceError`] if an expert has no replica.
     pub(crate) fn placement(&self) -> Result<Placement, PlaceError> {
         let per_rank = self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
         let mut slots = vec![];
         for pair in self.starts.windows(2) {
-            let filled = self.held[pair[0]..pair[1]].iter();
+            let filled = self.slot_experts[pair[0]..pair[1]].iter();
             slots.extend(filled.map(|&expert| (expert as usize != self.experts).then_some(expert)));
             slots.resize(slots.len() + per_rank - (pair[1] - pair[0]), None);
         }
         Ok(Placement::new(self.experts, self.ranks(), slots)?)
     }
 
-    /// The placement, in which every expert that a rank of `before` held, and still holds, keeps its slot.
+    /// Returns the placement in which an expert that stays on a rank keeps its slot of `before`.
     ///
     /// # Errors
-    /// [`PlaceError`] where an expert has no copy.
-    pub(crate) fn kept_in(&self, before: &Placement) -> Result<Placement, PlaceError> {
+    /// Returns [`PlaceError`] if an expert has no replica.
+    pub(crate) fn placement_keeping_slots(&self, before: &Placement) -> Result<Placement, PlaceError> {
         let per_rank = before.slots_per_rank();
         let mut slots = vec![None; before.slots().len()];
         for rank in 0..self.ranks() {
             let own = rank * per_rank..(rank + 1) * per_rank;
-            let mut here: Vec<u32> = self.slots_of(rank as Rank).map(|slot| self.held[slot]).collect();
+            let mut here: Vec<u32> =
+                self.slots_of(rank as RankIndex).map(|slot| self.slot_experts[slot]).collect();
             here.retain(|&expert| expert as usize != self.experts);
             for slot in own.clone() {
                 if let Some(at) = here.iter().position(|&expert| before.slots()[slot] == Some(expert)) {
@@ -110,91 +112,91 @@ impl Seating {
         Ok(Placement::new(self.experts, self.ranks(), slots)?)
     }
 
-    /// Logical experts, `E`.
+    /// Returns the number of logical experts, `E`.
     pub(crate) fn experts(&self) -> usize {
         self.experts
     }
 
-    /// Ranks, `R`.
+    /// Returns the number of ranks, `R`.
     pub(crate) fn ranks(&self) -> usize {
         self.starts.len() - 1
     }
 
-    /// Usable slots of all ranks.
+    /// Returns the number of usable slots of all ranks.
     pub(crate) fn slots(&self) -> usize {
-        self.held.len()
+        self.slot_experts.len()
     }
 
-    /// Usable slots of one rank.
-    pub(crate) fn slots_of(&self, rank: Rank) -> std::ops::Range<usize> {
+    /// Returns the usable slots of one rank.
+    pub(crate) fn slots_of(&self, rank: RankIndex) -> std::ops::Range<usize> {
         self.starts[rank as usize]..self.starts[rank as usize + 1]
     }
 
-    /// The rank of a usable slot.
-    pub(crate) fn rank(&self, slot: usize) -> Rank {
+    /// Returns the rank of a usable slot.
+    pub(crate) fn rank_of(&self, slot: usize) -> RankIndex {
         self.rank_of[slot]
     }
 
-    /// The expert in a usable slot; `E` where it is empty.
-    pub(crate) fn held(&self, slot: usize) -> u32 {
-        self.held[slot]
+    /// Returns the expert in a usable slot, `E` if it is empty.
+    pub(crate) fn expert_in_slot(&self, slot: usize) -> u32 {
+        self.slot_experts[slot]
     }
 
-    /// The ranks that hold an expert, in no order; none for expert `E`.
-    pub(crate) fn hosts(&self, expert: u32) -> &[Rank] {
+    /// Returns the hosts of an expert in no particular order, none for expert `E`.
+    pub(crate) fn hosts(&self, expert: u32) -> &[RankIndex] {
         &self.hosts[expert as usize]
     }
 
-    /// Whether a rank holds an expert.
-    pub(crate) fn holds(&self, rank: Rank, expert: u32) -> bool {
+    /// Returns true if a rank holds an expert.
+    pub(crate) fn holds(&self, rank: RankIndex, expert: u32) -> bool {
         self.hosts[expert as usize].contains(&rank)
     }
 
-    /// Whether a slot is empty or holds one of several copies.
-    pub(crate) fn redundant(&self, slot: usize) -> bool {
-        let expert = self.held[slot];
+    /// Returns true if a slot is empty or holds one of several replicas.
+    pub(crate) fn is_redundant(&self, slot: usize) -> bool {
+        let expert = self.slot_experts[slot];
         expert as usize == self.experts || self.hosts[expert as usize].len() > 1
     }
 
-    /// Whether a step leads to a placement: no expert homeless, none twice on a rank.
-    pub(crate) fn allows(&self, step: Step) -> bool {
+    /// Returns true if a step leads to a placement, with no expert homeless and none twice on a rank.
+    pub(crate) fn allows_step(&self, step: PlacementStep) -> bool {
         match step {
-            Step::Swap(a, b) => {
-                let (e, f) = (self.held[a], self.held[b]);
+            PlacementStep::Swap(a, b) => {
+                let (e, f) = (self.slot_experts[a], self.slot_experts[b]);
                 let (from, to) = (self.rank_of[a], self.rank_of[b]);
                 e != f && from != to && !self.holds(to, e) && !self.holds(from, f)
             }
-            Step::Retarget(slot, expert) => {
-                self.redundant(slot)
+            PlacementStep::Retarget(slot, expert) => {
+                self.is_redundant(slot)
                     && (expert as usize) < self.experts
                     && !self.holds(self.rank_of[slot], expert)
             }
         }
     }
 
-    /// What a step changes.
-    pub(crate) fn changes(&self, step: Step) -> [Change; 2] {
+    /// Returns the changes of a step.
+    pub(crate) fn step_changes(&self, step: PlacementStep) -> [HostChange; 2] {
         match step {
-            Step::Swap(a, b) => {
+            PlacementStep::Swap(a, b) => {
                 let (from, to) = (Some(self.rank_of[a]), Some(self.rank_of[b]));
                 [
-                    Change { expert: self.held[a], from, to },
-                    Change { expert: self.held[b], from: to, to: from },
+                    HostChange { expert: self.slot_experts[a], from, to },
+                    HostChange { expert: self.slot_experts[b], from: to, to: from },
                 ]
             }
-            Step::Retarget(slot, expert) => {
+            PlacementStep::Retarget(slot, expert) => {
                 let rank = Some(self.rank_of[slot]);
                 [
-                    Change { expert: self.held[slot], from: rank, to: None },
-                    Change { expert, from: None, to: rank },
+                    HostChange { expert: self.slot_experts[slot], from: rank, to: None },
+                    HostChange { expert, from: None, to: rank },
                 ]
             }
         }
     }
 
     /// Takes a step and returns the one that undoes it.
-    pub(crate) fn apply(&mut self, step: Step) -> Step {
-        for Change { expert, from, to } in self.changes(step) {
+    pub(crate) fn apply(&mut self, step: PlacementStep) -> PlacementStep {
+        for HostChange { expert, from, to } in self.step_changes(step) {
             if expert as usize == self.experts {
                 continue;
             }
@@ -205,12 +207,12 @@ impl Seating {
             hosts.extend(to);
         }
         match step {
-            Step::Swap(a, b) => {
-                self.held.swap(a, b);
+            PlacementStep::Swap(a, b) => {
+                self.slot_experts.swap(a, b);
                 step
             }
-            Step::Retarget(slot, expert) => {
-                Step::Retarget(slot, std::mem::replace(&mut self.held[slot], expert))
+            PlacementStep::Retarget(slot, expert) => {
+                PlacementStep::Retarget(slot, std::mem::replace(&mut self.slot_experts[slot], expert))
             }
         }
     }

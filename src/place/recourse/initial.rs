@@ -1,25 +1,32 @@
-//! Where the search begins: experts dealt out by load, copies along a replica graph or to the heaviest.
+//! Initial placements of the search: experts placed by load, replicas along a replica graph or for the
+//! heaviest.
 //!
-//! In: each expert's share of the load and how many slots each rank has. Out: placements with every slot filled that can be,
-//! no expert homeless and none twice on a rank. `graphs` gives every expert a home and copies the heaviest experts of each
-//! rank to others (LPLB's idea, with rings and random permutations of all ranks); `greedy` gives copies to the experts with the largest load per copy and packs all of them, heaviest first (EPLB's idea).
+//! In: each expert's share of the load, and the number of slots of each rank. Out: placements with as many
+//! slots filled as possible, no expert homeless, and none twice on a rank. `replicate_along_graph` gives
+//! every expert a home and replicates the heaviest experts of each rank on others. This is LPLB's idea, with
+//! rings and random permutations of all ranks. `place_greedily` gives replicas to the experts with the
+//! largest load per replica and packs all of them, heaviest first. This is EPLB's idea.
 
-use super::seating::{Rank, Seating, Step};
-use crate::trace::dice::Dice;
+use super::incumbent::{PlacementStep, RankIndex, SearchPlacement};
+use crate::rng::SeededRng;
 use std::cmp::Reverse;
 
-/// Random permutations tried besides the rings.
-const PERMUTATIONS: usize = 3;
+/// Number of starts from random permutations, in addition to the rings.
+const RANDOM_GRAPHS: usize = 3;
 
-/// All starts. Empty where the slots cannot hold the experts.
-pub(crate) fn starts(shares: &[u64], slots: &[usize], dice: &mut Dice) -> Vec<Seating> {
+/// Returns all starts, or none if the slots cannot hold the experts.
+pub(crate) fn initial_placements(
+    shares: &[u64],
+    slots: &[usize],
+    dice: &mut SeededRng,
+) -> Vec<SearchPlacement> {
     let total: usize = slots.iter().sum();
     if total < shares.len() || shares.is_empty() {
         return vec![];
     }
-    let homes = homes(shares, slots);
+    let homes = place_homes(shares, slots);
     let ranks = slots.len();
-    let mut all = vec![greedy(shares, slots)];
+    let mut all = vec![place_greedily(shares, slots)];
     if let Some(homes) = homes {
         let turn = |by: usize, group: usize| -> Vec<usize> {
             (0..ranks).map(|rank| rank / group * group + (rank % group + by) % group).collect()
@@ -31,17 +38,17 @@ pub(crate) fn starts(shares: &[u64], slots: &[usize], dice: &mut Dice) -> Vec<Se
                 graphs.push(vec![turn(1, group), far]);
             }
         }
-        for _ in 0..PERMUTATIONS {
-            graphs.push((0..4).map(|_| cycle(ranks, dice)).collect());
+        for _ in 0..RANDOM_GRAPHS {
+            graphs.push((0..4).map(|_| draw_cycle(ranks, dice)).collect());
         }
-        all.extend(graphs.iter().map(|graph| along(graph, &homes, shares, slots)));
+        all.extend(graphs.iter().map(|graph| replicate_along_graph(graph, &homes, shares, slots)));
     }
     all
 }
 
-/// One copy of every expert: heaviest first, each to the rank that is least loaded for its slots and has room.
-fn homes(shares: &[u64], slots: &[usize]) -> Option<Seating> {
-    let mut seating = Seating::empty(shares.len(), slots);
+/// Places one replica of every expert, heaviest first, each on the rank with the lowest load that has room.
+fn place_homes(shares: &[u64], slots: &[usize]) -> Option<SearchPlacement> {
+    let mut seating = SearchPlacement::with_empty_slots(shares.len(), slots);
     let ranks = slots.len();
     // Every rank keeps its part of the redundant slots.
     let total: usize = slots.iter().sum();
@@ -53,10 +60,10 @@ fn homes(shares: &[u64], slots: &[usize]) -> Option<Seating> {
         upto += slots[rank];
     }
     let mut filled = vec![0u64; ranks];
-    let mut next: Vec<usize> = (0..ranks).map(|rank| seating.slots_of(rank as Rank).start).collect();
-    for expert in by_load(shares) {
+    let mut next: Vec<usize> = (0..ranks).map(|rank| seating.slots_of(rank as RankIndex).start).collect();
+    for expert in experts_by_load(shares) {
         let rank = (0..ranks).filter(|&rank| room[rank] > 0).min_by_key(|&rank| filled[rank])?;
-        seating.apply(Step::Retarget(next[rank], expert));
+        seating.apply(PlacementStep::Retarget(next[rank], expert));
         next[rank] += 1;
         room[rank] -= 1;
         filled[rank] += shares[expert as usize];
@@ -64,35 +71,41 @@ fn homes(shares: &[u64], slots: &[usize]) -> Option<Seating> {
     Some(seating)
 }
 
-/// Copies along permutations: the `j`-th free slot of a rank takes the heaviest expert, of those with fewest copies, that the
-/// `j`-th permutation's source has at home.
-fn along(graph: &[Vec<usize>], homes: &Seating, shares: &[u64], slots: &[usize]) -> Seating {
+/// Adds replicas along permutations. The `j`-th free slot of a rank takes an expert whose home is the source
+/// rank in the `j`-th permutation. It is the heaviest of those with the fewest replicas.
+fn replicate_along_graph(
+    graph: &[Vec<usize>],
+    homes: &SearchPlacement,
+    shares: &[u64],
+    slots: &[usize],
+) -> SearchPlacement {
     let mut seating = homes.clone();
     let free: Vec<Vec<usize>> = (0..slots.len())
         .map(|rank| {
-            let slots = homes.slots_of(rank as Rank);
-            slots.filter(|&slot| homes.held(slot) as usize == shares.len()).collect()
+            let slots = homes.slots_of(rank as RankIndex);
+            slots.filter(|&slot| homes.expert_in_slot(slot) as usize == shares.len()).collect()
         })
         .collect();
     for column in 0..free.iter().map(Vec::len).max().unwrap_or(0) {
         let sources = &graph[column % graph.len()];
         for (rank, free) in free.iter().enumerate() {
             let Some(&slot) = free.get(column) else { continue };
-            let at_home = homes.slots_of(sources[rank] as Rank).map(|slot| homes.held(slot));
+            let at_home = homes.slots_of(sources[rank] as RankIndex).map(|slot| homes.expert_in_slot(slot));
             let best = at_home
-                .filter(|&expert| seating.allows(Step::Retarget(slot, expert)))
+                .filter(|&expert| seating.allows_step(PlacementStep::Retarget(slot, expert)))
                 .min_by_key(|&expert| (seating.hosts(expert).len(), Reverse(shares[expert as usize])));
             if let Some(expert) = best {
-                seating.apply(Step::Retarget(slot, expert));
+                seating.apply(PlacementStep::Retarget(slot, expert));
             }
         }
     }
-    fill(&mut seating, shares);
+    fill_empty_slots(&mut seating, shares);
     seating
 }
 
-/// Copies for the largest load per copy, then all packed, heaviest first, each to the lightest rank with room.
-fn greedy(shares: &[u64], slots: &[usize]) -> Seating {
+/// Gives replicas to the largest load per replica. Then it packs all replicas, heaviest first, each on the
+/// lightest rank with room.
+fn place_greedily(shares: &[u64], slots: &[usize]) -> SearchPlacement {
     let (total, ranks) = (slots.iter().sum::<usize>(), slots.len());
     let mut copies = vec![1usize; shares.len()];
     let mut heap: std::collections::BinaryHeap<(u64, Reverse<u32>)> =
@@ -110,35 +123,35 @@ fn greedy(shares: &[u64], slots: &[usize]) -> Seating {
     let weight = |expert: u32| shares[expert as usize] / copies[expert as usize] as u64;
     let mut order: Vec<u32> = (0..shares.len() as u32).collect();
     order.sort_by_key(|&expert| (Reverse(weight(expert)), expert));
-    // Heaviest first balances best; where it runs into a corner, most copies first never does.
-    pack(&order, &copies, slots, |rank, filled, _| (filled[rank], 0), &weight).unwrap_or_else(|| {
+    // Heaviest first balances best, but may run out of distinct ranks. Most replicas first never does.
+    pack_replicas(&order, &copies, slots, |rank, filled, _| (filled[rank], 0), &weight).unwrap_or_else(|| {
         order.sort_by_key(|&expert| (Reverse(copies[expert as usize]), Reverse(weight(expert)), expert));
         let roomiest =
             |rank: usize, filled: &[u64], room: &[usize]| (u64::MAX - room[rank] as u64, filled[rank]);
-        let mut seating = pack(&order, &copies, slots, roomiest, &weight)
-            .unwrap_or_else(|| Seating::empty(shares.len(), slots));
-        fill(&mut seating, shares);
+        let mut seating = pack_replicas(&order, &copies, slots, roomiest, &weight)
+            .unwrap_or_else(|| SearchPlacement::with_empty_slots(shares.len(), slots));
+        fill_empty_slots(&mut seating, shares);
         seating
     })
 }
 
-fn pack(
+fn pack_replicas(
     order: &[u32],
     copies: &[usize],
     slots: &[usize],
     key: impl Fn(usize, &[u64], &[usize]) -> (u64, u64),
     weight: &impl Fn(u32) -> u64,
-) -> Option<Seating> {
-    let mut seating = Seating::empty(copies.len(), slots);
+) -> Option<SearchPlacement> {
+    let mut seating = SearchPlacement::with_empty_slots(copies.len(), slots);
     let mut room = slots.to_vec();
     let mut filled = vec![0u64; slots.len()];
     for &expert in order {
         for _ in 0..copies[expert as usize] {
             let open =
-                (0..slots.len()).filter(|&rank| room[rank] > 0 && !seating.holds(rank as Rank, expert));
+                (0..slots.len()).filter(|&rank| room[rank] > 0 && !seating.holds(rank as RankIndex, expert));
             let rank = open.min_by_key(|&rank| key(rank, &filled, &room))?;
-            let slot = seating.slots_of(rank as Rank).end - room[rank];
-            seating.apply(Step::Retarget(slot, expert));
+            let slot = seating.slots_of(rank as RankIndex).end - room[rank];
+            seating.apply(PlacementStep::Retarget(slot, expert));
             room[rank] -= 1;
             filled[rank] += weight(expert);
         }
@@ -146,27 +159,28 @@ fn pack(
     Some(seating)
 }
 
-/// Fills empty slots with the experts of the largest load per copy, where any fit.
-pub(super) fn fill(seating: &mut Seating, shares: &[u64]) {
+/// Fills empty slots with the experts of the largest load per replica, if any fit.
+pub(super) fn fill_empty_slots(seating: &mut SearchPlacement, shares: &[u64]) {
     for slot in 0..seating.slots() {
-        if seating.held(slot) as usize == shares.len() {
-            let fits = (0..shares.len() as u32).filter(|&e| seating.allows(Step::Retarget(slot, e)));
+        if seating.expert_in_slot(slot) as usize == shares.len() {
+            let fits =
+                (0..shares.len() as u32).filter(|&e| seating.allows_step(PlacementStep::Retarget(slot, e)));
             let per_copy = |e: u32| shares[e as usize] / (seating.hosts(e).len() as u64 + 1);
             if let Some(expert) = fits.max_by_key(|&e| (per_copy(e), Reverse(e))) {
-                seating.apply(Step::Retarget(slot, expert));
+                seating.apply(PlacementStep::Retarget(slot, expert));
             }
         }
     }
 }
 
-fn by_load(shares: &[u64]) -> Vec<u32> {
+fn experts_by_load(shares: &[u64]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..shares.len() as u32).collect();
     order.sort_by_key(|&expert| Reverse(shares[expert as usize]));
     order
 }
 
-/// A random cyclic permutation: no rank copies from itself.
-fn cycle(ranks: usize, dice: &mut Dice) -> Vec<usize> {
+/// Draws a random cyclic permutation, in which no rank is its own source.
+fn draw_cycle(ranks: usize, dice: &mut SeededRng) -> Vec<usize> {
     let mut order: Vec<usize> = (0..ranks).collect();
     dice.shuffle(&mut order);
     let mut sources = vec![0; ranks];

@@ -1,65 +1,71 @@
 //! The policy `recourse`: a placement for the split that will run.
 //!
-//! In: a layer's batches and a cluster. Out: a placement searched on the peak that every scenario will have, by exact splits,
-//! under a fixed rule, or both (two-stage programming with recourse; docs/placement.md has the model).
+//! In: a layer's batches and a cluster. Out: a placement found by a search on the peaks of scenarios. Peaks
+//! are those of exact splits, of a fixed rule, or both (two-stage programming with recourse;
+//! docs/placement.md has the model).
 //!
-//! **Module map.** `scenarios`: the batches to search on, laid out for pricing. `spread`: how they come from a history, as
-//! they were and changed; `residuals`: on what is foreseen of a window; `dispersion`: how far batches stray where few are known.
-//! `choose`: how much they are changed, found on batches held back; `against_eplb`: the same where a rule splits, with EPLB as
-//! a candidate. `aim`: what is minimised. `starts`: placements to begin with. `seating`: a placement being changed; `steps`:
-//! which changes are tried. `cuts`: lower bounds that price a step; `exact`: peaks and certificates; `share_rule`, `rule_loads`:
-//! peaks under a rule; `score`: one integer for all scenarios; `search`: the annealing that uses them. `again`: planning from
-//! what runs.
+//! **Module map.**
+//!
+//! - `scenarios`: the batches of a search in the layout for pricing.
+//! - `perturb`: scenarios from a history, unchanged and changed. `residual_bootstrap`: scenarios from a
+//!   forecast and past residuals. `overdispersion`: variation of batches if few are known.
+//! - `model_selection`: the amount of change, chosen on held-out batches. `against_eplb`: the same if a rule
+//!   splits, with EPLB as a candidate. `search_aim`: the objective.
+//! - `initial`: initial placements. `incumbent`: a placement under change. `neighbourhood`: the proposed
+//!   changes.
+//! - `cuts`: lower bounds that price a step. `evaluate`: peaks and certificates. `share_rule`, `rule_loads`:
+//!   peaks under a rule. `score`: one integer for all scenarios.
+//! - `search`: the annealing that uses them. `replan`: re-planning from the current placement.
 
-mod again;
 mod against_eplb;
-mod aim;
-mod choose;
 mod cuts;
-mod dispersion;
-mod exact;
+mod evaluate;
+mod incumbent;
+mod initial;
+mod model_selection;
+mod neighbourhood;
 mod options;
-mod residuals;
+mod overdispersion;
+mod perturb;
+mod replan;
+mod residual_bootstrap;
 mod rule_loads;
 mod scenarios;
 mod score;
 mod search;
-mod seating;
+mod search_aim;
 mod share_rule;
-mod spread;
-mod starts;
-mod steps;
 
 pub use options::Recourse;
-pub use score::Objective;
+pub use score::ScenarioObjective;
 
-use super::{PlaceError, Placement, Policy, Priced};
+use super::{PlaceError, Placement, Policy, PricedPlacement};
 use crate::cluster::Cluster;
 use crate::forecast::History;
-use crate::split::Method;
-use crate::trace::dice::Dice;
-use aim::Aim;
-use choose::Trust;
-use evenkeel_solver::Error;
-use exact::Exact;
+use crate::rng::SeededRng;
+use crate::split::SplitMethod;
+use evaluate::ExactEvaluator;
+use evenkeel_solver::SolverError;
+use incumbent::SearchPlacement;
+use model_selection::ScenarioModel;
+use perturb::PerturbationPart;
 use rule_loads::RuleLoads;
-use scenarios::Scenarios;
-use score::each;
-use search::{Found, Limits, search};
-use seating::Seating;
-use spread::Part;
+use scenarios::ScenarioSet;
+use score::scenario_scores;
+use search::{SearchLimits, SearchResult, search};
+use search_aim::SearchAim;
 
-/// The stream of random numbers that everything of one layer is drawn from.
-const STREAM: u64 = 0;
+/// Stream of random numbers for all draws of one layer.
+const RNG_STREAM: u64 = 0;
 
-/// Draws of scenarios that are searched one after the other.
-const DRAWS: u64 = 2;
+/// Number of draws of scenarios that are searched one after the other.
+const SCENARIO_DRAWS: u64 = 2;
 
-/// Latest batches before the history that show how far batches stray.
-const EARLIER: usize = 64;
+/// Highest number of batches before the history that are used to estimate their variation.
+const MAX_EARLIER_BATCHES: usize = 64;
 
-/// The draw that they are compared on is so many times larger.
-const REFEREE: usize = 2;
+/// Factor by which the draw of the comparison is larger than that of a search.
+const COMPARISON_FACTOR: usize = 2;
 
 impl Policy for Recourse {
     fn name(&self) -> String {
@@ -67,14 +73,14 @@ impl Policy for Recourse {
     }
 
     fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
-        let layer = Layer::new(self, history, cluster)?;
-        let mut dice = Dice::new(self.seed, STREAM);
-        let trust = layer.trust(&mut dice).map_err(|e| self.failed(e.to_string()))?;
-        layer.scratch(&trust, &mut dice)
+        let layer = LayerProblem::new(self, history, cluster)?;
+        let mut dice = SeededRng::new(self.seed, RNG_STREAM);
+        let trust = layer.scenario_model(&mut dice).map_err(|e| self.shape_error(e.to_string()))?;
+        layer.place_from_scratch(&trust, &mut dice)
     }
 
-    /// Searches from the previous placement with few moves, then more; without a limit from scratch as well. Of what was
-    /// found, the fewest moves that are within noise of the best.
+    /// Searches from the previous placement with few moves, then with more. Without a limit it also searches
+    /// from scratch. Returns the result with the fewest moves that is within noise of the best.
     fn replan(
         &self,
         history: &History<'_>,
@@ -82,11 +88,12 @@ impl Policy for Recourse {
         previous: &Placement,
         max_moves: Option<usize>,
     ) -> Result<Placement, PlaceError> {
-        again::replan(&Layer::new(self, history, cluster)?, cluster, previous, max_moves)
+        replan::replan(&LayerProblem::new(self, history, cluster)?, cluster, previous, max_moves)
     }
 
-    /// The search itself pays for its moves, so that none is made that gains nothing; of what was found with few and with many,
-    /// what is worth most on scenarios that no search has seen.
+    /// Searches with the price of moves in the objective, so that no move without gain is made. Of the
+    /// results with few and with many moves, it returns the most valuable on scenarios that no search has
+    /// used.
     fn replan_priced(
         &self,
         history: &History<'_>,
@@ -94,19 +101,26 @@ impl Policy for Recourse {
         previous: &Placement,
         max_moves: Option<usize>,
         price: f64,
-    ) -> Result<Option<Priced>, PlaceError> {
-        again::priced(&Layer::new(self, history, cluster)?, cluster, previous, max_moves, price).map(Some)
+    ) -> Result<Option<PricedPlacement>, PlaceError> {
+        replan::replan_priced(
+            &LayerProblem::new(self, history, cluster)?,
+            cluster,
+            previous,
+            max_moves,
+            price,
+        )
+        .map(Some)
     }
 }
 
 impl Recourse {
-    fn failed(&self, reason: String) -> PlaceError {
+    fn shape_error(&self, reason: String) -> PlaceError {
         PlaceError::Shape { policy: self.to_string(), reason }
     }
 }
 
-/// What stays the same while one layer is planned.
-struct Layer<'a> {
+/// Constant input of the planning of one layer.
+struct LayerProblem<'a> {
     policy: &'a Recourse,
     cluster: &'a Cluster,
     experts: usize,
@@ -114,155 +128,210 @@ struct Layer<'a> {
     slots: Vec<usize>,
     /// Tokens of each expert over the window.
     totals: &'a [u64],
-    /// The batches of the history that hold a token; its totals where there are none.
+    /// Batches of the history that hold a token. If there are none, the totals of the history.
     batches: Vec<&'a [u64]>,
-    /// Those that do, and all before them.
+    /// Batches of the history, and all earlier batches, that hold a token.
     known: Vec<&'a [u64]>,
-    /// Whether there are few, but enough before them to show how far batches stray.
-    broken: bool,
-    /// How far batches stray from what is foreseen, where there are few.
-    strays: f64,
+    /// True if there are few batches, but enough earlier ones to show their variation.
+    has_earlier_batches: bool,
+    /// Dispersion of the batches around the forecast, if there are few.
+    rho: f64,
 }
 
-impl<'a> Layer<'a> {
+impl<'a> LayerProblem<'a> {
     fn new(
         policy: &'a Recourse,
         history: &'a History<'_>,
         cluster: &'a Cluster,
-    ) -> Result<Layer<'a>, PlaceError> {
+    ) -> Result<LayerProblem<'a>, PlaceError> {
         let experts = history.experts();
         if cluster.usable_slots() < experts {
             let slots = cluster.usable_slots();
-            return Err(policy.failed(format!("{slots} slots cannot hold {experts} experts")));
+            return Err(policy.shape_error(format!("{slots} slots cannot hold {experts} experts")));
         }
         let busy = |batch: &&[u64]| batch.iter().any(|&load| load > 0);
         let mut batches: Vec<&[u64]> = history.batches().filter(busy).collect();
-        let mut known: Vec<&[u64]> = history.earlier().filter(busy).chain(batches.iter().copied()).collect();
+        let mut known: Vec<&[u64]> =
+            history.earlier_batches().filter(busy).chain(batches.iter().copied()).collect();
         if batches.is_empty() {
             known.clear();
             batches.push(history.totals());
         }
-        let slots = (0..cluster.ranks()).map(|rank| cluster.usable(rank)).collect();
+        let slots = (0..cluster.ranks()).map(|rank| cluster.slots_of(rank)).collect();
         let (mut broken, mut strays) = (false, 0.0);
-        if batches.len() < choose::FEWEST {
-            let latest = &known[known.len().saturating_sub(EARLIER + batches.len())..];
-            let between = dispersion::between(latest).filter(|_| latest.len() >= choose::FEWEST);
+        if batches.len() < model_selection::MIN_BATCHES_TO_HOLD_OUT {
+            let latest = &known[known.len().saturating_sub(MAX_EARLIER_BATCHES + batches.len())..];
+            let between = overdispersion::fit_rho_robustly(latest)
+                .filter(|_| latest.len() >= model_selection::MIN_BATCHES_TO_HOLD_OUT);
             broken = between.is_some();
-            strays = between.unwrap_or_else(|| dispersion::fitted(&batches));
+            strays = between.unwrap_or_else(|| overdispersion::fit_rho(&batches));
         }
         let totals = history.totals();
-        Ok(Layer { policy, cluster, experts, slots, totals, batches, known, broken, strays })
+        Ok(LayerProblem {
+            policy,
+            cluster,
+            experts,
+            slots,
+            totals,
+            batches,
+            known,
+            has_earlier_batches: broken,
+            rho: strays,
+        })
     }
 
-    /// How far the batches are to be trusted: as asked, or chosen.
-    fn trust(&self, dice: &mut Dice) -> Result<Trust, Error> {
+    /// Returns the trust in the batches, as set by the options or chosen.
+    fn scenario_model(&self, dice: &mut SeededRng) -> Result<ScenarioModel, SolverError> {
         match &self.policy.spread {
-            Some(spread) => Ok(Trust::Search(spread.clone(), self.aim())),
-            None => choose::trust(self, dice),
+            Some(spread) => Ok(ScenarioModel::Search(spread.clone(), self.default_aim())),
+            None => model_selection::choose_model(self, dice),
         }
     }
 
-    /// What a search without a choice minimises.
-    fn aim(&self) -> Aim {
+    /// Returns the objective of a search without a choice.
+    fn default_aim(&self) -> SearchAim {
         match self.policy.split {
-            None => Aim::Both(against_eplb::LEAST_WEIGHT),
-            Some(Method::Exact | Method::Lp | Method::Affine5) => Aim::Exact,
-            Some(rule) => Aim::Rule(rule),
+            None => SearchAim::Both(against_eplb::MIN_EVEN_WEIGHT),
+            Some(SplitMethod::Exact | SplitMethod::Lp | SplitMethod::Affine5) => SearchAim::Exact,
+            Some(rule) => SearchAim::Rule(rule),
         }
     }
 
-    /// The best placement without a past.
-    fn scratch(&self, trust: &Trust, dice: &mut Dice) -> Result<Placement, PlaceError> {
-        let failed = |error: Error| self.policy.failed(error.to_string());
+    /// Returns the best placement without a previous one.
+    fn place_from_scratch(
+        &self,
+        trust: &ScenarioModel,
+        dice: &mut SeededRng,
+    ) -> Result<Placement, PlaceError> {
+        let failed = |error: SolverError| self.policy.shape_error(error.to_string());
         match trust {
-            Trust::Search(spread, aim) => {
+            ScenarioModel::Search(spread, aim) => {
                 let found = self.best_of_draws(spread, *aim, dice).map_err(failed)?;
-                let holds = self.policy.spread.is_some() || against_eplb::holds_on_window(self, &found, *aim);
-                if holds { found.placement() } else { self.scratch(&Trust::Eplb, dice) }
+                let holds =
+                    self.policy.spread.is_some() || against_eplb::holds_on_window_batches(self, &found, *aim);
+                if holds { found.placement() } else { self.place_from_scratch(&ScenarioModel::Eplb, dice) }
             }
-            Trust::Graph(number) => {
-                let seen = Scenarios::new(self.experts, self.slots.len(), self.batches.iter().copied());
-                let starts =
-                    starts::starts(&seen.shares(), &self.slots, &mut choose::graph_dice(self.policy));
+            ScenarioModel::Graph(number) => {
+                let seen = ScenarioSet::new(self.experts, self.slots.len(), self.batches.iter().copied());
+                let starts = initial::initial_placements(
+                    &seen.expert_shares(),
+                    &self.slots,
+                    &mut model_selection::graph_rng(self.policy),
+                );
                 let start = starts.into_iter().nth(*number);
-                start.unwrap_or_else(|| Seating::empty(self.experts, &self.slots)).placement()
+                start
+                    .unwrap_or_else(|| SearchPlacement::with_empty_slots(self.experts, &self.slots))
+                    .placement()
             }
-            Trust::Eplb => against_eplb::eplb_of(self, self.totals).ok_or_else(|| {
-                self.policy.failed("EPLB's placement needs as many slots on each rank".into())
+            ScenarioModel::Eplb => against_eplb::eplb_for_totals(self, self.totals).ok_or_else(|| {
+                self.policy.shape_error("EPLB's placement needs the same number of slots on each rank".into())
             }),
         }
     }
 
-    /// So many scenarios by this spread.
-    fn draw(&self, spread: &[Part], count: usize, dice: &mut Dice) -> Scenarios {
-        spread::scenarios(self.experts, self.slots.len(), (&self.batches, self.strays), spread, count, dice)
+    /// Draws `count` scenarios of this spread.
+    fn draw_scenarios(&self, spread: &[PerturbationPart], count: usize, dice: &mut SeededRng) -> ScenarioSet {
+        perturb::draw_scenarios(
+            self.experts,
+            self.slots.len(),
+            (&self.batches, self.rho),
+            spread,
+            count,
+            dice,
+        )
     }
 
-    /// Searches on several draws of scenarios, each with its part of the iterations, and takes the placement that does best on
-    /// a larger draw that none has seen.
-    fn best_of_draws(&self, spread: &[Part], aim: Aim, dice: &mut Dice) -> Result<Seating, Error> {
-        let referee = self.draw(spread, REFEREE * self.policy.scenarios, dice);
-        let iterations = self.policy.iterations(&self.slots) / DRAWS;
-        let mut best: Option<Found> = None;
-        for number in 0..DRAWS {
-            let scenarios = self.draw(spread, self.policy.scenarios, dice);
-            let dice = Dice::new(self.policy.seed, STREAM + 1 + number);
-            let seating = self.found(&scenarios, aim, iterations, dice)?.seating;
+    /// Searches on several draws of scenarios, each with its part of the iterations. Returns the placement
+    /// that is best on a larger draw that no search has used.
+    fn best_of_draws(
+        &self,
+        spread: &[PerturbationPart],
+        aim: SearchAim,
+        dice: &mut SeededRng,
+    ) -> Result<SearchPlacement, SolverError> {
+        let referee = self.draw_scenarios(spread, COMPARISON_FACTOR * self.policy.scenarios, dice);
+        let iterations = self.policy.iterations(&self.slots) / SCENARIO_DRAWS;
+        let mut best: Option<SearchResult> = None;
+        for number in 0..SCENARIO_DRAWS {
+            let scenarios = self.draw_scenarios(spread, self.policy.scenarios, dice);
+            let dice = SeededRng::new(self.policy.seed, RNG_STREAM + 1 + number);
+            let seating = self.search_best_start(&scenarios, aim, iterations, dice)?.seating;
             let score = self.score(&seating, &referee, aim)?;
             if best.as_ref().is_none_or(|best| score < best.score) {
-                best = Some(Found { seating, score });
+                best = Some(SearchResult { seating, score });
             }
         }
-        Ok(best.map_or_else(|| Seating::empty(self.experts, &self.slots), |best| best.seating))
+        Ok(best.map_or_else(
+            || SearchPlacement::with_empty_slots(self.experts, &self.slots),
+            |best| best.seating,
+        ))
     }
 
-    /// The best placement for these scenarios, searched from the best start.
-    fn found(
+    /// Returns the best placement for these scenarios, searched from the best start.
+    fn search_best_start(
         &self,
-        scenarios: &Scenarios,
-        aim: Aim,
+        scenarios: &ScenarioSet,
+        aim: SearchAim,
         iterations: u64,
-        mut dice: Dice,
-    ) -> Result<Found, Error> {
+        mut dice: SeededRng,
+    ) -> Result<SearchResult, SolverError> {
         let objective = self.policy.objective;
-        let mut best: Option<Found> = None;
-        for start in starts::starts(&scenarios.shares(), &self.slots, &mut dice) {
+        let mut best: Option<SearchResult> = None;
+        for start in initial::initial_placements(&scenarios.expert_shares(), &self.slots, &mut dice) {
             let score = self.score(&start, scenarios, aim)?;
             if best.as_ref().is_none_or(|best| score < best.score) {
-                best = Some(Found { seating: start, score });
+                best = Some(SearchResult { seating: start, score });
             }
         }
-        let start = best.map_or_else(|| Seating::empty(self.experts, &self.slots), |best| best.seating);
-        let limits = Limits { iterations, moves: None };
-        let near = search(scenarios, (Objective::Mean, aim, self.cluster), start, limits, dice.clone())?;
-        if objective == Objective::Mean {
+        let start = best.map_or_else(
+            || SearchPlacement::with_empty_slots(self.experts, &self.slots),
+            |best| best.seating,
+        );
+        let limits = SearchLimits { iterations, moves: None };
+        let near =
+            search(scenarios, (ScenarioObjective::Mean, aim, self.cluster), start, limits, dice.clone())?;
+        if objective == ScenarioObjective::Mean {
             return Ok(near);
         }
-        // A tail says nothing of most steps: the mean leads near it first.
+        // A tail does not change by most steps, so a search for the mean comes first.
         search(scenarios, (objective, aim, self.cluster), near.seating, limits, dice)
     }
 
-    /// The score of a placement.
-    fn score(&self, seating: &Seating, scenarios: &Scenarios, aim: Aim) -> Result<u64, Error> {
+    /// Returns the score of a placement.
+    fn score(
+        &self,
+        seating: &SearchPlacement,
+        scenarios: &ScenarioSet,
+        aim: SearchAim,
+    ) -> Result<u64, SolverError> {
         let objective = self.policy.objective;
-        let exact = if aim.exact() { Exact::default().score(seating, scenarios, objective)? } else { 0 };
+        let exact = if aim.counts_exact() {
+            ExactEvaluator::default().score(seating, scenarios, objective)?
+        } else {
+            0
+        };
         let rule = aim
-            .rule(self.cluster)
+            .share_rule(self.cluster)
             .map_or(0, |rule| objective.score(scenarios, RuleLoads::new(scenarios, rule, seating).peaks()));
-        Ok(aim.total(exact, rule))
+        Ok(aim.total_score(exact, rule))
     }
 
-    /// What a placement adds to the score in every scenario.
-    fn rows(&self, seating: &Seating, scenarios: &Scenarios, aim: Aim) -> Result<Vec<u64>, Error> {
+    /// Returns the contribution of every scenario to the score of a placement.
+    fn score_rows(
+        &self,
+        seating: &SearchPlacement,
+        scenarios: &ScenarioSet,
+        aim: SearchAim,
+    ) -> Result<Vec<u64>, SolverError> {
         let none = || vec![0; scenarios.len()];
-        let exact = if aim.exact() {
-            each(scenarios, &Exact::default().peaks(seating, scenarios)?).collect()
+        let exact = if aim.counts_exact() {
+            scenario_scores(scenarios, &ExactEvaluator::default().peaks(seating, scenarios)?).collect()
         } else {
             none()
         };
-        let rule = aim.rule(self.cluster).map_or_else(none, |rule| {
-            each(scenarios, RuleLoads::new(scenarios, rule, seating).peaks()).collect()
+        let rule = aim.share_rule(self.cluster).map_or_else(none, |rule| {
+            scenario_scores(scenarios, RuleLoads::new(scenarios, rule, seating).peaks()).collect()
         });
-        Ok(exact.iter().zip(&rule).map(|(&exact, &rule)| aim.total(exact, rule)).collect())
+        Ok(exact.iter().zip(&rule).map(|(&exact, &rule)| aim.total_score(exact, rule)).collect())
     }
 }

@@ -1,51 +1,52 @@
-//! What can be asked of the policy `recourse`, in code and by name.
+//! Options of the policy `recourse`, in code and by name.
 
-use super::score::Objective;
-use super::spread::{self, Spread};
-use crate::split::Method;
+use super::perturb::{self, Perturbation};
+use super::score::ScenarioObjective;
+use crate::split::SplitMethod;
 use std::fmt;
 
-/// Scenarios that a placement is searched on, unless asked otherwise.
-const SCENARIOS: usize = 128;
+/// Default number of scenarios of a search.
+const DEFAULT_SCENARIOS: usize = 128;
 
-/// Iterations of the last search for up to [`MANY`] slots, unless asked otherwise.
-const ITERATIONS: u64 = 40_000;
+/// Default number of iterations of the last search for up to [`SLOTS_AT_DEFAULT`] slots.
+const DEFAULT_ITERATIONS: u64 = 40_000;
 
-/// With more slots, each iteration takes longer, so that there are fewer in proportion.
-const MANY: u64 = 64;
+/// Number of slots from which iterations decrease in proportion, because each takes longer.
+const SLOTS_AT_DEFAULT: u64 = 64;
 
 /// The policy `recourse`: placements for the split that will run.
 ///
-/// [`Recourse::for_split`] names it: the exact split, the even one, or a serving stack's own rule. Where it is not named, the
-/// placement is as good under exact splits as it can be without being above EPLB's under even ones.
+/// [`Recourse::for_split`] names that split: the exact one, the even one, or a serving stack's own rule.
+/// Without it, the placement is the best under exact splits that is not worse than EPLB's under even splits.
 ///
-/// The answer is a pure function of history, cluster and options: no clock, no thread order. See docs/placement.md.
+/// The result is a pure function of history, cluster and options, without clock or thread order. See
+/// docs/placement.md.
 ///
 /// ```
-/// use evenkeel::place::{Objective, Recourse};
+/// use evenkeel::place::{ScenarioObjective, Recourse};
 ///
-/// let policy = Recourse::default().with_objective(Objective::Cvar(900)).with_seed(7);
+/// let policy = Recourse::default().with_objective(ScenarioObjective::Cvar(900)).with_seed(7);
 /// assert_eq!(policy.to_string(), "recourse:cvar=0.9:seed=7");
 /// ```
 #[derive(Debug, Clone)]
 pub struct Recourse {
-    pub(super) objective: Objective,
+    pub(super) objective: ScenarioObjective,
     pub(super) seed: u64,
     pub(super) budget: Option<u64>,
     pub(super) scenarios: usize,
-    pub(super) spread: Option<Spread>,
-    /// The split that will run; `None` where it is not known.
-    pub(super) split: Option<Method>,
+    pub(super) spread: Option<Perturbation>,
+    /// Split that will run. `None` if it is unknown.
+    pub(super) split: Option<SplitMethod>,
 }
 
 impl Default for Recourse {
-    /// Mean imbalance, seed 0, the default number of iterations.
+    /// Returns the policy for mean imbalance, with seed 0 and the default number of iterations.
     fn default() -> Self {
         Recourse {
-            objective: Objective::Mean,
+            objective: ScenarioObjective::Mean,
             seed: 0,
             budget: None,
-            scenarios: SCENARIOS,
+            scenarios: DEFAULT_SCENARIOS,
             spread: None,
             split: None,
         }
@@ -53,50 +54,52 @@ impl Default for Recourse {
 }
 
 impl Recourse {
-    /// Searches for the placement that is best under this split. `lp` and `affine5` approximate the exact split and count as it.
+    /// Sets the split under which the placement should be best. `lp` and `affine5` approximate the exact
+    /// split and count as it.
     #[must_use]
-    pub fn for_split(self, split: Method) -> Self {
+    pub fn for_split(self, split: SplitMethod) -> Self {
         Recourse { split: Some(split), ..self }
     }
 
-    /// Minimises this over the scenarios.
+    /// Sets the objective over the scenarios.
     #[must_use]
-    pub fn with_objective(self, objective: Objective) -> Self {
+    pub fn with_objective(self, objective: ScenarioObjective) -> Self {
         Recourse { objective, ..self }
     }
 
-    /// Draws from this seed.
+    /// Sets the seed of all draws.
     #[must_use]
     pub fn with_seed(self, seed: u64) -> Self {
         Recourse { seed, ..self }
     }
 
-    /// Searches for so many iterations: steps priced and scenarios split. Choosing how far to trust the history takes as
-    /// many again.
+    /// Sets the number of iterations of the search: priced steps and split scenarios. The choice of the trust
+    /// in the history takes the same number again.
     #[must_use]
     pub fn with_iterations(self, iterations: u64) -> Self {
         Recourse { budget: Some(iterations), ..self }
     }
 
-    /// Searches on at most so many scenarios, at least one.
+    /// Sets the highest number of scenarios of a search, at least one.
     #[must_use]
     pub fn with_scenarios(self, scenarios: usize) -> Self {
         Recourse { scenarios: scenarios.max(1), ..self }
     }
 
-    /// Takes the batches of the history for the batches to come: the practical limit where they are, over-fitted where they
-    /// are not.
+    /// Takes the batches of the history as the batches to come. This is the practical limit if they are, and
+    /// over-fitted if they are not.
     #[must_use]
-    pub fn trusting(self) -> Self {
-        Recourse { spread: Some(spread::none()), ..self }
+    pub fn without_perturbation(self) -> Self {
+        Recourse { spread: Some(perturb::no_perturbation()), ..self }
     }
 
-    /// Reads the options behind `recourse:`, separated by colons: a split (`exact`, `even`, `vllm`, ..), `mean`, `cvar=LEVEL`, `worst`, `seed=N`, `iterations=N`,
-    /// `scenarios=N`. `None` where one is unknown.
-    pub(crate) fn named(options: &str) -> Option<Self> {
+    /// Reads the options behind `recourse:`, separated by colons. They are a split (`exact`, `even`, `vllm`,
+    /// ..), `mean`, `cvar=LEVEL`, `worst`, `seed=N`, `iterations=N`, `scenarios=N`. Returns `None` if one is
+    /// unknown.
+    pub(crate) fn from_options(options: &str) -> Option<Self> {
         let mut policy = Recourse::default();
         for option in options.split(':') {
-            if let Some(objective) = Objective::named(option) {
+            if let Some(objective) = ScenarioObjective::from_name(option) {
                 policy.objective = objective;
                 continue;
             }
@@ -114,21 +117,24 @@ impl Recourse {
         Some(policy)
     }
 
-    /// Iterations of the last search: fewer where slots are many and each costs more.
+    /// Returns the number of iterations of the last search. It decreases if slots are many, because each
+    /// iteration then takes longer.
     pub(super) fn iterations(&self, slots: &[usize]) -> u64 {
         let all: usize = slots.iter().sum();
-        self.budget.unwrap_or(ITERATIONS * MANY / (all as u64).max(MANY)).max(1)
+        self.budget
+            .unwrap_or(DEFAULT_ITERATIONS * SLOTS_AT_DEFAULT / (all as u64).max(SLOTS_AT_DEFAULT))
+            .max(1)
     }
 }
 
 impl fmt::Display for Recourse {
-    /// The name that [`policy`](crate::place::policy) finds it by.
+    /// Writes the name by which [`policy`](crate::place::policy) finds it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("recourse")?;
         if let Some(split) = self.split {
             write!(f, ":{split}")?;
         }
-        if self.objective != Objective::Mean {
+        if self.objective != ScenarioObjective::Mean {
             write!(f, ":{}", self.objective)?;
         }
         if self.seed != 0 {
@@ -137,7 +143,7 @@ impl fmt::Display for Recourse {
         if let Some(iterations) = self.budget {
             write!(f, ":iterations={iterations}")?;
         }
-        if self.scenarios != SCENARIOS {
+        if self.scenarios != DEFAULT_SCENARIOS {
             write!(f, ":scenarios={}", self.scenarios)?;
         }
         Ok(())
@@ -153,10 +159,10 @@ mod tests {
         for name in
             ["worst", "cvar=0.95:seed=3", "exact:iterations=500:scenarios=12", "even", "sglang-static:worst"]
         {
-            assert_eq!(Recourse::named(name).unwrap().to_string(), format!("recourse:{name}"));
+            assert_eq!(Recourse::from_options(name).unwrap().to_string(), format!("recourse:{name}"));
         }
         for name in ["", "best", "cvar=2", "seed=x", "worst:"] {
-            assert!(Recourse::named(name).is_none(), "{name}");
+            assert!(Recourse::from_options(name).is_none(), "{name}");
         }
     }
 }

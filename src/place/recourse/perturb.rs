@@ -1,72 +1,77 @@
-//! Scenarios from a history: recent batches as they are, and copies of them in which experts have changed roles.
+//! Scenarios from a history: recent batches, and variations of them in which experts have changed roles.
 //!
-//! A search that trusts its batches fits the experts that happened to be heavy, and loses when the domain shifts. So part of
-//! the scenarios are *displaced*: the counts of a real batch are kept, token for token, but handed out anew, in the order of
-//! `rho * normal score of the expert's rank in the batch + sqrt(1 - rho^2) * a standard normal` (a Gaussian copula between
-//! the roles before and after). `rho = 1` is the batch itself, `rho = 0` the same counts on random experts: only the replica
-//! graph helps there. Totals, sparseness and concentration are the batch's own at every strength.
+//! A search that trusts its batches fits the experts that happened to be heavy, and loses when the domain
+//! shifts. So part of the scenarios are *displaced*. They keep the counts of a real batch, token for token,
+//! but assign them to experts in a new order. The order is that of `rho * normal score of the expert's rank
+//! in the batch + sqrt(1 - rho^2) * a standard normal`. This is a Gaussian copula between the roles before
+//! and after. `rho = 1` is the batch itself. `rho = 0` has the same counts on random experts, where only the
+//! replica graph helps. Totals, sparseness and concentration are those of the batch at every strength.
 
-use super::choose::FEWEST;
-use super::dispersion;
-use super::scenarios::Scenarios;
-use crate::trace::dice::Dice;
+use super::model_selection::MIN_BATCHES_TO_HOLD_OUT;
+use super::overdispersion;
+use super::scenarios::ScenarioSet;
+use crate::rng::SeededRng;
 
-/// How part of the scenarios departs from the batches seen.
+/// Departure of part of the scenarios from the batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Part {
-    /// Scenarios made this way, in percent of all.
+pub(crate) struct PerturbationPart {
+    /// Percentage of the scenarios that are made this way.
     pub(crate) share: u8,
-    /// How much of the difference of two other batches is added to each, in percent.
+    /// Percentage of the difference of two other batches that is added to each.
     pub(crate) tilt: u8,
-    /// How much of an expert's role is new in them, in percent: 1 - rho^2.
+    /// Percentage of an expert's role that is new: 1 - rho^2.
     pub(crate) new: u8,
-    /// Whether they are the average of all batches instead of single ones.
+    /// True if the scenarios are the average of all batches instead of single ones.
     pub(crate) pooled: bool,
 }
 
-/// How far scenarios depart from the batches seen: the parts that they are made of, 100 percent together.
-pub(crate) type Spread = Vec<Part>;
+/// Departure of the scenarios from the batches, as parts that add up to 100 percent.
+pub(crate) type Perturbation = Vec<PerturbationPart>;
 
-/// The batches as they are.
-pub(crate) fn none() -> Spread {
-    vec![Part { share: 100, tilt: 0, new: 0, pooled: false }]
+/// Returns the spread of unchanged batches.
+pub(crate) fn no_perturbation() -> Perturbation {
+    vec![PerturbationPart { share: 100, tilt: 0, new: 0, pooled: false }]
 }
 
-/// Up to `most` scenarios: of every part its share, batches evenly spaced in time. Batches as they are do not come twice. Where
-/// there are too few to show how batches differ, as where a history is totals, changed ones stray by `strays` ([`dispersion`]) instead of
-/// being tilted.
-pub(crate) fn scenarios(
+/// Draws up to `most` scenarios: of every part its share, from batches evenly spaced in time. Unchanged
+/// batches do not occur twice. A short history, such as totals, does not show the differences of batches. Its
+/// changed batches then vary with dispersion `strays` ([`overdispersion`]) instead of being tilted.
+pub(crate) fn draw_scenarios(
     experts: usize,
     ranks: usize,
     (batches, strays): (&[&[u64]], f64),
-    spread: &[Part],
+    spread: &[PerturbationPart],
     most: usize,
-    dice: &mut Dice,
-) -> Scenarios {
-    let few = batches.len() < FEWEST;
+    dice: &mut SeededRng,
+) -> ScenarioSet {
+    let few = batches.len() < MIN_BATCHES_TO_HOLD_OUT;
     let mut all: Vec<Vec<u64>> = vec![];
-    for &Part { share, tilt, new, pooled } in spread {
+    for &PerturbationPart { share, tilt, new, pooled } in spread {
         let count = (most * share as usize).div_ceil(100);
         if pooled {
-            all.extend(std::iter::repeat_n(pool(experts, batches), count));
+            all.extend(std::iter::repeat_n(pool_batches(experts, batches), count));
             continue;
         }
         let as_they_are = tilt == 0 && new == 0;
         let count = if as_they_are || batches.is_empty() { count.min(batches.len()) } else { count };
-        for b in evenly(batches.len(), count) {
+        for b in even_indices(batches.len(), count) {
             let batch = if few && !as_they_are {
-                whole(&dispersion::strayed(batches[b], strays, dice), batches[b].iter().sum(), dice)
+                round_to_whole(
+                    &overdispersion::draw_batch(batches[b], strays, dice),
+                    batches[b].iter().sum(),
+                    dice,
+                )
             } else {
-                tilted(batches, b, f64::from(tilt) / 100.0, dice)
+                tilt_batch(batches, b, f64::from(tilt) / 100.0, dice)
             };
-            all.push(displace(&batch, f64::from(new) / 100.0, dice));
+            all.push(displace_counts(&batch, f64::from(new) / 100.0, dice));
         }
     }
-    Scenarios::new(experts, ranks, all.iter().map(Vec::as_slice))
+    ScenarioSet::new(experts, ranks, all.iter().map(Vec::as_slice))
 }
 
-/// The tokens of all batches together.
-fn pool(experts: usize, batches: &[&[u64]]) -> Vec<u64> {
+/// Returns the tokens of all batches together.
+fn pool_batches(experts: usize, batches: &[&[u64]]) -> Vec<u64> {
     let mut sum = vec![0u64; experts];
     for batch in batches {
         sum.iter_mut().zip(*batch).for_each(|(sum, &load)| *sum = sum.saturating_add(load));
@@ -74,32 +79,33 @@ fn pool(experts: usize, batches: &[&[u64]]) -> Vec<u64> {
     sum
 }
 
-/// `count` indices below `n`, evenly spaced, with repetition where there are fewer.
-pub(crate) fn evenly(n: usize, count: usize) -> impl Iterator<Item = usize> {
+/// Returns `count` indices below `n`, evenly spaced, with repetitions if `n` is smaller.
+pub(crate) fn even_indices(n: usize, count: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |i| ((2 * i + 1) * n / (2 * count)).min(n.saturating_sub(1)))
 }
 
-/// A batch plus part of the difference of two others, in whole tokens, as many as before.
-fn tilted(batches: &[&[u64]], base: usize, part: f64, dice: &mut Dice) -> Vec<u64> {
+/// Returns a batch plus part of the difference of two others, in the same number of whole tokens.
+fn tilt_batch(batches: &[&[u64]], base: usize, part: f64, dice: &mut SeededRng) -> Vec<u64> {
     let batch = batches[base];
     if part == 0.0 {
         return batch.to_vec();
     }
     let n = batches.len() as u64;
-    let (plus, minus) = (batches[dice.below(n) as usize], batches[dice.below(n) as usize]);
+    let (plus, minus) = (batches[dice.draw_below(n) as usize], batches[dice.draw_below(n) as usize]);
     let total: u64 = batch.iter().sum();
     let of = |batch: &[u64]| batch.iter().sum::<u64>().max(1) as f64;
     let (p, m) = (part * total as f64 / of(plus), part * total as f64 / of(minus));
     let wanted: Vec<f64> = (0..batch.len())
         .map(|e| (batch[e] as f64 + p * plus[e] as f64 - m * minus[e] as f64).max(0.0))
         .collect();
-    if wanted.iter().sum::<f64>() <= 0.0 { batch.to_vec() } else { whole(&wanted, total, dice) }
+    if wanted.iter().sum::<f64>() <= 0.0 { batch.to_vec() } else { round_to_whole(&wanted, total, dice) }
 }
 
-/// So many tokens in these proportions, rounded systematically: every partial sum is within a token of what is wanted.
-pub(super) fn whole(wanted: &[f64], total: u64, dice: &mut Dice) -> Vec<u64> {
+/// Distributes `total` whole tokens in these proportions by systematic rounding. Every partial sum is within
+/// a token of its target.
+pub(super) fn round_to_whole(wanted: &[f64], total: u64, dice: &mut SeededRng) -> Vec<u64> {
     let sum: f64 = wanted.iter().sum();
-    let offset = dice.unit();
+    let offset = dice.draw_uniform();
     let (mut so_far, mut given) = (0.0, 0);
     let mut tokens: Vec<u64> = Vec::with_capacity(wanted.len());
     for want in wanted {
@@ -111,7 +117,7 @@ pub(super) fn whole(wanted: &[f64], total: u64, dice: &mut Dice) -> Vec<u64> {
     tokens
 }
 
-fn displace(batch: &[u64], new: f64, dice: &mut Dice) -> Vec<u64> {
+fn displace_counts(batch: &[u64], new: f64, dice: &mut SeededRng) -> Vec<u64> {
     if new == 0.0 {
         return batch.to_vec();
     }
@@ -135,7 +141,7 @@ fn displace(batch: &[u64], new: f64, dice: &mut Dice) -> Vec<u64> {
     displaced
 }
 
-/// The standard normal's quantile, to a few thousandths: Tukey's lambda.
+/// Returns the quantile of the standard normal, to a few thousandths, by Tukey's lambda.
 fn normal_score(p: f64) -> f64 {
     (p.powf(0.1349) - (1.0 - p).powf(0.1349)) / 0.1975
 }
@@ -147,7 +153,7 @@ mod tests {
     #[test]
     fn displaced_batches_keep_their_counts() {
         let batch: Vec<u64> = (0..40).map(|e| e * e % 97).collect();
-        let mut dice = Dice::new(1, 0);
+        let mut dice = SeededRng::new(1, 0);
         let sorted = |batch: &[u64]| {
             let mut sorted = batch.to_vec();
             sorted.sort_unstable();
@@ -155,7 +161,7 @@ mod tests {
         };
         let mut apart = vec![];
         for new in [0.0, 0.1, 0.5, 1.0] {
-            let other = displace(&batch, new, &mut dice);
+            let other = displace_counts(&batch, new, &mut dice);
             assert_eq!(sorted(&other), sorted(&batch));
             apart.push(batch.iter().zip(&other).map(|(a, b)| a.abs_diff(*b)).sum::<u64>());
         }
@@ -165,7 +171,7 @@ mod tests {
 
     #[test]
     fn indices_are_spread_over_all() {
-        assert_eq!(evenly(10, 5).collect::<Vec<_>>(), [1, 3, 5, 7, 9]);
-        assert_eq!(evenly(2, 4).collect::<Vec<_>>(), [0, 0, 1, 1]);
+        assert_eq!(even_indices(10, 5).collect::<Vec<_>>(), [1, 3, 5, 7, 9]);
+        assert_eq!(even_indices(2, 4).collect::<Vec<_>>(), [0, 0, 1, 1]);
     }
 }

@@ -1,66 +1,72 @@
-//! Scenarios of the batches to come: what is foreseen, and how far earlier batches strayed from what was foreseen of them.
+//! Scenarios of the batches to come: a forecast plus the residuals of earlier batches.
 //!
-//! A few batches say what the mean is, not how single ones differ from it; many say that, of a mean that was another one. So each
-//! scenario is the mean of the window plus the residual of a batch of the whole known past: its difference from the mean of a
-//! window of the same length around it, expert by expert, in standard deviations of a count (Pearson's residual), as in a
-//! bootstrap of residuals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 9). Experts that stray together
-//! do so in the scenario, and what happens in one batch of twenty is in one scenario of twenty, also where the window is short.
+//! A short window estimates the current mean but not the variance around it. A long window estimates the
+//! variance, but around an outdated mean. Each scenario combines both: the mean of the window, plus the
+//! residual of a batch of the whole known past. A residual is the batch's difference from the mean of a
+//! window of the same length around it. It is taken for each expert, in standard deviations of a count
+//! (Pearson's residual). The method is a bootstrap of residuals (Efron and Tibshirani, An Introduction to the
+//! Bootstrap, 1993, chapter 9). Experts that vary together do so in the scenario. An event in one batch of
+//! twenty is in one scenario of twenty, even if the window is short.
 
-use super::dispersion::mean;
-use super::scenarios::Scenarios;
-use super::spread::{evenly, whole};
-use crate::trace::dice::Dice;
+use super::overdispersion::mean_shares;
+use super::perturb::{even_indices, round_to_whole};
+use super::scenarios::ScenarioSet;
+use crate::rng::SeededRng;
 
-/// Tokens that are added to a mean whose deviation is asked for: a count strays also where next to nothing is foreseen.
-const LEAST: f64 = 0.25;
+/// Tokens added to a mean before its standard deviation is taken, because a count varies even if its forecast
+/// is almost zero.
+const MEAN_OFFSET_TOKENS: f64 = 0.25;
 
-/// So many scenarios on what is foreseen from the last `window` of the `known` batches, which all hold a token.
-pub(super) fn scenarios(
+/// Draws `count` scenarios around the forecast of the last `window` of the `known` batches, which all hold a
+/// token.
+pub(super) fn draw_scenarios(
     (experts, ranks): (usize, usize),
     known: &[&[u64]],
     window: usize,
     count: usize,
-    dice: &mut Dice,
-) -> Scenarios {
+    dice: &mut SeededRng,
+) -> ScenarioSet {
     let latest = &known[known.len() - window.clamp(1, known.len())..];
-    let foreseen = mean(latest, experts);
-    // A batch alone is its own mean.
+    let foreseen = mean_shares(latest, experts);
+    // A batch alone is its own mean, so at least two are averaged.
     let around = window.clamp(2, known.len().max(2));
-    // The mean of so many is not what it is the mean of; and a batch is part of the mean around it.
+    // The factor corrects two biases: the window's mean is only an estimate, and a batch is part of the mean
+    // around it.
     let wider = ((1.0 + 1.0 / latest.len() as f64) / (1.0 - 1.0 / around as f64)).sqrt();
-    let means: Vec<(usize, Vec<f64>)> = evenly(known.len(), count.min(known.len()))
+    let means: Vec<(usize, Vec<f64>)> = even_indices(known.len(), count.min(known.len()))
         .map(|at| {
             let from = at.saturating_sub(around / 2).min(known.len().saturating_sub(around));
-            (at, mean(&known[from..(from + around).min(known.len())], experts))
+            (at, mean_shares(&known[from..(from + around).min(known.len())], experts))
         })
         .collect();
     let mut all: Vec<Vec<u64>> = Vec::with_capacity(count);
     for number in 0..count {
-        let drawn = if count <= known.len() { number } else { dice.below(means.len() as u64) as usize };
+        let drawn = if count <= known.len() { number } else { dice.draw_below(means.len() as u64) as usize };
         let (at, around) = &means[drawn];
-        let (batch, like) = (known[*at], latest[dice.below(latest.len() as u64) as usize]);
+        let (batch, like) = (known[*at], latest[dice.draw_below(latest.len() as u64) as usize]);
         let (tokens, total): (u64, u64) = (batch.iter().sum(), like.iter().sum());
         let loads = batch.iter().zip(around).zip(&foreseen).map(|((&load, around), foreseen)| {
             let (around, foreseen) = (around * tokens as f64, foreseen * total as f64);
-            let residual = (load as f64 - around) / (around + LEAST).sqrt();
-            (foreseen + wider * residual * (foreseen + LEAST).sqrt()).max(0.0)
+            let residual = (load as f64 - around) / (around + MEAN_OFFSET_TOKENS).sqrt();
+            (foreseen + wider * residual * (foreseen + MEAN_OFFSET_TOKENS).sqrt()).max(0.0)
         });
         let wanted: Vec<f64> = loads.collect();
-        // Nothing is left where all strayed below nothing.
+        // Nothing is left if all loads fell below zero.
         all.push(if wanted.iter().any(|&load| load > 0.0) {
-            whole(&wanted, total, dice)
+            round_to_whole(&wanted, total, dice)
         } else {
             like.to_vec()
         });
     }
-    Scenarios::new(experts, ranks, all.iter().map(Vec::as_slice))
+    ScenarioSet::new(experts, ranks, all.iter().map(Vec::as_slice))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Four experts: the first two share `of` tokens of 1000, and in every tenth batch the last has 200 more of the third's.
+    /// Returns batches of four experts. The first two share `of` tokens of 1000. In every tenth batch the
+    /// last has 200 more, taken from the third.
     fn batches(count: usize, of: impl Fn(usize) -> u64) -> Vec<Vec<u64>> {
         let batch = |at: usize| {
             let (first, burst) = (of(at), if at % 10 == 3 { 200 } else { 0 });
@@ -76,13 +82,13 @@ mod tests {
 
     fn drawn(batches: &[Vec<u64>], window: usize, count: usize) -> Vec<Vec<u32>> {
         let known: Vec<&[u64]> = batches.iter().map(Vec::as_slice).collect();
-        let scenarios = scenarios((4, 2), &known, window, count, &mut Dice::new(1, 0));
+        let scenarios = draw_scenarios((4, 2), &known, window, count, &mut SeededRng::new(1, 0));
         (0..scenarios.len()).map(|at| scenarios.loads(at).to_vec()).collect()
     }
 
     #[test]
     fn means_are_the_windows_and_bursts_those_of_the_whole_past() {
-        // The mean moved ten batches ago, and no burst has come since but one.
+        // The mean changed ten batches ago, and only one burst has followed since.
         let all = batches(200, |at| if at < 190 { 200 } else { 500 });
         let draws = drawn(&all, 10, 400);
         let mean = |e: usize| draws.iter().map(|d| f64::from(d[e])).sum::<f64>() / draws.len() as f64;

@@ -1,39 +1,45 @@
-//! Loads under a fixed rule: each replica's part of an expert's tokens follows from the expert's replicas alone.
+//! Loads under a fixed rule: each replica's share of an expert's tokens depends on the expert's replicas
+//! alone.
 //!
-//! In: scenarios, a placement, a [`ShareRule`]. Out: every rank's tokens in every scenario, the busiest rank's, and the same
-//! after a step that has not been taken. A step changes the hosts of two experts, so only their ranks' loads change: pricing
-//! is exact, and far cheaper than an exact split.
+//! In: scenarios, a placement, a [`ShareRule`]. Out: every rank's tokens in every scenario, the peaks, and
+//! the peaks after a step that has not been taken. A step changes the hosts of two experts, so only the loads
+//! of their ranks change. Pricing is exact, and far cheaper than an exact split.
 //!
-//! Loads are whole numbers below 2^24 and so exact in `f32`, in any order of summation.
+//! Loads are whole numbers below 2^24, and so exact in `f32` in any order of summation.
 
-use super::scenarios::{LANES, Scenarios};
-use super::seating::{Change, Rank, Seating};
+use super::incumbent::{HostChange, RankIndex, SearchPlacement};
+use super::scenarios::{LANES, ScenarioSet};
 use super::share_rule::ShareRule;
 use crate::place::Placement;
 
-/// The ranks' loads of one placement in all scenarios, under a rule that looks at one expert at a time.
+/// Loads of the ranks of one placement in all scenarios, under a rule that depends on one expert at a time.
 #[derive(Debug)]
 pub(crate) struct RuleLoads<'a> {
-    scenarios: &'a Scenarios,
+    scenarios: &'a ScenarioSet,
     rule: ShareRule,
-    /// `[R][padded B]`
+    /// Loads, `[R][padded B]`.
     loads: Vec<f32>,
-    /// The busiest rank's load, `[padded B]`.
+    /// Load of the busiest rank, `[padded B]`.
     peaks: Vec<f32>,
-    /// The loads of the ranks that a step changes, `[ranks.len()][padded B]`, and their peaks with all others.
+    /// Loads of the ranks that a step changes, `[trial_ranks.len()][padded B]`, and the peaks with all other
+    /// ranks.
     trial: Vec<f32>,
-    trial_ranks: Vec<Rank>,
+    trial_ranks: Vec<RankIndex>,
     trial_peaks: Vec<f32>,
-    /// Where a rank stands in `trial_ranks`, plus 1; 0 where it does not, `[R]`.
+    /// Position of a rank in `trial_ranks` plus 1, or 0 if it is not there, `[R]`.
     trial_of: Vec<u16>,
-    hosts: Vec<Rank>,
+    hosts: Vec<RankIndex>,
     part: Vec<f32>,
 }
 
 impl<'a> RuleLoads<'a> {
-    /// The loads of a placement.
-    pub(crate) fn new(scenarios: &'a Scenarios, rule: ShareRule, seating: &Seating) -> RuleLoads<'a> {
-        let (ranks, padded) = (seating.ranks(), scenarios.padded());
+    /// Computes the loads of a placement.
+    pub(crate) fn new(
+        scenarios: &'a ScenarioSet,
+        rule: ShareRule,
+        seating: &SearchPlacement,
+    ) -> RuleLoads<'a> {
+        let (ranks, padded) = (seating.ranks(), scenarios.padded_len());
         let mut new = RuleLoads {
             scenarios,
             rule,
@@ -51,29 +57,29 @@ impl<'a> RuleLoads<'a> {
             new.hosts.extend_from_slice(seating.hosts(expert));
             new.hosts.sort_unstable();
             for at in 0..new.hosts.len() {
-                new.rule.part(scenarios, expert, &new.hosts, at, &mut new.part);
+                new.rule.replica_part(scenarios, expert, &new.hosts, at, &mut new.part);
                 let rank = new.hosts[at] as usize;
-                add(&mut new.loads[rank * padded..(rank + 1) * padded], &new.part, 1.0);
+                add_scaled(&mut new.loads[rank * padded..(rank + 1) * padded], &new.part, 1.0);
             }
         }
-        new.peaks = peaks(&new.loads, padded);
+        new.peaks = max_over_ranks(&new.loads, padded);
         new
     }
 
-    /// The busiest rank's load in every scenario, `[padded B]`.
+    /// Returns the load of the busiest rank in every scenario, `[padded B]`.
     pub(crate) fn peaks(&self) -> &[f32] {
         &self.peaks
     }
 
-    /// The peaks after a step that has not been taken, `[padded B]`. [`RuleLoads::apply`] takes it.
-    pub(crate) fn price(&mut self, seating: &Seating, changes: [Change; 2]) -> &[f32] {
-        let padded = self.scenarios.padded();
+    /// Returns the peaks after a step that has not been taken, `[padded B]`. [`RuleLoads::apply`] takes it.
+    pub(crate) fn price(&mut self, seating: &SearchPlacement, changes: [HostChange; 2]) -> &[f32] {
+        let padded = self.scenarios.padded_len();
         for &rank in &self.trial_ranks {
             self.trial_of[rank as usize] = 0;
         }
         self.trial_ranks.clear();
         self.trial.clear();
-        for Change { expert, from, to } in changes {
+        for HostChange { expert, from, to } in changes {
             if expert as usize == seating.experts() {
                 continue;
             }
@@ -86,10 +92,10 @@ impl<'a> RuleLoads<'a> {
                 }
                 self.hosts.sort_unstable();
                 for at in 0..self.hosts.len() {
-                    self.rule.part(self.scenarios, expert, &self.hosts, at, &mut self.part);
+                    self.rule.replica_part(self.scenarios, expert, &self.hosts, at, &mut self.part);
                     let rank = self.hosts[at];
                     let row = self.trial_row(rank);
-                    add(&mut self.trial[row * padded..(row + 1) * padded], &self.part, sign);
+                    add_scaled(&mut self.trial[row * padded..(row + 1) * padded], &self.part, sign);
                 }
             }
         }
@@ -99,14 +105,14 @@ impl<'a> RuleLoads<'a> {
                 0 => row,
                 at => &self.trial[(at as usize - 1) * padded..at as usize * padded],
             };
-            raise(&mut self.trial_peaks, row);
+            raise_peaks(&mut self.trial_peaks, row);
         }
         &self.trial_peaks
     }
 
     /// Takes the step that was priced last.
     pub(crate) fn apply(&mut self) {
-        let padded = self.scenarios.padded();
+        let padded = self.scenarios.padded_len();
         for (row, &rank) in self.trial_ranks.iter().enumerate() {
             let rank = rank as usize * padded;
             self.loads[rank..rank + padded].copy_from_slice(&self.trial[row * padded..(row + 1) * padded]);
@@ -114,17 +120,17 @@ impl<'a> RuleLoads<'a> {
         self.peaks.copy_from_slice(&self.trial_peaks);
     }
 
-    /// The rank that has the peak in a scenario.
-    pub(crate) fn busiest(&self, scenario: usize) -> Rank {
-        let padded = self.scenarios.padded();
+    /// Returns the busiest rank in a scenario.
+    pub(crate) fn busiest_rank(&self, scenario: usize) -> RankIndex {
+        let padded = self.scenarios.padded_len();
         let at = |rank: usize| self.loads[rank * padded + scenario];
         let ranks = self.loads.len() / padded.max(1);
-        (1..ranks).fold(0, |best, rank| if at(rank) > at(best) { rank } else { best }) as Rank
+        (1..ranks).fold(0, |best, rank| if at(rank) > at(best) { rank } else { best }) as RankIndex
     }
 
-    /// The row of `trial` for a rank, which begins as the rank's load.
-    fn trial_row(&mut self, rank: Rank) -> usize {
-        let (at, padded) = (rank as usize, self.scenarios.padded());
+    /// Returns the row of `trial` for a rank. A new row begins as the rank's load.
+    fn trial_row(&mut self, rank: RankIndex) -> usize {
+        let (at, padded) = (rank as usize, self.scenarios.padded_len());
         if self.trial_of[at] == 0 {
             self.trial_ranks.push(rank);
             self.trial_of[at] = self.trial_ranks.len() as u16;
@@ -134,36 +140,37 @@ impl<'a> RuleLoads<'a> {
     }
 }
 
-/// The busiest rank's load in every scenario, `[padded B]`, of any placement, also with replicas that share a rank.
+/// Returns the load of the busiest rank in every scenario, `[padded B]`. The placement may have replicas that
+/// share a rank.
 pub(crate) fn placement_peaks(
-    scenarios: &Scenarios,
+    scenarios: &ScenarioSet,
     rule: &mut ShareRule,
     placement: &Placement,
 ) -> Vec<f32> {
-    let (padded, per_rank) = (scenarios.padded(), placement.slots_per_rank().max(1));
+    let (padded, per_rank) = (scenarios.padded_len(), placement.slots_per_rank().max(1));
     let mut loads = vec![0.0; placement.ranks() * padded];
     let (mut hosts, mut part) = (vec![], vec![0.0; padded]);
     for expert in 0..placement.experts() {
         hosts.clear();
-        hosts.extend(placement.copies(expert).iter().map(|&slot| (slot as usize / per_rank) as Rank));
+        hosts.extend(placement.replicas(expert).iter().map(|&slot| (slot as usize / per_rank) as RankIndex));
         for at in 0..hosts.len() {
-            rule.part(scenarios, expert as u32, &hosts, at, &mut part);
+            rule.replica_part(scenarios, expert as u32, &hosts, at, &mut part);
             let rank = hosts[at] as usize;
-            add(&mut loads[rank * padded..(rank + 1) * padded], &part, 1.0);
+            add_scaled(&mut loads[rank * padded..(rank + 1) * padded], &part, 1.0);
         }
     }
-    peaks(&loads, padded)
+    max_over_ranks(&loads, padded)
 }
 
-fn peaks(loads: &[f32], padded: usize) -> Vec<f32> {
+fn max_over_ranks(loads: &[f32], padded: usize) -> Vec<f32> {
     let mut peaks = vec![0.0; padded];
     for row in loads.chunks(padded.max(1)) {
-        raise(&mut peaks, row);
+        raise_peaks(&mut peaks, row);
     }
     peaks
 }
 
-fn add(to: &mut [f32], part: &[f32], sign: f32) {
+fn add_scaled(to: &mut [f32], part: &[f32], sign: f32) {
     for (to, part) in to.chunks_exact_mut(LANES).zip(part.chunks_exact(LANES)) {
         for lane in 0..LANES {
             to[lane] += sign * part[lane];
@@ -171,7 +178,7 @@ fn add(to: &mut [f32], part: &[f32], sign: f32) {
     }
 }
 
-fn raise(to: &mut [f32], row: &[f32]) {
+fn raise_peaks(to: &mut [f32], row: &[f32]) {
     for (to, row) in to.chunks_exact_mut(LANES).zip(row.chunks_exact(LANES)) {
         for lane in 0..LANES {
             to[lane] = if to[lane] < row[lane] { row[lane] } else { to[lane] };
@@ -181,44 +188,45 @@ fn raise(to: &mut [f32], row: &[f32]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::seating::Step;
-    use super::super::starts::starts;
+    use super::super::incumbent::PlacementStep;
+    use super::super::initial::initial_placements;
     use super::*;
     use crate::cluster::Cluster;
-    use crate::split::{Method, Split, Splitter, StackDispatch};
-    use crate::trace::dice::Dice;
+    use crate::rng::SeededRng;
+    use crate::split::{Split, SplitMethod, Splitter, StackDispatch};
     use proptest::prelude::*;
 
-    const RULES: [Method; 4] = [
-        Method::Even,
-        Method::Stack(StackDispatch::Vllm),
-        Method::Stack(StackDispatch::VllmAscend),
-        Method::Stack(StackDispatch::Trtllm),
+    const RULES: [SplitMethod; 4] = [
+        SplitMethod::Even,
+        SplitMethod::Stack(StackDispatch::Vllm),
+        SplitMethod::Stack(StackDispatch::VllmAscend),
+        SplitMethod::Stack(StackDispatch::Trtllm),
     ];
 
     proptest! {
-        /// Through any steps, taken or not, the peaks are those of the split method itself, to the token.
+        /// States that the peaks equal those of the split method, to the token, through any steps, taken or
+        /// not.
         #[test]
         fn peaks_are_the_split_methods(
             seed: u64, ranks in 2usize..9, experts in 9usize..20, loads in 1u64..400, rule in prop::sample::select(RULES.to_vec()),
         ) {
-            let mut dice = Dice::new(seed, 0);
+            let mut dice = SeededRng::new(seed, 0);
             let batches: Vec<Vec<u64>> =
-                (0..10).map(|_| (0..experts).map(|_| dice.below(loads) * dice.below(3)).collect()).collect();
-            let scenarios = Scenarios::new(experts, ranks, batches.iter().map(Vec::as_slice));
+                (0..10).map(|_| (0..experts).map(|_| dice.draw_below(loads) * dice.draw_below(3)).collect()).collect();
+            let scenarios = ScenarioSet::new(experts, ranks, batches.iter().map(Vec::as_slice));
             let per_rank = experts.div_ceil(ranks) + 1;
             let cluster = Cluster::new(ranks, 1, experts, ranks * per_rank - experts).unwrap();
-            let mut seating = starts(&scenarios.shares(), &vec![per_rank; ranks], &mut dice).swap_remove(0);
+            let mut seating = initial_placements(&scenarios.expert_shares(), &vec![per_rank; ranks], &mut dice).swap_remove(0);
             let mut loads = RuleLoads::new(&scenarios, ShareRule::new(rule, &cluster), &seating);
             for _ in 0..30 {
-                let slot = |dice: &mut Dice| dice.below((ranks * per_rank) as u64) as usize;
-                let step = match dice.below(2) {
-                    0 => Step::Swap(slot(&mut dice), slot(&mut dice)),
-                    _ => Step::Retarget(slot(&mut dice), dice.below(experts as u64) as u32),
+                let slot = |dice: &mut SeededRng| dice.draw_below((ranks * per_rank) as u64) as usize;
+                let step = match dice.draw_below(2) {
+                    0 => PlacementStep::Swap(slot(&mut dice), slot(&mut dice)),
+                    _ => PlacementStep::Retarget(slot(&mut dice), dice.draw_below(experts as u64) as u32),
                 };
-                if seating.allows(step) {
-                    loads.price(&seating, seating.changes(step));
-                    if dice.below(2) == 0 {
+                if seating.allows_step(step) {
+                    loads.price(&seating, seating.step_changes(step));
+                    if dice.draw_below(2) == 0 {
                         loads.apply();
                         seating.apply(step);
                     }
@@ -233,7 +241,7 @@ mod tests {
                 splitter.split(&batch, &mut split).unwrap();
                 prop_assert_eq!(loads.peaks()[scenario] as u64, split.peak());
                 prop_assert_eq!(*whole as u64, split.peak());
-                let busiest = loads.busiest(scenario) as usize;
+                let busiest = loads.busiest_rank(scenario) as usize;
                 prop_assert_eq!(split.rank_loads[busiest], split.peak());
             }
         }
@@ -241,15 +249,16 @@ mod tests {
 
     #[test]
     fn on_several_nodes_the_nearest_replica_serves_more() {
-        // Four ranks on two nodes. Both replicas are on the first node: its other ranks go to the first one.
-        let scenarios = Scenarios::new(1, 4, [&[400u64][..]]);
-        let rule = Method::Stack(StackDispatch::SglangStatic);
+        // Four ranks are on two nodes, and both replicas on the first node. The ranks of the second node
+        // share them.
+        let scenarios = ScenarioSet::new(1, 4, [&[400u64][..]]);
+        let rule = SplitMethod::Stack(StackDispatch::SglangStatic);
         let mut rule = ShareRule::new(rule, &Cluster::new(4, 2, 1, 3).unwrap());
-        let mut part = vec![0.0; scenarios.padded()];
-        let mut parts = |hosts: &[Rank]| -> Vec<f32> {
+        let mut part = vec![0.0; scenarios.padded_len()];
+        let mut parts = |hosts: &[RankIndex]| -> Vec<f32> {
             (0..hosts.len())
                 .map(|at| {
-                    rule.part(&scenarios, 0, hosts, at, &mut part);
+                    rule.replica_part(&scenarios, 0, hosts, at, &mut part);
                     part[0]
                 })
                 .collect()

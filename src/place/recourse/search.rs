@@ -1,133 +1,136 @@
-//! The search: simulated annealing on lower bounds, kept honest by exact splits.
+//! The search: simulated annealing on lower bounds, verified by exact splits.
 //!
-//! In: scenarios, a placement to start from, a number of iterations. Out: the best placement seen and its exact score.
+//! In: scenarios, an initial placement, a number of iterations. Out: the best placement found and its exact
+//! score.
 //!
-//! A step is priced by the cuts at hand, a lower bound. Where that is no worse than the present score plus a threshold, drawn
-//! anew each time and falling with the iterations (Metropolis, in integers), the step is taken for a trial: its scenarios are
-//! split exactly, one after the other, until the score is certain, or certain to be beyond the threshold; then the step is
-//! undone. Certificates of what the cuts had missed become cuts. So the score of the placement in hand is always exact.
+//! The current cuts price a step with a lower bound. The bound must not exceed the present score plus a
+//! threshold. The threshold is drawn for each step and falls with the iterations (Metropolis, in integers).
+//! If the bound passes, the step is taken for a trial. Its scenarios are split exactly, one after the other,
+//! until the score is certain, or certainly beyond the threshold. In the latter case the step is undone.
+//! Certificates that the cuts had missed become cuts. So the score of the present placement is always exact.
 //!
-//! Where peaks under a fixed rule count ([`Aim`]), they are priced first, exactly. Their part of the score then stands like a
-//! move's price: what a step gains under the rule, it may lose under the exact split.
+//! If peaks under a fixed rule count ([`SearchAim`]), they are priced first, exactly. Their part of the score
+//! then acts like a price of the step: a gain under the rule allows a loss under the exact split.
 //!
-//! An iteration is one step priced or one scenario split.
+//! An iteration is one priced step or one split scenario.
 
-use super::aim::Aim;
-use super::cuts::Cuts;
-use super::exact::Exact;
+use super::cuts::CutPool;
+use super::evaluate::ExactEvaluator;
+use super::incumbent::{PlacementStep, SearchPlacement};
+use super::neighbourhood::StepProposals;
 use super::rule_loads::RuleLoads;
-use super::scenarios::{Scenarios, UNIT};
-use super::score::Objective;
-use super::seating::{Seating, Step};
-use super::steps::Proposals;
+use super::scenarios::{IMBALANCE_UNIT, ScenarioSet};
+use super::score::ScenarioObjective;
+use super::search_aim::SearchAim;
 use crate::cluster::Cluster;
-use crate::trace::dice::Dice;
-use evenkeel_solver::{Error, Problem};
+use crate::rng::SeededRng;
+use evenkeel_solver::{Problem, SolverError};
 
-/// The first threshold: a thousandth of a mean imbalance of 1. It falls to nothing.
-const HEAT: u64 = UNIT / 1000;
+/// Initial threshold: a thousandth of a mean imbalance of 1. It falls to zero.
+const INITIAL_THRESHOLD: u64 = IMBALANCE_UNIT / 1000;
 
-/// What a search may do.
+/// Limits of a search.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits<'a> {
-    /// Steps priced and scenarios split, together.
+pub(crate) struct SearchLimits<'a> {
+    /// Number of priced steps and split scenarios together.
     pub(crate) iterations: u64,
-    /// What it may move; nothing is running where it is `None`.
-    pub(crate) moves: Option<Moves<'a>>,
+    /// Limits of the moves. `None` if there is no current placement.
+    pub(crate) moves: Option<MoveLimits<'a>>,
 }
 
-/// What experts that are new to a rank may and must do.
+/// Number and price of the experts that are new to a rank.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Moves<'a> {
-    /// The placement that is running.
-    pub(crate) from: &'a Seating,
-    /// How many there may be.
+pub(crate) struct MoveLimits<'a> {
+    /// Current placement.
+    pub(crate) from: &'a SearchPlacement,
+    /// Highest number of moves.
     pub(crate) most: usize,
-    /// What each has to lower the score by.
+    /// Gain in score that each move has to reach.
     pub(crate) price: u64,
 }
 
-impl Moves<'_> {
-    /// What so many moves cost.
-    pub(crate) fn toll(&self, moves: usize) -> u64 {
+impl MoveLimits<'_> {
+    /// Returns the cost of `moves` moves.
+    pub(crate) fn move_cost(&self, moves: usize) -> u64 {
         self.price.saturating_mul(moves as u64)
     }
 }
 
-/// The best placement of a search.
+/// Best placement of a search.
 #[derive(Debug, Clone)]
-pub(crate) struct Found {
-    /// The placement.
-    pub(crate) seating: Seating,
-    /// Its exact score, and the price of its moves.
+pub(crate) struct SearchResult {
+    /// Placement found.
+    pub(crate) seating: SearchPlacement,
+    /// Exact score, plus the price of the moves.
     pub(crate) score: u64,
 }
 
-struct Search<'a> {
-    scenarios: &'a Scenarios,
-    objective: Objective,
-    seating: Seating,
-    cuts: Cuts<'a>,
-    /// The exact part of the score; 0 where only the rule counts.
+struct AnnealingSearch<'a> {
+    scenarios: &'a ScenarioSet,
+    objective: ScenarioObjective,
+    seating: SearchPlacement,
+    cuts: CutPool<'a>,
+    /// Exact part of the score, or 0 if only the rule counts.
     score: u64,
-    best: Found,
-    exact: Exact,
+    best: SearchResult,
+    exact: ExactEvaluator,
     spent: u64,
-    /// The scenario to be split first: the last one that told a step off.
+    /// Scenario to split first: the last one that refuted a step.
     next: usize,
 }
 
-/// Searches from a placement that holds every expert and none twice on a rank.
+/// Searches from a placement that holds every expert, and none twice on a rank.
 ///
 /// # Errors
-/// Where the start leaves an expert without a rank.
+/// Fails if the start leaves an expert without a rank.
 pub(crate) fn search(
-    scenarios: &Scenarios,
-    (objective, aim, cluster): (Objective, Aim, &Cluster),
-    start: Seating,
-    limits: Limits<'_>,
-    mut dice: Dice,
-) -> Result<Found, Error> {
-    let mut search = Search {
-        cuts: Cuts::new(scenarios, &start),
-        best: Found { seating: start.clone(), score: 0 },
+    scenarios: &ScenarioSet,
+    (objective, aim, cluster): (ScenarioObjective, SearchAim, &Cluster),
+    start: SearchPlacement,
+    limits: SearchLimits<'_>,
+    mut dice: SeededRng,
+) -> Result<SearchResult, SolverError> {
+    let mut search = AnnealingSearch {
+        cuts: CutPool::new(scenarios, &start),
+        best: SearchResult { seating: start.clone(), score: 0 },
         seating: start,
         score: 0,
         scenarios,
         objective,
-        exact: Exact::default(),
+        exact: ExactEvaluator::default(),
         spent: 0,
         next: 0,
     };
-    let mut rule = aim.rule(cluster).map(|rule| RuleLoads::new(scenarios, rule, &search.seating));
-    let weighed = |peaks: &[f32]| aim.weighed(objective.score(scenarios, peaks));
+    let mut rule = aim.share_rule(cluster).map(|rule| RuleLoads::new(scenarios, rule, &search.seating));
+    let weighed = |peaks: &[f32]| aim.weighted_rule_score(objective.score(scenarios, peaks));
     let mut under_rule = rule.as_ref().map_or(0, |rule| weighed(rule.peaks()));
-    if aim.exact() {
+    if aim.counts_exact() {
         search.spent = scenarios.len() as u64;
         search.score = objective.score(scenarios, search.cuts.peaks());
-        search.refuted(u64::MAX)?;
+        search.split_until_refuted(u64::MAX)?;
     }
     let mut moved = limits.moves.map_or(0, |moves| moves_between(moves.from, &search.seating).cast_signed());
-    let toll = |moved: isize| limits.moves.map_or(0, |moves| moves.toll(moved.unsigned_abs()));
+    let toll = |moved: isize| limits.moves.map_or(0, |moves| moves.move_cost(moved.unsigned_abs()));
     search.best.score = search.score.saturating_add(under_rule).saturating_add(toll(moved));
-    let floor = objective.score(scenarios, scenarios.floors());
-    let floor = aim.total(floor, floor);
-    let mut peaks = vec![0.0; scenarios.padded()];
-    // The exact peaks of the placement in hand; its cuts may have been dropped since.
+    let floor = objective.score(scenarios, scenarios.peak_floors());
+    let floor = aim.total_score(floor, floor);
+    let mut peaks = vec![0.0; scenarios.padded_len()];
+    // Exact peaks of the present placement. Its cuts may have been dropped since.
     let mut known = peaks.clone();
-    let mut proposals = Proposals::new(&search.seating);
+    let mut proposals = StepProposals::new(&search.seating);
     let total = limits.iterations.max(1);
-    let scale = HEAT * objective.counted(scenarios) as u64;
+    let scale = INITIAL_THRESHOLD * objective.counted_scenarios(scenarios) as u64;
     while search.spent < total && search.best.score > floor {
         search.spent += 1;
-        let cuts = aim.exact().then_some(&mut search.cuts);
-        let Some(step) = proposals.next(&search.seating, (cuts, rule.as_ref()), scenarios, &mut dice) else {
+        let cuts = aim.counts_exact().then_some(&mut search.cuts);
+        let Some(step) = proposals.propose_step(&search.seating, (cuts, rule.as_ref()), scenarios, &mut dice)
+        else {
             continue;
         };
-        let changes = search.seating.changes(step);
+        let changes = search.seating.step_changes(step);
         let mut after = moved;
-        if let Some(Moves { from, most, .. }) = limits.moves {
-            after = changes.iter().fold(moved, |sum, change| sum + new_moves(from, change));
+        if let Some(MoveLimits { from, most, .. }) = limits.moves {
+            after = changes.iter().fold(moved, |sum, change| sum + move_delta(from, change));
             if after > most.cast_signed() && after > moved {
                 continue;
             }
@@ -135,19 +138,19 @@ pub(crate) fn search(
         let left = total - search.spent;
         let heat = (u128::from(scale) * u128::from(left) * u128::from(left)
             / (u128::from(total) * u128::from(total))) as u64;
-        let threshold = search.score.saturating_add(heat.saturating_mul(dice.exponential()) >> 16);
+        let threshold = search.score.saturating_add(heat.saturating_mul(dice.draw_exponential()) >> 16);
         let rule_after = rule.as_mut().map_or(0, |rule| weighed(rule.price(&search.seating, changes)));
         let now = toll(moved).saturating_add(under_rule);
         let then = toll(after).saturating_add(rule_after);
         let Some(threshold) = threshold.saturating_add(now).checked_sub(then) else {
             continue;
         };
-        if aim.exact() {
-            let effect = search.cuts.effect(&search.seating, changes);
+        if aim.counts_exact() {
+            let effect = search.cuts.step_effect(&search.seating, changes);
             let allowance = threshold.saturating_sub(search.score);
-            let early = objective == Objective::Mean;
+            let early = objective == ScenarioObjective::Mean;
             let go_on = |from: usize, upto: usize, peaks: &[f32]| {
-                !early || !search.hopeless(from..upto, peaks, allowance)
+                !early || !search.exceeds_allowance(from..upto, peaks, allowance)
             };
             if !search.cuts.price(&effect, &mut peaks, go_on) {
                 continue;
@@ -158,11 +161,11 @@ pub(crate) fn search(
             }
             known.copy_from_slice(search.cuts.peaks());
             let score = search.score;
-            let undo = search.take(step, &effect, &peaks, price);
-            if search.refuted(threshold)? {
-                let changes = search.seating.changes(undo);
-                let effect = search.cuts.effect(&search.seating, changes);
-                search.take(undo, &effect, &known, score);
+            let undo = search.take_step(step, &effect, &peaks, price);
+            if search.split_until_refuted(threshold)? {
+                let changes = search.seating.step_changes(undo);
+                let effect = search.cuts.step_effect(&search.seating, changes);
+                search.take_step(undo, &effect, &known, score);
                 continue;
             }
         } else {
@@ -174,19 +177,19 @@ pub(crate) fn search(
         (moved, under_rule) = (after, rule_after);
         let score = search.score.saturating_add(under_rule).saturating_add(toll(moved));
         if score < search.best.score {
-            search.best = Found { seating: search.seating.clone(), score };
+            search.best = SearchResult { seating: search.seating.clone(), score };
         }
     }
     Ok(search.best)
 }
 
-impl Search<'_> {
-    /// Whether a step that is this bad on one block of scenarios is not worth looking at on the others: what is worse outweighs
-    /// what is better four times and is beyond the threshold twice.
-    fn hopeless(&self, block: std::ops::Range<usize>, peaks: &[f32], allowance: u64) -> bool {
+impl AnnealingSearch<'_> {
+    /// Returns true if a step is so bad on one block of scenarios that the others need no evaluation. The
+    /// losses must exceed four times the gains plus twice the allowance.
+    fn exceeds_allowance(&self, block: std::ops::Range<usize>, peaks: &[f32], allowance: u64) -> bool {
         let both = peaks[block.clone()].iter().zip(&self.cuts.peaks()[block.clone()]);
         let (mut worse, mut better) = (0.0, 0.0);
-        for ((now, before), factor) in both.zip(&self.scenarios.factors()[block]) {
+        for ((now, before), factor) in both.zip(&self.scenarios.float_weights()[block]) {
             let change = f64::from(now - before) * factor;
             worse += change.max(0.0);
             better += (-change).max(0.0);
@@ -194,20 +197,26 @@ impl Search<'_> {
         worse > 4.0 * better + 2.0 * allowance as f64
     }
 
-    /// Takes a step whose price, peak by peak and in all, is known.
-    fn take(&mut self, step: Step, effect: &super::cuts::Effect, peaks: &[f32], price: u64) -> Step {
+    /// Takes a step whose price is known, in total and for each peak.
+    fn take_step(
+        &mut self,
+        step: PlacementStep,
+        effect: &super::cuts::StepEffect,
+        peaks: &[f32],
+        price: u64,
+    ) -> PlacementStep {
         self.cuts.apply(effect, peaks);
         self.score = price;
         self.seating.apply(step)
     }
 
-    /// Splits the scenarios exactly, one after the other, until the score is known or above the threshold. The one that was
-    /// the last to refute a placement comes first.
-    fn refuted(&mut self, threshold: u64) -> Result<bool, Error> {
-        let problem = Exact::problem(&self.seating)?;
+    /// Splits the scenarios exactly, one after the other, until the score is known or above the threshold.
+    /// The last scenario that refuted a placement comes first.
+    fn split_until_refuted(&mut self, threshold: u64) -> Result<bool, SolverError> {
+        let problem = ExactEvaluator::build_problem(&self.seating)?;
         for _ in 0..self.scenarios.len() {
             let scenario = self.next;
-            self.split(&problem, scenario)?;
+            self.split_scenario(&problem, scenario)?;
             if self.score > threshold {
                 return Ok(true);
             }
@@ -216,30 +225,30 @@ impl Search<'_> {
         Ok(false)
     }
 
-    /// Splits one scenario exactly; where the cuts missed something, its certificate becomes one.
-    fn split(&mut self, problem: &Problem, scenario: usize) -> Result<(), Error> {
+    /// Splits one scenario exactly. If the cuts missed its peak, its certificate becomes a cut.
+    fn split_scenario(&mut self, problem: &Problem, scenario: usize) -> Result<(), SolverError> {
         self.spent += 1;
         let (peak, certificate) = self.exact.peak(problem, self.scenarios, scenario)?;
         if peak > self.cuts.peaks()[scenario] {
-            self.cuts.add(&self.seating, certificate);
+            self.cuts.add_cut(&self.seating, certificate);
             self.score = self.objective.score(self.scenarios, self.cuts.peaks());
         }
         Ok(())
     }
 }
 
-/// Experts that are on a rank where they were not.
-pub(crate) fn moves_between(from: &Seating, to: &Seating) -> usize {
+/// Returns the number of experts on ranks that did not hold them.
+pub(crate) fn moves_between(from: &SearchPlacement, to: &SearchPlacement) -> usize {
     let new = |expert: u32| to.hosts(expert).iter().filter(|&&rank| !from.holds(rank, expert)).count();
     (0..to.experts() as u32).map(new).sum()
 }
 
-/// By how much a change alters the number of moves.
-fn new_moves(from: &Seating, change: &super::seating::Change) -> isize {
+/// Returns the difference that a change makes to the number of moves.
+fn move_delta(from: &SearchPlacement, change: &super::incumbent::HostChange) -> isize {
     if change.expert as usize == from.experts() {
         return 0;
     }
-    let new = |rank: Option<super::seating::Rank>| {
+    let new = |rank: Option<super::incumbent::RankIndex>| {
         isize::from(rank.is_some_and(|rank| !from.holds(rank, change.expert)))
     };
     new(change.to) - new(change.from)

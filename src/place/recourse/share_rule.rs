@@ -1,56 +1,59 @@
-//! How a fixed rule shares an expert's tokens between its replicas, scenario by scenario.
+//! Fixed rules by which an expert's tokens are split over its replicas, scenario by scenario.
 //!
-//! In: an expert, the ranks of its replicas in the order of slots, the position of one. Out: the tokens of that replica in
-//! every scenario. Rules see no other expert, so a replica's part never depends on where other experts are.
+//! In: an expert, the ranks of its replicas in the order of slots, the position of one replica. Out: the
+//! tokens of that replica in every scenario. Rules depend on no other expert, so a replica's part never
+//! depends on the places of other experts.
 //!
-//! The parts are those of the split methods [`Method::Even`] and [`Method::Stack`]. Most follow from the number of replicas and
-//! are worked out once. SGLang's rules for several nodes also see which ranks hold the replicas; of these the expected part counts.
+//! The parts are those of the split methods [`SplitMethod::Even`] and [`SplitMethod::Stack`]. Most depend
+//! only on the number of replicas and are computed once. SGLang's rules for several nodes also depend on the
+//! hosts. For these the expected part counts.
 
-use super::scenarios::Scenarios;
-use super::seating::Rank;
+use super::incumbent::RankIndex;
+use super::scenarios::ScenarioSet;
 use crate::cluster::Cluster;
-use crate::split::{Method, ReplicaShares, StackDispatch, batch_seed};
+use crate::split::{ReplicaShares, SplitMethod, StackDispatch, batch_seed};
 use std::collections::HashMap;
 
-/// A rule, with what it has worked out so far.
+/// Rule with its computed parts.
 #[derive(Debug, Clone)]
 pub(crate) struct ShareRule {
-    method: Method,
+    method: SplitMethod,
     ranks: usize,
     ranks_per_node: usize,
-    /// The parts of an expert with a number of replicas, `[replicas][padded B]`.
+    /// Parts of an expert with a number of replicas, `[replicas][padded B]`.
     parts: HashMap<(u32, u16), Vec<f32>>,
-    /// The seed of each scenario's chance, `[B]`; empty before the first.
+    /// Seed of each scenario's random draws, `[B]`. Empty before the first use.
     seeds: Vec<u64>,
 }
 
 impl ShareRule {
-    /// The rule of a split method. Methods that look at all experts have none and count as even.
-    pub(crate) fn new(method: Method, cluster: &Cluster) -> Self {
+    /// Creates the rule of a split method. Methods that depend on all experts have no such rule and count as
+    /// even.
+    pub(crate) fn new(method: SplitMethod, cluster: &Cluster) -> Self {
         let (ranks, ranks_per_node) = (cluster.ranks(), cluster.ranks() / cluster.nodes());
         Self { method, ranks, ranks_per_node, parts: HashMap::new(), seeds: vec![] }
     }
 
-    /// The tokens of the replica at position `at` of `hosts`, in every scenario, `[padded B]`.
-    pub(crate) fn part(
+    /// Computes the tokens of the replica at position `at` of `hosts`, in every scenario, `[padded B]`.
+    pub(crate) fn replica_part(
         &mut self,
-        scenarios: &Scenarios,
+        scenarios: &ScenarioSet,
         expert: u32,
-        hosts: &[Rank],
+        hosts: &[RankIndex],
         at: usize,
         part: &mut [f32],
     ) {
-        let padded = scenarios.padded();
+        let padded = scenarios.padded_len();
         if hosts.len() == 1 {
-            part.copy_from_slice(scenarios.row(expert as usize));
+            part.copy_from_slice(scenarios.expert_loads(expert as usize));
             return;
         }
-        if let Some(stack) = self.by_host() {
-            return self.expected(stack, scenarios, expert, (hosts, at), part);
+        if let Some(stack) = self.host_dependent_stack() {
+            return self.expected_part(stack, scenarios, expert, (hosts, at), part);
         }
         let key = (expert, hosts.len() as u16);
         if !self.parts.contains_key(&key) {
-            let parts = self.by_number(scenarios, expert, hosts.len());
+            let parts = self.parts_by_count(scenarios, expert, hosts.len());
             self.parts.insert(key, parts);
         }
         if let Some(parts) = self.parts.get(&key) {
@@ -58,10 +61,10 @@ impl ShareRule {
         }
     }
 
-    /// The stack whose rule sees which ranks hold the replicas.
-    fn by_host(&self) -> Option<StackDispatch> {
+    /// Returns the stack if its rule depends on the hosts of the replicas.
+    fn host_dependent_stack(&self) -> Option<StackDispatch> {
         match self.method {
-            Method::Stack(stack @ (StackDispatch::SglangStatic | StackDispatch::SglangRandom))
+            SplitMethod::Stack(stack @ (StackDispatch::SglangStatic | StackDispatch::SglangRandom))
                 if self.ranks_per_node < self.ranks =>
             {
                 Some(stack)
@@ -70,18 +73,19 @@ impl ShareRule {
         }
     }
 
-    /// A replica's expected part: of the tokens up to this replica, those up to the one before are taken away.
-    fn expected(
+    /// Computes a replica's expected part as a difference: tokens up to this replica minus tokens up to the
+    /// previous one.
+    fn expected_part(
         &self,
         stack: StackDispatch,
-        scenarios: &Scenarios,
+        scenarios: &ScenarioSet,
         expert: u32,
-        (hosts, at): (&[Rank], usize),
+        (hosts, at): (&[RankIndex], usize),
         part: &mut [f32],
     ) {
         let ranks: Vec<usize> = hosts.iter().map(|&host| host as usize).collect();
         let shares = ReplicaShares::new(stack, &ranks, expert as usize, (self.ranks, self.ranks_per_node));
-        let weights: Vec<u64> = shares.expected().collect();
+        let weights: Vec<u64> = shares.expected_weights().collect();
         let before: u64 = weights[..at].iter().sum();
         let sum = weights.iter().sum::<u64>().max(1);
         part.fill(0.0);
@@ -91,11 +95,11 @@ impl ShareRule {
         }
     }
 
-    /// The parts of all replicas where only their number counts, `[replicas][padded B]`.
-    fn by_number(&mut self, scenarios: &Scenarios, expert: u32, replicas: usize) -> Vec<f32> {
-        let padded = scenarios.padded();
+    /// Returns the parts of all replicas if only their number counts, `[replicas][padded B]`.
+    fn parts_by_count(&mut self, scenarios: &ScenarioSet, expert: u32, replicas: usize) -> Vec<f32> {
+        let padded = scenarios.padded_len();
         let shares = match self.method {
-            Method::Stack(stack) => {
+            SplitMethod::Stack(stack) => {
                 let hosts: Vec<usize> = (0..replicas).collect();
                 Some(ReplicaShares::new(stack, &hosts, expert as usize, (self.ranks, self.ranks)))
             }
@@ -110,7 +114,7 @@ impl ShareRule {
         for scenario in 0..scenarios.len() {
             let tokens = scenarios.loads(scenario)[expert as usize];
             let served: Vec<u64> = if let Some(shares) = &shares {
-                shares.serve(u64::from(tokens), self.seeds[scenario])
+                shares.split_tokens(u64::from(tokens), self.seeds[scenario])
             } else {
                 let (each, more) = (tokens / replicas as u32, tokens as usize % replicas);
                 (0..replicas).map(|at| u64::from(each) + u64::from(at < more)).collect()

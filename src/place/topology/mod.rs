@@ -1,48 +1,48 @@
-//! Replica topologies: which rank's experts each redundant slot copies.
+//! Replica topologies: the rank whose experts each redundant slot replicates.
 //!
-//! In: a name (`ring`, `cube`, ...) or a JSON file. Out: LPLB's redundant-to-original table and its graph, in
-//! which ranks are nodes and every pair of ranks that shares an expert is joined. Source: deepseek-ai/LPLB,
-//! the topologies of its README and tests.
+//! In: a name (`ring`, `cube`, ...) or a JSON file. Out: LPLB's redundant-to-original table and its graph.
+//! The nodes of the graph are ranks, and an edge joins every pair of ranks that shares an expert. Source:
+//! deepseek-ai/LPLB, the topologies of its README and tests.
 
-use super::designed;
+mod searched;
 use petgraph::algo::{connected_components, dijkstra};
 use petgraph::graph::{NodeIndex, UnGraph};
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use thiserror::Error;
 
-/// Most redundant slots per rank of a designed graph.
-const MAX_DESIGNED: usize = 16;
+/// Highest number of redundant slots per rank of a designed graph.
+const MAX_DESIGNED_SLOTS: usize = 16;
 
 /// LPLB's redundant-to-original table for one group of ranks.
 ///
-/// `columns[d][i]` is the rank whose `d`-th heaviest expert rank `i` holds a copy of, within groups of
-/// [`Topology::group`] consecutive ranks. Every column is a permutation without fixed points, so each such expert
-/// is shared by exactly two ranks.
+/// `columns[d][i]` is the rank whose `d`-th heaviest expert has a replica on rank `i`, within groups of
+/// [`Topology::group_size`] consecutive ranks. Every column is a permutation without fixed points, so each
+/// such expert is shared by exactly two ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
     name: String,
     columns: Vec<Vec<u32>>,
 }
 
-/// How well the replica graph of a [`Topology`] holds together.
+/// Connectivity of the replica graph of a [`Topology`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Connectivity {
-    /// Connected parts; load cannot flow from one to another.
+pub struct GraphConnectivity {
+    /// Number of connected parts. Load cannot flow between them.
     pub components: usize,
-    /// Fewest shared experts whose loss disconnects the graph; 0 if it is not connected.
+    /// Lowest number of shared experts whose loss disconnects the graph. 0 if it is not connected.
     pub edge_connectivity: usize,
-    /// Longest shortest path in shared experts; `None` if the graph is not connected.
+    /// Longest shortest path in shared experts. `None` if the graph is not connected.
     pub diameter: Option<usize>,
-    /// Pairs of ranks joined by a second (third, ...) shared expert.
+    /// Number of further shared experts of pairs of ranks, beyond the first of each pair.
     pub parallel_edges: usize,
 }
 
-/// A topology that cannot be had.
+/// Reasons for which a topology is not available.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TopologyError {
-    /// No topology has this name.
+    /// The name is no known topology.
     #[error(
         "unknown topology `{0}`: expected ring, ring:N, cube, hypercube, torus:MxN, designed:D or a .json file"
     )]
@@ -50,29 +50,29 @@ pub enum TopologyError {
     /// The group does not divide the ranks.
     #[error("topology {name} joins groups of {group} ranks, which do not divide {ranks} ranks")]
     Group {
-        /// Its name.
+        /// Name of the topology.
         name: String,
-        /// Its group size.
+        /// Number of ranks of its group.
         group: usize,
         /// Ranks of the cluster.
         ranks: usize,
     },
-    /// A column is no permutation, or copies a rank's expert to the same rank.
+    /// A column is no permutation, or replicates a rank's expert on the same rank.
     #[error("topology {name}, column {column}: {reason}")]
     Column {
-        /// Its name.
+        /// Name of the topology.
         name: String,
-        /// Which column, from 0.
+        /// Index of the column, from 0.
         column: usize,
-        /// What is wrong with it.
+        /// Fault of the column.
         reason: String,
     },
-    /// The file could not be read as a table.
+    /// The file is no readable table.
     #[error("topology file {}: {reason}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What was wrong and what was expected.
+        /// Fault, and the expected content.
         reason: String,
     },
 }
@@ -80,21 +80,21 @@ pub enum TopologyError {
 impl Topology {
     /// Finds a topology by name, for a cluster of `ranks`.
     ///
-    /// - `ring`: LPLB's ring of 8 where 8 divides the ranks, one ring of all ranks otherwise; `ring:N` joins
-    ///   rings of `N`;
-    /// - `cube` (8 ranks, 2 columns), `hypercube` (16 ranks, 2 columns): LPLB's own tables;
-    /// - `torus:MxN` (`M * N` ranks, 2 columns);
-    /// - `designed:D`: one group of all ranks with `D` columns, searched for short distances; its edge-connectivity is
-    ///   `2 D`. Needs a cluster of at least 2 ranks;
-    /// - a path that ends in `.json`: `[[rank of column 0, rank of column 1, ...], ...]`, one row per rank of
+    /// - `ring`: LPLB's ring of 8 if 8 divides the ranks, else one ring of all ranks. `ring:N` joins rings of
+    ///   `N`.
+    /// - `cube` (8 ranks, 2 columns), `hypercube` (16 ranks, 2 columns): LPLB's own tables.
+    /// - `torus:MxN`: `M * N` ranks, 2 columns.
+    /// - `designed:D`: one group of all ranks with `D` columns, found by a search for short distances. Its
+    ///   edge-connectivity is `2 D`. It needs a cluster of at least 2 ranks.
+    /// - A path that ends in `.json`: `[[rank of column 0, rank of column 1, ...], ...]`, one row per rank of
     ///   the group, as LPLB's `redundant_to_original`.
     ///
     /// # Errors
-    /// When the name is unknown, the table is malformed, or its group does not divide the ranks.
-    pub fn named(name: &str, ranks: usize) -> Result<Self, TopologyError> {
+    /// Fails if the name is unknown, if the table is malformed, or if its group does not divide the ranks.
+    pub fn from_name(name: &str, ranks: usize) -> Result<Self, TopologyError> {
         let unknown = || TopologyError::Unknown(name.to_owned());
         let columns = match name {
-            "ring" => ring(if ranks.is_multiple_of(8) { 8 } else { ranks }),
+            "ring" => ring_columns(if ranks.is_multiple_of(8) { 8 } else { ranks }),
             "cube" => vec![vec![3, 0, 1, 2, 7, 4, 5, 6], vec![6, 7, 4, 5, 0, 1, 2, 3]],
             "hypercube" => vec![
                 vec![3, 0, 1, 2, 7, 4, 5, 6, 11, 8, 9, 10, 15, 12, 13, 14],
@@ -106,16 +106,16 @@ impl Topology {
                     if group > crate::cluster::MAX_RANKS {
                         return Err(TopologyError::Group { name: name.to_owned(), group, ranks });
                     }
-                    ring(group)
+                    ring_columns(group)
                 } else if let Some(slots) = name.strip_prefix("designed:") {
                     let slots: usize = slots.parse().map_err(|_| unknown())?;
-                    if !(1..=MAX_DESIGNED).contains(&slots) || ranks < 2 {
+                    if !(1..=MAX_DESIGNED_SLOTS).contains(&slots) || ranks < 2 {
                         let reason = format!(
-                            "expected 1 to {MAX_DESIGNED} slots per rank on 2 ranks or more, not {ranks}"
+                            "expected 1 to {MAX_DESIGNED_SLOTS} slots per rank on 2 ranks or more, not {ranks}"
                         );
                         return Err(TopologyError::Column { name: name.to_owned(), column: 0, reason });
                     }
-                    designed::columns(ranks, slots)
+                    searched::search_columns(ranks, slots)
                 } else if let Some(shape) = name.strip_prefix("torus:") {
                     let (m, n) = shape.split_once('x').ok_or_else(unknown)?;
                     let (m, n): (u32, u32) =
@@ -127,17 +127,17 @@ impl Topology {
                             ranks,
                         });
                     }
-                    torus(m, n)
+                    torus_columns(m, n)
                 } else if std::path::Path::new(name).extension().is_some_and(|e| e == "json") {
-                    from_file(name)?
+                    read_columns(name)?
                 } else {
                     return Err(unknown());
                 }
             }
         };
         let topology = Self::new(name.to_owned(), columns)?;
-        if !ranks.is_multiple_of(topology.group()) {
-            return Err(TopologyError::Group { name: name.to_owned(), group: topology.group(), ranks });
+        if !ranks.is_multiple_of(topology.group_size()) {
+            return Err(TopologyError::Group { name: name.to_owned(), group: topology.group_size(), ranks });
         }
         Ok(topology)
     }
@@ -145,7 +145,7 @@ impl Topology {
     /// Checks a table of columns, each `[group]`.
     ///
     /// # Errors
-    /// [`TopologyError::Column`] where a column is no permutation or has a fixed point.
+    /// Returns [`TopologyError::Column`] if a column is no permutation or has a fixed point.
     pub fn new(name: String, columns: Vec<Vec<u32>>) -> Result<Self, TopologyError> {
         let fail = |column, reason: String| TopologyError::Column { name: name.clone(), column, reason };
         let group = columns.first().map_or(0, Vec::len);
@@ -181,30 +181,30 @@ impl Topology {
         Ok(Self { name, columns })
     }
 
-    /// The name it was asked for by.
+    /// Returns the name by which the topology was found.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Ranks that one table joins, `G`.
-    pub fn group(&self) -> usize {
+    /// Returns the number of ranks that one table joins, `G`.
+    pub fn group_size(&self) -> usize {
         self.columns[0].len()
     }
 
-    /// Redundant slots per rank that the table describes, `D`.
+    /// Returns the number of redundant slots per rank in the table, `D`.
     pub fn slots(&self) -> usize {
         self.columns.len()
     }
 
-    /// Which rank of the group rank `i`'s slot `d` copies from: `columns()[d][i]`.
+    /// Returns the columns. `columns()[d][i]` is the source rank, within the group, of slot `d` of rank `i`.
     pub fn columns(&self) -> &[Vec<u32>] {
         &self.columns
     }
 
-    /// The replica graph of one group: ranks, joined once for each expert they share.
+    /// Returns the replica graph of one group. An edge joins two ranks for each expert that they share.
     pub fn graph(&self) -> UnGraph<u32, ()> {
         let mut graph = UnGraph::new_undirected();
-        let ranks: Vec<NodeIndex> = (0..self.group() as u32).map(|r| graph.add_node(r)).collect();
+        let ranks: Vec<NodeIndex> = (0..self.group_size() as u32).map(|r| graph.add_node(r)).collect();
         for column in &self.columns {
             for (rank, &source) in column.iter().enumerate() {
                 graph.add_edge(ranks[source as usize], ranks[rank], ());
@@ -214,7 +214,7 @@ impl Topology {
     }
 
     /// Measures the replica graph of one group.
-    pub fn connectivity(&self) -> Connectivity {
+    pub fn connectivity(&self) -> GraphConnectivity {
         let graph = self.graph();
         let components = connected_components(&graph);
         let pairs: BTreeSet<(NodeIndex, NodeIndex)> = graph
@@ -224,7 +224,7 @@ impl Topology {
             .collect();
         let eccentricity = |from| dijkstra(&graph, from, None, |_| 1usize).into_values().max().unwrap_or(0);
         let first = NodeIndex::new(0);
-        Connectivity {
+        GraphConnectivity {
             components,
             edge_connectivity: graph
                 .node_indices()
@@ -238,11 +238,11 @@ impl Topology {
     }
 }
 
-fn ring(length: usize) -> Vec<Vec<u32>> {
+fn ring_columns(length: usize) -> Vec<Vec<u32>> {
     vec![(0..length).map(|rank| ((rank + 1) % length) as u32).collect()]
 }
 
-fn torus(m: u32, n: u32) -> Vec<Vec<u32>> {
+fn torus_columns(m: u32, n: u32) -> Vec<Vec<u32>> {
     let ranks = || (0..m).flat_map(|i| (0..n).map(move |j| (i, j)));
     vec![
         ranks().map(|(i, j)| (i + 1) % m * n + j).collect(),
@@ -250,7 +250,7 @@ fn torus(m: u32, n: u32) -> Vec<Vec<u32>> {
     ]
 }
 
-fn from_file(name: &str) -> Result<Vec<Vec<u32>>, TopologyError> {
+fn read_columns(name: &str) -> Result<Vec<Vec<u32>>, TopologyError> {
     let path = PathBuf::from(name);
     let fail = |reason: String| TopologyError::File { path: path.clone(), reason };
     let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
@@ -263,9 +263,10 @@ fn from_file(name: &str) -> Result<Vec<Vec<u32>>, TopologyError> {
     Ok((0..slots).map(|d| rows.iter().map(|row| row[d]).collect()).collect())
 }
 
-/// Edge-disjoint paths between two nodes (Menger): unit augmentations along breadth-first paths.
+/// Returns the number of edge-disjoint paths between two nodes (Menger), by unit augmentations along
+/// breadth-first paths.
 fn edge_disjoint_paths(graph: &UnGraph<u32, ()>, from: NodeIndex, to: NodeIndex) -> usize {
-    // flow[e]: -1, 0 or 1 from the edge's first end to its second.
+    // flow[e] is -1, 0 or 1, from the edge's first end to its second.
     let mut flow = vec![0i8; graph.edge_count()];
     let mut paths = 0;
     loop {
@@ -300,7 +301,7 @@ mod tests {
     use super::*;
 
     fn measured(name: &str, ranks: usize) -> (usize, usize, Option<usize>, usize) {
-        let c = Topology::named(name, ranks).unwrap().connectivity();
+        let c = Topology::from_name(name, ranks).unwrap().connectivity();
         (c.components, c.edge_connectivity, c.diameter, c.parallel_edges)
     }
 
@@ -330,11 +331,11 @@ mod tests {
         assert!(refused(&[1, 0, 2]).contains("rank 2 copies its own expert"));
         assert!(refused(&[1, 3, 0]).contains("rank 3 of only 3"));
         assert!(refused(&[]).contains("at least one"));
-        assert!(Topology::named("ring:1", 8).is_err());
-        assert!(Topology::named("torus:1x8", 8).is_err());
-        assert!(Topology::named("ring:0", 8).is_err());
-        assert!(Topology::named("torus:99999x99999", 8).is_err());
-        assert!(Topology::named("moebius", 8).unwrap_err().to_string().contains("expected ring"));
-        assert!(Topology::named("cube", 12).unwrap_err().to_string().contains("groups of 8"));
+        assert!(Topology::from_name("ring:1", 8).is_err());
+        assert!(Topology::from_name("torus:1x8", 8).is_err());
+        assert!(Topology::from_name("ring:0", 8).is_err());
+        assert!(Topology::from_name("torus:99999x99999", 8).is_err());
+        assert!(Topology::from_name("moebius", 8).unwrap_err().to_string().contains("expected ring"));
+        assert!(Topology::from_name("cube", 12).unwrap_err().to_string().contains("groups of 8"));
     }
 }

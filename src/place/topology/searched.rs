@@ -1,28 +1,34 @@
-//! Replica graphs that are designed: `lplb:designed:D`.
+//! Designed replica graphs: `lplb:designed:D`.
 //!
-//! In: how many ranks, how many redundant slots each (`D`). Out: `D` columns of a [`Topology`](super::Topology). Every column
-//! is one cycle through all ranks. A cycle crosses every cut at least twice and every rank has `2 D` neighbours, so the
-//! graph's edge-connectivity is `2 D`, the most that it can be; what is left to be found is a union without parallel edges in
-//! which ranks are near each other. The sum of all distances is what is made small (a graph whose distances are small has no
-//! short cycles and expands): by exchanging two ranks of a cycle, as long as that helps, a fixed number of times, from a
-//! fixed seed. The first column, which carries the heaviest experts, is given: LPLB deals experts out by load, so that ranks
-//! with heavy experts stand beside each other, and a cycle in strides of nearly half of all ranks joins heavy with light.
+//! In: the number of ranks, and of redundant slots per rank (`D`). Out: `D` columns of a
+//! [`Topology`](super::Topology).
+//!
+//! Every column is one cycle through all ranks. A cycle crosses every cut at least twice, and every rank has
+//! `2 D` neighbours. The edge-connectivity of the graph is therefore `2 D`, the highest possible. The search
+//! looks for a union without parallel edges in which ranks are near each other. It minimises the sum of all
+//! distances, because a graph with small distances has no short cycles and expands. It exchanges two ranks of
+//! a cycle and keeps improvements, a fixed number of times from a fixed seed.
+//!
+//! The first column carries the heaviest experts and is fixed. LPLB assigns experts by load, so that ranks
+//! with heavy experts are adjacent. A cycle in strides of nearly half of all ranks joins heavy with light
+//! ones.
 
-use crate::trace::dice::Dice;
+use crate::rng::SeededRng;
 use std::collections::VecDeque;
 
-/// Ranks that are visited while distances are computed; the number of exchanges follows from it.
-const VISITS: usize = 60_000_000;
-/// Most exchanges that are tried.
-const EXCHANGES: usize = 6_000;
+/// Ranks visited by all computations of distances together. The number of exchanges follows from it.
+const MAX_VISITED_RANKS: usize = 60_000_000;
+/// Highest number of evaluated exchanges.
+const MAX_EXCHANGES: usize = 6_000;
 
-/// The columns for `ranks` ranks: `[d][rank]` is the rank that the `d`-th slot copies from. Where there are too few ranks
-/// (`2 D >= ranks`), parallel edges cannot be avoided; there are few.
-pub(super) fn columns(ranks: usize, slots: usize) -> Vec<Vec<u32>> {
-    let mut dice = Dice::new(ranks as u64, slots as u64);
+/// Returns the columns for `ranks` ranks: `[d][rank]` is the source rank of the `d`-th slot. With too few
+/// ranks (`2 D >= ranks`) a few parallel edges cannot be avoided.
+pub(super) fn search_columns(ranks: usize, slots: usize) -> Vec<Vec<u32>> {
+    let mut dice = SeededRng::new(ranks as u64, slots as u64);
     let mut cycles: Vec<Vec<u32>> = (0..slots)
         .map(|column| {
-            let mut cycle: Vec<u32> = (0..ranks).map(|at| (at * stride(ranks) % ranks) as u32).collect();
+            let mut cycle: Vec<u32> =
+                (0..ranks).map(|at| (at * largest_stride(ranks) % ranks) as u32).collect();
             if column > 0 {
                 dice.shuffle(&mut cycle);
             }
@@ -31,12 +37,12 @@ pub(super) fn columns(ranks: usize, slots: usize) -> Vec<Vec<u32>> {
         .collect();
     if slots > 1 && ranks > 3 {
         let each = ranks * ranks * 2 * slots;
-        let mut best = cost(&cycles);
-        for _ in 0..EXCHANGES.min(VISITS / each) {
-            let column = 1 + dice.below(slots as u64 - 1) as usize;
-            let (a, b) = (dice.below(ranks as u64) as usize, dice.below(ranks as u64) as usize);
+        let mut best = graph_cost(&cycles);
+        for _ in 0..MAX_EXCHANGES.min(MAX_VISITED_RANKS / each) {
+            let column = 1 + dice.draw_below(slots as u64 - 1) as usize;
+            let (a, b) = (dice.draw_below(ranks as u64) as usize, dice.draw_below(ranks as u64) as usize);
             cycles[column].swap(a, b);
-            let now = cost(&cycles);
+            let now = graph_cost(&cycles);
             if now <= best {
                 best = now;
             } else {
@@ -56,8 +62,8 @@ pub(super) fn columns(ranks: usize, slots: usize) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// The largest stride up to half of the ranks that visits all of them.
-fn stride(ranks: usize) -> usize {
+/// Returns the largest stride up to half of the ranks that visits all of them.
+fn largest_stride(ranks: usize) -> usize {
     let common = |mut a: usize, mut b: usize| {
         while b > 0 {
             (a, b) = (b, a % b);
@@ -67,8 +73,8 @@ fn stride(ranks: usize) -> usize {
     (1..=ranks / 2).rev().find(|&stride| common(stride, ranks) == 1).unwrap_or(1)
 }
 
-/// Parallel edges first, then the sum of all distances.
-fn cost(cycles: &[Vec<u32>]) -> (usize, usize) {
+/// Returns the number of parallel edges, then the sum of all distances.
+fn graph_cost(cycles: &[Vec<u32>]) -> (usize, usize) {
     let ranks = cycles.first().map_or(0, Vec::len);
     let mut neighbours = vec![Vec::with_capacity(2 * cycles.len()); ranks];
     for cycle in cycles {
@@ -110,7 +116,7 @@ mod tests {
     #[test]
     fn designed_graphs_are_as_connected_as_can_be() {
         for (ranks, slots) in [(8, 1), (8, 2), (12, 3), (16, 2), (30, 2), (64, 2), (64, 4)] {
-            let graph = Topology::named(&format!("designed:{slots}"), ranks).unwrap();
+            let graph = Topology::from_name(&format!("designed:{slots}"), ranks).unwrap();
             let c = graph.connectivity();
             assert_eq!(graph.slots(), slots);
             assert_eq!(
@@ -120,16 +126,17 @@ mod tests {
             );
             assert_eq!(
                 graph,
-                Topology::named(&format!("designed:{slots}"), ranks).unwrap(),
+                Topology::from_name(&format!("designed:{slots}"), ranks).unwrap(),
                 "no clock, no chance"
             );
         }
-        // As near as any graph of 4 neighbours on 16 ranks can be: 4 at distance 1, 11 at distance 2 (or nearly all).
-        let near = Topology::named("designed:2", 16).unwrap().connectivity().diameter.unwrap();
+        // In the nearest possible graph of 4 neighbours on 16 ranks, 4 ranks are at distance 1 and 11 at
+        // distance 2. The search may miss that for a few ranks.
+        let near = Topology::from_name("designed:2", 16).unwrap().connectivity().diameter.unwrap();
         assert!(near <= 3, "{near}");
-        let far = Topology::named("torus:8x8", 64).unwrap().connectivity().diameter.unwrap();
-        assert!(Topology::named("designed:2", 64).unwrap().connectivity().diameter.unwrap() < far);
-        // Too few ranks for that many neighbours.
-        assert!(Topology::named("designed:2", 4).unwrap().connectivity().parallel_edges > 0);
+        let far = Topology::from_name("torus:8x8", 64).unwrap().connectivity().diameter.unwrap();
+        assert!(Topology::from_name("designed:2", 64).unwrap().connectivity().diameter.unwrap() < far);
+        // Four ranks are too few for 4 neighbours each.
+        assert!(Topology::from_name("designed:2", 4).unwrap().connectivity().parallel_edges > 0);
     }
 }

@@ -1,17 +1,18 @@
-//! A stack's rule on the counts of a batch: see the [module](super) for what is assumed of sources and rows.
+//! A stack's rule on the counts of a batch. The [module](super) states the assumptions about sources and
+//! rows.
 
 use super::StackDispatch;
-use super::nearest::{nearest, of_source, replicas};
+use super::nearest::{nearest_replica, replica_of_source, stack_replicas};
 use crate::place::Placement;
-use crate::trace::dice::Dice;
+use crate::rng::SeededRng;
 
-/// Most draws per expert; the deviations of more tokens are scaled from these.
-const DRAWS: u64 = 1 << 7;
+/// Highest number of draws per expert. The deviations of more tokens are scaled from these draws.
+const MAX_DRAWS: u64 = 1 << 7;
 
-/// Quotas of batch after batch by one rule.
+/// Splitter of successive batches by one rule.
 #[derive(Debug)]
 pub(in crate::split) struct StackQuotas {
-    /// The slots of every expert's replicas, and how they share its tokens.
+    /// Slots of every expert's replicas, and the rule of its split.
     experts: Vec<(Vec<u32>, ReplicaShares)>,
 }
 
@@ -19,40 +20,41 @@ impl StackQuotas {
     pub(in crate::split) fn new(placement: &Placement, stack: StackDispatch, nodes: usize) -> Self {
         let ranks = placement.ranks();
         let shares = |expert: usize| {
-            let slots = replicas(stack, placement, expert);
+            let slots = stack_replicas(stack, placement, expert);
             let hosts: Vec<usize> = slots.iter().map(|&slot| placement.rank_of(slot)).collect();
             (slots, ReplicaShares::new(stack, &hosts, expert, (ranks, ranks / nodes)))
         };
         Self { experts: (0..placement.experts()).map(shares).collect() }
     }
 
-    /// Shares out one batch; `quotas` are zero before.
+    /// Splits one batch. `quotas` are zero before.
     pub(in crate::split) fn split(&self, loads: &[u64], quotas: &mut [u64]) {
         let seed = batch_seed(loads);
         for ((slots, shares), &load) in self.experts.iter().zip(loads) {
-            for (&slot, tokens) in slots.iter().zip(shares.serve(load, seed)) {
+            for (&slot, tokens) in slots.iter().zip(shares.split_tokens(load, seed)) {
                 quotas[slot as usize] = tokens;
             }
         }
     }
 }
 
-/// How the replicas of one expert share its tokens. Equal parts, one per source, are counted.
+/// Shares of the replicas of one expert, counted in equal parts, one per source.
 #[derive(Debug, Clone)]
 pub(crate) struct ReplicaShares {
     expert: usize,
-    /// Parts that go to each replica for certain.
+    /// Parts that go to each replica with certainty.
     certain: Vec<u64>,
-    /// Parts that go to any of them, in expectation.
+    /// Parts that go to any replica, in expectation.
     shared: u64,
-    /// Parts whose tokens each go to a random one.
+    /// Parts whose tokens each go to a random replica.
     random: u64,
-    /// The sources of TensorRT-LLM, which go round the replicas.
+    /// Number of sources, if they use TensorRT-LLM's round robin over the replicas.
     round_robins: Option<u64>,
 }
 
 impl ReplicaShares {
-    /// Takes the ranks of an expert's replicas in the order of slots, and how many ranks there are, in all and per node.
+    /// Creates the shares from the ranks of an expert's replicas in the order of slots. The pair holds the
+    /// number of ranks, in all and per node.
     pub(crate) fn new(
         stack: StackDispatch,
         hosts: &[usize],
@@ -63,8 +65,10 @@ impl ReplicaShares {
         let mut shares = Self { expert, certain: vec![0; hosts.len()], shared: 0, random: 0, round_robins };
         for source in 0..ranks {
             let at = match stack {
-                StackDispatch::SglangStatic | StackDispatch::SglangRandom => nearest(hosts, source, per_node),
-                StackDispatch::VllmAscend => Some(of_source(hosts.len(), source, expert, 1)),
+                StackDispatch::SglangStatic | StackDispatch::SglangRandom => {
+                    nearest_replica(hosts, source, per_node)
+                }
+                StackDispatch::VllmAscend => Some(replica_of_source(hosts.len(), source, expert, 1)),
                 StackDispatch::SglangDynamic | StackDispatch::Vllm | StackDispatch::Trtllm => None,
             };
             match at {
@@ -76,37 +80,37 @@ impl ReplicaShares {
         shares
     }
 
-    /// Returns the tokens of every replica, of `load` in all; chance is seeded by the batch.
-    pub(crate) fn serve(&self, load: u64, seed: u64) -> Vec<u64> {
+    /// Returns the tokens of every replica, which add up to `load`. The batch seeds the random draws.
+    pub(crate) fn split_tokens(&self, load: u64, seed: u64) -> Vec<u64> {
         let replicas = self.certain.len();
         if replicas == 1 {
             return vec![load];
         }
         if let Some(sources) = self.round_robins {
-            return round_robins(replicas as u64, sources, load);
+            return split_round_robin(replicas as u64, sources, load);
         }
-        // In units of one part of one replica.
+        // The unit is one part of one replica.
         let mut weights: Vec<u64> =
             self.certain.iter().map(|&parts| parts * replicas as u64 + self.shared).collect();
         weights.push(self.random * replicas as u64);
-        let mut served = apportion(load, &weights);
+        let mut served = apportion_tokens(load, &weights);
         let random = served.pop().unwrap_or(0);
         if random > 0 {
-            let drawn = draw(random, replicas, &mut Dice::new(seed, self.expert as u64));
+            let drawn = draw_replicas(random, replicas, &mut SeededRng::new(seed, self.expert as u64));
             served.iter_mut().zip(drawn).for_each(|(tokens, more)| *tokens += more);
         }
         served
     }
 
-    /// Returns each replica's share of the tokens in expectation, as weights.
-    pub(crate) fn expected(&self) -> impl Iterator<Item = u64> + '_ {
+    /// Returns each replica's expected share of the tokens, as weights.
+    pub(crate) fn expected_weights(&self) -> impl Iterator<Item = u64> + '_ {
         self.certain.iter().map(|&parts| parts * self.certain.len() as u64 + self.shared + self.random)
     }
 }
 
-/// Shares out one block of TensorRT-LLM on every source: the `j`-th id of source `r` goes to replica
-/// `(j + r)` modulo `c`.
-fn round_robins(replicas: u64, sources: u64, load: u64) -> Vec<u64> {
+/// Splits one block of TensorRT-LLM on every source. The `j`-th id of source `r` goes to replica `(j + r)`
+/// modulo `c`.
+fn split_round_robin(replicas: u64, sources: u64, load: u64) -> Vec<u64> {
     let (each, over) = (load / sources, load % sources);
     let mut served = vec![sources * (each / replicas); replicas as usize];
     let mut next = vec![0; replicas as usize];
@@ -116,14 +120,14 @@ fn round_robins(replicas: u64, sources: u64, load: u64) -> Vec<u64> {
         }
         next[((source + each) % replicas) as usize] += 1;
     }
-    // Some sources have one id more; in expectation all have a part of one.
-    served.iter_mut().zip(apportion(over, &next)).for_each(|(tokens, more)| *tokens += more);
+    // Some sources have one more id. In expectation each source has a part of one.
+    served.iter_mut().zip(apportion_tokens(over, &next)).for_each(|(tokens, more)| *tokens += more);
     served
 }
 
-/// Shares out whole tokens in proportion to weights, which are not all zero: floors, then one more for the
-/// largest remainders, the lowest index first on ties.
-fn apportion(load: u64, weights: &[u64]) -> Vec<u64> {
+/// Splits whole tokens in proportion to weights, which are not all zero. Floors come first, then one more for
+/// the largest remainders, the lowest index first on ties.
+fn apportion_tokens(load: u64, weights: &[u64]) -> Vec<u64> {
     let sum: u128 = weights.iter().map(|&weight| u128::from(weight)).sum();
     let part = |weight: u64| u128::from(load) * u128::from(weight);
     let mut served: Vec<u64> = weights.iter().map(|&weight| (part(weight) / sum) as u64).collect();
@@ -136,18 +140,18 @@ fn apportion(load: u64, weights: &[u64]) -> Vec<u64> {
     served
 }
 
-/// Draws a replica for every token, uniformly, and returns how many tokens each has.
-fn draw(tokens: u64, replicas: usize, dice: &mut Dice) -> Vec<u64> {
-    let draws = tokens.min(DRAWS);
+/// Draws a replica for every token uniformly. Returns the tokens of each replica.
+fn draw_replicas(tokens: u64, replicas: usize, dice: &mut SeededRng) -> Vec<u64> {
+    let draws = tokens.min(MAX_DRAWS);
     let mut drawn = vec![0u64; replicas];
     for _ in 0..draws {
-        drawn[dice.below(replicas as u64) as usize] += 1;
+        drawn[dice.draw_below(replicas as u64) as usize] += 1;
     }
     if draws == tokens {
         return drawn;
     }
-    // Deviations grow with the square root of the tokens. In units of one token over 2^16 replicas; they add
-    // up to zero.
+    // Deviations grow with the square root of the tokens. The unit is one token over 2^16 replicas. The
+    // deviations add up to zero.
     let (tokens, replicas) = (i128::from(tokens), replicas as i128);
     let scale = ((tokens << 32) / i128::from(draws)).isqrt();
     let unit = replicas << 16;
@@ -176,9 +180,9 @@ mod tests {
 
     #[test]
     fn remainders_go_to_the_largest_then_to_the_lowest() {
-        assert_eq!(apportion(7, &[1, 1, 1]), [3, 2, 2]);
-        assert_eq!(apportion(3, &[1, 3]), [1, 2]);
-        assert_eq!(apportion(u64::MAX, &[1, u64::MAX]), [1, u64::MAX - 1]);
+        assert_eq!(apportion_tokens(7, &[1, 1, 1]), [3, 2, 2]);
+        assert_eq!(apportion_tokens(3, &[1, 3]), [1, 2]);
+        assert_eq!(apportion_tokens(u64::MAX, &[1, u64::MAX]), [1, u64::MAX - 1]);
     }
 
     #[test]
@@ -186,7 +190,7 @@ mod tests {
         for tokens in [1_000_000u64, 1 << 40, u64::MAX] {
             let mut squares = 0.0;
             for stream in 0..200 {
-                let drawn = draw(tokens, 4, &mut Dice::new(7, stream));
+                let drawn = draw_replicas(tokens, 4, &mut SeededRng::new(7, stream));
                 assert_eq!(drawn.iter().map(|&t| u128::from(t)).sum::<u128>(), u128::from(tokens));
                 squares += (drawn[0] as f64 - tokens as f64 / 4.0).powi(2);
             }

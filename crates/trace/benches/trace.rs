@@ -1,13 +1,13 @@
-//! Reading a long CSV, beside the csv crate's raw pass and the disk.
+//! A benchmark of reading a long CSV, compared with the csv crate's own pass and with the disk.
 //!
-//! `cargo bench --bench trace` makes a table of about 30 MB and prints MB/s of a plain read, of
-//! the csv crate's own record loop (parses nothing, keeps nothing) and of our reader, which
-//! also takes the SHA-256. `EVENKEEL_BENCH_CSV` names another table, such as one of a GB.
-//! The ratio of the last two is what is to stay above 60 %.
+//! `cargo bench -p evenkeel-trace --bench trace` generates a table of about 30 MB. It prints MB/s of a plain
+//! read, of the csv crate's record loop (without parsing or storing), and of our reader. Our reader also
+//! computes the SHA-256. `EVENKEEL_BENCH_CSV` names another table, for example one of a GB. The ratio of the
+//! last two must stay above 60 %.
 #![allow(missing_docs, clippy::unwrap_used, reason = "criterion's macros; a benchmark may unwrap")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use evenkeel::trace::{Format, ReadOptions, read, read_bytes, synth};
+use evenkeel_trace::{ReadOptions, TraceFormat, read, read_bytes, synth};
 use std::fs::File;
 use std::hint::black_box;
 use std::io::Read;
@@ -72,7 +72,7 @@ fn arrays(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("npy");
     group.throughput(Throughput::BytesDecimal(file.len() as u64)).sample_size(20);
     group.bench_function("prefill batches", |bencher| {
-        bencher.iter(|| black_box(read_bytes(Format::Npy, &file, &ReadOptions::default()).unwrap()));
+        bencher.iter(|| black_box(read_bytes(TraceFormat::Npy, &file, &ReadOptions::default()).unwrap()));
     });
     group.finish();
 }

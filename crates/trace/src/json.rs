@@ -1,59 +1,109 @@
-//! `{"logical_count": ...}`: counts as JSON, 2-D `[layers, experts]` or 3-D with steps.
+//! Counts as JSON, `{"logical_count": ...}`: `[layers, experts]`, or 3-D with steps.
 //!
-//! In: JSON text, read as a stream. Out: as [`super::sglang`]'s `logical_count`. Numbers go
-//! straight into one flat array; other keys are ignored. Source: SGLang's
-//! `--init-expert-location` statistics.
+//! Input is a stream of JSON text. Output is the same as for [`super::sglang`]'s `logical_count`. Numbers go
+//! directly into one flat array, and other keys are ignored. Source: SGLang's `--init-expert-location`
+//! statistics.
 
-use super::error::invalid;
-use super::input::Input;
-use super::options::ReadOptions;
-use super::sink::Sink;
-use super::{Place, TraceError, sglang};
+use super::input::InputFile;
+use super::{Location, TraceError, sglang};
+use crate::ReadOptions;
+use evenkeel::trace::build::Sink;
+use evenkeel::trace::build::float_to_integer;
+use evenkeel::trace::build::invalid_content;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 use std::io::BufReader;
 
-/// Deepest nesting of counts.
+/// The deepest nesting of counts.
 const MAX_DEPTH: usize = 3;
 
 /// Reads one file into the current source.
-pub(crate) fn read(input: &Input<'_>, options: &ReadOptions, sink: &mut dyn Sink) -> Result<(), TraceError> {
-    let mut json = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 18, input.stream()?));
-    let mut flat =
-        Flat { shape: [None; MAX_DEPTH], depth: 0, data: Vec::new(), limit: (options.memory / 8) as usize };
+pub(crate) fn read(
+    input: &InputFile<'_>,
+    options: &ReadOptions,
+    sink: &mut dyn Sink,
+) -> Result<(), TraceError> {
+    let mut json =
+        serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 18, input.open_text()?));
+    let mut flat = FlatCounts {
+        shape: [None; MAX_DEPTH],
+        depth: 0,
+        data: Vec::new(),
+        limit: (options.memory / 8) as usize,
+    };
     let wrong = |error: serde_json::Error| {
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default();
-        invalid(&input.path, Place::Line(error.line() as u64), message, "{\"logical_count\": [[counts]]}")
+        invalid_content(
+            &input.path,
+            Location::Line(error.line() as u64),
+            message,
+            "{\"logical_count\": [[counts]]}",
+        )
     };
-    let found = Root(&mut flat).deserialize(&mut json).map_err(wrong)?;
+    let found = RootVisitor(&mut flat).deserialize(&mut json).map_err(wrong)?;
     json.end().map_err(wrong)?;
     if !found {
-        return Err(invalid(
+        return Err(invalid_content(
             &input.path,
-            Place::File,
+            Location::File,
             "no key logical_count",
             "{\"logical_count\": [[counts]]}",
         ));
     }
     let shape: Vec<usize> = flat.shape[..flat.depth].iter().map(|size| size.unwrap_or(0)).collect();
-    sglang::logical_counts(input, &shape, &flat.data, sink)
+    sglang::push_logical_counts(input, &shape, &flat.data, sink)
 }
 
-/// A nest of lists, flattened.
-struct Flat {
-    /// Length of the lists at each depth, once one is complete.
+/// Reads lists of lists of counts. Accepts whole numbers written as `3.0`.
+pub(crate) fn counts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<u64>>, D::Error> {
+    let lists: Vec<Vec<WholeCount>> = serde::Deserialize::deserialize(deserializer)?;
+    Ok(lists.into_iter().map(|list| list.into_iter().map(|count| count.0).collect()).collect())
+}
+
+/// A non-negative integer.
+struct WholeCount(u64);
+
+impl<'de> serde::Deserialize<'de> for WholeCount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(CountVisitor)
+    }
+}
+
+struct CountVisitor;
+
+impl Visitor<'_> for CountVisitor {
+    type Value = WholeCount;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a count, a whole number from 0")
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<WholeCount, E> {
+        Ok(WholeCount(number))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<WholeCount, E> {
+        float_to_integer(number)
+            .map(WholeCount)
+            .ok_or_else(|| E::custom(format!("the number {number}, expected a whole number from 0")))
+    }
+}
+
+/// Nested lists of numbers, flattened.
+struct FlatCounts {
+    /// The length of the lists at each depth, known after the first complete one.
     shape: [Option<usize>; MAX_DEPTH],
-    /// Depth at which the numbers are.
+    /// The depth of the numbers.
     depth: usize,
     data: Vec<u64>,
-    /// Most numbers held.
+    /// The most numbers to hold.
     limit: usize,
 }
 
-struct Root<'a>(&'a mut Flat);
+struct RootVisitor<'a>(&'a mut FlatCounts);
 
-impl<'de> DeserializeSeed<'de> for Root<'_> {
+impl<'de> DeserializeSeed<'de> for RootVisitor<'_> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
@@ -61,7 +111,7 @@ impl<'de> DeserializeSeed<'de> for Root<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Root<'_> {
+impl<'de> Visitor<'de> for RootVisitor<'_> {
     type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -75,7 +125,7 @@ impl<'de> Visitor<'de> for Root<'_> {
                 if found {
                     return Err(A::Error::custom("key logical_count twice"));
                 }
-                map.next_value_seed(Nest { flat: self.0, depth: 0 })?;
+                map.next_value_seed(NestVisitor { flat: self.0, depth: 0 })?;
                 found = true;
             } else {
                 map.next_value::<IgnoredAny>()?;
@@ -86,13 +136,13 @@ impl<'de> Visitor<'de> for Root<'_> {
 }
 
 /// A list or number at a depth.
-struct Nest<'a> {
-    flat: &'a mut Flat,
+struct NestVisitor<'a> {
+    flat: &'a mut FlatCounts,
     depth: usize,
 }
 
-impl Nest<'_> {
-    fn number<E: Error>(self, number: u64) -> Result<(), E> {
+impl NestVisitor<'_> {
+    fn push_number<E: Error>(self, number: u64) -> Result<(), E> {
         if self.depth == 0 {
             return Err(E::custom("a number, not a list, in logical_count"));
         }
@@ -111,7 +161,7 @@ impl Nest<'_> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Nest<'_> {
+impl<'de> DeserializeSeed<'de> for NestVisitor<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -119,7 +169,7 @@ impl<'de> DeserializeSeed<'de> for Nest<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Nest<'_> {
+impl<'de> Visitor<'de> for NestVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,15 +177,14 @@ impl<'de> Visitor<'de> for Nest<'_> {
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
-        self.number(number)
+        self.push_number(number)
     }
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<(), E> {
-        // Whole numbers written as 3.0; 2^53 is where doubles stop being exact.
-        if number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&number) {
-            return self.number(number as u64);
+        match float_to_integer(number) {
+            Some(number) => self.push_number(number),
+            None => Err(E::custom(format!("the number {number} in logical_count"))),
         }
-        Err(E::custom(format!("the number {number} in logical_count")))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
@@ -143,12 +192,13 @@ impl<'de> Visitor<'de> for Nest<'_> {
             return Err(A::Error::custom("more than 3 dimensions in logical_count"));
         }
         let mut length = 0;
-        while list.next_element_seed(Nest { flat: &mut *self.flat, depth: self.depth + 1 })?.is_some() {
+        while list.next_element_seed(NestVisitor { flat: &mut *self.flat, depth: self.depth + 1 })?.is_some()
+        {
             length += 1;
         }
         match self.flat.shape[self.depth] {
             Some(before) if before != length => Err(A::Error::custom(format!(
-                "a list of {length} at depth {} of logical_count where others have {before}",
+                "a list of {length} at depth {} of logical_count, and others of {before}",
                 self.depth + 1
             ))),
             _ => {

@@ -1,13 +1,13 @@
-//! The structs of Parquet's metadata as far as a reader relies on the types of their fields.
+//! The structs of Parquet's metadata, as far as a reader relies on the types of their fields.
 //!
-//! In: nothing. Out: tables for [`super::thrift::walk`]. From `parquet.thrift`,
+//! The tables are input of [`super::thrift::walk_struct`]. Source: `parquet.thrift`,
 //! <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>.
 
-use super::thrift::Fields;
-use super::thrift::Shape::{Bool, Byte, Bytes, Double, Int, List, Struct};
+use super::thrift::FieldShape::{Bool, Byte, Bytes, Double, Int, List, Struct};
+use super::thrift::KnownFields;
 
 /// `FileMetaData`, the footer.
-pub(super) const FOOTER: Fields = &[
+pub(super) const FOOTER: KnownFields = &[
     (1, Int),
     (2, List(&Struct(SCHEMA_ELEMENT))),
     (3, Int),
@@ -18,7 +18,7 @@ pub(super) const FOOTER: Fields = &[
 ];
 
 /// `PageHeader`.
-pub(super) const PAGE_HEADER: Fields = &[
+pub(super) const PAGE_HEADER: KnownFields = &[
     (1, Int),
     (2, Int),
     (3, Int),
@@ -41,12 +41,12 @@ pub(super) const PAGE_HEADER: Fields = &[
     ),
 ];
 
-const KEY_VALUE: Fields = &[(1, Bytes), (2, Bytes)];
+const KEY_VALUE: KnownFields = &[(1, Bytes), (2, Bytes)];
 
-/// A union; each order is an empty struct.
-const COLUMN_ORDER: Fields = &[(1, Struct(&[])), (2, Struct(&[])), (3, Struct(&[]))];
+/// A union. Each order is an empty struct.
+const COLUMN_ORDER: KnownFields = &[(1, Struct(&[])), (2, Struct(&[])), (3, Struct(&[]))];
 
-const SCHEMA_ELEMENT: Fields = &[
+const SCHEMA_ELEMENT: KnownFields = &[
     (1, Int),
     (2, Int),
     (3, Int),
@@ -59,16 +59,16 @@ const SCHEMA_ELEMENT: Fields = &[
     (10, Struct(LOGICAL_TYPE)),
 ];
 
-/// A union; most of its types are empty structs.
-const LOGICAL_TYPE: Fields = &[
+/// A union. Most of its types are empty structs.
+const LOGICAL_TYPE: KnownFields = &[
     (1, Struct(&[])),
     (2, Struct(&[])),
     (3, Struct(&[])),
     (4, Struct(&[])),
     (5, Struct(&[(1, Int), (2, Int)])),
     (6, Struct(&[])),
-    (7, Struct(TIME)),
-    (8, Struct(TIME)),
+    (7, Struct(TIME_TYPE)),
+    (8, Struct(TIME_TYPE)),
     (10, Struct(&[(1, Byte), (2, Bool)])),
     (11, Struct(&[])),
     (12, Struct(&[])),
@@ -81,10 +81,11 @@ const LOGICAL_TYPE: Fields = &[
     (19, Struct(&[])),
 ];
 
-/// Time and timestamp: in UTC or not, and a union of units.
-const TIME: Fields = &[(1, Bool), (2, Struct(&[(1, Struct(&[])), (2, Struct(&[])), (3, Struct(&[]))]))];
+/// Time and timestamp: a flag for UTC, and a union of units.
+const TIME_TYPE: KnownFields =
+    &[(1, Bool), (2, Struct(&[(1, Struct(&[])), (2, Struct(&[])), (3, Struct(&[]))]))];
 
-const ROW_GROUP: Fields = &[
+const ROW_GROUP: KnownFields = &[
     (1, List(&Struct(COLUMN_CHUNK))),
     (2, Int),
     (3, Int),
@@ -94,10 +95,10 @@ const ROW_GROUP: Fields = &[
     (7, Int),
 ];
 
-const COLUMN_CHUNK: Fields =
+const COLUMN_CHUNK: KnownFields =
     &[(1, Bytes), (2, Int), (3, Struct(COLUMN_METADATA)), (4, Int), (5, Int), (6, Int), (7, Int)];
 
-const COLUMN_METADATA: Fields = &[
+const COLUMN_METADATA: KnownFields = &[
     (1, Int),
     (2, List(&Int)),
     (3, List(&Bytes)),
@@ -117,8 +118,8 @@ const COLUMN_METADATA: Fields = &[
     (17, Struct(&[(1, Struct(BOUNDING_BOX)), (2, List(&Int))])),
 ];
 
-const STATISTICS: Fields =
+const STATISTICS: KnownFields =
     &[(1, Bytes), (2, Bytes), (3, Int), (4, Int), (5, Bytes), (6, Bytes), (7, Bool), (8, Bool), (9, Int)];
 
-const BOUNDING_BOX: Fields =
+const BOUNDING_BOX: KnownFields =
     &[(1, Double), (2, Double), (3, Double), (4, Double), (5, Double), (6, Double), (7, Double), (8, Double)];

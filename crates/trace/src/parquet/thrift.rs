@@ -1,32 +1,31 @@
-//! Walks structs in Thrift's compact protocol without building them.
+//! A walk over structs in Thrift's compact protocol that builds no values.
 //!
-//! In: bytes and the fields known beforehand. Out: the length of the struct, and its integers
-//! to whoever asked. A guard in front of a real parser: what passes takes that parser a time
-//! and memory in proportion to the bytes. So every element of a container has to take a byte at
-//! least, nesting is bounded, and a known field must be of its type, as a parser that takes
-//! that for granted would go on at another place than this walk.
-//! <https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>
+//! Input is bytes and the known fields. Output is the length of the struct, and its integers through a
+//! callback. The walk protects a real parser: input that passes takes the parser time and memory in
+//! proportion to its bytes. So every element of a container must take at least one byte, and nesting is
+//! bounded. A known field must have its type, because a parser that assumes the type would continue at
+//! another position. <https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>
 
-/// Structs and containers within each other.
-const DEPTH: usize = 32;
+/// The most nested structs and containers.
+const MAX_DEPTH: usize = 32;
 
-/// What a known field is.
+/// The type of a known field.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Shape {
+pub(super) enum FieldShape {
     Bool,
     Byte,
-    /// Of 16, 32 or 64 bits: all are written alike.
+    /// An integer of 16, 32 or 64 bits. All have the same encoding.
     Int,
     Double,
     Bytes,
-    List(&'static Shape),
-    Struct(Fields),
+    List(&'static FieldShape),
+    Struct(KnownFields),
 }
 
-/// Known fields of a struct; others may be there, of any type.
-pub(super) type Fields = &'static [(i16, Shape)];
+/// The known fields of a struct. It may have others, of any type.
+pub(super) type KnownFields = &'static [(i16, FieldShape)];
 
-impl Shape {
+impl FieldShape {
     fn name(self) -> &'static str {
         match self {
             Self::Bool => "a boolean",
@@ -39,7 +38,7 @@ impl Shape {
         }
     }
 
-    fn fits(self, wire: u8) -> bool {
+    fn matches_wire(self, wire: u8) -> bool {
         match self {
             Self::Bool => matches!(wire, 1 | 2),
             Self::Byte => wire == 3,
@@ -52,179 +51,190 @@ impl Shape {
     }
 }
 
-/// Why a walk ended early.
+/// The reason why a walk ended early.
 #[derive(Debug)]
-pub(super) struct Flaw {
-    /// Position in the bytes.
+pub(super) struct WalkError {
+    /// The position in the bytes.
     pub(super) at: usize,
     pub(super) found: String,
     pub(super) expected: String,
-    /// More bytes might mend it.
-    pub(super) short: bool,
+    /// Flag that is set if more bytes might complete the struct.
+    pub(super) is_incomplete: bool,
 }
 
-/// Walks one struct from the first byte on; its length. `seen` gets each integer with the ids
-/// of the fields that lead to it.
-pub(super) fn walk(bytes: &[u8], fields: Fields, seen: &mut dyn FnMut(&[i16], i64)) -> Result<usize, Flaw> {
-    let mut walk = Walk { bytes, at: 0, path: Vec::new(), seen };
-    walk.fields(fields, DEPTH)?;
+/// Walks one struct from the first byte on. Returns its length. Calls `on_integer` for each integer with the
+/// ids of the fields that lead to it.
+pub(super) fn walk_struct(
+    bytes: &[u8],
+    fields: KnownFields,
+    seen: &mut dyn FnMut(&[i16], i64),
+) -> Result<usize, WalkError> {
+    let mut walk = StructWalk { bytes, at: 0, path: Vec::new(), on_integer: seen };
+    walk.walk_fields(fields, MAX_DEPTH)?;
     Ok(walk.at)
 }
 
-struct Walk<'a> {
+struct StructWalk<'a> {
     bytes: &'a [u8],
     at: usize,
     path: Vec<i16>,
-    seen: &'a mut dyn FnMut(&[i16], i64),
+    on_integer: &'a mut dyn FnMut(&[i16], i64),
 }
 
-impl Walk<'_> {
-    fn flaw<T>(&self, found: impl Into<String>, expected: impl Into<String>) -> Result<T, Flaw> {
-        Err(Flaw { at: self.at, found: found.into(), expected: expected.into(), short: false })
+impl StructWalk<'_> {
+    fn error_here<T>(&self, found: impl Into<String>, expected: impl Into<String>) -> Result<T, WalkError> {
+        Err(WalkError { at: self.at, found: found.into(), expected: expected.into(), is_incomplete: false })
     }
 
-    fn take(&mut self, count: u64, what: &str) -> Result<(), Flaw> {
+    fn skip_bytes(&mut self, count: u64, what: &str) -> Result<(), WalkError> {
         let left = self.bytes.len() - self.at;
         match usize::try_from(count) {
             Ok(count) if count <= left => {
                 self.at += count;
                 Ok(())
             }
-            _ => Err(Flaw {
+            _ => Err(WalkError {
                 at: self.at,
                 found: format!("{count} bytes of {what}"),
                 expected: format!("at most the {left} bytes left"),
-                short: true,
+                is_incomplete: true,
             }),
         }
     }
 
-    fn byte(&mut self) -> Result<u8, Flaw> {
+    fn read_byte(&mut self) -> Result<u8, WalkError> {
         let at = self.at;
-        self.take(1, "metadata")?;
+        self.skip_bytes(1, "metadata")?;
         Ok(self.bytes[at])
     }
 
-    fn varint(&mut self) -> Result<u64, Flaw> {
+    fn read_varint(&mut self) -> Result<u64, WalkError> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
+            let byte = self.read_byte()?;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
                 return Ok(value);
             }
         }
-        self.flaw("an integer of more than 10 bytes", "an integer of 64 bits")
+        self.error_here("an integer of more than 10 bytes", "an integer of 64 bits")
     }
 
-    fn int(&mut self) -> Result<i64, Flaw> {
-        let value = self.varint()?;
+    fn read_int(&mut self) -> Result<i64, WalkError> {
+        let value = self.read_varint()?;
         Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
     }
 
-    /// Fields up to the end of the struct.
-    fn fields(&mut self, known: Fields, depth: usize) -> Result<(), Flaw> {
+    /// Walks the fields up to the end of the struct.
+    fn walk_fields(&mut self, known: KnownFields, depth: usize) -> Result<(), WalkError> {
         let mut id = 0i16;
         loop {
-            let head = self.byte()?;
+            let head = self.read_byte()?;
             let wire = head & 0xf;
             if wire == 0 {
                 return Ok(());
             }
-            let next = if head >> 4 == 0 { self.int()? } else { i64::from(id) + i64::from(head >> 4) };
+            let next = if head >> 4 == 0 { self.read_int()? } else { i64::from(id) + i64::from(head >> 4) };
             let Ok(next) = i16::try_from(next) else {
-                return self.flaw(format!("field {next}"), "a field number of 16 bits");
+                return self.error_here(format!("field {next}"), "a field number of 16 bits");
             };
             id = next;
             let shape = known.iter().find(|(known, _)| *known == id).map(|(_, shape)| *shape);
             if let Some(shape) = shape
-                && !shape.fits(wire)
+                && !shape.matches_wire(wire)
             {
-                return self
-                    .flaw(format!("field {id} of type {wire}"), format!("{} in that field", shape.name()));
+                return self.error_here(
+                    format!("field {id} of type {wire}"),
+                    format!("{} in that field", shape.name()),
+                );
             }
             // A boolean is part of the type.
             if !matches!(wire, 1 | 2) {
                 self.path.push(id);
-                self.value(wire, shape, depth - 1)?;
+                self.walk_value(wire, shape, depth - 1)?;
                 self.path.pop();
             }
         }
     }
 
-    fn value(&mut self, wire: u8, shape: Option<Shape>, depth: usize) -> Result<(), Flaw> {
+    fn walk_value(&mut self, wire: u8, shape: Option<FieldShape>, depth: usize) -> Result<(), WalkError> {
         if depth == 0 {
-            return self
-                .flaw(format!("structs and lists nested more than {DEPTH} deep"), "metadata less deep");
+            return self.error_here(
+                format!("structs and lists nested more than {MAX_DEPTH} deep"),
+                format!("at most {MAX_DEPTH} levels"),
+            );
         }
         match wire {
-            3 => self.take(1, "metadata"),
+            3 => self.skip_bytes(1, "metadata"),
             4..=6 => {
-                let value = self.int()?;
-                (self.seen)(&self.path, value);
+                let value = self.read_int()?;
+                (self.on_integer)(&self.path, value);
                 Ok(())
             }
-            7 => self.take(8, "metadata"),
+            7 => self.skip_bytes(8, "metadata"),
             8 => {
-                let length = self.varint()?;
-                self.take(length, "text")
+                let length = self.read_varint()?;
+                self.skip_bytes(length, "text")
             }
-            9 | 10 => self.list(shape, depth),
-            11 => self.map(depth),
+            9 | 10 => self.walk_list(shape, depth),
+            11 => self.walk_map(depth),
             12 => {
-                let fields = if let Some(Shape::Struct(fields)) = shape { fields } else { &[] };
-                self.fields(fields, depth)
+                let fields = if let Some(FieldShape::Struct(fields)) = shape { fields } else { &[] };
+                self.walk_fields(fields, depth)
             }
-            13 => self.take(16, "metadata"),
-            _ => self.flaw(format!("type {wire}"), "a type of the compact protocol"),
+            13 => self.skip_bytes(16, "metadata"),
+            _ => self.error_here(format!("type {wire}"), "a type of the compact protocol"),
         }
     }
 
-    fn list(&mut self, shape: Option<Shape>, depth: usize) -> Result<(), Flaw> {
-        let head = self.byte()?;
+    fn walk_list(&mut self, shape: Option<FieldShape>, depth: usize) -> Result<(), WalkError> {
+        let head = self.read_byte()?;
         let wire = head & 0xf;
-        let count = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
-        self.room(count, &[wire])?;
-        let element = if let Some(Shape::List(element)) = shape { Some(*element) } else { None };
+        let count = if head >> 4 == 15 { self.read_varint()? } else { u64::from(head >> 4) };
+        self.check_room(count, &[wire])?;
+        let element = if let Some(FieldShape::List(element)) = shape { Some(*element) } else { None };
         if let Some(element) = element
             && count > 0
-            && !element.fits(wire)
+            && !element.matches_wire(wire)
         {
             return self
-                .flaw(format!("a list of type {wire}"), format!("{} in each element", element.name()));
+                .error_here(format!("a list of type {wire}"), format!("{} in each element", element.name()));
         }
         for _ in 0..count {
-            self.value(wire, element, depth - 1)?;
+            self.walk_value(wire, element, depth - 1)?;
         }
         Ok(())
     }
 
-    fn map(&mut self, depth: usize) -> Result<(), Flaw> {
-        let count = self.varint()?;
+    fn walk_map(&mut self, depth: usize) -> Result<(), WalkError> {
+        let count = self.read_varint()?;
         if count == 0 {
             return Ok(());
         }
-        let wires = self.byte()?;
-        self.room(count, &[wires >> 4, wires & 0xf])?;
+        let wires = self.read_byte()?;
+        self.check_room(count, &[wires >> 4, wires & 0xf])?;
         for _ in 0..count {
-            self.value(wires >> 4, None, depth - 1)?;
-            self.value(wires & 0xf, None, depth - 1)?;
+            self.walk_value(wires >> 4, None, depth - 1)?;
+            self.walk_value(wires & 0xf, None, depth - 1)?;
         }
         Ok(())
     }
 
-    /// Sees that as many elements can be there: each takes a byte, booleans would take none.
-    fn room(&self, count: u64, wires: &[u8]) -> Result<(), Flaw> {
+    /// Checks that the bytes can hold this many elements. Each must take a byte; booleans would take none.
+    fn check_room(&self, count: u64, wires: &[u8]) -> Result<(), WalkError> {
         if count > 0 && wires.iter().any(|wire| matches!(wire, 1 | 2)) {
-            return self.flaw(format!("a container of {count} booleans"), "metadata of Parquet, without any");
+            return self.error_here(
+                format!("a container of {count} booleans"),
+                "Parquet metadata, which contains none",
+            );
         }
         let left = self.bytes.len() - self.at;
         if count.saturating_mul(wires.len() as u64) > left as u64 {
-            return Err(Flaw {
+            return Err(WalkError {
                 at: self.at,
                 found: format!("a container of {count} elements"),
-                expected: format!("one byte for each at least, of {left} bytes left"),
-                short: true,
+                expected: format!("at least one byte for each, with {left} bytes left"),
+                is_incomplete: true,
             });
         }
         Ok(())

@@ -1,100 +1,110 @@
-//! Sees that a Parquet file keeps to its own bounds, before the Parquet crate believes it.
+//! A check that a Parquet file stays within its own bounds, before the Parquet crate reads it.
 //!
-//! In: the file and, for the columns in use, its metadata. Out: nothing, or what is wrong and
-//! where. The crate skips unknown fields for as long as they claim to last and allocates what
-//! a page claims to unpack to; so the footer and every page header in use are walked here
-//! first. Layout: <https://parquet.apache.org/docs/file-format/>.
+//! Input is the file and, for the columns in use, its metadata. Output is nothing, or an error with its
+//! place. The crate skips unknown fields for as long as they claim to last, and allocates the size that a
+//! page claims to decompress to. So the footer and every page header in use are walked here first. Layout:
+//! <https://parquet.apache.org/docs/file-format/>.
 
 use super::super::TraceError;
-use super::super::error::{Place, invalid, io_at, quote};
 use super::super::input::ReadSeek;
-use super::layout::{FOOTER, PAGE_HEADER};
-use super::thrift::{Flaw, walk};
+use super::schema::{FOOTER, PAGE_HEADER};
+use super::thrift::{WalkError, walk_struct};
+use crate::Location;
+use evenkeel::trace::build::{invalid_content, io_error_at, quote_bytes};
 use parquet::basic::Compression;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use std::io::{Read as _, SeekFrom};
 use std::path::Path;
 
-/// Bytes first read for a page header; most take less than a hundred.
-const WINDOW: u64 = 1 << 10;
-/// Bytes a page header may take.
-const HEADER: u64 = 1 << 20;
-/// Bytes a page may unpack to. Writers aim at 1 MiB.
-const PAGE: u64 = 1 << 30;
-/// Bytes that one byte of zstd can unpack to: a block of 128 KiB takes four. Other codecs stay
-/// below.
-const ZSTD_RATIO: u64 = 1 << 15;
-/// The same for Snappy: a copy of 64 bytes takes three.
-const SNAPPY_RATIO: u64 = 64;
-/// Bytes of an entry in a dictionary, at least: an `int32`, or the length of a string.
-const ENTRY: u64 = 4;
+/// The bytes of the first read of a page header. Most headers take less than a hundred.
+const WINDOW_BYTES: u64 = 1 << 10;
+/// The most bytes of a page header.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
+/// The most bytes of a decompressed page. Writers aim at 1 MiB.
+const MAX_PAGE_BYTES: u64 = 1 << 30;
+/// The most bytes to which one byte of zstd decompresses: a block of 128 KiB takes four bytes. Gzip and LZ4
+/// stay below.
+const MAX_ZSTD_RATIO: u64 = 1 << 15;
+/// The same for Brotli, whose copy commands reach 16 MiB. No page is larger than one of them.
+const MAX_BROTLI_RATIO: u64 = 1 << 24;
+/// The most bytes of a decompressed page of Brotli.
+const MAX_BROTLI_PAGE_BYTES: u64 = 64 << 20;
+/// The same for Snappy: a copy command of 64 bytes takes three.
+const MAX_SNAPPY_RATIO: u64 = 64;
+/// The fewest bytes of a dictionary entry: an `int32`, or the length of a string.
+const MIN_ENTRY_BYTES: u64 = 4;
 
-/// A file of that many bytes.
-pub(super) struct Source<'a> {
+/// A file and its size in bytes.
+pub(super) struct SizedFile<'a> {
     pub(super) bytes: Box<dyn ReadSeek + 'a>,
     pub(super) size: u64,
     pub(super) path: &'a Path,
 }
 
-impl Source<'_> {
-    fn read(&mut self, at: u64, length: u64) -> Result<Vec<u8>, TraceError> {
+impl SizedFile<'_> {
+    fn read_at(&mut self, at: u64, length: u64) -> Result<Vec<u8>, TraceError> {
         let mut bytes = Vec::new();
-        self.bytes.seek(SeekFrom::Start(at)).map_err(io_at(self.path))?;
-        (&mut self.bytes).take(length).read_to_end(&mut bytes).map_err(io_at(self.path))?;
+        self.bytes.seek(SeekFrom::Start(at)).map_err(io_error_at(self.path))?;
+        (&mut self.bytes).take(length).read_to_end(&mut bytes).map_err(io_error_at(self.path))?;
         Ok(bytes)
     }
 }
 
 /// Walks the footer.
-pub(super) fn footer(source: &mut Source<'_>) -> Result<(), TraceError> {
+pub(super) fn check_footer(source: &mut SizedFile<'_>) -> Result<(), TraceError> {
     let path = source.path;
     let Some(tail) = source.size.checked_sub(8) else {
-        return Err(invalid(path, Place::File, format!("{} bytes", source.size), "a Parquet file"));
+        return Err(invalid_content(
+            path,
+            Location::File,
+            format!("{} bytes", source.size),
+            "a Parquet file",
+        ));
     };
-    let bytes = source.read(tail, 8)?;
+    let bytes = source.read_at(tail, 8)?;
     let (length, magic) = bytes.split_at(bytes.len().min(4));
     match magic {
         b"PAR1" => {}
         b"PARE" => {
-            return Err(invalid(
+            return Err(invalid_content(
                 path,
-                Place::Byte(tail + 4),
+                Location::Byte(tail + 4),
                 "an encrypted footer (PARE)",
                 "a plain one (PAR1)",
             ));
         }
         _ => {
-            return Err(invalid(
+            return Err(invalid_content(
                 path,
-                Place::Byte(tail + 4),
-                quote(magic),
+                Location::Byte(tail + 4),
+                quote_bytes(magic),
                 "PAR1, the end of a Parquet file",
             ));
         }
     }
     let length = length.iter().rev().fold(0, |length, byte| length << 8 | u64::from(*byte));
     let Some(start) = tail.checked_sub(length) else {
-        return Err(invalid(
+        return Err(invalid_content(
             path,
-            Place::Byte(tail),
+            Location::Byte(tail),
             format!("a footer of {length} bytes"),
             format!("at most the {tail} bytes before it"),
         ));
     };
-    let bytes = source.read(start, length)?;
-    walk(&bytes, FOOTER, &mut |_, _| {}).map(|_| ()).map_err(|flaw| {
-        invalid(
+    let bytes = source.read_at(start, length)?;
+    walk_struct(&bytes, FOOTER, &mut |_, _| {}).map(|_| ()).map_err(|flaw| {
+        invalid_content(
             path,
-            Place::Key(format!("footer, byte {}", start + flaw.at as u64)),
+            Location::Key(format!("footer, byte {}", start + flaw.at as u64)),
             flaw.found,
             flaw.expected,
         )
     })
 }
 
-/// Sees that every column lies within the file and walks the page headers of those in use.
-pub(super) fn columns(
-    source: &mut Source<'_>,
+/// Checks that every column lies within the file, and walks the page headers of the columns in use.
+pub(super) fn check_columns(
+    source: &mut SizedFile<'_>,
     metadata: &ParquetMetaData,
     used: &[usize],
 ) -> Result<(), TraceError> {
@@ -111,25 +121,25 @@ pub(super) fn columns(
                 .filter(|(_, end)| *end <= size)
                 .filter(|_| column.data_page_offset() >= 0 && column.num_values() >= 0);
             let Some((start, end)) = span else {
-                return Err(invalid(
+                return Err(invalid_content(
                     source.path,
-                    Place::Key(name),
+                    Location::Key(name),
                     format!("{} bytes from byte {start}", column.compressed_size()),
                     format!("a place within the {size} bytes of the file"),
                 ));
             };
             if used.contains(&index) {
-                // Else a footer could have the same pages read once for each of its entries.
+                // Without this check, a footer could list the same pages once per entry.
                 total = total.saturating_add(end - start);
                 if total > size {
-                    return Err(invalid(
+                    return Err(invalid_content(
                         source.path,
-                        Place::Key(name),
+                        Location::Key(name),
                         format!("{total} bytes of columns up to here"),
                         format!("at most the {size} bytes of the file, as columns do not overlap"),
                     ));
                 }
-                pages(source, column, start, end, &name)?;
+                check_pages(source, column, start, end, &name)?;
             }
         }
     }
@@ -137,8 +147,8 @@ pub(super) fn columns(
 }
 
 /// Walks the page headers from `start` to `end`.
-fn pages(
-    source: &mut Source<'_>,
+fn check_pages(
+    source: &mut SizedFile<'_>,
     column: &ColumnChunkMetaData,
     start: u64,
     end: u64,
@@ -146,9 +156,9 @@ fn pages(
 ) -> Result<(), TraceError> {
     let mut at = start;
     while at < end {
-        let page = header(source, at, end, name)?;
+        let page = read_page_header(source, at, end, name)?;
         let wrong = |found: String, expected: String| {
-            Err(invalid(source.path, Place::Key(format!("{name}, byte {at}")), found, expected))
+            Err(invalid_content(source.path, Location::Key(format!("{name}, byte {at}")), found, expected))
         };
         let left = end - at - page.length;
         let (Some(packed), Some(unpacked)) = (page.packed, page.unpacked) else {
@@ -167,33 +177,35 @@ fn pages(
                 format!("at most the {left} bytes left in the column"),
             );
         }
-        if unpacked > PAGE {
+        let (limit, ratio) = match column.compression() {
+            Compression::BROTLI(_) => (MAX_BROTLI_PAGE_BYTES, MAX_BROTLI_RATIO),
+            Compression::SNAPPY => (MAX_PAGE_BYTES, MAX_SNAPPY_RATIO),
+            _ => (MAX_PAGE_BYTES, MAX_ZSTD_RATIO),
+        };
+        if unpacked > limit {
             return Err(TraceError::Limit {
                 path: source.path.to_path_buf(),
-                place: Place::Key(format!("{name}, byte {at}")),
+                place: Location::Key(format!("{name}, byte {at}")),
                 what: format!(
                     "a page of {} MiB, more than the limit of {} MiB for one page; write it with smaller pages",
                     unpacked >> 20,
-                    PAGE >> 20
+                    limit >> 20
                 ),
             });
         }
-        let ratio = match column.compression() {
-            Compression::SNAPPY => SNAPPY_RATIO,
-            _ => ZSTD_RATIO,
-        };
         if unpacked > packed.saturating_mul(ratio) {
             return wrong(
                 format!("a page of {packed} bytes that unpacks to {unpacked}"),
-                format!("at most {ratio} times its size, what {} can reach", column.compression()),
+                format!("at most {ratio} times its size, the limit of {}", column.compression()),
             );
         }
         if let Some(entries) = page.entries
-            && !u64::try_from(entries).is_ok_and(|entries| entries.saturating_mul(ENTRY) <= unpacked)
+            && !u64::try_from(entries)
+                .is_ok_and(|entries| entries.saturating_mul(MIN_ENTRY_BYTES) <= unpacked)
         {
             return wrong(
                 format!("a dictionary of {entries} entries in {unpacked} bytes"),
-                format!("{ENTRY} bytes for each at least"),
+                format!("at least {MIN_ENTRY_BYTES} bytes for each"),
             );
         }
         at += page.length + packed;
@@ -201,39 +213,46 @@ fn pages(
     Ok(())
 }
 
-/// What matters of a page header.
+/// The relevant fields of a page header.
 #[derive(Default)]
-struct Page {
+struct PageSizes {
     length: u64,
     unpacked: Option<i64>,
     packed: Option<i64>,
     entries: Option<i64>,
 }
 
-/// Walks one page header, from a small piece of the file or, where that is too short, larger ones.
-fn header(source: &mut Source<'_>, at: u64, end: u64, name: &str) -> Result<Page, TraceError> {
-    let mut window = WINDOW;
+/// Walks one page header in a small piece of the file. Reads larger pieces if it is too short.
+fn read_page_header(
+    source: &mut SizedFile<'_>,
+    at: u64,
+    end: u64,
+    name: &str,
+) -> Result<PageSizes, TraceError> {
+    let mut window = WINDOW_BYTES;
     loop {
-        let bytes = source.read(at, window.min(end - at))?;
-        let mut page = Page::default();
-        let result = walk(&bytes, PAGE_HEADER, &mut |path, value| match path {
+        let bytes = source.read_at(at, window.min(end - at))?;
+        let mut page = PageSizes::default();
+        let result = walk_struct(&bytes, PAGE_HEADER, &mut |path, value| match path {
             [2] => page.unpacked = Some(value),
             [3] => page.packed = Some(value),
             [7, 1] => page.entries = Some(value),
             _ => {}
         });
         match result {
-            Ok(length) => return Ok(Page { length: length as u64, ..page }),
-            Err(Flaw { short: true, .. }) if window < HEADER && at + window < end => window <<= 5,
+            Ok(length) => return Ok(PageSizes { length: length as u64, ..page }),
+            Err(WalkError { is_incomplete: true, .. }) if window < MAX_HEADER_BYTES && at + window < end => {
+                window <<= 5;
+            }
             Err(flaw) => {
                 let place =
-                    Place::Key(format!("{name}, page header at byte {at}, byte {}", at + flaw.at as u64));
-                let expected = if flaw.short && at + window < end {
-                    format!("a page header of at most {} MiB", HEADER >> 20)
+                    Location::Key(format!("{name}, page header at byte {at}, byte {}", at + flaw.at as u64));
+                let expected = if flaw.is_incomplete && at + window < end {
+                    format!("a page header of at most {} MiB", MAX_HEADER_BYTES >> 20)
                 } else {
                     flaw.expected
                 };
-                return Err(invalid(source.path, place, flaw.found, expected));
+                return Err(invalid_content(source.path, place, flaw.found, expected));
             }
         }
     }
@@ -256,8 +275,9 @@ mod tests {
             ColumnChunkMetaData::builder(schema.column(0)).set_compression(compression).build().unwrap();
         let size = bytes.len() as u64;
         let path = Path::new("x");
-        let mut source = Source { bytes: Box::new(Cursor::new(bytes)), size, path };
-        pages(&mut source, &column, 0, size, "row group 0, column layer").map_err(|error| error.to_string())
+        let mut source = SizedFile { bytes: Box::new(Cursor::new(bytes)), size, path };
+        check_pages(&mut source, &column, 0, size, "row group 0, column layer")
+            .map_err(|error| error.to_string())
     }
 
     fn varint(mut value: u64) -> Vec<u8> {
@@ -270,7 +290,7 @@ mod tests {
         out
     }
 
-    /// A page of type 0 with those sizes, further fields and a body.
+    /// Returns a page of type 0 with these sizes, further fields and a body.
     fn page(unpacked: u64, packed: u64, more: &[u8], body: usize) -> Vec<u8> {
         let mut out = vec![0x15, 0, 0x15];
         out.extend(varint(unpacked << 1));
@@ -286,11 +306,11 @@ mod tests {
     fn pages_that_keep_their_bounds() {
         let none = Compression::UNCOMPRESSED;
         check(&[], none).unwrap();
-        // The second header is longer than the piece of the file first read.
+        // The second header is longer than the first read.
         let text = [&[0x08, 40][..], &varint(5000), &[b'x'; 5000]].concat();
         check(&[page(3, 3, &[], 3), page(2000, 2000, &text, 2000), page(0, 0, &[], 0)].concat(), none)
             .unwrap();
-        check(&page(PAGE, 1 << 15, &[], 1 << 15), none).unwrap();
+        check(&page(MAX_PAGE_BYTES, 1 << 15, &[], 1 << 15), none).unwrap();
         check(&page(640, 10, &[], 10), Compression::SNAPPY).unwrap();
     }
 
@@ -305,7 +325,11 @@ mod tests {
             (page(3, 3, &map, 3), none, "found a container of 2147483647 booleans"),
             (page(3, 3, &long, 3), none, "expected a page header of at most 1 MiB"),
             (page(3, 4, &[], 3), none, "byte 0: found a page of 4 bytes, expected at most the 3 bytes left"),
-            (page(PAGE + 1, 1 << 16, &[], 1 << 16), none, "more than the limit of 1024 MiB for one page"),
+            (
+                page(MAX_PAGE_BYTES + 1, 1 << 16, &[], 1 << 16),
+                none,
+                "more than the limit of 1024 MiB for one page",
+            ),
             (page(641, 10, &[], 10), Compression::SNAPPY, "expected at most 64 times its size"),
             (page(1, 0, &[], 0), none, "found a page of 0 bytes that unpacks to 1"),
             (page(1 << 32, 3, &[], 3), none, "expected sizes of 31 bits"),

@@ -1,30 +1,29 @@
-//! Reads a pickle as data, without running it.
+//! A reader of pickles as data, without their execution.
 //!
-//! In: the bytes of a `data.pkl` from `torch.save`, protocols 2 to 5. Out: a [`Pickle`]: a
-//! tree of plain values and references to tensors. A pickle is a program; this reader knows
-//! the few instructions that build dictionaries, lists, numbers, strings and tensors, and
-//! refuses every other instruction and every other global by name. Instructions:
-//! CPython's `Lib/pickletools.py`; tensors: PyTorch's `torch/_utils.py`.
+//! Input is the bytes of a `data.pkl` from `torch.save`, protocols 2 to 5. Output is a [`Pickle`]: a tree of
+//! plain values and references to tensors. A pickle is a program. This reader accepts the few instructions
+//! that build dictionaries, lists, numbers, strings and tensors. It refuses every other instruction and every
+//! other global by name. Instructions: CPython's `Lib/pickletools.py`; tensors: PyTorch's `torch/_utils.py`.
 
-mod machine;
+mod vm;
 
 use super::TraceError;
-use super::error::quote;
-use machine::Machine;
+use evenkeel::trace::build::quote_bytes;
 use std::path::Path;
+use vm::PickleMachine;
 
-/// Most values a pickle may build.
+/// The most values that a pickle may build.
 const MAX_VALUES: usize = 1 << 24;
-/// Most dimensions of a tensor.
+/// The most dimensions of a tensor.
 const MAX_DIMS: usize = 8;
 
-/// A value; containers live in the [`Pickle`], so that cycles cost nothing.
+/// A value. Containers live in the [`Pickle`], so that cycles cost nothing.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Value {
+pub(crate) enum PickleValue {
     None,
     Bool(bool),
     Int(i64),
-    /// Kept for nothing but its presence.
+    /// A number that is only recorded and never used.
     Float(f64),
     Str(usize),
     List(usize),
@@ -32,21 +31,21 @@ pub(crate) enum Value {
     Dict(usize),
     Storage(usize),
     Tensor(usize),
-    Global(Global),
+    Global(PickleGlobal),
 }
 
-/// The globals that are understood.
+/// The accepted globals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Global {
+pub(crate) enum PickleGlobal {
     RebuildTensor,
     OrderedDict,
     Size,
-    Storage(Element),
+    Storage(ElementType),
 }
 
-/// Element types of storages.
+/// The element types of storages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Element {
+pub(crate) enum ElementType {
     Bool,
     U8,
     I8,
@@ -59,8 +58,8 @@ pub(crate) enum Element {
     F64,
 }
 
-impl Element {
-    /// As PyTorch names it.
+impl ElementType {
+    /// Returns the name in PyTorch.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Bool => "torch.bool",
@@ -76,8 +75,8 @@ impl Element {
         }
     }
 
-    /// Bytes of one.
-    pub(crate) fn bytes(self) -> usize {
+    /// Returns the bytes of one element.
+    pub(crate) fn size_bytes(self) -> usize {
         match self {
             Self::Bool | Self::U8 | Self::I8 => 1,
             Self::I16 | Self::F16 | Self::BF16 => 2,
@@ -87,97 +86,97 @@ impl Element {
     }
 }
 
-/// A stretch of elements in a file of its own.
+/// Consecutive elements in a file of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Storage {
-    pub(crate) element: Element,
-    /// Name of the file.
+pub(crate) struct TensorStorage {
+    pub(crate) element: ElementType,
+    /// The name of the file.
     pub(crate) key: String,
-    /// Elements.
+    /// The number of elements.
     pub(crate) length: u64,
 }
 
 /// A view of a storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tensor {
-    pub(crate) storage: Storage,
+pub(crate) struct TensorView {
+    pub(crate) storage: TensorStorage,
     pub(crate) offset: u64,
     pub(crate) shape: Vec<u64>,
     pub(crate) strides: Vec<u64>,
 }
 
-/// What a pickle describes.
+/// The content of a pickle.
 #[derive(Debug)]
 pub(crate) struct Pickle {
-    pub(crate) root: Value,
+    pub(crate) root: PickleValue,
     strings: Vec<String>,
-    /// Lists and tuples; dictionaries as keys and values in turn.
-    items: Vec<Vec<Value>>,
-    tensors: Vec<Tensor>,
-    storages: Vec<Storage>,
+    /// Lists and tuples. Dictionaries alternate keys and values.
+    items: Vec<Vec<PickleValue>>,
+    tensors: Vec<TensorView>,
+    storages: Vec<TensorStorage>,
 }
 
 impl Pickle {
-    /// Runs down the instructions.
+    /// Executes the instructions.
     pub(crate) fn read(bytes: &[u8], path: &Path) -> Result<Self, TraceError> {
-        let mut machine = Machine::new(bytes, path);
-        while !machine.instruction()? {}
+        let mut machine = PickleMachine::new(bytes, path);
+        while !machine.run_instruction()? {}
         Ok(machine.into_pickle())
     }
 
-    /// Elements of a list or tuple.
-    pub(crate) fn list(&self, value: Value) -> Option<&[Value]> {
+    /// Returns the elements of a list or tuple.
+    pub(crate) fn as_list(&self, value: PickleValue) -> Option<&[PickleValue]> {
         match value {
-            Value::List(at) | Value::Tuple(at) => self.items.get(at).map(Vec::as_slice),
+            PickleValue::List(at) | PickleValue::Tuple(at) => self.items.get(at).map(Vec::as_slice),
             _ => None,
         }
     }
 
-    pub(crate) fn tensor(&self, value: Value) -> Option<&Tensor> {
+    pub(crate) fn as_tensor(&self, value: PickleValue) -> Option<&TensorView> {
         match value {
-            Value::Tensor(at) => self.tensors.get(at),
+            PickleValue::Tensor(at) => self.tensors.get(at),
             _ => None,
         }
     }
 
-    /// The value of a string key; the last one wins, as in Python.
-    pub(crate) fn get(&self, dict: Value, key: &str) -> Option<Value> {
-        let Value::Dict(at) = dict else { return None };
+    /// Returns the value of a string key. The last one wins, as in Python.
+    pub(crate) fn get(&self, dict: PickleValue, key: &str) -> Option<PickleValue> {
+        let PickleValue::Dict(at) = dict else { return None };
         self.items
             .get(at)?
             .chunks_exact(2)
             .rev()
-            .find(|pair| matches!(pair[0], Value::Str(at) if self.strings[at] == key))
+            .find(|pair| matches!(pair[0], PickleValue::Str(at) if self.strings[at] == key))
             .map(|pair| pair[1])
     }
 
-    /// What a value is, for messages.
-    pub(crate) fn describe(&self, value: Value) -> String {
+    /// Returns a description of a value for messages.
+    pub(crate) fn describe_value(&self, value: PickleValue) -> String {
         match value {
-            Value::None => "None".into(),
-            Value::Bool(_) => "a bool".into(),
-            Value::Int(number) => format!("the number {number}"),
-            Value::Float(number) => format!("the number {number}"),
-            Value::Str(at) => format!("the string {}", quote(self.strings[at].as_bytes())),
-            Value::List(at) => format!("a list of {}", self.items[at].len()),
-            Value::Tuple(at) => format!("a tuple of {}", self.items[at].len()),
-            Value::Dict(at) => {
+            PickleValue::None => "None".into(),
+            PickleValue::Bool(_) => "a bool".into(),
+            PickleValue::Int(number) => format!("the number {number}"),
+            PickleValue::Float(number) => format!("the number {number}"),
+            PickleValue::Str(at) => format!("the string {}", quote_bytes(self.strings[at].as_bytes())),
+            PickleValue::List(at) => format!("a list of {}", self.items[at].len()),
+            PickleValue::Tuple(at) => format!("a tuple of {}", self.items[at].len()),
+            PickleValue::Dict(at) => {
                 let keys: Vec<&str> = self.items[at]
                     .chunks_exact(2)
                     .filter_map(|pair| match pair[0] {
-                        Value::Str(at) => Some(self.strings[at].as_str()),
+                        PickleValue::Str(at) => Some(self.strings[at].as_str()),
                         _ => None,
                     })
                     .take(8)
                     .collect();
-                format!("a dictionary with keys {}", quote(keys.join(", ").as_bytes()))
+                format!("a dictionary with keys {}", quote_bytes(keys.join(", ").as_bytes()))
             }
-            Value::Tensor(at) => {
+            PickleValue::Tensor(at) => {
                 let tensor = &self.tensors[at];
                 format!("a {} tensor of shape {:?}", tensor.storage.element.name(), tensor.shape)
             }
-            Value::Storage(_) => "a bare storage".into(),
-            Value::Global(_) => "a bare global".into(),
+            PickleValue::Storage(_) => "a bare storage".into(),
+            PickleValue::Global(_) => "a bare global".into(),
         }
     }
 }

@@ -1,55 +1,55 @@
-//! One layer of a synthetic trace: turns portions of requests into counts.
+//! One layer of a synthetic trace: conversion of portions of requests to counts.
 //!
-//! In: a [`SynthSpec`], a random stream of the layer's own, [`Portion`]s step by step. Out:
-//! counts per expert. Weights of a request are kept ready; a step multiplies them by the drift
-//! and draws from the cumulated sums, repeated experts being drawn again.
+//! Input is a [`SynthSpec`], a random stream of the layer's own, and the [`RequestPortion`]s of each step.
+//! Output is counts per expert. The weights of a request are kept. A step multiplies them by the drift and
+//! draws from the cumulative sums. Repeated experts are drawn again.
 
 use super::SynthSpec;
-use super::requests::{News, Portion};
-use crate::trace::dice::Dice;
+use super::requests::{RequestPortion, TopicChange};
+use evenkeel::rng::SeededRng;
 
-/// Logits beyond this make no difference to anybody.
-const LIMIT: f64 = 40.0;
-/// Repeated draws before the sums are made anew without the experts drawn.
-const PATIENCE: usize = 4;
+/// The limit of logits. Larger ones change no result noticeably.
+const MAX_LOGIT: f64 = 40.0;
+/// The number of repeated draws after which the sums are recomputed without the drawn experts.
+const MAX_REPEATED_DRAWS: usize = 4;
 
-/// A layer's state.
-pub(super) struct Layer {
-    dice: Dice,
+/// The state of a layer.
+pub(super) struct SynthLayer {
+    rng: SeededRng,
     top_k: usize,
     dispersion: f64,
     correlation: f64,
     drift: f64,
     drift_persistence: f64,
     rank: usize,
-    /// `[kind][expert]`: logits before any request.
+    /// The logits before any request, `[kind][expert]`.
     kinds: Vec<Vec<f64>>,
-    /// `[expert][rank]`
+    /// The factors of the latent vector, `[expert][rank]`.
     factors: Vec<f64>,
-    /// AR(1) state and its factors on the weights, `[expert]`.
+    /// The AR(1) state, `[expert]`; `drift_factor` has its factors on the weights.
     drift_state: Vec<f64>,
     drift_factor: Vec<f64>,
-    /// Per request in flight.
-    places: Vec<Taste>,
+    /// The preferences of each request in flight.
+    preferences: Vec<RequestPreferences>,
     counts: Vec<u64>,
-    // Scratch.
+    // Buffers of a step.
     fresh: Vec<f64>,
     sums: Vec<f64>,
     rest: Vec<f64>,
     drawn: Vec<usize>,
 }
 
-/// What one request likes.
+/// The preferences of one request.
 #[derive(Debug, Clone, Default)]
-struct Taste {
-    /// Draws of its own, `[expert]`.
+struct RequestPreferences {
+    /// The draws of this request, `[expert]`.
     own: Vec<f64>,
-    /// Weights, `[expert]`.
+    /// The weights, `[expert]`.
     weights: Vec<f64>,
 }
 
-impl Layer {
-    pub(super) fn new(spec: &SynthSpec, mut dice: Dice) -> Self {
+impl SynthLayer {
+    pub(super) fn new(spec: &SynthSpec, mut dice: SeededRng) -> Self {
         let experts = spec.experts;
         let mut base = vec![0.0; experts];
         dice.fill_normal(&mut base);
@@ -66,15 +66,15 @@ impl Layer {
         Self::with_kinds(spec, kinds, dice)
     }
 
-    /// A layer whose kinds' logits, `[kind][expert]`, are given.
-    pub(super) fn with_kinds(spec: &SynthSpec, kinds: Vec<Vec<f64>>, mut dice: Dice) -> Self {
+    /// Returns a layer with the stated logits of kinds, `[kind][expert]`.
+    pub(super) fn with_kinds(spec: &SynthSpec, kinds: Vec<Vec<f64>>, mut rng: SeededRng) -> Self {
         let experts = spec.experts;
         let mut factors = vec![0.0; experts * spec.rank];
-        dice.fill_normal(&mut factors);
+        rng.fill_normal(&mut factors);
         let mut drift_state = vec![0.0; experts];
-        dice.fill_normal(&mut drift_state);
+        rng.fill_normal(&mut drift_state);
         Self {
-            dice,
+            rng,
             top_k: spec.top_k,
             dispersion: spec.dispersion,
             correlation: spec.correlation,
@@ -85,7 +85,7 @@ impl Layer {
             factors,
             drift_state,
             drift_factor: vec![1.0; experts],
-            places: Vec::new(),
+            preferences: Vec::new(),
             counts: vec![0; experts],
             fresh: vec![0.0; experts],
             sums: vec![0.0; experts],
@@ -94,78 +94,78 @@ impl Layer {
         }
     }
 
-    /// Counts of the last step, `[expert]`.
+    /// Returns the counts of the last step, `[expert]`.
     pub(super) fn counts(&self) -> &[u64] {
         &self.counts
     }
 
     /// Draws one step.
-    pub(super) fn step(&mut self, portions: &[Portion]) {
-        self.move_on();
+    pub(super) fn draw_step(&mut self, portions: &[RequestPortion]) {
+        self.advance_drift();
         self.counts.fill(0);
         for portion in portions {
-            if let Some(news) = &portion.news {
-                self.learn(portion.place, news);
+            if let Some(news) = &portion.change {
+                self.update_preferences(portion.place, news);
             }
             let mut sum = 0.0;
-            let weights = &self.places[portion.place].weights;
+            let weights = &self.preferences[portion.place].weights;
             for ((slot, weight), factor) in self.sums.iter_mut().zip(weights).zip(&self.drift_factor) {
                 sum += weight * factor;
                 *slot = sum;
             }
             for _ in 0..portion.tokens {
-                self.draw();
+                self.draw_token();
             }
         }
     }
 
-    fn move_on(&mut self) {
+    fn advance_drift(&mut self) {
         if self.drift == 0.0 {
             return;
         }
         let keep = self.drift_persistence;
         let renew = (1.0 - keep * keep).sqrt();
-        self.dice.fill_normal(&mut self.fresh);
+        self.rng.fill_normal(&mut self.fresh);
         for ((state, fresh), factor) in
             self.drift_state.iter_mut().zip(&self.fresh).zip(&mut self.drift_factor)
         {
             *state = keep * *state + renew * fresh;
-            *factor = (self.drift * *state).clamp(-LIMIT, LIMIT).exp();
+            *factor = (self.drift * *state).clamp(-MAX_LOGIT, MAX_LOGIT).exp();
         }
     }
 
-    fn learn(&mut self, place: usize, news: &News) {
-        if self.places.len() <= place {
-            self.places.resize(place + 1, Taste::default());
+    fn update_preferences(&mut self, place: usize, news: &TopicChange) {
+        if self.preferences.len() <= place {
+            self.preferences.resize(place + 1, RequestPreferences::default());
         }
         let experts = self.counts.len();
-        let taste = &mut self.places[place];
+        let taste = &mut self.preferences[place];
         taste.own.resize(experts, 0.0);
         taste.weights.resize(experts, 0.0);
-        self.dice.fill_normal(&mut self.fresh);
-        let renew = (1.0 - news.keep * news.keep).sqrt();
+        self.rng.fill_normal(&mut self.fresh);
+        let renew = (1.0 - news.persistence * news.persistence).sqrt();
         let common = (self.correlation / self.rank as f64).sqrt();
         let alone = (1.0 - self.correlation).sqrt();
         for expert in 0..experts {
             let own = &mut taste.own[expert];
-            *own = news.keep * *own + renew * self.fresh[expert];
+            *own = news.persistence * *own + renew * self.fresh[expert];
             let factors = &self.factors[expert * self.rank..(expert + 1) * self.rank];
             let shared: f64 = factors.iter().zip(&news.latent).map(|(factor, latent)| factor * latent).sum();
             let logit = self.kinds[news.kind][expert] + self.dispersion * (common * shared + alone * *own);
-            taste.weights[expert] = logit.clamp(-LIMIT, LIMIT).exp();
+            taste.weights[expert] = logit.clamp(-MAX_LOGIT, MAX_LOGIT).exp();
         }
     }
 
-    /// One token: `top_k` distinct experts.
-    fn draw(&mut self) {
+    /// Draws one token: `top_k` distinct experts.
+    fn draw_token(&mut self) {
         self.drawn.clear();
         let mut repeats = 0;
         while self.drawn.len() < self.top_k {
-            if repeats == PATIENCE {
-                self.draw_rest();
+            if repeats == MAX_REPEATED_DRAWS {
+                self.draw_remaining();
                 break;
             }
-            let expert = pick(&self.sums, self.dice.unit());
+            let expert = sample_index(&self.sums, self.rng.draw_uniform());
             if self.drawn.contains(&expert) {
                 repeats += 1;
             } else {
@@ -177,20 +177,20 @@ impl Layer {
         }
     }
 
-    /// The remaining experts of a token, from sums without those drawn.
-    fn draw_rest(&mut self) {
+    /// Draws the remaining experts of a token from sums without the drawn experts.
+    fn draw_remaining(&mut self) {
         while self.drawn.len() < self.top_k {
             let (mut sum, mut before) = (0.0, 0.0);
             for (expert, &upto) in self.sums.iter().enumerate() {
                 if !self.drawn.contains(&expert) {
-                    // Never quite zero: an expert must stay drawable when all others are drawn.
+                    // The width is never quite zero: an expert must stay drawable when all others are drawn.
                     sum += (upto - before).max(f64::MIN_POSITIVE);
                 }
                 before = upto;
                 self.rest[expert] = sum;
             }
-            let mut expert = pick(&self.rest, self.dice.unit());
-            // Rounding may land on an expert of width zero: take the next that is free.
+            let mut expert = sample_index(&self.rest, self.rng.draw_uniform());
+            // Rounding may select an expert of width zero. Then take the next free one.
             while self.drawn.contains(&expert) {
                 expert = (expert + 1) % self.counts.len();
             }
@@ -199,8 +199,8 @@ impl Layer {
     }
 }
 
-/// The first entry of cumulated sums above a share of the total.
-fn pick(sums: &[f64], share: f64) -> usize {
+/// Returns the first entry of cumulative sums above a share of the total.
+fn sample_index(sums: &[f64], share: f64) -> usize {
     let total = sums.last().copied().unwrap_or(0.0);
     sums.partition_point(|&sum| sum <= share * total).min(sums.len() - 1)
 }

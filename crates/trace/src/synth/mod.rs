@@ -1,86 +1,91 @@
 //! Synthetic traces that behave like real routing.
 //!
-//! In: a [`SynthSpec`]. Out: a [`Trace`] ([`generate`]) or a file written step by step
-//! ([`write()`]). Each token draws its top-k experts without replacement from softmax weights
-//! (equal in law to Gumbel top-k, a Plackett-Luce draw), whose logits for expert `e` of layer
-//! `l`, in a request of kind `d`, at step `t` are
+//! Input is a [`SynthSpec`]. Output is a [`Trace`] ([`generate`]) or a file written step by step
+//! ([`write()`]). Each token draws its top-k experts without replacement from softmax weights. This equals
+//! Gumbel top-k in law (a Plackett-Luce draw). The logits for expert `e` of layer `l`, in a request of kind
+//! `d`, at step `t` are
 //!
 //! ```text
 //! skew * tail(base[l][e])                             popularity that never changes
-//! + kinds_spread * kind[l][d][e]                      what the kind of text likes
+//! + kinds_spread * kind[l][d][e]                      preference of the kind of text
 //! + dispersion * ( sqrt(c) * F[l][e] . z / sqrt(rank)
-//!                + sqrt(1-c) * own[l][e] )            what this request likes: c = correlation
+//!                + sqrt(1-c) * own[l][e] )            preference of the request, c = correlation
 //! + drift * ar1[t][l][e]                              slow change of everything, AR(1) in steps
 //! ```
 //!
-//! all letters standard normal, `z` one latent vector per request shared by all layers, so
-//! experts rise and fall together within and across layers. Logistic-normal weights: Aitchison
-//! and Shen, Biometrika 67 (1980). The numbers depend on the seed alone: every layer draws from
-//! a stream of its own, whatever the number of threads.
+//! All letters are standard normal. `z` is one latent vector per request that all layers share, so the loads
+//! of experts correlate within and across layers. Logistic-normal weights: Aitchison and Shen, Biometrika 67
+//! (1980). The numbers depend only on the seed. Every layer draws from its own stream, whatever the number of
+//! threads.
 
 mod layer;
 mod requests;
 mod resample;
 mod spec;
 
-pub use resample::{Resampling, resample};
+pub use evenkeel::trace::Resampling;
+pub use resample::{draw_batches, resample};
 pub use spec::{PRESETS, SynthSpec};
 
-use super::builder::Builder;
-use super::dice::Dice;
-use super::error::Fault;
-use super::sink::{Label, Sink};
-use super::write::Writer;
-use super::{Place, Progress, ReadOptions, Trace, TraceError};
-use layer::Layer;
+use super::write::TraceWriter;
+use super::{Location, ReadOptions, ReadProgress, Trace, TraceError};
+use evenkeel::rng::SeededRng;
+use evenkeel::trace::build::SinkError;
+use evenkeel::trace::build::TraceBuilder;
+use evenkeel::trace::build::{Sink, StepLabel};
+use layer::SynthLayer;
 use rayon::prelude::*;
-use requests::Requests;
+use requests::RequestStream;
 use std::path::Path;
 
-/// First stream of the layers; the requests use stream 0.
-const LAYER_STREAMS: u64 = 1;
+/// The first stream of the layers. The requests use stream 0.
+const FIRST_LAYER_STREAM: u64 = 1;
 
-/// Makes a trace in memory; 8 bytes per step, layer and expert.
+/// Generates a trace in memory, with 8 bytes per step, layer and expert.
 ///
 /// # Errors
-/// When the values of `spec` do not go together.
+/// Fails if the values of `spec` are inconsistent.
 pub fn generate(spec: &SynthSpec) -> Result<Trace, TraceError> {
     let options = ReadOptions { memory: u64::MAX, experts: Some(spec.experts), ..ReadOptions::default() };
-    let mut builder = Builder::new(&options)?;
-    pour(spec, &(), &mut builder)?;
+    let mut builder = TraceBuilder::new(&options)?;
+    generate_into(spec, &(), &mut builder)?;
     builder.finish(Vec::new(), Vec::new())
 }
 
-/// Writes a trace step by step, holding one step only; returns the number of rows.
-/// `progress` is told steps instead of bytes.
+/// Writes a trace step by step, and holds only one step. Returns the number of rows. `progress` receives
+/// steps instead of bytes.
 ///
 /// # Errors
-/// When the values of `spec` do not go together or `out` cannot be written.
-pub fn write(spec: &SynthSpec, out: &Path, progress: &dyn Progress) -> Result<u64, TraceError> {
-    spec.check()?;
-    let mut writer = Writer::create(out, &ReadOptions::default())?;
-    pour(spec, progress, &mut writer)?;
+/// Fails if the values of `spec` are inconsistent, or if `out` cannot be written.
+pub fn write(spec: &SynthSpec, out: &Path, progress: &dyn ReadProgress) -> Result<u64, TraceError> {
+    spec.check_values()?;
+    let mut writer = TraceWriter::create(out, &ReadOptions::default())?;
+    generate_into(spec, progress, &mut writer)?;
     Ok(writer.finish()?.0)
 }
 
-fn pour(spec: &SynthSpec, progress: &dyn Progress, sink: &mut dyn Sink) -> Result<(), TraceError> {
-    spec.check()?;
-    let fault = |fault: Fault| fault.at(Path::new("synthetic trace"), Place::File);
-    let mut requests = Requests::new(spec, Dice::new(spec.seed, 0));
-    let mut layers: Vec<Layer> = (0..spec.layers)
+fn generate_into(
+    spec: &SynthSpec,
+    progress: &dyn ReadProgress,
+    sink: &mut dyn Sink,
+) -> Result<(), TraceError> {
+    spec.check_values()?;
+    let fault = |fault: SinkError| fault.into_trace_error(Path::new("synthetic trace"), Location::File);
+    let mut requests = RequestStream::new(spec, SeededRng::new(spec.seed, 0));
+    let mut layers: Vec<SynthLayer> = (0..spec.layers)
         .into_par_iter()
-        .map(|layer| Layer::new(spec, Dice::new(spec.seed, LAYER_STREAMS + layer as u64)))
+        .map(|layer| SynthLayer::new(spec, SeededRng::new(spec.seed, FIRST_LAYER_STREAM + layer as u64)))
         .collect();
-    sink.begin();
-    sink.experts(spec.experts).map_err(fault)?;
+    sink.begin_source();
+    sink.declare_experts(spec.experts).map_err(fault)?;
     for step in 0..spec.steps {
-        let portions = requests.step();
-        layers.par_iter_mut().for_each(|layer| layer.step(portions));
-        sink.step(Label::Number(step as u64)).map_err(fault)?;
+        let portions = requests.next_step();
+        layers.par_iter_mut().for_each(|layer| layer.draw_step(portions));
+        sink.select_step(StepLabel::Number(step as u64)).map_err(fault)?;
         for (at, layer) in layers.iter().enumerate() {
-            sink.counts(spec.first_layer + at as u32, layer.counts()).map_err(fault)?;
+            sink.add_counts(spec.first_layer + at as u32, layer.counts()).map_err(fault)?;
         }
-        progress.bytes(step as u64 + 1, spec.steps as u64);
+        progress.report_bytes(step as u64 + 1, spec.steps as u64);
     }
     Ok(())
 }
@@ -88,7 +93,7 @@ fn pour(spec: &SynthSpec, progress: &dyn Progress, sink: &mut dyn Sink) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::Batching;
+    use crate::Batching;
 
     fn small() -> SynthSpec {
         SynthSpec { experts: 16, top_k: 3, layers: 4, steps: 20, first_layer: 3, ..SynthSpec::default() }

@@ -1,59 +1,59 @@
-//! What a synthetic trace shall be like.
+//! The parameters of a synthetic trace.
 //!
-//! In: values set by a caller or a preset's name. Out: a checked [`SynthSpec`].
+//! Input is values from a caller, or the name of a preset. Output is a checked [`SynthSpec`].
 
-use crate::trace::{Batching, MAX_EXPERTS, MAX_LAYERS, MAX_STEPS, TraceError};
+use crate::{Batching, MAX_EXPERTS, MAX_LAYERS, MAX_STEPS, TraceError};
 
-/// Names [`SynthSpec::like`] knows.
+/// The names that [`SynthSpec::from_preset`] accepts.
 pub const PRESETS: [&str; 2] = ["gptoss20b-decode", "deepseek-v2-lite-prefill"];
 
-/// The recipe of a synthetic trace; see the [module](super) for the model behind it.
-/// Sizes of effects are standard deviations of logits: 0 is none, 1 makes odds of e to 1 common.
+/// The parameters of a synthetic trace. The [module](super) documents its model. Sizes of effects are
+/// standard deviations of logits: 0 is none, and with 1 odds of e to 1 are common.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SynthSpec {
-    /// Experts per layer, `E`.
+    /// The number of experts per layer, `E`.
     pub experts: usize,
-    /// Experts each token draws.
+    /// The number of experts that each token draws.
     pub top_k: usize,
-    /// Number of MoE layers.
+    /// The number of MoE layers.
     pub layers: usize,
-    /// Id of the first; the others follow.
+    /// The id of the first layer. The others follow.
     pub first_layer: u32,
-    /// Batches.
+    /// The number of batches.
     pub steps: usize,
-    /// Prefill: the tokens of a batch come from one request after the other. Decode: one token
-    /// from each request in flight; requests start staggered.
+    /// The batching. Prefill takes the tokens of a batch from one request after the other. Decode takes one
+    /// token from each request in flight; requests start staggered.
     pub batching: Batching,
-    /// How unequal experts are for good.
+    /// The permanent difference between experts.
     pub skew: f64,
-    /// Shape of that: 1 is normal logits, above 1 a few experts stand out more.
+    /// The shape of this difference: 1 means normal logits; above 1, a few experts stand out more.
     pub tail: f64,
-    /// Kinds of requests (data sets, languages, domains).
+    /// The number of kinds of requests (data sets, languages, domains).
     pub kinds: usize,
-    /// How much kinds differ.
+    /// The difference between kinds.
     pub kinds_spread: f64,
-    /// Consecutive requests of one kind: 1 mixes them, more makes runs, 0 gives each kind one
-    /// long run after the other (a hard shift).
+    /// The number of consecutive requests of one kind: 1 mixes the kinds, and more gives runs. 0 gives one
+    /// long run per kind (a hard shift).
     pub kinds_run: usize,
-    /// How much requests of a kind differ.
+    /// The difference between requests of a kind.
     pub dispersion: f64,
-    /// Share of that which experts have in common through the latent vector, 0 to 1.
+    /// The share of this difference that experts have in common through the latent vector, 0 to 1.
     pub correlation: f64,
-    /// Length of the latent vector: fewer means that more experts move together.
+    /// The length of the latent vector. A shorter one lets more experts move together.
     pub rank: usize,
-    /// Mean tokens of a request.
+    /// The mean number of tokens of a request.
     pub request_tokens: f64,
-    /// Spread of their logarithm; 0 makes all equally long.
+    /// The standard deviation of the logarithm of that number. 0 makes all requests equally long.
     pub request_spread: f64,
-    /// Tokens after which a request's taste moves on; 0 for never.
+    /// The number of tokens after which the topic of a request changes; 0 for never.
     pub topic_tokens: usize,
-    /// How much of it stays then, 0 (all new) to 1 (nothing changes).
+    /// The share of the topic that stays after a change, 0 (all new) to 1 (no change).
     pub topic_persistence: f64,
-    /// Size of the slow change of everything.
+    /// The size of the slow change of all loads.
     pub drift: f64,
-    /// How much of it stays from step to step, 0 to 1: 0.99 changes over hundreds of steps.
+    /// The share of this change that stays from step to step, 0 to 1. 0.99 changes over hundreds of steps.
     pub drift_persistence: f64,
-    /// Seed of everything random.
+    /// The seed of all random numbers.
     pub seed: u64,
 }
 
@@ -86,13 +86,13 @@ impl Default for SynthSpec {
 }
 
 impl SynthSpec {
-    /// The recipe modelled on a real recording, by one of [`PRESETS`].
+    /// Returns the parameters of one of [`PRESETS`], modelled on a real recording.
     ///
     /// # Errors
-    /// When there is no such preset.
-    pub fn like(name: &str) -> Result<Self, TraceError> {
+    /// Fails if there is no such preset.
+    pub fn from_preset(name: &str) -> Result<Self, TraceError> {
         match name {
-            // Fitted to shuffled order; traces/README.md has the figures of the fit.
+            // The fit used a shuffled order. traces/README.md has its figures.
             "gptoss20b-decode" => Ok(Self {
                 experts: 32,
                 top_k: 4,
@@ -137,8 +137,8 @@ impl SynthSpec {
         }
     }
 
-    /// Do the values go together?
-    pub(super) fn check(&self) -> Result<(), TraceError> {
+    /// Checks that the values are consistent.
+    pub(super) fn check_values(&self) -> Result<(), TraceError> {
         let wrong = |what: String| Err(TraceError::Options(format!("synthetic trace: {what}")));
         if !(1..=MAX_EXPERTS).contains(&self.experts) {
             return wrong(format!("{} experts, expected 1 to {MAX_EXPERTS}", self.experts));

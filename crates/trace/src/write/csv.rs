@@ -1,33 +1,33 @@
-//! The long table as CSV, plain or packed.
+//! The long table as CSV, plain or compressed.
 //!
-//! In: rows. Out: `step,layer,expert,tokens[,source]`. Numbers are written by hand and cells
-//! quoted only where CSV asks for it (RFC 4180).
+//! Input is rows. Output is `step,layer,expert,tokens[,source]`. Numbers are formatted directly, and cells
+//! are quoted only if CSV requires it (RFC 4180).
 
-use super::{Row, Table};
+use super::{TableRow, TableWriter};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
-/// Bytes gathered before they go on.
-const BUFFER: usize = 256 << 10;
+/// The number of bytes that are gathered before a write.
+const BUFFER_BYTES: usize = 256 << 10;
 
-/// How the file is packed.
+/// The compression of the file.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Packing {
+pub(super) enum CsvCompression {
     None,
     Gzip,
     Zstd,
 }
 
-enum Out {
+enum CsvOutput {
     Plain(BufWriter<File>),
     Gzip(GzEncoder<BufWriter<File>>),
     Zstd(zstd::Encoder<'static, BufWriter<File>>),
 }
 
-impl Out {
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+impl CsvOutput {
+    fn write_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Plain(out) => out.write_all(bytes),
             Self::Gzip(out) => out.write_all(bytes),
@@ -36,71 +36,71 @@ impl Out {
     }
 }
 
-/// A CSV file in the making.
+/// A CSV file that is being written.
 pub(super) struct CsvTable {
-    out: Out,
+    out: CsvOutput,
     buffer: Vec<u8>,
     with_source: bool,
-    /// The last step and its cell, quoted where needed.
+    /// The last step; `cell` has its quoted form.
     step: Vec<u8>,
     cell: Vec<u8>,
 }
 
 impl CsvTable {
-    pub(super) fn create(file: File, packing: Packing, with_source: bool) -> io::Result<Self> {
-        let file = BufWriter::with_capacity(BUFFER, file);
+    pub(super) fn create(file: File, packing: CsvCompression, with_source: bool) -> io::Result<Self> {
+        let file = BufWriter::with_capacity(BUFFER_BYTES, file);
         let out = match packing {
-            Packing::None => Out::Plain(file),
-            Packing::Gzip => Out::Gzip(GzEncoder::new(file, Compression::default())),
-            Packing::Zstd => Out::Zstd(zstd::Encoder::new(file, 3)?),
+            CsvCompression::None => CsvOutput::Plain(file),
+            CsvCompression::Gzip => CsvOutput::Gzip(GzEncoder::new(file, Compression::default())),
+            CsvCompression::Zstd => CsvOutput::Zstd(zstd::Encoder::new(file, 3)?),
         };
-        let mut buffer = Vec::with_capacity(BUFFER + 1024);
+        let mut buffer = Vec::with_capacity(BUFFER_BYTES + 1024);
         buffer.extend_from_slice(b"step,layer,expert,tokens");
         buffer.extend_from_slice(if with_source { b",source\n" } else { b"\n" });
         Ok(Self { out, buffer, with_source, step: Vec::new(), cell: Vec::new() })
     }
 }
 
-impl Table for CsvTable {
-    fn row(&mut self, row: &Row<'_>) -> io::Result<()> {
+impl TableWriter for CsvTable {
+    fn write_row(&mut self, row: &TableRow<'_>) -> io::Result<()> {
         if self.cell.is_empty() || self.step != row.step {
             self.step.clear();
             self.step.extend_from_slice(row.step);
             self.cell.clear();
-            quoted(&mut self.cell, row.step);
+            write_quoted(&mut self.cell, row.step);
             self.cell.push(b',');
         }
         let out = &mut self.buffer;
         out.extend_from_slice(&self.cell);
-        number(out, u64::from(row.layer));
+        write_number(out, u64::from(row.layer));
         out.push(b',');
-        number(out, u64::from(row.expert));
+        write_number(out, u64::from(row.expert));
         out.push(b',');
-        number(out, row.tokens);
+        write_number(out, row.tokens);
         if self.with_source {
             out.push(b',');
-            quoted(out, row.source);
+            write_quoted(out, row.source);
         }
         out.push(b'\n');
-        if out.len() >= BUFFER {
-            self.out.put(out)?;
+        if out.len() >= BUFFER_BYTES {
+            self.out.write_bytes(out)?;
             out.clear();
         }
         Ok(())
     }
 
     fn finish(mut self: Box<Self>) -> io::Result<()> {
-        self.out.put(&self.buffer)?;
+        self.out.write_bytes(&self.buffer)?;
         let mut file = match self.out {
-            Out::Plain(out) => out,
-            Out::Gzip(out) => out.finish()?,
-            Out::Zstd(out) => out.finish()?,
+            CsvOutput::Plain(out) => out,
+            CsvOutput::Gzip(out) => out.finish()?,
+            CsvOutput::Zstd(out) => out.finish()?,
         };
         file.flush()
     }
 }
 
-fn number(out: &mut Vec<u8>, mut value: u64) {
+fn write_number(out: &mut Vec<u8>, mut value: u64) {
     let mut digits = [0u8; 20];
     let mut at = digits.len();
     loop {
@@ -114,7 +114,7 @@ fn number(out: &mut Vec<u8>, mut value: u64) {
     out.extend_from_slice(&digits[at..]);
 }
 
-fn quoted(out: &mut Vec<u8>, cell: &[u8]) {
+fn write_quoted(out: &mut Vec<u8>, cell: &[u8]) {
     if !cell.iter().any(|byte| matches!(byte, b',' | b'"' | b'\n' | b'\r')) {
         out.extend_from_slice(cell);
         return;

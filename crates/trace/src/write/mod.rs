@@ -1,86 +1,92 @@
-//! Writes traces as the long table, CSV or Parquet, row by row.
+//! Writers of traces as the long table, CSV or Parquet, row by row.
 //!
-//! In: a [`Trace`], or any trace files ([`convert`]), or whatever pours into a [`Writer`].
-//! Out: one file, its kind told by the ending of its name. Nothing is held but the current
-//! step, so a conversion needs no more memory for a larger file.
+//! Input is a [`Trace`], any trace files ([`convert`]), or any rows pushed into a [`TraceWriter`]. Output is
+//! one file, whose extension determines its format. Only the current step is held, so the memory of a
+//! conversion does not depend on the size of the file.
 
 mod csv;
 #[cfg(feature = "parquet")]
 mod parquet;
 
-use super::error::{Fault, io_at};
-use super::options::{LayerSet, ReadOptions};
-use super::sink::{Label, Sink};
-use super::{Format, MAX_EXPERTS, MAX_LAYERS, Place, Progress, SourceFile, Trace, TraceError, open, plan};
+use super::{
+    Location, MAX_EXPERTS, MAX_LAYERS, ReadProgress, SourceFile, Trace, TraceError, TraceFormat, folders,
+    read,
+};
+use crate::{LayerSet, ReadOptions};
+use evenkeel::trace::build::{MAX_LABEL_BYTES, Sink, StepLabel};
+use evenkeel::trace::build::{SinkError, io_error_at};
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-/// What [`convert`] did.
+/// The result of [`convert`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Written {
-    /// Format read.
-    pub format: Format,
-    /// Files read.
+pub struct ConversionReport {
+    /// The format of the input.
+    pub format: TraceFormat,
+    /// The input files.
     pub files: Vec<SourceFile>,
-    /// Rows written.
+    /// The number of rows written.
     pub rows: u64,
-    /// What a user should know about how the files were understood.
+    /// Notices for the user about the interpretation of the files.
     pub notices: Vec<String>,
 }
 
-/// Rewrites traces as one long table: `.csv`, `.csv.gz`, `.csv.zst` or `.parquet` by the name.
+/// Converts traces to one long table. The extension of `out` decides: `.csv`, `.csv.gz`, `.csv.zst` or
+/// `.parquet`.
 ///
-/// Labels of steps and sources are kept; where several traces would share a label, later ones
-/// are numbered on. Rows stay in the order of the files, nothing is summed or thinned.
+/// Labels of steps and sources are kept. If several traces share a label, the later ones get further numbers.
+/// Rows stay in the order of the files; nothing is summed or left out.
+///
+/// The errors are those of [`read`](fn@super::read). It also fails if `out` cannot be written or has another
+/// extension. An existing file is replaced only by a complete one.
 ///
 /// # Errors
-/// As [`super::read`], and when `out` cannot be written or its ending is none of these. An
-/// existing file is replaced only by a complete one.
+/// [`TraceError`], when an input cannot be read or `out` cannot be written.
 pub fn convert(
     paths: &[PathBuf],
     options: &ReadOptions,
     out: &Path,
-    progress: &dyn Progress,
-) -> Result<Written, TraceError> {
-    // Look at the inputs first: a missing one shall not leave an empty output behind.
-    plan::expand(paths)?;
-    let mut writer = Writer::create(out, options)?;
-    let (formats, files) = open::pour(paths, options, progress, &mut writer)?;
+    progress: &dyn ReadProgress,
+) -> Result<ConversionReport, TraceError> {
+    // Check the inputs first, so that a missing one leaves no empty output behind.
+    folders::expand_paths(paths)?;
+    let mut writer = TraceWriter::create(out, options)?;
+    let (formats, files) = read::read_into(paths, options, progress, &mut writer)?;
     let (rows, notices) = writer.finish()?;
-    let format = formats.first().copied().unwrap_or(Format::Csv);
-    Ok(Written { format, files, rows, notices })
+    let format = formats.first().copied().unwrap_or(TraceFormat::Csv);
+    Ok(ConversionReport { format, files, rows, notices })
 }
 
-/// Writes the steps a trace holds, as [`convert`] does.
+/// Writes the steps of a trace, as [`convert`] does.
 ///
 /// # Errors
-/// When `out` cannot be written or its ending is not known.
+/// Fails if `out` cannot be written or has an unknown extension.
 pub fn write(trace: &Trace, out: &Path) -> Result<(), TraceError> {
-    let mut writer = Writer::create(out, &ReadOptions::default())?;
+    let mut writer = TraceWriter::create(out, &ReadOptions::default())?;
     let mut seen = HashSet::new();
-    writer.begin();
-    let fault = |fault: Fault| fault.at(out, Place::File);
-    writer.experts(trace.experts()).map_err(fault)?;
+    writer.begin_source();
+    let fault = |fault: SinkError| fault.into_trace_error(out, Location::File);
+    writer.declare_experts(trace.experts()).map_err(fault)?;
     for (step, label) in trace.steps().iter().enumerate() {
-        // A label that comes again belongs to another of the traces read one after the other.
+        // A repeated label belongs to the next one of several traces that were read one after the other.
         if !seen.insert(label) {
-            writer.begin();
+            writer.begin_source();
             seen.clear();
             seen.insert(label);
         }
-        writer.step(Label::parse(label)).map_err(fault)?;
+        writer.select_step(StepLabel::parse(label)).map_err(fault)?;
         for (layer, &id) in trace.layers().iter().enumerate() {
-            writer.counts(id, trace.loads(step, layer)).map_err(fault)?;
+            writer.add_counts(id, trace.loads(step, layer)).map_err(fault)?;
         }
     }
     writer.finish()?;
     Ok(())
 }
 
-/// One row, as the files have it.
-struct Row<'a> {
+/// One row of the file.
+struct TableRow<'a> {
     step: &'a [u8],
     layer: u32,
     expert: u32,
@@ -88,48 +94,48 @@ struct Row<'a> {
     source: &'a [u8],
 }
 
-/// A kind of file.
-trait Table {
-    /// Adds a row; the columns are settled by the first.
-    fn row(&mut self, row: &Row<'_>) -> std::io::Result<()>;
-    /// Writes whatever is left.
+/// A file format.
+trait TableWriter {
+    /// Adds a row. The first one determines the columns.
+    fn write_row(&mut self, row: &TableRow<'_>) -> std::io::Result<()>;
+    /// Writes the remaining rows.
     fn finish(self: Box<Self>) -> std::io::Result<()>;
 }
 
-/// A sink that writes rows through to a file.
-pub(crate) struct Writer {
+/// A sink that writes rows to a file.
+pub(crate) struct TraceWriter {
     out: PathBuf,
-    /// Where the rows go until the file is complete.
+    /// The path of the rows until the file is complete.
     partial: PathBuf,
-    table: Option<Box<dyn Table>>,
-    kind: Kind,
+    table: Option<Box<dyn TableWriter>>,
+    kind: TableFormat,
     with_source: bool,
     rows: u64,
     filter: Option<LayerSet>,
     experts: Option<usize>,
-    /// Layers whose every expert was written once, so that a reader can count them.
+    /// Layers of which every expert was written once, so that a reader can count the experts.
     complete: Vec<bool>,
     label: Vec<u8>,
     sources: u32,
-    named: bool,
-    /// Added to numeric labels of this source, so that none comes twice.
-    shift: u64,
+    has_steps: bool,
+    /// The number added to numeric labels of this source, so that labels are unique.
+    label_shift: u64,
     next_shift: u64,
-    /// Labels of earlier sources and of this one.
-    texts: HashSet<Box<str>>,
+    /// The labels of earlier sources; `current_texts` has those of this one.
+    earlier_texts: HashSet<Box<str>>,
     current_texts: HashSet<Box<str>>,
     notices: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Kind {
-    Csv(csv::Packing),
+enum TableFormat {
+    Csv(csv::CsvCompression),
     #[cfg(feature = "parquet")]
     Parquet,
 }
 
-impl Kind {
-    fn create(self, file: File, with_source: bool) -> std::io::Result<Box<dyn Table>> {
+impl TableFormat {
+    fn create_table(self, file: File, with_source: bool) -> std::io::Result<Box<dyn TableWriter>> {
         Ok(match self {
             Self::Csv(packing) => Box::new(csv::CsvTable::create(file, packing, with_source)?),
             #[cfg(feature = "parquet")]
@@ -138,20 +144,20 @@ impl Kind {
     }
 }
 
-impl Writer {
+impl TraceWriter {
     pub(crate) fn create(out: &Path, options: &ReadOptions) -> Result<Self, TraceError> {
         let name = out.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let ends = |ending: &str| name.ends_with(ending);
         let kind = if ends(".csv") {
-            Kind::Csv(csv::Packing::None)
+            TableFormat::Csv(csv::CsvCompression::None)
         } else if ends(".csv.gz") {
-            Kind::Csv(csv::Packing::Gzip)
+            TableFormat::Csv(csv::CsvCompression::Gzip)
         } else if ends(".csv.zst") {
-            Kind::Csv(csv::Packing::Zstd)
+            TableFormat::Csv(csv::CsvCompression::Zstd)
         } else if ends(".parquet") {
             #[cfg(feature = "parquet")]
             {
-                Kind::Parquet
+                TableFormat::Parquet
             }
             #[cfg(not(feature = "parquet"))]
             return Err(TraceError::Options("this build is without the feature parquet".into()));
@@ -175,102 +181,105 @@ impl Writer {
             complete: vec![false; MAX_LAYERS],
             label: Vec::new(),
             sources: 0,
-            named: false,
-            shift: 0,
+            has_steps: false,
+            label_shift: 0,
             next_shift: 0,
-            texts: HashSet::new(),
+            earlier_texts: HashSet::new(),
             current_texts: HashSet::new(),
             notices: Vec::new(),
         };
-        // An unwritable place is better known before hours of reading.
-        File::create(&writer.partial).map_err(io_at(&writer.out))?;
+        // Detect an unwritable path before hours of reading.
+        File::create(&writer.partial).map_err(io_error_at(&writer.out))?;
         if out.is_dir() {
-            return Err(TraceError::Options(format!("{}: a folder is in the way", out.display())));
+            return Err(TraceError::Options(format!("{}: found a folder, expected a file", out.display())));
         }
-        writer.named = false;
+        writer.has_steps = false;
         Ok(writer)
     }
 
-    fn put(&mut self, layer: u32, expert: u32, tokens: u64, source: &[u8]) -> Result<(), Fault> {
-        let failed = |error| Fault::Write(Box::new(io_at(&self.out)(error)));
+    fn write_row(&mut self, layer: u32, expert: u32, tokens: u64, source: &[u8]) -> Result<(), SinkError> {
+        let failed = |error| SinkError::Write(Box::new(io_error_at(&self.out)(error)));
         if self.table.is_none() {
             let file = File::create(&self.partial).map_err(failed)?;
-            self.table = Some(self.kind.create(file, self.with_source).map_err(failed)?);
+            self.table = Some(self.kind.create_table(file, self.with_source).map_err(failed)?);
         }
         let Some(table) = &mut self.table else { return Ok(()) };
-        let row = Row { step: &self.label, layer, expert, tokens, source };
-        table.row(&row).map_err(failed)?;
+        let row = TableRow { step: &self.label, layer, expert, tokens, source };
+        table.write_row(&row).map_err(failed)?;
         self.rows += 1;
         Ok(())
     }
 
-    fn skips(&self, layer: u32) -> Result<bool, Fault> {
+    fn skips_layer(&self, layer: u32) -> Result<bool, SinkError> {
         if layer as usize >= MAX_LAYERS {
-            return Err(Fault::LayerLimit(u64::from(layer)));
+            return Err(SinkError::LayerLimit(u64::from(layer)));
         }
         Ok(self.filter.as_ref().is_some_and(|filter| !filter.contains(layer)))
     }
 
-    fn check(&self, expert: u32) -> Result<(), Fault> {
+    fn check_expert(&self, expert: u32) -> Result<(), SinkError> {
         match self.experts {
             Some(experts) if expert as usize >= experts => {
-                Err(Fault::ExpertRange { expert: u64::from(expert), experts })
+                Err(SinkError::ExpertRange { expert: u64::from(expert), experts })
             }
-            _ if expert as usize >= MAX_EXPERTS => Err(Fault::ExpertLimit(u64::from(expert))),
+            _ if expert as usize >= MAX_EXPERTS => Err(SinkError::ExpertLimit(u64::from(expert))),
             _ => Ok(()),
         }
     }
 
-    /// Completes the file; rows and notices.
+    /// Completes the file. Returns the number of rows and the notices.
     pub(crate) fn finish(mut self) -> Result<(u64, Vec<String>), TraceError> {
         let Some(table) = self.table.take() else {
             return Err(TraceError::Options(format!(
-                "{}: nothing to write, no row was left",
+                "{}: nothing to write, the input has no matching rows",
                 self.out.display()
             )));
         };
-        table.finish().map_err(io_at(&self.out))?;
-        std::fs::rename(&self.partial, &self.out).map_err(io_at(&self.out))?;
+        table.finish().map_err(io_error_at(&self.out))?;
+        std::fs::rename(&self.partial, &self.out).map_err(io_error_at(&self.out))?;
         Ok((self.rows, std::mem::take(&mut self.notices)))
     }
 }
 
-impl Drop for Writer {
-    /// An incomplete file is of no use.
+impl Drop for TraceWriter {
+    /// Removes an incomplete file.
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.partial);
     }
 }
 
-impl Sink for Writer {
-    fn has_source(&mut self) {
+impl Sink for TraceWriter {
+    fn announce_sources(&mut self) {
         if self.table.is_none() {
             self.with_source = true;
         } else if !self.with_source {
-            self.notice("the first trace has no column source, those of later ones are left out".into());
+            self.add_notice(
+                "the first trace has no column source, so the columns source of later traces are ignored"
+                    .into(),
+            );
         }
     }
 
-    fn begin(&mut self) {
-        if self.named {
+    fn begin_source(&mut self) {
+        if self.has_steps {
             self.sources += 1;
-            self.shift = self.next_shift;
-            self.texts.extend(self.current_texts.drain());
+            self.label_shift = self.next_shift;
+            self.earlier_texts.extend(self.current_texts.drain());
         }
     }
 
-    fn step(&mut self, label: Label<'_>) -> Result<(), Fault> {
-        self.named = true;
+    fn select_step(&mut self, label: StepLabel<'_>) -> Result<(), SinkError> {
+        self.has_steps = true;
         self.label.clear();
         match label {
-            Label::Number(number) => {
-                let number = number.checked_add(self.shift).ok_or(Fault::StepLimit)?;
+            StepLabel::Number(number) => {
+                let number = number.checked_add(self.label_shift).ok_or(SinkError::StepLimit)?;
                 self.next_shift = self.next_shift.max(number.saturating_add(1));
                 self.label.extend_from_slice(number.to_string().as_bytes());
             }
-            Label::Text(text) => {
+            StepLabel::Text(text) => {
                 self.label.extend_from_slice(text.as_bytes());
-                if self.texts.contains(text) {
+                if self.earlier_texts.contains(text) {
                     self.label.extend_from_slice(format!("#{}", self.sources + 1).as_bytes());
                 }
                 if !self.current_texts.contains(text) {
@@ -278,38 +287,45 @@ impl Sink for Writer {
                 }
             }
         }
+        if self.label.len() > MAX_LABEL_BYTES {
+            return Err(SinkError::Write(Box::new(TraceError::Options(format!(
+                "{}: a step label of {} bytes, expected at most {MAX_LABEL_BYTES}",
+                self.out.display(),
+                self.label.len()
+            )))));
+        }
         Ok(())
     }
 
-    fn row(&mut self, layer: u32, expert: u32, tokens: u64, source: &[u8]) -> Result<(), Fault> {
-        if self.skips(layer)? {
+    fn add_row(&mut self, layer: u32, expert: u32, tokens: u64, source: &[u8]) -> Result<(), SinkError> {
+        if self.skips_layer(layer)? {
             return Ok(());
         }
-        self.check(expert)?;
-        self.put(layer, expert, tokens, source)
+        self.check_expert(expert)?;
+        self.write_row(layer, expert, tokens, source)
     }
 
-    /// Zeros are left out, but for the first time a layer comes and where a layer has nothing
-    /// else: the shape of the trace must survive.
-    fn counts(&mut self, layer: u32, counts: &[u64]) -> Result<(), Fault> {
-        if counts.is_empty() || self.skips(layer)? {
+    /// Leaves zeros out, with two exceptions: the first occurrence of a layer, and a layer that is all zeros.
+    /// They preserve the shape of the trace.
+    fn add_counts(&mut self, layer: u32, counts: &[u64]) -> Result<(), SinkError> {
+        if counts.is_empty() || self.skips_layer(layer)? {
             return Ok(());
         }
         let last = counts.len() - 1;
-        self.check(last as u32)?;
+        self.check_expert(last as u32)?;
         let all = !std::mem::replace(&mut self.complete[layer as usize], true);
         let empty = counts.iter().all(|&tokens| tokens == 0);
         for (expert, &tokens) in counts.iter().enumerate() {
             if tokens > 0 || all || (empty && expert == last) {
-                self.put(layer, expert as u32, tokens, b"")?;
+                self.write_row(layer, expert as u32, tokens, b"")?;
             }
         }
         Ok(())
     }
 
-    fn experts(&mut self, experts: usize) -> Result<(), Fault> {
+    fn declare_experts(&mut self, experts: usize) -> Result<(), SinkError> {
         match self.experts {
-            Some(before) if before != experts => Err(Fault::ExpertsDiffer { found: experts, before }),
+            Some(before) if before != experts => Err(SinkError::ExpertsDiffer { found: experts, before }),
             _ => {
                 self.experts = Some(experts);
                 Ok(())
@@ -317,7 +333,7 @@ impl Sink for Writer {
         }
     }
 
-    fn notice(&mut self, text: String) {
+    fn add_notice(&mut self, text: String) {
         if !self.notices.contains(&text) {
             self.notices.push(text);
         }

@@ -1,9 +1,9 @@
-//! The long table as Parquet, zstd-packed.
+//! The long table as Parquet with zstd compression.
 //!
-//! In: rows. Out: columns `step` (string), `layer`, `expert` (int32), `tokens` (int64) and, where
-//! there is one, `source` (string), in row groups of a million rows.
+//! Input is rows. Output is columns `step` (string), `layer`, `expert` (int32), `tokens` (int64) and
+//! optionally `source` (string), in row groups of 1,048,576 rows.
 
-use super::{Row, Table};
+use super::{TableRow, TableWriter};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::column::writer::ColumnWriter;
 use parquet::data_type::ByteArray;
@@ -15,10 +15,10 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-/// Rows of a row group.
-const GROUP: usize = 1 << 20;
+/// The number of rows in a row group.
+const GROUP_ROWS: usize = 1 << 20;
 
-/// A Parquet file in the making.
+/// A Parquet file that is being written.
 pub(super) struct ParquetTable {
     writer: SerializedFileWriter<File>,
     with_source: bool,
@@ -29,7 +29,7 @@ pub(super) struct ParquetTable {
     sources: Vec<ByteArray>,
 }
 
-fn other(error: ParquetError) -> io::Error {
+fn parquet_io_error(error: ParquetError) -> io::Error {
     io::Error::other(error)
 }
 
@@ -40,12 +40,12 @@ impl ParquetTable {
             "message trace {{ required binary step (UTF8); required int32 layer; required int32 expert; \
              required int64 tokens; {source} }}"
         );
-        let schema = Arc::new(parse_message_type(&schema).map_err(other)?);
-        let level = ZstdLevel::try_new(3).map_err(other)?;
+        let schema = Arc::new(parse_message_type(&schema).map_err(parquet_io_error)?);
+        let level = ZstdLevel::try_new(3).map_err(parquet_io_error)?;
         let properties =
             Arc::new(WriterProperties::builder().set_compression(Compression::ZSTD(level)).build());
         Ok(Self {
-            writer: SerializedFileWriter::new(file, schema, properties).map_err(other)?,
+            writer: SerializedFileWriter::new(file, schema, properties).map_err(parquet_io_error)?,
             with_source,
             steps: Vec::new(),
             layers: Vec::new(),
@@ -55,7 +55,7 @@ impl ParquetTable {
         })
     }
 
-    fn flush(&mut self) -> Result<(), ParquetError> {
+    fn flush_group(&mut self) -> Result<(), ParquetError> {
         if self.layers.is_empty() {
             return Ok(());
         }
@@ -85,12 +85,12 @@ impl ParquetTable {
     }
 }
 
-impl Table for ParquetTable {
-    fn row(&mut self, row: &Row<'_>) -> io::Result<()> {
+impl TableWriter for ParquetTable {
+    fn write_row(&mut self, row: &TableRow<'_>) -> io::Result<()> {
         let tokens = i64::try_from(row.tokens).map_err(|_| {
             io::Error::other(format!("{} tokens, more than Parquet's int64 holds", row.tokens))
         })?;
-        // Rows of a step share its label.
+        // Rows of one step share its label.
         let step = match self.steps.last() {
             Some(last) if last.data() == row.step => last.clone(),
             _ => ByteArray::from(row.step.to_vec()),
@@ -102,15 +102,15 @@ impl Table for ParquetTable {
         if self.with_source {
             self.sources.push(ByteArray::from(row.source.to_vec()));
         }
-        if self.layers.len() == GROUP {
-            self.flush().map_err(other)?;
+        if self.layers.len() == GROUP_ROWS {
+            self.flush_group().map_err(parquet_io_error)?;
         }
         Ok(())
     }
 
     fn finish(mut self: Box<Self>) -> io::Result<()> {
-        self.flush().map_err(other)?;
-        self.writer.close().map_err(other)?;
+        self.flush_group().map_err(parquet_io_error)?;
+        self.writer.close().map_err(parquet_io_error)?;
         Ok(())
     }
 }

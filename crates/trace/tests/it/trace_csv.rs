@@ -1,20 +1,18 @@
-//! The long table: round trips, orders, memory, and what malformed files are told.
+//! Tests of the long table: round trips, orders, memory, and the errors of malformed files.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-mod trace_support;
-
-use evenkeel::trace::{Format, ReadOptions, Trace, convert, read, read_bytes, write};
+use crate::trace_support::Folder;
+use evenkeel_trace::{ReadOptions, Trace, TraceFormat, convert, read, read_bytes, write};
 use proptest::prelude::*;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use trace_support::Folder;
 
 fn csv(text: &str) -> Result<Trace, String> {
     csv_with(text, &ReadOptions::default())
 }
 
 fn csv_with(text: &str, options: &ReadOptions) -> Result<Trace, String> {
-    read_bytes(Format::Csv, text.as_bytes(), options).map_err(|error| error.to_string())
+    read_bytes(TraceFormat::Csv, text.as_bytes(), options).map_err(|error| error.to_string())
 }
 
 fn all_loads(trace: &Trace) -> Vec<u64> {
@@ -64,10 +62,10 @@ fn packed_files_are_recognised_by_content() {
     ];
     for file in &files {
         let trace = read(std::slice::from_ref(file), &ReadOptions::default(), &()).unwrap();
-        assert_eq!((trace.format(), trace.loads(0, 0)), (Format::Csv, &[1, 2][..]));
+        assert_eq!((trace.format(), trace.loads(0, 0)), (TraceFormat::Csv, &[1, 2][..]));
         assert_eq!(trace.files()[0].sha256.len(), 64);
     }
-    // Several traces: the steps of one follow those of the other.
+    // The steps of several traces follow each other.
     let trace = read(&files, &ReadOptions::default(), &()).unwrap();
     assert_eq!((trace.steps(), trace.totals(0)), (&["0", "0", "0"].map(String::from)[..], &[3, 6][..]));
 }
@@ -129,7 +127,8 @@ fn malformed_files_are_told_where_and_what() {
         let message = csv(text).expect_err(text);
         assert!(message.contains(expected), "{text:?}: {message}");
     }
-    let message = read_bytes(Format::Csv, b"step,layer,expert,tokens\n\xff,0,0,1\n", &ReadOptions::default());
+    let message =
+        read_bytes(TraceFormat::Csv, b"step,layer,expert,tokens\n\xff,0,0,1\n", &ReadOptions::default());
     assert!(message.unwrap_err().to_string().contains("line 2, column step"), "label not in UTF-8");
 }
 
@@ -161,7 +160,7 @@ fn a_row_without_end_is_stopped() {
 
 #[test]
 fn hostile_shapes_do_not_take_memory() {
-    // One cell each far apart: 4096 x 65536 counts would be 2 GiB.
+    // The few cells are far apart: 4096 x 65536 counts would be 2 GiB.
     let message = csv("layer,expert,tokens\n4095,65535,1\n0,0,1\n").map(|trace| trace.experts());
     assert_eq!(message, Ok(65536));
     let mut text = String::from("layer,expert,tokens\n");
@@ -222,7 +221,7 @@ fn steps_of_several_traces_stay_apart_when_converted() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Written and read again, a trace is the same, in every kind of file.
+    /// Checks that a trace is equal after a round trip through every file format.
     #[test]
     fn round_trip(
         (experts, layers, steps, loads) in (1usize..9, 1usize..4, 1usize..6).prop_flat_map(|(e, l, s)| {
@@ -244,7 +243,7 @@ proptest! {
         prop_assert_eq!(again.experts(), trace.experts());
     }
 
-    /// The order of rows does not matter.
+    /// Checks that the order of rows does not matter.
     #[test]
     fn shuffled_rows(rows in prop::collection::vec((0u64..20, 0u32..4, 0u32..8, 0u64..100), 1..200), seed in any::<u64>()) {
         let line = |(step, layer, expert, tokens): &(u64, u32, u32, u64)| format!("{step},{layer},{expert},{tokens}\n");
@@ -262,10 +261,10 @@ proptest! {
         prop_assert_eq!(one.layers(), other.layers());
     }
 
-    /// Any bytes give an answer or an error.
+    /// Checks that any bytes give a trace or an error.
     #[test]
     fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), format in 0usize..9) {
         let options = ReadOptions { memory: 1 << 20, ..ReadOptions::default() };
-        let _ = read_bytes(Format::ALL[format], &bytes, &options);
+        let _ = read_bytes(TraceFormat::ALL[format], &bytes, &options);
     }
 }

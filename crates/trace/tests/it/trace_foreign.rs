@@ -1,15 +1,15 @@
-//! Foreign formats, from files written here byte by byte: what is understood, what is refused
-//! and with which words.
+//! Tests of foreign formats, with files written byte by byte: accepted content, refused content, and
+//! messages.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-mod trace_support;
-
-use evenkeel::trace::{Batching, Format, Order, ReadOptions, Trace, read, read_bytes};
+use crate::trace_support::{
+    Folder, Py, Tensor, dict, i32s, i64s, npy, pt, pt_raw, records, safetensors, stat, zip,
+};
+use evenkeel_trace::{Batching, ReadOptions, RequestOrder, Trace, TraceFormat, read, read_bytes};
 use proptest::prelude::*;
 use std::path::PathBuf;
-use trace_support::{Folder, Py, Tensor, dict, i32s, i64s, npy, pt, pt_raw, records, safetensors, stat, zip};
 
-fn bytes(format: Format, bytes: &[u8]) -> Result<Trace, String> {
+fn bytes(format: TraceFormat, bytes: &[u8]) -> Result<Trace, String> {
     read_bytes(format, bytes, &ReadOptions::default()).map_err(|error| error.to_string())
 }
 
@@ -26,27 +26,29 @@ fn has_notice(trace: &Trace, text: &str) -> bool {
 #[test]
 fn stat_dumps_drop_unused_ring_rows() {
     // Three steps of 2 layers (the first dense) x 3 experts; the second step is unused.
-    let trace =
-        bytes(Format::SglangPt, &stat(&[3, 2, 3], &[0, 0, 0, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 5, 6]))
-            .unwrap();
+    let trace = bytes(
+        TraceFormat::SglangPt,
+        &stat(&[3, 2, 3], &[0, 0, 0, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 5, 6]),
+    )
+    .unwrap();
     assert_eq!(trace.steps(), ["0", "2"]);
     assert_eq!(trace.loads(1, 1), [4, 5, 6]);
     assert_eq!(trace.idle_layers(), [0]);
     assert!(has_notice(&trace, "1 of 3 recorded steps are all zero"));
     assert!(has_notice(&trace, "no tokens in layers 0: dense or unused"));
-    let flat = bytes(Format::SglangPt, &stat(&[2, 3], &[1, 2, 3, 4, 5, 6])).unwrap();
+    let flat = bytes(TraceFormat::SglangPt, &stat(&[2, 3], &[1, 2, 3, 4, 5, 6])).unwrap();
     assert_eq!((flat.steps().len(), flat.totals(1)), (1, &[4, 5, 6][..]));
-    let zero = bytes(Format::SglangPt, &stat(&[2, 1, 3], &[0; 6])).unwrap();
+    let zero = bytes(TraceFormat::SglangPt, &stat(&[2, 1, 3], &[0; 6])).unwrap();
     assert!(zero.is_empty() && has_notice(&zero, "no tokens at all"));
 }
 
 #[test]
 fn tensors_may_be_views() {
-    // A transposed view with an offset: element [l][e] lies at 1 + l + 2 e.
+    // The view is transposed and has an offset: element [l][e] is at 1 + l + 2 e.
     let view =
         Tensor { length: 7, offset: 1, strides: vec![1, 2], ..Tensor::plain("IntStorage", "0", &[2, 3]) };
     let root = dict(vec![("logical_count", Py::Tensor(view))]);
-    let trace = bytes(Format::SglangPt, &pt(&root, &[("0", i32s(&[9, 1, 2, 3, 4, 5, 6]))])).unwrap();
+    let trace = bytes(TraceFormat::SglangPt, &pt(&root, &[("0", i32s(&[9, 1, 2, 3, 4, 5, 6]))])).unwrap();
     assert_eq!((trace.totals(0), trace.totals(1)), (&[1, 3, 5][..], &[2, 4, 6][..]));
 }
 
@@ -93,15 +95,15 @@ fn pickles_are_never_run() {
         (b"\x80\x02(ios\nsystem\n.", "refused to run pickle instruction INST at byte 3"),
         (b"\x80\x01}.", "found protocol 1, expected a pickle protocol from 2 to 5"),
         (b"\x80\x02}", "found the end of the pickle"),
-        (b"\x80\x02h\x05.", "found memo 5, expected a memo written before"),
+        (b"\x80\x02h\x05.", "found memo 5, expected the number of an earlier memo"),
         (b"\x80\x02N.", "found None, expected a dictionary with key logical_count"),
     ];
     for (pickle, expected) in cases {
-        let message = bytes(Format::SglangPt, &pt_raw(pickle, &[])).expect_err(expected);
+        let message = bytes(TraceFormat::SglangPt, &pt_raw(pickle, &[])).expect_err(expected);
         assert!(message.contains(expected), "{expected}: {message}");
     }
     let deep: Vec<u8> = [b"\x80\x02".to_vec(), vec![b'('; 20_000_000], b".".to_vec()].concat();
-    let message = bytes(Format::SglangPt, &pt_raw(&deep, &[])).unwrap_err();
+    let message = bytes(TraceFormat::SglangPt, &pt_raw(&deep, &[])).unwrap_err();
     assert!(message.contains("more marks"), "{message}");
 }
 
@@ -109,7 +111,7 @@ fn pickles_are_never_run() {
 fn tensors_that_do_not_fit_are_refused() {
     let with = |tensor: Tensor, data: Vec<u8>| {
         let root = dict(vec![("logical_count", Py::Tensor(tensor))]);
-        bytes(Format::SglangPt, &pt(&root, &[("0", data)])).unwrap_err()
+        bytes(TraceFormat::SglangPt, &pt(&root, &[("0", data)])).unwrap_err()
     };
     let plain = || Tensor::plain("LongStorage", "0", &[2, 3]);
     for (tensor, data, expected) in [
@@ -153,7 +155,7 @@ fn tensors_that_do_not_fit_are_refused() {
 #[test]
 fn json_counts() {
     let trace = bytes(
-        Format::SglangJson,
+        TraceFormat::SglangJson,
         br#"{"note": [1, {}], "logical_count": [[[1, 2.0], [3, 4]], [[5, 6], [7, 8]]]}"#,
     );
     let trace = trace.unwrap();
@@ -163,10 +165,7 @@ fn json_counts() {
         ("[]", "expected an object with key logical_count"),
         ("{}", "no key logical_count"),
         (r#"{"logical_count": 5}"#, "a number, not a list"),
-        (
-            r#"{"logical_count": [[1, 2], [3]]}"#,
-            "a list of 1 at depth 2 of logical_count where others have 2",
-        ),
+        (r#"{"logical_count": [[1, 2], [3]]}"#, "a list of 1 at depth 2 of logical_count, and others of 2"),
         (r#"{"logical_count": [[1, [2]]]}"#, "numbers at different depths"),
         (r#"{"logical_count": [[[[1]]]]}"#, "more than 3 dimensions"),
         (r#"{"logical_count": [[-1]]}"#, "expected a count from 0"),
@@ -174,7 +173,7 @@ fn json_counts() {
         (r#"{"logical_count": [[]]}"#, "found shape"),
         (r#"{"logical_count": [[1]]} x"#, "trailing characters"),
     ] {
-        let message = bytes(Format::SglangJson, text.as_bytes()).expect_err(text);
+        let message = bytes(TraceFormat::SglangJson, text.as_bytes()).expect_err(text);
         assert!(message.contains(expected), "{text}: {message}");
     }
 }
@@ -187,11 +186,11 @@ fn older_csv_of_ranks() {
     let trace = folder(place.path()).unwrap();
     assert_eq!(
         (trace.format(), trace.steps().len(), trace.totals(0)),
-        (Format::SglangCsv, 1, &[11, 2, 20][..])
+        (TraceFormat::SglangCsv, 1, &[11, 2, 20][..])
     );
     place.file("expert_distribution_rank4_timestamp5.csv", b"layer_id,expert_id,count\n0,0,1\n");
     assert!(folder(place.path()).unwrap_err().contains("no dump of rank 2"));
-    let message = bytes(Format::SglangCsv, b"layer_id,expert_id,count\n0,zero,1\n").unwrap_err();
+    let message = bytes(TraceFormat::SglangCsv, b"layer_id,expert_id,count\n0,zero,1\n").unwrap_err();
     assert!(message.contains("line 2, column expert_id: found \"zero\""), "{message}");
 }
 
@@ -205,7 +204,7 @@ fn tensorrt_llm_folder() {
     place.file("meta_info.json", br#"{"num_experts": 3, "num_experts_per_token": 2}"#);
     place.file("rank1.safetensors", &safetensors(&[("2_3", vec![10, 0, 0]), ("10_4", vec![0, 0, 1])]));
     let trace = folder(place.path()).unwrap();
-    assert_eq!((trace.format(), trace.steps()), (Format::TrtLlm, &["2", "10"].map(String::from)[..]));
+    assert_eq!((trace.format(), trace.steps()), (TraceFormat::TrtLlm, &["2", "10"].map(String::from)[..]));
     assert_eq!(
         (trace.layers(), trace.loads(0, 0), trace.loads(1, 1)),
         (&[3, 4][..], &[11, 2, 3][..], &[0, 0, 1][..])
@@ -218,7 +217,7 @@ fn tensorrt_llm_folder() {
         (safetensors(&[("1_9999", vec![1])]), "layer 9999"),
         (b"\xff\xff\xff\xff\xff\xff\xff\xff".to_vec(), "expected a safetensors file"),
     ] {
-        let message = bytes(Format::TrtLlm, &tensors).expect_err(expected);
+        let message = bytes(TraceFormat::TrtLlm, &tensors).expect_err(expected);
         assert!(message.contains(expected), "{expected}: {message}");
     }
 }
@@ -231,12 +230,12 @@ fn vllm_records() {
         )
     };
     let text = format!("{}\n{{\"record_type\":\"eplb_initial_mapping\"}}\n\n{}\n", line(5), line(7));
-    let trace = bytes(Format::VllmJsonl, text.as_bytes()).unwrap();
+    let trace = bytes(TraceFormat::VllmJsonl, text.as_bytes()).unwrap();
     assert_eq!(
         (trace.steps(), trace.loads(1, 0), trace.loads(1, 1)),
         (&["5", "7"].map(String::from)[..], &[4, 2][..], &[5, 10][..])
     );
-    assert!(has_notice(&trace, "1 records of other types"));
+    assert!(has_notice(&trace, "skipped 1 records of types other than"));
     for (text, expected) in [
         ("not json", "line 1: found expected"),
         (r#"{"record_type":"eplb_load_stats","version":2}"#, "found version 2, expected version 1"),
@@ -250,14 +249,14 @@ fn vllm_records() {
             "2 tokens on slot 1 of layer 0, mapped to -1",
         ),
     ] {
-        let message = bytes(Format::VllmJsonl, text.as_bytes()).expect_err(text);
+        let message = bytes(TraceFormat::VllmJsonl, text.as_bytes()).expect_err(text);
         assert!(message.contains(expected), "{text}: {message}");
     }
 }
 
 // ---- per-token arrays ----
 
-/// Ten tokens, one layer, top-1: token t goes to expert t.
+/// Returns ten tokens with one layer and top-1: token t goes to expert t.
 fn ten() -> Vec<u8> {
     npy("|u1", &[10, 1, 1], &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
 }
@@ -265,14 +264,14 @@ fn ten() -> Vec<u8> {
 #[test]
 fn prefill_batches_are_consecutive_tokens() {
     let options = ReadOptions { batching: Batching::Prefill { tokens: 4 }, ..ReadOptions::default() };
-    let trace = read_bytes(Format::Npy, &ten(), &options).unwrap();
+    let trace = read_bytes(TraceFormat::Npy, &ten(), &options).unwrap();
     assert_eq!((trace.steps().len(), trace.experts()), (2, 10));
     assert_eq!(trace.loads(1, 0), [0, 0, 0, 0, 1, 1, 1, 1, 0, 0]);
     assert!(has_notice(&trace, "the last 2 tokens, an incomplete batch, are dropped"));
     assert!(has_notice(&trace, "inferred from the highest id"));
     let options = ReadOptions { batching: Batching::Prefill { tokens: 11 }, ..ReadOptions::default() };
-    let message = read_bytes(Format::Npy, &ten(), &options).unwrap_err().to_string();
-    assert!(message.contains("batches of 11 tokens, expected 1 to 10"), "{message}");
+    let message = read_bytes(TraceFormat::Npy, &ten(), &options).unwrap_err().to_string();
+    assert!(message.contains("--batch-tokens 11, expected 1 to 10, the tokens of array input"), "{message}");
 }
 
 #[test]
@@ -290,23 +289,33 @@ fn decode_batches_take_one_token_per_request() {
         };
         read(&[place.path()], &options, &()).map_err(|error| error.to_string())
     };
-    // One cursor goes through all requests from its offset: every later token once, in order.
-    let trace = decode(1, Order::Recorded, 0).unwrap();
+    // One cursor passes through all requests from its offset: every later token once, in order.
+    let trace = decode(1, RequestOrder::Recorded, 0).unwrap();
     let order: Vec<usize> = (0..trace.steps().len())
         .map(|step| trace.loads(step, 0).iter().position(|&n| n == 1).unwrap())
         .collect();
     assert_eq!(order, (order[0]..10).collect::<Vec<_>>());
     assert!(order[0] < 2);
-    let trace = decode(2, Order::Recorded, 0).unwrap();
+    let trace = decode(2, RequestOrder::Recorded, 0).unwrap();
     assert!((0..trace.steps().len()).all(|step| trace.loads(step, 0).iter().sum::<u64>() == 2));
-    // Shuffled by seed: the same for the same seed, another for some other.
+    // The same seed gives the same order, and some other seed another one.
     let loads =
         |trace: &Trace| (0..trace.steps().len()).map(|s| trace.loads(s, 0).to_vec()).collect::<Vec<_>>();
-    let first = loads(&decode(1, Order::Shuffled, 1).unwrap());
-    assert_eq!(first, loads(&decode(1, Order::Shuffled, 1).unwrap()));
-    assert!((2..20).any(|seed| loads(&decode(1, Order::Shuffled, seed).unwrap()) != first));
-    let message = decode(3, Order::Recorded, 0).unwrap_err();
-    assert!(message.contains("decode batch of 3 requests, expected 1 to 2"), "{message}");
+    let first = loads(&decode(1, RequestOrder::Shuffled, 1).unwrap());
+    assert_eq!(first, loads(&decode(1, RequestOrder::Shuffled, 1).unwrap()));
+    assert!((2..20).any(|seed| loads(&decode(1, RequestOrder::Shuffled, seed).unwrap()) != first));
+    // With more than half of the requests in flight, every token after the offsets occurs once. The steps
+    // shrink.
+    for in_flight in [3, 4] {
+        let trace = decode(in_flight, RequestOrder::Recorded, 0).unwrap();
+        let sizes: Vec<u64> = (0..trace.steps().len()).map(|s| trace.loads(s, 0).iter().sum()).collect();
+        assert!(sizes[0] == in_flight as u64 && sizes.is_sorted_by(|a, b| a >= b), "{sizes:?}");
+        assert!(trace.totals(0).iter().all(|&tokens| tokens <= 1) && trace.totals(0)[9] == 1);
+        let short = sizes.iter().any(|&size| size < in_flight as u64);
+        assert_eq!(has_notice(&trace, "steps run short"), short, "{:?}", trace.notices());
+    }
+    let message = decode(5, RequestOrder::Recorded, 0).unwrap_err();
+    assert!(message.contains("--decode-batch 5, expected 1 to 4, the number of requests"), "{message}");
 }
 
 #[test]
@@ -325,7 +334,7 @@ fn finished_requests_are_replaced_by_the_next() {
         let trace = read(&files, &options, &()).unwrap();
         let tokens =
             |step: usize| (0..30).filter(|&token| trace.loads(step, 0)[token] == 1).collect::<Vec<_>>();
-        // Offsets are the seed's; all that follows is told by the rules.
+        // The seed determines the offsets; the rules determine the rest.
         let mut cursors: Vec<(usize, usize)> =
             tokens(0).iter().map(|&at| (spans.iter().rposition(|span| span.0 <= at).unwrap(), at)).collect();
         assert_eq!(cursors.iter().map(|cursor| cursor.0).collect::<Vec<_>>(), [0, 1, 2]);
@@ -365,13 +374,13 @@ fn arrays_named_one_by_one_are_traces_of_their_own() {
 fn requests_are_needed_where_they_are() {
     for options in [
         ReadOptions {
-            order: Order::Shuffled,
+            order: RequestOrder::Shuffled,
             batching: Batching::Prefill { tokens: 2 },
             ..ReadOptions::default()
         },
         ReadOptions { batching: Batching::Decode { in_flight: 1 }, ..ReadOptions::default() },
     ] {
-        let message = read_bytes(Format::Npy, &ten(), &options).unwrap_err().to_string();
+        let message = read_bytes(TraceFormat::Npy, &ten(), &options).unwrap_err().to_string();
         assert!(message.contains("needs a requests CSV (columns start, tokens)"), "{message}");
     }
 }
@@ -391,8 +400,8 @@ fn several_arrays_and_their_sequences() {
         read(&[place.path()], &options, &()).map_err(|error| error.to_string())
     };
     let trace = take(&[]).unwrap();
-    assert_eq!((trace.format(), trace.steps().len()), (Format::Npz, 3));
-    // Arrays come in file order, each with its sequences in the order of the table.
+    assert_eq!((trace.format(), trace.steps().len()), (TraceFormat::Npz, 3));
+    // Arrays keep the order of the file, each with its sequences in the order of the table.
     assert_eq!(trace.loads(2, 0), [0, 0, 0, 2, 0, 0, 0, 0, 1, 1]);
     let trace = take(&["two", "one"]).unwrap();
     assert_eq!(trace.loads(0, 0)[..4], [0, 0, 2, 2]);
@@ -425,7 +434,7 @@ fn padding_is_no_expert() {
         npy("<u2", &[2, 1, 2], &wide),
         npy("|i1", &[2, 1, 2], &[1, 0xff, 0, 1]),
     ] {
-        let trace = read_bytes(Format::Npy, &array, &options).unwrap();
+        let trace = read_bytes(TraceFormat::Npy, &array, &options).unwrap();
         assert_eq!(trace.loads(0, 0), [1, 2]);
     }
 }
@@ -443,31 +452,31 @@ fn malformed_arrays() {
         (b"\x93NUMPY\x09\x00\x00\x00".to_vec(), "a version from 1 to 3"),
         (npy("<f4", &[1, 1, 1], &[0; 4]), "element type \"<f4\", expected little-endian integers"),
         (npy(">u2", &[1, 1, 1], &[0; 2]), "element type \">u2\""),
-        (npy("|u1", &[4, 1], &[0; 4]), "found shape [4, 1], expected 3 dimensions"),
+        (npy("|u1", &[4], &[0; 4]), "found shape [4], expected ids [tokens, layers, top-k]"),
         (npy("|u1", &[4, 0, 1], &[]), "found shape [4, 0, 1]"),
         (npy("|u1", &[9, 1, 1], &[0; 4]), "found the end of the data, expected 9 bytes"),
         (npy("|u1", &[1 << 60, 16, 1], &[0; 4]), "raise --memory"),
         (npy("<i4", &[1, 1, 2], &i32s(&[5, 70_000])), "token 0, layer 0: found expert 70000"),
         (fortran_bytes, "found fortran_order: True"),
     ] {
-        let message = bytes(Format::Npy, &array).expect_err(expected);
+        let message = bytes(TraceFormat::Npy, &array).expect_err(expected);
         assert!(message.contains(expected), "{expected}: {message}");
     }
     let options = ReadOptions { experts: Some(8), ..ReadOptions::default() };
-    let message = read_bytes(Format::Npy, &ten(), &options).unwrap_err().to_string();
+    let message = read_bytes(TraceFormat::Npy, &ten(), &options).unwrap_err().to_string();
     assert!(message.contains("token 8, layer 0: found expert 8, expected an expert id below 8"), "{message}");
-    let message = bytes(Format::Npz, &zip(&[("readme.txt", b"hi")], false)).unwrap_err();
-    assert!(message.contains("only .npy arrays"), "{message}");
+    let message = bytes(TraceFormat::Npz, &zip(&[("readme.txt", b"hi")], false)).unwrap_err();
+    assert!(message.contains("found no arrays, expected at least one array of expert ids"), "{message}");
 }
 
 #[test]
 fn truncated_files_are_errors() {
     let whole = [
-        (Format::SglangPt, stat(&[2, 3], &[1, 2, 3, 4, 5, 6])),
-        (Format::Npy, ten()),
-        (Format::Npz, zip(&[("one.npy", &ten())], true)),
-        (Format::TrtLlm, safetensors(&[("0_0", vec![1, 2])])),
-        (Format::SglangJson, br#"{"logical_count": [[1, 2]]}"#.to_vec()),
+        (TraceFormat::SglangPt, stat(&[2, 3], &[1, 2, 3, 4, 5, 6])),
+        (TraceFormat::Npy, ten()),
+        (TraceFormat::Npz, zip(&[("one.npy", &ten())], true)),
+        (TraceFormat::TrtLlm, safetensors(&[("0_0", vec![1, 2])])),
+        (TraceFormat::SglangJson, br#"{"logical_count": [[1, 2]]}"#.to_vec()),
     ];
     for (format, file) in whole {
         let options = ReadOptions { batching: Batching::Prefill { tokens: 1 }, ..ReadOptions::default() };
@@ -481,7 +490,7 @@ fn truncated_files_are_errors() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// What was written as a dump, JSON or safetensors is read back.
+    /// Checks that a dump, JSON or safetensors reads back as written.
     #[test]
     fn counts_round_trip((layers, experts, counts) in (1usize..5, 1usize..9).prop_flat_map(|(l, e)| {
         (Just(l), Just(e), prop::collection::vec(0i64..1 << 40, l * e))
@@ -493,9 +502,9 @@ proptest! {
             names.iter().zip(&rows).map(|(name, row)| (name.as_str(), row.to_vec())).collect();
         let json = format!("{{\"logical_count\": {rows:?}}}");
         for (format, file) in [
-            (Format::SglangPt, stat(&shape, &counts)),
-            (Format::SglangJson, json.into_bytes()),
-            (Format::TrtLlm, safetensors(&tensors)),
+            (TraceFormat::SglangPt, stat(&shape, &counts)),
+            (TraceFormat::SglangJson, json.into_bytes()),
+            (TraceFormat::TrtLlm, safetensors(&tensors)),
         ] {
             let trace = bytes(format, &file).unwrap();
             prop_assert_eq!((trace.layers().len(), trace.experts()), (layers, experts));
@@ -506,15 +515,15 @@ proptest! {
         }
     }
 
-    /// A damaged file gives an answer or an error.
+    /// Checks that a damaged file gives a trace or an error.
     #[test]
     fn damage_never_panics(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let one = [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 1, 0, 0, 0, 2];
         for (format, mut file) in [
-            (Format::SglangPt, records(0, &one)),
-            (Format::Npy, ten()),
-            (Format::Npz, zip(&[("one.npy", &ten())], true)),
-            (Format::TrtLlm, safetensors(&[("0_0", vec![1, 2])])),
+            (TraceFormat::SglangPt, records(0, &one)),
+            (TraceFormat::Npy, ten()),
+            (TraceFormat::Npz, zip(&[("one.npy", &ten())], true)),
+            (TraceFormat::TrtLlm, safetensors(&[("0_0", vec![1, 2])])),
         ] {
             let at = at.index(file.len());
             file[at] = byte;

@@ -1,13 +1,12 @@
-//! Parquet: layouts of several writers that have to be read, and files that claim too much.
+//! Tests of Parquet: layouts of several writers, and files that claim too much.
 #![cfg(feature = "parquet")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-mod trace_support;
-
-use evenkeel::trace::{Format, ReadOptions, Trace, read_bytes, write};
+use crate::trace_support::Folder;
+use evenkeel_trace::{ReadOptions, Trace, TraceFormat, read_bytes, write};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::column::writer::ColumnWriter;
-use parquet::data_type::ByteArray;
+use parquet::data_type::{ByteArray, ByteArrayType, Int32Type, Int64Type};
 use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{
     EnabledStatistics, WriterProperties, WriterPropertiesBuilder, WriterVersion,
@@ -15,11 +14,10 @@ use parquet::file::properties::{
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use std::sync::Arc;
-use trace_support::Folder;
 
 const ROWS: i32 = 3000;
 
-/// Columns that are read, and others of many types that are not.
+/// The columns in use, and others of many types.
 const SCHEMA: &str = "message table {
     optional int64 layer (INTEGER(64, true));
     required binary step (UTF8);
@@ -31,11 +29,11 @@ const SCHEMA: &str = "message table {
 }";
 
 fn bytes(bytes: &[u8]) -> Result<Trace, String> {
-    read_bytes(Format::Parquet, bytes, &ReadOptions::default()).map_err(|error| error.to_string())
+    read_bytes(TraceFormat::Parquet, bytes, &ReadOptions::default()).map_err(|error| error.to_string())
 }
 
-/// A file of `groups` row groups, each with [`ROWS`] rows: steps of 100 rows, 2 layers and 50
-/// experts, tokens by row.
+/// Returns a file of `groups` row groups with [`ROWS`] rows each: steps of 100 rows, 2 layers and 50 experts,
+/// tokens by row.
 fn table(groups: i32, properties: WriterPropertiesBuilder) -> Vec<u8> {
     let schema = Arc::new(parse_message_type(SCHEMA).unwrap());
     let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties.build())).unwrap();
@@ -135,17 +133,21 @@ fn layouts_of_other_writers() {
 
 #[test]
 fn own_files_with_long_labels() {
-    // A label that makes statistics, and with them page headers, longer than usual.
-    let labels = vec!["x".repeat(50_000), "y".repeat(50_000)];
+    // This label makes statistics, and with them page headers, longer than usual.
+    let labels = vec!["x".repeat(4096), "y".repeat(4096)];
     let trace = Trace::from_loads(2, vec![0], labels.clone(), vec![1, 2, 3, 4]).unwrap();
     let folder = Folder::new();
     let path = folder.path().join("t.parquet");
     write(&trace, &path).unwrap();
     let again = bytes(&std::fs::read(path).unwrap()).unwrap();
     assert_eq!((again.steps(), again.loads(1, 0)), (&labels[..], &[3, 4][..]));
+    // Longer labels cannot be read, so they are not written either.
+    let trace = Trace::from_loads(2, vec![0], vec!["x".repeat(4097)], vec![1, 2]).unwrap();
+    let message = write(&trace, &folder.path().join("long.parquet")).unwrap_err().to_string();
+    assert!(message.contains("a step label of 4097 bytes, expected at most 4096"), "{message}");
 }
 
-/// The footer's metadata replaced, and its length with it.
+/// Replaces the metadata in the footer, and its length.
 fn with_footer(file: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let (rest, tail) = file.split_at(file.len() - 8);
     let length = u32::from_le_bytes(tail[..4].try_into().unwrap());
@@ -159,7 +161,7 @@ fn with_footer(file: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 #[test]
 fn lists_of_nothing_in_the_footer() {
     let file = table(1, WriterProperties::builder());
-    // Field 20, unknown: 14 lists of two thousand million booleans, which take no bytes.
+    // The unknown field 20: 14 lists of two thousand million booleans, which take no bytes.
     let bomb = with_footer(&file, |metadata| {
         metadata.pop();
         metadata.extend([0x09, 40, 0xe9]);
@@ -169,13 +171,13 @@ fn lists_of_nothing_in_the_footer() {
     let message = bytes(&bomb).unwrap_err();
     assert!(message.contains("input, footer, byte "), "{message}");
     assert!(message.contains("found a container of 2147483647 booleans"), "{message}");
-    // The same field with something harmless in it is skipped.
+    // The same field with harmless content is skipped.
     let odd = with_footer(&file, |metadata| {
         metadata.pop();
         metadata.extend([0x09, 40, 0x33, 1, 2, 3, 0]);
     });
     bytes(&odd).unwrap();
-    // A list that claims more than there is, a tower of structs, a known field of another type.
+    // A list that claims more than there is, nested structs, and a known field of another type.
     for (tail, expected) in [
         (&[0x09, 40, 0xf5, 0xff, 0xff, 0xff, 0xff, 0x07, 0][..], "a container of 2147483647 elements"),
         (&[0x1c; 100][..], "structs and lists nested more than 32 deep"),
@@ -226,8 +228,8 @@ fn dictionaries_larger_than_their_page() {
     );
 }
 
-/// Found by fuzzing: the header of the second page of `tokens` holds unknown fields, lists
-/// within lists of hundreds of millions of booleans each. Skipping them takes minutes.
+/// A file found by fuzzing. The header of the second page of `tokens` holds unknown fields: nested lists of
+/// hundreds of millions of booleans each. Skipping them takes minutes.
 const LISTS_OF_NOTHING: &str = "504152311504151e15304c1506150012000028b52ffd200f790000010000003001000000610100000032150015101522\
      2c1524151015061506000028b52ffd200841e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9e9041500\
      150200150015101502003c1624000016c406151a16880515220026001c150219350006101918056c1c16541544160000\
@@ -262,4 +264,49 @@ fn lists_of_nothing_in_a_page_header() {
         .collect();
     let message = bytes(&file).unwrap_err();
     assert!(message.contains("page header at byte"), "{message}");
+}
+
+#[test]
+fn long_labels_are_refused_before_they_are_copied() {
+    // A few kilobytes decompress to a label of 16 MiB for every row.
+    for encoding in [None, Some(Encoding::DELTA_BYTE_ARRAY)] {
+        let schema = "message m { required binary step (UTF8); required int32 layer; required int32 expert; required int64 tokens; }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let mut properties = WriterProperties::builder()
+            .set_compression(zstd())
+            .set_statistics_enabled(EnabledStatistics::None)
+            .set_dictionary_page_size_limit(1 << 30);
+        if let Some(encoding) = encoding {
+            properties =
+                properties.set_dictionary_enabled(false).set_column_encoding("step".into(), encoding);
+        }
+        let mut bytes_of = Vec::new();
+        let mut file =
+            SerializedFileWriter::new(&mut bytes_of, schema, Arc::new(properties.build())).unwrap();
+        let mut group = file.next_row_group().unwrap();
+        let rows = 20;
+        let label = ByteArray::from(vec![b'x'; 16 << 20]);
+        for column in 0..4 {
+            let mut writer = group.next_column().unwrap().unwrap();
+            match column {
+                0 => drop(
+                    writer
+                        .typed::<ByteArrayType>()
+                        .write_batch(&vec![label.clone(); rows], None, None)
+                        .unwrap(),
+                ),
+                3 => drop(writer.typed::<Int64Type>().write_batch(&vec![1; rows], None, None).unwrap()),
+                _ => drop(writer.typed::<Int32Type>().write_batch(&vec![0; rows], None, None).unwrap()),
+            }
+            writer.close().unwrap();
+        }
+        group.close().unwrap();
+        file.close().unwrap();
+        let read = std::time::Instant::now();
+        let message = bytes(&bytes_of).unwrap_err();
+        let expected =
+            if encoding.is_some() { "a label of more than 4096 bytes" } else { "a label of 16777216 bytes" };
+        assert!(message.contains(expected), "{message}");
+        assert!(read.elapsed().as_secs() < 10, "{:?}", read.elapsed());
+    }
 }

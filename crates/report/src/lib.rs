@@ -1,77 +1,85 @@
-//! Pictures: one self-contained HTML file that shows what a simulation found.
+//! Reports: one self-contained HTML file that shows the results of a simulation.
 //!
-//! In: a [`Page`], which borrows a [`Trace`], a [`Cluster`] and the [`Outcome`] of simulating them. Out: one HTML
-//! document. It fetches nothing, runs no script, and forbids itself both in its own content security policy. The
-//! same input gives the same bytes: there is no clock and no hash order in here.
+//! Input is a [`SimulationPage`], which borrows a [`Trace`], a [`Cluster`] and the [`SimulationResult`] of
+//! their simulation. Output is one HTML document. It fetches nothing and runs no script, and its own content
+//! security policy forbids both. The same input gives the same bytes, because no clock and no hash order is
+//! involved.
 //!
-//! The figures are inline SVG written by a small writer of our own, for three reasons that plotting crates do not
-//! serve together: colours are CSS variables, so that one file looks right in light, dark and print; positions are
-//! percentages and type is in pixels, so that a figure fills a desktop or a phone without its letters shrinking;
-//! and every figure carries its own words for those who cannot see it. Each figure is one file of this module.
+//! The figures are inline SVG from a small writer of our own. It combines three properties that plotting
+//! crates lack in combination:
 //!
-//! What is compared throughout: **before**, the first policy with the `even` split (the first row where there is
-//! none), and **after**, the row with the lowest mean imbalance.
+//! - Colours are CSS variables, so that one file looks right in light, dark and print.
+//! - Positions are percentages and type is in pixels, so that a figure fills a desktop or a phone without
+//!   smaller letters.
+//! - Every figure has a text for readers who cannot see it.
+//!
+//! Each figure is one file of this module.
+//!
+//! All figures compare two rows. **Before** is the first policy with the `even` split, or else the first row.
+//! **After** is the row with the lowest mean imbalance.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod calibration;
 mod distribution;
 mod experts;
-mod facts;
-mod fit;
 mod headline;
 mod heatmap;
+mod html;
 mod layers;
 mod moves;
+mod provenance;
 mod run;
 mod svg;
 mod table;
-mod text;
 
-use crate::cluster::Cluster;
-use crate::model::Model;
-use crate::simulate::{Outcome, Replayed, Row};
-use crate::split::Method;
-use crate::trace::Trace;
+use evenkeel::cluster::Cluster;
+use evenkeel::model::MoeModel;
+use evenkeel::split::SplitMethod;
+use evenkeel::trace::Trace;
+use evenkeel_simulate::{ReplayRow, SimulationResult, SimulationRow};
+use html::escape_text;
 use std::fmt::Write as _;
-use text::esc;
 
-pub use fit::FitPage;
+pub use calibration::FitPage;
 pub use run::RunPage;
 
-/// Everything that a report shows.
+/// The content of a report.
 #[derive(Debug, Clone)]
-pub struct Page<'a> {
-    /// Name of the report, as the reader will find it in a browser tab.
+pub struct SimulationPage<'a> {
+    /// The title of the report, as a browser tab shows it.
     pub title: String,
-    /// The command line that made it.
+    /// The command line that produced it.
     pub command: String,
-    /// The trace that was simulated.
+    /// The simulated trace.
     pub trace: &'a Trace,
-    /// The group that it was simulated on.
+    /// The simulated cluster.
     pub cluster: &'a Cluster,
-    /// What came out.
-    pub outcome: &'a Outcome,
-    /// Where planning was replayed along the trace: what came of it; else empty.
-    pub replayed: &'a [Replayed],
+    /// The result of the simulation.
+    pub outcome: &'a SimulationResult,
+    /// The results of re-planning along the trace; empty without a replay.
+    pub replayed: &'a [ReplayRow],
 }
 
 const STYLE: &str = include_str!("style.css");
 
-/// No script, no network: the file itself says so to the browser.
+/// The content security policy. It forbids scripts and network access.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
-impl Page<'_> {
-    /// The report as one HTML document.
-    pub fn html(&self) -> String {
-        self.document(None)
+impl SimulationPage<'_> {
+    /// Returns the report as one HTML document.
+    pub fn to_html(&self) -> String {
+        self.render_document(None)
     }
 
-    /// The same, with the memory that redundant slots cost in this model.
-    pub fn html_for(&self, model: &Model) -> String {
-        self.document(Some(model))
+    /// Returns the same report, with the memory that redundant slots cost in this model.
+    pub fn to_html_for(&self, model: &MoeModel) -> String {
+        self.render_document(Some(model))
     }
 
-    fn document(&self, model: Option<&Model>) -> String {
-        frame(&self.title, |out| {
-            match Comparison::of(self.outcome) {
+    fn render_document(&self, model: Option<&MoeModel>) -> String {
+        wrap_document(&self.title, |out| {
+            match RowComparison::from_result(self.outcome) {
                 Some(comparison) => {
                     headline::write(out, self, &comparison, model);
                     table::write(out, self.outcome, &comparison);
@@ -81,15 +89,15 @@ impl Page<'_> {
                     layers::write(out, self, &comparison);
                     experts::write(out, self, &comparison);
                 }
-                None => headline::nothing(out, self),
+                None => headline::write_empty(out, self),
             }
-            facts::write(out, self);
+            provenance::write(out, self);
         })
     }
 }
 
-/// A whole document around what `body` writes.
-fn frame(title: &str, body: impl FnOnce(&mut String)) -> String {
+/// Returns a whole document around the output of `body`.
+fn wrap_document(title: &str, body: impl FnOnce(&mut String)) -> String {
     let mut out = String::with_capacity(1 << 16);
     let _ = write!(
         out,
@@ -99,7 +107,7 @@ fn frame(title: &str, body: impl FnOnce(&mut String)) -> String {
          <meta name=\"generator\" content=\"evenkeel {}\"/>\n<title>{}</title>\n\
          <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
         env!("CARGO_PKG_VERSION"),
-        esc(title),
+        escape_text(title),
     );
     body(&mut out);
     out.push_str("</main>\n</body>\n</html>\n");
@@ -108,77 +116,78 @@ fn frame(title: &str, body: impl FnOnce(&mut String)) -> String {
 
 /// The two rows that the pictures compare.
 #[derive(Clone, Copy)]
-struct Comparison<'a> {
-    outcome: &'a Outcome,
+struct RowComparison<'a> {
+    outcome: &'a SimulationResult,
     before_at: usize,
     after_at: usize,
 }
 
-impl<'a> Comparison<'a> {
-    /// None where no batch was judged.
-    fn of(outcome: &'a Outcome) -> Option<Self> {
+impl<'a> RowComparison<'a> {
+    /// Returns the comparison, or `None` if no batch was judged.
+    fn from_result(outcome: &'a SimulationResult) -> Option<Self> {
         let rows = &outcome.rows;
         if outcome.batches == 0 || rows.is_empty() {
             return None;
         }
-        let before_at = rows.iter().position(|r| r.planned == 0 && r.method == Method::Even).unwrap_or(0);
-        // Of equally good rows the one with a proof is shown, then the one that moves less, then the first.
-        let moves = |row: &Row| outcome.planned.get(row.planned).map_or(0, |p| p.moves);
+        let before_at =
+            rows.iter().position(|r| r.planned == 0 && r.method == SplitMethod::Even).unwrap_or(0);
+        // Among equally good rows, prefer one with a proof, then fewer moves, then the first.
+        let moves = |row: &SimulationRow| outcome.planned.get(row.planned).map_or(0, |p| p.moves);
         let after_at = (0..rows.len()).min_by(|&a, &b| {
             let (a, b) = (&rows[a], &rows[b]);
             (a.imbalance.mean.total_cmp(&b.imbalance.mean))
-                .then((a.method != Method::Exact).cmp(&(b.method != Method::Exact)))
+                .then((a.method != SplitMethod::Exact).cmp(&(b.method != SplitMethod::Exact)))
                 .then(moves(a).cmp(&moves(b)))
         })?;
         let better = rows[after_at].imbalance.mean < rows[before_at].imbalance.mean;
         Some(Self { outcome, before_at, after_at: if better { after_at } else { before_at } })
     }
 
-    fn before(&self) -> &'a Row {
+    fn before_row(&self) -> &'a SimulationRow {
         &self.outcome.rows[self.before_at]
     }
 
-    fn after(&self) -> &'a Row {
+    fn after_row(&self) -> &'a SimulationRow {
         &self.outcome.rows[self.after_at]
     }
 
-    /// The best row under the first judged split that nothing plans: the even one, or a stack's rule.
-    fn own_rule(&self) -> Option<&'a Row> {
-        let own = |row: &&Row| matches!(row.method, Method::Even | Method::Stack(_));
+    /// Returns the best row with the first judged split that needs no plan: the even one, or a stack's rule.
+    fn own_rule(&self) -> Option<&'a SimulationRow> {
+        let own = |row: &&SimulationRow| matches!(row.method, SplitMethod::Even | SplitMethod::Stack(_));
         let first = self.outcome.rows.iter().find(own)?.method;
-        // Hindsight is no policy that anybody can run.
-        let real = |row: &&Row| !policy_of(self.outcome, row).starts_with("hindsight");
+        // Hindsight is no policy that could run in practice.
+        let real = |row: &&SimulationRow| !policy_name(self.outcome, row).starts_with("hindsight");
         let rows = self.outcome.rows.iter().filter(|row| row.method == first).filter(real);
         rows.min_by(|a, b| a.imbalance.mean.total_cmp(&b.imbalance.mean))
     }
 
-    /// Whether there is a better row than the one to compare with.
-    fn differs(&self) -> bool {
+    /// Returns whether a row is better than the one before.
+    fn has_difference(&self) -> bool {
         self.before_at != self.after_at
     }
 
-    /// CSS class of a row: `before`, `after` or none.
-    fn class(&self, row: usize) -> &'static str {
+    /// Returns the CSS class of a row: `before`, `after` or none.
+    fn css_class(&self, row: usize) -> &'static str {
         match row {
-            _ if row == self.after_at && self.differs() => "after",
+            _ if row == self.after_at && self.has_difference() => "after",
             _ if row == self.before_at => "before",
             _ => "",
         }
     }
 }
 
-/// The policy's name of a row.
-fn policy_of<'a>(outcome: &'a Outcome, row: &Row) -> &'a str {
+/// Returns the name of a row's policy.
+fn policy_name<'a>(outcome: &'a SimulationResult, row: &SimulationRow) -> &'a str {
     outcome.planned.get(row.planned).map_or("", |p| p.policy.as_str())
 }
 
-/// "policy, split" of a row, escaped.
-fn name_of(outcome: &Outcome, row: &Row) -> String {
-    format!("{}, {}", esc(policy_of(outcome, row)), row.method)
+/// Returns "policy, split" of a row, escaped.
+fn row_label(outcome: &SimulationResult, row: &SimulationRow) -> String {
+    format!("{}, {}", escape_text(policy_name(outcome, row)), row.method)
 }
 
 /// Opens a section with its heading and its one-sentence explanation (HTML).
-fn section(out: &mut String, id: &str, heading: &str, explanation: &str) {
+fn open_section(out: &mut String, id: &str, heading: &str, explanation: &str) {
     let _ = write!(
         out,
         "<section aria-labelledby=\"{id}\">\n<h2 id=\"{id}\">{heading}</h2>\n<p class=\"say\">{explanation}</p>\n"

@@ -1,102 +1,107 @@
-//! All numbers in one table, the best of each column marked.
+//! All numbers in one table, with the best of each column marked.
 
-use super::headline::micro;
-use super::text::{count, esc, fixed, percent};
-use super::{Comparison, section};
-use crate::simulate::{Outcome, Planned, Row};
+use super::headline::format_micros;
+use super::html::{escape_text, format_count, format_fixed, format_percent};
+use super::{RowComparison, open_section};
+use evenkeel_simulate::{PolicyPlacements, SimulationResult, SimulationRow};
 use std::fmt::Write as _;
 
-struct Column {
+struct TableColumn {
     group: &'static str,
     name: &'static str,
-    /// What the reader sees.
-    show: fn(&Row, &Planned) -> String,
-    /// What is compared: least is best; none where there is nothing to win.
-    rank: Option<fn(&Row, &Planned) -> f64>,
+    /// Formats the cell.
+    show: fn(&SimulationRow, &PolicyPlacements) -> String,
+    /// Returns the compared value; the lowest is best. `None` means that the column has no best cell.
+    rank: Option<fn(&SimulationRow, &PolicyPlacements) -> f64>,
 }
 
-const COLUMNS: [Column; 13] = [
-    Column {
+const COLUMNS: [TableColumn; 13] = [
+    TableColumn {
         group: "imbalance",
         name: "mean",
-        show: |r, _| fixed(r.imbalance.mean, 3),
+        show: |r, _| format_fixed(r.imbalance.mean, 3),
         rank: Some(|r, _| r.imbalance.mean),
     },
-    Column {
+    TableColumn {
         group: "imbalance",
         name: "p50",
-        show: |r, _| fixed(r.imbalance.p50, 3),
+        show: |r, _| format_fixed(r.imbalance.p50, 3),
         rank: Some(|r, _| r.imbalance.p50),
     },
-    Column {
+    TableColumn {
         group: "imbalance",
         name: "p95",
-        show: |r, _| fixed(r.imbalance.p95, 3),
+        show: |r, _| format_fixed(r.imbalance.p95, 3),
         rank: Some(|r, _| r.imbalance.p95),
     },
-    Column {
+    TableColumn {
         group: "imbalance",
         name: "p99",
-        show: |r, _| fixed(r.imbalance.p99, 3),
+        show: |r, _| format_fixed(r.imbalance.p99, 3),
         rank: Some(|r, _| r.imbalance.p99),
     },
-    Column {
+    TableColumn {
         group: "imbalance",
         name: "max",
-        show: |r, _| fixed(r.imbalance.max, 3),
+        show: |r, _| format_fixed(r.imbalance.max, 3),
         rank: Some(|r, _| r.imbalance.max),
     },
-    Column { group: "bound", name: "mean", show: |r, _| fixed(r.lower_bound.mean, 3), rank: None },
-    Column {
+    TableColumn {
+        group: "bound",
+        name: "mean",
+        show: |r, _| format_fixed(r.lower_bound.mean, 3),
+        rank: None,
+    },
+    TableColumn {
         group: "bound",
         name: "reached",
-        show: |r, _| percent(r.at_bound),
+        show: |r, _| format_percent(r.at_bound),
         rank: Some(|r, _| -r.at_bound),
     },
-    Column {
+    TableColumn {
         group: "excess",
         name: "mean",
-        show: |r, _| fixed(r.excess.mean, 3),
+        show: |r, _| format_fixed(r.excess.mean, 3),
         rank: Some(|r, _| r.excess.mean),
     },
-    Column {
+    TableColumn {
         group: "excess",
         name: "p95",
-        show: |r, _| fixed(r.excess.p95, 3),
+        show: |r, _| format_fixed(r.excess.p95, 3),
         rank: Some(|r, _| r.excess.p95),
     },
-    Column {
+    TableColumn {
         group: "split, µs",
         name: "p50",
-        show: |r, _| micro(r.split_us.p50),
+        show: |r, _| format_micros(r.split_us.p50),
         rank: Some(|r, _| r.split_us.p50),
     },
-    Column {
+    TableColumn {
         group: "split, µs",
         name: "p99",
-        show: |r, _| micro(r.split_us.p99),
+        show: |r, _| format_micros(r.split_us.p99),
         rank: Some(|r, _| r.split_us.p99),
     },
-    Column {
+    TableColumn {
         group: "placement",
         name: "moves",
-        show: |_, p| count(p.moves),
+        show: |_, p| format_count(p.moves),
         rank: Some(|_, p| p.moves as f64),
     },
-    Column {
+    TableColumn {
         group: "placement",
         name: "plan ms",
-        show: |_, p| micro(p.plan_time.as_secs_f64() * 1e3),
+        show: |_, p| format_micros(p.plan_time.as_secs_f64() * 1e3),
         rank: Some(|_, p| p.plan_time.as_secs_f64()),
     },
 ];
 
-/// Columns that belong to the policy and are shown once for all its splits.
-const OF_THE_POLICY: usize = 2;
+/// The number of columns that belong to the policy. They are shown once for all its splits.
+const POLICY_COLUMNS: usize = 2;
 
-/// The section with the table.
-pub(super) fn write(out: &mut String, outcome: &Outcome, comparison: &Comparison<'_>) {
-    section(
+/// Writes the section with the table.
+pub(super) fn write(out: &mut String, outcome: &SimulationResult, comparison: &RowComparison<'_>) {
+    open_section(
         out,
         "numbers",
         "The numbers",
@@ -117,25 +122,30 @@ pub(super) fn write(out: &mut String, outcome: &Outcome, comparison: &Comparison
         let _ = write!(out, "<th scope=\"col\"{}>{}</th>", first_of_group(at), column.name);
     }
     out.push_str("</tr>\n</thead>\n");
-    let best: Vec<Option<String>> = COLUMNS.iter().map(|column| best(outcome, column)).collect();
+    let best: Vec<Option<String>> = COLUMNS.iter().map(|column| best_cell(outcome, column)).collect();
     for (at, planned) in outcome.planned.iter().enumerate() {
-        let rows: Vec<(usize, &Row)> =
+        let rows: Vec<(usize, &SimulationRow)> =
             outcome.rows.iter().enumerate().filter(|(_, r)| r.planned == at).collect();
         out.push_str("<tbody>\n");
         for (nth, (index, row)) in rows.iter().enumerate() {
-            let _ = write!(out, "<tr class=\"{}\">", comparison.class(*index));
+            let _ = write!(out, "<tr class=\"{}\">", comparison.css_class(*index));
             if nth == 0 {
                 let _ = write!(
                     out,
                     "<th scope=\"rowgroup\" rowspan=\"{}\" class=\"policy\">{}</th>",
                     rows.len(),
-                    esc(&planned.policy)
+                    escape_text(&planned.policy)
                 );
             }
-            let _ = write!(out, "<th scope=\"row\">{}{}</th>", row.method, tag(comparison.class(*index)));
+            let _ = write!(
+                out,
+                "<th scope=\"row\">{}{}</th>",
+                row.method,
+                class_tag(comparison.css_class(*index))
+            );
             for (c, column) in COLUMNS.iter().enumerate() {
                 let span = match COLUMNS.len() - c {
-                    left if left > OF_THE_POLICY => String::new(),
+                    left if left > POLICY_COLUMNS => String::new(),
                     _ if nth > 0 => continue,
                     _ => format!(" rowspan=\"{}\"", rows.len()),
                 };
@@ -162,12 +172,12 @@ fn first_of_group(at: usize) -> &'static str {
     if at == 0 || COLUMNS[at - 1].group != COLUMNS[at].group { " class=\"lead\"" } else { "" }
 }
 
-fn tag(class: &str) -> String {
+fn class_tag(class: &str) -> String {
     if class.is_empty() { String::new() } else { format!(" <span class=\"tag {class}\">{class}</span>") }
 }
 
-/// What the best cell of a column shows; none where all cells show the same.
-fn best(outcome: &Outcome, column: &Column) -> Option<String> {
+/// Returns the text of the best cell in a column, or `None` if all cells are equal.
+fn best_cell(outcome: &SimulationResult, column: &TableColumn) -> Option<String> {
     let rank = column.rank?;
     let cells: Vec<(f64, String)> = outcome
         .rows

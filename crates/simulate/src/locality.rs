@@ -1,92 +1,96 @@
-//! How far tokens travel, token by token, before and after traffic is made small.
+//! The distances that tokens travel, token by token, before and after the reduction of traffic.
 //!
-//! In: token ids, and the placements of a simulation. Out: one [`Locality`] per policy and choice among the splits of least
-//! peak. The tokens of a batch belong to the ranks in equal consecutive parts, as requests do that data parallelism deals
-//! out. Every batch is redirected to the token, by every source for itself, and the slots must then meet their quotas
-//! exactly.
+//! Input is token ids and the placements of a simulation. Output is one [`TrafficLocality`] per policy and
+//! choice among the splits of lowest peak. The ranks own equal consecutive parts of a batch's tokens, as with
+//! requests under data parallelism. Every source redirects its part of a batch independently. The slots must
+//! then meet their quotas exactly.
 
-use super::{Config, Outcome, SimulateError};
-use crate::place::Placement;
-use crate::planner::{Copies, Planner, PlannerError};
-use crate::split::{Keep, Traffic};
-use crate::trace::TokenTrace;
+use super::{SimulationConfig, SimulationResult};
+use evenkeel::evaluate::EvaluateError;
+use evenkeel::place::Placement;
+use evenkeel::planner::{Planner, PlannerError, TokenCopies};
+use evenkeel::split::{PrimaryObjective, TokenTraffic};
+use evenkeel::trace::TokenTrace;
 use rayon::prelude::*;
 
-/// How far the tokens of all judged batches travel.
+/// The traffic of the tokens of all judged batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Locality {
-    /// Index into [`Outcome::planned`].
+pub struct TrafficLocality {
+    /// The index into [`SimulationResult::planned`].
     pub planned: usize,
-    /// What came before traffic; `None` where traffic was not looked at.
-    pub keep: Option<Keep>,
-    /// (Token, expert) pairs by where they are served.
-    pub traffic: Traffic,
-    /// What is really sent.
-    pub copies: Copies,
-    /// Sum over the batches of the busiest rank's tokens: the same for every choice on one placement.
+    /// The objective that precedes traffic, or `None` if traffic is not considered.
+    pub keep: Option<PrimaryObjective>,
+    /// (Token, expert) pairs by the distance to their host.
+    pub traffic: TokenTraffic,
+    /// The rows that are actually sent.
+    pub copies: TokenCopies,
+    /// The sum over the batches of the busiest rank's tokens. It is equal for all choices on one placement.
     pub peaks: u64,
-    /// Batches whose slots met their quotas to the token: all.
+    /// The number of batches whose slots met their quotas exactly: all.
     pub batches: usize,
 }
 
-/// What is compared, in the order of the rows.
-const CHOICES: [Option<Keep>; 3] = [None, Some(Keep::Peak), Some(Keep::Vector)];
+/// The compared choices, in the order of the rows.
+const KEEP_CHOICES: [Option<PrimaryObjective>; 3] =
+    [None, Some(PrimaryObjective::Peak), Some(PrimaryObjective::Vector)];
 
-/// Redirects every token of the judged steps, for every policy of `outcome`, which is of the same trace.
+/// Redirects every token of the judged steps for every policy of `outcome`, which has to come from the same
+/// trace.
 ///
 /// # Errors
-/// When a split fails, does not hold, or is not met to the token; the last two would be defects of this program.
-pub fn locality(
+/// Fails if a split fails, is invalid, or is not met exactly. The last two would be defects of this program.
+pub fn measure_locality(
     tokens: &TokenTrace,
-    config: &Config,
-    outcome: &Outcome,
-) -> Result<Vec<Locality>, SimulateError> {
+    config: &SimulationConfig,
+    outcome: &SimulationResult,
+) -> Result<Vec<TrafficLocality>, EvaluateError> {
     let mut rows = Vec::new();
     for (planned, policy) in outcome.planned.iter().enumerate() {
-        for keep in CHOICES {
-            let layers: Vec<Locality> = outcome
+        for keep in KEEP_CHOICES {
+            let layers: Vec<TrafficLocality> = outcome
                 .layers
                 .par_iter()
                 .zip(&policy.placements)
                 .map(|(&layer, placement)| {
-                    let empty = Locality {
+                    let empty = TrafficLocality {
                         planned,
                         keep,
-                        traffic: Traffic::default(),
-                        copies: Copies::default(),
+                        traffic: TokenTraffic::default(),
+                        copies: TokenCopies::default(),
                         peaks: 0,
                         batches: 0,
                     };
-                    one_layer(tokens, config, layer, placement, empty)
+                    redirect_layer(tokens, config, layer, placement, empty)
                 })
                 .collect::<Result<_, _>>()?;
-            rows.extend(layers.into_iter().reduce(Locality::plus));
+            rows.extend(layers.into_iter().reduce(TrafficLocality::merge_layers));
         }
     }
     Ok(rows)
 }
 
-fn one_layer(
+fn redirect_layer(
     tokens: &TokenTrace,
-    config: &Config,
+    config: &SimulationConfig,
     layer: usize,
     placement: &Placement,
-    mut sum: Locality,
-) -> Result<Locality, SimulateError> {
+    mut sum: TrafficLocality,
+) -> Result<TrafficLocality, EvaluateError> {
     let (trace, cluster, top_k) = (tokens.trace(), config.cluster, tokens.top_k());
     let failed = |step: usize| {
         let (layer, step) = (trace.layers()[layer], trace.steps()[step].clone());
-        move |source: PlannerError| SimulateError::Redirect { layer, step, source: Box::new(source) }
+        move |source: PlannerError| EvaluateError::Redirect { layer, step, source: Box::new(source) }
     };
     let planner = match sum.keep {
         None => Planner::new(placement.clone(), cluster),
-        Some(keep) => Planner::local(placement.clone(), cluster, keep),
+        Some(keep) => Planner::with_min_traffic(placement.clone(), cluster, keep),
     };
     let mut planner = planner.map_err(failed(config.judge_on.start))?;
     for step in config.judge_on.clone() {
-        let ids = tokens.ids(step, layer);
-        let parts = parts(&ids, top_k, cluster.ranks());
-        let counts: Vec<u64> = parts.iter().flat_map(|part| count(part, placement.experts())).collect();
+        let ids = tokens.expert_ids(step, layer);
+        let parts = split_by_source(&ids, top_k, cluster.ranks());
+        let counts: Vec<u64> =
+            parts.iter().flat_map(|part| count_experts(part, placement.experts())).collect();
         let mut left = planner.split(&counts).map_err(failed(step))?.quotas.clone();
         planner.check(&counts).map_err(failed(step))?;
         sum.peaks += rank_peak(&left, placement.slots_per_rank());
@@ -96,10 +100,10 @@ fn one_layer(
             for &slot in slots.iter().filter(|&&slot| slot >= 0) {
                 left[slot as usize] = left[slot as usize].wrapping_sub(1);
             }
-            sum.copies.add(&slots, top_k, source, &cluster);
+            sum.copies.add_source(&slots, top_k, source, &cluster);
         }
         if let Some(slot) = left.iter().position(|&left| left != 0) {
-            return Err(SimulateError::Unmet {
+            return Err(EvaluateError::Unmet {
                 layer: trace.layers()[layer],
                 step: trace.steps()[step].clone(),
                 slot,
@@ -111,9 +115,9 @@ fn one_layer(
     Ok(sum)
 }
 
-impl Locality {
-    fn plus(self, other: Locality) -> Locality {
-        Locality {
+impl TrafficLocality {
+    fn merge_layers(self, other: TrafficLocality) -> TrafficLocality {
+        TrafficLocality {
             traffic: self.traffic.plus(other.traffic),
             copies: self.copies.plus(other.copies),
             peaks: self.peaks + other.peaks,
@@ -123,14 +127,14 @@ impl Locality {
     }
 }
 
-/// The tokens of each source: equal consecutive parts.
-pub(super) fn parts(ids: &[i32], top_k: usize, ranks: usize) -> Vec<&[i32]> {
+/// Returns the tokens of each source: equal consecutive parts.
+pub(super) fn split_by_source(ids: &[i32], top_k: usize, ranks: usize) -> Vec<&[i32]> {
     let tokens = ids.len() / top_k.max(1);
     let start = |rank: usize| rank * tokens / ranks * top_k;
     (0..ranks).map(|rank| &ids[start(rank)..start(rank + 1)]).collect()
 }
 
-pub(super) fn count(ids: &[i32], experts: usize) -> Vec<u64> {
+pub(super) fn count_experts(ids: &[i32], experts: usize) -> Vec<u64> {
     let mut counts = vec![0; experts];
     for &id in ids {
         if let Some(count) = usize::try_from(id).ok().and_then(|expert| counts.get_mut(expert)) {

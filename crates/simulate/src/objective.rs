@@ -1,111 +1,112 @@
-//! What placements and splits achieve for another goal than tokens on equal ranks.
+//! The results of placements and splits for goals other than tokens on equal ranks.
 //!
-//! In: the placements of a simulation and a [`Goal`]. Out: one [`Reached`] per policy and way of splitting: evenly, by tokens
-//! alone, and aimed at the goal; all measured by the goal.
+//! Input is the placements of a simulation and a [`SplitObjective`]. Output is one [`ObjectiveRow`] per
+//! policy and kind of split: even, by tokens alone, and for the goal. All are measured by the goal.
 
-use super::{Config, Outcome, SimulateError, Summary};
-use crate::place::Placement;
-use crate::split::{Goal, GoalSplitter, Method, Peak, Split, SplitError, Splitter};
-use crate::trace::Trace;
+use super::{SimulationConfig, SimulationResult};
+use evenkeel::evaluate::{EvaluateError, SummaryStats};
+use evenkeel::place::Placement;
+use evenkeel::split::{ObjectiveSplitter, Peak, Split, SplitError, SplitMethod, SplitObjective, Splitter};
+use evenkeel::trace::Trace;
 use rayon::prelude::*;
 use std::time::Instant;
 
-/// How batches were split.
+/// The aim of a split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Aim {
-    /// Evenly over all copies.
+pub enum SplitAim {
+    /// An even split over all replicas.
     Even,
-    /// By tokens alone, on equal ranks.
+    /// A split by tokens alone, on equal ranks.
     Tokens,
-    /// For the goal.
-    Goal,
+    /// A split for the goal.
+    Objective,
 }
 
-/// What all judged batches cost, each in units of its own perfect spread: 1 is perfect.
+/// The costs of all judged batches, each in units of its own perfect spread: 1 is perfect.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reached {
-    /// Index into [`Outcome::planned`].
+pub struct ObjectiveRow {
+    /// The index into [`SimulationResult::planned`].
     pub planned: usize,
-    /// How batches were split.
-    pub aim: Aim,
-    /// The busiest rank.
-    pub imbalance: Summary,
-    /// What no split on this placement can be below.
-    pub bound: Summary,
-    /// Share of the batches at their bound.
+    /// The aim of the splits.
+    pub aim: SplitAim,
+    /// The cost of the busiest rank.
+    pub imbalance: SummaryStats,
+    /// The bound of any split on this placement.
+    pub bound: SummaryStats,
+    /// The share of the batches at their bound.
     pub at_bound: f64,
     /// Microseconds per split.
-    pub split_us: Summary,
+    pub split_us: SummaryStats,
 }
 
-/// One batch, split one way.
+/// One batch with one split.
 #[derive(Debug, Clone, Copy)]
-struct One {
+struct SplitSample {
     imbalance: f64,
     bound: f64,
     at_bound: bool,
     us: f64,
 }
 
-/// Splits the judged steps of every placement in three ways. `top_k` is how many experts a token visits, from which the
-/// tokens of a shared expert are told.
+/// Splits the judged steps of every placement in three ways. `top_k` is the number of experts that a token
+/// visits. It determines the tokens of a shared expert.
 ///
 /// # Errors
-/// When the goal does not fit the cluster, or a split fails.
-pub fn goals(
+/// Fails if the goal does not fit the cluster, or if a split fails.
+pub fn evaluate_objective(
     trace: &Trace,
-    config: &Config,
-    outcome: &Outcome,
-    goal: &Goal,
+    config: &SimulationConfig,
+    outcome: &SimulationResult,
+    goal: &SplitObjective,
     top_k: u64,
-) -> Result<Vec<Reached>, SimulateError> {
+) -> Result<Vec<ObjectiveRow>, EvaluateError> {
     let mut rows = Vec::new();
     for (planned, policy) in outcome.planned.iter().enumerate() {
-        let layers: Vec<[Vec<One>; 3]> = outcome
+        let layers: Vec<[Vec<SplitSample>; 3]> = outcome
             .layers
             .par_iter()
             .zip(&policy.placements)
-            .map(|(&layer, placement)| one_layer(trace, config, layer, placement, goal, top_k.max(1)))
+            .map(|(&layer, placement)| split_layer(trace, config, layer, placement, goal, top_k.max(1)))
             .collect::<Result<_, _>>()?;
-        for (index, aim) in [Aim::Even, Aim::Tokens, Aim::Goal].into_iter().enumerate() {
+        for (index, aim) in [SplitAim::Even, SplitAim::Tokens, SplitAim::Objective].into_iter().enumerate() {
             let all = || layers.iter().flat_map(|layer| &layer[index]);
-            rows.push(Reached {
+            rows.push(ObjectiveRow {
                 planned,
                 aim,
-                imbalance: Summary::of(all().map(|one| one.imbalance).collect()),
-                bound: Summary::of(all().map(|one| one.bound).collect()),
+                imbalance: SummaryStats::from_values(all().map(|one| one.imbalance).collect()),
+                bound: SummaryStats::from_values(all().map(|one| one.bound).collect()),
                 at_bound: all().filter(|one| one.at_bound).count() as f64 / all().count().max(1) as f64,
-                split_us: Summary::of(all().map(|one| one.us).collect()),
+                split_us: SummaryStats::from_values(all().map(|one| one.us).collect()),
             });
         }
     }
     Ok(rows)
 }
 
-fn one_layer(
+fn split_layer(
     trace: &Trace,
-    config: &Config,
+    config: &SimulationConfig,
     layer: usize,
     placement: &Placement,
-    goal: &Goal,
+    goal: &SplitObjective,
     top_k: u64,
-) -> Result<[Vec<One>; 3], SimulateError> {
+) -> Result<[Vec<SplitSample>; 3], EvaluateError> {
     let failed = |step: usize| {
-        move |source: SplitError| SimulateError::Split {
+        move |source: SplitError| EvaluateError::Split {
             layer: trace.layers()[layer],
             step: trace.steps().get(step).cloned().unwrap_or_default(),
             source,
         }
     };
     let first = config.judge_on.start;
-    let mut plain = [Method::Even, Method::Exact]
+    let mut plain = [SplitMethod::Even, SplitMethod::Exact]
         .map(|method| Splitter::new(placement.clone(), method))
         .into_iter()
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed(first))?;
-    let mut aimed = GoalSplitter::new(placement.clone(), goal.clone()).map_err(failed(first))?;
+    let mut aimed = ObjectiveSplitter::new(placement.clone(), goal.clone()).map_err(failed(first))?;
     let mut split = Split::default();
-    let mut all: [Vec<One>; 3] = Default::default();
+    let mut all: [Vec<SplitSample>; 3] = Default::default();
     for step in config.judge_on.clone() {
         let loads = trace.loads(step, layer);
         let total: u64 = loads.iter().sum();
@@ -117,26 +118,26 @@ fn one_layer(
         let begun = Instant::now();
         let best = aimed.split(loads, tokens).map_err(failed(step))?;
         let taken = begun.elapsed().as_secs_f64();
-        let one = |peak: Peak, seconds: f64| One {
+        let one = |peak: Peak, seconds: f64| SplitSample {
             imbalance: peak.as_f64() / mean,
             bound: best.bound.as_f64() / mean,
             at_bound: peak == best.bound,
             us: seconds * 1e6,
         };
         all[2].push(one(best.peak, taken));
-        // Without a plan for it, every rank's own tokens visit its own copy of the shared expert.
-        let own = if goal.shared { per_rank(tokens, placement.ranks()) } else { vec![] };
+        // Without a plan for it, every rank's own tokens visit its own instance of the shared expert.
+        let own = if goal.shared { equal_parts(tokens, placement.ranks()) } else { vec![] };
         for (splitter, all) in plain.iter_mut().zip(&mut all) {
             let begun = Instant::now();
             splitter.split(loads, &mut split).map_err(failed(step))?;
-            all.push(one(aimed.cost_of(&split.quotas, &own), begun.elapsed().as_secs_f64()));
+            all.push(one(aimed.peak_cost(&split.quotas, &own), begun.elapsed().as_secs_f64()));
         }
     }
     Ok(all)
 }
 
-/// Equal parts, one more for the lowest ranks.
-fn per_rank(tokens: u64, ranks: usize) -> Vec<u64> {
+/// Returns equal parts, with one more token for the lowest ranks.
+fn equal_parts(tokens: u64, ranks: usize) -> Vec<u64> {
     let ranks = ranks as u64;
     (0..ranks).map(|rank| tokens / ranks + u64::from(rank < tokens % ranks)).collect()
 }

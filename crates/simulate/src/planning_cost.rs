@@ -1,80 +1,82 @@
-//! Whether planning every batch would have been worth it.
+//! The comparison of the time that plans save with the time that planning takes.
 //!
-//! In: the placements of a simulation, the time of an expert, the cost of a plan. Out: one [`Worth`] per policy: the time of
-//! all judged batches if none, all, or those that may pay ([`WorthIt`]) are planned, the cost of planning included.
+//! Input is the placements of a simulation, the time of an expert, and the cost of a plan. Output is one
+//! [`PlanningCostRow`] per policy. It has the time of all judged batches if none, all, or only the promising
+//! ones ([`LazySplitter`]) are planned, including the cost of planning.
 
-use super::{Config, Outcome, SimulateError};
-use crate::place::Placement;
-use crate::split::{Method, Roofline, Split, SplitError, Splitter, WorthIt, step_time};
-use crate::trace::Trace;
+use super::{SimulationConfig, SimulationResult};
+use evenkeel::evaluate::EvaluateError;
+use evenkeel::place::Placement;
+use evenkeel::split::{LazySplitter, Roofline, Split, SplitError, SplitMethod, Splitter, step_time};
+use evenkeel::trace::Trace;
 use rayon::prelude::*;
 
 /// The batches of one policy, timed by [`Roofline`]. Picoseconds are sums over all batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Worth {
-    /// Index into [`Outcome::planned`].
+pub struct PlanningCostRow {
+    /// The index into [`SimulationResult::planned`].
     pub planned: usize,
-    /// Batches that held tokens.
+    /// The number of batches with tokens.
     pub batches: usize,
-    /// Batches that the rule planned.
+    /// The number of batches that the rule planned.
     pub planned_batches: usize,
-    /// Every expert's tokens evenly over its copies, which needs no plan.
+    /// The time with even splits, which need no plan.
     pub even_ps: u64,
-    /// Every batch planned.
+    /// The time with a plan for every batch.
     pub always_ps: u64,
-    /// By the rule.
+    /// The time with the plans of the rule.
     pub rule_ps: u64,
-    /// Sum over the batches of what no split could be faster than.
+    /// The sum over the batches of the lowest time of any split.
     pub bound_ps: u64,
 }
 
-/// Times the judged steps of every placement; `plan_ps` is what one plan costs.
+/// Times the judged steps of every placement. `plan_ps` is the cost of one plan.
 ///
 /// # Errors
-/// When a split fails.
-pub fn worth(
+/// Fails if a split fails.
+pub fn compare_planning_cost(
     trace: &Trace,
-    config: &Config,
-    outcome: &Outcome,
+    config: &SimulationConfig,
+    outcome: &SimulationResult,
     time: Roofline,
     plan_ps: u64,
-) -> Result<Vec<Worth>, SimulateError> {
+) -> Result<Vec<PlanningCostRow>, EvaluateError> {
     let policies = outcome.planned.iter().enumerate();
     policies
         .map(|(planned, policy)| {
-            let layers: Vec<Worth> = outcome
+            let layers: Vec<PlanningCostRow> = outcome
                 .layers
                 .par_iter()
                 .zip(&policy.placements)
-                .map(|(&layer, placement)| one_layer(trace, config, layer, placement, time, plan_ps))
+                .map(|(&layer, placement)| time_layer(trace, config, layer, placement, time, plan_ps))
                 .collect::<Result<_, _>>()?;
-            let sum = layers.into_iter().fold(Worth::default(), Worth::plus);
-            Ok(Worth { planned, ..sum })
+            let sum = layers.into_iter().fold(PlanningCostRow::default(), PlanningCostRow::merge_layers);
+            Ok(PlanningCostRow { planned, ..sum })
         })
         .collect()
 }
 
-fn one_layer(
+fn time_layer(
     trace: &Trace,
-    config: &Config,
+    config: &SimulationConfig,
     layer: usize,
     placement: &Placement,
     time: Roofline,
     plan_ps: u64,
-) -> Result<Worth, SimulateError> {
+) -> Result<PlanningCostRow, EvaluateError> {
     let failed = |step: usize| {
-        move |source: SplitError| SimulateError::Split {
+        move |source: SplitError| EvaluateError::Split {
             layer: trace.layers()[layer],
             step: trace.steps()[step].clone(),
             source,
         }
     };
     let (first, per_rank) = (config.judge_on.start, placement.slots_per_rank());
-    let mut rule = WorthIt::new(placement.clone(), time, plan_ps).map_err(failed(first))?;
-    let mut always = Splitter::new(placement.clone(), Method::Exact).map_err(failed(first))?;
-    let mut even = Splitter::new(placement.clone(), Method::Even).map_err(failed(first))?;
+    let mut rule = LazySplitter::new(placement.clone(), time, plan_ps).map_err(failed(first))?;
+    let mut always = Splitter::new(placement.clone(), SplitMethod::Exact).map_err(failed(first))?;
+    let mut even = Splitter::new(placement.clone(), SplitMethod::Even).map_err(failed(first))?;
     let mut split = Split::default();
-    let mut sum = Worth::default();
+    let mut sum = PlanningCostRow::default();
     for step in config.judge_on.clone() {
         let loads = trace.loads(step, layer);
         if loads.iter().all(|&load| load == 0) {
@@ -95,9 +97,9 @@ fn one_layer(
     Ok(sum)
 }
 
-impl Worth {
-    fn plus(self, other: Worth) -> Worth {
-        Worth {
+impl PlanningCostRow {
+    fn merge_layers(self, other: PlanningCostRow) -> PlanningCostRow {
+        PlanningCostRow {
             planned: self.planned,
             batches: self.batches + other.batches,
             planned_batches: self.planned_batches + other.planned_batches,

@@ -1,104 +1,112 @@
-//! Planning again and again while a trace goes by.
+//! Periodic re-planning along a trace.
 //!
-//! In: a trace, policies, how often to re-plan, on which window of the past, with how many moves. Out: one [`Replayed`] per
-//! policy, [`Pace`] and split method. The judged steps are walked in stretches; before each stretch a placement is planned
-//! on what has been seen by then, and the moves to it are counted. Two bounds stand beside: planned once and never again,
-//! and planned on the very batches that it then serves.
+//! Input is a trace, policies, the interval of re-planning, the window of the past and the limits on moves.
+//! Output is one [`ReplayRow`] per policy, [`ReplanSchedule`] and split method. The judged steps are divided
+//! into intervals. Before each interval a placement is planned on the steps before it, and the moves to it
+//! are counted. Two references bound the result: a single plan that never changes, and plans on the very
+//! batches that they serve.
 
-use super::{Config, Judged, Progress, SimulateError, Summary, busy_layers, judge_on_nodes};
-use crate::cluster::Cluster;
-use crate::forecast::{History, Window};
-use crate::place::{PlaceError, Placement, Policy};
-use crate::split::{Horizon, Method};
-use crate::trace::Trace;
+use super::SimulationConfig;
+use evenkeel::cluster::Cluster;
+use evenkeel::evaluate::{
+    EvaluateError, LayerEvaluation, Progress, SummaryStats, busy_layers, evaluate_on_nodes, require_tokens,
+};
+use evenkeel::forecast::{History, HistoryWindow};
+use evenkeel::place::{PlaceError, Placement, Policy};
+use evenkeel::split::{Horizon, SplitMethod};
+use evenkeel::trace::Trace;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// When and on what to plan again.
+/// The times and the data of re-planning.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Replay {
-    /// Judged steps between two plans; at least 1.
+pub struct ReplayOptions {
+    /// The number of judged steps between two plans; at least 1.
     pub every: usize,
-    /// Which past steps are planned on.
-    pub window: Window,
-    /// Limits on the moves of one layer in one re-planning; each is replayed for itself, besides no limit.
+    /// The past steps that a plan uses.
+    pub window: HistoryWindow,
+    /// Limits on the moves of one layer in one re-planning. Each is replayed separately, in addition to no
+    /// limit.
     pub max_moves: Vec<usize>,
-    /// Where moves have to pay: another replay ([`Pace::IfItPays`]). Its steps are those to the next plan.
+    /// Adds a replay in which moves must pay for themselves ([`ReplanSchedule::IfItPays`]). The steps of the
+    /// horizon are those to the next plan.
     pub pays: Option<Horizon>,
 }
 
-/// How a placement follows the trace.
+/// The way in which a placement follows the trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
-    /// Planned once, on all steps before the judged ones.
+pub enum ReplanSchedule {
+    /// One plan on all steps before the judged ones.
     Never,
-    /// Planned again before every stretch, on the window of the past.
-    Again {
-        /// Most moves of one layer in one re-planning.
+    /// A new plan before every interval, on the window of the past.
+    Periodic {
+        /// The most moves of one layer in one re-planning.
         max_moves: Option<usize>,
     },
-    /// Planned again with each of the limits and with none; of these, that is taken whose gain, on the window of the past, most
-    /// exceeds the cost of its copies, if any does.
+    /// A new plan with each of the limits and without one, of which the best replaces the current plan. Its
+    /// gain on the window of the past has to exceed the cost of its moves.
     IfItPays,
-    /// Planned before every stretch on that stretch: nobody can know it, so it bounds what better forecasts can bring.
+    /// A plan before every interval on that same interval. Its batches are unknown in practice, so it bounds
+    /// the gain from better forecasts.
     Oracle,
 }
 
-/// What one policy did at one pace with one split method.
+/// The figures of one policy at one pace with one split method.
 #[derive(Debug, Clone)]
-pub struct Replayed {
+pub struct ReplayRow {
     /// The policy's name.
     pub policy: String,
-    /// How it followed the trace.
-    pub pace: Pace,
+    /// The pace.
+    pub schedule: ReplanSchedule,
     /// The split method.
-    pub method: Method,
-    /// Peak over mean, of all judged batches.
-    pub imbalance: Summary,
-    /// (Peak - ceil(total / ranks)) over mean.
-    pub excess: Summary,
-    /// Experts that ranks had to receive, over all layers and re-plannings; the first plan is not counted.
+    pub method: SplitMethod,
+    /// The imbalance (peak over mean) of all judged batches.
+    pub imbalance: SummaryStats,
+    /// The excess, (peak - ceil(total / ranks)) over mean.
+    pub excess: SummaryStats,
+    /// The number of experts that ranks had to receive, over all layers and re-plannings. The first plan does
+    /// not count.
     pub moves: usize,
-    /// Times that all layers were planned again.
+    /// The number of re-plannings of all layers.
     pub replans: usize,
-    /// Planning time of all layers and times, the first plan included.
+    /// The planning time of all layers and re-plannings, including the first plan.
     pub plan_time: Duration,
 }
 
-/// Is the row on the Pareto front of those with its split method: has none a lower mean imbalance with as few moves, or as
-/// low a one with fewer? Oracles are not on it and do not count.
-pub fn on_front(row: &Replayed, all: &[Replayed]) -> bool {
-    let better = |other: &Replayed| {
+/// Returns whether the row is on the Pareto front of its split method. Then no row has a lower mean imbalance
+/// with as few moves, or one as low with fewer moves. Oracles are excluded.
+pub fn is_pareto_optimal(row: &ReplayRow, all: &[ReplayRow]) -> bool {
+    let better = |other: &ReplayRow| {
         other.method == row.method
-            && other.pace != Pace::Oracle
+            && other.schedule != ReplanSchedule::Oracle
             && other.moves <= row.moves
             && other.imbalance.mean <= row.imbalance.mean
             && (other.moves < row.moves || other.imbalance.mean < row.imbalance.mean)
     };
-    row.pace != Pace::Oracle && !all.iter().any(better)
+    row.schedule != ReplanSchedule::Oracle && !all.iter().any(better)
 }
 
 /// One layer at one pace.
 #[derive(Debug, Default)]
-struct Walk {
-    /// One per method.
-    judged: Vec<Judged>,
+struct LayerReplay {
+    /// One entry per method.
+    judged: Vec<LayerEvaluation>,
     moves: usize,
     plan_time: Duration,
 }
 
-impl Replay {
-    fn paces(&self) -> Vec<Pace> {
-        let mut paces = vec![Pace::Never, Pace::Again { max_moves: None }];
-        paces.extend(self.max_moves.iter().map(|&moves| Pace::Again { max_moves: Some(moves) }));
-        paces.extend(self.pays.map(|_| Pace::IfItPays));
-        paces.push(Pace::Oracle);
+impl ReplayOptions {
+    fn replay_schedules(&self) -> Vec<ReplanSchedule> {
+        let mut paces = vec![ReplanSchedule::Never, ReplanSchedule::Periodic { max_moves: None }];
+        paces.extend(self.max_moves.iter().map(|&moves| ReplanSchedule::Periodic { max_moves: Some(moves) }));
+        paces.extend(self.pays.map(|_| ReplanSchedule::IfItPays));
+        paces.push(ReplanSchedule::Oracle);
         paces
     }
 
-    fn stretches(&self, judged: &Range<usize>) -> Vec<Range<usize>> {
+    fn judged_intervals(&self, judged: &Range<usize>) -> Vec<Range<usize>> {
         let every = self.every.max(1);
         judged.clone().step_by(every).map(|start| start..judged.end.min(start + every)).collect()
     }
@@ -107,52 +115,53 @@ impl Replay {
 /// Replays the judged steps of all busy layers with every policy, pace and method.
 ///
 /// # Errors
-/// When no layer holds a token, a policy cannot serve the shape, or a split fails.
-pub fn replay(
+/// Fails if no layer holds a token, if a policy cannot serve the shape, or if a split fails.
+pub fn replay_trace(
     trace: &Trace,
-    config: &Config,
-    replay: &Replay,
+    config: &SimulationConfig,
+    replay: &ReplayOptions,
     policies: &[Box<dyn Policy>],
     progress: &dyn Progress,
-) -> Result<Vec<Replayed>, SimulateError> {
+) -> Result<Vec<ReplayRow>, EvaluateError> {
     let layers = busy_layers(trace)?;
-    let paces = replay.paces();
+    require_tokens(trace, &layers, &config.judge_on, "judge")?;
+    let paces = replay.replay_schedules();
     let done = AtomicUsize::new(0);
-    let walked: Vec<Vec<Walk>> = layers
+    let walked: Vec<Vec<LayerReplay>> = layers
         .par_iter()
         .map(|&layer| {
             let mut walks = Vec::with_capacity(policies.len() * paces.len());
             for policy in policies {
                 for &pace in &paces {
-                    walks.push(walk(trace, config, replay, policy.as_ref(), layer, pace)?);
+                    walks.push(replay_layer(trace, config, replay, policy.as_ref(), layer, pace)?);
                 }
             }
-            progress.layers(done.fetch_add(1, Ordering::Relaxed) + 1, layers.len());
+            progress.report_layers(done.fetch_add(1, Ordering::Relaxed) + 1, layers.len());
             Ok(walks)
         })
-        .collect::<Result<_, SimulateError>>()?;
+        .collect::<Result<_, EvaluateError>>()?;
 
-    let replans = replay.stretches(&config.judge_on).len() - 1;
+    let replans = replay.judged_intervals(&config.judge_on).len() - 1;
     let mut rows = Vec::new();
     for (p, policy) in policies.iter().enumerate() {
         for (m, &method) in config.methods.iter().enumerate() {
             for (at, &pace) in paces.iter().enumerate() {
                 let all = || walked.iter().map(|layer| &layer[p * paces.len() + at]);
-                let summary = |value: fn(&Judged, usize) -> f64| {
+                let summary = |value: fn(&LayerEvaluation, usize) -> f64| {
                     let values = all().flat_map(|walk| {
                         let judged = &walk.judged[m];
                         (0..judged.peaks.len()).map(move |b| value(judged, b))
                     });
-                    Summary::of(values.collect())
+                    SummaryStats::from_values(values.collect())
                 };
-                rows.push(Replayed {
+                rows.push(ReplayRow {
                     policy: policy.name(),
-                    pace,
+                    schedule: pace,
                     method,
-                    imbalance: summary(Judged::imbalance),
-                    excess: summary(Judged::excess),
+                    imbalance: summary(LayerEvaluation::imbalance),
+                    excess: summary(LayerEvaluation::excess),
                     moves: all().map(|walk| walk.moves).sum(),
-                    replans: if pace == Pace::Never { 0 } else { replans },
+                    replans: if pace == ReplanSchedule::Never { 0 } else { replans },
                     plan_time: all().map(|walk| walk.plan_time).sum(),
                 });
             }
@@ -161,27 +170,27 @@ pub fn replay(
     Ok(rows)
 }
 
-fn walk(
+fn replay_layer(
     trace: &Trace,
-    config: &Config,
-    replay: &Replay,
+    config: &SimulationConfig,
+    replay: &ReplayOptions,
     policy: &dyn Policy,
     layer: usize,
-    pace: Pace,
-) -> Result<Walk, SimulateError> {
+    pace: ReplanSchedule,
+) -> Result<LayerReplay, EvaluateError> {
     let cluster = &config.cluster;
-    let failed = |source| SimulateError::Place { layer: trace.layers()[layer], source };
-    let mut walk = Walk::default();
+    let failed = |source| EvaluateError::Place { layer: trace.layers()[layer], source };
+    let mut walk = LayerReplay::default();
     let mut placement: Option<Placement> = None;
-    for stretch in replay.stretches(&config.judge_on) {
+    for stretch in replay.judged_intervals(&config.judge_on) {
         let begun = Instant::now();
         let next = match (&placement, pace) {
-            (Some(placement), Pace::Never) => placement.clone(),
-            (None, Pace::Never) => {
-                let history = History::window(trace, layer, config.plan_on.clone());
+            (Some(placement), ReplanSchedule::Never) => placement.clone(),
+            (None, ReplanSchedule::Never) => {
+                let history = History::from_steps(trace, layer, config.plan_on.clone());
                 policy.place(&history, cluster).map_err(failed)?
             }
-            (before, Pace::Again { max_moves }) => {
+            (before, ReplanSchedule::Periodic { max_moves }) => {
                 let history = replay.window.history(trace, layer, stretch.start);
                 match before {
                     None => policy.place(&history, cluster),
@@ -189,19 +198,19 @@ fn walk(
                 }
                 .map_err(failed)?
             }
-            (before, Pace::IfItPays) => {
+            (before, ReplanSchedule::IfItPays) => {
                 let history = replay.window.history(trace, layer, stretch.start);
                 match (before, replay.pays) {
                     (Some(before), Some(horizon)) => {
                         let limits = replay.max_moves.iter().copied().map(Some).chain([None]);
-                        best_that_pays(policy, &history, cluster, before, limits, &horizon)
+                        best_paying_plan(policy, &history, cluster, before, limits, &horizon)
                     }
                     _ => policy.place(&history, cluster),
                 }
                 .map_err(failed)?
             }
-            (before, Pace::Oracle) => {
-                let history = History::window(trace, layer, stretch.clone());
+            (before, ReplanSchedule::Oracle) => {
+                let history = History::from_steps(trace, layer, stretch.clone());
                 match before {
                     None => policy.place(&history, cluster),
                     Some(before) => policy.replan(&history, cluster, before, None),
@@ -212,7 +221,7 @@ fn walk(
         walk.plan_time += begun.elapsed();
         walk.moves += placement.as_ref().map_or(0, |before| next.moves_from(before));
         for (m, &method) in config.methods.iter().enumerate() {
-            let judged = judge_on_nodes(trace, layer, stretch.clone(), &next, method, cluster.nodes())?;
+            let judged = evaluate_on_nodes(trace, layer, stretch.clone(), &next, method, cluster.nodes())?;
             match walk.judged.get_mut(m) {
                 Some(all) => all.append(judged),
                 None => walk.judged.push(judged),
@@ -223,8 +232,9 @@ fn walk(
     Ok(walk)
 }
 
-/// Of the plans with each limit, the one that gains most after its copies are paid; what is in force if none gains.
-fn best_that_pays(
+/// Returns the plan with the highest gain after its moves are paid, among the plans with each limit. Returns
+/// the current placement if none gains.
+fn best_paying_plan(
     policy: &dyn Policy,
     history: &History<'_>,
     cluster: &Cluster,
@@ -235,8 +245,8 @@ fn best_that_pays(
     let mut best: Option<(i64, Placement)> = None;
     for limit in limits {
         let after = policy.replan(history, cluster, before, limit)?;
-        let verdict = horizon.judge(before, &after, history)?;
-        if verdict.made && best.as_ref().is_none_or(|(net, _)| verdict.net_ps() > *net) {
+        let verdict = horizon.judge_moves(before, &after, history)?;
+        if verdict.accepted && best.as_ref().is_none_or(|(net, _)| verdict.net_ps() > *net) {
             best = Some((verdict.net_ps(), after));
         }
     }
@@ -246,10 +256,10 @@ fn best_that_pays(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place;
-    use crate::split::Roofline;
+    use evenkeel::place;
+    use evenkeel::split::Roofline;
 
-    /// 8 experts on 4 ranks; the heavy expert changes every 10 steps.
+    /// Returns a trace of 8 experts for 4 ranks, in which the heavy expert changes every 10 steps.
     fn shifting() -> Trace {
         let loads = (0..60u64)
             .flat_map(|step| {
@@ -259,13 +269,13 @@ mod tests {
         Trace::from_loads(8, vec![0], (0..60).map(|s| s.to_string()).collect(), loads).unwrap()
     }
 
-    fn rows(every: usize, max_moves: Vec<usize>) -> Vec<Replayed> {
+    fn rows(every: usize, max_moves: Vec<usize>) -> Vec<ReplayRow> {
         let trace = shifting();
         let cluster = Cluster::new(4, 1, 8, 4).unwrap();
-        let config = Config::first_part(&trace, cluster, vec![Method::Exact], 0.4).unwrap();
+        let config = SimulationConfig::first_part(&trace, cluster, vec![SplitMethod::Exact], 0.4).unwrap();
         let policies = ["contiguous", "eplb"].map(|name| place::policy(name, 1, &cluster).unwrap());
-        let how = Replay { every, window: Window::Last(5), max_moves, pays: None };
-        replay(&trace, &config, &how, &policies, &()).unwrap()
+        let how = ReplayOptions { every, window: HistoryWindow::Last(5), max_moves, pays: None };
+        replay_trace(&trace, &config, &how, &policies, &()).unwrap()
     }
 
     #[test]
@@ -280,8 +290,8 @@ mod tests {
         assert!(oracle.imbalance.mean < again.imbalance.mean && again.imbalance.mean < never.imbalance.mean);
         assert!(one.moves <= one.replans && one.moves < again.moves);
         assert!(one.imbalance.mean < never.imbalance.mean);
-        // Contiguous never moves, and neither do plans that are made once; the front goes on from the better of them.
-        let front: Vec<bool> = rows.iter().map(|row| on_front(row, &rows)).collect();
+        // Neither contiguous placements nor single plans move. The front starts from the better of them.
+        let front: Vec<bool> = rows.iter().map(|row| is_pareto_optimal(row, &rows)).collect();
         assert!(front[5] && !front[7] && !front[0], "{front:?}");
     }
 
@@ -292,21 +302,21 @@ mod tests {
             assert!(policy.iter().all(|row| row.moves == 0 && row.replans == 0));
         }
         let no_moves = &rows[6];
-        assert_eq!(no_moves.pace, Pace::Again { max_moves: Some(0) });
+        assert_eq!(no_moves.schedule, ReplanSchedule::Periodic { max_moves: Some(0) });
     }
 
     #[test]
     fn moves_that_cost_more_than_they_gain_are_not_made() {
         let trace = shifting();
         let cluster = Cluster::new(4, 1, 8, 4).unwrap();
-        let config = Config::first_part(&trace, cluster, vec![Method::Exact], 0.4).unwrap();
+        let config = SimulationConfig::first_part(&trace, cluster, vec![SplitMethod::Exact], 0.4).unwrap();
         let policies = ["eplb"].map(|name| place::policy(name, 1, &cluster).unwrap());
         let moves = |copy_ps: u64| {
             let time = Roofline { read: 1, token: 1000, tile: 1 };
             let pays = Some(Horizon { steps: 5, copy_ps, time });
-            let how = Replay { every: 5, window: Window::Last(5), max_moves: vec![1], pays };
-            let rows = replay(&trace, &config, &how, &policies, &()).unwrap();
-            let row = rows.iter().find(|row| row.pace == Pace::IfItPays).unwrap();
+            let how = ReplayOptions { every: 5, window: HistoryWindow::Last(5), max_moves: vec![1], pays };
+            let rows = replay_trace(&trace, &config, &how, &policies, &()).unwrap();
+            let row = rows.iter().find(|row| row.schedule == ReplanSchedule::IfItPays).unwrap();
             (row.moves, row.imbalance.mean)
         };
         let (free, dear, out_of_reach) = (moves(0), moves(20_000), moves(u64::MAX / 1000));

@@ -1,20 +1,22 @@
-//! The report through the public API: well-formed, complete, harmless, small, the same every time.
+//! Tests of the report through the public API: well-formed, complete, harmless, small, deterministic.
 //!
-//! The pages are left in cargo's folder for test files, for those who want to look at them.
+//! The pages stay in cargo's folder for test files for inspection.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use evenkeel::cluster::Cluster;
-use evenkeel::forecast::Window;
+use evenkeel::forecast::HistoryWindow;
 use evenkeel::place;
-use evenkeel::report::Page;
-use evenkeel::simulate::{Config, Outcome, Replay, Row, replay, simulate};
-use evenkeel::split::Method;
-use evenkeel::trace::{ReadOptions, Trace};
+use evenkeel::split::SplitMethod;
+use evenkeel_report::SimulationPage;
+use evenkeel_simulate::{
+    ReplayOptions, SimulationConfig, SimulationResult, SimulationRow, replay_trace, simulate,
+};
+use evenkeel_trace::{ReadOptions, Trace};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Skewed loads that drift: every expert has a weight per layer and a slow wave of its own.
+/// Returns skewed loads that drift. Every expert has a weight per layer and a slow wave of its own.
 fn trace(layers: &[u32], experts: usize, steps: usize, tokens: f64) -> Trace {
     let noise = |a: usize, b: usize, c: usize| {
         let mut z = (a as u64) << 42 ^ (b as u64) << 21 ^ c as u64;
@@ -41,27 +43,28 @@ fn trace(layers: &[u32], experts: usize, steps: usize, tokens: f64) -> Trace {
     Trace::from_loads(experts, layers.to_vec(), (0..steps).map(|s| s.to_string()).collect(), loads).unwrap()
 }
 
-fn outcome(trace: &Trace, cluster: Cluster, policies: &[&str], methods: &[Method]) -> Outcome {
-    let config = Config::first_part(trace, cluster, methods.to_vec(), 0.4).unwrap();
+fn outcome(trace: &Trace, cluster: Cluster, policies: &[&str], methods: &[SplitMethod]) -> SimulationResult {
+    let config = SimulationConfig::first_part(trace, cluster, methods.to_vec(), 0.4).unwrap();
     let policies: Vec<_> = policies.iter().map(|name| place::policy(name, 1, &cluster).unwrap()).collect();
     let mut outcome = simulate(trace, &config, &policies, &()).unwrap();
-    // Timings as if every clock stood still.
+    // Replace measured times by constants.
     for planned in &mut outcome.planned {
         planned.plan_time = Duration::from_millis(12);
     }
     outcome
 }
 
-fn page(name: &str, trace: &Trace, cluster: &Cluster, outcome: &Outcome) -> String {
+fn page(name: &str, trace: &Trace, cluster: &Cluster, outcome: &SimulationResult) -> String {
     let title = format!("{name}: what balances it");
     let command = format!("evenkeel simulate {name}.csv --ranks {} --report r.html", cluster.ranks());
-    let html = Page { title, command, trace, cluster, outcome, replayed: &[] }.html();
+    let html = SimulationPage { title, command, trace, cluster, outcome, replayed: &[] }.to_html();
     std::fs::write(format!("{}/report-{name}.html", env!("CARGO_TARGET_TMPDIR")), &html).unwrap();
     well_formed(&html).unwrap_or_else(|e| panic!("{name}: {e}"));
     html
 }
 
-/// Every element closed in order, every attribute quoted and known once, every `&` an entity, every id unique.
+/// Checks that elements are closed in order, attributes are quoted and unique, every `&` is an entity, and
+/// ids are unique.
 fn well_formed(html: &str) -> Result<(), String> {
     let mut rest = html.strip_prefix("<!DOCTYPE html>").ok_or("no doctype")?;
     let (mut open, mut ids) = (vec![], BTreeSet::new());
@@ -137,8 +140,12 @@ fn the_checker_finds_what_is_wrong() {
 fn every_row_and_figure_is_there_and_nothing_is_fetched() {
     let trace = trace(&(0..24).collect::<Vec<_>>(), 32, 120, 4096.0);
     let cluster = Cluster::new(8, 1, 32, 8).unwrap();
-    let outcome =
-        outcome(&trace, cluster, &["contiguous", "eplb", "lplb:ring"], &[Method::Even, Method::Exact]);
+    let outcome = outcome(
+        &trace,
+        cluster,
+        &["contiguous", "eplb", "lplb:ring"],
+        &[SplitMethod::Even, SplitMethod::Exact],
+    );
     let html = page("small", &trace, &cluster, &outcome);
 
     let table = &html[html.find("<table class=\"numbers\"").unwrap()..html.find("</table>").unwrap()];
@@ -155,9 +162,11 @@ fn every_row_and_figure_is_there_and_nothing_is_fetched() {
     for id in ["numbers", "spread", "ranks", "layers", "experts", "facts"] {
         assert!(html.contains(&format!("<h2 id=\"{id}\">")), "{id}");
     }
-    // The headline compares the first row with the best under the even split, then names the best of all.
-    let best = |rows: &mut dyn Iterator<Item = &Row>| rows.map(|r| r.imbalance.mean).fold(f64::MAX, f64::min);
-    let even = best(&mut outcome.rows.iter().filter(|row| row.method == Method::Even));
+    // The headline compares the first row with the best one under the even split, then names the best of all.
+    let best = |rows: &mut dyn Iterator<Item = &SimulationRow>| {
+        rows.map(|r| r.imbalance.mean).fold(f64::MAX, f64::min)
+    };
+    let even = best(&mut outcome.rows.iter().filter(|row| row.method == SplitMethod::Even));
     let any = best(&mut outcome.rows.iter());
     let says = |figure: f64, around: [&str; 2]| {
         [format!("{figure:.3}"), format!("{figure:.2}")].iter().any(|x| html.contains(&around.join(x)))
@@ -165,7 +174,7 @@ fn every_row_and_figure_is_there_and_nothing_is_fetched() {
     assert!(says(even, ["<em>", " times</em> the average work instead of"]));
     assert!(says(any, ["and ", " times with the exact one."]));
 
-    // No address, no script, no resource; both colour schemes and print are thought of.
+    // The page has no address, no script and no resource. It supports both colour schemes and print.
     for never in [
         "http:",
         "https:",
@@ -187,17 +196,18 @@ fn every_row_and_figure_is_there_and_nothing_is_fetched() {
     {
         assert!(html.contains(once), "{once}");
     }
-    // Words for screen readers stay inside what scrolls, so that a phone shows a page of its own width.
+    // Texts for screen readers stay inside the scrolling part, so that a phone shows the page at its own
+    // width.
     assert!(html.contains(".wide { position: relative;"));
     assert!(!html.contains("every rank within 3 % of the average"));
-    // Every figure has words, or is said to be decoration.
+    // Every figure has a description, or is marked as decoration.
     let figures = html.matches("<svg ").count() - html.matches("preserveAspectRatio").count();
     assert_eq!(
         figures,
         html.matches("role=\"img\" aria-label=").count() + html.matches("aria-hidden").count()
     );
 
-    let again = Page {
+    let again = SimulationPage {
         title: "small: what balances it".into(),
         command: "evenkeel simulate small.csv --ranks 8 --report r.html".into(),
         trace: &trace,
@@ -205,7 +215,7 @@ fn every_row_and_figure_is_there_and_nothing_is_fetched() {
         outcome: &outcome,
         replayed: &[],
     };
-    assert_eq!(html, again.html(), "the same input gives the same bytes");
+    assert_eq!(html, again.to_html(), "the same input gives the same bytes");
     assert!(html.len() < 150_000, "{} bytes", html.len());
 }
 
@@ -220,9 +230,9 @@ fn names_from_outside_stay_text() {
         }
     }
     std::fs::write(&file, csv).unwrap();
-    let trace = evenkeel::trace::read(&[file], &ReadOptions::default(), &()).unwrap();
+    let trace = evenkeel_trace::read(&[file], &ReadOptions::default(), &()).unwrap();
     let cluster = Cluster::new(2, 1, 4, 2).unwrap();
-    let mut outcome = outcome(&trace, cluster, &["contiguous", "eplb"], &[Method::Even]);
+    let mut outcome = outcome(&trace, cluster, &["contiguous", "eplb"], &[SplitMethod::Even]);
     let hostile = "lplb:</title></style><script>alert(1)</script>\u{202e}\"'&amp;.json";
     for planned in &mut outcome.planned {
         planned.policy = hostile.into();
@@ -230,7 +240,8 @@ fn names_from_outside_stay_text() {
     let title = "</title><script>alert(1)</script>".to_owned();
     let command = "evenkeel simulate '</code><svg onload=alert(1)>' \u{1b}[2J".to_owned();
     let html =
-        Page { title, command, trace: &trace, cluster: &cluster, outcome: &outcome, replayed: &[] }.html();
+        SimulationPage { title, command, trace: &trace, cluster: &cluster, outcome: &outcome, replayed: &[] }
+            .to_html();
     well_formed(&html).unwrap();
     for never in ["<script", "<img", "<svg onload", "\u{202e}", "\u{1b}"] {
         assert!(!html.contains(never), "{never}");
@@ -243,23 +254,27 @@ fn names_from_outside_stay_text() {
 fn large_groups_stay_small_files() {
     let deep = trace(&(3..61).collect::<Vec<_>>(), 256, 8, 65_536.0);
     let cluster = Cluster::new(64, 8, 256, 64).unwrap();
-    let result =
-        outcome(&deep, cluster, &["contiguous", "eplb", "lplb:ring"], &[Method::Even, Method::Exact]);
+    let result = outcome(
+        &deep,
+        cluster,
+        &["contiguous", "eplb", "lplb:ring"],
+        &[SplitMethod::Even, SplitMethod::Exact],
+    );
     let html = page("deep", &deep, &cluster, &result);
     assert!(html.len() < 300_000, "{} bytes", html.len());
     assert!(html.contains(">3</text>") && html.contains("layer 60:"), "real layer ids");
 
     let all = trace(&(0..61).collect::<Vec<_>>(), 256, 4, 262_144.0);
     let cluster = Cluster::new(288, 36, 256, 32).unwrap();
-    let result = outcome(&all, cluster, &["contiguous", "eplb"], &[Method::Even, Method::Exact]);
+    let result = outcome(&all, cluster, &["contiguous", "eplb"], &[SplitMethod::Even, SplitMethod::Exact]);
     let html = page("wide", &all, &cluster, &result);
     assert!(html.len() < 600_000, "{} bytes", html.len());
     assert!(html.contains("288 columns"));
 
-    // Beyond what can be told apart, neighbours are joined.
+    // Panels with more cells than can be distinguished are merged.
     let tall = trace(&(0..170).collect::<Vec<_>>(), 8, 3, 65_536.0);
     let cluster = Cluster::new(1024, 1, 8, 1016).unwrap();
-    let result = outcome(&tall, cluster, &["contiguous", "eplb"], &[Method::Even]);
+    let result = outcome(&tall, cluster, &["contiguous", "eplb"], &[SplitMethod::Even]);
     let html = page("joined", &tall, &cluster, &result);
     assert!(html.contains("256 columns") && html.contains("85 lines"));
     assert!(html.len() < 1_000_000, "{} bytes", html.len());
@@ -270,19 +285,19 @@ fn small_and_odd_cases_have_their_page() {
     // One layer, one rank, one row.
     let one = trace(&[7], 4, 3, 100.0);
     let cluster = Cluster::new(1, 1, 4, 0).unwrap();
-    let result = outcome(&one, cluster, &["contiguous"], &[Method::Exact]);
+    let result = outcome(&one, cluster, &["contiguous"], &[SplitMethod::Exact]);
     let html = page("one", &one, &cluster, &result);
     assert!(html.contains("1.000 times</em> the average work.") && !html.contains("instead of"));
     assert!(html.contains("Only contiguous, exact was judged"));
-    // A panel of one colour says so; it would look empty.
+    // A panel of one colour would look empty, so a text explains it.
     assert!(html.contains("every rank within 3 % of the average") && html.contains("no rank stands out"));
     assert_eq!(html.matches("class=\"plot heat\"").count(), 1);
 
-    // A row that nothing beats.
-    let result = outcome(&one, cluster, &["contiguous", "eplb"], &[Method::Even]);
+    // No other row is better.
+    let result = outcome(&one, cluster, &["contiguous", "eplb"], &[SplitMethod::Even]);
     assert!(page("tie", &one, &cluster, &result).contains("None of the 2 rows judged does better"));
 
-    // An idle layer, a layer that falls idle in the part judged on, and a batch without tokens.
+    // An idle layer, a layer that is idle in the judged part, and a batch without tokens.
     let mut loads = vec![];
     for step in 0..10u64 {
         loads.extend([0, 0, 0, 0]);
@@ -292,39 +307,48 @@ fn small_and_odd_cases_have_their_page() {
     let steps = (0..10).map(|s| s.to_string()).collect();
     let idle = Trace::from_loads(4, vec![0, 1, 2], steps, loads).unwrap();
     let cluster = Cluster::new(2, 2, 4, 2).unwrap();
-    let result = outcome(&idle, cluster, &["contiguous", "eplb"], &[Method::Even, Method::Exact]);
+    let result = outcome(&idle, cluster, &["contiguous", "eplb"], &[SplitMethod::Even, SplitMethod::Exact]);
     let html = page("idle", &idle, &cluster, &result);
     assert!(html.contains("1 layer without tokens left out") && html.contains("layer 1: no tokens"));
     assert!(!html.contains("NaN") && !html.contains("inf<"));
 
-    // Nothing at all in the part judged on.
+    // A judged part without tokens gives no outcome.
     let loads = vec![4, 3, 2, 1, 0, 0, 0, 0];
     let quiet = Trace::from_loads(4, vec![0], vec!["a".into(), "b".into()], loads).unwrap();
-    let result = outcome(&quiet, cluster, &["contiguous"], &[Method::Even]);
-    assert!(page("quiet", &quiet, &cluster, &result).contains("Nothing was judged."));
+    let config = SimulationConfig::first_part(&quiet, cluster, vec![SplitMethod::Even], 0.4).unwrap();
+    let policies = [place::policy("contiguous", 1, &cluster).unwrap()];
+    assert!(simulate(&quiet, &config, &policies, &()).is_err());
 }
 
 #[test]
 fn replayed_planning_shows_what_moves_buy() {
     let trace = trace(&[3, 4], 16, 40, 4096.0);
     let cluster = Cluster::new(4, 1, 16, 4).unwrap();
-    let config = Config::first_part(&trace, cluster, vec![Method::Even, Method::Exact], 0.4).unwrap();
+    let config =
+        SimulationConfig::first_part(&trace, cluster, vec![SplitMethod::Even, SplitMethod::Exact], 0.4)
+            .unwrap();
     let policies: Vec<_> =
         ["contiguous", "eplb"].iter().map(|name| place::policy(name, 1, &cluster).unwrap()).collect();
-    let how = Replay { every: 4, window: Window::Last(6), max_moves: vec![1, 2], pays: None };
-    let replayed = replay(&trace, &config, &how, &policies, &()).unwrap();
+    let how = ReplayOptions { every: 4, window: HistoryWindow::Last(6), max_moves: vec![1, 2], pays: None };
+    let replayed = replay_trace(&trace, &config, &how, &policies, &()).unwrap();
     let outcome = simulate(&trace, &config, &policies, &()).unwrap();
-    let (title, command) = ("moves".to_owned(), "evenkeel simulate t.csv --replan-every 4".to_owned());
-    let page =
-        Page { title, command, trace: &trace, cluster: &cluster, outcome: &outcome, replayed: &replayed };
-    let html = page.html();
+    let (title, command) = ("moves".to_owned(), "evenkeel simulate replay t.csv --replan-every 4".to_owned());
+    let page = SimulationPage {
+        title,
+        command,
+        trace: &trace,
+        cluster: &cluster,
+        outcome: &outcome,
+        replayed: &replayed,
+    };
+    let html = page.to_html();
     well_formed(&html).unwrap();
-    // Two policies, five paces each, of the exact split only.
+    // Two policies have five paces each, of the exact split only.
     assert_eq!(
         html.matches("moves per re-planning</title>").count() + html.matches("few moves</title>").count(),
         10
     );
     assert_eq!(html.matches("class=\"s1 full\"").count(), 4);
-    assert!(html.contains("What moves buy") && html.contains("at most 2 per layer"));
+    assert!(html.contains("The gain of moves") && html.contains("at most 2 per layer"));
     assert!(!html.contains("NaN"));
 }

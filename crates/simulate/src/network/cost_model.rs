@@ -1,16 +1,16 @@
-//! How long a layer takes, from who sends what to whom and what every rank serves.
+//! The time of a layer, from its traffic and the loads of its ranks.
 //!
-//! In: a [`Traffic`] and the quotas of a batch. Out: a [`LayerTime`]. Between two exchanges everybody waits for the slowest rank:
-//! a layer is the sum of the counts' exchange, dispatch, the experts of the slowest rank, combine, and what does not depend on
-//! the plan. Where two halves of a batch take turns, one computing while the other communicates, it is twice the longer of
-//! both.
+//! Input is a [`RowTraffic`] and the quotas of a batch. Output is a [`LayerTime`]. Between two exchanges all
+//! ranks wait for the slowest one. A layer is therefore a sum: exchange of counts, dispatch, experts of the
+//! slowest rank, combine, and time independent of the plan. With overlap, one half of a batch computes while
+//! the other half communicates, and the layer takes twice the longer of both.
 
-use super::traffic::{Flow, OneCopyPer, RankFlow, Traffic};
-use crate::cluster::{Cluster, Link, Network};
-use crate::split::Roofline;
+use super::traffic::{RankFlow, RowAggregation, RowTraffic, TrafficFlow};
+use evenkeel::cluster::{Cluster, LinkParameters, Network};
+use evenkeel::split::Roofline;
 use std::str::FromStr;
 
-/// What the numbers of a row are sent in.
+/// The number format of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RowFormat {
     /// 8-bit floating point with a scale of four bytes for every 128 numbers, as DeepSeek-V3 sends it.
@@ -22,8 +22,8 @@ pub enum RowFormat {
 }
 
 impl RowFormat {
-    /// Bytes of a row of so many numbers.
-    pub fn bytes(self, width: u64) -> u64 {
+    /// Returns the bytes of a row of `width` numbers.
+    pub fn row_bytes(self, width: u64) -> u64 {
         match self {
             RowFormat::Fp8 => width + 4 * width.div_ceil(128),
             RowFormat::Bf16 => 2 * width,
@@ -45,87 +45,87 @@ impl FromStr for RowFormat {
     }
 }
 
-/// Bytes of what travels.
+/// The bytes of each message part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowBytes {
     /// A row on its way to its experts.
     pub dispatch: u64,
     /// A result on its way back.
     pub combine: u64,
-    /// What goes along with a row for every visit: slot and weight.
+    /// The data that accompanies a row for every visit: slot and weight.
     pub visit: u64,
     /// A rank's count of one expert.
     pub count: u64,
 }
 
 impl RowBytes {
-    /// Rows of this width, dispatched and combined in these formats; slots (8), weights (4) and counts (8) as
-    /// [`exec`](crate::exec) sends them.
-    pub fn of(width: u64, [dispatch, combine]: [RowFormat; 2]) -> Self {
-        Self { dispatch: dispatch.bytes(width), combine: combine.bytes(width), visit: 12, count: 8 }
+    /// Returns the bytes for rows of this width, dispatched and combined in these formats. Slots and weights
+    /// (8 + 4 bytes) and counts (8 bytes) have the sizes that the executor sends.
+    pub fn for_width(width: u64, [dispatch, combine]: [RowFormat; 2]) -> Self {
+        Self { dispatch: dispatch.row_bytes(width), combine: combine.row_bytes(width), visit: 12, count: 8 }
     }
 }
 
-/// What a layer's time is made of, beside the batch.
+/// The parameters of a layer's time, apart from the batch.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Pace {
-    /// What lies between the ranks.
+pub struct StepCostModel {
+    /// The network between the ranks.
     pub network: Network,
-    /// How often a row is sent.
-    pub one_copy: OneCopyPer,
-    /// What it weighs.
+    /// The number of times that a row is sent.
+    pub one_copy: RowAggregation,
+    /// The bytes of each message part.
     pub bytes: RowBytes,
-    /// What an expert takes.
+    /// The time of an expert.
     pub expert: Roofline,
-    /// Routed experts of a layer, `E`.
+    /// The number of routed experts of a layer, `E`.
     pub experts: usize,
-    /// Of them, those that a token visits.
+    /// The number of routed experts that a token visits.
     pub top_k: usize,
-    /// Shared experts, which every rank runs on its own tokens.
+    /// The number of shared experts, which every rank runs on its own tokens.
     pub shared: usize,
-    /// MoE layers of the model, to which those of the trace are scaled.
+    /// The number of MoE layers of the model, to which those of the trace are scaled.
     pub layers: usize,
     /// Microseconds of a layer that do not depend on the plan: attention, router, norms.
     pub other_us: f64,
-    /// Whether the halves of a batch take turns.
+    /// Flag that is set if the halves of a batch overlap.
     pub overlap: bool,
 }
 
-/// Microseconds of one layer.
+/// The times of one layer, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LayerTime {
-    /// Exchange of the counts.
+    /// The exchange of the counts.
     pub counts: f64,
-    /// Rows to their experts.
+    /// The rows on their way to their experts.
     pub dispatch: f64,
-    /// Experts of the slowest rank.
+    /// The experts of the slowest rank.
     pub experts: f64,
-    /// Results back.
+    /// The results on their way back.
     pub combine: f64,
-    /// Shared experts and what was given.
+    /// The shared experts, and `other_us`.
     pub other: f64,
-    /// All of it, overlapped where that was asked for.
+    /// The total, with overlap if requested.
     pub total: f64,
-    /// What of that is communication that nothing hides.
+    /// The exposed communication in the total.
     pub exposed: f64,
-    /// The total if every rank had the mean of all.
+    /// The total if every rank had the mean load.
     pub balanced: f64,
 }
 
 impl LayerTime {
-    /// Exchanges, hidden or not.
-    pub fn communication(&self) -> f64 {
+    /// Returns the time of all exchanges, hidden or not.
+    pub fn communication_us(&self) -> f64 {
         self.counts + self.dispatch + self.combine
     }
 }
 
-impl Pace {
-    /// The time of a batch: its traffic, tokens per slot `[R * S]`, tokens of all ranks; `planned` says whether ranks have to tell
-    /// each other their counts.
-    pub fn layer(
+impl StepCostModel {
+    /// Returns the time of a batch from its traffic, the tokens per slot `[R * S]`, and the tokens of all
+    /// ranks. `planned` states whether ranks exchange their counts.
+    pub fn layer_time(
         &self,
         cluster: &Cluster,
-        traffic: &Traffic,
+        traffic: &RowTraffic,
         quotas: &[u64],
         tokens: f64,
         planned: bool,
@@ -134,7 +134,7 @@ impl Pace {
         let each = tokens / cluster.ranks() as f64;
         let shared = self.shared as f64 * self.expert_us((each / parts).ceil() as u64);
         let other = self.other_us / parts + shared;
-        let counts = if planned { self.counts_us(cluster, traffic.per_node()) } else { 0.0 };
+        let counts = if planned { self.counts_us(cluster, traffic.ranks_per_node()) } else { 0.0 };
         let slots = cluster.slots_per_rank().max(1);
         let of_rank = |quotas: &[u64]| -> f64 {
             quotas.iter().map(|&quota| self.expert_us((quota as f64 / parts).ceil() as u64)).sum()
@@ -144,7 +144,7 @@ impl Pace {
         let experts = experts.into_iter().fold(0.0, f64::max);
         let exchange = |bytes: u64, visit: u64| {
             let us = |ranks: &[RankFlow]| self.exchange_us(cluster, traffic, ranks, [bytes, visit], parts);
-            (us(&traffic.ranks), us(&vec![traffic.mean(); traffic.ranks.len()]))
+            (us(&traffic.ranks), us(&vec![traffic.mean_flow(); traffic.ranks.len()]))
         };
         let (dispatch, mean_dispatch) = exchange(self.bytes.dispatch, self.bytes.visit);
         let (combine, mean_combine) = exchange(self.bytes.combine, 0);
@@ -165,37 +165,39 @@ impl Pace {
     }
 
     fn expert_us(&self, tokens: u64) -> f64 {
-        self.expert.cost(tokens).unwrap_or(u64::MAX) as f64 / 1e6
+        self.expert.piece_cost(tokens).unwrap_or(u64::MAX) as f64 / 1e6
     }
 
-    /// One part of a batch: rows and what goes along with each of their visits.
+    /// Returns the time to exchange one part of a batch: the rows, and the data of each of their visits.
     fn exchange_us(
         &self,
         cluster: &Cluster,
-        traffic: &Traffic,
+        traffic: &RowTraffic,
         ranks: &[RankFlow],
         [row, visit]: [u64; 2],
         parts: f64,
     ) -> f64 {
-        let per_node = traffic.per_node();
-        let bytes = |flow: [Flow; 2]| {
-            let of = |flow: Flow| (flow.rows * row as f64 + flow.visits * visit as f64) / parts;
+        let per_node = traffic.ranks_per_node();
+        let bytes = |flow: [TrafficFlow; 2]| {
+            let of = |flow: TrafficFlow| (flow.rows * row as f64 + flow.visits * visit as f64) / parts;
             of(flow[0]).max(of(flow[1]))
         };
         let inside = per_node - 1;
         let outside = match traffic.one_copy() {
-            OneCopyPer::Node => cluster.nodes() - 1,
+            RowAggregation::Node => cluster.nodes() - 1,
             _ => cluster.ranks() - per_node,
         };
-        let link = |link: &Link, messages: usize, flow: [Flow; 2]| link.us(messages as f64, bytes(flow));
+        let link = |link: &LinkParameters, messages: usize, flow: [TrafficFlow; 2]| {
+            link.exchange_us(messages as f64, bytes(flow))
+        };
         let mut slowest: f64 = 0.0;
         for node in ranks.chunks(per_node) {
             for rank in node {
                 let us = link(&self.network.node, inside, rank.node);
                 slowest = slowest.max(us).max(link(&self.network.cross, outside, rank.cross));
             }
-            let together = |flows: fn(&RankFlow) -> [Flow; 2]| {
-                let mut sum = [Flow::default(); 2];
+            let together = |flows: fn(&RankFlow) -> [TrafficFlow; 2]| {
+                let mut sum = [TrafficFlow::default(); 2];
                 for rank in node {
                     sum.iter_mut().zip(flows(rank)).for_each(|(sum, flow)| *sum += flow);
                 }
@@ -207,17 +209,18 @@ impl Pace {
         slowest
     }
 
-    /// Everybody's counts to everybody; with one copy per node first between the ranks of the same place, then inside nodes.
+    /// Returns the time of the all-gather of counts. With one copy per node, ranks at the same position of
+    /// their nodes exchange first, then the ranks inside each node.
     fn counts_us(&self, cluster: &Cluster, per_node: usize) -> f64 {
         let (ranks, nodes) = (cluster.ranks(), cluster.nodes());
         let own = (self.bytes.count * self.experts as u64) as f64;
-        let us = |link: &Link, peers: usize, each: f64, sharing: usize| {
+        let us = |link: &LinkParameters, peers: usize, each: f64, sharing: usize| {
             let bytes = peers as f64 * each;
-            link.us(peers as f64, bytes).max(link.node_us(bytes * sharing as f64))
+            link.exchange_us(peers as f64, bytes).max(link.node_us(bytes * sharing as f64))
         };
         let (node, cross) = (&self.network.node, &self.network.cross);
         match self.one_copy {
-            OneCopyPer::Node => {
+            RowAggregation::Node => {
                 us(cross, nodes - 1, own, per_node) + us(node, per_node - 1, own * nodes as f64, per_node)
             }
             _ => us(cross, ranks - per_node, own, per_node).max(us(node, per_node - 1, own, per_node)),

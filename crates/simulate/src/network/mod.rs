@@ -1,112 +1,125 @@
-//! What a step would take on a network: dispatch, experts, combine, and what communication and imbalance are of that.
+//! Predicts step time on a network model (dispatch, experts, combine), and the shares of communication and
+//! imbalance in it.
 //!
-//! In: a trace, the placements of a simulation, a [`Pace`]. Out: one [`Predicted`] per policy and split. Rows are counted token
-//! by token where the trace holds ids, and expected where it holds counts (`expected`). docs/network.md has the formulas, and
-//! how far measurements are from them.
+//! Input is a trace, the placements of a simulation, and a [`StepCostModel`]. Output is one
+//! [`StepPrediction`] per policy and split. Rows are counted token by token if the trace holds ids, and
+//! expected if it holds counts (`expected`). docs/network.md has the formulas, and the deviations from
+//! measurements.
 
-mod choice;
-mod expected;
-mod time;
+mod cost_model;
+mod expected_traffic;
+mod routing_model;
 mod traffic;
 
-pub use choice::Choice;
-pub use time::{LayerTime, Pace, RowBytes, RowFormat};
-pub use traffic::{Flow, OneCopyPer, RankFlow, Traffic};
+pub use cost_model::{LayerTime, RowBytes, RowFormat, StepCostModel};
+pub use routing_model::RoutingModel;
+pub use traffic::{RankFlow, RowAggregation, RowTraffic, TrafficFlow};
 
-use super::locality::{count, parts};
-use super::{Config, Outcome, Progress, SimulateError, Summary};
-use crate::cluster::Cluster;
-use crate::place::Placement;
-use crate::planner::{Planner, PlannerError};
-use crate::split::{Method, Split, SplitError, Splitter};
-use crate::trace::{TokenTrace, Trace};
+use super::locality::{count_experts, split_by_source};
+use super::{SimulationConfig, SimulationResult};
+use evenkeel::cluster::Cluster;
+use evenkeel::evaluate::{EvaluateError, Progress, SummaryStats};
+use evenkeel::place::Placement;
+use evenkeel::planner::{Planner, PlannerError};
+use evenkeel::split::{Split, SplitError, SplitMethod, Splitter};
+use evenkeel::trace::{TokenTrace, Trace};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Where the batches come from.
+/// The source of the batches.
 #[derive(Debug, Clone, Copy)]
-pub enum Batches<'a> {
-    /// Token by token: rows are counted.
+pub enum PredictionInput<'a> {
+    /// Token ids, from which rows are counted.
     Tokens(&'a TokenTrace),
-    /// Counts: rows are expected.
+    /// Counts, from which rows are expected.
     Counts(&'a Trace),
 }
 
-/// What one policy with one split would take.
+/// The prediction for one policy with one split.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Predicted {
-    /// Index into [`Outcome::planned`].
+pub struct StepPrediction {
+    /// The index into [`SimulationResult::planned`].
     pub planned: usize,
-    /// How batches were split.
-    pub method: Method,
-    /// Microseconds per step, of all layers of the model.
-    pub step_us: Summary,
+    /// The split method.
+    pub method: SplitMethod,
+    /// Microseconds per step, over all layers of the model.
+    pub step_us: SummaryStats,
     /// Tokens of all ranks per second.
     pub tokens_per_s: f64,
     /// Tokens per step.
     pub tokens: f64,
-    /// The mean layer, microseconds.
+    /// The mean times of a layer, in microseconds.
     pub layer: LayerTime,
-    /// Rows that a rank sends in dispatch, in the mean: inside its node, to other nodes.
+    /// The mean rows that a rank sends in dispatch: inside its node, and to other nodes.
     pub rows: [f64; 2],
-    /// Steps.
+    /// The number of steps.
     pub steps: usize,
 }
 
-impl Predicted {
-    /// What communication that nothing hides is of a step.
-    pub fn communication(&self) -> f64 {
+impl StepPrediction {
+    /// Returns the share of a step that is exposed communication.
+    pub fn communication_share(&self) -> f64 {
         self.layer.exposed / self.layer.total.max(f64::MIN_POSITIVE)
     }
 
-    /// What of a step would be saved if all ranks carried alike.
-    pub fn lost(&self) -> f64 {
+    /// Returns the share of a step that equal loads of all ranks would save.
+    pub fn imbalance_share(&self) -> f64 {
         1.0 - self.layer.balanced / self.layer.total.max(f64::MIN_POSITIVE)
     }
 }
 
 /// One batch of one layer.
 #[derive(Debug, Clone, Copy, Default)]
-struct One {
+struct BatchPrediction {
     time: LayerTime,
     tokens: f64,
     rows: [f64; 2],
 }
 
-/// Predicts all judged steps for every row of `outcome`, which is of the same trace.
+/// Predicts all judged steps for every row of `outcome`, which has to come from the same trace.
 ///
 /// # Errors
-/// When a split fails, or tokens cannot be redirected.
-pub fn predict(
-    batches: Batches<'_>,
-    config: &Config,
-    outcome: &Outcome,
-    pace: &Pace,
+/// Fails if a split fails, or if tokens cannot be redirected.
+pub fn predict_steps(
+    batches: PredictionInput<'_>,
+    config: &SimulationConfig,
+    outcome: &SimulationResult,
+    pace: &StepCostModel,
     progress: &dyn Progress,
-) -> Result<Vec<Predicted>, SimulateError> {
+) -> Result<Vec<StepPrediction>, EvaluateError> {
     let done = AtomicUsize::new(0);
     let total = outcome.rows.len() * outcome.layers.len();
-    let row = |planned: usize, method: Method| {
-        let layers: Vec<Vec<One>> = outcome
+    let row = |planned: usize, method: SplitMethod| {
+        let layers: Vec<Vec<BatchPrediction>> = outcome
             .layers
             .par_iter()
             .zip(&outcome.planned[planned].placements)
             .map(|(&layer, placement)| {
                 let all = match batches {
-                    Batches::Tokens(tokens) => counted(tokens, config, layer, placement, method, pace),
-                    Batches::Counts(trace) => expected(trace, config, layer, placement, method, pace),
+                    PredictionInput::Tokens(tokens) => {
+                        predict_tokens(tokens, config, layer, placement, method, pace)
+                    }
+                    PredictionInput::Counts(trace) => {
+                        predict_counts(trace, config, layer, placement, method, pace)
+                    }
                 };
-                progress.layers(done.fetch_add(1, Ordering::Relaxed) + 1, total);
+                progress.report_layers(done.fetch_add(1, Ordering::Relaxed) + 1, total);
                 all
             })
-            .collect::<Result<_, SimulateError>>()?;
-        Ok(summed(planned, method, &layers, pace, &config.cluster))
+            .collect::<Result<_, EvaluateError>>()?;
+        Ok(sum_layers(planned, method, &layers, pace, &config.cluster))
     };
     outcome.rows.iter().map(|of| row(of.planned, of.method)).collect()
 }
 
-/// All layers, step by step.
-fn summed(planned: usize, method: Method, layers: &[Vec<One>], pace: &Pace, cluster: &Cluster) -> Predicted {
+/// Sums all layers, step by step.
+fn sum_layers(
+    planned: usize,
+    method: SplitMethod,
+    layers: &[Vec<BatchPrediction>],
+    pace: &StepCostModel,
+    cluster: &Cluster,
+) -> StepPrediction {
     let steps = layers.first().map_or(0, Vec::len);
     let scale = pace.layers as f64 / layers.len().max(1) as f64;
     let (mut step_us, mut tokens) = (Vec::with_capacity(steps), 0.0);
@@ -121,26 +134,26 @@ fn summed(planned: usize, method: Method, layers: &[Vec<One>], pace: &Pace, clus
         step_us.push(scale * of_step().map(|one| one.time.total).sum::<f64>());
         for one in of_step() {
             batches += 1.0;
-            mean = plus(mean, one.time, 1.0);
+            mean = add_scaled(mean, one.time, 1.0);
             rows = [rows[0] + one.rows[0], rows[1] + one.rows[1]];
         }
     }
     let seconds = step_us.iter().sum::<f64>() / 1e6;
     let count = step_us.len();
     let each = if batches > 0.0 { 1.0 / batches } else { 0.0 };
-    Predicted {
+    StepPrediction {
         planned,
         method,
-        step_us: Summary::of(step_us),
+        step_us: SummaryStats::from_values(step_us),
         tokens_per_s: if seconds > 0.0 { tokens / seconds } else { 0.0 },
         tokens: tokens / count.max(1) as f64,
-        layer: plus(LayerTime::default(), mean, each),
+        layer: add_scaled(LayerTime::default(), mean, each),
         rows: rows.map(|rows| rows * each / cluster.ranks() as f64),
         steps: count,
     }
 }
 
-fn plus(sum: LayerTime, time: LayerTime, times: f64) -> LayerTime {
+fn add_scaled(sum: LayerTime, time: LayerTime, times: f64) -> LayerTime {
     LayerTime {
         counts: sum.counts + times * time.counts,
         dispatch: sum.dispatch + times * time.dispatch,
@@ -153,81 +166,90 @@ fn plus(sum: LayerTime, time: LayerTime, times: f64) -> LayerTime {
     }
 }
 
-/// One layer of a trace of counts.
-fn expected(
+/// Returns the batches of one layer of a trace of counts.
+fn predict_counts(
     trace: &Trace,
-    config: &Config,
+    config: &SimulationConfig,
     layer: usize,
     placement: &Placement,
-    method: Method,
-    pace: &Pace,
-) -> Result<Vec<One>, SimulateError> {
+    method: SplitMethod,
+    pace: &StepCostModel,
+) -> Result<Vec<BatchPrediction>, EvaluateError> {
     let failed = |step: usize| {
         let (layer, step) = (trace.layers()[layer], trace.steps()[step].clone());
-        move |source: SplitError| SimulateError::Split { layer, step, source }
+        move |source: SplitError| EvaluateError::Split { layer, step, source }
     };
     let mut splitter = Splitter::on_nodes(placement.clone(), method, config.cluster.nodes())
         .map_err(failed(config.judge_on.start))?;
-    let planned = planned(placement, method);
-    let (mut split, mut traffic) = (Split::default(), Traffic::new(&config.cluster, pace.one_copy));
+    let planned = exchanges_counts(placement, method);
+    let (mut split, mut traffic) = (Split::default(), RowTraffic::new(&config.cluster, pace.one_copy));
     let batch = |step: usize| {
         let loads = trace.loads(step, layer);
         if loads.iter().all(|&load| load == 0) {
-            return Ok(One::default());
+            return Ok(BatchPrediction::default());
         }
         splitter.split(loads, &mut split).map_err(failed(step))?;
-        let choice = Choice::of(loads, pace.top_k);
-        expected::expect(&choice, placement, &split.quotas, &config.cluster, &mut traffic);
-        Ok(one(pace, &config.cluster, &traffic, &split.quotas, choice.tokens(), planned))
+        let choice = RoutingModel::from_loads(loads, pace.top_k);
+        expected_traffic::estimate_traffic(&choice, placement, &split.quotas, &config.cluster, &mut traffic);
+        Ok(predict_batch(pace, &config.cluster, &traffic, &split.quotas, choice.token_count(), planned))
     };
     config.judge_on.clone().map(batch).collect()
 }
 
-/// One layer of a trace of tokens; a batch's tokens belong to the ranks in equal consecutive parts.
-fn counted(
+/// Returns the batches of one layer of a trace of tokens. The ranks own equal consecutive parts of a batch's
+/// tokens.
+fn predict_tokens(
     tokens: &TokenTrace,
-    config: &Config,
+    config: &SimulationConfig,
     layer: usize,
     placement: &Placement,
-    method: Method,
-    pace: &Pace,
-) -> Result<Vec<One>, SimulateError> {
+    method: SplitMethod,
+    pace: &StepCostModel,
+) -> Result<Vec<BatchPrediction>, EvaluateError> {
     let (trace, cluster, top_k) = (tokens.trace(), config.cluster, tokens.top_k());
     let failed = |step: usize| {
         let (layer, step) = (trace.layers()[layer], trace.steps()[step].clone());
-        move |source: PlannerError| SimulateError::Redirect { layer, step, source: Box::new(source) }
+        move |source: PlannerError| EvaluateError::Redirect { layer, step, source: Box::new(source) }
     };
     let mut planner =
-        Planner::by(placement.clone(), cluster, method).map_err(failed(config.judge_on.start))?;
-    let planned = planned(placement, method);
-    let mut traffic = Traffic::new(&cluster, pace.one_copy);
+        Planner::with_method(placement.clone(), cluster, method).map_err(failed(config.judge_on.start))?;
+    let planned = exchanges_counts(placement, method);
+    let mut traffic = RowTraffic::new(&cluster, pace.one_copy);
     let batch = |step: usize| {
-        let ids = tokens.ids(step, layer);
-        let parts = parts(&ids, top_k, cluster.ranks());
-        let counts: Vec<u64> = parts.iter().flat_map(|part| count(part, placement.experts())).collect();
+        let ids = tokens.expert_ids(step, layer);
+        let parts = split_by_source(&ids, top_k, cluster.ranks());
+        let counts: Vec<u64> =
+            parts.iter().flat_map(|part| count_experts(part, placement.experts())).collect();
         let visiting = ids.chunks(top_k.max(1)).filter(|token| token.iter().any(|&id| id >= 0)).count();
         if visiting == 0 {
-            return Ok(One::default());
+            return Ok(BatchPrediction::default());
         }
         let quotas = planner.split(&counts).map_err(failed(step))?.quotas.clone();
         traffic.clear();
         for (source, part) in parts.iter().enumerate() {
             let slots = planner.redirect(part, source).map_err(failed(step))?;
-            traffic.add(&slots, top_k, source, placement.slots_per_rank());
+            traffic.add_source(&slots, top_k, source, placement.slots_per_rank());
         }
-        Ok(one(pace, &cluster, &traffic, &quotas, visiting as f64, planned))
+        Ok(predict_batch(pace, &cluster, &traffic, &quotas, visiting as f64, planned))
     };
     config.judge_on.clone().map(batch).collect()
 }
 
-fn one(pace: &Pace, cluster: &Cluster, traffic: &Traffic, quotas: &[u64], tokens: f64, planned: bool) -> One {
-    let time = pace.layer(cluster, traffic, quotas, tokens, planned);
-    One { time, tokens, rows: traffic.rows() }
+fn predict_batch(
+    pace: &StepCostModel,
+    cluster: &Cluster,
+    traffic: &RowTraffic,
+    quotas: &[u64],
+    tokens: f64,
+    planned: bool,
+) -> BatchPrediction {
+    let time = pace.layer_time(cluster, traffic, quotas, tokens, planned);
+    BatchPrediction { time, tokens, rows: traffic.total_rows() }
 }
 
-/// Returns `true` if ranks exchange their counts: not if replicas are served evenly or by a stack's own rule,
-/// or there is one of each expert.
-fn planned(placement: &Placement, method: Method) -> bool {
-    !matches!(method, Method::Even | Method::Stack(_))
-        && (0..placement.experts()).any(|expert| placement.copies(expert).len() > 1)
+/// Returns `true` if ranks exchange their counts. They do not for an even split or the rule of a stack, nor
+/// if every expert has one replica.
+fn exchanges_counts(placement: &Placement, method: SplitMethod) -> bool {
+    !matches!(method, SplitMethod::Even | SplitMethod::Stack(_))
+        && (0..placement.experts()).any(|expert| placement.replicas(expert).len() > 1)
 }

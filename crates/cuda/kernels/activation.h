@@ -1,4 +1,5 @@
-// What stands between an expert's matrices (src/exec/cpu/ffn.rs), and what a job says about it.
+// Activations between an expert's matrices (crates/exec/src/cpu/ffn.rs), and the description of a matrix
+// product.
 #pragma once
 #include "bf16.h"
 
@@ -6,7 +7,7 @@ enum { NOTHING, SWIGLU, CLAMPED, RELU, GELU };
 
 EK_FN float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// With a gate: SWIGLU or CLAMPED.
+// Activations with a gate: SWIGLU or CLAMPED.
 EK_FN float gated(u32 which, float gate, float up) {
   const bool clamped = which == CLAMPED;
   if (clamped) {
@@ -16,24 +17,25 @@ EK_FN float gated(u32 which, float gate, float up) {
   return up * (gate * sigmoid(clamped ? 1.702f * gate : gate));
 }
 
-// Without: RELU, GELU (its tanh form) or NOTHING.
+// Activations without a gate: RELU, GELU (its tanh form) or NOTHING.
 EK_FN float plain(u32 which, float up) {
   if (which == RELU) return fmaxf(up, 0.0f);
   if (which == GELU) return 0.5f * up * (1.0f + tanhf(0.7978845608f * (up + 0.044715f * up * up * up)));
   return up;
 }
 
-// One matrix product per group of rows, all in one launch. Rows of group g are offsets[g] .. offsets[g + 1]; a group's
-// matrices lie in one piece of memory, its cell. All of a matrix' rows are `inner` long, a multiple of 8.
+// One matrix product per group of rows, all in one launch. Rows of group g are offsets[g] .. offsets[g + 1].
+// The matrices of a group are in one allocation, its cell. All rows of a matrix have length `inner`, a
+// multiple of 8.
 struct Job {
   const u32* offsets; // [groups + 1]
   const u64* cells;   // [groups], addresses
-  const u64* rows;    // addresses of the rows; null where they lie one behind the other from `base`
+  const u64* rows;    // addresses of the rows; null if they are consecutive from `base`
   const u16* base;
-  const float* scale; // per row, what the result counts; null for 1
+  const float* scale; // per row, the weight of the result; null for 1
   u16* out;           // [row][columns]
-  u64 first, second;  // where in a cell the matrix begins, and the one beside it: gate and up
-  u64 first_bias, second_bias; // where the f32 biases begin; 0 for none
+  u64 first, second;  // offsets in a cell of the matrix, and of its partner if paired: gate and up
+  u64 first_bias, second_bias; // offsets of the f32 biases; 0 for none
   u32 groups, inner, columns;
   u32 activation;
 };

@@ -1,4 +1,4 @@
-// bf16 numbers, two to a word, and floats as bits.
+// bf16 numbers, two per word, and floats as bits.
 #pragma once
 #include "team.h"
 
@@ -35,7 +35,7 @@ EK_FN float wide(u16 number) { return as_float((u32)number << 16); }
 EK_FN float wide_low(u32 pair) { return as_float(pair << 16); }
 EK_FN float wide_high(u32 pair) { return as_float(pair & 0xffff0000u); }
 
-// To the nearest, ties to even; what is no number stays none.
+// Rounds to the nearest, ties to even. NaN stays NaN.
 EK_FN u16 narrow(float value) {
   u32 bits = as_bits(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return (u16)((bits >> 16) | 0x40u);

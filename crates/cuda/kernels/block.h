@@ -1,5 +1,5 @@
-// A blocking flow along the levels of a search (solver/src/exact/block.rs). Its walks depend on each other, so one
-// lane walks them; most batches never come here.
+// A blocking flow along the levels of a search (solver/src/exact/blocking_flow.rs). Its walks depend on each
+// other, so one lane executes them. Most batches never need it.
 #pragma once
 #include "search.h"
 
@@ -9,7 +9,8 @@ template <class N> struct Walks {
   const Flow<N>& flow;
   u32 length;
 
-  // The next step one level up from a rank, by its current arcs; does not advance past the step it finds.
+  // Finds the next step one level up from a rank, by its current arcs. Does not advance past the step that it
+  // finds.
   EK_FN_MEMBER bool next_step(u32 rank) {
     const u32 *bounds = net.table(SEAT_BOUNDS), *seats = net.table(SEATS), two_places = 2 * net[TWO];
     const u32 above = m.level[rank] + 1;
@@ -41,20 +42,21 @@ template <class N> struct Walks {
     return true;
   }
 
-  // Extends the path, depth first, until it ends at a rank with slack; false if there is no such path.
+  // Extends the path, depth first, until it ends at a rank with slack. Returns false if there is no such
+  // path.
   EK_FN_MEMBER bool walk(u32 source) {
     EK_LOOP for (;;) {
       u32 at = length > 0 ? m.path_rank[length - 1] : source;
       if (flow.excess[at] < 0) return true;
       if (next_step(at)) continue;
-      // A dead end: never go there again.
+      // A dead end, which later walks must avoid.
       if (length == 0) return false;
       --length;
       m.level[at] = EK_NEVER;
     }
   }
 
-  // Moves as much as the path allows, then cuts the path back to before its first exhausted step.
+  // Moves as much as the path allows, then shortens the path to before its first exhausted step.
   EK_FN_MEMBER void push(u32 source) {
     if (length == 0) return;
     u32 sink = m.path_rank[length - 1];

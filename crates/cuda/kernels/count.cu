@@ -1,8 +1,9 @@
-// From top-k ids to tokens per expert: a histogram per chunk, then, expert by expert, the sum of the chunks before
-// each. The sums over all are the counts; those before a chunk let `map` number an expert's tokens in order.
+// Counts tokens per expert from top-k ids: a histogram per chunk, then, expert by expert, the sum of the
+// chunks before each. The sums over all chunks are the counts. With the sums before a chunk, `map` numbers an
+// expert's tokens in order.
 #include "tokens.h"
 
-// Histogram of one chunk into `histogram`, [experts]; ids that are neither an expert nor -1 are faults. `shared`
+// Computes the histogram of one chunk, [experts]. Ids that are neither an expert nor -1 are faults. `shared`
 // has room for one number per expert.
 template <class Id>
 EK_FN void count_chunk(Block team, u32* shared, const Id* ids, u64 n, u64 chunk, u32 experts, u32* histogram,
@@ -17,8 +18,8 @@ EK_FN void count_chunk(Block team, u32* shared, const Id* ids, u64 n, u64 chunk,
   EK_FOR(team, expert, experts) histogram[expert] = shared[expert];
 }
 
-// Turns the histograms [chunks][experts] of one expert into sums over the chunks before, and writes the sum over all.
-// `shared` has room for TILE numbers.
+// Replaces the histograms [chunks][experts] of one expert by sums over the chunks before, and writes the
+// total. `shared` has room for TILE numbers.
 EK_FN void count_before(Warp team, u32* shared, u32* histograms, u64 chunks, u32 experts, u32 expert, u32* counts) {
   u32 sum = 0;
   EK_LOOP for (u64 first = 0; first < chunks; first += EK_TILE) {

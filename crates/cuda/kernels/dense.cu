@@ -1,5 +1,5 @@
-// What stands around somebody else's matrix products (cuBLAS): rows brought together, the activation between the products,
-// biases and weights behind them.
+// Kernels around the matrix products of cuBLAS: gathering rows before them, the activation between them,
+// biases and weights after them.
 #include "activation.h"
 #include "tokens.h"
 
@@ -21,7 +21,8 @@ EK_KERNEL(256) ek_permute(const u64* rows, u32 count, u32 width, u16* out) {
   }
 }
 
-// `gate` and `up` [count][columns] to what goes into the last product; gate is null where there is none.
+// Computes the input of the last product from `gate` and `up` [count][columns]. `gate` is null if there is
+// none.
 EK_KERNEL(256)
 ek_activate(const Job job, const u16* gate, const u16* up, u32 count) {
   EK_ROWS(row, count) {
@@ -43,7 +44,7 @@ ek_activate(const Job job, const u16* gate, const u16* up, u32 count) {
   }
 }
 
-// Results [count][columns] in place: biases added, weights multiplied.
+// Adds biases to results [count][columns] and multiplies them by weights, in place.
 EK_KERNEL(256) ek_weigh(const Job job, u32 count) {
   EK_ROWS(row, count) {
     const u64 cell = job.cells[group_of(job.offsets, job.groups, (u32)row)];

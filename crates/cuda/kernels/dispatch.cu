@@ -1,28 +1,29 @@
-// From slots to rows: tokens packed per destination, and every visit's place among the rows of the rank that serves it.
+// Maps slots to rows: packs tokens per destination, and computes every visit's place among the rows of the
+// rank that serves it.
 //
-// A visit is one choice of one token. Visits of a slot are numbered source by source, and within a source in the order of its
-// choices; the rows of a rank are those of its slots, one slot after the other. Every source works out the places of its own
-// visits from the tokens per slot of all sources (which `count` counts and a gathering brings), and says them beside its
-// tokens; nobody sorts anything.
+// A visit is one choice of one token. Visits of a slot are numbered source by source, and within a source in
+// the order of its choices. The rows of a rank are those of its slots, one slot after the other. Every source
+// computes the places of its own visits from the tokens per slot of all sources, which `count` counts and an
+// all-gather distributes. It sends the places together with its tokens, so no rank has to sort.
 #include "bf16.h"
 #include "tokens.h"
 
-// What a rank reads of one source, by address.
+// The addresses at which a rank reads one source's data.
 struct Inbox {
   const i32* slots;     // [tokens * k], global slots; -1 for none
   const u32* places;    // [tokens * k]
   const float* weights; // [tokens * k]
-  const u32* rows;      // [tokens]: which row of the parcel a token is; null where rows are the tokens themselves
+  const u32* rows;      // [tokens]: row of each token in the parcel; null if rows are the tokens themselves
   const u16* tokens;    // the rows
 };
 
-// Without a plan an expert is served by its first copy.
+// Without a plan the first replica of an expert serves it.
 EK_FN void first_copy(u64 at, const i32* ids, const i32* first, i32* slots) {
   slots[at] = ids[at] < 0 ? -1 : first[ids[at]];
 }
 
-// One source's first place in every slot, and where the rows of every slot of this rank begin, [per_rank + 1]. `all` is
-// [ranks][slots]. `shared` has room for two numbers per slot.
+// Computes one source's first place in every slot, and the first row of every slot of this rank, [per_rank +
+// 1]. `all` is [ranks][slots]. `shared` has room for two numbers per slot.
 EK_FN void bases(Block team, u32* shared, const u32* all, u32 ranks, u32 per_rank, u32 own, u32* base, u32* offsets) {
   const u32 slots = ranks * per_rank;
   u32 *begins = shared, *before = shared + slots;
@@ -34,7 +35,7 @@ EK_FN void bases(Block team, u32* shared, const u32* all, u32 ranks, u32 per_ran
     }
     begins[slot] = sum;
   }
-  // From rows of a slot to rows before it.
+  // Turns the rows of each slot into the rows before it.
   EK_FOR(team, rank, ranks) {
     u32 sum = 0;
     for (u32 slot = rank * per_rank; slot < (rank + 1) * per_rank; ++slot) {
@@ -50,7 +51,8 @@ EK_FN void bases(Block team, u32* shared, const u32* all, u32 ranks, u32 per_ran
   }
 }
 
-// The places of one chunk of visits. `before` is this chunk's row of [chunks][slots]; `shared` has room for CHUNK numbers.
+// Computes the places of one chunk of visits. `before` is this chunk's row of [chunks][slots]; `shared` has
+// room for CHUNK numbers.
 EK_FN void place_chunk(Block team, u32* shared, const i32* slots, u64 n, u64 chunk, u32 all, const u32* before,
                        const u32* base, u32* places) {
   const u32 length = chunk_length(n, chunk);
@@ -74,8 +76,8 @@ EK_FN bool visits(const i32* slots, u32 token, u32 top_k, u32 first, u32 end) {
   return false;
 }
 
-// Which row of the parcel for one rank every token is: those that visit it, in their order; and how many there are. `shared` has
-// room for TILE + 1.
+// Numbers the tokens that visit one rank, in their order, as rows of the parcel for it, and counts them.
+// `shared` has room for TILE + 1 numbers.
 EK_FN void number_rows(Block team, u32* shared, const i32* slots, u32 tokens, u32 top_k, u32 first_slot, u32 end_slot,
                        u32* rows, u32* size) {
   u32 before = 0;
@@ -95,7 +97,8 @@ EK_FN void number_rows(Block team, u32* shared, const i32* slots, u32 tokens, u3
   EK_ONE(team) *size = before;
 }
 
-// Copies the token of one choice to the parcel of the rank it goes to, unless an earlier choice took it there.
+// Copies the token of one choice to the parcel of its destination, unless an earlier choice of the token has
+// the same one.
 EK_FN void pack_choice(Warp team, const u16* tokens, const i32* slots, u64 at, u32 top_k, u32 per_rank, u32 own, u32 hidden,
                        const u32* rows, u32 room, const u64* parcels) {
   if (slots[at] < 0) return;
@@ -109,7 +112,7 @@ EK_FN void pack_choice(Warp team, const u16* tokens, const i32* slots, u64 at, u
   EK_EACH(team, chunk, hidden / 8) to[chunk] = from[chunk];
 }
 
-// One visit of this rank: where its row is, and what its result counts.
+// Records one visit of this rank: the address of its row, and the weight of its result.
 EK_FN void accept(const Inbox& inbox, u64 at, u32 top_k, u32 first, u32 end, u32 hidden, u64* rows, float* scales) {
   const i32 slot = inbox.slots[at];
   if (slot < (i32)first || slot >= (i32)end) return;
@@ -125,7 +128,7 @@ EK_FN void add_eight(float* sum, Quad numbers) {
   }
 }
 
-// The results of one token of another source, added up; weights are in them already.
+// Sums the results of one token of another source. They already include the weights.
 EK_FN void answer_token(Warp team, const Inbox& inbox, u32 token, u32 top_k, u32 first, u32 end, u32 hidden,
                         const u16* results, u16* answers) {
   if (!visits(inbox.slots, token, top_k, first, end)) return;
@@ -143,8 +146,8 @@ EK_FN void answer_token(Warp team, const Inbox& inbox, u32 token, u32 top_k, u32
   }
 }
 
-// A token's output: its results here, its answers from elsewhere, what the shared expert made of it, and the token itself
-// where the residual is wanted.
+// Computes a token's output: its local results, its answers from other ranks, and the result of the shared
+// expert. Adds the token itself if `residual` is given.
 EK_FN void combine_token(Warp team, const i32* slots, const u32* places, u32 token, u32 top_k, u32 per_rank, u32 own,
                          u32 hidden, const u16* results, const u32* rows, u32 room, const u64* answers, const u16* shared,
                          const float* residual, float* out) {
@@ -187,7 +190,7 @@ ek_place(const i32* slots, u64 n, u32 all, const u32* befores, const u32* base, 
   place_chunk(Block(), shared, slots, n, chunk, all, befores + chunk * all, base, places);
 }
 
-// A block per destination; its own rank needs no parcel, and has no rows here.
+// One block per destination. The source's own rank needs no parcel and has no rows here.
 EK_KERNEL(256)
 ek_number_rows(const i32* slots, u32 tokens, u32 top_k, u32 per_rank, u32 own, u32 room, u32* rows, u32* sizes) {
   EK_SHARED_ARRAY(u32, shared, EK_TILE + 1);

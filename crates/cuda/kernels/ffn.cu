@@ -1,12 +1,14 @@
-// Experts as grouped matrix products on tensor cores: how many rows a group has is read from device memory, so that nobody
-// waits for the host, and a graph can record it. Two launches make a feed-forward network: gate and up with the activation
-// (the columns of both alternate in groups of eight within a tile, so that a lane holds both factors of the product), then
-// down with the routing weights.
+// Experts as grouped matrix products on tensor cores. The number of rows of a group is read from device
+// memory. So the host does not have to wait, and a graph can record the products. A feed-forward network
+// takes two launches. The first computes gate and up with the activation. The columns of both alternate in
+// groups of eight within a tile, so that a lane holds both factors of the product. The second computes down
+// with the routing weights.
 //
-// As many blocks as fit run through all tiles of ROWS x 128 sums (64 + 64 where gate and up alternate). A tile's operands
-// come in pieces of 64 along the inner width, through a ring of three stages in shared memory that cp.async fills while
-// tensor cores work on what has arrived. Tiles are numbered group by group and, within a group, in stripes of sixteen tiles
-// of rows, down the rows first: blocks that run at the same time share both operands in the cache.
+// As many blocks as fit process all tiles of ROWS x 128 sums (64 + 64 if gate and up alternate). The operands
+// of a tile arrive in pieces of 64 along the inner width, in a ring of three stages in shared memory.
+// cp.async fills the ring while tensor cores process the pieces that have arrived. Tiles are numbered group
+// by group and, within a group, in stripes of sixteen tiles of rows, down the rows first. So blocks that run
+// at the same time share both operands in the cache.
 #include "activation.h"
 #include "mma.h"
 
@@ -15,25 +17,25 @@
 #define EK_FFN_STAGES 3u
 #define EK_FFN_STRIPE 16u
 
-// How the eight warps of a block share a tile of ROWS rows.
+// The division of a tile of ROWS rows between the eight warps of a block.
 template <u32 ROWS> struct Cut {
   static constexpr u32 DOWN = ROWS >= 64 ? 2 : 1, ACROSS = 8 / DOWN;
   static constexpr u32 HIGH = ROWS / (16 * DOWN), WIDE = EK_FFN_COLUMNS / (8 * ACROSS);
   static constexpr u32 STAGE = (ROWS + EK_FFN_COLUMNS) * EK_DEPTH;
-  // Rows of the left operand that one lane copies chunks of.
+  // Rows of the left operand of which one lane copies chunks.
   static constexpr u32 LOADS = ROWS >= 32 ? ROWS / 32 : 1;
 };
 
-// Which part of which product.
+// A part of one product.
 struct Tile {
-  u32 group, first, end, column; // rows first .. end of all; the first column of the result
+  u32 group, first, end, column; // rows first .. end over all groups; the first column of the result
 };
 
-// What a lane copies: chunk lane % 8 of some rows of both operands.
+// The data that a lane copies: chunk lane % 8 of some rows of both operands.
 template <u32 ROWS> struct Source {
   const u16* left[Cut<ROWS>::LOADS]; // null for rows past the end
   const u16* right;
-  u32 right_rows; // a bit for each row that is there
+  u32 right_rows; // a bit for each existing row
 };
 
 template <u32 ROWS> struct Sums {
@@ -49,7 +51,7 @@ template <u32 ROWS> EK_FN u32 tiles_down(const Job& job, u32 group) {
   return (job.offsets[group + 1] - job.offsets[group] + ROWS - 1) / ROWS;
 }
 
-// Tile number `index`; `starts` are the numbers of the groups' first tiles.
+// Finds tile number `index`. `starts` are the numbers of the groups' first tiles.
 template <u32 ROWS, bool PAIRED> EK_FN Tile find_tile(const Job& job, const u32* starts, u32 index) {
   u32 low = 0, high = job.groups;
   EK_LOOP while (high - low > 1) {
@@ -76,7 +78,8 @@ template <u32 ROWS, bool PAIRED> EK_FN void aim(Source<ROWS>& source, const Job&
       source.left[j] = from + 8 * chunk;
     }
   }
-  // Row r of the right operand is column r; where two matrices alternate, column r / 16 * 8 + r % 8 of one of them.
+  // Row r of the right operand is column r. If two matrices alternate, it is column r / 16 * 8 + r % 8 of one
+  // of them.
   const bool second = PAIRED && (row & 8u) != 0;
   const u32 begin = tile.column + (PAIRED ? row / 16 * 8 + row % 8 : row), step = PAIRED ? 16 : 32;
   source.right_rows = 0;
@@ -84,7 +87,7 @@ template <u32 ROWS, bool PAIRED> EK_FN void aim(Source<ROWS>& source, const Job&
     if (begin + step * j < job.columns) source.right_rows |= 1u << j;
   }
   const u16* matrix = (const u16*)(job.cells[tile.group] + (second ? job.second : job.first));
-  // Within the matrix even where no row is.
+  // The address is within the matrix even without any existing row.
   source.right = matrix + (source.right_rows ? (u64)begin * job.inner : 0) + 8 * chunk;
 }
 
@@ -109,7 +112,7 @@ EK_FN void copy_piece(const Source<ROWS>& source, const Job& job, u16* stage, u3
   }
 }
 
-// A warp's part of the products of one stage.
+// Computes a warp's part of the products of one stage.
 template <u32 ROWS> EK_FN void work(Sums<ROWS>& sums, const u16* stage, u32 warp) {
   typedef Cut<ROWS> C;
   const u16* right = stage + ROWS * EK_DEPTH;
@@ -125,7 +128,7 @@ template <u32 ROWS> EK_FN void work(Sums<ROWS>& sums, const u16* stage, u32 warp
   }
 }
 
-// A warp's part of the result.
+// Stores a warp's part of the result.
 template <u32 ROWS, bool PAIRED> EK_FN void store(Sums<ROWS>& sums, const Job& job, const Tile& tile, u32 warp) {
   typedef Cut<ROWS> C;
   constexpr u32 EACH = PAIRED ? 2 : 1;
@@ -158,7 +161,7 @@ template <u32 ROWS, bool PAIRED> EK_FN void store(Sums<ROWS>& sums, const Job& j
   }
 }
 
-// Block `block` of `blocks`. `shared` has room for the stages, and behind them for groups + 1 numbers.
+// Runs block `block` of `blocks`. `shared` has room for the stages, followed by groups + 1 numbers.
 template <u32 ROWS, bool PAIRED> EK_FN void grouped(Block team, u16* shared, const Job& job, u32 block, u32 blocks) {
   u32* starts = (u32*)(shared + EK_FFN_STAGES * Cut<ROWS>::STAGE);
   EK_FOR(team, group, job.groups) starts[group] = tiles_down<ROWS>(job, group) * tiles_across<PAIRED>(job.columns);
@@ -188,7 +191,8 @@ template <u32 ROWS, bool PAIRED> EK_FN void grouped(Block team, u16* shared, con
     }
     EK_LOOP for (u32 step = 0; step < steps; ++step) {
       await_copies<EK_FFN_STAGES - 2>();
-      // All lanes' copies of this piece are there, and nobody reads the stage any more that is filled next.
+      // After this barrier the copies of all lanes for this piece have arrived, and no lane reads the stage
+      // that is filled next.
       team.sync();
       const u32 next = step + EK_FFN_STAGES - 1;
       if (next < steps) {
@@ -200,7 +204,7 @@ template <u32 ROWS, bool PAIRED> EK_FN void grouped(Block team, u16* shared, con
       EK_WARPS(warp, 8u) work<ROWS>(sums[warp], stage, warp);
     }
     EK_WARPS(warp, 8u) store<ROWS, PAIRED>(sums[warp], job, tile, warp);
-    // Whatever is sealed still is empty; the next tile begins in a stage that others may be reading.
+    // The remaining commit groups are empty. The next tile begins in a stage that other lanes may still read.
     await_copies<0>();
     team.sync();
   }

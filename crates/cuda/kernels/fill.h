@@ -2,7 +2,7 @@
 #pragma once
 #include "problem.h"
 
-// Pours one two-hosted item over its hosts, whatever it gave them before.
+// Distributes one two-hosted item over its hosts, whatever its previous distribution.
 template <class N> EK_FN void level_pair(const u32* op, const Flow<N>& flow, bool placed) {
   u32 low = op[0] & 0xffffu, high = op[0] >> 16, place = op[1];
   N before = flow.quota[place], other = placed ? flow.quota[place + 1] : 0;
@@ -17,7 +17,7 @@ template <class N> EK_FN void level_pair(const u32* op, const Flow<N>& flow, boo
   flow.excess[high] += keep - other;
 }
 
-// One pass over all two-hosted items: the first places them, the later ones level them out.
+// Processes all two-hosted items once. The first pass places them, later ones level them.
 template <class N> EK_CALL void fill_pass(Warp team, Net net, const Flow<N>& flow, bool placed) {
   const u32 waves = net[FILL];
   const u32 *bounds = net.words + net.words[FILL + 1], *ops = net.words + net.words[FILL + 2];
@@ -27,7 +27,8 @@ template <class N> EK_CALL void fill_pass(Warp team, Net net, const Flow<N>& flo
   }
 }
 
-// Pours water into sorted basins: the emptiest first, and what is wet ends level. One lane.
+// Pours load like water into sorted basins: the emptiest first, and all wet basins end at one level. One lane
+// runs it.
 template <class N>
 EK_FN void pour_sorted(N load, u32 count, const u32* ranks, const u32* basin, N* quota, N* excess) {
   u32 wet = 1;
@@ -35,7 +36,7 @@ EK_FN void pour_sorted(N load, u32 count, const u32* ranks, const u32* basin, N*
   EK_LOOP for (u32 host = 0; host < count; ++host) quota[host] = 0;
   EK_LOOP while (wet < count) {
     N step = excess[ranks[basin[wet]]] - level;
-    // step * wet > left, without the product, which may be too wide.
+    // Tests step * wet > left without the product, which could overflow.
     if (step > left / (N)wet) break;
     left -= step * (N)wet;
     level += step;
@@ -51,8 +52,9 @@ EK_FN void pour_sorted(N load, u32 count, const u32* ranks, const u32* basin, N*
   }
 }
 
-// Places every item with many hosts; its load waits at its first place. The few-hosted items of a wave take a lane
-// each; those with more hosts than a lane should sort are sorted by all lanes, one item after the other.
+// Places every item with three hosts or more; its load waits at its first place. Items of a wave with few
+// hosts take a lane each. All lanes together sort the items with more hosts than one lane should sort, one
+// after the other.
 template <class N> EK_CALL void pour(Warp team, Net net, const Memory& m, const Flow<N>& flow) {
   const u32 waves = net[POUR], first = 2 * net[TWO];
   const u32 *ends = net.words + net.words[POUR + 1], *ops = net.words + net.words[POUR + 2];
@@ -64,7 +66,7 @@ template <class N> EK_CALL void pour(Warp team, Net net, const Memory& m, const 
       u32 from = bounds[ops[begin + at]], count = bounds[ops[begin + at] + 1] - from;
       const u32* ranks = all_ranks + from;
       u32* basin = m.basin + from;
-      // Sorted by insertion: ties stay in order of rank.
+      // Insertion sort keeps ties in the order of ranks.
       EK_LOOP for (u32 host = 0; host < count; ++host) {
         N own = flow.excess[ranks[host]];
         u32 to = host;

@@ -2,8 +2,8 @@
 #pragma once
 #include "problem.h"
 
-// Moves what a spanning forest can move: offers on the way up, excess on the way down. A rank is the child of one
-// branch at most, which is where its offer is kept.
+// Moves as much as a spanning forest allows: offers on the way up, excess on the way down. A rank is the
+// child of at most one branch, which stores its offer.
 template <class N> EK_CALL void settle(Warp team, Net net, const Flow<N>& flow, u32 forest) {
   const u32* up = net.words + FOREST + 6 * forest;
   const u32* down = up + 3;
@@ -14,7 +14,7 @@ template <class N> EK_CALL void settle(Warp team, Net net, const Flow<N>& flow, 
       const u32* op = net.words + up[2] + 3 * (bounds[0] + at);
       u32 parent = op[0] & 0xffffu, child = op[0] >> 16;
       N parent_quota = flow.quota[op[1]], child_quota = flow.quota[op[2]];
-      // Positive: goes up now. Negative: may come down later, and is set aside.
+      // A positive amount goes up now. A negative one is reserved, because it may come down later.
       N moved = most<N>(least<N>(flow.subtree[child], child_quota), -parent_quota);
       N rises = most<N>(moved, 0);
       flow.offer[child] = rises - moved;
@@ -40,8 +40,8 @@ template <class N> EK_CALL void settle(Warp team, Net net, const Flow<N>& flow, 
   }
 }
 
-// Moves what the forest of a search can move. Two-hosted items only. A rank's children follow each other in the
-// queue; one lane serves them in that order.
+// Moves as much as the forest of a search allows, over two-hosted items only. A rank's children are
+// consecutive in the queue, and one lane serves them in that order.
 template <class N> EK_CALL void drain(Warp team, Net net, const Memory& m, const Flow<N>& flow, u32 levels) {
   EK_FOR(team, rank, net[RANKS]) flow.subtree[rank] = most<N>(-flow.excess[rank], 0);
   // The last level has no children.

@@ -1,10 +1,11 @@
-// From tokens to slots (Planner::redirect): the i-th token of an expert on this source goes to the copy whose
-// interval holds i. i is the number of its tokens in the chunks before plus those before it in its own chunk.
+// Maps tokens to slots (Planner::redirect): the i-th token of an expert on this source goes to the replica
+// whose interval holds i. i is the number of the expert's tokens in the chunks before plus those before it in
+// its own chunk.
 #include "tokens.h"
 
-// One chunk. `before` is this chunk's row of [chunks][experts]; `layout` as in share.cu; `shared` has room for CHUNK
-// numbers. A token without a place among the shares was not counted: it gets -1 and is a fault. What is no expert gets
-// -1; `count` has called it a fault already.
+// Maps one chunk. `before` is this chunk's row of [chunks][experts]; `layout` is as in share.cu; `shared` has
+// room for CHUNK numbers. A token without a place among the shares was not counted: it gets -1 and is a
+// fault. Ids that are not an expert get -1; `count` has already recorded them as faults.
 template <class Id>
 EK_FN void map_chunk(Block team, u32* shared, const Id* ids, u64 n, u64 chunk, u32 experts, const u32* before,
                      const u32* layout, const u64* shares, Id* slots, u32* faults) {

@@ -1,21 +1,22 @@
-// Products of a warp's tiles on tensor cores: bf16 in, f32 sums (mma.m16n8k16, compute capability 8.0 and later).
+// Products of a warp's tiles on tensor cores: bf16 in, f32 sums (mma.m16n8k16, compute capability 8.0 and
+// later).
 //
-// On a GPU a lane holds its part of every fragment in registers. On a host a fragment holds the parts of all 32 lanes, and
-// each function does what the whole warp does, by the layouts of the PTX manual ("Matrix fragments for mma.m16n8k16",
-// "ldmatrix"); so the indexing of whoever uses them runs on both.
+// On a GPU a lane holds its part of every fragment in registers. On a host a fragment holds the parts of all
+// 32 lanes, and each function does the work of the whole warp. The layouts are those of the PTX manual
+// ("Matrix fragments for mma.m16n8k16", "ldmatrix"). So the indexing of the callers runs on both.
 //
 //   EK_WARPS(warp, n) { ... }   once per warp of the block, which keep their state in Own<T, n>
 //   EK_LANES(lane) { ... }      once per lane of a warp: reads and writes at(lane, i) of accumulators
 #pragma once
 #include "bf16.h"
 
-// Tiles lie in shared memory as rows of 64 numbers, eight chunks of 16 bytes, chunk c of row r at place c ^ (r % 8): then
-// eight rows' chunks of one column lie in different banks.
+// Tiles are stored in shared memory as rows of 64 numbers, in eight chunks of 16 bytes. Chunk c of row r is
+// at place c ^ (r % 8). So the chunks of one column in eight rows are in different banks.
 #define EK_DEPTH 64u
 EK_FN u32 tile_at(u32 row, u32 chunk) { return row * EK_DEPTH + ((chunk ^ (row & 7u)) << 3); }
 
 #if defined(EK_HOST) && !defined(EK_THREADS)
-#include "host/mma.h"
+#include "cuda-sim/mma.h"
 #else
 #define EK_WARPS(warp, n) if (const u32 warp = threadIdx.x >> 5; true)
 #define EK_LANES(lane) if (const u32 lane = threadIdx.x & 31u; true)
@@ -33,7 +34,7 @@ struct Acc {
 };
 
 #ifdef EK_THREADS
-#include "host/lanes.h"
+#include "cuda-sim/lanes.h"
 #else
 EK_FN u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 
@@ -51,27 +52,28 @@ EK_FN void multiply(Acc& sum, const FragA& a, const FragB& b) {
                : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]));
 }
 
-// Copies 16 bytes to shared memory beside the work at hand; zeros, and nothing is read, where `there` is false. `from` is
-// an address that could be read either way.
+// Begins an asynchronous copy of 16 bytes to shared memory. If `there` is false, it writes zeros and reads
+// nothing. `from` must be a valid address in both cases.
 EK_FN void copy_chunk(u16* to, const u16* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
                : "r"(shared_address(to)), "l"(from), "r"(there ? 16u : 0u)
                : "memory");
 }
-// What was copied since the last seal belongs together.
+// Ends a commit group: the copies since the last one belong together.
 EK_FN void seal_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until all but the last N seals have arrived, for this lane; a barrier behind it tells the others.
+// Waits until all but the last N commit groups of this lane have arrived. A barrier must follow to include
+// the other lanes.
 template <u32 N> EK_FN void await_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
 #endif
 
-// Rows row.. + 16 and columns 16 * step.. + 16 of a tile.
+// Loads rows row.. + 16 and columns 16 * step.. + 16 of a tile.
 EK_FN void load_a(FragA& a, const u16* tile, u32 row, u32 step) {
   const u32 lane = threadIdx.x & 31u;
   load_four(a.word, tile + tile_at(row + (lane & 15u), 2 * step + (lane >> 4)));
 }
 
-// The same rows of a tile as the columns of two products of eight columns each.
+// Loads the same rows of a tile as the columns of two products of eight columns each.
 EK_FN void load_b(FragB& first, FragB& second, const u16* tile, u32 row, u32 step) {
   const u32 lane = threadIdx.x & 31u;
   u32 word[4];

@@ -1,19 +1,20 @@
-// From tokens to experts: RMSNorm, logits, the k best of every token, room per expert. The rules are those of
-// src/exec/router: logits are f32, what follows from them f64; of equal scores the lowest index is taken first.
+// Routes tokens to experts: RMSNorm, logits, the k best of every token, capacity per expert. The rules are
+// those of crates/exec/src/router: logits are f32, all later values f64; of equal scores the lowest index
+// comes first.
 #include "bf16.h"
 
 #define EK_EPSILON 1e-6f
 #define EK_LOGIT_TILE 64u
 #define EK_LOGIT_DEPTH 16u
-// Numbers from one line of shared memory to the next: wider than a tile, so that fewer lanes meet in a bank when they write, and
-// whole fours, which are read at once.
+// Distance of two lines in shared memory, in numbers. It is larger than a tile, so that fewer lanes use the
+// same bank when they write. It is a multiple of four, because four numbers are read at once.
 #define EK_LOGIT_PITCH 68u
 
 struct alignas(16) Four {
   float at[4];
 };
 
-// One token: x / sqrt(mean(x^2) + epsilon) * weight, in f32 for the router and bf16 for the experts.
+// Norms one token: x / sqrt(mean(x^2) + epsilon) * weight, in f32 for the router and bf16 for the experts.
 EK_FN void norm_token(Warp team, const float* x, const float* weight, u32 hidden, float* exact, u16* rounded) {
   float mine = 0.0f;
   EK_EACH(team, at, hidden) mine += x[at] * x[at];
@@ -30,11 +31,11 @@ struct LogitSums {
   float at[4][4];
 };
 
-// A tile of 64 tokens x 64 logits over the inner numbers from .. to: part of a sum, that `choose` adds up. Sums of 16 products
-// are added to sums of such sums, which keeps their error small.
+// Computes a tile of 64 tokens x 64 logits over the inner numbers from .. to. The result is a partial sum,
+// which `choose` adds up. Sums of 16 products are added to sums of such sums, which keeps their error small.
 EK_FN void logits_tile(Block team, float* shared, const float* x, const float* weight, u32 tokens, u32 width, u32 hidden,
                        u32 token, u32 logit, u32 from, u32 to, float* out) {
-  // Transposed: a line for each inner number.
+  // The operands are transposed: a line for each inner number.
   float *left = shared, *right = shared + EK_LOGIT_DEPTH * EK_LOGIT_PITCH;
   Own<LogitSums, 256> sums;
   EK_LANE(lane, 256u) {
@@ -76,18 +77,18 @@ EK_FN void logits_tile(Block team, float* shared, const float* x, const float* w
   }
 }
 
-// How a router selects and weighs.
+// The selection and weighting rule of a router.
 enum { ALL, RENORMALISED, CHOSEN, SIGMOID };
 struct Rule {
   const float* bias;       // added to the logits, [width]; null for none
   const double* selection; // added to the scores for selection only, [experts]; null for none
-  double scale;            // of renormalised weights
+  double scale;            // factor of renormalised weights
   u32 kind, experts, top_k, groups, top_groups;
 };
 
-// A number in the order of its value, as a whole number; zero is below all.
+// Maps a number to a whole number with the same order; zero is below all.
 EK_FN u64 ordered(double value) {
-  const u64 bits = double_bits(value + 0.0); // no negative zero
+  const u64 bits = double_bits(value + 0.0); // without negative zero
   return bits >> 63 ? ~bits : bits | 1ull << 63;
 }
 
@@ -104,7 +105,7 @@ EK_FN double of_ordered(u64 key) {
 
 EK_FN double probability(double x) { return 1.0 / (1.0 + exp(-x)); }
 
-// The highest of the keys and the lowest index that has it; what it has is then taken.
+// Returns the lowest index of the highest key, and clears that key.
 EK_FN u32 take_best(Warp team, u64* keys, u32 n) {
   u64 mine = 0;
   EK_EACH(team, at, n) mine = keys[at] > mine ? keys[at] : mine;
@@ -117,7 +118,8 @@ EK_FN u32 take_best(Warp team, u64* keys, u32 n) {
   return place;
 }
 
-// Only keys of the best groups stay; a group counts as much as its two best keys together, or its only one.
+// Keeps only keys of the best groups. A group counts as much as the sum of its two best keys, or its only
+// one.
 EK_FN void limit_groups(Warp team, const Rule& rule, u64* keys, u64* groups) {
   const u32 each = rule.experts / rule.groups;
   EK_FOR(team, group, rule.groups) {
@@ -143,8 +145,9 @@ EK_FN void limit_groups(Warp team, const Rule& rule, u64* keys, u64* groups) {
   }
 }
 
-// One token: adds up the parts of its logits, [parts][tokens][experts], and chooses. `keys` has room for a number per expert,
-// per group and per choice. `bad` becomes the lowest token that has a logit which is no finite number.
+// Adds up the partial logits of one token, [parts][tokens][experts], and chooses. `keys` has room for a
+// number per expert, per group and per choice. `bad` becomes the lowest token with a logit that is not
+// finite.
 EK_FN void choose_token(Warp team, u64* keys, const Rule& rule, const float* parts, u32 count, u64 stride, u32 token,
                         float* logits, i32* ids, float* weights, u32* bad) {
   const u64 row = (u64)token * rule.experts;
@@ -200,8 +203,8 @@ EK_FN void choose_token(Warp team, u64* keys, const Rule& rule, const float* par
   }
 }
 
-// One expert's room: choices beyond it are dropped, all tokens' first ones before all second ones. `shared` has room for TILE
-// numbers.
+// Limits one expert's capacity by dropping surplus choices. First choices of all tokens take precedence over
+// second ones. `shared` has room for TILE numbers.
 #define EK_TILE_OF_ROOM 1024u
 EK_FN void limit_room(Warp team, u32* shared, u32 expert, u32 tokens, u32 top_k, u64 room, i32* ids, float* weights,
                       u32* dropped) {
@@ -224,7 +227,7 @@ EK_FN void limit_room(Warp team, u32* shared, u32 expert, u32 tokens, u32 top_k,
   }
 }
 
-// A warp per token.
+// One warp per token.
 EK_KERNEL(256)
 ek_norm(const float* x, const float* weight, u32 tokens, u32 hidden, float* exact, u16* rounded) {
   EK_ROWS(token, tokens) {
@@ -232,7 +235,8 @@ ek_norm(const float* x, const float* weight, u32 tokens, u32 hidden, float* exac
   }
 }
 
-// Tiles of tokens, tiles of logits, parts of the inner width (a multiple of 16 numbers each).
+// The grid has tiles of tokens, tiles of logits, and parts of the inner width (a multiple of 16 numbers
+// each).
 EK_KERNEL(256)
 ek_logits(const float* x, const float* weight, u32 tokens, u32 width, u32 hidden, u32 part, float* parts) {
   EK_SHARED_ARRAY(Four, shared, EK_LOGIT_DEPTH * EK_LOGIT_PITCH / 2);
@@ -241,14 +245,14 @@ ek_logits(const float* x, const float* weight, u32 tokens, u32 width, u32 hidden
               from, to, parts + (u64)blockIdx.z * tokens * width);
 }
 
-// A warp per block and token. Ids behind the last token have been set to -1 before.
+// One warp per block and token. Ids after the last token have been set to -1 before.
 EK_KERNEL(32)
 ek_choose(const Rule rule, const float* parts, u32 count, u32 tokens, float* logits, i32* ids, float* weights, u32* bad) {
   EK_SHARED(u64, keys);
   choose_token(Warp(), keys, rule, parts, count, (u64)tokens * rule.experts, blockIdx.x, logits, ids, weights, bad);
 }
 
-// The parts of logits added up, for routers on the host.
+// Adds up partial logits, for routers on the host.
 EK_KERNEL(256) ek_add_up(const float* parts, const float* bias, u32 count, u32 tokens, u32 width, float* logits) {
   EK_SPREAD(at, (u64)tokens * width) {
     float logit = 0.0f;
@@ -257,7 +261,7 @@ EK_KERNEL(256) ek_add_up(const float* parts, const float* bias, u32 count, u32 t
   }
 }
 
-// A warp per block and expert.
+// One warp per block and expert.
 EK_KERNEL(32)
 ek_room(u32 tokens, u32 top_k, u64 room, i32* ids, float* weights, u32* dropped) {
   EK_SHARED_ARRAY(u32, shared, EK_TILE_OF_ROOM);

@@ -1,20 +1,20 @@
 // The residual search (solver/src/exact/search.rs), level by level.
 //
-// The queue has the order of the sequential search: every reached rank is claimed by the first place in the order
-// (position of the parent in the queue, its seat) that leads to it, and an item with many hosts by the first parent
-// that carries it. Claims are minima, so the lanes need no order among themselves.
+// The queue has the order of the sequential search. Every reached rank is claimed by the first place in the
+// order (position of the parent in the queue, its seat) that leads to it. An item with many hosts is claimed
+// by the first parent that carries it. Claims are minima, so the order of lanes does not matter.
 #pragma once
 #include "problem.h"
 
 enum Found { NOTHING_OVERLOADED, SLACK, CUT };
 
-// What a search leaves behind: overloaded ranks, reached ranks, levels of the queue.
+// The result of a search: overloaded ranks, reached ranks, levels of the queue.
 struct Reach {
   u32 sources, reached, levels;
 };
 
-// Calls visit(key, child, place) for every residual step from a rank in the queue, in order. A key is made of
-// position + 1 and seat, so that 0 is below all of them; positions are below 2^10.
+// Calls visit(key, child, place) for every residual step from a rank in the queue, in order. A key consists
+// of position + 1 and seat, so that 0 is below all keys. Positions are below 2^10.
 template <class N, class Visit>
 EK_FN void each_step(Net net, const Memory& m, const Flow<N>& flow, u32 position, Visit visit) {
   const u32 *bounds = net.table(SEAT_BOUNDS), *seats = net.table(SEATS), two_places = 2 * net[TWO];
@@ -35,7 +35,7 @@ EK_FN void each_step(Net net, const Memory& m, const Flow<N>& flow, u32 position
 template <class N>
 EK_CALL Found search(Warp team, Net net, const Memory& m, const Flow<N>& flow, Reach& reach) {
   const u32 ranks = net[RANKS], many = net[MANY], two_places = 2 * net[TWO];
-  // Settled by the barrier of the next section.
+  // The barrier of the next section completes this loop.
   EK_EACH(team, item, many) m.item_claim[item] = EK_NEVER;
   EK_FOR(team, rank, ranks) {
     bool over = flow.excess[rank] > 0;

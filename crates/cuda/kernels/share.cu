@@ -1,12 +1,13 @@
-// From quotas to sources (src/split/shares.rs): how many of one source's tokens each copy serves. One lane per
-// expert.
+// Maps quotas to sources (src/split/source_shares.rs): the number of one source's tokens that each replica
+// serves. One lane per expert.
 //
-// Tokens are served on their own rank where the quotas allow, then in their own node, then anywhere; within a level
-// copies and sources are matched in ascending order. Matching in order is laying two rows of intervals side by side:
-// a share is the overlap of the source's interval with the copy's. So one pass over the sources is enough.
+// Tokens are served on their own rank as far as the quotas allow, then in their own node, then anywhere.
+// Within a level replicas and sources are matched in ascending order. This matching compares two rows of
+// intervals: a share is the overlap of the source's interval with the replica's. So one pass over the sources
+// is enough.
 #include "team.h"
 
-// What one copy or source has left at the three levels.
+// Returns the length of the overlap of two intervals.
 EK_FN u64 overlap(u64 a_begin, u64 a_end, u64 b_begin, u64 b_end) {
   u64 begin = a_begin > b_begin ? a_begin : b_begin, end = a_end < b_end ? a_end : b_end;
   return end > begin ? end - begin : 0;
@@ -14,19 +15,20 @@ EK_FN u64 overlap(u64 a_begin, u64 a_end, u64 b_begin, u64 b_end) {
 
 EK_FN u64 above(u64 value, u64 floor) { return value > floor ? value - floor : 0; }
 
-// Copies of one expert: rank and pair of each, ascending slots; a pair of EK_NEVER serves nothing.
+// The replicas of one expert: rank and pair of each, in ascending slots. A pair of EK_NEVER serves nothing.
 struct Copies {
   const u32 *ranks, *pairs;
   u32 count;
 };
 
-// One expert. `counts` is the first source's count of it, the next source's `stride` further.
+// Computes the shares of one expert. `counts` is the first source's count of it; the next source's is
+// `stride` numbers further.
 EK_FN void share(Copies copies, const u32* counts, u64 stride, const u64* quotas, u32 ranks, u32 per_node, u32 source,
                  u64* shares) {
   const u32 own_node = source / per_node;
-  u64 own_begin = 0, own_supply = 0, node_match = 0; // the source's interval in its node; what its node matches
-  u64 far_begin = 0, far_supply = 0;                 // the source's interval among what nodes leave
-  u64 supply_left = 0, demand_left = 0;              // running ends of these
+  u64 own_begin = 0, own_supply = 0, node_match = 0; // the source's interval in its node; the node's matches
+  u64 far_begin = 0, far_supply = 0;                 // the source's interval among unmatched tokens
+  u64 supply_left = 0, demand_left = 0;              // running ends of both
   u32 copy = 0;
   for (u32 node = 0; node * per_node < ranks; ++node) {
     const u32 first_copy = copy, end_rank = (node + 1) * per_node;
@@ -52,7 +54,7 @@ EK_FN void share(Copies copies, const u32* counts, u64 stride, const u64* quotas
       far_supply = above(own_begin + own_supply, match) - above(own_begin, match);
     }
     supply_left += supply - match;
-    // For now a copy's share is the end of its interval among what nodes want from elsewhere.
+    // For now a replica's share is the end of its interval among the demand of nodes from elsewhere.
     u64 wanted = 0;
     for (u32 at = first_copy; at < copy; ++at) {
       if (copies.pairs[at] != EK_NEVER) {
@@ -80,8 +82,8 @@ EK_FN void share(Copies copies, const u32* counts, u64 stride, const u64* quotas
   }
 }
 
-// All experts of one layer. `layout` holds, in this order, the bounds of every expert's copies [experts + 1], and per
-// copy its slot, its rank and its pair.
+// Computes the shares of all experts of one layer. `layout` contains the bounds of every expert's replicas
+// [experts + 1], then the slots, the ranks and the pairs of all replicas.
 EK_FN void share_all(Block team, const u32* layout, const u32* counts, const u64* quotas, u32 experts, u32 ranks,
                      u32 per_node, u32 source, u32 first, u32 lanes, u64* shares) {
   const u32 copies = layout[experts];

@@ -1,11 +1,12 @@
-// The exact split: counts in, quotas, rank loads, peak and certificate out, bit for bit those of
-// solver/src/exact (docs/kernels.md). One block per problem; the flow itself is one warp's work.
+// The exact split: counts in; quotas, rank loads, peak and certificate out. The results equal those of
+// solver/src/exact bit for bit (docs/kernels.md). One block solves one problem; one warp of it computes the
+// flow.
 #include "block.h"
 #include "fill.h"
 #include "forest.h"
 #include "search.h"
 
-// Where the answer of one problem goes.
+// The output addresses of one problem.
 struct Answer {
   u64* quotas;      // [pairs]
   u64* rank_loads;  // [ranks]
@@ -13,7 +14,8 @@ struct Answer {
   u32* certificate; // a bit per rank
 };
 
-// Gives the cut the least peak at which it can carry its load; it becomes the certificate.
+// Raises the ranks of the cut to the lowest peak at which they can carry their load. The cut becomes the
+// certificate.
 template <class N>
 EK_CALL N raise(Warp team, Net net, const Memory& m, const Flow<N>& flow, const Reach& reach) {
   const u32 cut = reach.reached;
@@ -31,7 +33,7 @@ EK_CALL N raise(Warp team, Net net, const Memory& m, const Flow<N>& flow, const 
   return peak;
 }
 
-// Loads and fixed loads are known: from the first peak to the optimal one.
+// Computes the optimal peak from the first one. Loads and fixed loads must be known.
 template <class N> EK_CALL void improve(Warp team, Net net, const u32* program, const Memory& m, u64 total) {
   const u32 ranks = net[RANKS], two = net[TWO], many = net[MANY];
   Flow<N> flow(m);
@@ -57,7 +59,7 @@ template <class N> EK_CALL void improve(Warp team, Net net, const u32* program, 
     flow.room[rank] = peak;
     flow.excess[rank] = (N)m.fixed[rank] - peak;
   }
-  // Loads wait at the first place of their item.
+  // The load of an item waits at its first place.
   EK_FOR(team, item, two) flow.quota[2 * item] = (N)m.load[program[program[TWO_ITEMS] + item]];
   EK_FOR(team, item, many) {
     flow.quota[2 * two + net.table(MANY_BOUNDS)[item]] = (N)m.load[program[program[MANY_ITEMS] + item]];
@@ -102,8 +104,9 @@ template <class N> EK_FN void write_flow(Block team, Net net, const u32* program
   EK_FOR(team, rank, net[RANKS]) answer.rank_loads[rank] = (u64)(flow.excess[rank] + flow.room[rank]);
 }
 
-// Splits one problem. `counts` is [sources][items]; `shared` has room for Memory and, if `hot`, for the program up to
-// HOT_END behind it. `wide` asks for 64-bit numbers where 32 bits would do: the answer is the same.
+// Splits one problem. `counts` is [sources][items]. `shared` has room for Memory and, if `hot`, for the
+// program up to HOT_END after it. `wide` selects 64-bit numbers even if 32 bits would suffice; the results
+// are equal.
 EK_FN void split(Block block, u32* shared, const u32* program, const u32* counts, u32 sources, bool hot, bool wide,
                  Answer answer) {
   Warp warp;
@@ -116,7 +119,7 @@ EK_FN void split(Block block, u32* shared, const u32* program, const u32* counts
     EK_EACH(block, word, words) copy[word] = program[word];
     net.words = copy;
   }
-  // The barrier behind this section is also that of the copy.
+  // The barrier after this section also completes the copy.
   EK_FOR(block, item, items) {
     u64 load = 0;
     EK_LOOP for (u32 source = 0; source < sources; ++source) load += counts[(u64)source * items + item];
@@ -141,11 +144,12 @@ EK_FN void split(Block block, u32* shared, const u32* program, const u32* counts
     EK_EACH(warp, item, program[TWO]) mine += m.load[program[program[TWO_ITEMS] + item]];
     EK_EACH(warp, item, program[MANY]) mine += m.load[program[program[MANY_ITEMS] + item]];
     u64 total = warp.sum(mine);
-    // One token of room: levelling out adds one to a sum of loads.
+    // The limit leaves room for one token, because levelling adds one to a sum of loads.
     if (total < 0x7fffffffull && !wide) improve<i32>(warp, net, program, m, total);
     else improve<i64>(warp, net, program, m, total);
   }
-  // Written by the other warps while the first is at work; it joins them at the barrier behind this section.
+  // The other warps write these while the first one computes. It joins them at the barrier after this
+  // section.
   EK_FOR(block, item, items) {
     const u32* pairs = program + program[OFFSETS] + item;
     if (pairs[1] - pairs[0] == 1) answer.quotas[pairs[0]] = m.load[item];
@@ -156,8 +160,9 @@ EK_FN void split(Block block, u32* shared, const u32* program, const u32* counts
   EK_ONE(block) answer.peak[0] = (u64)m.result[1] << 32 | m.result[0];
 }
 
-// Block b splits layer first + b. Per layer: `programs` the offset of its program in `words`, and rows of counts
-// [sources][items], quotas [quota_stride], rank loads [ranks], peaks [1], certificates [certificate_stride].
+// Block b splits layer first + b. Per layer: `programs` is the offset of its program in `words`. The other
+// arrays have rows of counts [sources][items], quotas [quota_stride], rank loads [ranks], peaks [1],
+// certificates [certificate_stride].
 EK_KERNEL(256)
 ek_solve(const u32* words, const u32* programs, u32 first, const u32* counts, u32 sources, u32 items, u32 ranks,
          u32 hot, u64* quotas, u32 quota_stride, u64* rank_loads, u64* peaks, u32* certificates,

@@ -1,20 +1,23 @@
 // Teams of lanes, on a GPU and on a host, from one source.
 //
-// Everything in these kernels is written as *sections*: loops whose iterations touch disjoint data (or meet in
-// atomics that commute), each followed by a barrier. On a GPU the lanes of a warp or a block share the iterations;
-// compiled as C++ (EK_HOST) one thread runs them in any order it is told to (kernels/host/order.h), so that a test
-// can prove that the order does not matter; or every lane is a thread and runs what it would on a GPU (EK_THREADS,
-// kernels/host/threads.h), so that a sanitiser can prove that no barrier is missing.
+// All code in these kernels consists of *sections*: loops whose iterations touch disjoint data (or meet in
+// atomics that commute), each followed by a barrier. On a GPU the lanes of a warp or a block share the
+// iterations. There are two ways to compile the kernels as C++:
+//
+// - EK_HOST: one thread runs the iterations in a selectable order (crates/cuda/tests/cuda-sim/order.h). So a
+//   test can prove that the order does not matter.
+// - EK_THREADS in addition: every lane is a thread with the code of a GPU
+//   (crates/cuda/tests/cuda-sim/threads.h). So a sanitiser can prove that no barrier is missing.
 //
 //   EK_FOR(team, i, n) { ... }    a section: i runs through 0..n, then a barrier
 //   EK_EACH(team, i, n) { ... }   the same without a barrier: reads only, to be followed by a reduction
 //   EK_ONE(team) { ... }          a section of one iteration
-//   EK_LANE(lane, n) { ... }      once per lane of a block of n, which keep their state in Own<T, n>; no barrier
-//   EK_SPREAD(i, n) { ... }       a block's part of n things, a lane each
+//   EK_LANE(lane, n) { ... }      once per lane of a block of n, with state in Own<T, n>; no barrier
+//   EK_SPREAD(i, n) { ... }       a block's part of n items, a lane each
 //   EK_ROWS(row, n) { ... }       a block's part of n rows, a warp each
 //
 // Reductions (any, sum, highest, lowest) give every lane the same result; `scan` needs the values in memory.
-// Between a value that all lanes read from memory outside a section and the next write to it stands a barrier.
+// A barrier must separate a read outside a section, by all lanes, from the next write to the same value.
 #pragma once
 
 typedef unsigned int u32;
@@ -25,25 +28,25 @@ typedef long long i64;
 #define EK_NEVER 0xffffffffu
 
 #ifdef EK_HOST
-#include "host/launch.h"
+#include "cuda-sim/launch.h"
 #else
 #define EK_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 #define EK_GRID_KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
-// Shared memory whose size the launch says, and of a size known here.
+// Shared memory, first with a size set at launch, then with a size known at compile time.
 #define EK_SHARED(type, name) extern __shared__ type name[]
 #define EK_SHARED_ARRAY(type, name, n) __shared__ type name[n]
 #endif
 
 #if defined(EK_HOST) && !defined(EK_THREADS)
-#include "host/order.h"
+#include "cuda-sim/order.h"
 #else
 #ifdef EK_THREADS
-#include "host/threads.h"
+#include "cuda-sim/threads.h"
 #endif
 
 #define EK_FN __device__ __forceinline__
 #define EK_FN_MEMBER __device__ __forceinline__
-// A function that is called: it is long next to the call, or rarely reached.
+// A function that is not inlined, because it is long in relation to a call, or rarely reached.
 #define EK_CALL __device__ __noinline__
 
 #define EK_ALL_LANES 0xffffffffu
@@ -72,7 +75,8 @@ struct Warp {
     }
     return mine;
   }
-  // Exclusive prefix sums in place; returns the total. Values lie in shared memory and are settled.
+  // Computes exclusive prefix sums in place and returns the total. Values must be in shared memory, after a
+  // barrier.
   EK_FN u32 scan(u32* values, u32 n) const {
     u32 before = 0;
     for (u32 begin = 0; begin < n; begin += 32) {
@@ -98,7 +102,7 @@ struct Block {
   EK_FN void sync() const { __syncthreads(); }
 };
 
-// One pass through a section's body, with the barrier behind it.
+// One pass through the body of a section, with the barrier after it.
 template <class T> struct Section {
   T team;
   bool open;
@@ -117,17 +121,17 @@ template <class T> EK_FN Section<T> section(T team) { return Section<T>(team); }
 
 #define EK_LANE(lane, n) if (const u32 lane = threadIdx.x; true)
 
-// What each of N lanes keeps between sections: in registers on a GPU, in an array on a host.
+// State that each of N lanes keeps between sections: in registers on a GPU, in an array on a host.
 template <class T, u32 N> struct Own {
   T own;
   EK_FN_MEMBER T& operator[](u32) { return own; }
 };
 
-// A loop that is not unrolled: most are short, and instructions have to be fetched.
+// A loop that is not unrolled, because most loops are short and larger code costs instruction fetches.
 #ifndef EK_LOOP
 #define EK_LOOP _Pragma("unroll 1")
 #endif
-// A loop of a few turns that is unrolled, so that what it indexes stays in registers.
+// A short loop that is unrolled, so that the arrays it indexes stay in registers.
 #ifndef EK_SHORT
 #define EK_SHORT _Pragma("unroll")
 #endif
@@ -138,7 +142,7 @@ template <class T, u32 N> struct Own {
 #define EK_ONE(team)                                                 \
   for (auto ek_section = section(team); ek_section.open; ek_section.close()) \
     if ((team).lane() == 0)
-// The first warp of a block; the others go on to the next barrier of the block.
+// Runs on the first warp of a block; the others continue to the next barrier of the block.
 #define EK_FIRST_WARP if (threadIdx.x < 32)
 
 EK_FN u32 atomic_add(u32* at, u32 by) { return atomicAdd(at, by); }

@@ -1,12 +1,12 @@
-// Chunks of top-k ids, shared by `count` and `map`. A chunk is CHUNK consecutive ids, one block's work.
+// Chunks of top-k ids, shared by `count` and `map`. A chunk is CHUNK consecutive ids, the work of one block.
 #pragma once
 #include "team.h"
 
 #define EK_CHUNK 256u
-// Numbers that a warp sums up at a time.
+// Numbers that a warp sums at a time.
 #define EK_TILE 1024u
 
-// The expert that an id names, or EK_NEVER.
+// Returns the expert of an id, or EK_NEVER.
 template <class Id> EK_FN u32 expert_of(Id id, u32 experts) {
   return id >= 0 && (u64)id < experts ? (u32)id : EK_NEVER;
 }

@@ -1,9 +1,9 @@
-//! One GPU with the kernels loaded, and the stream that everything of ours runs on.
+//! A GPU with the kernels loaded, and the stream of all work on it.
 
 use super::compile::{cache_folder, compile, compile_cached};
-use super::probe::{Device, probe};
+use super::probe::{GpuDevice, probe_devices};
 use super::{CudaError, TopkId};
-use crate::kernels::source::{UNITS, Unit};
+use crate::tables::source::{KernelUnit, SPLIT_UNITS};
 use cudarc::driver::sys::{CUfunction_attribute_enum, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
@@ -13,15 +13,15 @@ use std::sync::Arc;
 
 /// A GPU that is ready to split. All work of its planners is enqueued on one stream, in order.
 #[derive(Debug)]
-pub struct Context {
-    device: Device,
+pub struct GpuContext {
+    device: GpuDevice,
     stream: Arc<CudaStream>,
-    pub(super) kernels: Kernels,
+    pub(super) kernels: SplitKernels,
 }
 
-/// The kernels; those that read ids for 32 and for 64 bits.
+/// The kernels. Those that read ids exist for 32 and for 64 bits.
 #[derive(Debug, Clone)]
-pub(super) struct Kernels {
+pub(super) struct SplitKernels {
     pub(super) count: [CudaFunction; 2],
     pub(super) count_before: CudaFunction,
     pub(super) solve: CudaFunction,
@@ -29,33 +29,34 @@ pub(super) struct Kernels {
     pub(super) map: [CudaFunction; 2],
 }
 
-/// Enqueued work, recorded once and launched again and again (a CUDA graph). It writes to the memory that it was
-/// recorded with: planners and vectors in it are to be kept as long as it is launched.
-pub struct Graph(CudaGraph);
+/// Enqueued work, recorded once and launched repeatedly (a CUDA graph). It writes to the memory with which it
+/// was recorded. Its planners and vectors must be kept as long as it is launched.
+pub struct CapturedGraph(CudaGraph);
 
-impl std::fmt::Debug for Graph {
+impl std::fmt::Debug for CapturedGraph {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Graph").finish_non_exhaustive()
     }
 }
 
-impl Graph {
-    /// Launches the recorded work on the stream that it was recorded on.
+impl CapturedGraph {
+    /// Launches the recorded work on the stream on which it was recorded.
     ///
     /// # Errors
-    /// [`CudaError::Driver`] if the driver refuses.
+    /// Returns [`CudaError::Driver`] if the driver refuses.
     pub fn launch(&self) -> Result<(), CudaError> {
-        self.0.launch().map_err(CudaError::driver("launching a graph"))
+        self.0.launch().map_err(CudaError::driver_error("launching a graph"))
     }
 }
 
-impl Context {
-    /// Opens a GPU and loads the kernels, compiled for it by NVRTC unless [`cache_folder`] has them.
+impl GpuContext {
+    /// Opens a GPU and loads the kernels. NVRTC compiles them for it unless [`cache_folder`] has them.
     ///
     /// # Errors
-    /// As [`probe`] and [`compile`]; [`CudaError::Ordinal`] and [`CudaError::TooOld`] for a GPU that will not do.
-    pub fn open(ordinal: usize) -> Result<Arc<Context>, CudaError> {
-        let devices = probe()?;
+    /// Fails as [`probe_devices`] and [`compile`] do. Returns [`CudaError::Ordinal`] and
+    /// [`CudaError::TooOld`] for an unsuitable GPU.
+    pub fn open(ordinal: usize) -> Result<Arc<GpuContext>, CudaError> {
+        let devices = probe_devices()?;
         let count = devices.len();
         let device =
             devices.into_iter().nth(ordinal).ok_or(CudaError::Ordinal { ordinal, devices: count })?;
@@ -63,67 +64,71 @@ impl Context {
         if major < 8 {
             return Err(CudaError::TooOld { ordinal, major, minor });
         }
-        let failed = CudaError::driver("opening a CUDA device");
+        let failed = CudaError::driver_error("opening a CUDA device");
         let context = CudaContext::new(ordinal).map_err(&failed)?;
         #[allow(
             unsafe_code,
-            reason = "what we allocate is used on one stream only, and Peers waits for events of its own; events \
-                      recorded before a capture would break it"
+            reason = "memory is used on one stream only, and transfers between GPUs wait for their own events; \
+                      an event recorded before a capture would break it"
         )]
         unsafe {
             context.disable_event_tracking();
         }
         let stream = context.new_stream().map_err(&failed)?;
-        let modules = UNITS.map(|unit| load(&context, unit, &device.arch()));
+        let modules = SPLIT_UNITS.map(|unit| load_unit(&context, unit, &device.arch()));
         let [count, solve, share, map] = modules;
         let (count, map) = (count?, map?);
-        let kernels = Kernels {
-            count: [function(&count, "ek_count_i32")?, function(&count, "ek_count_i64")?],
-            count_before: function(&count, "ek_count_before")?,
-            solve: function(&solve?, "ek_solve")?,
-            share: function(&share?, "ek_share")?,
-            map: [function(&map, "ek_map_i32")?, function(&map, "ek_map_i64")?],
+        let kernels = SplitKernels {
+            count: [find_kernel(&count, "ek_count_i32")?, find_kernel(&count, "ek_count_i64")?],
+            count_before: find_kernel(&count, "ek_count_before")?,
+            solve: find_kernel(&solve?, "ek_solve")?,
+            share: find_kernel(&share?, "ek_share")?,
+            map: [find_kernel(&map, "ek_map_i32")?, find_kernel(&map, "ek_map_i64")?],
         };
         for kernel in [&kernels.solve, &kernels.count[0], &kernels.count[1]] {
             let most = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             kernel
                 .set_attribute(most, i32::try_from(device.shared_memory).unwrap_or(i32::MAX))
-                .map_err(CudaError::driver("asking for shared memory"))?;
+                .map_err(CudaError::driver_error("requesting shared memory"))?;
         }
-        Ok(Arc::new(Context { device, stream, kernels }))
+        Ok(Arc::new(GpuContext { device, stream, kernels }))
     }
 
-    /// The same GPU and kernels with a stream of its own, whose work runs beside this one's.
+    /// Opens the same GPU and kernels with another stream, whose work runs concurrently with this one's.
     ///
     /// # Errors
-    /// [`CudaError::Driver`].
-    pub fn fork(&self) -> Result<Arc<Context>, CudaError> {
-        let stream = self.stream.context().new_stream().map_err(CudaError::driver("making a stream"))?;
-        Ok(Arc::new(Context { device: self.device.clone(), stream, kernels: self.kernels.clone() }))
+    /// Returns [`CudaError::Driver`] if a driver call fails.
+    pub fn fork_stream(&self) -> Result<Arc<GpuContext>, CudaError> {
+        let stream =
+            self.stream.context().new_stream().map_err(CudaError::driver_error("creating a stream"))?;
+        Ok(Arc::new(GpuContext { device: self.device.clone(), stream, kernels: self.kernels.clone() }))
     }
 
-    /// Bytes of device memory that are free, and all there are.
+    /// Returns the bytes of free device memory, and of all device memory.
     ///
     /// # Errors
-    /// [`CudaError::Driver`].
-    pub fn memory(&self) -> Result<(u64, u64), CudaError> {
-        let failed = CudaError::driver("asking for free memory");
+    /// Returns [`CudaError::Driver`] if a driver call fails.
+    pub fn device_memory(&self) -> Result<(u64, u64), CudaError> {
+        let failed = CudaError::driver_error("reading the amount of free memory");
         let (free, all) = self.stream.context().mem_get_info().map_err(failed)?;
         Ok((free as u64, all as u64))
     }
 
-    /// The kernels of a unit, compiled for this GPU, in the order of their names.
-    pub(crate) fn functions(&self, unit: Unit) -> Result<Vec<CudaFunction>, CudaError> {
-        let module = load(self.stream.context(), unit, &self.device.arch())?;
-        unit.kernels.iter().map(|name| function(&module, name)).collect()
+    /// Loads the kernels of a unit, compiled for this GPU, in the order of their names.
+    ///
+    /// # Errors
+    /// Fails if the unit cannot be compiled or loaded.
+    pub fn load_kernels(&self, unit: KernelUnit) -> Result<Vec<CudaFunction>, CudaError> {
+        let module = load_unit(self.stream.context(), unit, &self.device.arch())?;
+        unit.kernels.iter().map(|name| find_kernel(&module, name)).collect()
     }
 
-    /// What this GPU is.
-    pub fn device(&self) -> &Device {
+    /// Returns the properties of this GPU.
+    pub fn device(&self) -> &GpuDevice {
         &self.device
     }
 
-    /// The stream that work is enqueued on. Memory that other streams write is to be waited for on this one.
+    /// Returns the stream on which work is enqueued. It must wait for memory that other streams write.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
@@ -131,46 +136,47 @@ impl Context {
     /// Copies values to new device memory.
     ///
     /// # Errors
-    /// [`CudaError::Driver`], for want of memory for instance.
+    /// Returns [`CudaError::Driver`] if a driver call fails, for instance for lack of memory.
     pub fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>, CudaError> {
-        self.stream.clone_htod(values).map_err(CudaError::driver("copying to the device"))
+        self.stream.clone_htod(values).map_err(CudaError::driver_error("copying to the device"))
     }
 
     /// Waits for the stream and copies values back.
     ///
     /// # Errors
-    /// [`CudaError::Driver`], also for what went wrong in a kernel before.
+    /// Returns [`CudaError::Driver`] if a driver call fails, also for errors of earlier kernels.
     pub fn download<T: DeviceRepr>(&self, values: &impl DevicePtr<T>) -> Result<Vec<T>, CudaError> {
-        let failed = CudaError::driver("copying from the device");
+        let failed = CudaError::driver_error("copying from the device");
         let copy = self.stream.clone_dtoh(values).map_err(&failed)?;
         self.stream.synchronize().map_err(failed)?;
         Ok(copy)
     }
 
-    /// Waits until all enqueued work is done.
+    /// Waits until all enqueued work is complete.
     ///
     /// # Errors
-    /// [`CudaError::Driver`] for what went wrong in it.
+    /// Returns [`CudaError::Driver`] for errors in that work.
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        self.stream.synchronize().map_err(CudaError::driver("waiting for the device"))
+        self.stream.synchronize().map_err(CudaError::driver_error("waiting for the device"))
     }
 
-    /// Records what `enqueue` enqueues on this GPU's stream, instead of running it; `None` if that is nothing.
+    /// Records the work that `enqueue` enqueues on this GPU's stream, instead of running it. Returns `None`
+    /// if there is none.
     ///
     /// # Errors
-    /// What `enqueue` returns; [`CudaError::Driver`] if something in it cannot be recorded.
-    pub fn capture(
+    /// Fails as `enqueue` does. Returns [`CudaError::Driver`] if a part of the work cannot be recorded.
+    pub fn capture_graph(
         &self,
         enqueue: impl FnOnce() -> Result<(), CudaError>,
-    ) -> Result<Option<Graph>, CudaError> {
-        let failed = CudaError::driver("recording a graph");
+    ) -> Result<Option<CapturedGraph>, CudaError> {
+        let failed = CudaError::driver_error("recording a graph");
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(&failed)?;
         let enqueued = enqueue();
-        // The capture must end whatever happened in it.
+        // The capture must end even after an error in it.
         let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
         enqueued?;
-        Ok(graph.map_err(failed)?.map(Graph))
+        Ok(graph.map_err(failed)?.map(CapturedGraph))
     }
 
     pub(super) fn kernel_of<Id: TopkId>(kernels: &[CudaFunction; 2]) -> &CudaFunction {
@@ -178,18 +184,18 @@ impl Context {
     }
 }
 
-fn load(context: &Arc<CudaContext>, unit: Unit, arch: &str) -> Result<Arc<CudaModule>, CudaError> {
+fn load_unit(context: &Arc<CudaContext>, unit: KernelUnit, arch: &str) -> Result<Arc<CudaModule>, CudaError> {
     let cubin = match cache_folder() {
-        // A cache that cannot be written is no reason not to run.
+        // A cache that cannot be written does not prevent a run.
         Some(folder) => match compile_cached(unit, arch, &folder) {
             Err(CudaError::Cache { .. }) => compile(unit, arch)?,
             other => other?,
         },
         None => compile(unit, arch)?,
     };
-    context.load_module(Ptx::from_binary(cubin)).map_err(CudaError::driver("loading a kernel"))
+    context.load_module(Ptx::from_binary(cubin)).map_err(CudaError::driver_error("loading a kernel"))
 }
 
-fn function(module: &Arc<CudaModule>, name: &str) -> Result<CudaFunction, CudaError> {
-    module.load_function(name).map_err(CudaError::driver("finding a kernel"))
+fn find_kernel(module: &Arc<CudaModule>, name: &str) -> Result<CudaFunction, CudaError> {
+    module.load_function(name).map_err(CudaError::driver_error("finding a kernel"))
 }

@@ -1,54 +1,53 @@
-//! What can go wrong between this program and a GPU.
+//! Errors between this program and a GPU.
 
-use crate::kernels::ProgramError;
+use crate::tables::ProgramError;
 use cudarc::cublas::result::CublasError;
 use cudarc::driver::DriverError;
-use cudarc::nccl::result::NcclError;
 use std::path::PathBuf;
 use thiserror::Error;
 
-/// Why a GPU could not be used.
+/// An error in the use of a GPU.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CudaError {
-    /// No driver library.
+    /// There is no driver library.
     #[error("no CUDA driver: libcuda is not on the library path")]
     NoDriver,
-    /// A driver, but no GPU that it can use.
+    /// The driver finds no usable GPU.
     #[error("no usable CUDA device: {0}")]
     NoDevice(String),
-    /// A GPU that is not there.
+    /// The requested GPU does not exist.
     #[error("there is no CUDA device {ordinal}: this machine has {devices}")]
     Ordinal {
-        /// The device asked for.
+        /// The requested device.
         ordinal: usize,
-        /// Devices there are.
+        /// Number of devices.
         devices: usize,
     },
-    /// A GPU too old for the kernels.
-    #[error("CUDA device {ordinal} has compute capability {major}.{minor}: the kernels want 8.0 or later")]
+    /// The GPU is too old for the kernels.
+    #[error("CUDA device {ordinal} has compute capability {major}.{minor}: the kernels need 8.0 or later")]
     TooOld {
         /// The device.
         ordinal: usize,
-        /// Its compute capability.
+        /// Major version of its compute capability.
         major: u32,
-        /// And the digit behind the point.
+        /// Minor version of its compute capability.
         minor: u32,
     },
-    /// No NVRTC library.
+    /// There is no NVRTC library.
     #[error(
         "no NVRTC: libnvrtc.so is not on the library path (pip install nvidia-cuda-nvrtc, or `make kernels`, and \
          name its folder in LD_LIBRARY_PATH)"
     )]
     NoCompiler,
-    /// NVRTC refused a kernel; a defect of this program, or an architecture that it does not know.
+    /// NVRTC rejected a kernel. This is a defect of this program, or NVRTC does not know the architecture.
     #[error("NVRTC cannot compile {unit} for {arch}: {log}")]
     Compile {
         /// The unit.
         unit: &'static str,
-        /// The architecture asked for.
+        /// The requested architecture.
         arch: String,
-        /// What the compiler said.
+        /// The log of the compiler.
         log: String,
     },
     /// The cache of compiled kernels could not be written.
@@ -56,87 +55,86 @@ pub enum CudaError {
     Cache {
         /// The file.
         path: PathBuf,
-        /// What went wrong.
+        /// The cause.
         source: std::io::Error,
     },
     /// A call into the driver failed.
     #[error("{doing}: {code}")]
     Driver {
-        /// What was being done.
+        /// The failed call.
         doing: &'static str,
         /// The driver's name for the error.
         code: String,
     },
-    /// No NCCL library.
-    #[error("no NCCL: libnccl.so is not on the library path (libnccl.so.2 needs a link of that name)")]
-    NoNccl,
-    /// A call into NCCL failed.
+    /// A call into NCCL failed, or the library is missing.
     #[error("{doing}: {code}")]
     Nccl {
-        /// What was being done.
+        /// The failed call.
         doing: &'static str,
         /// NCCL's name for the error.
         code: String,
     },
-    /// No cuBLAS library.
-    #[error("no cuBLAS: libcublas.so is not on the library path (--ffn own does without)")]
+    /// There is no cuBLAS library.
+    #[error("no cuBLAS: libcublas.so is not on the library path (--ffn own does not need it)")]
     NoBlas,
     /// A call into cuBLAS failed.
     #[error("{doing}: {code}")]
     Blas {
-        /// What was being done.
+        /// The failed call.
         doing: &'static str,
         /// cuBLAS' name for the error.
         code: String,
     },
-    /// The kernel cannot take a problem.
+    /// The kernel does not support a problem.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// The solver cannot take a placement.
+    /// The solver does not support a placement.
     #[error(transparent)]
-    Solver(#[from] evenkeel_solver::Error),
-    /// A problem that does not fit into the shared memory of a block.
-    #[error("layer {layer} needs {needed} bytes of shared memory, a block of this device has {available}")]
+    Solver(#[from] evenkeel_solver::SolverError),
+    /// A problem does not fit into the shared memory of a block.
+    #[error(
+        "layer {layer} needs {needed} bytes of shared memory, but a block of this device has {available}"
+    )]
     SharedMemory {
         /// The layer.
         layer: usize,
-        /// Bytes it needs.
+        /// Bytes needed.
         needed: usize,
-        /// Bytes there are.
+        /// Bytes available.
         available: usize,
     },
-    /// Vectors of another length than asked for.
-    #[error("{what}: {given} given, {expected} expected")]
+    /// A vector has another length than required.
+    #[error("{what}: found {given}, expected {expected}")]
     Shape {
-        /// What has the wrong length.
+        /// The vector.
         what: &'static str,
-        /// Its length.
+        /// Length of the vector.
         given: usize,
-        /// The length, or number, it must have, or must not exceed.
+        /// The required or largest length or number.
         expected: usize,
     },
-    /// Ids that are neither -1 nor an expert, or tokens that were not counted.
+    /// Ids were neither -1 nor an expert, or tokens were not counted.
     #[error("{0} ids were neither -1 nor an expert, or were not counted before they were mapped")]
     Faults(u32),
 }
 
 impl CudaError {
-    /// A driver error; says what was being done. The error's name is ours: an old driver cannot name it.
-    /// Does this machine lack what is needed, rather than something having gone wrong?
+    /// Returns whether the cause is a missing part of this machine (driver, GPU or library) rather than a
+    /// failure.
     pub fn is_unavailable(&self) -> bool {
         use CudaError::{NoCompiler, NoDevice, NoDriver, TooOld};
         matches!(self, NoDriver | NoDevice(_) | NoCompiler | TooOld { .. })
     }
 
-    pub(crate) fn driver(doing: &'static str) -> impl Fn(DriverError) -> CudaError {
+    /// Returns a function that converts an error of the driver into one of this crate. `doing` is the failed
+    /// call.
+    pub fn driver_error(doing: &'static str) -> impl Fn(DriverError) -> CudaError {
         move |error| CudaError::Driver { doing, code: format!("{:?}", error.0) }
     }
 
-    pub(crate) fn blas(doing: &'static str) -> impl Fn(CublasError) -> CudaError {
+    /// Returns a function that converts an error of cuBLAS into one of this crate. `doing` is the failed
+    /// call.
+    pub fn blas_error(doing: &'static str) -> impl Fn(CublasError) -> CudaError {
         move |error| CudaError::Blas { doing, code: format!("{:?}", error.0) }
-    }
-
-    pub(super) fn nccl(doing: &'static str) -> impl Fn(NcclError) -> CudaError {
-        move |error| CudaError::Nccl { doing, code: format!("{:?}", error.0) }
     }
 }

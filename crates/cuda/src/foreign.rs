@@ -1,17 +1,17 @@
-//! Memory and streams of others: a framework's tensors, and the stream that it works on.
+//! Memory and streams of other owners: the tensors of a framework, and the stream of its work.
 
-use super::{Context, CudaError, DevicePlanner, TopkId};
+use super::{CudaError, DevicePlanner, GpuContext, TopkId};
 use cudarc::driver::result::{event, stream};
 use cudarc::driver::sys::{CUevent_flags, CUevent_wait_flags, CUstream};
 use cudarc::driver::{CudaEvent, CudaSlice};
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
-/// Device memory that somebody else owns and frees.
+/// Device memory that another owner allocates and frees.
 #[derive(Debug)]
-pub struct Foreign<T>(ManuallyDrop<CudaSlice<T>>);
+pub struct ForeignSlice<T>(ManuallyDrop<CudaSlice<T>>);
 
-impl<T> Deref for Foreign<T> {
+impl<T> Deref for ForeignSlice<T> {
     type Target = CudaSlice<T>;
 
     fn deref(&self) -> &CudaSlice<T> {
@@ -19,68 +19,75 @@ impl<T> Deref for Foreign<T> {
     }
 }
 
-impl<T> DerefMut for Foreign<T> {
+impl<T> DerefMut for ForeignSlice<T> {
     fn deref_mut(&mut self) -> &mut CudaSlice<T> {
         &mut self.0
     }
 }
 
-impl<T> Drop for Foreign<T> {
+impl<T> Drop for ForeignSlice<T> {
     fn drop(&mut self) {
-        #[allow(unsafe_code, reason = "taken once, here; leaking gives the address back without freeing it")]
+        #[allow(
+            unsafe_code,
+            reason = "only this line takes the slice; `leak` returns its address and does not free it"
+        )]
         let slice = unsafe { ManuallyDrop::take(&mut self.0) };
         let _ = slice.leak();
     }
 }
 
-/// Puts work between what a caller's stream has been given before and what it will be given after.
+/// Events that insert work into the order of a caller's stream.
 #[derive(Debug)]
-pub struct Handover {
+pub struct StreamHandover {
     before: CudaEvent,
     after: CudaEvent,
 }
 
-impl Handover {
-    /// What one caller needs; to be kept for the next time.
+impl StreamHandover {
+    /// Creates the events for one caller. They can be reused.
     ///
     /// # Errors
-    /// [`CudaError::Driver`].
-    pub fn new(gpu: &Context) -> Result<Handover, CudaError> {
+    /// Returns [`CudaError::Driver`] if a driver call fails.
+    pub fn new(gpu: &GpuContext) -> Result<StreamHandover, CudaError> {
         let event = || {
             let flags = CUevent_flags::CU_EVENT_DISABLE_TIMING;
-            gpu.stream().context().new_event(Some(flags)).map_err(CudaError::driver("making an event"))
+            gpu.stream()
+                .context()
+                .new_event(Some(flags))
+                .map_err(CudaError::driver_error("creating an event"))
         };
-        Ok(Handover { before: event()?, after: event()? })
+        Ok(StreamHandover { before: event()?, after: event()? })
     }
 
-    /// Enqueues what `enqueue` enqueues on the GPU's stream so that the caller's stream runs it in its turn. Nothing waits on
-    /// the host; where the caller's stream is being recorded, this is recorded too.
+    /// Enqueues the work of `enqueue` on the GPU's stream so that it keeps its position in the order of the
+    /// caller's stream. Nothing waits on the host. If the caller's stream is being recorded, the work is
+    /// recorded too.
     ///
     /// # Errors
-    /// What `enqueue` returns; [`CudaError::Driver`].
+    /// Fails as `enqueue` does. Returns [`CudaError::Driver`] if a driver call fails.
     ///
     /// # Safety
-    /// `caller` is a `cudaStream_t` (`CUstream`) of the GPU's primary context as a number, 0 for the default stream.
+    /// `caller` must be a `cudaStream_t` (`CUstream`) of the GPU's primary context as a number, or 0 for the
+    /// default stream.
     #[allow(unsafe_code, reason = "a stream is an address that only the caller can vouch for")]
-    pub unsafe fn within(
+    pub unsafe fn run_in_order(
         &self,
-        gpu: &Context,
+        gpu: &GpuContext,
         caller: u64,
         enqueue: impl FnOnce() -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        let failed = CudaError::driver("handing over between streams");
+        let failed = CudaError::driver_error("ordering work between streams");
         let ours = gpu.stream().cu_stream();
         let caller = caller as usize as CUstream;
         let wait = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         gpu.stream().context().bind_to_thread().map_err(&failed)?;
-        // SAFETY: both events are ours and alive; both streams are of the context that was just bound.
+        // SAFETY: this value owns both events, and both streams belong to the context that was just bound.
         unsafe {
             event::record(self.before.cu_event(), caller).map_err(&failed)?;
             stream::wait_event(ours, self.before.cu_event(), wait).map_err(&failed)?;
         }
         let enqueued = enqueue();
-        // Also after a failure: a recording has to come together again.
-        // SAFETY: as above.
+        // This also runs after a failure, because the streams must join a recording again. SAFETY: as above.
         unsafe {
             event::record(self.after.cu_event(), ours).map_err(&failed)?;
             stream::wait_event(caller, self.after.cu_event(), wait).map_err(&failed)?;
@@ -89,29 +96,31 @@ impl Handover {
     }
 }
 
-impl Context {
-    /// Somebody else's device memory: `len` values at `address`.
+impl GpuContext {
+    /// Wraps device memory of another owner: `len` values at `address`.
     ///
     /// # Safety
-    /// The memory is on this GPU, holds `len` values of `T`, and stays while the answer is used and the work enqueued with
-    /// it runs. Nobody else writes it meanwhile; see [`Handover`] for the order of streams.
+    /// The memory must be on this GPU and hold `len` values of `T`. It must stay allocated while the result
+    /// is used and the work enqueued with it runs. No other writer may change it meanwhile; see
+    /// [`StreamHandover`] for the order of streams.
     #[allow(unsafe_code, reason = "an address that only the caller can vouch for")]
-    pub unsafe fn foreign<T>(&self, address: u64, len: usize) -> Foreign<T> {
-        // SAFETY: the caller's promise; `Foreign` never frees it.
-        Foreign(ManuallyDrop::new(unsafe { self.stream().upgrade_device_ptr(address, len) }))
+    pub unsafe fn wrap_foreign<T>(&self, address: u64, len: usize) -> ForeignSlice<T> {
+        // SAFETY: the caller keeps the memory, and `ForeignSlice` never frees it.
+        ForeignSlice(ManuallyDrop::new(unsafe { self.stream().upgrade_device_ptr(address, len) }))
     }
 }
 
-impl Handover {
-    /// [`DevicePlanner::count`] of `len` ids at an address, in its turn on the caller's stream.
+impl StreamHandover {
+    /// Runs [`DevicePlanner::count_ids`] on `len` ids at an address, in the order of the caller's stream.
     ///
     /// # Errors
-    /// As [`DevicePlanner::count`].
+    /// Fails as [`DevicePlanner::count_ids`] does.
     ///
     /// # Safety
-    /// As [`Context::foreign`] and [`Handover::within`].
+    /// The caller must keep the promises of [`GpuContext::wrap_foreign`] and
+    /// [`StreamHandover::run_in_order`].
     #[allow(unsafe_code, reason = "addresses and a stream that only the caller can vouch for")]
-    pub unsafe fn count<Id: TopkId>(
+    pub unsafe fn count_ids<Id: TopkId>(
         &self,
         planner: &mut DevicePlanner,
         ids: u64,
@@ -119,23 +128,24 @@ impl Handover {
         caller: u64,
     ) -> Result<(), CudaError> {
         let gpu = planner.gpu().clone();
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the memory.
         unsafe {
-            let ids = gpu.foreign::<Id>(ids, len);
-            self.within(&gpu, caller, || planner.count(&ids))
+            let ids = gpu.wrap_foreign::<Id>(ids, len);
+            self.run_in_order(&gpu, caller, || planner.count_ids(&ids))
         }
     }
 
-    /// A layer split by the counts of all ranks, `[R][E]`, and the slots of the `len` ids that were counted, all at addresses, in
-    /// its turn on the caller's stream.
+    /// Splits a layer by the counts of all ranks, `[R][E]`, and maps the `len` counted ids to slots. All data
+    /// is at addresses, and the work keeps the order of the caller's stream.
     ///
     /// # Errors
-    /// As the steps of [`DevicePlanner`].
+    /// Fails as the steps of [`DevicePlanner`] do.
     ///
     /// # Safety
-    /// As [`Context::foreign`] and [`Handover::within`]; `slots` is other memory than `ids`.
+    /// The caller must keep the promises of [`GpuContext::wrap_foreign`] and
+    /// [`StreamHandover::run_in_order`]. `slots` and `ids` must not overlap.
     #[allow(unsafe_code, reason = "addresses and a stream that only the caller can vouch for")]
-    pub unsafe fn redirect<Id: TopkId>(
+    pub unsafe fn redirect_ids<Id: TopkId>(
         &self,
         planner: &mut DevicePlanner,
         layer: usize,
@@ -145,16 +155,16 @@ impl Handover {
         caller: u64,
     ) -> Result<(), CudaError> {
         let gpu = planner.gpu().clone();
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the memory.
         unsafe {
-            let counts = gpu.foreign::<u32>(counts, planner.counts_len());
-            let ids = gpu.foreign::<Id>(ids, len);
-            let mut slots = gpu.foreign::<Id>(slots, len);
-            self.within(&gpu, caller, || {
-                planner.take_counts(layer, &counts)?;
+            let counts = gpu.wrap_foreign::<u32>(counts, planner.counts_len());
+            let ids = gpu.wrap_foreign::<Id>(ids, len);
+            let mut slots = gpu.wrap_foreign::<Id>(slots, len);
+            self.run_in_order(&gpu, caller, || {
+                planner.copy_counts(layer, &counts)?;
                 planner.solve(layer)?;
-                planner.share(layer)?;
-                planner.map(layer, &ids, &mut slots)
+                planner.compute_shares(layer)?;
+                planner.map_ids(layer, &ids, &mut slots)
             })
         }
     }

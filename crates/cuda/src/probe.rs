@@ -1,37 +1,38 @@
-//! Is there a GPU? Asked in an order in which nothing can panic: library, initialisation, devices.
+//! Looks for a GPU in an order in which nothing can panic: library, initialisation, devices.
 
 use super::CudaError;
 use cudarc::driver::{CudaContext, result, sys};
 
 /// A GPU of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
-    /// Its number, from 0.
+pub struct GpuDevice {
+    /// Number of the device, from 0.
     pub ordinal: usize,
-    /// Its name.
+    /// Name of the device.
     pub name: String,
-    /// Its compute capability, such as (9, 0).
+    /// Compute capability, such as (9, 0).
     pub capability: (u32, u32),
-    /// Shared memory that a block may ask for, in bytes.
+    /// Shared memory that a block may request, in bytes.
     pub shared_memory: usize,
-    /// Multiprocessors.
+    /// Number of multiprocessors.
     pub multiprocessors: usize,
 }
 
-impl Device {
-    /// The architecture that kernels are compiled for, such as `sm_90`.
+impl GpuDevice {
+    /// Returns the architecture for which kernels are compiled, such as `sm_90`.
     pub fn arch(&self) -> String {
         format!("sm_{}{}", self.capability.0, self.capability.1)
     }
 }
 
-/// The GPUs that the kernels can run on are among these; at least one.
+/// Returns the GPUs of this machine, at least one. The kernels may not support all of them.
 ///
 /// # Errors
-/// [`CudaError::NoDriver`] without libcuda; [`CudaError::NoDevice`] where it finds no GPU, or cannot use it.
-pub fn probe() -> Result<Vec<Device>, CudaError> {
-    // Every other call of cudarc panics without the library.
-    #[allow(unsafe_code, reason = "loads libcuda, whose initialisers are trusted, and lets go of it")]
+/// Returns [`CudaError::NoDriver`] without libcuda, and [`CudaError::NoDevice`] if it finds no GPU or cannot
+/// use it.
+pub fn probe_devices() -> Result<Vec<GpuDevice>, CudaError> {
+    // Without the library every other call of cudarc panics.
+    #[allow(unsafe_code, reason = "loads libcuda, whose initialisers are trusted, and unloads it")]
     let present = unsafe { sys::is_culib_present() };
     if !present {
         return Err(CudaError::NoDriver);
@@ -40,20 +41,20 @@ pub fn probe() -> Result<Vec<Device>, CudaError> {
     result::init().map_err(unusable)?;
     let count = CudaContext::device_count().map_err(unusable)?;
     if count <= 0 {
-        return Err(CudaError::NoDevice("the driver lists none".into()));
+        return Err(CudaError::NoDevice("the driver lists no device".into()));
     }
-    (0..count).map(describe).collect()
+    (0..count).map(describe_device).collect()
 }
 
-fn describe(ordinal: i32) -> Result<Device, CudaError> {
+fn describe_device(ordinal: i32) -> Result<GpuDevice, CudaError> {
     use sys::CUdevice_attribute_enum as Attribute;
-    let failed = CudaError::driver("asking a CUDA device what it is");
+    let failed = CudaError::driver_error("reading the properties of a CUDA device");
     let device = result::device::get(ordinal).map_err(&failed)?;
     let attribute = |which| {
         #[allow(unsafe_code, reason = "the device was obtained from the driver on the line above")]
         unsafe { result::device::get_attribute(device, which) }.map_err(&failed)
     };
-    Ok(Device {
+    Ok(GpuDevice {
         ordinal: ordinal as usize,
         name: result::device::get_name(device).map_err(&failed)?,
         capability: (

@@ -1,25 +1,26 @@
-//! The exact split of many layers, on the device.
+//! The exact split of several layers on the device.
 
-use super::{Context, CudaError};
-use crate::kernels::Program;
+use super::{CudaError, GpuContext};
+use crate::tables::SolveProgram;
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, LaunchConfig, PushKernelArg};
 use evenkeel_solver::Problem;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Lanes of a block of `ek_solve`.
-const LANES: u32 = 256;
+/// Threads per block of `ek_solve`.
+const BLOCK_THREADS: u32 = 256;
 
-/// Splits batches of some layers: counts `[layer][source][item]` in, quotas, rank loads, peaks and certificates out,
-/// all in device memory. The same answers as [`evenkeel_solver::solve`], bit for bit.
+/// A solver that splits batches of some layers. Input: counts `[layer][source][item]`. Output: quotas, rank
+/// loads, peaks and certificates. All are in device memory, and the results equal those of
+/// [`evenkeel_solver::solve`] bit for bit.
 #[derive(Debug)]
 pub struct DeviceSolver {
-    gpu: Arc<Context>,
-    programs: Vec<Program>,
+    gpu: Arc<GpuContext>,
+    programs: Vec<SolveProgram>,
     sources: usize,
     items: usize,
     ranks: usize,
-    /// Quotas per layer: as many as the layer with most pairs has.
+    /// Quotas per layer: the number of pairs of the largest layer.
     stride: usize,
     hot: bool,
     shared_bytes: usize,
@@ -32,29 +33,34 @@ pub struct DeviceSolver {
     certificates: CudaSlice<u32>,
 }
 
-/// One layer's answer, copied back.
+/// The split of one layer, copied back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceSplit {
     /// The quota of every (item, host) pair, in the numbering of [`evenkeel_solver::Hosts`].
     pub quotas: Vec<u64>,
     /// The load of every rank, base load included.
     pub rank_loads: Vec<u64>,
-    /// The largest of them.
+    /// The largest rank load.
     pub peak: u64,
-    /// The ranks, ascending, that prove it.
+    /// The ranks, ascending, that prove the peak.
     pub certificate: Vec<u32>,
 }
 
 impl DeviceSolver {
-    /// Uploads the problems of all layers: the same numbers of ranks and items. `sources` is how many rows of counts
-    /// a batch has; the split is of their sum.
+    /// Uploads the problems of all layers, which must have the same numbers of ranks and items. `sources` is
+    /// the number of rows of counts of a batch; the split uses their sum.
     ///
     /// # Errors
-    /// [`CudaError::Program`] for a problem that the kernel cannot take, [`CudaError::SharedMemory`] for one that is
-    /// too large, [`CudaError::Shape`] for no layers or different sizes; [`CudaError::Driver`].
-    pub fn new(gpu: &Arc<Context>, problems: &[Problem], sources: usize) -> Result<DeviceSolver, CudaError> {
+    /// Returns [`CudaError::Program`] for a problem that the kernel does not support, and
+    /// [`CudaError::SharedMemory`] for one that is too large. Returns [`CudaError::Shape`] for no layers or
+    /// different sizes, and [`CudaError::Driver`] if a driver call fails.
+    pub fn new(
+        gpu: &Arc<GpuContext>,
+        problems: &[Problem],
+        sources: usize,
+    ) -> Result<DeviceSolver, CudaError> {
         let shape = |what, given, expected| Err(CudaError::Shape { what, given, expected });
-        let programs: Vec<Program> = problems.iter().map(Program::new).collect::<Result<_, _>>()?;
+        let programs: Vec<SolveProgram> = problems.iter().map(SolveProgram::new).collect::<Result<_, _>>()?;
         let Some(first) = programs.first() else { return shape("layers", 0, 1) };
         let (items, ranks) = (first.items(), first.ranks());
         if sources == 0 || sources > ranks {
@@ -86,8 +92,8 @@ impl DeviceSolver {
             words.extend_from_slice(program.words());
         }
         let layers = programs.len();
-        let stride = programs.iter().map(Program::pairs).max().unwrap_or(0);
-        let failed = CudaError::driver("reserving memory for the split");
+        let stride = programs.iter().map(SolveProgram::pairs).max().unwrap_or(0);
+        let failed = CudaError::driver_error("reserving memory for the split");
         let stream = gpu.stream();
         Ok(DeviceSolver {
             sources,
@@ -108,32 +114,32 @@ impl DeviceSolver {
         })
     }
 
-    /// The compiled problems, one per layer.
-    pub fn programs(&self) -> &[Program] {
+    /// Returns the compiled problems, one per layer.
+    pub fn programs(&self) -> &[SolveProgram] {
         &self.programs
     }
 
-    /// Shared memory of a block in bytes, and whether the hot tables are in it.
+    /// Returns the shared memory of a block in bytes, and whether it contains the hot tables.
     pub fn shared_memory(&self) -> (usize, bool) {
         (self.shared_bytes, self.hot)
     }
 
-    /// A layer's counts, `[source][item]`, to be written before [`solve`](Self::solve).
+    /// Returns a layer's counts, `[source][item]`, to be written before [`solve`](Self::solve).
     ///
     /// # Errors
-    /// [`CudaError::Shape`] for a layer that is not there.
+    /// Returns [`CudaError::Shape`] if there is no such layer.
     pub fn counts_mut(&mut self, layer: usize) -> Result<CudaViewMut<'_, u32>, CudaError> {
-        self.check(layer)?;
+        self.check_layer(layer)?;
         let row = self.sources * self.items;
         Ok(self.counts.slice_mut(layer * row..(layer + 1) * row))
     }
 
-    /// A layer's counts, `[source][item]`.
+    /// Returns a layer's counts, `[source][item]`.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] for a layer that is not there.
+    /// Returns [`CudaError::Shape`] if there is no such layer.
     pub fn counts(&self, layer: usize) -> Result<CudaView<'_, u32>, CudaError> {
-        self.check(layer)?;
+        self.check_layer(layer)?;
         let row = self.sources * self.items;
         Ok(self.counts.slice(layer * row..(layer + 1) * row))
     }
@@ -141,7 +147,8 @@ impl DeviceSolver {
     /// Copies a layer's counts to the device.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] unless they are `[source][item]`; [`CudaError::Driver`].
+    /// Returns [`CudaError::Shape`] unless they are `[source][item]`, and [`CudaError::Driver`] if a driver
+    /// call fails.
     pub fn upload_counts(&mut self, layer: usize, counts: &[u32]) -> Result<(), CudaError> {
         let expected = self.sources * self.items;
         if counts.len() != expected {
@@ -149,27 +156,28 @@ impl DeviceSolver {
         }
         let stream = Arc::clone(self.gpu.stream());
         let mut to = self.counts_mut(layer)?;
-        stream.memcpy_htod(counts, &mut to).map_err(CudaError::driver("copying counts to the device"))
+        stream.memcpy_htod(counts, &mut to).map_err(CudaError::driver_error("copying counts to the device"))
     }
 
-    /// A layer's quotas, one per pair.
+    /// Returns a layer's quotas, one per pair.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] for a layer that is not there.
+    /// Returns [`CudaError::Shape`] if there is no such layer.
     pub fn quotas(&self, layer: usize) -> Result<CudaView<'_, u64>, CudaError> {
-        self.check(layer)?;
+        self.check_layer(layer)?;
         Ok(self.quotas.slice(layer * self.stride..layer * self.stride + self.programs[layer].pairs()))
     }
 
     /// Enqueues the split of these layers, one block each.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] for layers that are not there; [`CudaError::Driver`].
+    /// Returns [`CudaError::Shape`] if there are no such layers, and [`CudaError::Driver`] if a driver call
+    /// fails.
     pub fn solve(&mut self, layers: Range<usize>) -> Result<(), CudaError> {
         if layers.is_empty() {
             return Ok(());
         }
-        self.check(layers.end - 1)?;
+        self.check_layer(layers.end - 1)?;
         let certificate_stride = self.ranks.div_ceil(32);
         let (begin, end) = (layers.start, layers.end);
         let row = self.sources * self.items;
@@ -188,19 +196,23 @@ impl DeviceSolver {
         launch.arg(&mut certificates).arg(&certificate_stride);
         let shape = LaunchConfig {
             grid_dim: ((end - begin) as u32, 1, 1),
-            block_dim: (LANES, 1, 1),
+            block_dim: (BLOCK_THREADS, 1, 1),
             shared_mem_bytes: self.shared_bytes as u32,
         };
-        #[allow(unsafe_code, reason = "arguments and sizes are those of ek_solve in kernels/solve.cu")]
+        #[allow(
+            unsafe_code,
+            reason = "arguments and sizes are those of ek_solve in crates/cuda/kernels/solve.cu"
+        )]
         let launched = unsafe { launch.launch(shape) };
-        launched.map_err(CudaError::driver("launching solve"))?;
+        launched.map_err(CudaError::driver_error("launching solve"))?;
         Ok(())
     }
 
-    /// Waits and copies one layer's answer back.
+    /// Waits and copies one layer's split back.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] for a layer that is not there; [`CudaError::Driver`].
+    /// Returns [`CudaError::Shape`] if there is no such layer, and [`CudaError::Driver`] if a driver call
+    /// fails.
     pub fn download(&self, layer: usize) -> Result<DeviceSplit, CudaError> {
         let quotas = self.gpu.download(&self.quotas(layer)?)?;
         let rank_loads =
@@ -217,7 +229,7 @@ impl DeviceSolver {
         })
     }
 
-    fn check(&self, layer: usize) -> Result<(), CudaError> {
+    fn check_layer(&self, layer: usize) -> Result<(), CudaError> {
         if layer < self.programs.len() {
             return Ok(());
         }

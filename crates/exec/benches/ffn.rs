@@ -1,19 +1,20 @@
-//! How fast experts run on the CPU beside the GEMM crate's own rate on one large product, one thread each.
+//! Compares experts on the CPU with the GEMM crate's rate on one large product, on one thread each.
 //!
 //! ```text
-//! cargo bench --bench ffn
+//! cargo bench -p evenkeel-exec --bench ffn
 //! ```
 //!
-//! Rates are of processor time, the median of several; every round times the large product and all experts one after the other, so that what
-//! else the machine does falls on all alike, and a share is the median of the rounds' own shares.
+//! Rates are per processor time, the median of several rounds. Every round times the large product and all
+//! experts in turn, so that other load of the machine affects all alike. A share is the median of the rounds'
+//! own shares.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark may unwrap")]
 #![allow(clippy::print_stdout, reason = "it prints what the docs quote")]
 
-use evenkeel::exec::clock::timed;
-use evenkeel::exec::cpu::{Ffn, times_transposed};
-use evenkeel::exec::random::Stream;
-use evenkeel::exec::weights::{Dtype, Matrix, RandomWeights, WeightSource};
-use evenkeel::model::Model;
+use evenkeel::model::MoeModel;
+use evenkeel_exec::clock::time_work;
+use evenkeel_exec::cpu::{Ffn, times_transposed};
+use evenkeel_exec::random::RandomStream;
+use evenkeel_exec::weights::{Dtype, Matrix, RandomWeights, WeightSource};
 use std::time::Duration;
 
 const ROUNDS: usize = 9;
@@ -24,34 +25,34 @@ fn median(mut numbers: Vec<f64>) -> f64 {
     numbers[numbers.len() / 2]
 }
 
-/// 10^9 operations per second of `operations` in `work`.
+/// Returns the rate of `work` in 10^9 operations per second.
 fn rate(operations: f64, work: impl FnOnce()) -> f64 {
     let mut time = Duration::ZERO;
-    timed(&mut time, work);
+    time_work(&mut time, work);
     operations / time.as_secs_f64() / 1e9
 }
 
 struct Case {
-    model: Model,
+    model: MoeModel,
     dtype: Dtype,
     tokens: usize,
-    /// Several experts, so that weights do not stay in the cache.
-    experts: Vec<evenkeel::exec::weights::ExpertWeights>,
+    /// Several experts, so that their weights do not stay in the cache.
+    experts: Vec<evenkeel_exec::weights::ExpertWeights>,
     rates: Vec<f64>,
     shares: Vec<f64>,
 }
 
 fn main() {
-    let numbers = |n: usize| Stream::new(1, &[n as u64]).weights(n, 1.0);
+    let numbers = |n: usize| RandomStream::new(1, &[n as u64]).uniform_weights(n, 1.0);
     let (a, b) = (numbers(LARGE * LARGE), Matrix::F32(numbers(LARGE * LARGE + 1)[1..].to_vec()));
     let mut c = vec![0f32; LARGE * LARGE];
     let mut cases = Vec::new();
     for name in ["qwen3-30b-a3b", "deepseek-v2-lite"] {
-        let model: Model = name.parse().unwrap();
+        let model: MoeModel = name.parse().unwrap();
         for dtype in [Dtype::F32, Dtype::Bf16] {
             let weights = RandomWeights { model, width: model.experts, dtype, seed: 1 };
             for tokens in [1, 4, 16, 64, 256, 512, 1024] {
-                let experts = (0..8).map(|e| weights.expert(0, e).unwrap()).collect();
+                let experts = (0..8).map(|e| weights.expert_weights(0, e).unwrap()).collect();
                 cases.push(Case { model, dtype, tokens, experts, rates: vec![], shares: vec![] });
             }
         }

@@ -1,27 +1,27 @@
-//! Why a forward pass could not be run.
+//! Errors of a forward pass.
 
 use super::router::RouterError;
-use crate::place::{PlaceError, PlacementError};
-use crate::planner::PlannerError;
-use crate::split::SplitError;
-use crate::trace::TraceError;
+use evenkeel::place::{PlaceError, PlacementError};
+use evenkeel::planner::PlannerError;
+use evenkeel::split::SplitError;
+use evenkeel::trace::TraceError;
 use std::path::PathBuf;
 use thiserror::Error;
 
-/// What stops a forward pass.
+/// An error that stops a forward pass.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ExecError {
-    /// Tokens could not be routed.
+    /// The router rejected the tokens or its arguments.
     #[error(transparent)]
     Router(#[from] RouterError),
-    /// Tokens could not be split over the copies, or redirected to them.
+    /// Tokens could not be split over the replicas, or redirected to them.
     #[error(transparent)]
     Planner(#[from] PlannerError),
-    /// Tokens could not be split over the copies.
+    /// Tokens could not be split over the replicas.
     #[error(transparent)]
     Split(#[from] SplitError),
-    /// What ran is no trace.
+    /// The loads of a run do not form a trace.
     #[error(transparent)]
     Trace(#[from] TraceError),
     /// A layer could not be placed.
@@ -30,12 +30,12 @@ pub enum ExecError {
     /// A slot map is no placement.
     #[error(transparent)]
     Placement(#[from] PlacementError),
-    /// Something has another size than the model or the group asks for.
+    /// An input has another size than the model or the group requires.
     #[error("{what}: {given}, expected {expected}")]
     Shape {
-        /// What it is.
+        /// The input.
         what: &'static str,
-        /// Its size.
+        /// Size of the input.
         given: usize,
         /// The size it should have.
         expected: usize,
@@ -45,21 +45,21 @@ pub enum ExecError {
     WrongSlot {
         /// The source rank.
         rank: usize,
-        /// Where in its ids, from 0.
+        /// The position in the ids of the rank, from 0.
         position: usize,
-        /// The slot given.
+        /// The slot that was assigned.
         slot: i64,
-        /// The expert routed to.
+        /// The expert that the router chose.
         expert: i32,
     },
-    /// A layer is to switch to weights that have not been copied to where they are needed.
+    /// A layer should switch to weights that have not been copied to their destination yet.
     #[error("layer {layer}: expert {expert} is neither on rank {rank} nor in a staging slot there")]
     NotStaged {
         /// Layer index.
         layer: usize,
-        /// The rank.
+        /// The rank that lacks the expert.
         rank: usize,
-        /// The expert.
+        /// The missing expert.
         expert: u32,
     },
     /// Weights could not be read.
@@ -67,50 +67,50 @@ pub enum ExecError {
     Weights {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault in it.
         reason: String,
     },
-    /// The thread that copies experts is gone; a defect of this program.
+    /// The thread that copies experts has stopped. This is a defect of this program.
     #[error("the thread that copies experts stopped")]
     Mover,
-    /// A backend that cannot run here.
+    /// A backend cannot run on this machine.
     #[error("the {backend} backend is not available: {reason}")]
     Unavailable {
-        /// Its name.
+        /// The name of the backend.
         backend: &'static str,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// More device memory wanted than is free.
+    /// An allocation needs more device memory than is free.
     #[error(
-        "{what} take {} MiB on {device}, of which {} MiB are free: fewer layers, ranks or tokens would do",
+        "memory for {what}: {} MiB needed on {device}, {} MiB free; fewer layers, ranks or tokens need less",
         needed.div_ceil(1 << 20), free >> 20
     )]
     Memory {
-        /// What for.
+        /// The contents of the allocation.
         what: &'static str,
         /// The GPU.
         device: String,
-        /// Bytes wanted.
+        /// Bytes needed.
         needed: u64,
         /// Bytes free.
         free: u64,
     },
-    /// A GPU could not do its part.
+    /// A call on a GPU failed.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
-    Cuda(#[from] crate::cuda::CudaError),
-    /// Another rank could not be reached, or does something else.
+    Cuda(#[from] evenkeel_cuda::CudaError),
+    /// Another rank could not be reached, or its state differs.
     #[error(transparent)]
     Transport(#[from] super::transport::TransportError),
-    /// Nothing to run.
+    /// The run is empty.
     #[error("{0}")]
     Nothing(String),
 }
 
 impl ExecError {
-    /// [`ExecError::Shape`] where `given` is not `expected`.
-    pub(crate) fn expect(what: &'static str, given: usize, expected: usize) -> Result<(), Self> {
+    /// Returns [`ExecError::Shape`] if `given` differs from `expected`.
+    pub(crate) fn expect_size(what: &'static str, given: usize, expected: usize) -> Result<(), Self> {
         if given == expected { Ok(()) } else { Err(Self::Shape { what, given, expected }) }
     }
 }

@@ -1,54 +1,56 @@
-//! All layers, one after the other: norm, experts, residual; checked against the reference where wanted.
+//! Runs all layers in sequence: norm, experts, residual. Optionally compares each with the reference.
 //!
-//! In: the tokens of every rank. Out: the same tokens after all layers, and a [`StepRun`].
+//! Input: the tokens of every rank. Output: the same tokens after all layers, and a [`StepRun`].
 
-use super::backend::{Backend, LayerInput, LayerRun, Routed};
+use super::backend::{Backend, LayerInput, LayerRun, RoutingSource};
 use super::error::ExecError;
-use super::reference::{Check, Reference};
+use super::reference::{Reference, ReferenceCheck};
 use std::time::{Duration, Instant};
 
-/// What one step did.
+/// The results of one step.
 #[derive(Debug, Clone, Default)]
 pub struct StepRun {
-    /// Layer by layer; the outputs are in the tokens by now.
+    /// Results per layer. Their outputs have been added to the tokens and are empty.
     pub layers: Vec<LayerRun>,
-    /// What the reference says, where it was asked.
-    pub check: Option<Check>,
-    /// From the first token in to the last one out, all ranks one after the other, without the check.
+    /// The deviation from the reference, if it was computed.
+    pub check: Option<ReferenceCheck>,
+    /// Time of the whole step with all ranks one after the other, without the check.
     pub wall: Duration,
 }
 
 impl StepRun {
-    /// The step's time if all ranks ran at once; see [`LayerRun::modelled`].
-    pub fn modelled(&self) -> Duration {
-        self.layers.iter().map(LayerRun::modelled).sum()
+    /// Returns the time of the step if all ranks ran at once; see [`LayerRun::modelled_time`].
+    pub fn modelled_time(&self) -> Duration {
+        self.layers.iter().map(LayerRun::modelled_time).sum()
     }
 }
 
-/// Runs `layers` layers on `tokens`, per rank `[token][H]`, in place; `routed` says how each layer's tokens get their experts.
+/// Runs `layers` layers on `tokens`, per rank `[token][H]`, in place. `routed` returns the routing of each
+/// layer.
 ///
-/// With a `reference` every layer's output is compared with what one memory in `f64` makes of the same input and routing.
+/// With a `reference`, every layer's output is compared with the result in one memory and `f64` of the same
+/// input and routing.
 ///
 /// # Errors
-/// When a layer cannot be run; tokens are those before that layer then.
-pub fn step<'a>(
+/// Fails if a layer cannot run. The tokens are then those before that layer.
+pub fn run_step<'a>(
     backend: &mut dyn Backend,
     layers: usize,
     step: u64,
     tokens: &mut [Vec<f32>],
-    routed: impl Fn(usize) -> Routed<'a>,
+    routed: impl Fn(usize) -> RoutingSource<'a>,
     mut reference: Option<&mut Reference>,
 ) -> Result<StepRun, ExecError> {
-    let mut done = StepRun { check: reference.is_some().then(Check::default), ..StepRun::default() };
+    let mut done = StepRun { check: reference.is_some().then(ReferenceCheck::default), ..StepRun::default() };
     for layer in 0..layers {
         let begun = Instant::now();
-        let mut run = backend.layer(&LayerInput { layer, step, tokens, routed: routed(layer) })?;
+        let mut run = backend.run_layer(&LayerInput { layer, step, tokens, routed: routed(layer) })?;
         done.wall += run.wall.unwrap_or_else(|| begun.elapsed());
         if let Some(reference) = reference.as_deref_mut() {
             let sources = tokens.iter().zip(&run.outputs).zip(&run.routed).enumerate();
             for (source, ((x, y), routed)) in sources {
-                let check = reference.check([step as usize, layer, source], x, y, routed)?;
-                done.check = Some(done.check.unwrap_or_default().and(check));
+                let check = reference.check_layer([step as usize, layer, source], x, y, routed)?;
+                done.check = Some(done.check.unwrap_or_default().merge(check));
             }
         }
         let begun = Instant::now();
@@ -58,6 +60,6 @@ pub fn step<'a>(
         done.wall += begun.elapsed();
         done.layers.push(run);
     }
-    backend.complete(&mut done)?;
+    backend.gather_step_stats(&mut done)?;
     Ok(done)
 }

@@ -1,69 +1,72 @@
-//! Moves while running: new placements, a few copies at a time, without stopping the forward pass.
+//! Migration at run time: moves layers to new placements, a few transfers at a time, without stopping the
+//! forward pass.
 //!
-//! In: the placements that layers are to have ([`Mover::aim`]) and a budget of bytes per step. Out: layers that switch, one
-//! after the other, between steps. Copies run beside the step in which they are begun and are waited for at its end, so that
-//! which step a layer switches at depends on bytes alone, never on a clock: all ranks switch together. Until then the old
-//! slots serve.
+//! Input: the target placements of layers ([`ExpertMigrator::set_target`]) and a budget of bytes per step.
+//! Output: layers that switch, one after the other, between steps. Transfers run in the background of the
+//! step in which they begin, and are waited for at its end. So the step at which a layer switches depends on
+//! bytes alone, never on a clock: all ranks switch together. Until then the old slots serve.
 
 use super::backend::Backend;
 use super::error::ExecError;
-use crate::place::Placement;
+use evenkeel::place::Placement;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// A layer on its way to another placement.
+/// A layer with its target placement.
 #[derive(Debug)]
-struct Target {
+struct MigrationTarget {
     layer: usize,
     placement: Placement,
-    /// Ranks and the experts that they miss, the next last.
+    /// Ranks with an expert that they lack, in reverse order of transfer.
     missing: Vec<(usize, u32)>,
 }
 
-/// What happened between two steps.
+/// The moves between two steps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Moved {
-    /// Copies begun.
+pub struct MigrationStats {
+    /// Transfers begun.
     pub copies: usize,
-    /// Their bytes.
+    /// Bytes of these transfers.
     pub bytes: u64,
     /// Layers that switched.
     pub switched: Vec<usize>,
-    /// How long the forward pass waited for copies of the step before.
+    /// Time for which the forward pass waited for the transfers of the previous step.
     pub waited: Duration,
-    /// How long each rank was copied to, beside the forward pass.
+    /// Copying time to each rank, in the background of the forward pass.
     pub copied: Vec<Duration>,
 }
 
-/// Brings layers to their placements.
+/// Moves layers to their target placements.
 #[derive(Debug)]
-pub struct Mover {
+pub struct ExpertMigrator {
     /// Bytes per step.
     budget: u64,
-    /// Bytes that may be begun now; what a step does not use is kept for an expert larger than a step's budget.
+    /// Bytes that may begin now. A step's unused bytes are kept for an expert larger than the budget of one
+    /// step.
     allowance: u64,
-    targets: VecDeque<Target>,
+    targets: VecDeque<MigrationTarget>,
 }
 
-impl Mover {
-    /// A mover that begins copies of `budget` bytes per step over all ranks, and never less than that in the long run,
-    /// however large an expert is.
+impl ExpertMigrator {
+    /// Creates a mover that begins transfers of `budget` bytes per step over all ranks. On average it reaches
+    /// that budget for experts of any size.
     pub fn new(budget: u64) -> Self {
         Self { budget: budget.max(1), allowance: 0, targets: VecDeque::new() }
     }
 
-    /// Whether every layer has the placement that it was to have.
+    /// Returns whether every layer has its target placement.
     pub fn is_done(&self) -> bool {
         self.targets.is_empty()
     }
 
-    /// Bytes per step.
-    pub fn budget(&self) -> u64 {
+    /// Returns the bytes per step.
+    pub fn bytes_per_step(&self) -> u64 {
         self.budget
     }
 
-    /// Gives a layer another placement to come to; what was copied for an earlier one is used where it fits.
-    pub fn aim(&mut self, backend: &dyn Backend, layer: usize, placement: Placement) {
+    /// Sets the target placement of a layer. Experts that were copied for an earlier target are reused if
+    /// they fit.
+    pub fn set_target(&mut self, backend: &dyn Backend, layer: usize, placement: Placement) {
         self.targets.retain(|target| target.layer != layer);
         let old = backend.placement(layer);
         if *old == placement {
@@ -71,31 +74,31 @@ impl Mover {
         }
         let mut missing = Vec::new();
         for expert in 0..placement.experts() {
-            for &slot in placement.copies(expert) {
+            for &slot in placement.replicas(expert) {
                 let wanted = (placement.rank_of(slot), expert as u32);
                 let held = expert < old.experts()
-                    && old.copies(expert).iter().any(|&slot| old.rank_of(slot) == wanted.0);
+                    && old.replicas(expert).iter().any(|&slot| old.rank_of(slot) == wanted.0);
                 if !held && missing.last() != Some(&wanted) {
                     missing.push(wanted);
                 }
             }
         }
         missing.reverse();
-        self.targets.push_back(Target { layer, placement, missing });
+        self.targets.push_back(MigrationTarget { layer, placement, missing });
     }
 
-    /// What is to be done between two steps: waits for the copies of the last one, switches the layers that have all they
-    /// need, and begins further copies. Call it once before every step.
+    /// Advances the migration between two steps: waits for the transfers of the last step, switches the
+    /// complete layers, and begins further transfers. Call it once before every step.
     ///
     /// # Errors
-    /// When a target does not fit the backend, or whatever copies is gone.
-    pub fn between_steps(&mut self, backend: &mut dyn Backend) -> Result<Moved, ExecError> {
+    /// Fails if a target does not fit the backend, or if the thread or rank that copies is lost.
+    pub fn between_steps(&mut self, backend: &mut dyn Backend) -> Result<MigrationStats, ExecError> {
         let begun = Instant::now();
-        let mut moved = Moved { copied: backend.arrive()?, ..Moved::default() };
+        let mut moved = MigrationStats { copied: backend.wait_for_copies()?, ..MigrationStats::default() };
         moved.waited = begun.elapsed();
-        // Copies are begun for one layer after the other, so the first targets are the first to be complete.
+        // Transfers begin for one layer after the other, so the first targets are the first to be complete.
         while let Some(target) = self.targets.pop_front_if(|target| target.missing.is_empty()) {
-            backend.switch(target.layer, target.placement)?;
+            backend.activate_placement(target.layer, target.placement)?;
             moved.switched.push(target.layer);
         }
         if self.targets.is_empty() {
@@ -105,12 +108,12 @@ impl Mover {
         self.allowance = self.allowance.saturating_add(self.budget);
         for target in &mut self.targets {
             while let Some(&(rank, expert)) = target.missing.last() {
-                let bytes = backend.bytes(target.layer, expert)?;
+                let bytes = backend.expert_bytes(target.layer, expert)?;
                 if bytes > self.allowance {
                     return Ok(moved);
                 }
                 target.missing.pop();
-                let bytes = backend.copy(target.layer, rank, expert)?;
+                let bytes = backend.start_copy(target.layer, rank, expert)?;
                 self.allowance -= bytes;
                 moved.bytes += bytes;
                 moved.copies += usize::from(bytes > 0);

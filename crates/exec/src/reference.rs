@@ -1,47 +1,50 @@
-//! The truth: one layer in one memory, without ranks, slots or plans, summed in `f64`.
+//! The reference: one layer in one memory, without ranks, slots or plans, summed in `f64`.
 //!
-//! In: the layer's weights, the tokens that went in and what the executor decided about them. Out: what must come out, and a
-//! [`Check`]. Plain loops, sharing no arithmetic with the executor.
+//! Input: the layer's weights, its input tokens and the routing of the executor. Output: the expected output,
+//! and a [`ReferenceCheck`]. The reference is written as plain loops and shares no arithmetic with the
+//! executor.
 //!
-//! Experts are taken from the executor's choice and checked apart: at a near tie `f32` and `f64` logits may disagree on an
-//! expert, and both are right. So three things must hold. The logits that it decided on are those of the same tokens in
-//! `f64`, within the bound of `f32`. Its choice is what the router makes of just these logits. And with this choice the
-//! output is the reference's, within the bound of its dtype.
+//! Experts are taken from the executor's choice and checked separately. At a near tie `f32` and `f64` logits
+//! may select different experts, and both are right. So three conditions must hold:
+//!
+//! - The logits of its decision equal those of the same tokens in `f64`, within the bound of `f32`.
+//! - Its choice is the one that the router makes from exactly these logits.
+//! - With this choice the output equals the reference's, within the bound of its dtype.
 
 use super::backend::{ExecConfig, SourceRouting};
 use super::error::ExecError;
 use super::router::Router;
 use super::weights::{Dtype, ExpertWeights, Matrix, WeightSource};
-use crate::model::Activation;
+use evenkeel::model::Activation;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-/// What is added to the mean square before its root.
-pub const EPSILON: f64 = 1e-6;
+/// The constant that RMSNorm adds to the mean square before the root.
+pub const NORM_EPSILON: f64 = 1e-6;
 
-/// What was found wrong.
+/// The deviations of an executor from the reference.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Check {
+pub struct ReferenceCheck {
     /// The largest error of a token in any layer: `max|y - reference| / max|reference|` over its vector.
     pub output: f64,
-    /// The same of its logits.
+    /// The largest error of a token's logits, measured in the same way.
     pub logits: f64,
-    /// Sources whose choices are not what their router makes of their logits.
+    /// Sources whose choices differ from those that the router makes from their logits.
     pub misrouted: u64,
 }
 
-impl Check {
-    /// Whether everything is within the bounds of a dtype.
-    pub fn ok(&self, dtype: Dtype) -> bool {
-        self.output <= dtype.bound() && self.logits <= Dtype::F32.bound() && self.misrouted == 0
+impl ReferenceCheck {
+    /// Returns whether all deviations are within the bounds of a dtype.
+    pub fn within_bounds(&self, dtype: Dtype) -> bool {
+        self.output <= dtype.error_bound() && self.logits <= Dtype::F32.error_bound() && self.misrouted == 0
     }
 
-    /// The worse of both, in everything.
+    /// Combines two checks: the larger errors, and the sum of misrouted sources.
     #[must_use]
-    pub fn and(self, other: Check) -> Check {
-        Check {
+    pub fn merge(self, other: ReferenceCheck) -> ReferenceCheck {
+        ReferenceCheck {
             output: self.output.max(other.output),
             logits: self.logits.max(other.logits),
             misrouted: self.misrouted + other.misrouted,
@@ -49,28 +52,28 @@ impl Check {
     }
 }
 
-/// Computes layers in one memory; keeps the weights that it has used, in `f32`.
+/// The reference implementation. It keeps the weights that it has used, in `f32`.
 #[derive(Debug)]
 pub struct Reference {
     config: ExecConfig,
     source: Arc<dyn WeightSource>,
-    layers: HashMap<usize, Layer>,
-    experts: HashMap<(usize, usize), Dense>,
+    layers: HashMap<usize, ReferenceLayer>,
+    experts: HashMap<(usize, usize), DenseExpert>,
 }
 
-/// What a layer has besides its experts.
+/// The weights of a layer apart from its routed experts.
 #[derive(Debug)]
-struct Layer {
+struct ReferenceLayer {
     norm: Vec<f32>,
     router: Router,
     gate: Vec<f32>,
     bias: Vec<f32>,
-    shared: Option<Dense>,
+    shared: Option<DenseExpert>,
 }
 
 /// An expert in `f32`, which holds bf16 exactly.
 #[derive(Debug)]
-struct Dense {
+struct DenseExpert {
     gate: Option<Vec<f32>>,
     up: Vec<f32>,
     down: Vec<f32>,
@@ -78,21 +81,21 @@ struct Dense {
     inner: usize,
 }
 
-impl Dense {
+impl DenseExpert {
     fn new(weights: &ExpertWeights, hidden: usize) -> Self {
         let biases = weights.biases.clone().map(|b| [b.gate, b.up, b.down]).unwrap_or_default();
         let (gate, up, down) =
-            (weights.gate.as_ref().map(Matrix::wide), weights.up.wide(), weights.down.wide());
+            (weights.gate.as_ref().map(Matrix::to_f32), weights.up.to_f32(), weights.down.to_f32());
         let inner = up.len() / hidden;
         Self { gate, up, down, biases, inner }
     }
 
-    fn of(&self, x: &[f64], activation: Activation) -> Vec<f64> {
+    fn forward(&self, x: &[f64], activation: Activation) -> Vec<f64> {
         let bias = |which: usize, i: usize| self.biases[which].get(i).map_or(0.0, |&b| f64::from(b));
         let inside: Vec<f64> = (0..self.inner)
             .map(|i| {
-                let up = row(&self.up, i, x) + bias(1, i);
-                let gate = self.gate.as_ref().map_or(0.0, |gate| row(gate, i, x) + bias(0, i));
+                let up = dot_row(&self.up, i, x) + bias(1, i);
+                let gate = self.gate.as_ref().map_or(0.0, |gate| dot_row(gate, i, x) + bias(0, i));
                 match activation {
                     Activation::SwiGlu => gate / (1.0 + (-gate).exp()) * up,
                     Activation::ClampedSwiGlu => {
@@ -107,12 +110,12 @@ impl Dense {
                 }
             })
             .collect();
-        (0..x.len()).map(|h| row(&self.down, h, &inside) + bias(2, h)).collect()
+        (0..x.len()).map(|h| dot_row(&self.down, h, &inside) + bias(2, h)).collect()
     }
 }
 
-/// Row `i` of a matrix times `x`, in eight sums that are added at the end.
-fn row(matrix: &[f32], i: usize, x: &[f64]) -> f64 {
+/// Multiplies row `i` of a matrix by `x`, with eight partial sums that are added at the end.
+fn dot_row(matrix: &[f32], i: usize, x: &[f64]) -> f64 {
     let row = &matrix[i * x.len()..][..x.len()];
     let mut sums = [0f64; 8];
     let (rows, xs) = (row.chunks_exact(8), x.chunks_exact(8));
@@ -124,52 +127,62 @@ fn row(matrix: &[f32], i: usize, x: &[f64]) -> f64 {
 }
 
 impl Reference {
-    /// A reference for what `config` runs, with weights of `source`.
+    /// Creates a reference for the run of `config`, with weights from `source`.
     pub fn new(config: ExecConfig, source: Arc<dyn WeightSource>) -> Self {
         Self { config, source, layers: HashMap::new(), experts: HashMap::new() }
     }
 
-    /// Compares what a layer added to the tokens of one source, `y`, with what it should have, given `x`, what went in;
-    /// both `[token][H]`.
+    /// Compares `y`, the values that a layer added to the tokens of one source, with the expected ones. `x`
+    /// is the input of the layer; both are `[token][H]`.
     ///
     /// # Errors
-    /// When weights cannot be had, or `y` has another size than `x`.
-    pub fn check(
+    /// Fails if weights cannot be read, or if `y` has another size than `x`.
+    pub fn check_layer(
         &mut self,
         [step, layer, source]: [usize; 3],
         x: &[f32],
         y: &[f32],
         routed: &SourceRouting,
-    ) -> Result<Check, ExecError> {
-        ExecError::expect("numbers that came out", y.len(), x.len())?;
-        let expected = self.layer(layer, x, routed)?;
-        let mut check = Check { output: error(y, &expected, self.hidden()), ..Check::default() };
+    ) -> Result<ReferenceCheck, ExecError> {
+        ExecError::expect_size("numbers of an output", y.len(), x.len())?;
+        let expected = self.layer_output(layer, x, routed)?;
+        let mut check = ReferenceCheck {
+            output: relative_error(y, &expected, self.hidden()),
+            ..ReferenceCheck::default()
+        };
         if routed.logits.is_empty() {
             return Ok(check);
         }
         let logits = self.logits(layer, x)?;
-        ExecError::expect("logits", routed.logits.len(), logits.len())?;
-        let router = self.of(layer)?.router.clone();
-        check.logits = error(&routed.logits, &logits, router.width(self.config.model.experts));
+        ExecError::expect_size("logits", routed.logits.len(), logits.len())?;
+        let router = self.layer_weights(layer)?.router.clone();
+        check.logits = relative_error(&routed.logits, &logits, router.logit_width(self.config.model.experts));
         let args = self.config.route_args(step as u64, layer, source);
-        check.misrouted = u64::from(!router.route(&routed.logits, &args)?.agrees(&routed.routing));
+        check.misrouted =
+            u64::from(!router.route_tokens(&routed.logits, &args)?.agrees_with(&routed.routing));
         Ok(check)
     }
 
-    /// What the layer adds to the tokens of one source, `[token][H]`, before the residual; `x` is what went in.
+    /// Returns the values that the layer adds to the tokens of one source, `[token][H]`, before the residual.
+    /// `x` is its input.
     ///
     /// # Errors
-    /// When weights cannot be had.
-    pub fn layer(&mut self, layer: usize, x: &[f32], routed: &SourceRouting) -> Result<Vec<f64>, ExecError> {
+    /// Fails if weights cannot be read.
+    pub fn layer_output(
+        &mut self,
+        layer: usize,
+        x: &[f32],
+        routed: &SourceRouting,
+    ) -> Result<Vec<f64>, ExecError> {
         let (hidden, activation) = (self.hidden(), self.config.model.activation);
-        self.of(layer)?;
-        self.load(layer, &routed.routing.ids)?;
+        self.layer_weights(layer)?;
+        self.load_experts(layer, &routed.routing.ids)?;
         let of_layer = &self.layers[&layer];
-        let tokens: Vec<Vec<f64>> = x.chunks_exact(hidden).map(|x| normalised(x, &of_layer.norm)).collect();
-        // What the experts see: the tokens, or mixtures of them.
+        let tokens: Vec<Vec<f64>> = x.chunks_exact(hidden).map(|x| rms_norm(x, &of_layer.norm)).collect();
+        // Input of the experts: the tokens, or mixtures of them.
         let mixed: Option<Vec<Vec<f64>>> = routed.soft.as_ref().map(|soft| {
             let shares = soft.dispatch.chunks_exact(tokens.len().max(1));
-            shares.map(|shares| combination(shares, &tokens, hidden)).collect()
+            shares.map(|shares| weighted_sum(shares, &tokens, hidden)).collect()
         });
         let rows = mixed.as_ref().unwrap_or(&tokens);
         let k = routed.routing.top_k.max(1);
@@ -182,7 +195,7 @@ impl Reference {
                     let Ok(expert) = usize::try_from(routed.routing.ids[choice]) else { continue };
                     let Some(dense) = self.experts.get(&(layer, expert)) else { continue };
                     let weight = f64::from(routed.routing.weights[choice]);
-                    y.iter_mut().zip(dense.of(x, activation)).for_each(|(y, v)| *y += weight * v);
+                    y.iter_mut().zip(dense.forward(x, activation)).for_each(|(y, v)| *y += weight * v);
                 }
                 y
             })
@@ -190,29 +203,29 @@ impl Reference {
         let mut y: Vec<Vec<f64>> = match &routed.soft {
             Some(soft) => {
                 let shares = soft.combine.chunks_exact(outcome.len().max(1));
-                shares.map(|shares| combination(shares, &outcome, hidden)).collect()
+                shares.map(|shares| weighted_sum(shares, &outcome, hidden)).collect()
             }
             None => outcome,
         };
         if let Some(shared) = &of_layer.shared {
             y.par_iter_mut().zip(&tokens).for_each(|(y, x)| {
-                y.iter_mut().zip(shared.of(x, activation)).for_each(|(y, v)| *y += v);
+                y.iter_mut().zip(shared.forward(x, activation)).for_each(|(y, v)| *y += v);
             });
         }
         Ok(y.concat())
     }
 
-    /// Logits of tokens, `[token][width]`.
+    /// Returns the logits of tokens, `[token][width]`.
     ///
     /// # Errors
-    /// When weights cannot be had.
+    /// Fails if weights cannot be read.
     pub fn logits(&mut self, layer: usize, x: &[f32]) -> Result<Vec<f64>, ExecError> {
         let hidden = self.hidden();
-        let of_layer = self.of(layer)?;
+        let of_layer = self.layer_weights(layer)?;
         let width = of_layer.gate.len() / hidden;
         let bias = |i: usize| of_layer.bias.get(i).map_or(0.0, |&b| f64::from(b));
-        let tokens = x.chunks_exact(hidden).map(|x| normalised(x, &of_layer.norm));
-        let of = |x: Vec<f64>| (0..width).map(move |i| row(&of_layer.gate, i, &x) + bias(i));
+        let tokens = x.chunks_exact(hidden).map(|x| rms_norm(x, &of_layer.norm));
+        let of = |x: Vec<f64>| (0..width).map(move |i| dot_row(&of_layer.gate, i, &x) + bias(i));
         Ok(tokens.flat_map(of).collect())
     }
 
@@ -220,39 +233,46 @@ impl Reference {
         self.config.model.hidden as usize
     }
 
-    fn of(&mut self, layer: usize) -> Result<&Layer, ExecError> {
+    fn layer_weights(&mut self, layer: usize) -> Result<&ReferenceLayer, ExecError> {
         let hidden = self.hidden();
         match self.layers.entry(layer) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(place) => {
-                let gate = self.source.gate(layer)?;
-                let shared = self.source.shared(layer)?.map(|shared| Dense::new(&shared, hidden));
+                let gate = self.source.router_weights(layer)?;
+                let shared =
+                    self.source.shared_weights(layer)?.map(|shared| DenseExpert::new(&shared, hidden));
                 let router = self.config.router.with_bias(&gate.selection);
-                let norm = self.source.norm(layer)?;
-                Ok(place.insert(Layer { norm, router, gate: gate.weight.wide(), bias: gate.bias, shared }))
+                let norm = self.source.norm_weights(layer)?;
+                Ok(place.insert(ReferenceLayer {
+                    norm,
+                    router,
+                    gate: gate.weight.to_f32(),
+                    bias: gate.bias,
+                    shared,
+                }))
             }
         }
     }
 
-    fn load(&mut self, layer: usize, ids: &[i32]) -> Result<(), ExecError> {
+    fn load_experts(&mut self, layer: usize, ids: &[i32]) -> Result<(), ExecError> {
         let hidden = self.hidden();
         for &id in ids {
             let Ok(expert) = usize::try_from(id) else { continue };
             if let Entry::Vacant(place) = self.experts.entry((layer, expert)) {
-                place.insert(Dense::new(&self.source.expert(layer, expert)?, hidden));
+                place.insert(DenseExpert::new(&self.source.expert_weights(layer, expert)?, hidden));
             }
         }
         Ok(())
     }
 }
 
-fn normalised(x: &[f32], weight: &[f32]) -> Vec<f64> {
+fn rms_norm(x: &[f32], weight: &[f32]) -> Vec<f64> {
     let square: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / x.len() as f64;
-    let scale = 1.0 / (square + EPSILON).sqrt();
+    let scale = 1.0 / (square + NORM_EPSILON).sqrt();
     x.iter().zip(weight).map(|(&x, &w)| f64::from(x) * scale * f64::from(w)).collect()
 }
 
-fn combination(shares: &[f32], rows: &[Vec<f64>], width: usize) -> Vec<f64> {
+fn weighted_sum(shares: &[f32], rows: &[Vec<f64>], width: usize) -> Vec<f64> {
     let mut sum = vec![0f64; width];
     for (&share, row) in shares.iter().zip(rows) {
         sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(share) * v);
@@ -260,9 +280,9 @@ fn combination(shares: &[f32], rows: &[Vec<f64>], width: usize) -> Vec<f64> {
     sum
 }
 
-/// The largest error of a token, `max|y - reference| / max|reference|` over its vector of `width`; infinite where the
-/// reference is zero and `y` is not, or `y` is no number.
-pub fn error(y: &[f32], reference: &[f64], width: usize) -> f64 {
+/// Returns the largest error of a token, `max|y - reference| / max|reference|` over its vector of `width`.
+/// The error is infinite if the reference is zero and `y` is not, or if `y` contains NaN.
+pub fn relative_error(y: &[f32], reference: &[f64], width: usize) -> f64 {
     let one = |y: &[f32], reference: &[f64]| {
         let largest = reference.iter().fold(0f64, |m, r| m.max(r.abs()));
         let off = y.iter().zip(reference).map(|(&y, r)| (f64::from(y) - r).abs());

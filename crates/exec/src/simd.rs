@@ -1,61 +1,62 @@
-//! Loops over numbers, written so that a compiler makes vectors of them (no branches, no calls), as wide as the machine has
-//! ([`vectorised`]).
+//! Numeric loops without branches and calls, so that the compiler vectorises them at the width of the machine
+//! ([`run_vectorised`]).
 
-#![allow(clippy::inline_always, reason = "what is not inlined is not compiled for wider vectors")]
+#![allow(clippy::inline_always, reason = "code that is not inlined is not compiled for wider vectors")]
 
 use half::bf16;
 
-/// Does `work`, whose loops are compiled for every width of vectors and taken for the one that there is. What it calls must be
-/// inlined to share in that.
-pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+/// Runs `work`, whose loops are compiled for every vector width and dispatched to that of the machine. The
+/// functions that it calls must be inlined to benefit.
+pub(crate) fn run_vectorised<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
-/// A number that weights are kept in.
-pub(crate) trait Wide: Copy {
-    /// As `f32`, exactly.
-    fn wide(self) -> f32;
+/// A number type of stored weights.
+pub(crate) trait IntoF32: Copy {
+    /// Converts to `f32`, exactly.
+    fn into_f32(self) -> f32;
 }
 
-impl Wide for f32 {
+impl IntoF32 for f32 {
     #[inline(always)]
-    fn wide(self) -> f32 {
+    fn into_f32(self) -> f32 {
         self
     }
 }
 
-impl Wide for bf16 {
+impl IntoF32 for bf16 {
     #[inline(always)]
-    fn wide(self) -> f32 {
+    fn into_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 }
 
-/// bf16 to `f32`, exactly; `out` is given its size.
-pub(crate) fn widen(numbers: &[bf16], out: &mut Vec<f32>) {
+/// Converts bf16 to `f32`, exactly. Resizes `out` to fit.
+pub(crate) fn widen_bf16(numbers: &[bf16], out: &mut Vec<f32>) {
     out.resize(numbers.len(), 0.0);
     widen_into(numbers, out);
 }
 
-/// bf16 to `f32`, exactly, as many as there are of both.
+/// Converts bf16 to `f32`, exactly, up to the shorter of both slices.
 pub(crate) fn widen_into(numbers: &[bf16], out: &mut [f32]) {
-    vectorised(|| out.iter_mut().zip(numbers).for_each(|(wide, x)| *wide = x.wide()));
+    run_vectorised(|| out.iter_mut().zip(numbers).for_each(|(wide, x)| *wide = x.into_f32()));
 }
 
-/// `f32` to the nearest bf16, ties to even.
+/// Converts `f32` to the nearest bf16, ties to even.
 #[inline(always)]
-pub(crate) fn narrow(x: f32) -> bf16 {
+pub(crate) fn round_to_bf16(x: f32) -> bf16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-    // A number that is none must stay none.
+    // NaN must remain NaN.
     let bits = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
     bf16::from_bits((bits >> 16) as u16)
 }
 
-/// `e^x` to about two units in the last place: `2^n` times a polynomial (Cephes' `expf`). Beyond +-87 the value there.
+/// Computes `e^x` to about two units in the last place: `2^n` times a polynomial (Cephes' `expf`). Clamps `x`
+/// to +-87.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    // Adding this rounds to a whole number, which then stands in the lowest bits.
+    // Adding this constant rounds to a whole number, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 87.0);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
@@ -72,13 +73,13 @@ pub(crate) fn exp(x: f32) -> f32 {
     y * f32::from_bits(power)
 }
 
-/// `1 / (1 + e^-x)`.
+/// Computes `1 / (1 + e^-x)`.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The hyperbolic tangent.
+/// Computes the hyperbolic tangent.
 #[inline(always)]
 pub(crate) fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (1.0 + exp(2.0 * x))
@@ -103,7 +104,7 @@ mod tests {
     fn narrowing_is_that_of_the_crate() {
         let bits = (0..1 << 16).map(|i: u32| i << 16 | (i.wrapping_mul(40_503) & 0xffff));
         for x in bits.chain([0x0000_8000, 0x0001_8000, 0x7f7f_ffff]).map(f32::from_bits) {
-            let (ours, theirs) = (narrow(x), bf16::from_f32(x));
+            let (ours, theirs) = (round_to_bf16(x), bf16::from_f32(x));
             assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{x}: {ours} for {theirs}");
         }
     }

@@ -1,8 +1,8 @@
-//! The kernels' text, as it is handed to NVRTC: one file each, its includes put in.
+//! The text of the kernels for NVRTC: one file per unit, with its includes inserted.
 
-/// A compiled unit: its name, and the kernels it holds.
+/// A compilation unit with its name and its kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unit {
+pub struct KernelUnit {
     /// The file in `kernels/`, without its ending.
     pub name: &'static str,
     /// The names of its kernels.
@@ -10,9 +10,9 @@ pub struct Unit {
 }
 
 /// The units of the executor.
-pub const EXEC_UNITS: [Unit; 4] = [
-    Unit { name: "route", kernels: &["ek_norm", "ek_logits", "ek_choose", "ek_add_up", "ek_room"] },
-    Unit {
+pub const EXEC_UNITS: [KernelUnit; 4] = [
+    KernelUnit { name: "route", kernels: &["ek_norm", "ek_logits", "ek_choose", "ek_add_up", "ek_room"] },
+    KernelUnit {
         name: "dispatch",
         kernels: &[
             "ek_first_copy",
@@ -25,7 +25,7 @@ pub const EXEC_UNITS: [Unit; 4] = [
             "ek_combine",
         ],
     },
-    Unit {
+    KernelUnit {
         name: "ffn",
         kernels: &[
             "ek_pair_16",
@@ -36,15 +36,15 @@ pub const EXEC_UNITS: [Unit; 4] = [
             "ek_single_128",
         ],
     },
-    Unit { name: "dense", kernels: &["ek_permute", "ek_activate", "ek_weigh"] },
+    KernelUnit { name: "dense", kernels: &["ek_permute", "ek_activate", "ek_weigh"] },
 ];
 
 /// The units of the split.
-pub const UNITS: [Unit; 4] = [
-    Unit { name: "count", kernels: &["ek_count_i32", "ek_count_i64", "ek_count_before"] },
-    Unit { name: "solve", kernels: &["ek_solve"] },
-    Unit { name: "share", kernels: &["ek_share"] },
-    Unit { name: "map", kernels: &["ek_map_i32", "ek_map_i64"] },
+pub const SPLIT_UNITS: [KernelUnit; 4] = [
+    KernelUnit { name: "count", kernels: &["ek_count_i32", "ek_count_i64", "ek_count_before"] },
+    KernelUnit { name: "solve", kernels: &["ek_solve"] },
+    KernelUnit { name: "share", kernels: &["ek_share"] },
+    KernelUnit { name: "map", kernels: &["ek_map_i32", "ek_map_i64"] },
 ];
 
 macro_rules! files {
@@ -52,7 +52,7 @@ macro_rules! files {
 }
 
 /// Every file of the kernels, by name.
-const FILES: [(&str, &str); 18] = files!(
+const KERNEL_FILES: [(&str, &str); 18] = files!(
     "team.h",
     "problem.h",
     "fill.h",
@@ -73,26 +73,26 @@ const FILES: [(&str, &str); 18] = files!(
     "dense.cu"
 );
 
-impl Unit {
-    /// The text of this unit with all its includes put in, each once.
-    pub fn text(self) -> String {
+impl KernelUnit {
+    /// Returns the text of this unit with all includes inserted, each once.
+    pub fn source_text(self) -> String {
         let mut text = String::new();
-        append(&format!("{}.cu", self.name), &mut Vec::new(), &mut text);
+        append_file(&format!("{}.cu", self.name), &mut Vec::new(), &mut text);
         text
     }
 }
 
-fn append(name: &str, seen: &mut Vec<String>, text: &mut String) {
+fn append_file(name: &str, seen: &mut Vec<String>, text: &mut String) {
     if seen.iter().any(|known| known == name) {
         return;
     }
     seen.push(name.to_owned());
-    let own = FILES.iter().find(|(file, _)| *file == name).map_or("", |(_, text)| *text);
+    let own = KERNEL_FILES.iter().find(|(file, _)| *file == name).map_or("", |(_, text)| *text);
     for line in own.lines() {
         let include = line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'));
         match include {
-            // The host's shim is never seen by a device compiler.
-            Some(file) if !file.starts_with("host/") => append(file, seen, text),
+            // The device compiler never sees the host-side simulator.
+            Some(file) if !file.starts_with("cuda-sim/") => append_file(file, seen, text),
             Some(_) => {}
             None if line == "#pragma once" => {}
             None => {

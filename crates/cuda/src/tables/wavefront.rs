@@ -1,37 +1,39 @@
-//! Sequential sweeps cut into waves.
+//! Divides sequential sweeps into waves.
 //!
-//! In: operations in their order, each with the ranks it touches. Out: for each the wave it belongs to, one more than
-//! that of the last earlier operation that shares a rank with it. Operations of one wave touch disjoint ranks, so they
-//! commute; the waves in turn give what the sequence gives. (A list schedule of the dependency graph: every operation
-//! as early as it can be.)
+//! Input: operations in their order, each with the ranks it touches. Output: the wave of each operation, one
+//! after that of the last earlier operation that shares a rank with it. Operations of one wave touch disjoint
+//! ranks, so they commute. So executing the waves in turn has the same result as the sequence. This is a list
+//! schedule of the dependency graph: every operation runs as early as possible.
 
-/// How many waves each sweep of a program has: between two waves stands a barrier, so this is what latency is made of.
+/// The number of waves of each sweep of a program. A barrier separates two waves, so this number determines
+/// the latency.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Waves {
+pub struct WaveCounts {
     /// One pass over the two-hosted items.
     pub fill: usize,
     /// The pass over the items with three hosts or more.
     pub pour: usize,
-    /// Per spanning forest: up and down.
+    /// The two passes of each spanning forest: up and down.
     pub forests: Vec<[usize; 2]>,
-    /// Levelling passes at most.
+    /// Largest number of levelling passes.
     pub passes: usize,
 }
 
-impl Waves {
-    /// Waves until everything is placed: what every batch takes.
-    pub fn least(&self) -> usize {
+impl WaveCounts {
+    /// Returns the waves until all items are placed, which every batch needs.
+    pub fn placement_waves(&self) -> usize {
         self.fill + self.pour
     }
 
-    /// Waves with all levelling passes and all spanning forests: what a batch takes that then needs no search.
+    /// Returns the waves with all levelling passes and all spanning forests, which a batch needs if it then
+    /// needs no search.
     pub fn all_sweeps(&self) -> usize {
-        self.least() + self.passes * self.fill + self.forests.iter().flatten().sum::<usize>()
+        self.placement_waves() + self.passes * self.fill + self.forests.iter().flatten().sum::<usize>()
     }
 }
 
-/// The wave of every operation.
-pub(super) fn waves<'a>(ranks: usize, operations: impl Iterator<Item = &'a [u32]>) -> Vec<u32> {
+/// Returns the wave of every operation.
+pub(super) fn assign_waves<'a>(ranks: usize, operations: impl Iterator<Item = &'a [u32]>) -> Vec<u32> {
     let mut next = vec![0u32; ranks];
     operations
         .map(|touched| {
@@ -44,8 +46,9 @@ pub(super) fn waves<'a>(ranks: usize, operations: impl Iterator<Item = &'a [u32]
         .collect()
 }
 
-/// The bounds of the waves, and the operations' numbers wave by wave, in their order within each.
-pub(super) fn in_waves(waves: &[u32]) -> (Vec<u32>, Vec<usize>) {
+/// Returns the bounds of the waves, and the indices of the operations wave by wave, in their order within
+/// each.
+pub(super) fn group_by_wave(waves: &[u32]) -> (Vec<u32>, Vec<usize>) {
     let count = waves.iter().max().map_or(0, |&last| last as usize + 1);
     let mut bounds = vec![0u32; count + 1];
     for &wave in waves {
@@ -66,9 +69,9 @@ mod tests {
     #[test]
     fn waves_keep_the_order_of_what_shares_a_rank() {
         let operations: [&[u32]; 5] = [&[0, 1], &[2, 3], &[1, 2], &[0, 3], &[4, 5]];
-        let waves = waves(6, operations.into_iter());
+        let waves = assign_waves(6, operations.into_iter());
         assert_eq!(waves, [0, 0, 1, 1, 0]);
-        assert_eq!(in_waves(&waves), (vec![0, 3, 5], vec![0, 1, 4, 2, 3]));
-        assert_eq!(in_waves(&[]), (vec![0], vec![]));
+        assert_eq!(group_by_wave(&waves), (vec![0, 3, 5], vec![0, 1, 4, 2, 3]));
+        assert_eq!(group_by_wave(&[]), (vec![0], vec![]));
     }
 }

@@ -1,4 +1,4 @@
-// Copies beside the work at hand, on a host: they arrive only when they are waited for.
+// Asynchronous copies on a host: they arrive only when they are waited for.
 #pragma once
 
 #include <cstring>
@@ -15,7 +15,7 @@ inline thread_local std::deque<std::vector<Copy>> ek_sealed_copies;
 static inline void copy_chunk(u16* to, const u16* from, bool there) {
   Copy copy = {to, {}};
   if (there) std::memcpy(copy.numbers, from, 16);
-  // Until it arrives, what lies there is nonsense.
+  // The destination holds invalid data until the copy arrives.
   std::memset(to, 0x7f, 16);
   ek_open_copies.push_back(copy);
 }

@@ -1,28 +1,35 @@
-// A CUDA driver, a kernel compiler and a cuBLAS for machines without a GPU: what this project asks of libcuda, libnvrtc and
-// libcublas, with the kernels compiled as C++ behind it. Tests build it as a shared library of these names and run the whole
-// CUDA backend on it (tests/exec_cuda.rs): launches, sizes, addresses, copies, streams and graphs are the real ones.
+// A CUDA driver, a kernel compiler and a cuBLAS for machines without a GPU. It implements the calls of this
+// project to libcuda, libnvrtc and libcublas, and runs the kernels, compiled as C++. Tests build it as a
+// shared library with these names and run the whole CUDA backend on it (crates/exec/tests/it/exec_cuda.rs).
+// Launches, sizes, addresses, copies, streams and graphs are the real ones.
 //
-// It is stricter than a GPU where that finds mistakes. Streams do nothing before somebody waits for them, and a stream that is
-// waited for runs no other one further than its own waits for events demand: a wait that is missing shows. New memory is full of
-// nonsense. Copies must stay within one allocation. Launches must have the lanes that their kernel is written for, no empty grid,
-// and no more shared memory than was asked for. With several devices, kernels of one cannot touch memory of another (GPUs without
-// access to their peers). Under the address sanitiser kernels cannot leave their memory either.
+// It is stricter than a GPU in order to find mistakes:
 //
-// With nccl.cpp beside it, processes exchange what lies in this memory (tests/exec_nccl.rs).
+// - Streams do nothing until they are waited for. Waiting for a stream advances another one only as far as
+//   events demand, so a missing wait becomes visible.
+// - New memory is filled with invalid data.
+// - Copies must stay within one allocation.
+// - Launches must have the number of threads of their kernel, no empty grid, and no more shared memory than
+//   was requested.
+// - With several devices, kernels of one cannot touch memory of another, like GPUs without peer access.
+// - Under the address sanitiser kernels cannot leave their memory either.
 //
-// Environment: EK_ORDER is the order of lanes (0 ascending, 1 descending, 2 shuffled), EK_MEMORY the device memory in bytes,
-// EK_DEVICES and EK_MULTIPROCESSORS how many of these there are, EK_GPU a number that names the GPU to other processes.
+// Together with nccl.cpp, processes exchange this memory (cli/tests/it/exec_nccl.rs).
+//
+// Environment: EK_ORDER is the order of lanes (0 ascending, 1 descending, 2 shuffled), EK_MEMORY the device
+// memory in bytes. EK_DEVICES and EK_MULTIPROCESSORS are the numbers of these. EK_GPU is a number that
+// identifies the GPU to other processes.
 #define EK_HOST
 #include <cmath>
 
-#include "../count.cu"
-#include "../dense.cu"
-#include "../dispatch.cu"
-#include "../ffn.cu"
-#include "../map.cu"
-#include "../route.cu"
-#include "../share.cu"
-#include "../solve.cu"
+#include "count.cu"
+#include "dense.cu"
+#include "dispatch.cu"
+#include "ffn.cu"
+#include "map.cu"
+#include "route.cu"
+#include "share.cu"
+#include "solve.cu"
 
 #include <chrono>
 #include <cstdio>
@@ -66,18 +73,18 @@ struct Event {
   Stream* on = nullptr;
   double time = 0;
   bool timed = true;
-  GraphOf* graph = nullptr; // recorded while this graph was: there, after so many works of a lane
+  GraphOf* graph = nullptr; // recorded while capturing this graph, after `after` operations of `lane`
   Stream* lane = nullptr;
   std::size_t after = 0;
 };
 
 struct Op {
   Work work;
-  Try attempt; // instead of work, where it may have to wait for another process
+  Try attempt; // replaces `work` if it may have to wait for another process
   Event* record = nullptr;
   Event* wait = nullptr;
   u64 ticket = 0;
-  Stream* lane = nullptr; // within a graph: wait until this lane has done `after`
+  Stream* lane = nullptr; // within a graph: waits until this lane has done `after`
   std::size_t after = 0;
 };
 
@@ -100,7 +107,7 @@ struct GraphOf {
       ++done[lane];
     }
   }
-  // Whether everything in it is waited for by its origin.
+  // Returns whether the origin waits for all work in the graph.
   bool joined() {
     std::map<Stream*, std::size_t> seen;
     std::vector<std::pair<Stream*, std::size_t>> open = {{origin, lanes[origin].size()}};
@@ -124,7 +131,7 @@ static double now() {
 
 static bool step(Stream* stream);
 
-// Works until an event is there, or something has to wait for another process: false.
+// Runs operations until an event has occurred. Returns false if one has to wait for another process.
 static bool reach(Event* event, u64 ticket) {
   while (event->done < ticket && event->on && !event->on->queue.empty()) {
     if (!step(event->on)) return false;
@@ -132,7 +139,7 @@ static bool reach(Event* event, u64 ticket) {
   return true;
 }
 
-// Does the next thing; false where it has to wait for another process.
+// Runs the next operation. Returns false if it has to wait for another process.
 static bool step(Stream* stream) {
   if (stream->queue.empty()) return true;
   Op& next = stream->queue.front();
@@ -154,14 +161,15 @@ static void drain(Stream* stream) {
   }
 }
 
-static thread_local u64 current = 0; // the device, from 1
-static std::vector<Stream*> streams;
+static thread_local u64 current = 0; // the device, counted from 1
+// This state is never destroyed: a thread that a lost rank blocks may run while the process exits.
+static std::vector<Stream*>& streams = *new std::vector<Stream*>;
 static Stream* stream_of(void* handle) {
-  static Stream zero;
+  static Stream& zero = *new Stream;
   return handle ? (Stream*)handle : &zero;
 }
 
-// For nccl.cpp: something to try again until it is done.
+// Enqueues an operation of nccl.cpp that is retried until it is done.
 void ek_enqueue(void* handle, Try attempt) {
   GUARD;
   Stream* stream = stream_of(handle);
@@ -191,7 +199,7 @@ API int cuStreamCreate(void** stream, unsigned) {
 API int cuStreamDestroy_v2(void* stream) {
   GUARD;
   drain(stream_of(stream));
-  return OK; // events may still name it
+  return OK; // events may still refer to it
 }
 API int cuStreamSynchronize(void* stream) {
   GUARD;
@@ -211,7 +219,7 @@ API int cuEventCreate(void** event, unsigned flags) {
   *event = made;
   return OK;
 }
-API int cuEventDestroy_v2(void*) { return OK; } // works may still name it
+API int cuEventDestroy_v2(void*) { return OK; } // operations may still refer to it
 API int cuEventRecord(void* handle, void* on) {
   GUARD;
   Event* event = (Event*)handle;
@@ -255,7 +263,7 @@ API int cuEventSynchronize(void* handle) {
   while (!reach(event, event->issued)) usleep(50);
   return OK;
 }
-// Who asks, waits: the stream gets on as far as it can without another process.
+// A query advances the stream as far as possible without another process.
 API int cuEventQuery(void* handle) {
   GUARD;
   Event* event = (Event*)handle;
@@ -313,7 +321,7 @@ API int cuGraphExecDestroy(void*) { return OK; }
 
 // ---- Devices and memory
 
-static std::map<u64, u64> allocations; // address to bytes
+static std::map<u64, u64>& allocations = *new std::map<u64, u64>; // address to bytes
 static u64 used = 0;
 
 static bool within(u64 address, u64 bytes) {
@@ -323,7 +331,7 @@ static bool within(u64 address, u64 bytes) {
   return address + bytes <= next->first + next->second;
 }
 
-// For nccl.cpp: whether memory is of this device.
+// Returns whether memory belongs to this device, for nccl.cpp.
 bool ek_within(u64 address, u64 bytes) {
   GUARD;
   return within(address, bytes);
@@ -342,7 +350,7 @@ API int cuDeviceGetName(char* name, int length, int) {
   std::snprintf(name, (std::size_t)length, "host");
   return OK;
 }
-// Every process has GPUs of its own, unless EK_GPU names one.
+// Every process has its own GPUs unless EK_GPU names one.
 API int cuDeviceGetUuid_v2(unsigned char* uuid, int ordinal) {
   const u64 gpu = setting("EK_GPU", (u64)getpid()) << 8 | (u64)ordinal;
   std::memset(uuid, 0, 16);
@@ -373,7 +381,7 @@ API int cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
   *free = *total > used ? *total - used : 0;
   return OK;
 }
-// With several devices each has an address range of its own, which kernels of the others cannot touch.
+// With several devices each has its own address range, which kernels of the others cannot touch.
 struct Range {
   char* base = nullptr;
   u64 next = 0;
@@ -384,7 +392,7 @@ struct Range {
     if (base && next > 0 && mprotect(base, (next + 4095) / 4096 * 4096, how) != 0) std::abort();
   }
 };
-static std::map<u64, Range> ranges;
+static std::map<u64, Range>& ranges = *new std::map<u64, Range>;
 
 static void alone(u64 device, const Work& work) {
   for (auto& [other, range] : ranges) {
@@ -517,11 +525,11 @@ template <class... A> static std::function<Work(void**)> binder(void (*kernel)(A
 struct Kernel {
   u32 lanes;
   std::function<Work(void**)> bind;
-  u32 shared = 48 << 10; // what may be asked for
+  u32 shared = 48 << 10; // limit of dynamic shared memory
 };
 
 #define KERNEL(name, lanes) {#name, {lanes, binder(name)}}
-static std::map<std::string, Kernel> kernels = {
+static std::map<std::string, Kernel>& kernels = *new std::map<std::string, Kernel>{
     KERNEL(ek_count_i32, 256),   KERNEL(ek_count_i64, 256),  KERNEL(ek_count_before, 32), KERNEL(ek_solve, 256),
     KERNEL(ek_share, 128),       KERNEL(ek_map_i32, 256),    KERNEL(ek_map_i64, 256),     KERNEL(ek_norm, 256),
     KERNEL(ek_logits, 256),      KERNEL(ek_choose, 32),      KERNEL(ek_add_up, 256),      KERNEL(ek_room, 32),
@@ -564,7 +572,7 @@ API int cuLaunchKernel(void* function, u32 x, u32 y, u32 z, u32 lanes, u32 lanes
     gridDim = {x, y, z};
     EK_GRID(block, (u64)x * y * z) {
       blockIdx = {block % x, block / x % y, block / x / y};
-      // As large as it says, so that a sanitiser sees what lies beyond.
+      // The size is exact, so that a sanitiser detects accesses beyond it.
       std::vector<u64> memory((shared + 7) / 8 + 1, 0xa5a5a5a5a5a5a5a5ull);
       ek_shared_memory = (char*)memory.data() + (((std::size_t)memory.data() & 15) ? 8 : 0);
 #ifdef EK_THREADS
@@ -653,7 +661,7 @@ API int cublasGemmGroupedBatchedEx(void* handle, const int* ta, const int* tb, c
                                    const float* alpha, const u64* a, int, const int* lda, const u64* b, int, const int* ldb,
                                    const float* beta, const u64* c, int, const int* ldc, int groups, const int* sizes, int) {
   GUARD;
-  // Sizes and factors lie on the host, addresses on the device.
+  // Sizes and factors are on the host, addresses on the device.
   int first = 0;
   for (int group = 0; group < groups; ++group) {
     for (int i = 0; i < sizes[group]; ++i, ++first) {

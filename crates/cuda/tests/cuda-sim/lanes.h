@@ -1,4 +1,5 @@
-// Tensor cores on a host with a thread for every lane: what a warp's lanes bring is laid out for all of them to see.
+// Tensor cores on a host with a thread per lane: the operands of a warp's lanes are stored for all of them to
+// read.
 #pragma once
 
 #include "copies.h"

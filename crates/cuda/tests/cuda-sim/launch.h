@@ -1,5 +1,5 @@
-// Kernels as functions of a host: which block runs, and its shared memory, are set by whoever launches them
-// (kernels/host/driver.cpp).
+// Kernels as host functions. The launching code sets the running block and its shared memory
+// (crates/cuda/tests/cuda-sim/driver.cpp).
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 struct Dim3 {
   u32 x, y, z;
 };
-// Blocks run one after the other: with a thread per lane these are the same for all.
+// Blocks run one after the other. With a thread per lane all threads share these variables.
 #ifdef EK_THREADS
 #define EK_OF_BLOCK
 #else

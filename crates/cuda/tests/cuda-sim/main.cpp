@@ -1,7 +1,9 @@
-// The kernels as a C++ program, for tests/kernels.rs: requests of 32-bit words on stdin, answers on stdout.
+// Runs the kernels as a C++ program, for crates/cuda/tests/it/kernels.rs. Requests of 32-bit words arrive on
+// stdin, answers go to stdout.
 //
 //   1 length words...                         the program that later splits use
-//   2 sources hot wide counts...              a split: quotas, rank loads, peak, certificate, words of Memory, sections
+//   2 sources hot wide counts...              a split: quotas, rank loads, peak, certificate,
+//                                             words of Memory, sections
 //   3 order seed                              the order of lanes from here on
 //   4 length layout... experts ranks per_node source pairs quotas... counts...      shares
 //   5 wide n experts ids...                   counts, faults
@@ -9,10 +11,10 @@
 //
 // Numbers of 64 bits are two words, low word first.
 #define EK_HOST
-#include "../count.cu"
-#include "../map.cu"
-#include "../share.cu"
-#include "../solve.cu"
+#include "count.cu"
+#include "map.cu"
+#include "share.cu"
+#include "solve.cu"
 
 #include <cstdio>
 #include <cstdlib>
@@ -61,7 +63,8 @@ static void solve(const std::vector<u32>& program) {
   std::vector<u32> counts = words((u64)sources * net[ITEMS]);
   Memory sizes(nullptr, net);
   u64 room = sizes.words + (hot ? program[HOT_END] : 0);
-  // As large as it says, so that a sanitiser sees what lies beyond. Full of nonsense, as shared memory is.
+  // The size is exact, so that a sanitiser detects accesses beyond it. The memory holds invalid data, as
+  // shared memory does.
   u32* shared = (u32*)std::malloc(4 * room);
   if (shared == nullptr) std::exit(3);
   for (u64 i = 0; i < room; ++i) shared[i] = 0xa5a5a5a5u;

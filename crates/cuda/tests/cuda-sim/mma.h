@@ -56,8 +56,11 @@ static inline void load_b(FragB& first, FragB& second, const u16* tile, u32 row,
 
 static inline float half_of(u32 pair, u32 which) { return which ? wide_high(pair) : wide_low(pair); }
 
-// Lane l of groups g = l / 4, t = l % 4 holds A (g + 8 (j % 2), 2 t + 8 (j / 2)) in word j, B (2 t + 8 j, g) in word j, and
-// sums (g + 8 (i / 2), 2 t + i % 2).
+// Lane l holds, with g = l / 4 and t = l % 4:
+//
+// - A (g + 8 (j % 2), 2 t + 8 (j / 2)) in word j
+// - B (2 t + 8 j, g) in word j
+// - sums (g + 8 (i / 2), 2 t + i % 2)
 static inline void multiply(Acc& sum, const FragA& a, const FragB& b) {
   float left[16][16], right[16][8];
   for (u32 lane = 0; lane < 32; ++lane) {

@@ -1,11 +1,16 @@
-// An NCCL for machines without a GPU: what this project calls of libnccl, over sockets of this host, beside the driver of
-// driver.cpp, whose memory it reads and whose streams it keeps to. For tests alone (tests/exec_nccl.rs): it is built into the same
-// shared library and found under NCCL's name.
+// An NCCL for machines without a GPU. It implements the calls of this project to libnccl over sockets of this
+// host. It reads the memory of driver.cpp and keeps the order of its streams. For tests only
+// (cli/tests/it/exec_nccl.rs): it is built into the same shared library and found under NCCL's name.
 //
-// It is stricter than NCCL where that finds mistakes. What has begun without blocking is under way until it is asked for, and
-// nothing else may be begun on the communicator before. Nothing moves before somebody waits for its stream. Sizes of both sides must be
-// equal, memory must be the device's, within one allocation. A rank on the same GPU is refused, as NCCL does. A communicator whose
-// neighbour is gone says so when it is asked, and its streams stand still until it is aborted.
+// It is stricter than NCCL in order to find mistakes:
+//
+// - A non-blocking operation is under way until it is queried, and no other operation may begin on the
+//   communicator before.
+// - Nothing moves until its stream is waited for.
+// - The sizes of both sides must be equal, and memory must belong to the device, within one allocation.
+// - A rank on the same GPU is rejected, as NCCL does.
+// - A communicator with a lost neighbour reports that when it is queried. Its streams stand still until it is
+//   aborted.
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -42,11 +47,11 @@ static int refuse(const char* what) {
   return USAGE;
 }
 
-// What goes to another rank, or comes from it: 8 bytes that say how long, then the bytes.
+// Data to or from another rank: 8 bytes of length, then the bytes.
 struct Part {
   char* at;
   u64 bytes;
-  u64 header = 0, done = 0; // bytes of both that have passed
+  u64 header = 0, done = 0; // bytes of both that have been transferred
   u64 announced = 0;
 };
 
@@ -54,7 +59,7 @@ struct Peer {
   int to = -1, from = -1;
 };
 
-// First words on a connection.
+// The first message on a connection.
 struct Hello {
   std::uint32_t rank, ranks;
   unsigned char gpu[16];
@@ -66,7 +71,7 @@ struct Comm {
   std::string name;
   Hello self;
   std::vector<Peer> peers;
-  std::vector<int> open; // connections that have not said who they are
+  std::vector<int> open; // connections without a received Hello
   std::size_t came = 0;
 };
 
@@ -82,7 +87,7 @@ static thread_local std::vector<Group> pending;
 static sockaddr_un address_of(const std::string& name, int rank, socklen_t* length) {
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
-  // A name that begins with 0 is in no folder, and gone with its socket.
+  // A name that begins with 0 is in no folder, and disappears with its socket.
   const std::string full = "ek-nccl-" + name + "-" + std::to_string(rank);
   std::memcpy(address.sun_path + 1, full.data(), full.size());
   *length = (socklen_t)(offsetof(sockaddr_un, sun_path) + 1 + full.size());
@@ -106,7 +111,7 @@ static bool all_of(int socket, const void* bytes, std::size_t length) {
   return send(socket, bytes, length, MSG_NOSIGNAL) == (ssize_t)length;
 }
 
-// Connects to who listens already, and takes in who has connected.
+// Connects to the ranks that already listen, and accepts the connections of others.
 static int join(Comm* comm) {
   for (int other = 0; other < comm->ranks; ++other) {
     Peer& peer = comm->peers[(std::size_t)other];
@@ -149,7 +154,8 @@ static int join(Comm* comm) {
   return OK;
 }
 
-// Sends or receives what can be without waiting; true where all of it has passed. Errors are the communicator's.
+// Sends or receives as much as possible without waiting. Returns true after the whole part. Errors are
+// recorded in the communicator.
 static bool pass(Comm* comm, int socket, Part& part, bool sends) {
   for (;;) {
     const bool head = part.header < 8;
@@ -174,7 +180,7 @@ static bool pass(Comm* comm, int socket, Part& part, bool sends) {
 
 static bool done(Comm* comm, Group& group) {
   if (comm->aborted) {
-    // What follows in the stream runs on what never came: no rows, rather than whatever was there.
+    // Later work in the stream reads data that never arrived: zeros, rather than old contents, mean no rows.
     for (auto& [peer, part] : group.receives) {
       if (ek_within((u64)part.at, part.bytes)) std::memset(part.at + part.done, 0, (std::size_t)(part.bytes - part.done));
     }
@@ -182,7 +188,7 @@ static bool done(Comm* comm, Group& group) {
   }
   if (comm->error != OK) return false;
   bool all = true;
-  // Between two ranks in order, else all at once.
+  // Parts between two ranks are transferred in order; different ranks proceed concurrently.
   std::vector<bool> waits((std::size_t)comm->ranks, false);
   for (auto& [peer, part] : group.sends) {
     if (waits[(std::size_t)peer]) continue;
@@ -227,7 +233,7 @@ static int launch() {
   int result = OK;
   for (Group& made : pending) {
     Comm* comm = made.comm;
-    // Own parts meet here.
+    // Parts from a rank to itself are matched here.
     auto group = std::make_shared<Group>();
     *group = std::move(made);
     std::deque<Part> own;
@@ -294,7 +300,7 @@ API const char* ncclGetErrorString(int error) {
 API const char* ncclGetLastError(void*) { return ""; }
 
 API int ncclCommInitRankConfig(void** out, int ranks, Id id, int rank, void* config) {
-  // The size, a magic number, the version, then whether to block.
+  // The fields are the size, a magic number, the version, and the blocking flag.
   const int* fields = (const int*)config;
   if (fields[2] != (int)0xcafebeef) return refuse("a configuration that was not begun as one");
   if (fields[4] != 0) return refuse("this NCCL does not block");
@@ -326,13 +332,13 @@ API int ncclCommGetAsyncError(void* handle, int* error) {
     *error = result;
     return OK;
   }
-  // Under way for one question, so that who does not ask is found out.
+  // The operation stays under way for one query, so that callers that do not query are detected.
   *error = comm->error != OK ? comm->error : comm->busy ? IN_PROGRESS : OK;
   comm->busy = false;
   return OK;
 }
 API int ncclCommAbort(void* handle) {
-  // Works of streams may still name it: it is closed, not freed.
+  // Operations of streams may still refer to it, so it is closed but not freed.
   Comm* comm = (Comm*)handle;
   comm->aborted = true;
   close_all(comm);

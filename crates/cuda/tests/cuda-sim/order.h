@@ -1,4 +1,4 @@
-// Teams on a host: one thread runs all iterations of a section, in the order that `ek_order` names.
+// Teams on a host: one thread runs all iterations of a section, in the order of `ek_order`.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@
 enum Order { ASCENDING, DESCENDING, SHUFFLED };
 static Order ek_order = ASCENDING;
 static u64 ek_dice = 1;
-static u64 ek_sections = 0; // sections so far: with a barrier behind most, a measure of latency
+static u64 ek_sections = 0; // sections so far, most followed by a barrier: a measure of latency
 
 static inline u64 ek_roll() {
   ek_dice += 0x9e3779b97f4a7c15ull;
@@ -72,7 +72,7 @@ template <class T, u32 N> struct Own {
       for (u32 i = ek_way(ek_at), ek_once = ((void)(team), 1); ek_once; ek_once = 0)
 #define EK_FOR(team, i, n) EK_EACH(team, i, n)
 #define EK_LANE(lane, n) EK_EACH(Block(), lane, n)
-// A block's part of a grid: every gridDim-th thing, as far apart as on a GPU.
+// A block's part of a grid: every gridDim-th item, spaced as on a GPU.
 #define EK_SPREAD(i, n)                                                                             \
   for (u64 ek_block = (u64)blockIdx.x * 256, ek_end = (n); ek_block < ek_end; ek_block += (u64)gridDim.x * 256)  \
     for (u64 i = ek_block; i < ek_end && i < ek_block + 256; ++i)
@@ -90,7 +90,7 @@ static inline u32 atomic_add(u32* at, u32 by) {
 static inline void atomic_min(u32* at, u32 value) { *at = value < *at ? value : *at; }
 static inline void atomic_or(u32* at, u32 bits) { *at |= bits; }
 
-// Blocks of a launch are independent, too.
+// Blocks of a launch are independent, so they run in any order too.
 #define EK_GRID(block, n) EK_EACH(Block(), block, n)
 
 // Runs a block.

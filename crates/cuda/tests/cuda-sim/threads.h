@@ -1,5 +1,6 @@
-// The intrinsics that team.h uses, on a host, with a thread for every lane: slow, but the same code as on a GPU, and a
-// missing barrier is a data race, which a thread sanitiser sees. Blocks have two warps, unless a launch says otherwise.
+// The intrinsics of team.h on a host, with a thread per lane. It is slow, but runs the same code as on a GPU.
+// A missing barrier is a data race, which a thread sanitiser detects. Blocks have two warps unless a launch
+// sets another number.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +16,7 @@
 #define EK_SHORT
 
 enum Order { ASCENDING, DESCENDING, SHUFFLED };
-inline Order ek_order = ASCENDING; // of no effect here
+inline Order ek_order = ASCENDING; // has no effect here
 inline u64 ek_dice = 1;
 inline u64 ek_sections = 0; // not counted here
 
@@ -31,7 +32,7 @@ static u64 ek_exchange[256];
 static inline void __syncthreads() { pthread_barrier_wait(&ek_block_barrier); }
 static inline void __syncwarp() { pthread_barrier_wait(&ek_warp_barriers[threadIdx.x / 32]); }
 
-// What the lane `from` of this warp brings.
+// Returns the value of lane `from` of this warp.
 template <class T> static inline T ek_swap(T mine, u32 from) {
   __builtin_memcpy(&ek_exchange[threadIdx.x], &mine, sizeof mine);
   __syncwarp();
@@ -68,7 +69,7 @@ static inline void atomicMin(u32* at, u32 value) {
 // Blocks of a launch run one after the other.
 #define EK_GRID(block, n) for (u32 block = 0; block < (u32)(n); ++block)
 
-// Runs a block: `work` on every lane.
+// Runs a block: executes `work` on every lane.
 template <class Work> static void ek_launch(Work work) {
   pthread_barrier_init(&ek_block_barrier, nullptr, blockDim.x);
   for (u32 warp = 0; warp < blockDim.x / 32; ++warp) pthread_barrier_init(&ek_warp_barriers[warp], nullptr, 32);

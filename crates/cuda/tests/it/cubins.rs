@@ -1,13 +1,14 @@
-//! Every kernel compiles for every architecture we name, without a GPU.
-#![cfg(feature = "cuda")]
+//! Every kernel compiles for every supported architecture, without a GPU.
 #![allow(clippy::unwrap_used)]
 
-use evenkeel::cuda::{CudaError, compile, compile_cached, compile_with_log, nvrtc_version};
-use evenkeel::kernels::source::{EXEC_UNITS, UNITS};
+use crate::skip_support::skipped;
+use evenkeel_cuda::tables::source::{EXEC_UNITS, SPLIT_UNITS};
+use evenkeel_cuda::{CudaError, compile, compile_cached, compile_with_log, nvrtc_version};
 
 const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_90", "sm_90a", "sm_100"];
 
-/// Whether to go on; says so if not. Where NVRTC was promised (`EVENKEEL_NVRTC=required`), its absence is a failure.
+/// Returns whether NVRTC is available, and prints a notice if not. If NVRTC is required
+/// (`EVENKEEL_NVRTC=required`), its absence is a failure.
 fn nvrtc() -> bool {
     match nvrtc_version() {
         Ok((major, minor)) => {
@@ -16,7 +17,7 @@ fn nvrtc() -> bool {
         }
         Err(error) => {
             assert!(std::env::var_os("EVENKEEL_NVRTC").is_none(), "{error}");
-            println!("skipped: no NVRTC ({error})");
+            skipped(&format!("no NVRTC ({error})"));
             false
         }
     }
@@ -28,7 +29,7 @@ fn every_kernel_compiles_for_every_architecture() {
         return;
     }
     for arch in ARCHITECTURES {
-        for unit in UNITS.into_iter().chain(EXEC_UNITS) {
+        for unit in SPLIT_UNITS.into_iter().chain(EXEC_UNITS) {
             let (cubin, log) = compile_with_log(unit, arch).unwrap();
             assert_eq!(log, "", "{} for {arch}", unit.name);
             assert!(cubin.starts_with(b"\x7fELF"), "{} for {arch} is no cubin", unit.name);
@@ -46,7 +47,7 @@ fn what_cannot_be_compiled_says_why() {
     if !nvrtc() {
         return;
     }
-    let error = compile(UNITS[0], "sm_1").unwrap_err();
+    let error = compile(SPLIT_UNITS[0], "sm_1").unwrap_err();
     assert!(matches!(error, CudaError::Compile { .. }), "{error}");
     assert!(error.to_string().contains("sm_1"), "{error}");
 }
@@ -57,7 +58,7 @@ fn compiled_kernels_are_kept_and_broken_ones_made_again() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let unit = UNITS[2];
+    let unit = SPLIT_UNITS[2];
     let first = compile_cached(unit, "sm_80", folder.path()).unwrap();
     let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
     let sealed = std::fs::read(&file).unwrap();

@@ -1,29 +1,29 @@
-//! The kernels on a GPU against the CPU, bit for bit; skipped where there is no GPU.
-#![cfg(feature = "cuda")]
+//! Compares the kernels on a GPU with the CPU, bit for bit. Skipped without a GPU.
 #![allow(clippy::unwrap_used)]
 
+use crate::skip_support::skipped;
 use evenkeel::cluster::Cluster;
-use evenkeel::cuda::{Context, CudaError, DevicePlanner, DeviceSolver, SameDevice, probe};
 use evenkeel::place::Placement;
 use evenkeel::planner::Planner;
+use evenkeel_cuda::{CudaError, DevicePlanner, DeviceSolver, GpuContext, SameDeviceGather, probe_devices};
 use evenkeel_solver::bench::corpus::SIZES;
 use evenkeel_solver::{Hosts, Problem, Workspace, solve};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
 
-fn gpu() -> Option<Arc<Context>> {
-    match probe() {
-        Ok(_) => Some(Context::open(0).unwrap()),
+fn gpu() -> Option<Arc<GpuContext>> {
+    match probe_devices() {
+        Ok(_) => Some(GpuContext::open(0).unwrap()),
         Err(error) => {
-            println!("skipped: no CUDA device ({error})");
+            skipped(&format!("no GPU ({error})"));
             None
         }
     }
 }
 
 /// Splits all batches of a problem and compares each with the CPU.
-fn agree(gpu: &Arc<Context>, problem: &Problem, batches: &[Vec<u32>], workspace: &mut Workspace) -> usize {
+fn agree(gpu: &Arc<GpuContext>, problem: &Problem, batches: &[Vec<u32>], workspace: &mut Workspace) -> usize {
     let layers = vec![problem.clone(); batches.len()];
     let mut solver = DeviceSolver::new(gpu, &layers, 1).unwrap();
     for (layer, counts) in batches.iter().enumerate() {
@@ -47,7 +47,7 @@ fn the_corpus_is_split_as_on_the_cpu() {
     let mut workspace = Workspace::default();
     let mut count = 0;
     for size in SIZES {
-        for series in size.corpus(192 / 8).unwrap() {
+        for series in size.build_corpus(192 / 8).unwrap() {
             count += agree(&gpu, &series.problem, &series.batches, &mut workspace);
         }
     }
@@ -69,7 +69,7 @@ fn random_hosts_are_split_as_on_the_cpu() {
         });
         let hosts = Hosts::new(ranks, lists.collect::<Vec<_>>()).unwrap();
         let base = (0..ranks).map(|_| rng.random_range(0..1 << (4 * (round % 9)))).collect();
-        let problem = Problem::new(hosts).with_base(base).unwrap();
+        let problem = Problem::new(hosts).with_base_loads(base).unwrap();
         let top = u32::MAX >> rng.random_range(0..30);
         let batches: Vec<Vec<u32>> =
             (0..8).map(|_| (0..items).map(|_| rng.random_range(0..=top)).collect()).collect();
@@ -77,7 +77,7 @@ fn random_hosts_are_split_as_on_the_cpu() {
     }
 }
 
-/// All ranks of a small cluster on one GPU, directly and replayed from a recorded graph.
+/// Runs all ranks of a small cluster on one GPU, directly and from a recorded graph.
 #[test]
 fn slots_are_those_of_the_planner() {
     let Some(gpu) = gpu() else { return };
@@ -93,7 +93,7 @@ fn slots_are_those_of_the_planner() {
     let placement = Placement::new(experts, ranks, map).unwrap();
     let cluster = Cluster::new(ranks, nodes, experts, slots - experts).unwrap();
     let mut expected = Planner::new(placement.clone(), cluster).unwrap();
-    let mut board = SameDevice::new(&gpu, ranks, experts).unwrap();
+    let mut board = SameDeviceGather::new(&gpu, ranks, experts).unwrap();
     let mut planners: Vec<DevicePlanner> = (0..ranks)
         .map(|source| {
             DevicePlanner::new(&gpu, std::slice::from_ref(&placement), &cluster, source, 5000).unwrap()
@@ -113,19 +113,19 @@ fn slots_are_those_of_the_planner() {
 
     let mut all_ranks = || -> Result<(), CudaError> {
         for (planner, ids) in planners.iter_mut().zip(&device_ids) {
-            planner.count(ids)?;
-            planner.offer(&mut board)?;
+            planner.count_ids(ids)?;
+            planner.offer_counts(&mut board)?;
         }
         for ((planner, ids), slots) in planners.iter_mut().zip(&device_ids).zip(&mut device_slots) {
-            planner.collect(0, &mut board)?;
+            planner.collect_counts(0, &mut board)?;
             planner.solve(0)?;
-            planner.share(0)?;
-            planner.map(0, ids, slots)?;
+            planner.compute_shares(0)?;
+            planner.map_ids(0, ids, slots)?;
         }
         Ok(())
     };
     all_ranks().unwrap();
-    let graph = gpu.capture(all_ranks).unwrap().unwrap();
+    let graph = gpu.capture_graph(all_ranks).unwrap().unwrap();
     graph.launch().unwrap();
     for (source, ids) in ids.iter().enumerate() {
         assert_eq!(gpu.download(&device_slots[source]).unwrap(), expected.redirect(ids, source).unwrap());
@@ -139,7 +139,7 @@ fn what_was_not_counted_is_a_fault() {
     let placement = Placement::new(2, 2, vec![Some(0), Some(1)]).unwrap();
     let cluster = Cluster::new(2, 1, 2, 0).unwrap();
     let mut planner = DevicePlanner::new(&gpu, &[placement], &cluster, 0, 16).unwrap();
-    let mut board = SameDevice::new(&gpu, 2, 2).unwrap();
+    let mut board = SameDeviceGather::new(&gpu, 2, 2).unwrap();
     let ids = gpu.upload(&[0i32, 5, -1]).unwrap();
     let mut slots = gpu.upload(&[9i32; 3]).unwrap();
     planner.run(0, &ids, &mut slots, &mut board).unwrap();
@@ -147,5 +147,5 @@ fn what_was_not_counted_is_a_fault() {
     assert!(matches!(planner.check_faults(), Err(CudaError::Faults(1))));
     planner.check_faults().unwrap();
     let many = gpu.upload(&[0i32; 17]).unwrap();
-    assert!(matches!(planner.count(&many), Err(CudaError::Shape { what: "ids", .. })));
+    assert!(matches!(planner.count_ids(&many), Err(CudaError::Shape { what: "ids", .. })));
 }

@@ -1,21 +1,23 @@
-//! Looking for a GPU never panics: without a driver, and with a driver that finds no device.
-#![cfg(all(feature = "cuda", target_os = "linux"))]
+//! The probe for a GPU never panics: without a driver, and with a driver that finds no device.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
-use evenkeel::cuda::{Context, CudaError, probe};
+use crate::skip_support::skipped;
+use evenkeel_cuda::{CudaError, GpuContext, probe_devices};
 use std::process::Command;
 
-/// A driver library that knows of no device: `CUDA_ERROR_NO_DEVICE` is 100.
+/// A driver library without a device: `CUDA_ERROR_NO_DEVICE` is 100.
 const NO_DEVICE: &str = "int cuInit(unsigned flags) { (void)flags; return 100; }";
 
-/// Run by itself it says what there is; run by the tests below, in a process of its own, what its driver says.
+/// Prints the GPUs of this machine when run directly. In a process of the tests below it prints the answer of
+/// their driver.
 #[test]
 fn what_this_machine_has() {
-    match probe() {
+    match probe_devices() {
         Ok(devices) => println!("found: {devices:?}"),
         Err(error) => {
             println!("none: {error}");
-            let opened = Context::open(0).unwrap_err();
+            let opened = GpuContext::open(0).unwrap_err();
             assert_eq!(opened.to_string(), error.to_string());
             assert!(matches!(error, CudaError::NoDriver | CudaError::NoDevice(_)), "{error}");
         }
@@ -33,11 +35,11 @@ fn a_driver_without_devices_is_a_clean_error() {
         .arg(&source)
         .status();
     if !built.is_ok_and(|status| status.success()) {
-        println!("skipped: no C compiler");
+        skipped("no C compiler");
         return;
     }
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "what_this_machine_has", "--nocapture"])
+        .args(["--exact", "cuda_probe::what_this_machine_has", "--nocapture"])
         .env("LD_LIBRARY_PATH", folder.path())
         .output()
         .unwrap();

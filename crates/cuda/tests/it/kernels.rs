@@ -1,20 +1,21 @@
-//! The kernel `solve` against the CPU, bit for bit: the same sources compiled as C++, lanes in three orders.
+//! Compares the kernel `solve` with the CPU, bit for bit. The same sources are compiled as C++, with lanes in
+//! three orders.
 #![allow(clippy::unwrap_used)]
 
 #[allow(unexpected_cfgs, reason = "the instances come with a referee that is not used here")]
-#[path = "../solver/tests/common/mod.rs"]
+#[path = "../../../../solver/tests/common/mod.rs"]
 mod instances;
-mod kernels_support;
 
-use evenkeel::kernels::{Program, ProgramError};
+use crate::kernels_support::{ORDERS, Requests, SANITISED, THREADS, build, runs};
+use crate::skip_support::skipped;
+use evenkeel_cuda::tables::{ProgramError, SolveProgram};
 use evenkeel_solver::bench::corpus::SIZES;
 use evenkeel_solver::{Hosts, Problem, Workspace, solve};
 use instances::{Limits, Speeds};
-use kernels_support::{ORDERS, Requests, SANITISED, THREADS, build, runs};
 use rand::RngExt;
 use std::path::Path;
 
-/// A problem and the counts that its sources bring, `[sources][items]`.
+/// A problem with the counts of its sources, `[sources][items]`.
 struct Case {
     problem: Problem,
     sources: usize,
@@ -31,7 +32,7 @@ impl Case {
     }
 }
 
-/// Solves every case on both sides, in every order of lanes; returns how many there were.
+/// Solves every case on both sides, in every order of lanes. Returns the number of cases.
 fn agree(kernels: &Path, cases: &[Case]) -> usize {
     agree_in(&ORDERS, kernels, cases)
 }
@@ -43,7 +44,7 @@ fn agree_in(orders: &[(&str, u32)], kernels: &Path, cases: &[Case]) -> usize {
         let mut expected = Vec::new();
         requests.order(order, 7);
         for (index, case) in cases.iter().enumerate() {
-            let program = Program::new(&case.problem).unwrap();
+            let program = SolveProgram::new(&case.problem).unwrap();
             requests.program(&program);
             requests.split(&case.counts, case.sources, index % 2 == 0, index % 3 == 0);
             expected.push((program, solve(&case.problem, &case.loads(), &mut workspace).unwrap()));
@@ -60,7 +61,7 @@ fn agree_in(orders: &[(&str, u32)], kernels: &Path, cases: &[Case]) -> usize {
 fn corpus(batches: impl Fn(usize) -> usize) -> Vec<Case> {
     let mut cases = Vec::new();
     for size in SIZES {
-        for series in size.corpus(batches(size.ranks)).unwrap() {
+        for series in size.build_corpus(batches(size.ranks)).unwrap() {
             for counts in series.batches {
                 let what = format!("{size:?} {:?} {}", series.law, series.graph);
                 cases.push(Case { problem: series.problem.clone(), sources: 1, counts, what });
@@ -70,7 +71,7 @@ fn corpus(batches: impl Fn(usize) -> usize) -> Vec<Case> {
     cases
 }
 
-/// What latency is made of, per size; docs/kernels.md shows this table.
+/// Prints the quantities that determine latency, per size; docs/kernels.md shows this table.
 #[test]
 fn waves_sections_and_shared_memory_per_size() {
     let Some(kernels) = build("sizes", &["-O2"]) else { return };
@@ -79,10 +80,10 @@ fn waves_sections_and_shared_memory_per_size() {
         let mut requests = Requests::default();
         let mut expected = Vec::new();
         let (mut fill, mut sweeps, mut state, mut hot) = (0, 0, 0, 0);
-        for series in size.corpus(24).unwrap() {
-            let program = Program::new(&series.problem).unwrap();
-            fill = program.waves().fill.max(fill);
-            sweeps = program.waves().all_sweeps().max(sweeps);
+        for series in size.build_corpus(24).unwrap() {
+            let program = SolveProgram::new(&series.problem).unwrap();
+            fill = program.wave_counts().fill.max(fill);
+            sweeps = program.wave_counts().all_sweeps().max(sweeps);
             state = program.shared_bytes(false).max(state);
             hot = program.shared_bytes(true).max(hot);
             requests.program(&program);
@@ -108,7 +109,8 @@ fn waves_sections_and_shared_memory_per_size() {
     }
 }
 
-/// Random instances of every shape and law; the counts of each item dealt to a few sources.
+/// Returns random instances of every shape and distribution. The counts of each item are divided between a
+/// few sources.
 fn random(limits: Limits, seeds: std::ops::Range<u64>) -> Vec<Case> {
     let case = |seed: u64| {
         let drawn = instances::draw(seed, limits);
@@ -130,7 +132,7 @@ fn random(limits: Limits, seeds: std::ops::Range<u64>) -> Vec<Case> {
     seeds.map(case).collect()
 }
 
-/// Totals around the width of 32-bit numbers.
+/// Returns instances with totals around the limit of 32-bit numbers.
 fn edges() -> Vec<Case> {
     let case = |total: u32| {
         let problem = Problem::new(Hosts::new(3, [&[0, 1][..], &[0, 1, 2], &[1]]).unwrap());
@@ -175,12 +177,12 @@ fn nothing_is_undefined_or_out_of_bounds() {
     println!("{} instances agree under the sanitisers", agree(&kernels, &cases));
 }
 
-/// Every lane a thread that runs what it would on a GPU: a barrier too few is a data race.
+/// Runs every lane as a thread with the code of a GPU, so that a missing barrier is a data race.
 #[test]
 fn no_barrier_is_missing() {
     let Some(kernels) = build("threads", &THREADS) else { return };
     if !runs(&kernels) {
-        println!("skipped: the thread sanitiser does not run on this machine");
+        skipped("no thread sanitiser");
         return;
     }
     let mut cases = corpus(|ranks| usize::from(ranks <= 64));
@@ -194,7 +196,7 @@ fn no_barrier_is_missing() {
 fn what_the_kernel_cannot_take_is_refused() {
     let hosts = Hosts::new(2, [[0, 1]]).unwrap();
     let unequal = Problem::new(hosts.clone()).with_speeds(vec![1, 2]).unwrap();
-    assert_eq!(Program::new(&unequal), Err(ProgramError::UnequalSpeeds { rank: 1 }));
-    let heavy = Problem::new(hosts).with_base(vec![i64::MAX as u64, 0]).unwrap();
-    assert!(matches!(Program::new(&heavy), Err(ProgramError::Overflow { items: 1, .. })));
+    assert_eq!(SolveProgram::new(&unequal), Err(ProgramError::UnequalSpeeds { rank: 1 }));
+    let heavy = Problem::new(hosts).with_base_loads(vec![i64::MAX as u64, 0]).unwrap();
+    assert!(matches!(SolveProgram::new(&heavy), Err(ProgramError::Overflow { items: 1, .. })));
 }

@@ -1,15 +1,15 @@
-//! The kernels `count`, `share` and `map` against the CPU, bit for bit: the same sources compiled as C++.
+//! Compares the kernels `count`, `share` and `map` with the CPU, bit for bit. The same sources are compiled
+//! as C++.
 #![allow(clippy::unwrap_used)]
 
-mod kernels_support;
-
+use crate::kernels_support::{ORDERS, Requests, SANITISED, THREADS, build, runs};
+use crate::skip_support::skipped;
 use evenkeel::cluster::Cluster;
-use evenkeel::kernels::copy_layout;
 use evenkeel::place::Placement;
 use evenkeel::planner::Planner;
-use evenkeel::split::{Method, Shares, Split, Splitter};
+use evenkeel::split::{SourceShares, Split, SplitMethod, Splitter};
+use evenkeel_cuda::tables::replica_layout;
 use evenkeel_solver::{Problem, Workspace, solve};
-use kernels_support::{ORDERS, Requests, SANITISED, THREADS, build, runs};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
@@ -36,7 +36,7 @@ fn nothing_is_undefined_or_out_of_bounds() {
 fn no_barrier_is_missing() {
     let Some(kernels) = build("tokens-threads", &THREADS) else { return };
     if !runs(&kernels) {
-        println!("skipped: the thread sanitiser does not run on this machine");
+        skipped("no thread sanitiser");
         return;
     }
     let mut rng = ChaCha8Rng::seed_from_u64(4);
@@ -45,7 +45,7 @@ fn no_barrier_is_missing() {
     }
 }
 
-/// Random copies on a random cluster, random ids on every source: count, share and map must all agree.
+/// Compares count, share and map for random replicas on a random cluster, with random ids on every source.
 fn share_and_map(orders: &[(&str, u32)], kernels: &Path, rng: &mut ChaCha8Rng) {
     let (nodes, per_node) = (rng.random_range(1..5), rng.random_range(1..5));
     let (ranks, experts) = (nodes * per_node, rng.random_range(1usize..40));
@@ -80,12 +80,12 @@ fn share_and_map(orders: &[(&str, u32)], kernels: &Path, rng: &mut ChaCha8Rng) {
     planner.split(&counts).unwrap();
     let totals: Vec<u64> = (0..experts).map(|e| counts.iter().skip(e).step_by(experts).sum()).collect();
     let mut split = Split::default();
-    Splitter::new(placement.clone(), Method::Exact).unwrap().split(&totals, &mut split).unwrap();
-    let mut shares = Shares::new(&placement);
-    shares.fill(&placement, &cluster, &split, &counts).unwrap();
+    Splitter::new(placement.clone(), SplitMethod::Exact).unwrap().split(&totals, &mut split).unwrap();
+    let mut shares = SourceShares::new(&placement);
+    shares.assign_quotas(&placement, &cluster, &split, &counts).unwrap();
     let problem = Problem::new(placement.hosts().unwrap());
     let answer = solve(&problem, &totals, &mut Workspace::default()).unwrap();
-    let layout = copy_layout(&placement).unwrap();
+    let layout = replica_layout(&placement).unwrap();
 
     for &(name, order) in orders {
         let mut requests = Requests::default();
@@ -104,7 +104,8 @@ fn share_and_map(orders: &[(&str, u32)], kernels: &Path, rng: &mut ChaCha8Rng) {
             requests.words(&head(6));
             requests.words(&[layout.len() as u32]);
             requests.words(&layout);
-            let of_source: Vec<u64> = (0..experts).flat_map(|e| shares.of(source, e).to_vec()).collect();
+            let of_source: Vec<u64> =
+                (0..experts).flat_map(|e| shares.replica_tokens(source, e).to_vec()).collect();
             requests.wide(&of_source);
             requests.wide(&as_words);
         }
@@ -116,7 +117,8 @@ fn share_and_map(orders: &[(&str, u32)], kernels: &Path, rng: &mut ChaCha8Rng) {
                 "counts, lanes {name}"
             );
             assert_eq!(answers.words(1), [0], "no fault");
-            let of_source: Vec<u64> = (0..experts).flat_map(|e| shares.of(source, e).to_vec()).collect();
+            let of_source: Vec<u64> =
+                (0..experts).flat_map(|e| shares.replica_tokens(source, e).to_vec()).collect();
             assert_eq!(answers.wide(of_source.len()), of_source, "shares, lanes {name}, {placement:?}");
             let slots: Vec<i64> = answers.wide(ids.len()).into_iter().map(u64::cast_signed).collect();
             assert_eq!(slots, planner.redirect(ids, source).unwrap(), "slots, lanes {name}");
@@ -126,12 +128,12 @@ fn share_and_map(orders: &[(&str, u32)], kernels: &Path, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// Ids that are no expert and tokens that were not counted: no slot, and a fault each.
+/// Checks that ids without an expert and tokens that were not counted get no slot, and are one fault each.
 #[test]
 fn faults_are_counted() {
     let Some(kernels) = build("faults", &["-O2"]) else { return };
     let placement = Placement::new(2, 2, vec![Some(0), Some(1)]).unwrap();
-    let layout = copy_layout(&placement).unwrap();
+    let layout = replica_layout(&placement).unwrap();
     let mut requests = Requests::default();
     let ids = [0i64, -1, 2, -2, 0, 1].map(|id| id as u64);
     requests.words(&[6, 1, 6, 2, layout.len() as u32]);

@@ -1,7 +1,7 @@
-//! The files of a checkpoint and the tensors in them.
+//! The files of a checkpoint, and their tensors.
 
 use super::decode;
-use crate::exec::error::ExecError;
+use crate::error::ExecError;
 use half::bf16;
 use memmap2::Mmap;
 use safetensors::tensor::TensorInfo;
@@ -11,18 +11,19 @@ use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-/// All files of a folder, mapped.
+/// All files of a folder, mapped into memory.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(super) struct CheckpointFiles {
     folder: PathBuf,
     mapped: Vec<(PathBuf, Mmap)>,
-    /// Where each tensor is: its file, where its file's numbers begin, and what the file says about it.
+    /// The location of each tensor: its file, the start of the file's numbers, and the tensor's entry in the
+    /// file's header.
     tensors: HashMap<String, (usize, usize, TensorInfo)>,
 }
 
 /// A tensor of a file.
 #[derive(Debug)]
-pub(super) struct Tensor<'a> {
+pub(super) struct StoredTensor<'a> {
     path: &'a Path,
     name: String,
     dtype: Dtype,
@@ -30,13 +31,13 @@ pub(super) struct Tensor<'a> {
     bytes: &'a [u8],
 }
 
-fn wrong(path: &Path, reason: String) -> ExecError {
+fn weights_error(path: &Path, reason: String) -> ExecError {
     ExecError::Weights { path: path.to_owned(), reason }
 }
 
-impl Files {
+impl CheckpointFiles {
     pub(super) fn open(folder: &Path) -> Result<Self, ExecError> {
-        let failed = |error: std::io::Error| wrong(folder, error.to_string());
+        let failed = |error: std::io::Error| weights_error(folder, error.to_string());
         let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
             .map_err(failed)?
             .map(|entry| Ok(entry.map_err(failed)?.path()))
@@ -44,29 +45,29 @@ impl Files {
         paths.retain(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
         paths.sort();
         if paths.is_empty() {
-            return Err(wrong(folder, "no .safetensors file in this folder".into()));
+            return Err(weights_error(folder, "no .safetensors file in this folder".into()));
         }
         let mut all = Self { folder: folder.to_owned(), mapped: Vec::new(), tensors: HashMap::new() };
         for path in paths {
-            all.add(path)?;
+            all.map_file(path)?;
         }
         Ok(all)
     }
 
-    fn add(&mut self, path: PathBuf) -> Result<(), ExecError> {
-        let file = File::open(&path).map_err(|error| wrong(&path, error.to_string()))?;
-        // SAFETY: a mapping is sound as long as nobody writes to the file; weights are published once and read.
+    fn map_file(&mut self, path: PathBuf) -> Result<(), ExecError> {
+        let file = File::open(&path).map_err(|error| weights_error(&path, error.to_string()))?;
+        // SAFETY: a mapping is sound while nothing writes to the file. Published weights are only read.
         #[allow(unsafe_code, reason = "memory-mapped files")]
-        let map = unsafe { Mmap::map(&file) }.map_err(|error| wrong(&path, error.to_string()))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| weights_error(&path, error.to_string()))?;
         let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|error| wrong(&path, format!("not a whole safetensors file: {error}")))?;
+            .map_err(|error| weights_error(&path, format!("not a whole safetensors file: {error}")))?;
         for (name, info) in metadata.tensors() {
             match self.tensors.entry(name) {
-                // Behind eight bytes of length and the header.
+                // The numbers follow eight bytes of length and the header.
                 Entry::Vacant(place) => place.insert((self.mapped.len(), 8 + header, info.clone())),
                 Entry::Occupied(known) => {
                     let other = &self.mapped[known.get().0].0;
-                    return Err(wrong(
+                    return Err(weights_error(
                         &path,
                         format!("tensor {} is in {} as well", known.key(), other.display()),
                     ));
@@ -77,49 +78,56 @@ impl Files {
         Ok(())
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    pub(super) fn wrong(&self, reason: String) -> ExecError {
-        wrong(&self.folder, reason)
+    pub(super) fn folder_error(&self, reason: String) -> ExecError {
+        weights_error(&self.folder, reason)
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<Tensor<'_>> {
+    pub(super) fn get(&self, name: &str) -> Option<StoredTensor<'_>> {
         let (file, start, info) = self.tensors.get(name)?;
         let (path, map) = &self.mapped[*file];
         let (from, to) = info.data_offsets;
-        // In range, as was checked when the file was opened.
+        // The range was checked when the file was opened.
         let bytes = map.get(start + from..start + to)?;
-        Some(Tensor { path, name: name.to_owned(), dtype: info.dtype, shape: info.shape.clone(), bytes })
+        Some(StoredTensor {
+            path,
+            name: name.to_owned(),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            bytes,
+        })
     }
 }
 
-impl Tensor<'_> {
-    fn wrong(&self, reason: &str) -> ExecError {
-        wrong(self.path, format!("tensor {}: {reason}", self.name))
+impl StoredTensor<'_> {
+    fn tensor_error(&self, reason: &str) -> ExecError {
+        weights_error(self.path, format!("tensor {}: {reason}", self.name))
     }
 
-    pub(super) fn has_shape(&self, expected: &[usize]) -> Result<(), ExecError> {
+    pub(super) fn check_shape(&self, expected: &[usize]) -> Result<(), ExecError> {
         if self.shape == expected {
             return Ok(());
         }
-        Err(self.wrong(&format!("shape {:?}, expected {expected:?} as the model has it", self.shape)))
+        Err(self.tensor_error(&format!("shape {:?}, expected {expected:?} for this model", self.shape)))
     }
 
-    /// The `at`-th of `parts` along the first axis.
-    pub(super) fn part(mut self, at: usize, parts: usize) -> Result<Self, ExecError> {
+    /// Returns part `at` of `parts` equal parts along the first axis.
+    pub(super) fn slice_part(mut self, at: usize, parts: usize) -> Result<Self, ExecError> {
         let bytes = self.bytes.len() / parts.max(1);
-        self.bytes = self.bytes.get(at * bytes..(at + 1) * bytes).ok_or_else(|| self.wrong("too short"))?;
+        self.bytes =
+            self.bytes.get(at * bytes..(at + 1) * bytes).ok_or_else(|| self.tensor_error("too short"))?;
         Ok(self)
     }
 
-    pub(super) fn bytes(&self) -> Result<&[u8], ExecError> {
-        if self.dtype == Dtype::U8 { Ok(self.bytes) } else { Err(self.wrong("expected bytes (U8)")) }
+    pub(super) fn u8_bytes(&self) -> Result<&[u8], ExecError> {
+        if self.dtype == Dtype::U8 { Ok(self.bytes) } else { Err(self.tensor_error("expected bytes (U8)")) }
     }
 
-    /// As bf16, where it is stored so and all numbers are finite.
-    pub(super) fn bf16(&self) -> Option<Vec<bf16>> {
+    /// Returns the numbers as bf16 if they are stored in bf16 and all finite.
+    pub(super) fn finite_bf16(&self) -> Option<Vec<bf16>> {
         if self.dtype != Dtype::BF16 {
             return None;
         }
@@ -128,25 +136,25 @@ impl Tensor<'_> {
         numbers.iter().all(|x| x.is_finite()).then_some(numbers)
     }
 
-    pub(super) fn numbers(&self) -> Result<Vec<f32>, ExecError> {
+    pub(super) fn to_f32(&self) -> Result<Vec<f32>, ExecError> {
         let numbers = match self.dtype {
-            Dtype::F32 => decode::f32s(self.bytes),
-            Dtype::F16 => decode::f16s(self.bytes),
-            Dtype::BF16 => decode::bf16s(self.bytes),
-            Dtype::F8_E4M3 => decode::fp8s(self.bytes),
+            Dtype::F32 => decode::decode_f32(self.bytes),
+            Dtype::F16 => decode::decode_f16(self.bytes),
+            Dtype::BF16 => decode::decode_bf16(self.bytes),
+            Dtype::F8_E4M3 => decode::decode_fp8(self.bytes),
             other => {
                 let reason = format!("{other:?} numbers, expected F32, F16, BF16 or F8_E4M3");
-                return Err(self.wrong(&reason));
+                return Err(self.tensor_error(&reason));
             }
         };
-        self.finite(numbers)
+        self.check_finite(numbers)
     }
 
-    /// These numbers of it, where all are finite.
-    pub(super) fn finite(&self, numbers: Vec<f32>) -> Result<Vec<f32>, ExecError> {
+    /// Returns the numbers if all are finite.
+    pub(super) fn check_finite(&self, numbers: Vec<f32>) -> Result<Vec<f32>, ExecError> {
         if numbers.iter().all(|x| x.is_finite()) {
             return Ok(numbers);
         }
-        Err(self.wrong("a number that is not finite"))
+        Err(self.tensor_error("a number that is not finite"))
     }
 }

@@ -1,48 +1,50 @@
-//! How published checkpoints name what a MoE layer has; all names begin with `model.layers.N.`.
+//! The tensor names of MoE layers in published checkpoints. All names begin with `model.layers.N.`.
 
 use std::fmt;
 
-/// A naming.
+/// A naming scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Naming {
+pub enum TensorNaming {
     /// `block_sparse_moe.gate`, `block_sparse_moe.experts.E.w1` (gate), `.w3` (up), `.w2` (down).
     Mixtral,
-    /// `mlp.router`, `mlp.experts.gate_up_proj`, `mlp.experts.down_proj`: all experts in one tensor, with biases.
+    /// `mlp.router`, `mlp.experts.gate_up_proj`, `mlp.experts.down_proj`: all experts in one tensor, with
+    /// biases.
     GptOss,
-    /// `mlp.gate`, `mlp.experts.E.gate_proj`, `.up_proj`, `.down_proj`, and `mlp.shared_experts` likewise.
+    /// `mlp.gate`, `mlp.experts.E.gate_proj`, `.up_proj`, `.down_proj`, and the same under
+    /// `mlp.shared_experts`.
     Qwen,
 }
 
-impl Naming {
-    /// All of them.
-    pub const ALL: [Naming; 3] = [Naming::Mixtral, Naming::GptOss, Naming::Qwen];
+impl TensorNaming {
+    /// All naming schemes.
+    pub const ALL: [TensorNaming; 3] = [TensorNaming::Mixtral, TensorNaming::GptOss, TensorNaming::Qwen];
 
-    /// What the router is called in a layer.
-    pub(super) fn router(self) -> &'static str {
+    /// Returns the name of the router in a layer.
+    pub(super) fn router_name(self) -> &'static str {
         match self {
-            Naming::Mixtral => "block_sparse_moe.gate",
-            Naming::GptOss => "mlp.router",
-            Naming::Qwen => "mlp.gate",
+            TensorNaming::Mixtral => "block_sparse_moe.gate",
+            TensorNaming::GptOss => "mlp.router",
+            TensorNaming::Qwen => "mlp.gate",
         }
     }
 
-    /// Gate, up and down matrix of an expert, where each is a tensor of its own.
-    pub(super) fn expert(self, expert: usize) -> Option<[String; 3]> {
+    /// Returns the names of gate, up and down matrix of an expert, if each is a separate tensor.
+    pub(super) fn expert_names(self, expert: usize) -> Option<[String; 3]> {
         Some(match self {
-            Naming::Mixtral => {
+            TensorNaming::Mixtral => {
                 ["w1", "w3", "w2"].map(|m| format!("block_sparse_moe.experts.{expert}.{m}.weight"))
             }
-            Naming::Qwen => {
+            TensorNaming::Qwen => {
                 ["gate_proj", "up_proj", "down_proj"].map(|m| format!("mlp.experts.{expert}.{m}.weight"))
             }
-            Naming::GptOss => return None,
+            TensorNaming::GptOss => return None,
         })
     }
 
-    /// Ids of the layers that have a router by this naming, ascending.
-    pub(super) fn layers<'a>(self, names: impl Iterator<Item = &'a str>) -> Vec<usize> {
-        let suffix = format!(".{}.weight", self.router());
+    /// Returns the ids of the layers that have a router with this naming, ascending.
+    pub(super) fn find_layers<'a>(self, names: impl Iterator<Item = &'a str>) -> Vec<usize> {
+        let suffix = format!(".{}.weight", self.router_name());
         let id = |name: &str| name.strip_prefix("model.layers.")?.strip_suffix(&suffix)?.parse().ok();
         let mut layers: Vec<usize> = names.filter_map(id).collect();
         layers.sort_unstable();
@@ -50,12 +52,12 @@ impl Naming {
     }
 }
 
-impl fmt::Display for Naming {
+impl fmt::Display for TensorNaming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Naming::Mixtral => "Mixtral",
-            Naming::GptOss => "gpt-oss",
-            Naming::Qwen => "Qwen3-MoE and DeepSeek",
+            TensorNaming::Mixtral => "Mixtral",
+            TensorNaming::GptOss => "gpt-oss",
+            TensorNaming::Qwen => "Qwen3-MoE and DeepSeek",
         })
     }
 }

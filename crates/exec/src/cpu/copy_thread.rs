@@ -1,16 +1,16 @@
-//! The thread beside the forward pass that copies experts into staging slots.
+//! The background thread that copies experts into staging slots.
 
-use crate::exec::clock::timed;
-use crate::exec::error::ExecError;
-use crate::exec::weights::ExpertWeights;
+use crate::clock::time_work;
+use crate::error::ExecError;
+use crate::weights::ExpertWeights;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// An expert for a rank.
+/// The job of copying an expert to a rank.
 #[derive(Debug)]
-pub(super) struct Parcelled {
+pub(super) struct CopyJob {
     pub(super) layer: usize,
     pub(super) rank: usize,
     pub(super) expert: u32,
@@ -18,24 +18,24 @@ pub(super) struct Parcelled {
     pub(super) took: Duration,
 }
 
-/// Copies what it is given, in order.
+/// A thread that runs its jobs in order.
 #[derive(Debug)]
-pub(super) struct Side {
-    jobs: Option<Sender<Parcelled>>,
-    done: Receiver<Parcelled>,
+pub(super) struct CopyThread {
+    jobs: Option<Sender<CopyJob>>,
+    done: Receiver<CopyJob>,
     thread: Option<JoinHandle<()>>,
-    /// Layer, rank, expert and bytes of what is on its way.
+    /// Layer, rank, expert and bytes of the jobs under way.
     pub(super) begun: Vec<(usize, usize, u32, u64)>,
 }
 
-impl Side {
+impl CopyThread {
     pub(super) fn new() -> Self {
-        let (jobs, taken) = channel::<Parcelled>();
+        let (jobs, taken) = channel::<CopyJob>();
         let (finished, done) = channel();
         let thread = std::thread::spawn(move || {
             for mut job in taken {
-                let Parcelled { weights, took, .. } = &mut job;
-                timed(took, || *weights = Arc::new(ExpertWeights::clone(weights)));
+                let CopyJob { weights, took, .. } = &mut job;
+                time_work(took, || *weights = Arc::new(ExpertWeights::clone(weights)));
                 if finished.send(job).is_err() {
                     return;
                 }
@@ -45,7 +45,7 @@ impl Side {
     }
 
     /// Begins to copy `weights`, which another rank holds.
-    pub(super) fn begin(
+    pub(super) fn start_copy(
         &mut self,
         layer: usize,
         rank: usize,
@@ -53,21 +53,21 @@ impl Side {
         weights: Arc<ExpertWeights>,
     ) -> Result<(), ExecError> {
         self.begun.push((layer, rank, expert, weights.bytes()));
-        let job = Parcelled { layer, rank, expert, weights, took: Duration::ZERO };
+        let job = CopyJob { layer, rank, expert, weights, took: Duration::ZERO };
         self.jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or(ExecError::Mover)
     }
 
-    /// Waits for everything that was begun.
-    pub(super) fn finish(&mut self) -> Result<Vec<Parcelled>, ExecError> {
+    /// Waits for all jobs.
+    pub(super) fn wait_for_copies(&mut self) -> Result<Vec<CopyJob>, ExecError> {
         let waited = self.begun.iter().map(|_| self.done.recv().map_err(|_| ExecError::Mover)).collect();
         self.begun.clear();
         waited
     }
 }
 
-impl Drop for Side {
+impl Drop for CopyThread {
     fn drop(&mut self) {
-        // Without a sender the thread ends.
+        // The thread ends when the sender is dropped.
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

@@ -1,26 +1,27 @@
-//! One expert's feed-forward network on the rows that came for it.
+//! One expert's feed-forward network on its received rows.
 
-#![allow(clippy::inline_always, reason = "what is not inlined is not compiled for wider vectors")]
+#![allow(clippy::inline_always, reason = "code that is not inlined is not compiled for wider vectors")]
 
 use super::matmul::times_transposed;
-use crate::exec::numbers::{sigmoid, tanh, vectorised};
-use crate::exec::weights::ExpertWeights;
-use crate::model::Activation;
+use crate::simd::{run_vectorised, sigmoid, tanh};
+use crate::weights::ExpertWeights;
+use evenkeel::model::Activation;
 
-/// Runs experts; its buffers are used again from expert to expert.
+/// A runner of experts, whose buffers are reused from expert to expert.
 #[derive(Debug, Default)]
 pub struct Ffn {
     gate: Vec<f32>,
     up: Vec<f32>,
-    /// bf16 weights in `f32`, while they are multiplied.
+    /// bf16 weights, converted to `f32` for the product.
     widened: Vec<f32>,
 }
 
 impl Ffn {
-    /// `out = expert(x)` with `x` and `out` `[rows][hidden]`.
+    /// Computes `out = expert(x)` with `x` and `out` `[rows][hidden]`.
     ///
     /// # Panics
-    /// When `out` is shorter than `x`, or the expert's matrices are for another width; callers see to both.
+    /// Panics if `out` is shorter than `x`, or if the expert's matrices have another width. Callers ensure
+    /// both.
     pub fn run(
         &mut self,
         expert: &ExpertWeights,
@@ -43,26 +44,26 @@ impl Ffn {
             times_transposed(x, matrix, gate, [rows, inner, hidden], widened);
         }
         if let Some(biases) = &expert.biases {
-            add(up, &biases.up);
-            add(gate, &biases.gate);
+            add_bias(up, &biases.up);
+            add_bias(gate, &biases.gate);
         }
-        vectorised(|| activate(activation, gate, up));
+        run_vectorised(|| apply_activation(activation, gate, up));
         times_transposed(up, &expert.down, out, [rows, hidden, inner], widened);
         if let Some(biases) = &expert.biases {
-            add(&mut out[..rows * hidden], &biases.down);
+            add_bias(&mut out[..rows * hidden], &biases.down);
         }
     }
 }
 
-fn add(rows: &mut [f32], bias: &[f32]) {
+fn add_bias(rows: &mut [f32], bias: &[f32]) {
     for row in rows.chunks_exact_mut(bias.len().max(1)) {
         row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
     }
 }
 
-/// What stands between the matrices, into `up`.
+/// Applies the activation between the matrices. The result is in `up`.
 #[inline(always)]
-fn activate(activation: Activation, gate: &[f32], up: &mut [f32]) {
+fn apply_activation(activation: Activation, gate: &[f32], up: &mut [f32]) {
     let pairs = up.iter_mut().zip(gate);
     match activation {
         Activation::SwiGlu => pairs.for_each(|(up, &gate)| *up *= gate * sigmoid(gate)),

@@ -1,35 +1,36 @@
-//! What came to a rank: rows sorted by slot, the experts run on them, and the answers to their sources.
+//! Received rows sorted by slot, the experts that run on them, and the answers to their sources.
 
 use super::ffn::Ffn;
-use super::parcel::{Chunks, Parcel, last_in};
-use super::rank::Slots;
-use crate::exec::numbers::vectorised;
-use crate::exec::weights::{Dtype, Matrix};
-use crate::model::Activation;
+use super::rank::SlotWeights;
+use super::send_buffer::{SendBuffer, SlotChunks, rows_answered_in};
+use crate::simd::run_vectorised;
+use crate::weights::{Dtype, Matrix};
+use evenkeel::model::Activation;
 
-/// What a rank has to work on: the rows of all parcels, slot after slot.
+/// The rows of all send buffers, slot by slot.
 #[derive(Debug)]
-pub(super) struct Work {
-    /// `[row][H]`
+pub(super) struct GroupedRows {
+    /// Input of the experts, `[row][H]`.
     x: Vec<f32>,
-    /// What the experts make of them, `[row][H]`.
+    /// Results of the experts, `[row][H]`.
     results: Vec<f32>,
     /// Rows of slot `s` are `starts[s]..starts[s + 1]`.
     starts: Vec<usize>,
-    /// Per parcel, per visit: its row in `x`.
+    /// Row in `x` of every assignment of every send buffer.
     places: Vec<Vec<usize>>,
-    chunks: Chunks,
+    chunks: SlotChunks,
     hidden: usize,
 }
 
-impl Work {
-    /// Rows in all.
-    pub(super) fn rows(&self) -> u64 {
+impl GroupedRows {
+    /// Returns the total number of rows.
+    pub(super) fn row_count(&self) -> u64 {
         self.starts.last().map_or(0, |&rows| rows as u64)
     }
 
-    /// Gives every visit of all sources its place by slot (a counting sort); the rows themselves are there later.
-    pub(super) fn plan(parcels: &[Parcel], chunks: Chunks, hidden: usize) -> Self {
+    /// Assigns every assignment of all sources its row by slot (a counting sort). The rows themselves may
+    /// arrive later.
+    pub(super) fn assign_rows(parcels: &[SendBuffer], chunks: SlotChunks, hidden: usize) -> Self {
         let slots = chunks.slots();
         let mut starts = vec![0usize; slots + 1];
         let visits = || parcels.iter().flat_map(|parcel| &parcel.visits);
@@ -47,14 +48,14 @@ impl Work {
         Self { x, results: Vec::new(), starts, places, chunks, hidden }
     }
 
-    /// Takes the rows that the slots of a chunk work on.
-    pub(super) fn fill(&mut self, parcels: &[Parcel], chunk: usize) {
+    /// Copies the rows of the slots of a chunk.
+    pub(super) fn copy_chunk(&mut self, parcels: &[SendBuffer], chunk: usize) {
         let (hidden, chunk) = (self.hidden, chunk as u32);
         let mut row = vec![0f32; hidden];
         for (parcel, places) in parcels.iter().zip(&self.places) {
             let mut widened = None;
             for (visit, &place) in parcel.visits.iter().zip(places) {
-                if self.chunks.of(visit.slot) != chunk {
+                if self.chunks.chunk_of(visit.slot) != chunk {
                     continue;
                 }
                 if widened != Some(visit.row) {
@@ -67,8 +68,14 @@ impl Work {
     }
 
     /// Runs one slot's expert on its rows.
-    pub(super) fn run(&mut self, slots: &Slots, slot: usize, ffn: &mut Ffn, activation: Activation) {
-        // Nothing comes to an empty slot.
+    pub(super) fn run_slot(
+        &mut self,
+        slots: &SlotWeights,
+        slot: usize,
+        ffn: &mut Ffn,
+        activation: Activation,
+    ) {
+        // An empty slot has no rows.
         self.results.resize(self.x.len(), 0.0);
         let rows = self.starts[slot] * self.hidden..self.starts[slot + 1] * self.hidden;
         if let Some(expert) = &slots[slot] {
@@ -76,13 +83,16 @@ impl Work {
         }
     }
 
-    /// What goes back to each source with a chunk: the weighted results of its tokens here, one row per row that has all of its
-    /// results now.
-    pub(super) fn answers(&self, parcels: &[Parcel], chunk: usize, dtype: Dtype) -> Vec<Matrix> {
+    /// Computes the answers that return to each source with a chunk, the weighted results of its tokens.
+    /// There is one row per row whose results are now complete.
+    pub(super) fn weighted_answers(&self, parcels: &[SendBuffer], chunk: usize, dtype: Dtype) -> Vec<Matrix> {
         let hidden = self.hidden;
-        let answer = |(parcel, places): (&Parcel, &Vec<usize>)| {
+        let answer = |(parcel, places): (&SendBuffer, &Vec<usize>)| {
             let mut at = vec![usize::MAX; parcel.spans.len()];
-            let rows = last_in(&parcel.spans, chunk).enumerate().map(|(place, row)| at[row] = place).count();
+            let rows = rows_answered_in(&parcel.spans, chunk)
+                .enumerate()
+                .map(|(place, row)| at[row] = place)
+                .count();
             let mut sum = vec![0f32; rows * hidden];
             for (visit, &place) in parcel.visits.iter().zip(places) {
                 let at = at[visit.row as usize];
@@ -91,7 +101,7 @@ impl Work {
                 }
                 let result = &self.results[place * hidden..][..hidden];
                 let row = &mut sum[at * hidden..][..hidden];
-                vectorised(|| row.iter_mut().zip(result).for_each(|(s, &y)| *s += visit.weight * y));
+                run_vectorised(|| row.iter_mut().zip(result).for_each(|(s, &y)| *s += visit.weight * y));
             }
             Matrix::new(dtype, sum)
         };

@@ -1,17 +1,19 @@
-//! Dense products: those of few rows by `few`, all others by the `gemm` crate. The one place that hands it pointers.
+//! Dense products: those of few rows by `few`, all others by the `gemm` crate. Only this module passes
+//! pointers to that crate.
 
-use super::few::{FEW, few};
-use crate::exec::numbers::widen;
-use crate::exec::weights::Matrix;
+use super::skinny_gemm::{MAX_SKINNY_ROWS, skinny_gemm};
+use crate::simd::widen_bf16;
+use crate::weights::Matrix;
 
-/// Rows of a bf16 matrix that are widened at a time: so few that they are still in the cache when they are multiplied.
-const PANEL: usize = 128;
+/// Rows of a bf16 matrix that are converted at a time. They are few enough to be still in the cache when they
+/// are multiplied.
+const PANEL_ROWS: usize = 128;
 
-/// `out = x w^T` with `x` `[rows][inner]`, `w` `[columns][inner]` and `out` `[rows][columns]`; one thread, `f32` sums.
-/// `scratch` holds bf16 weights while they are multiplied.
+/// Computes `out = x w^T` with `x` `[rows][inner]`, `w` `[columns][inner]` and `out` `[rows][columns]`, on
+/// one thread with `f32` sums. `scratch` holds bf16 weights during their product.
 ///
 /// # Panics
-/// When a slice is shorter than its shape; callers size them.
+/// Panics if a slice is shorter than its shape. Callers size the slices.
 pub fn times_transposed(
     x: &[f32],
     w: &Matrix,
@@ -20,31 +22,31 @@ pub fn times_transposed(
     scratch: &mut Vec<f32>,
 ) {
     match w {
-        Matrix::F32(w) if rows <= FEW => few(x, w, out, [rows, columns, inner], scratch),
-        Matrix::Bf16(w) if rows <= FEW => few(x, w, out, [rows, columns, inner], scratch),
-        Matrix::F32(w) => panel(x, w, out, [rows, columns, inner], columns),
+        Matrix::F32(w) if rows <= MAX_SKINNY_ROWS => skinny_gemm(x, w, out, [rows, columns, inner], scratch),
+        Matrix::Bf16(w) if rows <= MAX_SKINNY_ROWS => skinny_gemm(x, w, out, [rows, columns, inner], scratch),
+        Matrix::F32(w) => multiply_panel(x, w, out, [rows, columns, inner], columns),
         Matrix::Bf16(w) => {
-            for from in (0..columns).step_by(PANEL) {
-                let here = PANEL.min(columns - from);
-                widen(&w[from * inner..(from + here) * inner], scratch);
+            for from in (0..columns).step_by(PANEL_ROWS) {
+                let here = PANEL_ROWS.min(columns - from);
+                widen_bf16(&w[from * inner..(from + here) * inner], scratch);
                 let out = if rows == 0 { &mut [] } else { &mut out[from..] };
-                panel(x, scratch, out, [rows, here, inner], columns);
+                multiply_panel(x, scratch, out, [rows, here, inner], columns);
             }
         }
     }
 }
 
-/// Some columns of a product; a row of `out` begins `stride` numbers behind the one before it.
+/// Computes some columns of a product. A row of `out` begins `stride` numbers after the previous one.
 #[allow(unsafe_code, reason = "the crate takes raw pointers")]
-fn panel(x: &[f32], w: &[f32], out: &mut [f32], [rows, columns, inner]: [usize; 3], stride: usize) {
+fn multiply_panel(x: &[f32], w: &[f32], out: &mut [f32], [rows, columns, inner]: [usize; 3], stride: usize) {
     if rows == 0 || columns == 0 {
         return;
     }
     assert!(x.len() >= rows * inner && w.len() >= columns * inner);
     assert!(columns <= stride && out.len() >= (rows - 1) * stride + columns);
-    // SAFETY: with these strides `rows * inner` numbers of `x` and `columns * inner` of `w` are read, and `columns` numbers
-    // of each of `rows` rows of `out` written, which overlaps neither; all are within the slices by the assertions.
-    // `read_dst` is false: `out` is written, not read.
+    // SAFETY: with these strides the call reads `rows * inner` numbers of `x` and `columns * inner` of `w`.
+    // It writes `columns` numbers of each of `rows` rows of `out`, which overlaps neither. The assertions
+    // keep all of them within the slices. `read_dst` is false: `out` is written, not read.
     unsafe {
         gemm::gemm(
             rows,
@@ -73,7 +75,7 @@ fn panel(x: &[f32], w: &[f32], out: &mut [f32], [rows, columns, inner]: [usize; 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::weights::Dtype;
+    use crate::weights::Dtype;
 
     #[test]
     fn a_product_is_the_sum_of_products() {
@@ -89,7 +91,7 @@ mod tests {
             [16, 9, 130],
         ];
         for shape @ [rows, columns, inner] in shapes {
-            // Numbers that bf16 holds exactly.
+            // bf16 represents these numbers exactly.
             let number = |i: usize| ((i * 37 % 19) as f32 - 9.0) / 4.0;
             let x: Vec<f32> = (0..rows * inner).map(number).collect();
             let w: Vec<f32> = (0..columns * inner).map(|i| number(i + 5)).collect();

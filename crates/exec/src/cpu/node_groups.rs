@@ -1,24 +1,25 @@
-//! Ranks in groups, and sums of what the ranks of a group answer: tokens cross to a group once, and one row comes back.
+//! Groups of ranks, and sums of the answers of a group: tokens cross to a group once, and one row comes back.
 //!
-//! The rank of a group with the same index as the source in its own is its **gateway** there: it takes the source's tokens, hands
-//! them on inside its group, and sums the answers (DeepSeek-V3's and DeepEP's way between nodes). Without aggregation all ranks
-//! are one group, and there is nothing to hand on.
+//! The **gateway** of a source in another group is the rank there with the same index as the source in its
+//! own group. It receives the source's tokens, forwards them within its group, and sums the answers (the
+//! method of DeepSeek-V3 and DeepEP between nodes). Without aggregation all ranks form one group, and nothing
+//! is forwarded.
 
-use crate::cluster::Cluster;
-use crate::exec::backend::Aggregate;
-use crate::exec::weights::{Dtype, Matrix};
+use crate::backend::Aggregate;
+use crate::weights::{Dtype, Matrix};
+use evenkeel::cluster::Cluster;
 
-/// How ranks are grouped.
+/// The partition of the ranks into groups.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Groups {
-    /// Groups.
+pub(super) struct NodeGroups {
+    /// Number of groups.
     pub(super) count: usize,
-    /// Ranks of each.
+    /// Ranks per group.
     pub(super) size: usize,
 }
 
-impl Groups {
-    pub(super) fn of(cluster: &Cluster, aggregate: Aggregate) -> Self {
+impl NodeGroups {
+    pub(super) fn from_cluster(cluster: &Cluster, aggregate: Aggregate) -> Self {
         let count = match aggregate {
             Aggregate::None => 1,
             Aggregate::Node => cluster.nodes(),
@@ -26,51 +27,52 @@ impl Groups {
         Self { count, size: cluster.ranks() / count }
     }
 
-    /// The group of a rank, and its index there.
-    pub(super) fn place(self, rank: usize) -> (usize, usize) {
+    /// Returns the group of a rank, and its index there.
+    pub(super) fn position_of(self, rank: usize) -> (usize, usize) {
         (rank / self.size, rank % self.size)
     }
 
-    /// The rank of a group with an index.
-    pub(super) fn rank(self, group: usize, index: usize) -> usize {
+    /// Returns the rank with an index in a group.
+    pub(super) fn rank_at(self, group: usize, index: usize) -> usize {
         group * self.size + index
     }
 
-    /// All groups but one.
-    pub(super) fn but(self, group: usize) -> impl Iterator<Item = usize> {
+    /// Returns all groups except one.
+    pub(super) fn other_groups(self, group: usize) -> impl Iterator<Item = usize> {
         (0..self.count).filter(move |&other| other != group)
     }
 }
 
-/// Adds up rows of several answers.
+/// An accumulator for rows of several answers.
 #[derive(Debug)]
-pub(super) struct Sum {
+pub(super) struct AnswerSum {
     sum: Vec<f32>,
     row: Vec<f32>,
 }
 
-impl Sum {
+impl AnswerSum {
     pub(super) fn new(hidden: usize) -> Self {
         Self { sum: vec![0.0; hidden], row: vec![0.0; hidden] }
     }
 
     /// Adds a row of an answer.
-    pub(super) fn add(&mut self, answer: &Matrix, row: usize) {
+    pub(super) fn add_answer(&mut self, answer: &Matrix, row: usize) {
         answer.read(row * self.row.len(), &mut self.row);
         self.sum.iter_mut().zip(&self.row).for_each(|(sum, &x)| *sum += x);
     }
 
-    /// Rounds the sum as it travels, and begins anew.
-    pub(super) fn end(&mut self, out: &mut Matrix) {
+    /// Appends the sum to `out`, rounded to its type, and resets it.
+    pub(super) fn flush_into(&mut self, out: &mut Matrix) {
         out.push(&self.sum);
         self.sum.fill(0.0);
     }
 }
 
-/// What comes back to `source` where the answers of every other group are summed there: per rank of its own group and per other
-/// group, in the order of ranks, which tokens and their rows. `sent` and `answers` are `[R]`, tokens ascending.
-pub(super) fn summed(
-    groups: Groups,
+/// Returns the answers that come back to `source` if every other group sums its own. The result contains
+/// tokens and their rows, in the order of ranks. It has one entry per rank of the source's own group and one
+/// per other group. `sent` and `answers` are `[R]`, with tokens ascending.
+pub(super) fn sum_answers(
+    groups: NodeGroups,
     source: usize,
     sent: &[Vec<u32>],
     answers: Vec<Matrix>,
@@ -78,11 +80,11 @@ pub(super) fn summed(
     dtype: Dtype,
 ) -> (Vec<Vec<u32>>, Vec<Matrix>) {
     let (mut tokens, mut rows) = (Vec::new(), Vec::new());
-    let mut sum = Sum::new(hidden);
+    let mut sum = AnswerSum::new(hidden);
     let mut answers = answers.into_iter();
     for (group, sent) in sent.chunks(groups.size).enumerate() {
         let answers: Vec<Matrix> = answers.by_ref().take(groups.size).collect();
-        if group == groups.place(source).0 {
+        if group == groups.position_of(source).0 {
             tokens.extend_from_slice(sent);
             rows.extend(answers);
             continue;
@@ -95,11 +97,11 @@ pub(super) fn summed(
         for token in &all {
             for ((sent, answer), next) in sent.iter().zip(&answers).zip(&mut next) {
                 if sent.get(*next) == Some(token) {
-                    sum.add(answer, *next);
+                    sum.add_answer(answer, *next);
                     *next += 1;
                 }
             }
-            sum.end(&mut of_group);
+            sum.flush_into(&mut of_group);
         }
         tokens.push(all);
         rows.push(of_group);

@@ -1,32 +1,34 @@
-//! What one rank sends another: each token once, however many of its experts are there, and one result back.
+//! Send buffers between two ranks: each token travels once, even with several experts at the destination, and
+//! one result comes back.
 //!
-//! A parcel may travel in chunks of slots, so that experts work on one chunk while the next one travels. Every visit is announced
-//! with the first chunk, a row comes with the first chunk that wants it, and its result goes back with the last. So nothing
-//! travels twice, each expert still works on all its rows at once, and sums keep their order, however many chunks there are.
+//! A send buffer may travel in chunks of slots, so that experts work on one chunk while the next one travels.
+//! The first chunk announces every assignment. A row travels with the first chunk that needs it, and its
+//! result returns with the last. So nothing travels twice, each expert still works on all its rows at once,
+//! and sums keep their order with any number of chunks.
 
-use crate::exec::weights::{Dtype, Matrix};
+use crate::weights::{Dtype, Matrix};
 use std::ops::Range;
 
-/// A token's visit to a slot.
+/// An assignment of a token to a slot.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Visit {
-    /// Row of the parcel.
+pub(super) struct Assignment {
+    /// Row of the send buffer.
     pub(super) row: u32,
-    /// Slot on the destination, `0..S`; on a node, `0..` all slots of it.
+    /// Slot on the destination: `0..S` of a rank, or the index among all slots of a node.
     pub(super) slot: u32,
-    /// What its result counts.
+    /// Weight of its result.
     pub(super) weight: f32,
 }
 
-/// How the slots of every rank fall into chunks.
+/// The partition of the slots of every rank into chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Chunks {
+pub(super) struct SlotChunks {
     slots: usize,
     count: usize,
 }
 
-impl Chunks {
-    /// So many chunks of `slots` slots, or one per slot where there are fewer.
+impl SlotChunks {
+    /// Divides `slots` slots into `count` chunks, or one per slot if there are fewer.
     pub(super) fn new(slots: usize, count: usize) -> Self {
         Self { slots: slots.max(1), count: count.clamp(1, slots.max(1)) }
     }
@@ -35,72 +37,77 @@ impl Chunks {
         self.count
     }
 
-    /// Slots of a rank.
+    /// Returns the slots of a rank.
     pub(super) fn slots(self) -> usize {
         self.slots
     }
 
-    /// The slots of a chunk.
+    /// Returns the slots of a chunk.
     pub(super) fn slots_of(self, chunk: usize) -> Range<usize> {
         let start = |chunk: usize| (chunk * self.slots).div_ceil(self.count);
         start(chunk)..start(chunk + 1)
     }
 
-    /// The chunk of a slot of a rank or a node.
-    pub(super) fn of(self, slot: u32) -> u32 {
+    /// Returns the chunk of a slot of a rank or a node.
+    pub(super) fn chunk_of(self, slot: u32) -> u32 {
         ((slot as usize % self.slots) * self.count / self.slots) as u32
     }
 }
 
-/// Tokens from one source to one destination.
+/// The tokens from one source to one destination.
 #[derive(Debug, Clone)]
-pub(super) struct Parcel {
-    /// `[row][H]`, as they travel: by the first chunk that wants them.
+pub(super) struct SendBuffer {
+    /// Rows `[row][H]` in the order of travel: by the first chunk that needs them.
     pub(super) rows: Matrix,
-    /// Token by token, in the order of its choices.
-    pub(super) visits: Vec<Visit>,
-    /// Per row: the first and the last chunk that wants it.
+    /// Assignments token by token, in the order of its choices.
+    pub(super) visits: Vec<Assignment>,
+    /// The first and the last chunk that needs each row.
     pub(super) spans: Vec<[u32; 2]>,
 }
 
-impl Parcel {
+impl SendBuffer {
     pub(super) fn empty(dtype: Dtype) -> Self {
-        Parcel { rows: Matrix::with_capacity(dtype, 0), visits: Vec::new(), spans: Vec::new() }
+        SendBuffer { rows: Matrix::with_capacity(dtype, 0), visits: Vec::new(), spans: Vec::new() }
     }
 }
 
-/// The rows that come with a chunk.
-pub(super) fn first_in(spans: &[[u32; 2]], chunk: usize) -> Range<usize> {
+/// Returns the rows that travel with a chunk.
+pub(super) fn rows_sent_in(spans: &[[u32; 2]], chunk: usize) -> Range<usize> {
     let before = |chunk: u32| spans.partition_point(|&[first, _]| first < chunk);
     before(chunk as u32)..before(chunk as u32 + 1)
 }
 
-/// The rows whose results go back with a chunk.
-pub(super) fn last_in(spans: &[[u32; 2]], chunk: usize) -> impl Iterator<Item = usize> + '_ {
+/// Returns the rows whose results return with a chunk.
+pub(super) fn rows_answered_in(spans: &[[u32; 2]], chunk: usize) -> impl Iterator<Item = usize> + '_ {
     (0..spans.len()).filter(move |&row| spans[row][1] == chunk as u32)
 }
 
-/// All rows in the order in which their results go back.
-pub(super) fn answered(spans: &[[u32; 2]], chunks: Chunks) -> impl Iterator<Item = usize> + '_ {
-    (0..chunks.count).flat_map(move |chunk| last_in(spans, chunk))
+/// Returns all rows in the order in which their results return.
+pub(super) fn answer_order(spans: &[[u32; 2]], chunks: SlotChunks) -> impl Iterator<Item = usize> + '_ {
+    (0..chunks.count).flat_map(move |chunk| rows_answered_in(spans, chunk))
 }
 
-/// The first and the last chunk of every row.
-pub(super) fn spans(rows: usize, visits: &[Visit], chunks: Chunks) -> Vec<[u32; 2]> {
+/// Returns the first and the last chunk of every row.
+pub(super) fn row_spans(rows: usize, visits: &[Assignment], chunks: SlotChunks) -> Vec<[u32; 2]> {
     if chunks.count == 1 {
         return vec![[0, 0]; rows];
     }
     let mut spans = vec![[u32::MAX, 0]; rows];
     for visit in visits {
-        let ([first, last], chunk) = (&mut spans[visit.row as usize], chunks.of(visit.slot));
+        let ([first, last], chunk) = (&mut spans[visit.row as usize], chunks.chunk_of(visit.slot));
         (*first, *last) = ((*first).min(chunk), (*last).max(chunk));
     }
     spans
 }
 
-/// Renumbers the rows of `visits` by the first chunk that wants them; `ids`, one per row, and the spans come in that order.
-pub(super) fn arrange(ids: &mut Vec<u32>, visits: &mut [Visit], chunks: Chunks) -> Vec<[u32; 2]> {
-    let found = spans(ids.len(), visits, chunks);
+/// Renumbers the rows of `visits` by the first chunk that needs them. Reorders `ids`, one per row, alike, and
+/// returns the spans in the same order.
+pub(super) fn sort_by_chunk(
+    ids: &mut Vec<u32>,
+    visits: &mut [Assignment],
+    chunks: SlotChunks,
+) -> Vec<[u32; 2]> {
+    let found = row_spans(ids.len(), visits, chunks);
     if chunks.count == 1 {
         return found;
     }
@@ -113,9 +120,9 @@ pub(super) fn arrange(ids: &mut Vec<u32>, visits: &mut [Visit], chunks: Chunks) 
     order.iter().map(|&row| found[row as usize]).collect()
 }
 
-/// The tokens of one source, and where they go.
+/// The tokens of one source, and their destinations.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pack<'a> {
+pub(super) struct TokenPacker<'a> {
     /// `[token][H]`
     pub(super) rows: &'a [f32],
     pub(super) hidden: usize,
@@ -124,17 +131,17 @@ pub(super) struct Pack<'a> {
     pub(super) weights: &'a [f32],
     pub(super) top_k: usize,
     pub(super) dtype: Dtype,
-    pub(super) chunks: Chunks,
+    pub(super) chunks: SlotChunks,
 }
 
-impl Pack<'_> {
-    /// A parcel for each of so many destinations; `to` says which one has a slot, and as which of its slots. Also: which token
-    /// each row of each parcel is.
-    pub(super) fn parcels(
+impl TokenPacker<'_> {
+    /// Packs a send buffer for each destination. `to` maps a global slot to its destination and its index
+    /// there. Also returns the token of each row of each send buffer.
+    pub(super) fn pack_parcels(
         self,
         destinations: usize,
         to: impl Fn(usize) -> (usize, u32),
-    ) -> (Vec<Parcel>, Vec<Vec<u32>>) {
+    ) -> (Vec<SendBuffer>, Vec<Vec<u32>>) {
         let (mut visits, mut sent) = (vec![Vec::new(); destinations], vec![Vec::<u32>::new(); destinations]);
         let top_k = self.top_k.max(1);
         let choices = self.slots.chunks_exact(top_k).zip(self.weights.chunks_exact(top_k));
@@ -146,15 +153,15 @@ impl Pack<'_> {
                 if sent.last() != Some(&(token as u32)) {
                     sent.push(token as u32);
                 }
-                visits[destination].push(Visit { row: sent.len() as u32 - 1, slot, weight });
+                visits[destination].push(Assignment { row: sent.len() as u32 - 1, slot, weight });
             }
         }
-        let parcel = |(mut visits, sent): (Vec<Visit>, &mut Vec<u32>)| {
-            let spans = arrange(sent, &mut visits, self.chunks);
+        let parcel = |(mut visits, sent): (Vec<Assignment>, &mut Vec<u32>)| {
+            let spans = sort_by_chunk(sent, &mut visits, self.chunks);
             let mut rows = Matrix::with_capacity(self.dtype, sent.len() * self.hidden);
             sent.iter()
                 .for_each(|&token| rows.push(&self.rows[token as usize * self.hidden..][..self.hidden]));
-            Parcel { rows, visits, spans }
+            SendBuffer { rows, visits, spans }
         };
         (visits.into_iter().zip(&mut sent).map(parcel).collect(), sent)
     }

@@ -1,19 +1,21 @@
-//! Products of few rows, as small decode batches have them: reading the weights is all the work, so each is read once and used
-//! for all rows at hand. A large product's machinery (packing both sides into tiles) costs more than that.
+//! Matrix products of few rows, as in small decode batches. Reading the weights dominates their cost, so each
+//! weight is read once and used for all current rows. The packing of a large product, which copies both
+//! factors into tiles, would cost more.
 
-#![allow(clippy::inline_always, reason = "what is not inlined is not compiled for wider vectors")]
+#![allow(clippy::inline_always, reason = "code that is not inlined is not compiled for wider vectors")]
 
-use crate::exec::numbers::Wide;
+use crate::simd::IntoF32;
 use pulp::{Arch, Simd, WithSimd};
 
-/// Most rows that are few.
-pub(super) const FEW: usize = 12;
+/// The largest number of rows for which this product is used.
+pub(super) const MAX_SKINNY_ROWS: usize = 12;
 
-/// `out = x w^T` with `x` `[rows][inner]`, `w` `[columns][inner]` and `out` `[rows][columns]`; `scratch` holds a row of weights.
+/// Computes `out = x w^T` with `x` `[rows][inner]`, `w` `[columns][inner]` and `out` `[rows][columns]`.
+/// `scratch` holds a row of weights.
 ///
 /// # Panics
-/// When a slice is shorter than its shape; callers size them.
-pub(super) fn few<W: Wide>(
+/// Panics if a slice is shorter than its shape. Callers size the slices.
+pub(super) fn skinny_gemm<W: IntoF32>(
     x: &[f32],
     w: &[W],
     out: &mut [f32],
@@ -22,11 +24,11 @@ pub(super) fn few<W: Wide>(
 ) {
     assert!(x.len() >= rows * inner && w.len() >= columns * inner && out.len() >= rows * columns);
     scratch.resize(inner, 0.0);
-    Arch::new().dispatch(Few { x, w, out, shape: [rows, columns, inner], row: scratch });
+    Arch::new().dispatch(SkinnyGemm { x, w, out, shape: [rows, columns, inner], row: scratch });
 }
 
-/// The work, for whatever vectors there are.
-struct Few<'a, W> {
+/// The product, generic over the vector width.
+struct SkinnyGemm<'a, W> {
     x: &'a [f32],
     w: &'a [W],
     out: &'a mut [f32],
@@ -35,7 +37,7 @@ struct Few<'a, W> {
     row: &'a mut [f32],
 }
 
-impl<W: Wide> WithSimd for Few<'_, W> {
+impl<W: IntoF32> WithSimd for SkinnyGemm<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -43,25 +45,25 @@ impl<W: Wide> WithSimd for Few<'_, W> {
         let Self { x, w, out, shape: [rows, columns, inner], row } = self;
         for column in 0..columns {
             for (wide, w) in row.iter_mut().zip(&w[column * inner..][..inner]) {
-                *wide = w.wide();
+                *wide = w.into_f32();
             }
             let mut at = 0;
             while at + 4 <= rows {
-                let sums = dots::<S, 4, 2>(simd, &x[at * inner..], row);
+                let sums = dot_rows::<S, 4, 2>(simd, &x[at * inner..], row);
                 sums.iter().enumerate().for_each(|(r, &sum)| out[(at + r) * columns + column] = sum);
                 at += 4;
             }
             while at < rows {
-                out[at * columns + column] = dots::<S, 1, 4>(simd, &x[at * inner..], row)[0];
+                out[at * columns + column] = dot_rows::<S, 1, 4>(simd, &x[at * inner..], row)[0];
                 at += 1;
             }
         }
     }
 }
 
-/// Products of `R` rows with one row of weights, in `U` vectors of sums each.
+/// Multiplies `R` rows by one row of weights, with `U` vectors of partial sums each.
 #[inline(always)]
-fn dots<S: Simd, const R: usize, const U: usize>(simd: S, x: &[f32], weights: &[f32]) -> [f32; R] {
+fn dot_rows<S: Simd, const R: usize, const U: usize>(simd: S, x: &[f32], weights: &[f32]) -> [f32; R] {
     let inner = weights.len();
     let (ws, rest) = S::as_simd_f32s(weights);
     let xs: [&[S::f32s]; R] =

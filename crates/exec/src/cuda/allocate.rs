@@ -1,47 +1,48 @@
-//! A backend's memory: experts in their cells, buffers for the tokens that come, planners for both.
+//! Allocates a backend's memory: experts in their cells, buffers for received tokens, and planners.
 
-use super::blas::Blas;
-use super::cells::Cell;
-use super::clock::Clock;
-use super::home::{Home, Slots, of_rank};
-use super::layers::Layer;
-use super::moves::Side;
-use super::rank::{Buffers, Rank, Room};
-use super::{Cuda, Path, Plan, Streams, enough, stamp};
-use crate::cuda::{CudaError, DeviceGather, DevicePlanner, Peers, SameDevice};
-use crate::exec::backend::ExecConfig;
-use crate::exec::error::ExecError;
-use crate::exec::weights::WeightSource;
-use crate::place::Placement;
-use crate::split::Method;
+use super::cublas::CublasGemm;
+use super::expert_buffer::ExpertBuffer;
+use super::expert_slots::{ExpertSlots, SlotBuffers, experts_of_rank};
+use super::migration::CopyStream;
+use super::rank::{BufferSizes, CudaRank, RankBuffers};
+use super::replicated::DeviceLayer;
+use super::stage_timer::StageTimer;
+use super::{Cuda, GemmPath, LayerPlanners, StreamSharing, check_memory, next_stamp};
+use crate::backend::ExecConfig;
+use crate::error::ExecError;
+use crate::weights::WeightSource;
+use evenkeel::place::Placement;
+use evenkeel::split::SplitMethod;
+use evenkeel_cuda::{CudaError, DeviceGather, DevicePlanner, PeerGather, SameDeviceGather};
 use std::sync::Arc;
 
 impl Cuda {
-    pub(super) fn build(
+    pub(super) fn build_backend(
         &self,
         source: &dyn WeightSource,
         placements: Vec<Placement>,
-        method: Option<Method>,
+        method: Option<SplitMethod>,
     ) -> Result<Self, ExecError> {
         let config = ExecConfig { method, ..self.config.clone() };
         let cluster = config.cluster;
         for placement in &placements {
             config.expect_fit(placement)?;
-            ExecError::expect("ranks of a placement", placement.ranks(), cluster.ranks())?;
+            ExecError::expect_size("ranks of a placement", placement.ranks(), cluster.ranks())?;
         }
-        let together = self.gpus.iter().map(|gpu| gpu.context.fork()).collect::<Result<Vec<_>, _>>()?;
+        let together =
+            self.gpus.iter().map(|gpu| gpu.context.fork_stream()).collect::<Result<Vec<_>, _>>()?;
         let mut ranks = Vec::with_capacity(cluster.ranks());
         for &own in &self.mine {
-            let device = self.device(own);
+            let device = self.device_of(own);
             let gpu = match self.options.streams {
-                Streams::Alone => Arc::clone(&together[device]),
-                Streams::Own => self.gpus[device].context.fork()?,
+                StreamSharing::Alone => Arc::clone(&together[device]),
+                StreamSharing::Own => self.gpus[device].context.fork_stream()?,
             };
-            ranks.push(Rank::new(own, device, gpu, Arc::clone(&self.gpus[device].kernels))?);
+            ranks.push(CudaRank::new(own, device, gpu, Arc::clone(&self.gpus[device].kernels))?);
         }
         let missing = |placement: &Placement, layer: usize, rank: usize| {
-            let here = of_rank(placement, rank).iter().flatten();
-            here.filter(|&&expert| self.held(rank, layer, expert).is_none()).count()
+            let here = experts_of_rank(placement, rank).iter().flatten();
+            here.filter(|&&expert| self.held_buffer(rank, layer, expert).is_none()).count()
         };
         for (device, gpu) in self.gpus.iter().enumerate() {
             let here = || ranks.iter().filter(|rank| rank.device == device);
@@ -49,18 +50,20 @@ impl Cuda {
                 here().map(|rank| missing(p, layer, rank.own)).sum::<usize>()
             };
             let cells: usize = placements.iter().enumerate().map(of).sum();
-            enough(&gpu.context, "experts", self.shape.bytes() * cells as u64)?;
+            check_memory(&gpu.context, "experts", self.shape.bytes() * cells as u64)?;
         }
-        let mut homes: Vec<Home> = ranks.iter().map(|_| Home::default()).collect();
+        let mut homes: Vec<ExpertSlots> = ranks.iter().map(|_| ExpertSlots::default()).collect();
         for (layer, placement) in placements.iter().enumerate() {
-            let slots = self.fill(source, layer, placement)?;
+            let slots = self.fill_layer(source, layer, placement)?;
             for ((home, rank), slots) in homes.iter_mut().zip(&ranks).zip(slots) {
-                home.push(&self.gpus[rank.device].context, placement, slots)?;
+                home.push_layer(&self.gpus[rank.device].context, placement, slots)?;
             }
         }
         let blas = match self.options.path {
-            Path::Own => vec![],
-            Path::Cublas => ranks.iter().map(|rank| Blas::new(&rank.gpu)).collect::<Result<_, _>>()?,
+            GemmPath::Own => vec![],
+            GemmPath::Cublas => {
+                ranks.iter().map(|rank| CublasGemm::new(&rank.gpu)).collect::<Result<_, _>>()?
+            }
         };
         self.synchronize()?;
         Ok(Self {
@@ -72,36 +75,37 @@ impl Cuda {
             mine: self.mine.clone(),
             ranks,
             homes,
-            far: self.far.clone(),
+            remote: self.remote.clone(),
             plans: vec![],
             boards: None,
             blas,
-            clock: Clock::default(),
+            clock: StageTimer::default(),
             given: false,
             stamps: vec![],
-            sides: self.gpus.iter().map(|gpu| Side::new(&gpu.context)).collect::<Result<_, _>>()?,
+            sides: self.gpus.iter().map(|gpu| CopyStream::new(&gpu.context)).collect::<Result<_, _>>()?,
         })
     }
 
-    /// One layer's cells per rank: those that this backend has there, copies of those that it has elsewhere, and new ones.
-    fn fill(
+    /// Fills one layer's cells on every rank: existing cells of this backend on the same rank, copies of
+    /// cells on other ranks, and new ones.
+    fn fill_layer(
         &self,
         source: &dyn WeightSource,
         layer: usize,
         placement: &Placement,
-    ) -> Result<Vec<Slots>, ExecError> {
-        let mut slots: Vec<Slots> =
-            (0..placement.ranks()).map(|r| vec![None; of_rank(placement, r).len()]).collect();
+    ) -> Result<Vec<SlotBuffers>, ExecError> {
+        let mut slots: Vec<SlotBuffers> =
+            (0..placement.ranks()).map(|r| vec![None; experts_of_rank(placement, r).len()]).collect();
         for expert in 0..placement.experts() as u32 {
-            let mut first = self.original(layer, expert).ok();
-            for &slot in placement.copies(expert as usize) {
+            let mut first = self.home_buffer(layer, expert).ok();
+            for &slot in placement.replicas(expert as usize) {
                 let (rank, at) = (placement.rank_of(slot), slot as usize % placement.slots_per_rank());
-                if self.at(rank).is_none() {
+                if self.local_index(rank).is_none() {
                     continue;
                 }
-                let gpu = &self.gpus[self.device(rank)].context;
-                let here = self.held(rank, layer, expert).or_else(|| {
-                    of_rank(placement, rank)[..at]
+                let gpu = &self.gpus[self.device_of(rank)].context;
+                let here = self.held_buffer(rank, layer, expert).or_else(|| {
+                    experts_of_rank(placement, rank)[..at]
                         .iter()
                         .position(|&e| e == Some(expert))
                         .and_then(|s| slots[rank][s].clone())
@@ -109,13 +113,13 @@ impl Cuda {
                 let cell = match (here, &first) {
                     (Some(cell), _) => cell,
                     (None, Some(other)) => {
-                        let mut cell = Cell::empty(gpu, &self.shape)?;
+                        let mut cell = ExpertBuffer::empty(gpu, &self.shape)?;
                         cell.copy_from(gpu, other)?;
                         Arc::new(cell)
                     }
                     (None, None) => {
-                        let weights = source.expert(layer, expert as usize)?;
-                        Arc::new(Cell::new(gpu, &self.shape, &weights)?)
+                        let weights = source.expert_weights(layer, expert as usize)?;
+                        Arc::new(ExpertBuffer::new(gpu, &self.shape, &weights)?)
                     }
                 };
                 first.get_or_insert_with(|| Arc::clone(&cell));
@@ -125,9 +129,9 @@ impl Cuda {
         Ok(self.mine.iter().map(|&rank| std::mem::take(&mut slots[rank])).collect())
     }
 
-    /// Gives all ranks buffers for so many tokens and choices per token, where those that there are do not suffice, and the
-    /// planners that go with them.
-    pub(super) fn make_room(&mut self, tokens: usize, top_k: usize) -> Result<(), ExecError> {
+    /// Gives all ranks buffers for `tokens` tokens with `top_k` choices each, and the matching planners,
+    /// unless the existing buffers suffice.
+    pub(super) fn reserve_buffers(&mut self, tokens: usize, top_k: usize) -> Result<(), ExecError> {
         let (model, cluster) = (&self.config.model, &self.config.cluster);
         let old = self.ranks.first().and_then(|rank| rank.buffers.as_ref()).map(|buffers| buffers.room);
         if old.is_some_and(|old| old.tokens >= tokens && old.top_k >= top_k)
@@ -135,20 +139,20 @@ impl Cuda {
         {
             return Ok(());
         }
-        let inner = |layer: &Layer| layer.shared.as_ref().map_or(0, |shared| shared.shape.inner);
-        let room = Room {
+        let inner = |layer: &DeviceLayer| layer.shared.as_ref().map_or(0, |shared| shared.shape.inner);
+        let room = BufferSizes {
             tokens: old.map_or(0, |old| old.tokens).max(tokens.next_multiple_of(16)).max(16),
             top_k: old.map_or(1, |old| old.top_k).max(top_k),
             ranks: cluster.ranks(),
             per_rank: cluster.slots_per_rank(),
             hidden: model.hidden as usize,
             inner: model.intermediate as usize,
-            shared: self.layers().iter().map(inner).max().unwrap_or(0),
-            width: self.config.router.width(model.experts),
-            dense: self.options.path == Path::Cublas,
+            shared: self.device_layers().iter().map(inner).max().unwrap_or(0),
+            width: self.config.router.logit_width(model.experts),
+            dense: self.options.path == GemmPath::Cublas,
         };
         self.synchronize()?;
-        self.stamps = self.placements.iter().map(|_| stamp()).collect();
+        self.stamps = self.placements.iter().map(|_| next_stamp()).collect();
         self.ranks.iter_mut().for_each(|rank| rank.buffers = None);
         self.plans.clear();
         self.boards = None;
@@ -156,16 +160,16 @@ impl Cuda {
         for (device, gpu) in self.gpus.iter().enumerate() {
             let here = self.ranks.iter().filter(|rank| rank.device == device).count();
             let mirrors = room.mirror_bytes() * (here * (room.ranks - here)) as u64;
-            enough(&gpu.context, "buffers", room.bytes() * here as u64 + mirrors)?;
+            check_memory(&gpu.context, "buffers", room.bytes() * here as u64 + mirrors)?;
         }
         let devices: Vec<Option<usize>> =
-            (0..room.ranks).map(|rank| self.at(rank).map(|at| self.ranks[at].device)).collect();
+            (0..room.ranks).map(|rank| self.local_index(rank).map(|at| self.ranks[at].device)).collect();
         for rank in &mut self.ranks {
-            rank.buffers = Some(Buffers::new(&rank.gpu, room, rank.own, &devices)?);
+            rank.buffers = Some(RankBuffers::new(&rank.gpu, room, rank.own, &devices)?);
         }
-        let all: Vec<Option<&Buffers>> =
-            (0..room.ranks).map(|rank| self.ranks[self.at(rank)?].buffers.as_ref()).collect();
-        let of = |rank: &Rank| rank.buffers.as_ref().map(|mine| rank.tables(mine, &all));
+        let all: Vec<Option<&RankBuffers>> =
+            (0..room.ranks).map(|rank| self.ranks[self.local_index(rank)?].buffers.as_ref()).collect();
+        let of = |rank: &CudaRank| rank.buffers.as_ref().map(|mine| rank.build_tables(mine, &all));
         let tables = self.ranks.iter().filter_map(of).collect::<Result<Vec<_>, _>>()?;
         for (rank, tables) in self.ranks.iter_mut().zip(tables) {
             if let Some(buffers) = &mut rank.buffers {
@@ -173,41 +177,47 @@ impl Cuda {
             }
         }
         let board = |width| -> Result<Box<dyn DeviceGather>, CudaError> {
-            if let Some(far) = &self.far {
-                return Ok(Box::new(far.board()));
+            if let Some(far) = &self.remote {
+                return Ok(Box::new(far.create_gather()));
             }
             if self.gpus.len() == 1 {
-                return Ok(Box::new(SameDevice::new(self.gpu(), cluster.ranks(), width)?));
+                return Ok(Box::new(SameDeviceGather::new(self.first_gpu(), cluster.ranks(), width)?));
             }
             let gpus: Vec<_> = self.ranks.iter().map(|rank| Arc::clone(&rank.gpu)).collect();
-            Ok(Box::new(Peers::new(&gpus, width)?))
+            Ok(Box::new(PeerGather::new(&gpus, width)?))
         };
         self.boards = Some([board(model.experts)?, board(cluster.slots())?]);
-        self.plans =
-            (0..self.placements.len()).map(|layer| self.plan(layer, room)).collect::<Result<_, _>>()?;
+        self.plans = (0..self.placements.len())
+            .map(|layer| self.create_planners(layer, room))
+            .collect::<Result<_, _>>()?;
         self.synchronize()
     }
 
-    /// What splits a layer: the device where the exact split is wanted and it can, else the host.
-    pub(super) fn plan(&self, layer: usize, room: Room) -> Result<Plan, ExecError> {
+    /// Creates the planners that split a layer: on the device if the split is exact and the device supports
+    /// it, otherwise on the host.
+    pub(super) fn create_planners(
+        &self,
+        layer: usize,
+        room: BufferSizes,
+    ) -> Result<LayerPlanners, ExecError> {
         let (placement, cluster) = (&self.placements[layer], &self.config.cluster);
         if self.config.method.is_none() {
-            return Ok(Plan::None);
+            return Ok(LayerPlanners::None);
         }
-        if self.config.method == Some(Method::Exact) && self.config.then.is_none() {
-            let of = |rank: &Rank| {
+        if self.config.method == Some(SplitMethod::Exact) && self.config.tie_break.is_none() {
+            let of = |rank: &CudaRank| {
                 let placements = std::slice::from_ref(placement);
-                DevicePlanner::new(&rank.gpu, placements, cluster, rank.own, room.choices())
+                DevicePlanner::new(&rank.gpu, placements, cluster, rank.own, room.max_choices())
             };
             match self.ranks.iter().map(of).collect::<Result<Vec<_>, _>>() {
-                Ok(planners) => return Ok(Plan::Device(planners)),
-                // Too large for the device, or not its kind of problem.
+                Ok(planners) => return Ok(LayerPlanners::Device(planners)),
+                // The problem is too large for the device, or of an unsupported kind.
                 Err(CudaError::SharedMemory { .. } | CudaError::Program(_)) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let of = |_| self.config.planner(placement).map(Option::into_iter);
+        let of = |_| self.config.create_planner(placement).map(Option::into_iter);
         let planners = (0..self.ranks.len()).map(of).collect::<Result<Vec<_>, _>>()?;
-        Ok(Plan::Host(planners.into_iter().flatten().collect()))
+        Ok(LayerPlanners::Host(planners.into_iter().flatten().collect()))
     }
 }

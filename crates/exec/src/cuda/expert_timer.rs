@@ -1,28 +1,28 @@
-//! Experts alone on a GPU, timed by events: what calibration and benchmarks ask for.
+//! Times experts alone on a GPU by events, for calibration and benchmarks.
 
-use super::blas::{Blas, Product};
-use super::cells::{Cell, CellShape};
-use super::experts::{Groups, tile};
-use super::kernels::{Kernels, On, address, upload, zeros};
-use super::{Path, enough};
-use crate::cuda::{Context, CudaError};
-use crate::exec::error::ExecError;
-use crate::exec::weights::WeightSource;
-use crate::model::Model;
+use super::cublas::{CublasGemm, GemmProblem};
+use super::expert_buffer::{ExpertBuffer, ExpertLayout};
+use super::experts::{RowGroups, tile_index};
+use super::kernels::{ExecKernels, KernelLauncher, address, upload, zeros};
+use super::{GemmPath, check_memory};
+use crate::error::ExecError;
+use crate::weights::WeightSource;
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
+use evenkeel::model::MoeModel;
+use evenkeel_cuda::{CudaError, GpuContext};
 use half::bf16;
 use std::sync::Arc;
 
-/// Some experts of one model on a GPU, with room for so many rows; numbers that their rows hold do not matter.
+/// Some experts of one model on a GPU, with space for their rows. The contents of the rows are arbitrary.
 #[derive(Debug)]
-pub struct Experts {
-    gpu: Arc<Context>,
-    kernels: Arc<Kernels>,
-    blas: Option<Blas>,
-    model: Model,
-    shape: CellShape,
-    cells: Vec<Cell>,
+pub struct ExpertTimer {
+    gpu: Arc<GpuContext>,
+    kernels: Arc<ExecKernels>,
+    blas: Option<CublasGemm>,
+    model: MoeModel,
+    shape: ExpertLayout,
+    cells: Vec<ExpertBuffer>,
     rows: usize,
     x: CudaSlice<u16>,
     inside: CudaSlice<u16>,
@@ -31,39 +31,41 @@ pub struct Experts {
     out: CudaSlice<u16>,
 }
 
-impl Experts {
-    /// The first `experts` of a model's first layer, and room for `rows` rows in all of them together. `distinct` are made and
-    /// the others copied from them: making weights takes longer than anything here.
+impl ExpertTimer {
+    /// Uploads the first `experts` experts of a model's first layer, with space for `rows` rows over all of
+    /// them. Only `distinct` experts are created and the others copied from them, because creating weights
+    /// takes longer than anything else here.
     ///
     /// # Errors
-    /// Without a usable GPU, for want of memory, or when weights cannot be had.
+    /// Fails without a usable GPU, if memory is short, or if weights cannot be read.
     pub fn new(
         device: usize,
-        model: &Model,
+        model: &MoeModel,
         source: &dyn WeightSource,
         [experts, distinct, rows]: [usize; 3],
     ) -> Result<Self, ExecError> {
-        let gpu = Context::open(device)?;
-        let shape = CellShape::new(model.hidden as usize, model.intermediate as usize, model.activation);
+        let gpu = GpuContext::open(device)?;
+        let shape = ExpertLayout::new(model.hidden as usize, model.intermediate as usize, model.activation);
         let buffers = rows * 2 * (2 * shape.hidden + 3 * shape.inner);
-        enough(&gpu, "experts", shape.bytes() * experts as u64 + buffers as u64)?;
-        let mut cells: Vec<Cell> = Vec::with_capacity(experts);
+        check_memory(&gpu, "experts", shape.bytes() * experts as u64 + buffers as u64)?;
+        let mut cells: Vec<ExpertBuffer> = Vec::with_capacity(experts);
         for expert in 0..experts {
             let cell = if expert < distinct.max(1) {
-                Cell::new(&gpu, &shape, &source.expert(0, expert)?)?
+                ExpertBuffer::new(&gpu, &shape, &source.expert_weights(0, expert)?)?
             } else {
-                let mut cell = Cell::empty(&gpu, &shape)?;
+                let mut cell = ExpertBuffer::empty(&gpu, &shape)?;
                 cell.copy_from(&gpu, &cells[expert % distinct.max(1)])?;
                 cell
             };
             cells.push(cell);
         }
-        // Numbers of every size, as activations are: power and with it clocks depend on them.
+        // Numbers of various sizes, as in real activations, because power and therefore clock rates depend on
+        // them.
         let wave = |i: usize| bf16::from_f32(((i * 7919 % 2003) as f32 / 1001.0 - 1.0) * 1.7).to_bits();
         let x: Vec<u16> = (0..(rows * shape.hidden).max(1)).map(wave).collect();
         Ok(Self {
-            kernels: Kernels::load(&gpu)?,
-            blas: Blas::new(&gpu).ok(),
+            kernels: ExecKernels::load(&gpu)?,
+            blas: CublasGemm::new(&gpu).ok(),
             model: *model,
             shape,
             cells,
@@ -77,20 +79,21 @@ impl Experts {
         })
     }
 
-    /// The GPU's name.
-    pub fn device(&self) -> &str {
+    /// Returns the name of the GPU.
+    pub fn device_name(&self) -> &str {
         &self.gpu.device().name
     }
 
-    /// Milliseconds of each of `times` runs of experts `from` on with so many rows each. `tile` is which of the three tiles to
-    /// take (16, 64, 128 rows), the usual one by default; it is for [`Path::Own`] alone.
+    /// Returns the milliseconds of each of `times` runs of the experts from `from` on, with the given rows
+    /// each. `tile` selects one of the three tiles (16, 64, 128 rows) for [`GemmPath::Own`] only; `None`
+    /// selects the usual one.
     ///
     /// # Errors
-    /// [`ExecError::Shape`] for more experts or rows than there is room for; [`ExecError::Cuda`], also without cuBLAS where
-    /// that is asked for.
-    pub fn time(
+    /// Returns [`ExecError::Shape`] for more experts or rows than there is space for. Returns
+    /// [`ExecError::Cuda`] if a CUDA call fails, or if cuBLAS is requested but missing.
+    pub fn time_experts(
         &self,
-        path: Path,
+        path: GemmPath,
         from: usize,
         sizes: &[usize],
         which: Option<usize>,
@@ -100,7 +103,8 @@ impl Experts {
         if from + sizes.len() > self.cells.len() || rows > self.rows {
             return Err(ExecError::Shape { what: "rows or experts", given: rows, expected: self.rows });
         }
-        let cells: Vec<u64> = self.cells[from..from + sizes.len()].iter().map(Cell::address).collect();
+        let cells: Vec<u64> =
+            self.cells[from..from + sizes.len()].iter().map(ExpertBuffer::address).collect();
         let mut offsets = vec![0u32];
         let mut sum = 0;
         offsets.extend(sizes.iter().map(|&rows| {
@@ -108,7 +112,7 @@ impl Experts {
             sum
         }));
         let (table, starts) = (upload(&self.gpu, &cells)?, upload(&self.gpu, &offsets)?);
-        let groups = Groups {
+        let groups = RowGroups {
             shape: self.shape,
             activation: self.model.activation,
             count: sizes.len(),
@@ -120,48 +124,53 @@ impl Experts {
             inside: address(&self.inside),
             out: address(&self.out),
         };
-        let on = On { kernels: &self.kernels, stream: self.gpu.stream() };
-        let which = which.unwrap_or_else(|| tile(rows, sizes.len())).min(2);
-        self.repeat(times, || match path {
-            Path::Own => {
-                on.grouped(&groups.first(), self.shape.gated, which)?;
-                on.grouped(&groups.last(), false, which)
+        let on = KernelLauncher { kernels: &self.kernels, stream: self.gpu.stream() };
+        let which = which.unwrap_or_else(|| tile_index(rows, sizes.len())).min(2);
+        self.time_repeats(times, || match path {
+            GemmPath::Own => {
+                on.grouped_gemm(&groups.gate_up_gemm(), self.shape.gated, which)?;
+                on.grouped_gemm(&groups.down_gemm(), false, which)
             }
-            Path::Cublas => {
+            GemmPath::Cublas => {
                 let blas = self.blas.as_ref().ok_or(CudaError::NoBlas)?;
                 let between = [address(&self.x), address(&self.gate), address(&self.up)];
-                super::experts::dense(&self.gpu, on, blas, &groups, &offsets, &cells, between)
+                super::experts::run_cublas(&self.gpu, on, blas, &groups, &offsets, &cells, between)
             }
         })
     }
 
-    /// Milliseconds of each of `times` products `[rows][inner] x [inner][columns]` by cuBLAS: the rate of the machine.
+    /// Returns the milliseconds of each of `times` products `[rows][inner] x [inner][columns]` by cuBLAS, as
+    /// the peak rate of the machine.
     ///
     /// # Errors
-    /// [`ExecError::Memory`], [`ExecError::Cuda`].
-    pub fn dense(&self, [rows, columns, inner]: [usize; 3], times: usize) -> Result<Vec<f64>, ExecError> {
+    /// Returns [`ExecError::Memory`] if memory is short, and [`ExecError::Cuda`] if a CUDA call fails.
+    pub fn time_gemm(&self, [rows, columns, inner]: [usize; 3], times: usize) -> Result<Vec<f64>, ExecError> {
         let numbers = rows * inner + columns * inner + rows * columns;
-        enough(&self.gpu, "matrices", 2 * numbers as u64)?;
+        check_memory(&self.gpu, "matrices", 2 * numbers as u64)?;
         let memory = zeros::<u16>(&self.gpu, numbers)?;
         let x = address(&memory);
         let w = x + 2 * (rows * inner) as u64;
         let out = w + 2 * (columns * inner) as u64;
-        // Not zeros: see `new`.
+        // The numbers are not zero, for the reason in `new`.
         let wave: Vec<u16> =
             (0..1 << 16).map(|i| bf16::from_f32((i * 7919 % 2003) as f32 / 1001.0 - 1.0).to_bits()).collect();
         let stream = self.gpu.stream();
         let mut memory = memory;
-        let failed = CudaError::driver("filling matrices");
+        let failed = CudaError::driver_error("filling matrices");
         for begin in (0..rows * inner + columns * inner).step_by(wave.len()) {
             let end = (begin + wave.len()).min(numbers);
             stream.memcpy_htod(&wave[..end - begin], &mut memory.slice_mut(begin..end)).map_err(&failed)?;
         }
         let blas = self.blas.as_ref().ok_or(CudaError::NoBlas)?;
-        self.repeat(times, || blas.one(&Product { rows, columns, inner, x, w, out }))
+        self.time_repeats(times, || blas.run_product(&GemmProblem { rows, columns, inner, x, w, out }))
     }
 
-    fn repeat(&self, times: usize, work: impl Fn() -> Result<(), CudaError>) -> Result<Vec<f64>, ExecError> {
-        let (stream, failed) = (self.gpu.stream(), CudaError::driver("timing experts"));
+    fn time_repeats(
+        &self,
+        times: usize,
+        work: impl Fn() -> Result<(), CudaError>,
+    ) -> Result<Vec<f64>, ExecError> {
+        let (stream, failed) = (self.gpu.stream(), CudaError::driver_error("timing experts"));
         let mut all = Vec::with_capacity(times);
         for _ in 0..times {
             let begin = stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(&failed)?;

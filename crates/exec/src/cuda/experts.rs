@@ -1,19 +1,19 @@
-//! A rank's feed-forward networks, routed and shared, by our own grouped products or by cuBLAS.
+//! The feed-forward networks of a rank, routed and shared, by the kernels' grouped products or by cuBLAS.
 
-use super::Path;
-use super::blas::{Blas, Product};
-use super::cells::CellShape;
-use super::kernels::{Address, Job, On, address};
-use super::layers::Layer;
-use super::rank::{Buffers, Rank};
-use crate::cuda::{Context, CudaError};
-use crate::model::Activation;
+use super::GemmPath;
+use super::cublas::{CublasGemm, GemmProblem};
+use super::expert_buffer::ExpertLayout;
+use super::kernels::{DeviceAddress, GroupedGemm, KernelLauncher, address};
+use super::rank::{CudaRank, RankBuffers};
+use super::replicated::DeviceLayer;
+use evenkeel::model::Activation;
+use evenkeel_cuda::{CudaError, GpuContext};
 
-/// Average rows per group up to which tiles of 16 and of 64 rows are taken.
-const SMALL: [usize; 2] = [24, 96];
+/// Largest average number of rows per group for tiles of 16 and of 64 rows.
+const MAX_TILE_AVERAGE: [usize; 2] = [24, 96];
 
-/// As the kernels number them.
-fn code(activation: Activation) -> u32 {
+/// Returns the number of an activation in the kernels.
+fn activation_code(activation: Activation) -> u32 {
     match activation {
         Activation::SwiGlu => 1,
         Activation::ClampedSwiGlu => 2,
@@ -22,30 +22,30 @@ fn code(activation: Activation) -> u32 {
     }
 }
 
-/// Rows in groups, and where everything about them is.
+/// Rows in groups, with the addresses of their data.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Groups {
-    pub(super) shape: CellShape,
+pub(super) struct RowGroups {
+    pub(super) shape: ExpertLayout,
     pub(super) activation: Activation,
     pub(super) count: usize,
-    pub(super) offsets: Address,
-    pub(super) cells: Address,
-    /// Addresses of rows, or 0 where they lie together at `base`.
-    pub(super) rows: Address,
-    pub(super) base: Address,
-    pub(super) scale: Address,
-    pub(super) inside: Address,
-    pub(super) out: Address,
+    pub(super) offsets: DeviceAddress,
+    pub(super) cells: DeviceAddress,
+    /// Addresses of rows, or 0 if the rows are consecutive at `base`.
+    pub(super) rows: DeviceAddress,
+    pub(super) base: DeviceAddress,
+    pub(super) scale: DeviceAddress,
+    pub(super) inside: DeviceAddress,
+    pub(super) out: DeviceAddress,
 }
 
-impl Groups {
-    /// Gate and up, or up alone.
-    pub(super) fn first(&self) -> Job {
+impl RowGroups {
+    /// Returns the job of gate and up, or of up alone.
+    pub(super) fn gate_up_gemm(&self) -> GroupedGemm {
         let shape = &self.shape;
-        let [gate, up, _] = shape.bias();
+        let [gate, up, _] = shape.bias_offsets();
         let (first, second, first_bias, second_bias) =
-            if shape.gated { (0, shape.up(), gate, up) } else { (shape.up(), 0, up, 0) };
-        Job {
+            if shape.gated { (0, shape.up_offset(), gate, up) } else { (shape.up_offset(), 0, up, 0) };
+        GroupedGemm {
             offsets: self.offsets,
             cells: self.cells,
             rows: self.rows,
@@ -59,23 +59,23 @@ impl Groups {
             groups: self.count as u32,
             inner: shape.hidden as u32,
             columns: shape.inner as u32,
-            activation: code(self.activation),
+            activation: activation_code(self.activation),
         }
     }
 
-    /// Down, weighted.
-    pub(super) fn last(&self) -> Job {
+    /// Returns the job of down, with weights.
+    pub(super) fn down_gemm(&self) -> GroupedGemm {
         let shape = &self.shape;
-        Job {
+        GroupedGemm {
             offsets: self.offsets,
             cells: self.cells,
             rows: 0,
             base: self.inside,
             scale: self.scale,
             out: self.out,
-            first: shape.down(),
+            first: shape.down_offset(),
             second: 0,
-            first_bias: shape.bias()[2],
+            first_bias: shape.bias_offsets()[2],
             second_bias: 0,
             groups: self.count as u32,
             inner: shape.inner as u32,
@@ -85,32 +85,32 @@ impl Groups {
     }
 }
 
-/// Which tiles to take for groups of so many rows on average.
-pub(super) fn tile(rows: usize, groups: usize) -> usize {
+/// Returns the index of the tile size for groups with this average number of rows.
+pub(super) fn tile_index(rows: usize, groups: usize) -> usize {
     let average = rows.div_ceil(groups.max(1));
-    SMALL.iter().filter(|&&most| average > most).count()
+    MAX_TILE_AVERAGE.iter().filter(|&&most| average > most).count()
 }
 
 /// The cells of a layer's slots on a rank: their addresses on the device, and on the host.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Cells<'a> {
-    pub(super) table: Address,
-    pub(super) host: &'a [Address],
+pub(super) struct SlotAddresses<'a> {
+    pub(super) table: DeviceAddress,
+    pub(super) host: &'a [DeviceAddress],
 }
 
-impl Rank {
-    /// The routed experts on what has come to this rank. `choices` are those of all sources.
-    pub(super) fn routed(
+impl CudaRank {
+    /// Runs the routed experts on the rows received by this rank. `choices` are those of all sources.
+    pub(super) fn run_routed(
         &self,
-        path: Path,
-        blas: Option<&Blas>,
-        buffers: &Buffers,
-        cells: Cells<'_>,
-        (shape, activation): (CellShape, Activation),
+        path: GemmPath,
+        blas: Option<&CublasGemm>,
+        buffers: &RankBuffers,
+        cells: SlotAddresses<'_>,
+        (shape, activation): (ExpertLayout, Activation),
         choices: usize,
     ) -> Result<(), CudaError> {
         let room = &buffers.room;
-        let groups = Groups {
+        let groups = RowGroups {
             shape,
             activation,
             count: room.per_rank,
@@ -125,32 +125,32 @@ impl Rank {
         if choices == 0 {
             return Ok(());
         }
-        let Some(blas) = blas.filter(|_| path == Path::Cublas) else {
-            return self.own(&groups, tile(choices, room.ranks * room.per_rank));
+        let Some(blas) = blas.filter(|_| path == GemmPath::Cublas) else {
+            return self.run_own_kernels(&groups, tile_index(choices, room.ranks * room.per_rank));
         };
-        // The one synchronisation of this path: cuBLAS takes sizes from the host.
+        // This is the only synchronisation of this path: cuBLAS takes sizes from the host.
         let offsets = self.gpu.download(&buffers.offsets)?;
         let between = [address(&buffers.permuted), address(&buffers.gate), address(&buffers.up)];
         let rows = offsets.last().copied().unwrap_or(0) as usize;
         if rows == 0 {
             return Ok(());
         }
-        self.on().permute(groups.rows, rows, room.hidden, between[0])?;
-        dense(&self.gpu, self.on(), blas, &groups, &offsets, cells.host, between)
+        self.launcher().permute_rows(groups.rows, rows, room.hidden, between[0])?;
+        run_cublas(&self.gpu, self.launcher(), blas, &groups, &offsets, cells.host, between)
     }
 
-    /// The shared expert on this rank's own tokens.
-    pub(super) fn shared(
+    /// Runs the shared expert on this rank's own tokens.
+    pub(super) fn run_shared(
         &self,
-        path: Path,
-        blas: Option<&Blas>,
-        buffers: &Buffers,
-        layer: &Layer,
+        path: GemmPath,
+        blas: Option<&CublasGemm>,
+        buffers: &RankBuffers,
+        layer: &DeviceLayer,
         activation: Activation,
         tokens: usize,
     ) -> Result<(), CudaError> {
         let Some(shared) = layer.shared.as_ref().filter(|_| tokens > 0) else { return Ok(()) };
-        let groups = Groups {
+        let groups = RowGroups {
             shape: shared.shape,
             activation,
             count: 1,
@@ -162,48 +162,50 @@ impl Rank {
             inside: address(&buffers.shared_inside),
             out: address(&buffers.shared_out),
         };
-        let Some(blas) = blas.filter(|_| path == Path::Cublas) else {
-            return self.own(&groups, tile(tokens, 1));
+        let Some(blas) = blas.filter(|_| path == GemmPath::Cublas) else {
+            return self.run_own_kernels(&groups, tile_index(tokens, 1));
         };
         let between = [address(&buffers.tokens), address(&buffers.shared_gate), address(&buffers.shared_up)];
         let cells = [shared.address()];
-        dense(&self.gpu, self.on(), blas, &groups, &[0, tokens as u32], &cells, between)
+        run_cublas(&self.gpu, self.launcher(), blas, &groups, &[0, tokens as u32], &cells, between)
     }
 
-    fn own(&self, groups: &Groups, tile: usize) -> Result<(), CudaError> {
-        self.on().grouped(&groups.first(), groups.shape.gated, tile)?;
-        self.on().grouped(&groups.last(), false, tile)
+    fn run_own_kernels(&self, groups: &RowGroups, tile: usize) -> Result<(), CudaError> {
+        self.launcher().grouped_gemm(&groups.gate_up_gemm(), groups.shape.gated, tile)?;
+        self.launcher().grouped_gemm(&groups.down_gemm(), false, tile)
     }
 }
 
-/// The experts of groups of known sizes by cuBLAS, on rows that lie together; `between` are these rows, and room for gate and up.
-pub(super) fn dense(
-    gpu: &Context,
-    on: On<'_>,
-    blas: &Blas,
-    groups: &Groups,
+/// Runs the experts of groups of known sizes by cuBLAS, on consecutive rows. `between` contains these rows,
+/// and space for gate and up.
+pub(super) fn run_cublas(
+    gpu: &GpuContext,
+    on: KernelLauncher<'_>,
+    blas: &CublasGemm,
+    groups: &RowGroups,
     offsets: &[u32],
-    cells: &[Address],
-    [permuted, gate, up]: [Address; 3],
+    cells: &[DeviceAddress],
+    [permuted, gate, up]: [DeviceAddress; 3],
 ) -> Result<(), CudaError> {
     let (hidden, inner) = (groups.shape.hidden, groups.shape.inner);
-    let product = |group: usize, from: (Address, usize), w: u64, to: (Address, usize)| {
+    let product = |group: usize, from: (DeviceAddress, usize), w: u64, to: (DeviceAddress, usize)| {
         let begin = u64::from(offsets[group]);
         let rows = (offsets[group + 1] - offsets[group]) as usize;
-        let at = |(base, width): (Address, usize)| base + 2 * begin * width as u64;
-        Product { rows, columns: to.1, inner: from.1, x: at(from), w: cells[group] + w, out: at(to) }
+        let at = |(base, width): (DeviceAddress, usize)| base + 2 * begin * width as u64;
+        GemmProblem { rows, columns: to.1, inner: from.1, x: at(from), w: cells[group] + w, out: at(to) }
     };
     let mut first = Vec::with_capacity(2 * cells.len());
     for group in 0..cells.len() {
         if groups.shape.gated {
             first.push(product(group, (permuted, hidden), 0, (gate, inner)));
         }
-        first.push(product(group, (permuted, hidden), groups.shape.up(), (up, inner)));
+        first.push(product(group, (permuted, hidden), groups.shape.up_offset(), (up, inner)));
     }
-    blas.run(gpu, &first)?;
+    blas.run_products(gpu, &first)?;
     let rows = offsets.last().copied().unwrap_or(0) as usize;
-    on.activate(&groups.first(), if groups.shape.gated { gate } else { 0 }, up, rows)?;
-    let down = |group| product(group, (groups.inside, inner), groups.shape.down(), (groups.out, hidden));
-    blas.run(gpu, &(0..cells.len()).map(down).collect::<Vec<_>>())?;
-    on.weigh(&groups.last(), rows)
+    on.apply_activation(&groups.gate_up_gemm(), if groups.shape.gated { gate } else { 0 }, up, rows)?;
+    let down =
+        |group| product(group, (groups.inside, inner), groups.shape.down_offset(), (groups.out, hidden));
+    blas.run_products(gpu, &(0..cells.len()).map(down).collect::<Vec<_>>())?;
+    on.weigh_rows(&groups.down_gemm(), rows)
 }

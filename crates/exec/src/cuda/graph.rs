@@ -1,43 +1,54 @@
-//! A layer as a CUDA graph: recorded once, launched again and again, without the host between its kernels.
+//! A layer as a CUDA graph: recorded once, launched repeatedly, without the host between its kernels.
 
-use super::route::Chooser;
-use super::step::{Pass, parts};
-use super::{Cuda, Path, Plan, Streams};
-use crate::cuda::{CudaError, Graph};
-use crate::exec::backend::Routed;
-use crate::exec::error::ExecError;
+use super::layer_pass::{LayerPass, buffers_and_tables};
+use super::route::ChoiceSource;
+use super::{Cuda, GemmPath, LayerPlanners, StreamSharing};
+use crate::backend::RoutingSource;
+use crate::error::ExecError;
+use evenkeel_cuda::{CapturedGraph, CudaError};
 
-/// One layer, recorded for a number of tokens per rank. It works on the memory of the backend that recorded it, and is refused once
-/// that is another: after more tokens than there was room for, and after a switch of the layer.
+/// One layer, recorded for a number of tokens per rank. It uses the memory of the backend that recorded it.
+/// It becomes invalid when that memory is replaced: after more tokens than there was room for, and after a
+/// switch of the layer.
 #[derive(Debug)]
-pub struct Recorded {
-    graph: Graph,
-    pass: Pass,
+pub struct RecordedLayer {
+    graph: CapturedGraph,
+    pass: LayerPass,
     stamp: u64,
 }
 
 impl Cuda {
-    /// Records a layer for so many tokens per rank, from the norm to the outputs; with `residual` each token is added to its
-    /// output.
+    /// Records a layer for `tokens` tokens per rank, from the norm to the outputs. With `residual` each token
+    /// is added to its output.
     ///
     /// # Errors
-    /// [`ExecError::Nothing`] where the host takes part: see [`crate::exec::cuda`]; and as [`crate::exec::Backend::layer`].
-    pub fn record(&mut self, layer: usize, tokens: &[usize], residual: bool) -> Result<Recorded, ExecError> {
-        if layer >= self.layers().len() {
-            return Err(ExecError::Shape { what: "layer", given: layer, expected: self.layers().len() });
+    /// Returns [`ExecError::Nothing`] if the host takes part (see [`crate::cuda`]). Otherwise fails as
+    /// [`crate::Backend::run_layer`] does.
+    pub fn record_layer(
+        &mut self,
+        layer: usize,
+        tokens: &[usize],
+        residual: bool,
+    ) -> Result<RecordedLayer, ExecError> {
+        if layer >= self.device_layers().len() {
+            return Err(ExecError::Shape {
+                what: "layer",
+                given: layer,
+                expected: self.device_layers().len(),
+            });
         }
-        ExecError::expect("sources", tokens.len(), self.ranks.len())?;
-        let pass = self.pass(layer, tokens.to_vec(), &Routed::Router)?;
+        ExecError::expect_size("sources", tokens.len(), self.ranks.len())?;
+        let pass = self.prepare_pass(layer, tokens.to_vec(), &RoutingSource::Router)?;
         let host = |what: &str| {
-            Err(ExecError::Nothing(format!("{what}: the host takes part, nothing can be recorded")))
+            Err(ExecError::Nothing(format!("{what}: the host takes part, so the layer cannot be recorded")))
         };
-        if pass.chooser != Chooser::Device {
+        if pass.chooser != ChoiceSource::Device {
             return host("this router");
         }
-        if matches!(self.plans[layer], Plan::Host(_)) {
+        if matches!(self.plans[layer], LayerPlanners::Host(_)) {
             return host("this split");
         }
-        if self.options.path == Path::Cublas {
+        if self.options.path == GemmPath::Cublas {
             return host("cuBLAS");
         }
         if self.gpus.len() > 1 {
@@ -47,11 +58,11 @@ impl Cuda {
         self.clock.reset(false, self.ranks.len());
         let first = self.ranks[0].gpu.clone();
         let of_layer = pass.clone();
-        let graph = first.capture(|| {
-            self.fork()?;
+        let graph = first.capture_graph(|| {
+            self.fork_streams()?;
             let enqueued = self.enqueue_all(&of_layer, residual);
-            // A recording has to come together again, whatever happened in it.
-            self.join()?;
+            // The streams must join the recording again, even after an error in it.
+            self.join_streams()?;
             enqueued.map_err(|error| match error {
                 ExecError::Cuda(error) => error,
                 other => CudaError::Driver { doing: "recording a layer", code: other.to_string() },
@@ -59,83 +70,95 @@ impl Cuda {
         })?;
         let graph = graph.ok_or_else(|| ExecError::Nothing("nothing was recorded".into()))?;
         let stamp = self.stamps[layer];
-        Ok(Recorded { graph, pass, stamp })
+        Ok(RecordedLayer { graph, pass, stamp })
     }
 
-    /// The other ranks' streams begin where the first one is.
-    fn fork(&self) -> Result<(), CudaError> {
-        let Some((first, others)) = self.ranks.split_first().filter(|_| self.options.streams == Streams::Own)
+    /// Makes the other ranks' streams wait for the first one.
+    fn fork_streams(&self) -> Result<(), CudaError> {
+        let Some((first, others)) =
+            self.ranks.split_first().filter(|_| self.options.streams == StreamSharing::Own)
         else {
             return Ok(());
         };
-        first.mark()?;
-        others.iter().try_for_each(|rank| rank.wait(first))
+        first.record_mark()?;
+        others.iter().try_for_each(|rank| rank.wait_for(first))
     }
 
-    /// The first rank's stream waits for the others.
-    fn join(&self) -> Result<(), CudaError> {
-        let Some((first, others)) = self.ranks.split_first().filter(|_| self.options.streams == Streams::Own)
+    /// Makes the first rank's stream wait for the others.
+    fn join_streams(&self) -> Result<(), CudaError> {
+        let Some((first, others)) =
+            self.ranks.split_first().filter(|_| self.options.streams == StreamSharing::Own)
         else {
             return Ok(());
         };
         others.iter().try_for_each(|rank| {
-            rank.mark()?;
-            first.wait(rank)
+            rank.record_mark()?;
+            first.wait_for(rank)
         })
     }
 
-    /// The whole layer on the device.
-    fn enqueue_all(&mut self, pass: &Pass, residual: bool) -> Result<(), ExecError> {
+    /// Enqueues the whole layer on the device.
+    fn enqueue_all(&mut self, pass: &LayerPass, residual: bool) -> Result<(), ExecError> {
         for (at, rank) in self.ranks.iter().enumerate() {
             let layer = &self.gpus[rank.device].layers[pass.layer];
-            let (buffers, _) = parts(rank)?;
+            let (buffers, _) = buffers_and_tables(rank)?;
             let args = self.config.route_args(0, pass.layer, at);
-            rank.norm(buffers, layer, pass.tokens[at])?;
-            rank.choose(buffers, layer, pass.tokens[at], &args, pass.top_k)?;
+            rank.enqueue_norm(buffers, layer, pass.tokens[at])?;
+            rank.choose_on_device(buffers, layer, pass.tokens[at], &args, pass.top_k)?;
         }
-        self.enqueue(pass, residual)
+        self.enqueue_layer(pass, residual)
     }
 
-    /// Whether a recorded layer's memory is still what it was.
-    fn fits(&self, recorded: &Recorded) -> Result<(), ExecError> {
+    /// Checks that the memory of a recorded layer has not been replaced.
+    fn check_recording(&self, recorded: &RecordedLayer) -> Result<(), ExecError> {
         if self.stamps.get(recorded.pass.layer) == Some(&recorded.stamp) {
             return Ok(());
         }
         Err(ExecError::Nothing(
-            "the layer has other memory than when it was recorded: record it again".into(),
+            "the memory of the layer was replaced after the recording: record the layer again".into(),
         ))
     }
 
-    /// Sends tokens, `[token][H]` per rank, launches a recorded layer and brings its outputs back.
+    /// Sends tokens, `[token][H]` per rank, launches a recorded layer and returns its outputs.
     ///
     /// # Errors
-    /// When there are other numbers of tokens than were recorded, or the layer is to be recorded again; [`ExecError::Cuda`].
-    pub fn launch(&mut self, recorded: &Recorded, tokens: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, ExecError> {
-        self.fits(recorded)?;
+    /// Fails if the numbers of tokens differ from the recorded ones, or if the layer must be recorded again.
+    /// Returns [`ExecError::Cuda`] if a CUDA call fails.
+    pub fn launch_recorded(
+        &mut self,
+        recorded: &RecordedLayer,
+        tokens: &[Vec<f32>],
+    ) -> Result<Vec<Vec<f32>>, ExecError> {
+        self.check_recording(recorded)?;
         let (pass, hidden) = (&recorded.pass, self.config.model.hidden as usize);
-        ExecError::expect("sources", tokens.len(), self.ranks.len())?;
+        ExecError::expect_size("sources", tokens.len(), self.ranks.len())?;
         for (x, &n) in tokens.iter().zip(&pass.tokens) {
-            ExecError::expect("numbers of a rank's tokens", x.len(), n * hidden)?;
+            ExecError::expect_size("numbers of a rank's tokens", x.len(), n * hidden)?;
         }
-        self.send(pass, tokens)?;
+        self.upload_tokens(pass, tokens)?;
         self.synchronize()?;
         recorded.graph.launch()?;
         self.ranks[0].gpu.synchronize()?;
-        let of = |rank: &super::rank::Rank| {
+        let of = |rank: &super::rank::CudaRank| {
             let n = pass.tokens[rank.own] * hidden;
-            if n == 0 { Ok(vec![]) } else { Ok(rank.gpu.download(&parts(rank)?.0.out.slice(..n))?) }
+            if n == 0 {
+                Ok(vec![])
+            } else {
+                Ok(rank.gpu.download(&buffers_and_tables(rank)?.0.out.slice(..n))?)
+            }
         };
         self.ranks.iter().map(of).collect()
     }
 
-    /// Launches a recorded layer `times` times on the tokens that were sent last, and says how many milliseconds each took.
+    /// Launches a recorded layer `times` times on the tokens that were sent last. Returns the milliseconds of
+    /// each launch.
     ///
     /// # Errors
-    /// [`ExecError::Cuda`].
-    pub fn time(&self, recorded: &Recorded, times: usize) -> Result<Vec<f64>, ExecError> {
+    /// Returns [`ExecError::Cuda`] if a CUDA call fails.
+    pub fn time_recorded(&self, recorded: &RecordedLayer, times: usize) -> Result<Vec<f64>, ExecError> {
         use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
-        self.fits(recorded)?;
-        let (stream, failed) = (self.ranks[0].gpu.stream(), CudaError::driver("timing a graph"));
+        self.check_recording(recorded)?;
+        let (stream, failed) = (self.ranks[0].gpu.stream(), CudaError::driver_error("timing a graph"));
         let mut all = Vec::with_capacity(times);
         for _ in 0..times {
             let begin = stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(&failed)?;

@@ -1,50 +1,50 @@
-//! The executor's kernels on one GPU, and what their arguments are made of.
+//! The executor's kernels on one GPU, and the types of their arguments.
 
-use crate::cuda::{Context, CudaError};
-use crate::kernels::source::EXEC_UNITS;
-use crate::kernels::source::UNITS;
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits};
+use evenkeel_cuda::tables::source::EXEC_UNITS;
+use evenkeel_cuda::tables::source::SPLIT_UNITS;
+use evenkeel_cuda::{CudaError, GpuContext};
 use std::sync::Arc;
 
 /// An address in device memory; 0 for none.
-pub(super) type Address = u64;
+pub(super) type DeviceAddress = u64;
 
-/// Rows of the tiles that the grouped products come in, smallest first.
-pub(super) const TILES: [u32; 3] = [16, 64, 128];
+/// Rows of the tiles of the grouped products, smallest first.
+pub(super) const TILE_ROWS: [u32; 3] = [16, 64, 128];
 
-/// Lanes of all kernels but those of one warp.
-pub(super) const LANES: u32 = 256;
+/// Threads per block, for all kernels except those of one warp.
+pub(super) const BLOCK_THREADS: u32 = 256;
 
-/// Where memory begins.
-pub(super) fn address<T>(memory: &CudaSlice<T>) -> Address {
-    // Nothing is tracked by events, so the guard does nothing.
+/// Returns the address of an allocation.
+pub(super) fn address<T>(memory: &CudaSlice<T>) -> DeviceAddress {
+    // Event tracking is off, so the guard does nothing.
     memory.device_ptr(memory.stream()).0
 }
 
-/// New memory, all zero; at least one number, since there is no memory of nothing.
+/// Allocates memory filled with zeros. It has at least one number, because an allocation cannot be empty.
 pub(super) fn zeros<T: DeviceRepr + ValidAsZeroBits>(
-    gpu: &Context,
+    gpu: &GpuContext,
     len: usize,
 ) -> Result<CudaSlice<T>, CudaError> {
-    gpu.stream().alloc_zeros(len.max(1)).map_err(CudaError::driver("reserving device memory"))
+    gpu.stream().alloc_zeros(len.max(1)).map_err(CudaError::driver_error("reserving device memory"))
 }
 
-/// New memory with what is given, which is not nothing.
-pub(super) fn upload<T: DeviceRepr>(gpu: &Context, values: &[T]) -> Result<CudaSlice<T>, CudaError> {
+/// Uploads values, which must not be empty.
+pub(super) fn upload<T: DeviceRepr>(gpu: &GpuContext, values: &[T]) -> Result<CudaSlice<T>, CudaError> {
     gpu.upload(values)
 }
 
-/// One grouped matrix product: `Job` of kernels/activation.h.
+/// One grouped matrix product: `Job` of crates/cuda/kernels/activation.h.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub(super) struct Job {
-    pub(super) offsets: Address,
-    pub(super) cells: Address,
-    pub(super) rows: Address,
-    pub(super) base: Address,
-    pub(super) scale: Address,
-    pub(super) out: Address,
+pub(super) struct GroupedGemm {
+    pub(super) offsets: DeviceAddress,
+    pub(super) cells: DeviceAddress,
+    pub(super) rows: DeviceAddress,
+    pub(super) base: DeviceAddress,
+    pub(super) scale: DeviceAddress,
+    pub(super) out: DeviceAddress,
     pub(super) first: u64,
     pub(super) second: u64,
     pub(super) first_bias: u64,
@@ -56,15 +56,15 @@ pub(super) struct Job {
 }
 
 #[allow(unsafe_code, reason = "laid out as the kernels' struct: addresses and whole numbers only")]
-// SAFETY: `repr(C)`, and no other fields.
-unsafe impl DeviceRepr for Job {}
+// SAFETY: the struct is `repr(C)` and has no other fields.
+unsafe impl DeviceRepr for GroupedGemm {}
 
-/// How a router selects and weighs: `Rule` of kernels/route.cu.
+/// The selection and weighting rule of a router: `Rule` of crates/cuda/kernels/route.cu.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub(super) struct Rule {
-    pub(super) bias: Address,
-    pub(super) selection: Address,
+pub(super) struct RouterRule {
+    pub(super) bias: DeviceAddress,
+    pub(super) selection: DeviceAddress,
     pub(super) scale: f64,
     pub(super) kind: u32,
     pub(super) experts: u32,
@@ -74,19 +74,19 @@ pub(super) struct Rule {
 }
 
 #[allow(unsafe_code, reason = "laid out as the kernels' struct: addresses and numbers only")]
-// SAFETY: `repr(C)`, and no other fields.
-unsafe impl DeviceRepr for Rule {}
+// SAFETY: the struct is `repr(C)` and has no other fields.
+unsafe impl DeviceRepr for RouterRule {}
 
-impl Rule {
-    /// Shared memory that a token's choice takes: a number per expert, group and choice.
-    pub(super) fn shared(&self) -> u32 {
+impl RouterRule {
+    /// Returns the bytes of shared memory for one token's choice: a number per expert, group and choice.
+    pub(super) fn shared_bytes(&self) -> u32 {
         8 * (self.experts + self.groups + self.top_k)
     }
 }
 
 /// All kernels of one GPU.
 #[derive(Debug)]
-pub(super) struct Kernels {
+pub(super) struct ExecKernels {
     pub(super) norm: CudaFunction,
     pub(super) logits: CudaFunction,
     pub(super) choose: CudaFunction,
@@ -107,25 +107,27 @@ pub(super) struct Kernels {
     pub(super) count_before: CudaFunction,
     pub(super) pair: Vec<CudaFunction>,
     pub(super) single: Vec<CudaFunction>,
-    /// Blocks of a grouped product that run at once, by the size of its tiles.
+    /// Blocks of a grouped product that run at once, by tile size.
     pub(super) blocks: Vec<u32>,
-    /// Shared memory that a block may ask for.
+    /// Bytes of shared memory that a block may request.
     shared: usize,
 }
 
-/// A place to launch kernels: their code and a stream.
+/// The target of kernel launches: code and a stream.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct On<'a> {
-    pub(super) kernels: &'a Kernels,
+pub(super) struct KernelLauncher<'a> {
+    pub(super) kernels: &'a ExecKernels,
     pub(super) stream: &'a Arc<CudaStream>,
 }
 
-impl Kernels {
-    pub(super) fn load(gpu: &Context) -> Result<Arc<Self>, CudaError> {
-        let [route, dispatch, ffn, dense] = EXEC_UNITS.map(|unit| gpu.functions(unit));
-        let count = gpu.functions(UNITS[0])?;
-        let lacking =
-            || CudaError::Driver { doing: "finding a kernel", code: "fewer than its unit names".into() };
+impl ExecKernels {
+    pub(super) fn load(gpu: &GpuContext) -> Result<Arc<Self>, CudaError> {
+        let [route, dispatch, ffn, dense] = EXEC_UNITS.map(|unit| gpu.load_kernels(unit));
+        let count = gpu.load_kernels(SPLIT_UNITS[0])?;
+        let lacking = || CudaError::Driver {
+            doing: "finding a kernel",
+            code: "fewer kernels than the unit names".into(),
+        };
         let take = |functions: Vec<CudaFunction>| {
             let mut functions = functions.into_iter();
             move || functions.next().ok_or_else(lacking)
@@ -138,17 +140,17 @@ impl Kernels {
                     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                     i32::try_from(gpu.device().shared_memory).unwrap_or(i32::MAX),
                 )
-                .map_err(CudaError::driver("asking for shared memory"))?;
+                .map_err(CudaError::driver_error("requesting shared memory"))?;
         }
         let (pair, single) = ffn.split_at(ffn.len() / 2);
-        // As many as fit with the tables of a few groups; one too many waits for its turn.
+        // As many blocks as fit with tables for 256 groups. If fewer fit, the surplus blocks wait.
         let fit = |(function, rows): (&CudaFunction, u32)| {
-            let shared = Self::ffn_shared(rows, 256) as usize;
-            let fit = function.occupancy_max_active_blocks_per_multiprocessor(LANES, shared, None);
-            let fit = fit.map_err(CudaError::driver("asking how many blocks fit"))?.max(1);
+            let shared = Self::gemm_shared_bytes(rows, 256) as usize;
+            let fit = function.occupancy_max_active_blocks_per_multiprocessor(BLOCK_THREADS, shared, None);
+            let fit = fit.map_err(CudaError::driver_error("asking how many blocks fit"))?.max(1);
             Ok(fit * gpu.device().multiprocessors as u32)
         };
-        let blocks = pair.iter().zip(TILES).map(fit).collect::<Result<Vec<u32>, CudaError>>()?;
+        let blocks = pair.iter().zip(TILE_ROWS).map(fit).collect::<Result<Vec<u32>, CudaError>>()?;
         Ok(Arc::new(Self {
             norm: route()?,
             logits: route()?,
@@ -175,13 +177,14 @@ impl Kernels {
         }))
     }
 
-    /// Shared memory of a grouped product with tiles of so many rows: three stages, and a number per group.
-    pub(super) fn ffn_shared(rows: u32, groups: u32) -> u32 {
+    /// Returns the bytes of shared memory of a grouped product with tiles of `rows` rows: three stages, and a
+    /// number per group.
+    pub(super) fn gemm_shared_bytes(rows: u32, groups: u32) -> u32 {
         3 * (rows + 128) * 64 * 2 + 4 * (groups + 1)
     }
 
-    /// The largest number of groups that a grouped product can take here.
-    pub(super) fn most_groups(&self) -> usize {
-        self.shared.saturating_sub(Self::ffn_shared(128, 0) as usize) / 4
+    /// Returns the largest number of groups of a grouped product on this GPU.
+    pub(super) fn max_groups(&self) -> usize {
+        self.shared.saturating_sub(Self::gemm_shared_bytes(128, 0) as usize) / 4
     }
 }

@@ -1,15 +1,18 @@
-//! How the executor's kernels are launched.
+//! Launches the executor's kernels.
 //!
-//! In: addresses and sizes. Out: work on a stream. Nothing here waits. Arguments are in the order of `kernels/*.cu`; what they
-//! must be is said there. Addresses are device memory that outlives the work: a [`super::rank::Rank`] and a
-//! [`super::layers::Layer`] keep theirs as long as they live, and are synchronised with before they go.
+//! Input: addresses and sizes. Output: work on a stream. Nothing here waits. Arguments are in the order of
+//! `kernels/*.cu`, which documents their requirements. Addresses are device memory that outlives the work. A
+//! [`super::rank::CudaRank`] and a [`super::replicated::DeviceLayer`] own it, and are synchronised before
+//! they are dropped.
 
-use super::kernels::{Address, Job, Kernels, LANES, On, Rule, TILES};
-use crate::cuda::CudaError;
-use crate::kernels::CHUNK;
+use super::kernels::{
+    BLOCK_THREADS, DeviceAddress, ExecKernels, GroupedGemm, KernelLauncher, RouterRule, TILE_ROWS,
+};
 use cudarc::driver::{LaunchConfig, PushKernelArg};
+use evenkeel_cuda::CudaError;
+use evenkeel_cuda::tables::CHUNK_IDS;
 
-/// Enqueues a kernel; `[x, y, z]` blocks.
+/// Enqueues a kernel with `[x, y, z]` blocks.
 macro_rules! launch {
     ($on:expr, $kernel:ident $([$which:expr])?, $grid:expr, $lanes:expr, $shared:expr, $($argument:expr),+ $(,)?) => {{
         let [x, y, z]: [u32; 3] = $grid;
@@ -17,19 +20,20 @@ macro_rules! launch {
         $(launch.arg($argument);)+
         let shape = LaunchConfig { grid_dim: (x, y, z), block_dim: ($lanes, 1, 1), shared_mem_bytes: $shared };
         #[allow(unsafe_code, reason = "arguments and sizes are those of the kernel of this name in kernels/")]
-        // SAFETY: the module's promise about addresses; the callers' about sizes.
+        // SAFETY: the module's documentation states the requirements on addresses; callers ensure the sizes.
         let launched = unsafe { launch.launch(shape) };
-        launched.map_err(CudaError::driver(concat!("launching ", stringify!($kernel))))?;
+        launched.map_err(CudaError::driver_error(concat!("launching ", stringify!($kernel))))?;
         Ok(())
     }};
 }
 
-/// Blocks for so many things, each block's share being `each`: none too many, and no more than keep a GPU busy.
-fn spread(things: usize, each: usize) -> u32 {
+/// Returns the number of blocks for `things` items with `each` items per block, at least 1 and at most enough
+/// to keep a GPU busy.
+fn block_count(things: usize, each: usize) -> u32 {
     things.div_ceil(each).clamp(1, 4096) as u32
 }
 
-/// Sizes of a router's product.
+/// The sizes of a router's product.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LogitShape {
     pub(super) tokens: usize,
@@ -38,8 +42,9 @@ pub(super) struct LogitShape {
 }
 
 impl LogitShape {
-    /// Parts that the inner width is cut into, and how much of it each has: as many as keep a GPU busy with few tokens.
-    pub(super) fn parts(self) -> [usize; 2] {
+    /// Divides the inner width into parts, so that few tokens still keep a GPU busy. Returns the number of
+    /// parts and the width of each.
+    pub(super) fn split_width(self) -> [usize; 2] {
         let tiles = self.tokens.div_ceil(64).max(1) * self.width.div_ceil(64);
         let wanted = 256usize.div_ceil(tiles).clamp(1, 16);
         let part = self.hidden.div_ceil(wanted).next_multiple_of(16);
@@ -47,62 +52,74 @@ impl LogitShape {
     }
 }
 
-/// Where a rank's slots are, and which rank it is: what dispatch and combine ask for.
+/// The rank and the positions of its slots, for dispatch and combine.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Seat {
+pub(super) struct RankPosition {
     pub(super) own: u32,
     pub(super) ranks: u32,
     pub(super) per_rank: u32,
     pub(super) hidden: u32,
-    /// Tokens that its buffers have room for.
+    /// Tokens for which its buffers have room.
     pub(super) room: u32,
 }
 
-impl On<'_> {
-    pub(super) fn norm(
+impl KernelLauncher<'_> {
+    pub(super) fn normalise_tokens(
         self,
-        x: Address,
-        weight: Address,
+        x: DeviceAddress,
+        weight: DeviceAddress,
         [tokens, hidden]: [usize; 2],
-        exact: Address,
-        rounded: Address,
+        exact: DeviceAddress,
+        rounded: DeviceAddress,
     ) -> Result<(), CudaError> {
         let (n, width) = (tokens as u32, hidden as u32);
-        launch!(self, norm, [spread(tokens, 8), 1, 1], LANES, 0, &x, &weight, &n, &width, &exact, &rounded)
+        launch!(
+            self,
+            norm,
+            [block_count(tokens, 8), 1, 1],
+            BLOCK_THREADS,
+            0,
+            &x,
+            &weight,
+            &n,
+            &width,
+            &exact,
+            &rounded
+        )
     }
 
-    /// Logits in parts.
-    pub(super) fn logits(
+    /// Enqueues partial sums of logits.
+    pub(super) fn logit_parts(
         self,
-        x: Address,
-        weight: Address,
+        x: DeviceAddress,
+        weight: DeviceAddress,
         shape: LogitShape,
-        parts: Address,
+        parts: DeviceAddress,
     ) -> Result<(), CudaError> {
-        let [count, part] = shape.parts().map(|n| n as u32);
+        let [count, part] = shape.split_width().map(|n| n as u32);
         let [tokens, width, hidden] = [shape.tokens, shape.width, shape.hidden].map(|n| n as u32);
         let grid = [tokens.div_ceil(64), width.div_ceil(64), count];
-        launch!(self, logits, grid, LANES, 0, &x, &weight, &tokens, &width, &hidden, &part, &parts)
+        launch!(self, logits, grid, BLOCK_THREADS, 0, &x, &weight, &tokens, &width, &hidden, &part, &parts)
     }
 
     #[allow(clippy::too_many_arguments, reason = "as many as the kernel has")]
-    pub(super) fn choose(
+    pub(super) fn choose_experts(
         self,
-        rule: &Rule,
-        parts: Address,
+        rule: &RouterRule,
+        parts: DeviceAddress,
         shape: LogitShape,
-        logits: Address,
-        ids: Address,
-        weights: Address,
-        bad: Address,
+        logits: DeviceAddress,
+        ids: DeviceAddress,
+        weights: DeviceAddress,
+        bad: DeviceAddress,
     ) -> Result<(), CudaError> {
-        let (count, tokens) = (shape.parts()[0] as u32, shape.tokens as u32);
+        let (count, tokens) = (shape.split_width()[0] as u32, shape.tokens as u32);
         launch!(
             self,
             choose,
             [tokens, 1, 1],
             32,
-            rule.shared(),
+            rule.shared_bytes(),
             rule,
             &parts,
             &count,
@@ -114,74 +131,85 @@ impl On<'_> {
         )
     }
 
-    pub(super) fn add_up(
+    pub(super) fn sum_logit_parts(
         self,
-        parts: Address,
-        bias: Address,
+        parts: DeviceAddress,
+        bias: DeviceAddress,
         shape: LogitShape,
-        logits: Address,
+        logits: DeviceAddress,
     ) -> Result<(), CudaError> {
-        let [count, tokens, width] = [shape.parts()[0], shape.tokens, shape.width].map(|n| n as u32);
-        let grid = [spread(shape.tokens * shape.width, 256), 1, 1];
-        launch!(self, add_up, grid, LANES, 0, &parts, &bias, &count, &tokens, &width, &logits)
+        let [count, tokens, width] = [shape.split_width()[0], shape.tokens, shape.width].map(|n| n as u32);
+        let grid = [block_count(shape.tokens * shape.width, 256), 1, 1];
+        launch!(self, add_up, grid, BLOCK_THREADS, 0, &parts, &bias, &count, &tokens, &width, &logits)
     }
 
-    pub(super) fn room(
+    pub(super) fn apply_capacity(
         self,
         [tokens, top_k, experts]: [usize; 3],
         room: u64,
-        ids: Address,
-        weights: Address,
-        dropped: Address,
+        ids: DeviceAddress,
+        weights: DeviceAddress,
+        dropped: DeviceAddress,
     ) -> Result<(), CudaError> {
         let (tokens, top_k) = (tokens as u32, top_k as u32);
         launch!(self, room, [experts as u32, 1, 1], 32, 0, &tokens, &top_k, &room, &ids, &weights, &dropped)
     }
 
-    pub(super) fn first_copy(
+    pub(super) fn first_replica(
         self,
-        ids: Address,
+        ids: DeviceAddress,
         n: usize,
-        first: Address,
-        slots: Address,
+        first: DeviceAddress,
+        slots: DeviceAddress,
     ) -> Result<(), CudaError> {
         let many = n as u64;
-        launch!(self, first_copy, [spread(n, 256), 1, 1], LANES, 0, &ids, &many, &first, &slots)
+        launch!(self, first_copy, [block_count(n, 256), 1, 1], BLOCK_THREADS, 0, &ids, &many, &first, &slots)
     }
 
-    /// Tokens per slot of one source's choices, and per chunk those before it.
+    /// Counts the tokens per slot of one source's choices, and for each chunk those before it.
     pub(super) fn count_slots(
         self,
-        slots: Address,
+        slots: DeviceAddress,
         n: usize,
         all: usize,
-        histograms: Address,
-        counts: Address,
-        faults: Address,
+        histograms: DeviceAddress,
+        counts: DeviceAddress,
+        faults: DeviceAddress,
     ) -> Result<(), CudaError> {
-        let (many, width, chunks) = (n as u64, all as u32, n.div_ceil(CHUNK));
+        let (many, width, chunks) = (n as u64, all as u32, n.div_ceil(CHUNK_IDS));
         let grid = [chunks as u32, 1, 1];
         let counted: Result<(), CudaError> = (|| {
-            launch!(self, count, grid, CHUNK as u32, 4 * width, &slots, &many, &width, &histograms, &faults)
+            launch!(
+                self,
+                count,
+                grid,
+                CHUNK_IDS as u32,
+                4 * width,
+                &slots,
+                &many,
+                &width,
+                &histograms,
+                &faults
+            )
         })();
         counted?;
         let chunks = chunks as u64;
         launch!(self, count_before, [width, 1, 1], 32, 0, &histograms, &chunks, &width, &counts)
     }
 
-    pub(super) fn bases(
+    pub(super) fn slot_bases(
         self,
-        seat: Seat,
-        all: Address,
-        base: Address,
-        offsets: Address,
+        seat: RankPosition,
+        all: DeviceAddress,
+        base: DeviceAddress,
+        offsets: DeviceAddress,
     ) -> Result<(), CudaError> {
         let shared = 8 * seat.ranks * seat.per_rank;
         launch!(
             self,
             bases,
             [1, 1, 1],
-            LANES,
+            BLOCK_THREADS,
             shared,
             &all,
             &seat.ranks,
@@ -192,34 +220,34 @@ impl On<'_> {
         )
     }
 
-    pub(super) fn place(
+    pub(super) fn place_choices(
         self,
-        seat: Seat,
-        slots: Address,
+        seat: RankPosition,
+        slots: DeviceAddress,
         n: usize,
-        befores: Address,
-        base: Address,
-        places: Address,
+        befores: DeviceAddress,
+        base: DeviceAddress,
+        places: DeviceAddress,
     ) -> Result<(), CudaError> {
         let (many, all) = (n as u64, seat.ranks * seat.per_rank);
-        let grid = [n.div_ceil(CHUNK) as u32, 1, 1];
-        launch!(self, place, grid, CHUNK as u32, 0, &slots, &many, &all, &befores, &base, &places)
+        let grid = [n.div_ceil(CHUNK_IDS) as u32, 1, 1];
+        launch!(self, place, grid, CHUNK_IDS as u32, 0, &slots, &many, &all, &befores, &base, &places)
     }
 
     pub(super) fn number_rows(
         self,
-        seat: Seat,
-        slots: Address,
+        seat: RankPosition,
+        slots: DeviceAddress,
         [tokens, top_k]: [usize; 2],
-        rows: Address,
-        sizes: Address,
+        rows: DeviceAddress,
+        sizes: DeviceAddress,
     ) -> Result<(), CudaError> {
         let (tokens, top_k) = (tokens as u32, top_k as u32);
         launch!(
             self,
             number_rows,
             [seat.ranks, 1, 1],
-            LANES,
+            BLOCK_THREADS,
             0,
             &slots,
             &tokens,
@@ -232,21 +260,21 @@ impl On<'_> {
         )
     }
 
-    pub(super) fn pack(
+    pub(super) fn pack_parcels(
         self,
-        seat: Seat,
-        tokens: Address,
-        slots: Address,
+        seat: RankPosition,
+        tokens: DeviceAddress,
+        slots: DeviceAddress,
         [count, top_k]: [usize; 2],
-        rows: Address,
-        parcels: Address,
+        rows: DeviceAddress,
+        parcels: DeviceAddress,
     ) -> Result<(), CudaError> {
         let (many, k) = ((count * top_k) as u64, top_k as u32);
         launch!(
             self,
             pack,
-            [spread(count * top_k, 8), 1, 1],
-            LANES,
+            [block_count(count * top_k, 8), 1, 1],
+            BLOCK_THREADS,
             0,
             &tokens,
             &slots,
@@ -261,22 +289,22 @@ impl On<'_> {
         )
     }
 
-    pub(super) fn accept(
+    pub(super) fn accept_parcels(
         self,
-        seat: Seat,
-        inboxes: Address,
-        counts: Address,
+        seat: RankPosition,
+        inboxes: DeviceAddress,
+        counts: DeviceAddress,
         top_k: usize,
-        rows: Address,
-        scales: Address,
+        rows: DeviceAddress,
+        scales: DeviceAddress,
     ) -> Result<(), CudaError> {
         let k = top_k as u32;
-        let grid = [spread(seat.room as usize * top_k, 256).min(64), seat.ranks, 1];
+        let grid = [block_count(seat.room as usize * top_k, 256).min(64), seat.ranks, 1];
         launch!(
             self,
             accept,
             grid,
-            LANES,
+            BLOCK_THREADS,
             0,
             &inboxes,
             &counts,
@@ -289,22 +317,22 @@ impl On<'_> {
         )
     }
 
-    pub(super) fn answer(
+    pub(super) fn answer_parcels(
         self,
-        seat: Seat,
-        inboxes: Address,
-        counts: Address,
+        seat: RankPosition,
+        inboxes: DeviceAddress,
+        counts: DeviceAddress,
         top_k: usize,
-        results: Address,
-        answers: Address,
+        results: DeviceAddress,
+        answers: DeviceAddress,
     ) -> Result<(), CudaError> {
         let k = top_k as u32;
-        let grid = [spread(seat.room as usize, 8).min(256), seat.ranks, 1];
+        let grid = [block_count(seat.room as usize, 8).min(256), seat.ranks, 1];
         launch!(
             self,
             answer,
             grid,
-            LANES,
+            BLOCK_THREADS,
             0,
             &inboxes,
             &counts,
@@ -318,25 +346,25 @@ impl On<'_> {
     }
 
     #[allow(clippy::too_many_arguments, reason = "as many as the kernel has")]
-    pub(super) fn combine(
+    pub(super) fn combine_answers(
         self,
-        seat: Seat,
-        slots: Address,
-        places: Address,
+        seat: RankPosition,
+        slots: DeviceAddress,
+        places: DeviceAddress,
         [tokens, top_k]: [usize; 2],
-        results: Address,
-        rows: Address,
-        answers: Address,
-        shared: Address,
-        residual: Address,
-        out: Address,
+        results: DeviceAddress,
+        rows: DeviceAddress,
+        answers: DeviceAddress,
+        shared: DeviceAddress,
+        residual: DeviceAddress,
+        out: DeviceAddress,
     ) -> Result<(), CudaError> {
         let (n, k) = (tokens as u32, top_k as u32);
         launch!(
             self,
             combine,
-            [spread(tokens, 8), 1, 1],
-            LANES,
+            [block_count(tokens, 8), 1, 1],
+            BLOCK_THREADS,
             0,
             &slots,
             &places,
@@ -355,42 +383,43 @@ impl On<'_> {
         )
     }
 
-    /// A grouped product of our own; `pair` where two matrices make one result. `tile` is an index into [`TILES`].
-    pub(super) fn grouped(self, job: &Job, pair: bool, tile: usize) -> Result<(), CudaError> {
-        let shared = Kernels::ffn_shared(TILES[tile], job.groups);
+    /// Enqueues a grouped product. With `pair` two matrices produce one result. `tile` is an index into
+    /// [`TILE_ROWS`].
+    pub(super) fn grouped_gemm(self, job: &GroupedGemm, pair: bool, tile: usize) -> Result<(), CudaError> {
+        let shared = ExecKernels::gemm_shared_bytes(TILE_ROWS[tile], job.groups);
         let grid = [self.kernels.blocks[tile], 1, 1];
         if pair {
-            launch!(self, pair[tile], grid, LANES, shared, job)
+            launch!(self, pair[tile], grid, BLOCK_THREADS, shared, job)
         } else {
-            launch!(self, single[tile], grid, LANES, shared, job)
+            launch!(self, single[tile], grid, BLOCK_THREADS, shared, job)
         }
     }
 
-    pub(super) fn permute(
+    pub(super) fn permute_rows(
         self,
-        rows: Address,
+        rows: DeviceAddress,
         count: usize,
         width: usize,
-        out: Address,
+        out: DeviceAddress,
     ) -> Result<(), CudaError> {
         let (n, wide) = (count as u32, width as u32);
-        launch!(self, permute, [spread(count, 8), 1, 1], LANES, 0, &rows, &n, &wide, &out)
+        launch!(self, permute, [block_count(count, 8), 1, 1], BLOCK_THREADS, 0, &rows, &n, &wide, &out)
     }
 
-    /// `gate` is 0 where there is none.
-    pub(super) fn activate(
+    /// Enqueues the activation. `gate` is 0 if there is none.
+    pub(super) fn apply_activation(
         self,
-        job: &Job,
-        gate: Address,
-        up: Address,
+        job: &GroupedGemm,
+        gate: DeviceAddress,
+        up: DeviceAddress,
         count: usize,
     ) -> Result<(), CudaError> {
         let n = count as u32;
-        launch!(self, activate, [spread(count, 8), 1, 1], LANES, 0, job, &gate, &up, &n)
+        launch!(self, activate, [block_count(count, 8), 1, 1], BLOCK_THREADS, 0, job, &gate, &up, &n)
     }
 
-    pub(super) fn weigh(self, job: &Job, count: usize) -> Result<(), CudaError> {
+    pub(super) fn weigh_rows(self, job: &GroupedGemm, count: usize) -> Result<(), CudaError> {
         let n = count as u32;
-        launch!(self, weigh, [spread(count, 8), 1, 1], LANES, 0, job, &n)
+        launch!(self, weigh, [block_count(count, 8), 1, 1], BLOCK_THREADS, 0, job, &n)
     }
 }

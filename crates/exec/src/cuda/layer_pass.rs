@@ -1,91 +1,91 @@
-//! One layer on all ranks, phase by phase: what is enqueued, and what comes back.
+//! One layer on all ranks, phase by phase: the enqueued work and its results.
 
-use super::dispatch::{dispatch, split, with_buffers};
-use super::experts::Cells;
-use super::home::Home;
+use super::dispatch::{dispatch_tokens, split_batch, with_buffers};
+use super::expert_slots::ExpertSlots;
+use super::experts::SlotAddresses;
 use super::kernels::address;
-use super::rank::{Buffers, Rank, Tables, mirror};
-use super::route::{Chooser, on_host, padded, recorded};
-use super::{Cuda, Path, Plan, Streams};
-use crate::cuda::CudaError;
-use crate::exec::backend::{LayerInput, LayerRun, Phase, Routed, SourceRouting, Times};
-use crate::exec::clock::timed;
-use crate::exec::cpu::check_slots;
-use crate::exec::error::ExecError;
-use crate::exec::router::{RouteArgs, Router};
+use super::rank::{AddressTables, CudaRank, RankBuffers, copy_mirrors};
+use super::route::{ChoiceSource, choose_on_host, pad_ids, replay_source};
+use super::{Cuda, GemmPath, LayerPlanners, StreamSharing};
+use crate::backend::{LayerInput, LayerRun, LayerStage, RoutingSource, SourceRouting, StageTimes};
+use crate::clock::time_work;
+use crate::cpu::check_slots;
+use crate::error::ExecError;
+use crate::router::{RouteArgs, Router};
+use evenkeel_cuda::CudaError;
 
-/// What a pass through a layer works on.
+/// The sizes of a pass through a layer.
 #[derive(Debug, Clone)]
-pub(super) struct Pass {
+pub(super) struct LayerPass {
     pub(super) layer: usize,
-    /// Per source: tokens, and rows that experts work on (mixtures of a soft router, else the tokens).
+    /// Per source: tokens, and rows for the experts (mixtures of a soft router, otherwise the tokens).
     pub(super) tokens: Vec<usize>,
     pub(super) rows: Vec<usize>,
     pub(super) top_k: usize,
-    pub(super) chooser: Chooser,
-    /// Whether rows are mixtures.
+    pub(super) chooser: ChoiceSource,
+    /// True if rows are mixtures.
     pub(super) mixes: bool,
 }
 
-/// Buffers and tables of a rank that has been given them.
-pub(super) fn parts(rank: &Rank) -> Result<(&Buffers, &Tables), ExecError> {
+/// Returns the buffers and tables of a rank. They must exist.
+pub(super) fn buffers_and_tables(rank: &CudaRank) -> Result<(&RankBuffers, &AddressTables), ExecError> {
     let lacking = || ExecError::Nothing("a rank without buffers".into());
     let buffers = rank.buffers.as_ref().ok_or_else(lacking)?;
     Ok((buffers, buffers.tables.as_ref().ok_or_else(lacking)?))
 }
 
-pub(super) fn buffers(rank: &mut Rank) -> Result<&mut Buffers, ExecError> {
+pub(super) fn buffers_mut(rank: &mut CudaRank) -> Result<&mut RankBuffers, ExecError> {
     rank.buffers.as_mut().ok_or_else(|| ExecError::Nothing("a rank without buffers".into()))
 }
 
-/// Every rank waits for what all others have been given so far, where they are not on one stream.
-pub(super) fn meet(ranks: &[Rank], streams: Streams) -> Result<(), CudaError> {
-    if streams == Streams::Alone && ranks.iter().all(|rank| rank.device == 0) {
+/// Makes every rank wait for the work enqueued so far on all others, unless they share a stream.
+pub(super) fn synchronize_streams(ranks: &[CudaRank], streams: StreamSharing) -> Result<(), CudaError> {
+    if streams == StreamSharing::Alone && ranks.iter().all(|rank| rank.device == 0) {
         return Ok(());
     }
-    ranks.iter().try_for_each(Rank::mark)?;
+    ranks.iter().try_for_each(CudaRank::record_mark)?;
     for rank in ranks {
-        ranks.iter().filter(|other| other.own != rank.own).try_for_each(|other| rank.wait(other))?;
+        ranks.iter().filter(|other| other.own != rank.own).try_for_each(|other| rank.wait_for(other))?;
     }
     Ok(())
 }
 
 impl Cuda {
-    /// What a pass needs to know, and room for it.
-    pub(super) fn pass(
+    /// Determines the sizes of a pass, and allocates room for it.
+    pub(super) fn prepare_pass(
         &mut self,
         layer: usize,
         tokens: Vec<usize>,
-        routed: &Routed<'_>,
-    ) -> Result<Pass, ExecError> {
+        routed: &RoutingSource<'_>,
+    ) -> Result<LayerPass, ExecError> {
         let (model, router) = (&self.config.model, &self.gpus[0].layers[layer].router);
-        let chooser = Chooser::of(routed, router, self.config.capacity);
+        let chooser = ChoiceSource::from_routing(routed, router, self.config.capacity);
         let top_k = match *routed {
-            Routed::Replay { top_k, .. } => top_k,
-            Routed::Router => {
-                // Whether it can choose at all.
-                router.route(&[], &self.config.route_args(0, layer, 0))?;
+            RoutingSource::Replay { top_k, .. } => top_k,
+            RoutingSource::Router => {
+                // Checks that the router supports the arguments.
+                router.route_tokens(&[], &self.config.route_args(0, layer, 0))?;
                 router.fixed_top_k().unwrap_or(model.top_k)
             }
         };
         let mixtures = match router {
-            Router::Soft { slots } if chooser != Chooser::Recorded => Some(slots * model.experts),
+            Router::Soft { slots } if chooser != ChoiceSource::Recorded => Some(slots * model.experts),
             _ => None,
         };
         let rows: Vec<usize> =
             tokens.iter().map(|&n| if n == 0 { 0 } else { mixtures.unwrap_or(n) }).collect();
         let most = tokens.iter().chain(&rows).copied().max().unwrap_or(0);
-        self.make_room(most, top_k.max(1))?;
-        Ok(Pass { layer, tokens, rows, top_k, chooser, mixes: mixtures.is_some() })
+        self.reserve_buffers(most, top_k.max(1))?;
+        Ok(LayerPass { layer, tokens, rows, top_k, chooser, mixes: mixtures.is_some() })
     }
 
-    /// Sends tokens, and how many there are, to the ranks.
-    pub(super) fn send(&mut self, pass: &Pass, tokens: &[Vec<f32>]) -> Result<(), ExecError> {
+    /// Sends tokens and their numbers to the ranks.
+    pub(super) fn upload_tokens(&mut self, pass: &LayerPass, tokens: &[Vec<f32>]) -> Result<(), ExecError> {
         let choices: Vec<u32> = pass.rows.iter().map(|&rows| (rows * pass.top_k) as u32).collect();
         for rank in &mut self.ranks {
             let (own, stream) = (rank.own, rank.gpu.stream().clone());
-            let (x, buffers) = (&tokens[own], buffers(rank)?);
-            let failed = CudaError::driver("copying tokens to the device");
+            let (x, buffers) = (&tokens[own], buffers_mut(rank)?);
+            let failed = CudaError::driver_error("copying tokens to the device");
             if !x.is_empty() {
                 stream.memcpy_htod(x, &mut buffers.x).map_err(&failed)?;
             }
@@ -100,74 +100,77 @@ impl Cuda {
         Ok(())
     }
 
-    pub(super) fn run_layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
+    pub(super) fn forward_layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
         let (ranks, hidden) = (self.config.cluster.ranks(), self.config.model.hidden as usize);
-        input.check(self.layers().len(), ranks, hidden)?;
+        input.check_shapes(self.device_layers().len(), ranks, hidden)?;
         let mut tokens: Vec<usize> = input.tokens.iter().map(|x| x.len() / hidden).collect();
-        if let Some(far) = &self.far {
-            tokens = far.tokens([input.step as usize, input.layer], &tokens)?;
+        if let Some(far) = &self.remote {
+            tokens = far.gather_tokens([input.step as usize, input.layer], &tokens)?;
         }
-        let pass = self.pass(input.layer, tokens, &input.routed)?;
-        self.send(&pass, input.tokens)?;
+        let pass = self.prepare_pass(input.layer, tokens, &input.routed)?;
+        self.upload_tokens(&pass, input.tokens)?;
         self.clock.reset(true, ranks);
-        let mut times = vec![Times::default(); ranks];
+        let mut times = vec![StageTimes::default(); ranks];
         let args: Vec<RouteArgs> =
             (0..ranks).map(|rank| self.config.route_args(input.step, input.layer, rank)).collect();
-        let routed = self.route(&pass, input, &args, &mut times)?;
-        self.assign(&pass, input, &mut times)?;
-        self.enqueue(&pass, false)?;
-        let mut run = self.collect(&pass, routed, &args)?;
-        run.wall = self.clock.read(&mut times)?;
+        let routed = self.route_tokens(&pass, input, &args, &mut times)?;
+        self.assign_slots(&pass, input, &mut times)?;
+        self.enqueue_layer(&pass, false)?;
+        let mut run = self.read_results(&pass, routed, &args)?;
+        run.wall = self.clock.read_times(&mut times)?;
         run.times = times;
         Ok(run)
     }
 
-    /// Every rank norms its tokens and gets their experts.
-    fn route(
+    /// Norms and routes the tokens of every rank.
+    fn route_tokens(
         &mut self,
-        pass: &Pass,
+        pass: &LayerPass,
         input: &LayerInput<'_>,
         args: &[RouteArgs],
-        times: &mut [Times],
+        times: &mut [StageTimes],
     ) -> Result<Vec<SourceRouting>, ExecError> {
         let (experts, gpus) = (self.config.model.experts, &self.gpus);
         let (path, activation) = (self.options.path, self.config.model.activation);
-        let listens = !matches!(input.routed, Routed::Replay { and_route: false, .. });
+        let listens = !matches!(input.routed, RoutingSource::Replay { also_run_router: false, .. });
         let own_k = gpus[0].layers[pass.layer].router.fixed_top_k().unwrap_or(self.config.model.top_k);
         let mut all = vec![SourceRouting::default(); args.len()];
         for (of_blas, rank) in self.ranks.iter_mut().enumerate() {
             let at = rank.own;
             let (tokens, gpu) = (pass.tokens[at], rank.gpu.clone());
             let layer = &gpus[rank.device].layers[pass.layer];
-            let of_source = recorded(&input.routed, at, tokens, experts)?;
-            let logits = self.clock.span(&gpu, at, Phase::Route, || -> Result<Vec<f32>, ExecError> {
-                let (buffers, _) = parts(rank)?;
-                rank.norm(buffers, layer, tokens)?;
-                match pass.chooser {
-                    Chooser::Device => rank.choose(buffers, layer, tokens, &args[at], own_k)?,
-                    Chooser::Host => return Ok(rank.host_logits(buffers, layer, tokens)?),
-                    Chooser::Recorded if listens && own_k <= pass.top_k => {
-                        rank.choose(buffers, layer, tokens, &args[at], own_k)?;
+            let of_source = replay_source(&input.routed, at, tokens, experts)?;
+            let logits =
+                self.clock.record_span(&gpu, at, LayerStage::Route, || -> Result<Vec<f32>, ExecError> {
+                    let (buffers, _) = buffers_and_tables(rank)?;
+                    rank.enqueue_norm(buffers, layer, tokens)?;
+                    match pass.chooser {
+                        ChoiceSource::Device => {
+                            rank.choose_on_device(buffers, layer, tokens, &args[at], own_k)?;
+                        }
+                        ChoiceSource::Host => return Ok(rank.host_logits(buffers, layer, tokens)?),
+                        ChoiceSource::Recorded if listens && own_k <= pass.top_k => {
+                            rank.choose_on_device(buffers, layer, tokens, &args[at], own_k)?;
+                        }
+                        ChoiceSource::Recorded => {}
                     }
-                    Chooser::Recorded => {}
-                }
-                Ok(vec![])
-            })?;
-            if pass.chooser == Chooser::Device {
+                    Ok(vec![])
+                })?;
+            if pass.chooser == ChoiceSource::Device {
                 all[at] = of_source;
                 continue;
             }
             let of_source = match pass.chooser {
-                Chooser::Host => timed(&mut times[at][Phase::Route as usize], || {
-                    on_host(&layer.router, logits, &args[at])
+                ChoiceSource::Host => time_work(&mut times[at][LayerStage::Route as usize], || {
+                    choose_on_host(&layer.router, logits, &args[at])
                 })?,
                 _ => of_source,
             };
             if let Some(soft) = &of_source.soft {
-                // The shared expert sees the tokens, which then make room for their mixtures.
+                // The shared expert reads the tokens before their mixtures overwrite them.
                 let blas = self.blas.get(of_blas);
-                self.clock.span(&gpu, at, Phase::Ffn, || -> Result<(), ExecError> {
-                    Ok(rank.shared(path, blas, parts(rank)?.0, layer, activation, tokens)?)
+                self.clock.record_span(&gpu, at, LayerStage::Ffn, || -> Result<(), ExecError> {
+                    Ok(rank.run_shared(path, blas, buffers_and_tables(rank)?.0, layer, activation, tokens)?)
                 })?;
                 with_buffers(rank, |rank, buffers| rank.send_mixtures(buffers, soft, tokens))?;
             }
@@ -177,59 +180,66 @@ impl Cuda {
         Ok(all)
     }
 
-    /// Every choice gets a slot where the host says which: those given, and those of splits on the host.
-    fn assign(&mut self, pass: &Pass, input: &LayerInput<'_>, times: &mut [Times]) -> Result<(), ExecError> {
+    /// Assigns slots to all choices if the host decides them: given slots, and those of splits on the host.
+    fn assign_slots(
+        &mut self,
+        pass: &LayerPass,
+        input: &LayerInput<'_>,
+        times: &mut [StageTimes],
+    ) -> Result<(), ExecError> {
         let given = match input.routed {
-            Routed::Replay { slots, .. } => slots,
-            Routed::Router => None,
+            RoutingSource::Replay { slots, .. } => slots,
+            RoutingSource::Router => None,
         };
         let choices = |rank: usize| pass.rows[rank] * pass.top_k;
         let mut slots: Vec<Vec<i64>> = Vec::new();
         if let Some(given) = given {
-            let Routed::Replay { ids, .. } = input.routed else { return Ok(()) };
+            let RoutingSource::Replay { ids, .. } = input.routed else { return Ok(()) };
             for &rank in &self.mine {
                 check_slots(rank, &ids[rank], &given[rank], &self.placements[pass.layer])?;
                 slots.push(given[rank].clone());
             }
-        } else if let Plan::Host(planners) = &mut self.plans[pass.layer] {
+        } else if let LayerPlanners::Host(planners) = &mut self.plans[pass.layer] {
             let mut ids: Vec<Vec<i64>> = Vec::new();
             let mut counts = Vec::new();
             for (rank, planner) in self.ranks.iter().zip(planners.iter()) {
                 let at = rank.own;
-                let of_rank = rank.gpu.download(&parts(rank)?.0.ids)?;
+                let of_rank = rank.gpu.download(&buffers_and_tables(rank)?.0.ids)?;
                 let of_rank: Vec<i64> = of_rank.into_iter().take(choices(at)).map(i64::from).collect();
                 let mut own = vec![0; self.config.model.experts];
-                timed(&mut times[at][Phase::Count as usize], || planner.count(&of_rank, &mut own))?;
+                time_work(&mut times[at][LayerStage::Count as usize], || {
+                    planner.count_ids(&of_rank, &mut own)
+                })?;
                 counts.extend(own);
                 ids.push(of_rank);
             }
-            if let Some(far) = &self.far {
-                counts = far.all_counts(&counts)?;
+            if let Some(far) = &self.remote {
+                counts = far.gather_counts(&counts)?;
             }
             for ((&rank, planner), ids) in self.mine.iter().zip(planners).zip(&ids) {
-                let time = &mut times[rank][Phase::Split as usize];
-                let quotas = timed(time, || planner.split(&counts).map(|split| &split.quotas))?;
-                if let Some(far) = &self.far {
-                    far.prove(&self.placements[pass.layer], quotas)?;
+                let time = &mut times[rank][LayerStage::Split as usize];
+                let quotas = time_work(time, || planner.split(&counts).map(|split| &split.quotas))?;
+                if let Some(far) = &self.remote {
+                    far.verify_split(&self.placements[pass.layer], quotas)?;
                 }
-                slots.push(timed(time, || planner.redirect(ids, rank))?);
+                slots.push(time_work(time, || planner.redirect(ids, rank))?);
             }
         }
         for (rank, slots) in self.ranks.iter_mut().zip(&slots) {
             let stream = rank.gpu.stream().clone();
-            let buffers = buffers(rank)?;
-            let slots = padded(slots.iter().map(|&slot| slot as i32), buffers.room.choices());
-            let failed = CudaError::driver("copying slots to the device");
+            let buffers = buffers_mut(rank)?;
+            let slots = pad_ids(slots.iter().map(|&slot| slot as i32), buffers.room.max_choices());
+            let failed = CudaError::driver_error("copying slots to the device");
             stream.memcpy_htod(&slots, &mut buffers.slots).map_err(failed)?;
         }
-        // Slots that are given stand for the plan of this pass.
+        // Given slots replace the plan of this pass.
         self.given = given.is_some();
         Ok(())
     }
 
-    /// From choices to outputs, on the device: counts, split, dispatch, experts, combine. With `residual` tokens are added to
-    /// their outputs.
-    pub(super) fn enqueue(&mut self, pass: &Pass, residual: bool) -> Result<(), ExecError> {
+    /// Enqueues the way from choices to outputs on the device: counts, split, dispatch, experts, combine.
+    /// With `residual` tokens are added to their outputs.
+    pub(super) fn enqueue_layer(&mut self, pass: &LayerPass, residual: bool) -> Result<(), ExecError> {
         let given = std::mem::take(&mut self.given);
         let Self {
             ranks,
@@ -242,7 +252,7 @@ impl Cuda {
             options,
             config,
             shape,
-            far,
+            remote: far,
             placements,
             ..
         } = self;
@@ -253,42 +263,42 @@ impl Cuda {
         };
         if !given {
             let plan = &mut plans[pass.layer];
-            split(plan, ranks, homes, board.as_mut(), clock, pass, (streams, far.is_some()))?;
-            if let (Some(far), Plan::Device(planners)) = (far, plan) {
-                far.prove_device(&placements[pass.layer], planners)?;
+            split_batch(plan, ranks, homes, board.as_mut(), clock, pass, (streams, far.is_some()))?;
+            if let (Some(far), LayerPlanners::Device(planners)) = (far, plan) {
+                far.verify_device_split(&placements[pass.layer], planners)?;
             }
         }
-        dispatch(ranks, slot_board.as_mut(), clock, pass, streams, far)?;
+        dispatch_tokens(ranks, slot_board.as_mut(), clock, pass, streams, far)?;
         let choices = pass.rows.iter().sum::<usize>() * pass.top_k;
         for (at, rank) in ranks.iter().enumerate() {
-            let (buffers, tables) = parts(rank)?;
+            let (buffers, tables) = buffers_and_tables(rank)?;
             let layer = &gpus[rank.device].layers[pass.layer];
-            let (table, _) = homes[at].tables(pass.layer);
-            let host = Home::addresses(&homes[at].slots[pass.layer]);
-            let cells = Cells { table: address(table), host: &host };
+            let (table, _) = homes[at].layer_tables(pass.layer);
+            let host = ExpertSlots::slot_addresses(&homes[at].slots[pass.layer]);
+            let cells = SlotAddresses { table: address(table), host: &host };
             let (blas, at) = (blas.get(at), rank.own);
-            if let (Some(far), Path::Cublas) = (far, path) {
-                far.settle(rank)?;
+            if let (Some(far), GemmPath::Cublas) = (far, path) {
+                far.synchronize(rank)?;
             }
-            clock.span(&rank.gpu, at, Phase::Ffn, || -> Result<(), ExecError> {
+            clock.record_span(&rank.gpu, at, LayerStage::Ffn, || -> Result<(), ExecError> {
                 if !pass.mixes {
-                    rank.shared(path, blas, buffers, layer, activation, pass.tokens[at])?;
+                    rank.run_shared(path, blas, buffers, layer, activation, pass.tokens[at])?;
                 }
-                Ok(rank.routed(path, blas, buffers, cells, (*shape, activation), choices)?)
+                Ok(rank.run_routed(path, blas, buffers, cells, (*shape, activation), choices)?)
             })?;
-            let seat = rank.seat(&buffers.room);
+            let seat = rank.rank_position(&buffers.room);
             if buffers.room.ranks > 1 && choices > 0 {
-                clock.span(&rank.gpu, at, Phase::Combine, || {
+                clock.record_span(&rank.gpu, at, LayerStage::Combine, || {
                     let (inboxes, counts) = (address(&tables.inboxes), address(&buffers.choices));
                     let (results, answers) = (address(&buffers.results), address(&tables.own_answers));
-                    rank.on().answer(seat, inboxes, counts, pass.top_k, results, answers)
+                    rank.launcher().answer_parcels(seat, inboxes, counts, pass.top_k, results, answers)
                 })?;
             }
         }
-        meet(ranks, streams)?;
+        synchronize_streams(ranks, streams)?;
         let has_shared = gpus[0].layers[pass.layer].shared.is_some();
         if let Some(far) = far {
-            ranks.iter().try_for_each(|rank| far.answers(rank))?;
+            ranks.iter().try_for_each(|rank| far.exchange_answers(rank))?;
         }
         for at in 0..ranks.len() {
             let (gpu, own) = (ranks[at].gpu.clone(), ranks[at].own);
@@ -296,23 +306,24 @@ impl Cuda {
                 continue;
             }
             if ranks.iter().any(|rank| rank.device != ranks[at].device) {
-                clock.span(&gpu, own, Phase::Combine, || mirror(ranks, at, true))?;
+                clock.record_span(&gpu, own, LayerStage::Combine, || copy_mirrors(ranks, at, true))?;
             }
             let rank = &ranks[at];
-            let (buffers, tables) = parts(rank)?;
+            let (buffers, tables) = buffers_and_tables(rank)?;
             let shared = if has_shared && !pass.mixes { address(&buffers.shared_out) } else { 0 };
             let x = if residual { address(&buffers.x) } else { 0 };
-            clock.span(&rank.gpu, own, Phase::Combine, || {
+            clock.record_span(&rank.gpu, own, LayerStage::Combine, || {
                 let size = [pass.rows[own], pass.top_k];
                 let (slots, places) = (address(&buffers.slots), address(&buffers.places));
                 let (results, rows) = (address(&buffers.results), address(&buffers.parcel_rows));
                 let (answers, out) = (address(&tables.answers), address(&buffers.out));
-                let seat = rank.seat(&buffers.room);
-                rank.on().combine(seat, slots, places, size, results, rows, answers, shared, x, out)
+                let seat = rank.rank_position(&buffers.room);
+                rank.launcher()
+                    .combine_answers(seat, slots, places, size, results, rows, answers, shared, x, out)
             })?;
         }
-        // The next pass writes what others read in this one.
-        meet(ranks, streams)?;
+        // The next pass overwrites data that other ranks read in this one.
+        synchronize_streams(ranks, streams)?;
         Ok(())
     }
 }

@@ -1,55 +1,61 @@
-//! The CUDA backend: ranks with memories and streams of their own on one GPU, bf16 weights and activations, `f32` sums.
+//! The CUDA backend: ranks with separate memories and streams on one or more GPUs, bf16 weights and
+//! activations, `f32` sums.
 //!
-//! In: the tokens of every rank. Out: what the layer adds to them. A layer's kernels (`kernels/route.cu`, `dispatch.cu`, `ffn.cu`
-//! and those of the split) read from device memory how many tokens went where, so nothing between the first and the last one
-//! waits for the host, and a graph can record all of it ([`Cuda::record`]). The host is asked where it must be: by routers that
-//! draw random numbers or mix tokens, by splits other than the exact one, by room that overflows to the next choice, and by
-//! cuBLAS ([`Path::Cublas`]), which takes the sizes of its products from the host.
+//! Input: the tokens of every rank. Output: the values that the layer adds to them. A layer's kernels
+//! (`crates/cuda/kernels/route.cu`, `dispatch.cu`, `ffn.cu` and those of the split) read from device memory
+//! how many tokens went to each slot. So nothing between the first and the last kernel waits for the host,
+//! and a graph can record all of it ([`Cuda::record_layer`]). The host takes part in four cases:
 //!
-//! [`Peer`] is one rank alone, of a group whose others are in other processes.
+//! - A router draws random numbers or mixes tokens.
+//! - The split is not the exact one.
+//! - Overflow goes to the next choice.
+//! - cuBLAS ([`GemmPath::Cublas`]) takes the sizes of its products from the host.
 //!
-//! Ranks do not read each other's memory but for what is sent: counts, slots and weights of tokens, parcels, answers.
+//! [`CudaPeer`] is one rank of a group whose other ranks are in other processes.
+//!
+//! Ranks read each other's memory only for sent data: counts, slots and weights of tokens, send buffers,
+//! answers.
 
-mod blas;
-mod build;
-mod cells;
-mod clock;
-mod collect;
+mod allocate;
+mod cublas;
 mod dispatch;
+mod expert_buffer;
+mod expert_slots;
+mod expert_timer;
 mod experts;
-mod far;
-mod home;
+mod graph;
 mod kernels;
 mod launch;
-mod layers;
-mod measure;
-mod moves;
+mod layer_pass;
+mod migration;
 mod peer;
 mod rank;
-mod record;
+mod readback;
+mod remote;
+mod replicated;
 mod route;
-mod step;
+mod stage_timer;
 
-pub use measure::Experts;
-pub use peer::Peer;
-pub use record::Recorded;
+pub use expert_timer::ExpertTimer;
+pub use graph::RecordedLayer;
+pub use peer::CudaPeer;
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun};
 use super::error::ExecError;
 use super::weights::{Dtype, WeightSource};
-use crate::cuda::{Context, CudaError, DeviceGather, DevicePlanner, nvrtc_version, probe};
-use crate::place::Placement;
-use crate::planner::Planner;
-use crate::split::Method;
-use blas::Blas;
-use cells::{Cell, CellShape};
-use clock::Clock;
-use far::Far;
-use home::{Home, of_rank};
-use kernels::Kernels;
-use layers::Layer;
-use moves::Side;
-use rank::Rank;
+use cublas::CublasGemm;
+use evenkeel::place::Placement;
+use evenkeel::planner::Planner;
+use evenkeel::split::SplitMethod;
+use evenkeel_cuda::{CudaError, DeviceGather, DevicePlanner, GpuContext, nvrtc_version, probe_devices};
+use expert_buffer::{ExpertBuffer, ExpertLayout};
+use expert_slots::{ExpertSlots, experts_of_rank};
+use kernels::ExecKernels;
+use migration::CopyStream;
+use rank::CudaRank;
+use remote::RemoteRanks;
+use replicated::DeviceLayer;
+use stage_timer::StageTimer;
 use std::fmt;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -57,73 +63,74 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What multiplies the experts' matrices.
+/// The implementation of the experts' matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Path {
-    /// Our own grouped products, which read their sizes from device memory.
+pub enum GemmPath {
+    /// The grouped products of this project's kernels, which read their sizes from device memory.
     #[default]
     Own,
-    /// cuBLAS' grouped products, for which every rank's host waits for its sizes once per layer.
+    /// The grouped products of cuBLAS. Every rank's host waits for their sizes once per layer.
     Cublas,
 }
 
-impl fmt::Display for Path {
+impl fmt::Display for GemmPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Path::Own => "own",
-            Path::Cublas => "cublas",
+            GemmPath::Own => "own",
+            GemmPath::Cublas => "cublas",
         })
     }
 }
 
-impl FromStr for Path {
+impl FromStr for GemmPath {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
-            "own" => Ok(Path::Own),
-            "cublas" => Ok(Path::Cublas),
+            "own" => Ok(GemmPath::Own),
+            "cublas" => Ok(GemmPath::Cublas),
             _ => Err(format!("unknown products `{name}`: expected own or cublas")),
         }
     }
 }
 
-/// How ranks share a GPU.
+/// The sharing of a GPU between ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Streams {
-    /// One after the other, so that each rank's phases are timed alone.
+pub enum StreamSharing {
+    /// Ranks run one after the other, so that each rank's phases are timed separately.
     #[default]
     Alone,
-    /// All at once, each on a stream of its own.
+    /// All ranks run at once, each on its own stream.
     Own,
 }
 
-/// What a backend runs on, besides the model.
+/// The options of a backend apart from the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Options {
-    /// The GPU, or the first of them.
+pub struct CudaOptions {
+    /// The only GPU, or the first one.
     pub device: usize,
-    /// How many GPUs, one behind the other; 0 is 1. Rank `r` is on the `r mod devices`-th.
+    /// Number of consecutive GPUs; 0 means 1. Rank `r` is on GPU `r mod devices` of them.
     pub devices: usize,
-    /// What multiplies.
-    pub path: Path,
-    /// How ranks share it.
-    pub streams: Streams,
+    /// The implementation of matrix products.
+    pub path: GemmPath,
+    /// The sharing of a GPU between ranks.
+    pub streams: StreamSharing,
 }
 
-impl Options {
-    fn ordinals(&self) -> std::ops::Range<usize> {
+impl CudaOptions {
+    fn gpu_ordinals(&self) -> std::ops::Range<usize> {
         self.device..self.device.saturating_add(self.devices.max(1))
     }
 
-    /// Whether a backend could be opened here: a driver, this GPU, a compiler for its kernels, and cuBLAS where it is asked for.
+    /// Checks whether a backend can be opened on this machine: it needs a driver, these GPUs, a compiler for
+    /// its kernels, and cuBLAS if requested.
     ///
     /// # Errors
-    /// [`ExecError::Unavailable`] says what is missing.
-    pub fn available(&self) -> Result<(), ExecError> {
+    /// Returns [`ExecError::Unavailable`] with the missing part.
+    pub fn check_available(&self) -> Result<(), ExecError> {
         let look = || {
-            let devices = probe()?;
-            for ordinal in self.ordinals() {
+            let devices = probe_devices()?;
+            for ordinal in self.gpu_ordinals() {
                 let Some(device) = devices.get(ordinal) else {
                     return Err(CudaError::Ordinal { ordinal, devices: devices.len() });
                 };
@@ -133,55 +140,55 @@ impl Options {
                 }
             }
             nvrtc_version()?;
-            if self.path == Path::Cublas { blas::present() } else { Ok(()) }
+            if self.path == GemmPath::Cublas { cublas::check_cublas() } else { Ok(()) }
         };
         look().map_err(|error| ExecError::Unavailable { backend: "cuda", reason: error.to_string() })
     }
 }
 
-/// What splits a layer's batches, on every rank.
+/// The planners of a layer's batches, on every rank.
 #[derive(Debug)]
-enum Plan {
-    /// Nothing: first copies.
+enum LayerPlanners {
+    /// No split: first replicas serve all tokens.
     None,
-    /// The device.
+    /// Planners on the device.
     Device(Vec<DevicePlanner>),
-    /// The host.
+    /// Planners on the host.
     Host(Vec<Planner>),
 }
 
-/// One GPU: its kernels, and what all ranks on it have alike.
+/// One GPU: its kernels, and the weights that all ranks on it share.
 #[derive(Debug)]
-struct Gpu {
-    context: Arc<Context>,
-    kernels: Arc<Kernels>,
-    layers: Vec<Layer>,
+struct SharedGpu {
+    context: Arc<GpuContext>,
+    kernels: Arc<ExecKernels>,
+    layers: Vec<DeviceLayer>,
 }
 
 /// The CUDA backend.
 pub struct Cuda {
     config: ExecConfig,
-    options: Options,
-    gpus: Arc<Vec<Gpu>>,
-    shape: CellShape,
+    options: CudaOptions,
+    gpus: Arc<Vec<SharedGpu>>,
+    shape: ExpertLayout,
     placements: Vec<Placement>,
-    /// The ranks of this process, and what is theirs: all of the group, or one.
+    /// The ranks of this process: all of the group, or one.
     mine: Vec<usize>,
-    ranks: Vec<Rank>,
-    homes: Vec<Home>,
-    /// The way to the others, where there are others.
-    far: Option<Rc<Far>>,
-    /// Per layer; made with the buffers.
-    plans: Vec<Plan>,
+    ranks: Vec<CudaRank>,
+    homes: Vec<ExpertSlots>,
+    /// The connection to ranks in other processes, if any.
+    remote: Option<Rc<RemoteRanks>>,
+    /// Planners per layer, created together with the buffers.
+    plans: Vec<LayerPlanners>,
     /// Boards of tokens per expert, and per slot.
     boards: Option<[Box<dyn DeviceGather>; 2]>,
-    blas: Vec<Blas>,
-    clock: Clock,
-    /// Whether the next pass' slots are there already.
+    blas: Vec<CublasGemm>,
+    clock: StageTimer,
+    /// True if the slots of the next pass are already set.
     given: bool,
-    /// Per GPU.
-    sides: Vec<Side>,
-    /// Per layer: a number that changes, and that no other backend has, when memory that a recorded layer works on goes.
+    /// Background streams, per GPU.
+    sides: Vec<CopyStream>,
+    /// A number per layer, unique over all backends. It changes when memory of a recorded layer is freed.
     stamps: Vec<u64>,
 }
 
@@ -195,27 +202,32 @@ impl fmt::Debug for Cuda {
 }
 
 impl Cuda {
-    /// Builds the ranks' memories on a GPU: one placement per layer, weights from `source`.
+    /// Builds the memories of the ranks on the GPUs: one placement per layer, weights from `source`.
     ///
     /// # Errors
-    /// Without a usable GPU; for `f32`, or widths that are no multiples of 8; where memory does not suffice, before any of it is
-    /// taken; when weights cannot be had or have other shapes than the model's, or a placement does not fit.
+    /// Fails in these cases:
+    ///
+    /// - There is no usable GPU.
+    /// - The dtype is `f32`, or widths are not multiples of 8.
+    /// - Memory is short; this is checked before allocation.
+    /// - Weights cannot be read, or have other shapes than the model's.
+    /// - A placement does not fit.
     pub fn new(
         config: ExecConfig,
-        options: Options,
+        options: CudaOptions,
         source: &dyn WeightSource,
         placements: Vec<Placement>,
     ) -> Result<Self, ExecError> {
-        Self::begin(config, options, source, placements, None)
+        Self::with_remote(config, options, source, placements, None)
     }
 
-    /// The same, or one rank of it: that of `far`.
-    fn begin(
+    /// Builds all ranks, or only the rank of `far`.
+    fn with_remote(
         config: ExecConfig,
-        options: Options,
+        options: CudaOptions,
         source: &dyn WeightSource,
         placements: Vec<Placement>,
-        far: Option<Rc<Far>>,
+        far: Option<Rc<RemoteRanks>>,
     ) -> Result<Self, ExecError> {
         let mine: Vec<usize> = match &far {
             Some(far) => vec![far.rank()],
@@ -223,42 +235,42 @@ impl Cuda {
         };
         let unavailable = |reason: String| ExecError::Unavailable { backend: "cuda", reason };
         if config.dtype != Dtype::Bf16 {
-            return Err(unavailable(format!("it runs bf16, not {}", config.dtype)));
+            return Err(unavailable(format!("dtype {}, expected bf16", config.dtype)));
         }
         let model = &config.model;
         for (what, width) in [("tokens", model.hidden), ("experts", model.intermediate)] {
             if !width.is_multiple_of(8) {
-                return Err(unavailable(format!("{what} are {width} wide: it takes multiples of 8")));
+                return Err(unavailable(format!("{what} have a width of {width}, expected a multiple of 8")));
             }
         }
-        options.available()?;
-        let shape = CellShape::new(model.hidden as usize, model.intermediate as usize, model.activation);
+        options.check_available()?;
+        let shape = ExpertLayout::new(model.hidden as usize, model.intermediate as usize, model.activation);
         let shared = model.expert_parameters() * 2 * model.shared as u64;
-        let gates = 4 * model.hidden * config.router.width(model.experts) as u64;
-        let (ordinals, layers) = (options.ordinals(), 0..placements.len());
+        let gates = 4 * model.hidden * config.router.logit_width(model.experts) as u64;
+        let (ordinals, layers) = (options.gpu_ordinals(), 0..placements.len());
         let mut gpus = Vec::with_capacity(ordinals.len());
         for (at, ordinal) in ordinals.clone().enumerate() {
-            let context = Context::open(ordinal)?;
-            let kernels = Kernels::load(&context)?;
-            let (slots, most) = (config.cluster.slots_per_rank(), kernels.most_groups());
+            let context = GpuContext::open(ordinal)?;
+            let kernels = ExecKernels::load(&context)?;
+            let (slots, most) = (config.cluster.slots_per_rank(), kernels.max_groups());
             if slots > most {
-                return Err(unavailable(format!("{slots} slots per rank: it takes {most}")));
+                return Err(unavailable(format!("{slots} slots per rank, expected at most {most}")));
             }
             let here = |rank: usize| rank % ordinals.len() == at;
             let of = |placement: &Placement| {
                 let ranks = mine.iter().copied().filter(|&rank| here(rank));
-                ranks.map(|rank| of_rank(placement, rank).iter().flatten().count()).sum::<usize>()
+                ranks.map(|rank| experts_of_rank(placement, rank).iter().flatten().count()).sum::<usize>()
             };
             let cells: usize = placements.iter().map(of).sum();
-            enough(
+            check_memory(
                 &context,
                 "weights",
                 shape.bytes() * cells as u64 + (shared + gates) * layers.len() as u64,
             )?;
-            gpus.push(Gpu { context, kernels, layers: vec![] });
+            gpus.push(SharedGpu { context, kernels, layers: vec![] });
         }
         for gpu in &mut gpus {
-            let of = |layer| Layer::new(&gpu.context, source, layer, model, &config.router);
+            let of = |layer| DeviceLayer::new(&gpu.context, source, layer, model, &config.router);
             gpu.layers = layers.clone().map(of).collect::<Result<_, _>>()?;
         }
         let this = Self {
@@ -269,90 +281,90 @@ impl Cuda {
             mine,
             ranks: vec![],
             homes: vec![],
-            far,
+            remote: far,
             plans: vec![],
             boards: None,
             blas: vec![],
-            clock: Clock::default(),
+            clock: StageTimer::default(),
             given: false,
             sides: vec![],
             stamps: vec![],
             config,
         };
-        this.build(source, placements, this.config.method)
+        this.build_backend(source, placements, this.config.method)
     }
 
-    /// The same model on the same group and GPU with other placements and another split; a rank's experts are shared with this
-    /// backend where it holds them already.
+    /// Builds a backend for the same model, group and GPUs with other placements and another split. A rank
+    /// shares the experts that it already holds in this backend.
     ///
     /// # Errors
-    /// As [`Cuda::new`].
-    pub fn with(
+    /// Fails as [`Cuda::new`] does.
+    pub fn with_placements(
         &self,
         source: &dyn WeightSource,
         placements: Vec<Placement>,
-        method: Option<Method>,
+        method: Option<SplitMethod>,
     ) -> Result<Self, ExecError> {
-        self.build(source, placements, method)
+        self.build_backend(source, placements, method)
     }
 
-    /// Waits for all ranks, and for what was sent to the GPUs.
+    /// Waits for all ranks, and for data sent to the GPUs.
     fn synchronize(&self) -> Result<(), ExecError> {
         self.ranks.iter().try_for_each(|rank| rank.gpu.synchronize())?;
         Ok(self.gpus.iter().try_for_each(|gpu| gpu.context.synchronize())?)
     }
 
-    /// The GPU, or the first of them.
-    pub fn gpu(&self) -> &Arc<Context> {
+    /// Returns the only GPU, or the first one.
+    pub fn first_gpu(&self) -> &Arc<GpuContext> {
         &self.gpus[0].context
     }
 
-    /// Which of the GPUs a rank is on.
-    fn device(&self, rank: usize) -> usize {
+    /// Returns the index of a rank's GPU.
+    fn device_of(&self, rank: usize) -> usize {
         rank % self.gpus.len()
     }
 
-    /// Layers, as every GPU has them.
-    fn layers(&self) -> &[Layer] {
+    /// Returns the layers, which are equal on every GPU.
+    fn device_layers(&self) -> &[DeviceLayer] {
         &self.gpus[0].layers
     }
 
-    /// Where in this process' lists a rank is.
-    fn at(&self, rank: usize) -> Option<usize> {
+    /// Returns the index of a rank in this process's lists.
+    fn local_index(&self, rank: usize) -> Option<usize> {
         self.mine.iter().position(|&mine| mine == rank)
     }
 
-    fn held(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<Cell>> {
-        self.homes.get(self.at(rank)?)?.held(self.placements.get(layer)?, rank, layer, expert)
+    fn held_buffer(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<ExpertBuffer>> {
+        self.homes.get(self.local_index(rank)?)?.find_buffer(self.placements.get(layer)?, rank, layer, expert)
     }
 
-    /// The first rank that holds an expert.
-    fn first_holder(&self, layer: usize, expert: u32) -> Result<usize, ExecError> {
+    /// Returns the first rank that holds an expert.
+    fn home_rank(&self, layer: usize, expert: u32) -> Result<usize, ExecError> {
         let wrong = |what, given, expected| ExecError::Shape { what, given, expected };
         let placement =
             self.placements.get(layer).ok_or_else(|| wrong("layer", layer, self.placements.len()))?;
         if expert as usize >= placement.experts() {
             return Err(wrong("expert", expert as usize, placement.experts()));
         }
-        Ok(placement.rank_of(placement.copies(expert as usize)[0]))
+        Ok(placement.rank_of(placement.replicas(expert as usize)[0]))
     }
 
-    /// An expert on the first rank that holds it.
-    fn original(&self, layer: usize, expert: u32) -> Result<Arc<Cell>, ExecError> {
-        let rank = self.first_holder(layer, expert)?;
-        self.held(rank, layer, expert).ok_or(ExecError::NotStaged { layer, rank, expert })
+    /// Returns an expert from the first rank that holds it.
+    fn home_buffer(&self, layer: usize, expert: u32) -> Result<Arc<ExpertBuffer>, ExecError> {
+        let rank = self.home_rank(layer, expert)?;
+        self.held_buffer(rank, layer, expert).ok_or(ExecError::NotStaged { layer, rank, expert })
     }
 }
 
-/// A number that was never given before.
-fn stamp() -> u64 {
+/// Returns a unique number.
+fn next_stamp() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// [`ExecError::Memory`] where a GPU has less free memory than needed.
-fn enough(gpu: &Context, what: &'static str, needed: u64) -> Result<(), ExecError> {
-    let (free, _) = gpu.memory()?;
+/// Returns [`ExecError::Memory`] if a GPU has less free memory than needed.
+fn check_memory(gpu: &GpuContext, what: &'static str, needed: u64) -> Result<(), ExecError> {
+    let (free, _) = gpu.device_memory()?;
     if needed <= free {
         return Ok(());
     }
@@ -360,15 +372,16 @@ fn enough(gpu: &Context, what: &'static str, needed: u64) -> Result<(), ExecErro
 }
 
 impl Drop for Cuda {
-    /// Memory is freed on the stream that it came from: nobody else must be at work on it.
+    /// Waits for all work, because memory is freed on the stream that allocated it and nothing else may still
+    /// use it.
     fn drop(&mut self) {
-        // What waits for other processes may have to be given up first.
-        if let Some(far) = &self.far {
-            let _ = self.ranks.iter().try_for_each(|rank| far.settle(rank));
-            let _ = self.sides.iter().try_for_each(|side| far.moved(&side.gpu));
-            if far.clings() {
-                // A rank that hangs may go on with a message into this memory, or out of it, and the library has no way to give a
-                // message up. So what was allocated stays, as it is, until the driver takes it back with the process.
+        // Exchanges with other processes may have to be abandoned first.
+        if let Some(far) = &self.remote {
+            let _ = self.ranks.iter().try_for_each(|rank| far.synchronize(rank));
+            let _ = self.sides.iter().try_for_each(|side| far.wait_for_moves(&side.gpu));
+            if far.must_leak() {
+                // A hung rank may later continue a message from or to this memory, and the library cannot
+                // withdraw it. So the allocations stay until the driver frees them with the process.
                 std::mem::forget(std::mem::take(&mut self.ranks));
                 std::mem::forget(std::mem::take(&mut self.homes));
                 std::mem::forget(std::mem::take(&mut self.sides));
@@ -376,10 +389,10 @@ impl Drop for Cuda {
                 return;
             }
         }
-        // An error here was an error of the work itself, and is reported where that is waited for.
+        // An error here is an error of the work itself, which is reported where its results are waited for.
         let _ = self.synchronize();
         self.sides.iter().for_each(|side| {
-            let _ = side.finish();
+            let _ = side.wait_for_copies();
         });
     }
 }
@@ -389,27 +402,27 @@ impl Backend for Cuda {
         "cuda"
     }
 
-    fn layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
-        self.run_layer(input)
+    fn run_layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
+        self.forward_layer(input)
     }
 
     fn placement(&self, layer: usize) -> &Placement {
         &self.placements[layer]
     }
 
-    fn bytes(&self, layer: usize, expert: u32) -> Result<u64, ExecError> {
-        self.original(layer, expert).map(|_| self.shape.counted())
+    fn expert_bytes(&self, layer: usize, expert: u32) -> Result<u64, ExecError> {
+        self.home_buffer(layer, expert).map(|_| self.shape.weight_bytes())
     }
 
-    fn copy(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError> {
-        self.begin_copy(layer, rank, expert)
+    fn start_copy(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError> {
+        self.enqueue_copy(layer, rank, expert)
     }
 
-    fn arrive(&mut self) -> Result<Vec<Duration>, ExecError> {
-        self.finish_copies()
+    fn wait_for_copies(&mut self) -> Result<Vec<Duration>, ExecError> {
+        self.collect_copies()
     }
 
-    fn switch(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError> {
+    fn activate_placement(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError> {
         self.switch_layer(layer, placement)
     }
 

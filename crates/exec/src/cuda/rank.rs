@@ -1,20 +1,20 @@
-//! One rank: its own memory and stream on a GPU, and the work that it enqueues, phase by phase.
+//! One rank: its own memory and stream on a GPU, and the work that it enqueues in each phase.
 //!
-//! In: its tokens; what the other ranks say by address ([`Inbox`]). Out: its tokens' outputs. Nothing here waits, and nothing
-//! here knows how many rows a rank will get: buffers have room for the most that could come, and kernels read from device
-//! memory what did.
+//! Input: its tokens, and the data of the other ranks by address ([`InboxAddresses`]). Output: the outputs of
+//! its tokens. Nothing here waits, and the host does not know how many rows a rank will receive. Buffers have
+//! room for the largest possible number, and kernels read the actual one from device memory.
 
-use super::kernels::{Address, Kernels, On, address, upload, zeros};
-use super::launch::{LogitShape, Seat};
-use super::layers::Layer;
-use crate::cuda::{Context, CudaError};
-use crate::kernels::CHUNK;
+use super::kernels::{DeviceAddress, ExecKernels, KernelLauncher, address, upload, zeros};
+use super::launch::{LogitShape, RankPosition};
+use super::replicated::DeviceLayer;
 use cudarc::driver::{CudaEvent, CudaSlice};
+use evenkeel_cuda::tables::CHUNK_IDS;
+use evenkeel_cuda::{CudaError, GpuContext};
 use std::sync::Arc;
 
-/// What buffers have room for.
+/// The capacity of buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Room {
+pub(super) struct BufferSizes {
     /// Tokens (or mixtures) of one source.
     pub(super) tokens: usize,
     /// Choices per token.
@@ -23,48 +23,52 @@ pub(super) struct Room {
     pub(super) per_rank: usize,
     pub(super) hidden: usize,
     pub(super) inner: usize,
-    /// Of the shared expert; 0 for none.
+    /// Inner width of the shared expert; 0 without one.
     pub(super) shared: usize,
     /// Logits per token.
     pub(super) width: usize,
-    /// Buffers for somebody else's products, which take rows that lie together.
+    /// True for additional buffers with consecutive rows, which cuBLAS needs.
     pub(super) dense: bool,
 }
 
-impl Room {
-    pub(super) fn choices(&self) -> usize {
+impl BufferSizes {
+    pub(super) fn max_choices(&self) -> usize {
         self.tokens * self.top_k
     }
 
-    /// The most rows that can come to one rank: all tokens of all sources, to as many of its slots as they have choices.
-    pub(super) fn rows(&self) -> usize {
+    /// Returns the largest number of rows that one rank can receive: all tokens of all sources, times the
+    /// slots here that one token can visit.
+    pub(super) fn max_rows(&self) -> usize {
         self.ranks * self.tokens * self.top_k.min(self.per_rank)
     }
 
-    fn slots(&self) -> usize {
+    fn slot_count(&self) -> usize {
         self.ranks * self.per_rank
     }
 
-    fn parts(&self) -> usize {
+    fn max_logit_parts(&self) -> usize {
         let shape = |tokens| LogitShape { tokens, width: self.width, hidden: self.hidden };
-        // Fewer tokens are cut into more parts.
+        // Fewer tokens are divided into more parts, so the maximum over all sizes counts.
         (1..=self.tokens.div_ceil(64).max(1))
-            .map(|tiles| (64 * tiles).min(self.tokens.max(1)) * shape(64 * tiles).parts()[0] * self.width)
+            .map(|tiles| {
+                (64 * tiles).min(self.tokens.max(1)) * shape(64 * tiles).split_width()[0] * self.width
+            })
             .max()
             .unwrap_or(0)
     }
 
-    /// Bytes of a mirror of one rank on another's GPU.
+    /// Returns the bytes of a mirror of one rank on another's GPU.
     pub(super) fn mirror_bytes(&self) -> u64 {
-        (12 * self.choices() + 4 * self.tokens + 4 * self.tokens * self.hidden) as u64
+        (12 * self.max_choices() + 4 * self.tokens + 4 * self.tokens * self.hidden) as u64
     }
 
-    /// Bytes of one rank's buffers.
+    /// Returns the bytes of one rank's buffers.
     pub(super) fn bytes(&self) -> u64 {
-        let (tokens, rows, hidden) = (self.tokens, self.rows(), self.hidden);
-        let of_tokens =
-            tokens * (hidden * (4 + 4 + 4 + 2) + 4 * self.width + 4 * self.ranks) + 4 * self.parts();
-        let of_choices = self.choices() * 16 + 4 * self.choices().div_ceil(CHUNK) * self.slots();
+        let (tokens, rows, hidden) = (self.tokens, self.max_rows(), self.hidden);
+        let of_tokens = tokens * (hidden * (4 + 4 + 4 + 2) + 4 * self.width + 4 * self.ranks)
+            + 4 * self.max_logit_parts();
+        let of_choices =
+            self.max_choices() * 16 + 4 * self.max_choices().div_ceil(CHUNK_IDS) * self.slot_count();
         let of_peers = 2 * self.ranks.saturating_sub(1) * 2 * tokens * hidden;
         let of_rows = rows * (12 + 2 * self.inner + 2 * hidden);
         let of_dense = if self.dense { rows * (2 * hidden + 4 * self.inner) } else { 0 };
@@ -74,54 +78,55 @@ impl Room {
             0
         };
         (of_tokens + of_choices + of_peers + of_rows + of_dense + of_shared) as u64
-            + 4 * (self.ranks * (self.slots() + self.ranks + 1)) as u64
+            + 4 * (self.ranks * (self.slot_count() + self.ranks + 1)) as u64
     }
 }
 
-/// What a rank reads of a source, by address: `Inbox` of kernels/dispatch.cu.
-pub(super) type Inbox = [Address; 5];
+/// The addresses at which a rank reads a source's data: `Inbox` of crates/cuda/kernels/dispatch.cu.
+pub(super) type InboxAddresses = [DeviceAddress; 5];
 
-/// A rank's memory, but for its experts.
+/// The memory of a rank apart from its experts.
 #[derive(Debug)]
-pub(super) struct Buffers {
-    pub(super) room: Room,
-    /// `[token][H]`: what comes in, normed, and normed and rounded.
+pub(super) struct RankBuffers {
+    pub(super) room: BufferSizes,
+    /// Tokens `[token][H]`: the input, its norm, and its norm in bf16.
     pub(super) x: CudaSlice<f32>,
     pub(super) exact: CudaSlice<f32>,
     pub(super) tokens: CudaSlice<u16>,
     pub(super) parts: CudaSlice<f32>,
     /// `[token][width]`
     pub(super) logits: CudaSlice<f32>,
-    /// `[token][k]`, with no expert behind the last token.
+    /// Experts `[token][k]`; -1 after the last token.
     pub(super) ids: CudaSlice<i32>,
     pub(super) weights: CudaSlice<f32>,
     pub(super) slots: CudaSlice<i32>,
     pub(super) places: CudaSlice<u32>,
     pub(super) histograms: CudaSlice<u32>,
-    /// Tokens per slot of this source, and of all of them.
+    /// Tokens per slot of this source, and of all sources.
     pub(super) own_counts: CudaSlice<u32>,
     pub(super) all_counts: CudaSlice<u32>,
     pub(super) base: CudaSlice<u32>,
-    /// Where the rows of every slot begin, `[S + 1]`.
+    /// First row of every slot, `[S + 1]`.
     pub(super) offsets: CudaSlice<u32>,
-    /// `[rank][token]`: rows of the parcels.
+    /// Rows of the send buffers, `[rank][token]`.
     pub(super) parcel_rows: CudaSlice<u32>,
-    /// Rows of the parcel for every rank, `[R]`, and of those of all ranks, `[R][R]`.
+    /// Rows of the send buffer for every rank, `[R]`, and of the send buffers of all ranks, `[R][R]`.
     pub(super) sizes: CudaSlice<u32>,
     pub(super) all_sizes: CudaSlice<u32>,
-    /// Per rank but this one, `[row][H]`: what goes there, and the answers to what came from there.
+    /// Send buffers to every other rank, and answers to the send buffers from there, `[row][H]` each.
     pub(super) parcels: Vec<Option<CudaSlice<u16>>>,
     pub(super) answers: Vec<Option<CudaSlice<u16>>>,
-    /// Per row of the experts: its address and weight, what is between the matrices, and the result.
+    /// Per row of the experts: its address, its weight, the value between the matrices, and the result.
     pub(super) rows: CudaSlice<u64>,
     pub(super) scales: CudaSlice<f32>,
     pub(super) inside: CudaSlice<u16>,
     pub(super) results: CudaSlice<u16>,
-    /// For somebody else's products: rows together, gate and up.
+    /// Buffers for cuBLAS: consecutive rows, gate and up.
     pub(super) permuted: CudaSlice<u16>,
     pub(super) gate: CudaSlice<u16>,
     pub(super) up: CudaSlice<u16>,
-    /// Of the shared expert: its row offsets, inside (and gate and up where products are somebody else's), and result.
+    /// Buffers of the shared expert: row offsets, the value between the matrices (with gate and up for
+    /// cuBLAS), and the result.
     pub(super) shared_offsets: CudaSlice<u32>,
     pub(super) shared_inside: CudaSlice<u16>,
     pub(super) shared_gate: CudaSlice<u16>,
@@ -131,18 +136,18 @@ pub(super) struct Buffers {
     /// Choices of every source, `[R]`.
     pub(super) choices: CudaSlice<u32>,
     pub(super) dropped: CudaSlice<u32>,
-    /// The lowest token whose logits are no numbers.
+    /// The lowest token whose logits are not finite.
     pub(super) bad: CudaSlice<u32>,
     pub(super) faults: CudaSlice<u32>,
-    /// Per rank on another GPU, or in another process: what it sends, here.
-    pub(super) mirrors: Vec<Option<Mirror>>,
-    /// Addresses, `[R]` each, known once all ranks have their buffers.
-    pub(super) tables: Option<Tables>,
+    /// Local copies of the data that ranks on other GPUs or in other processes send, per rank.
+    pub(super) mirrors: Vec<Option<RemoteMirror>>,
+    /// Address tables, `[R]` each, known after all ranks have their buffers.
+    pub(super) tables: Option<AddressTables>,
 }
 
-/// What a rank on another GPU sends, copied to this one's memory: kernels read no other GPU's.
+/// The data that a rank on another GPU sends, copied to this GPU, because kernels read no other GPU's memory.
 #[derive(Debug)]
-pub(super) struct Mirror {
+pub(super) struct RemoteMirror {
     pub(super) slots: CudaSlice<i32>,
     pub(super) places: CudaSlice<u32>,
     pub(super) weights: CudaSlice<f32>,
@@ -151,35 +156,35 @@ pub(super) struct Mirror {
     pub(super) answers: CudaSlice<u16>,
 }
 
-/// What a rank knows of the others.
+/// Addresses of the other ranks' data.
 #[derive(Debug)]
-pub(super) struct Tables {
+pub(super) struct AddressTables {
     pub(super) inboxes: CudaSlice<u64>,
-    /// Where this rank's parcels are, its answers to the others, and the others' answers to it.
+    /// Addresses of this rank's send buffers, its answers to the others, and the others' answers to it.
     pub(super) parcels: CudaSlice<u64>,
     pub(super) own_answers: CudaSlice<u64>,
     pub(super) answers: CudaSlice<u64>,
 }
 
-impl Buffers {
-    /// `devices` are those of all ranks; none where a rank is in another process.
+impl RankBuffers {
+    /// Allocates buffers. `devices` are the GPUs of all ranks; `None` for a rank in another process.
     pub(super) fn new(
-        gpu: &Context,
-        room: Room,
+        gpu: &GpuContext,
+        room: BufferSizes,
         own: usize,
         devices: &[Option<usize>],
     ) -> Result<Self, CudaError> {
-        let (tokens, rows, choices) = (room.tokens, room.rows(), room.choices());
+        let (tokens, rows, choices) = (room.tokens, room.max_rows(), room.max_choices());
         let dense = |n: usize| if room.dense { n } else { 0 };
         let peers = || {
             let one = |rank| if rank == own { Ok(None) } else { zeros(gpu, tokens * room.hidden).map(Some) };
             (0..room.ranks).map(one).collect::<Result<Vec<_>, _>>()
         };
-        let mirror = |device: &Option<usize>| -> Result<Option<Mirror>, CudaError> {
+        let mirror = |device: &Option<usize>| -> Result<Option<RemoteMirror>, CudaError> {
             if *device == devices[own] {
                 return Ok(None);
             }
-            Ok(Some(Mirror {
+            Ok(Some(RemoteMirror {
                 slots: zeros(gpu, choices)?,
                 places: zeros(gpu, choices)?,
                 weights: zeros(gpu, choices)?,
@@ -193,16 +198,16 @@ impl Buffers {
             x: zeros(gpu, tokens * room.hidden)?,
             exact: zeros(gpu, tokens * room.hidden)?,
             tokens: zeros(gpu, tokens * room.hidden)?,
-            parts: zeros(gpu, room.parts())?,
+            parts: zeros(gpu, room.max_logit_parts())?,
             logits: zeros(gpu, tokens * room.width)?,
             ids: zeros(gpu, choices)?,
             weights: zeros(gpu, choices)?,
             slots: zeros(gpu, choices)?,
             places: zeros(gpu, choices)?,
-            histograms: zeros(gpu, choices.div_ceil(CHUNK) * room.slots())?,
-            own_counts: zeros(gpu, room.slots())?,
-            all_counts: zeros(gpu, room.ranks * room.slots())?,
-            base: zeros(gpu, room.slots())?,
+            histograms: zeros(gpu, choices.div_ceil(CHUNK_IDS) * room.slot_count())?,
+            own_counts: zeros(gpu, room.slot_count())?,
+            all_counts: zeros(gpu, room.ranks * room.slot_count())?,
+            base: zeros(gpu, room.slot_count())?,
             offsets: zeros(gpu, room.per_rank + 1)?,
             parcel_rows: zeros(gpu, room.ranks * tokens)?,
             sizes: zeros(gpu, room.ranks)?,
@@ -232,58 +237,59 @@ impl Buffers {
     }
 }
 
-/// Fills memory with ones in every bit: -1, or the highest number there is.
-pub(super) fn fill_ones<T>(gpu: &Context, memory: &CudaSlice<T>) -> Result<(), CudaError> {
-    gpu.stream().context().bind_to_thread().map_err(CudaError::driver("choosing a device"))?;
-    #[allow(unsafe_code, reason = "the memory is as long as it says, and any bits are a whole number")]
-    // SAFETY: as the reason says; the stream is of the memory's device.
+/// Sets every bit of an allocation: -1, or the highest unsigned number.
+pub(super) fn fill_ones<T>(gpu: &GpuContext, memory: &CudaSlice<T>) -> Result<(), CudaError> {
+    gpu.stream().context().bind_to_thread().map_err(CudaError::driver_error("choosing a device"))?;
+    #[allow(unsafe_code, reason = "the memory has its stated length, and any bits are a whole number")]
+    // SAFETY: as the reason says; the stream belongs to the device of the memory.
     let filled = unsafe {
         let stream = gpu.stream().cu_stream();
         cudarc::driver::result::memset_d8_async(address(memory), 0xff, memory.num_bytes(), stream)
     };
-    filled.map_err(CudaError::driver("filling memory"))
+    filled.map_err(CudaError::driver_error("filling memory"))
 }
 
-/// One rank: a stream, the kernels of its GPU, its memory.
+/// One rank: a stream, the kernels of its GPU, and its memory.
 #[derive(Debug)]
-pub(super) struct Rank {
+pub(super) struct CudaRank {
     pub(super) own: usize,
-    /// Which of the backend's GPUs it is on.
+    /// Index of its GPU among those of the backend.
     pub(super) device: usize,
-    pub(super) gpu: Arc<Context>,
-    pub(super) kernels: Arc<Kernels>,
-    /// Where its stream is, for others to wait for.
+    pub(super) gpu: Arc<GpuContext>,
+    pub(super) kernels: Arc<ExecKernels>,
+    /// A mark on its stream, for which other ranks can wait.
     here: CudaEvent,
-    pub(super) buffers: Option<Buffers>,
+    pub(super) buffers: Option<RankBuffers>,
 }
 
-impl Rank {
+impl CudaRank {
     pub(super) fn new(
         own: usize,
         device: usize,
-        gpu: Arc<Context>,
-        kernels: Arc<Kernels>,
+        gpu: Arc<GpuContext>,
+        kernels: Arc<ExecKernels>,
     ) -> Result<Self, CudaError> {
-        let here = gpu.stream().context().new_event(None).map_err(CudaError::driver("making an event"))?;
+        let here =
+            gpu.stream().context().new_event(None).map_err(CudaError::driver_error("creating an event"))?;
         Ok(Self { own, device, gpu, kernels, here, buffers: None })
     }
 
-    /// Marks where this rank's stream is.
-    pub(super) fn mark(&self) -> Result<(), CudaError> {
-        self.here.record(self.gpu.stream()).map_err(CudaError::driver("letting ranks wait for each other"))
+    /// Moves the mark to the current end of this rank's stream.
+    pub(super) fn record_mark(&self) -> Result<(), CudaError> {
+        self.here.record(self.gpu.stream()).map_err(CudaError::driver_error("ordering the streams of ranks"))
     }
 
-    /// Waits, on this rank's stream, for another one's last mark.
-    pub(super) fn wait(&self, other: &Rank) -> Result<(), CudaError> {
-        self.gpu.stream().wait(&other.here).map_err(CudaError::driver("letting ranks wait for each other"))
+    /// Makes this rank's stream wait for another rank's mark.
+    pub(super) fn wait_for(&self, other: &CudaRank) -> Result<(), CudaError> {
+        self.gpu.stream().wait(&other.here).map_err(CudaError::driver_error("ordering the streams of ranks"))
     }
 
-    pub(super) fn on(&self) -> On<'_> {
-        On { kernels: &self.kernels, stream: self.gpu.stream() }
+    pub(super) fn launcher(&self) -> KernelLauncher<'_> {
+        KernelLauncher { kernels: &self.kernels, stream: self.gpu.stream() }
     }
 
-    pub(super) fn seat(&self, room: &Room) -> Seat {
-        Seat {
+    pub(super) fn rank_position(&self, room: &BufferSizes) -> RankPosition {
+        RankPosition {
             own: self.own as u32,
             ranks: room.ranks as u32,
             per_rank: room.per_rank as u32,
@@ -292,31 +298,45 @@ impl Rank {
         }
     }
 
-    /// Norms `tokens` tokens.
-    pub(super) fn norm(&self, buffers: &Buffers, layer: &Layer, tokens: usize) -> Result<(), CudaError> {
+    /// Enqueues the norm of `tokens` tokens.
+    pub(super) fn enqueue_norm(
+        &self,
+        buffers: &RankBuffers,
+        layer: &DeviceLayer,
+        tokens: usize,
+    ) -> Result<(), CudaError> {
         if tokens == 0 {
             return Ok(());
         }
         let (x, norm) = (address(&buffers.x), address(&layer.norm));
         let (exact, rounded) = (address(&buffers.exact), address(&buffers.tokens));
-        self.on().norm(x, norm, [tokens, buffers.room.hidden], exact, rounded)
+        self.launcher().normalise_tokens(x, norm, [tokens, buffers.room.hidden], exact, rounded)
     }
 
-    /// Logits of `tokens` tokens, in parts.
-    pub(super) fn logits(
+    /// Enqueues partial sums of the logits of `tokens` tokens.
+    pub(super) fn enqueue_logits(
         &self,
-        buffers: &Buffers,
-        layer: &Layer,
+        buffers: &RankBuffers,
+        layer: &DeviceLayer,
         shape: LogitShape,
     ) -> Result<(), CudaError> {
-        self.on().logits(address(&buffers.exact), address(&layer.gate), shape, address(&buffers.parts))
+        self.launcher().logit_parts(
+            address(&buffers.exact),
+            address(&layer.gate),
+            shape,
+            address(&buffers.parts),
+        )
     }
 
-    /// The tables of addresses, once all ranks have their buffers; those of other processes are not here.
-    pub(super) fn tables(&self, mine: &Buffers, all: &[Option<&Buffers>]) -> Result<Tables, CudaError> {
+    /// Builds the address tables after all ranks have their buffers. Addresses in other processes are 0.
+    pub(super) fn build_tables(
+        &self,
+        mine: &RankBuffers,
+        all: &[Option<&RankBuffers>],
+    ) -> Result<AddressTables, CudaError> {
         let own = self.own;
-        let inbox = |(source, of): (usize, Option<&Buffers>)| -> Inbox {
-            if let Some(Mirror { slots, places, weights, rows, parcel, .. }) = &mine.mirrors[source] {
+        let inbox = |(source, of): (usize, Option<&RankBuffers>)| -> InboxAddresses {
+            if let Some(RemoteMirror { slots, places, weights, rows, parcel, .. }) = &mine.mirrors[source] {
                 return [address(slots), address(places), address(weights), address(rows), address(parcel)];
             }
             let Some(of) = of else { return [0; 5] };
@@ -328,14 +348,14 @@ impl Rank {
             };
             [address(&of.slots), address(&of.places), address(&of.weights), rows, tokens]
         };
-        let answers = |(source, of): (usize, Option<&Buffers>)| match (&mine.mirrors[source], of) {
+        let answers = |(source, of): (usize, Option<&RankBuffers>)| match (&mine.mirrors[source], of) {
             (Some(mirror), _) => address(&mirror.answers),
             (None, Some(of)) => of.answers[own].as_ref().map_or(0, address),
             (None, None) => 0,
         };
         let of = |memory: &Option<CudaSlice<u16>>| memory.as_ref().map_or(0, address);
         let inboxes: Vec<u64> = all.iter().copied().enumerate().flat_map(inbox).collect();
-        Ok(Tables {
+        Ok(AddressTables {
             inboxes: upload(&self.gpu, &inboxes)?,
             parcels: upload(&self.gpu, &mine.parcels.iter().map(of).collect::<Vec<_>>())?,
             own_answers: upload(&self.gpu, &mine.answers.iter().map(of).collect::<Vec<_>>())?,
@@ -344,11 +364,12 @@ impl Rank {
     }
 }
 
-/// Copies, on the stream of rank `own`, what ranks on other GPUs have sent it: their visits and parcels, or their answers.
-pub(super) fn mirror(ranks: &mut [Rank], own: usize, answers: bool) -> Result<(), CudaError> {
+/// Copies the data that ranks on other GPUs have sent to rank `own`, on its stream: their assignments and
+/// send buffers, or their answers.
+pub(super) fn copy_mirrors(ranks: &mut [CudaRank], own: usize, answers: bool) -> Result<(), CudaError> {
     let Some(mut mine) = ranks[own].buffers.take() else { return Ok(()) };
     let stream = ranks[own].gpu.stream().clone();
-    let failed = CudaError::driver("copying between GPUs");
+    let failed = CudaError::driver_error("copying between GPUs");
     let copied = mine.mirrors.iter_mut().zip(ranks.iter()).try_for_each(|(mirror, other)| {
         let (Some(to), Some(of)) = (mirror, &other.buffers) else { return Ok(()) };
         if answers {

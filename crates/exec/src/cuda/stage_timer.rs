@@ -1,25 +1,26 @@
-//! How long each rank's phases take on the device, by events around them on the rank's stream.
+//! Measures each rank's phases on the device, by events on the rank's stream.
 
-use crate::cuda::{Context, CudaError};
-use crate::exec::backend::{Phase, Times};
+use crate::backend::{LayerStage, StageTimes};
 use cudarc::driver::CudaEvent;
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
+use evenkeel_cuda::{CudaError, GpuContext};
 use std::time::Duration;
 
-/// Spans of one layer; events are kept for the next. A clock that is off records nothing, so that a graph can be recorded.
+/// The spans of one layer. Events are kept for the next layer. A clock that is off records nothing, so that a
+/// graph can be recorded.
 #[derive(Debug, Default)]
-pub(super) struct Clock {
+pub(super) struct StageTimer {
     on: bool,
-    /// Rank, phase, and the events' places.
-    spans: Vec<(usize, Phase, usize)>,
-    /// Per rank, pairs of events.
+    /// Rank, phase, and the index of the events.
+    spans: Vec<(usize, LayerStage, usize)>,
+    /// Pairs of events per rank.
     events: Vec<Vec<[CudaEvent; 2]>>,
     /// Events of each rank in use.
     taken: Vec<usize>,
 }
 
-impl Clock {
-    /// Begins anew.
+impl StageTimer {
+    /// Discards all spans and prepares the next layer.
     pub(super) fn reset(&mut self, on: bool, ranks: usize) {
         self.on = on;
         self.spans.clear();
@@ -28,17 +29,17 @@ impl Clock {
     }
 
     /// Enqueues work of a rank's phase between two events.
-    pub(super) fn span<T, E: From<CudaError>>(
+    pub(super) fn record_span<T, E: From<CudaError>>(
         &mut self,
-        gpu: &Context,
+        gpu: &GpuContext,
         rank: usize,
-        phase: Phase,
+        phase: LayerStage,
         enqueue: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         if !self.on {
             return enqueue();
         }
-        let failed = CudaError::driver("timing a phase");
+        let failed = CudaError::driver_error("timing a phase");
         let at = self.taken[rank];
         if self.events[rank].len() == at {
             let event = || gpu.stream().context().new_event(Some(CU_EVENT_DEFAULT)).map_err(&failed);
@@ -52,10 +53,10 @@ impl Clock {
         Ok(done)
     }
 
-    /// Adds the spans to `times` and says how long it was from the first one's beginning to the last one's end. The streams
-    /// have been waited for.
-    pub(super) fn read(&self, times: &mut [Times]) -> Result<Option<Duration>, CudaError> {
-        let failed = CudaError::driver("reading a time");
+    /// Adds the spans to `times`. Returns the time from the start of the first span to the end of the last.
+    /// The streams must be synchronised first.
+    pub(super) fn read_times(&self, times: &mut [StageTimes]) -> Result<Option<Duration>, CudaError> {
+        let failed = CudaError::driver_error("reading a time");
         let took = |[begin, end]: [&CudaEvent; 2]| {
             let ms = begin.elapsed_ms(end).map_err(&failed)?;
             Ok(Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default())
@@ -69,7 +70,7 @@ impl Clock {
             return Ok(None);
         };
         let (begin, end) = (&self.events[first][begin][0], &self.events[last][end][1]);
-        // Events of two devices know nothing of each other's time.
+        // Events of two devices have no common time.
         if begin.context() != end.context() {
             return Ok(None);
         }

@@ -1,12 +1,16 @@
-//! Which experts a token visits, and how much each of them counts.
+//! Routers: the experts of each token and their weights.
 //!
-//! In: the logits of one source's tokens, `[token][width]`. Out: a [`Routing`]: ids and weights, `[token][k]`. A router is
-//! four small rules, each in the terms of its paper: by what experts are *selected*, what their *gate* is, how the gates of
-//! the chosen are *normalised*, and what happens when an expert is full ([`Capacity`]). All arithmetic is `f64`; of equal
-//! scores the lowest index is taken first.
+//! Input: the logits of one source's tokens, `[token][width]`. Output: a [`Routing`]: ids and weights,
+//! `[token][k]`. A router consists of four rules, in the terms of its paper:
+//!
+//! - the *selection* scores of experts
+//! - their *gates*
+//! - the *normalisation* of the chosen gates
+//! - the handling of full experts ([`Capacity`])
+//!
+//! All arithmetic is `f64`. At equal scores the lowest index is chosen first.
 
 mod capacity;
-mod choose;
 mod gshard;
 mod loss;
 mod noisy;
@@ -14,60 +18,63 @@ mod replay;
 mod sigmoid;
 mod soft;
 mod softmax;
+mod top_k;
 
 pub use capacity::{Capacity, Overflow};
 pub use loss::RouterLoss;
-pub use replay::replay;
-pub use soft::{Soft, SoftMix};
+pub use replay::replay_routing;
+pub use soft::{MixedRows, SoftMixtures};
 
-use super::random::Stream;
-use crate::model::Model;
-use choose::{Chosen, Keep};
+use super::random::RandomStream;
+use evenkeel::model::MoeModel;
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
+use top_k::{ExpertScores, KeepSecond};
 
-/// A way of routing tokens.
+/// A rule that routes tokens.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Router {
     /// Top-1 of a softmax, weighted by its probability (Switch Transformer, arXiv:2101.03961, section 2.1).
     Switch,
-    /// Top-2 of a softmax, renormalised; the second expert is visited with probability `min(1, 2 g2)`, so that little
-    /// weight seldom costs room (GShard, arXiv:2006.16668, algorithm 1).
+    /// Top-2 of a softmax, renormalised. The second expert is visited with probability `min(1, 2 g2)`, so
+    /// that low weights seldom use capacity (GShard, arXiv:2006.16668, algorithm 1).
     Gshard,
-    /// Normal noise of a learned size on the logits, then a softmax over the `k` highest (Shazeer et al. 2017,
-    /// arXiv:1701.06538, equations 3 to 5). Its logits are twice as wide: the second half sizes the noise.
+    /// Normal noise of a learned size on the logits, then a softmax over the `k` highest (Shazeer et al.
+    /// 2017, arXiv:1701.06538, equations 3 to 5). Its logits are twice as wide: the second half determines
+    /// the size of the noise.
     Noisy,
-    /// Top-k of a softmax over all experts; with `renormalise` the weights of the chosen add up to 1 (Mixtral, Qwen3; without:
-    /// DeepSeek-V2-Lite, OLMoE).
+    /// Top-k of a softmax over all experts. With `renormalise` the chosen weights add up to 1 (Mixtral,
+    /// Qwen3; without: DeepSeek-V2-Lite, OLMoE).
     Softmax {
-        /// Divide by the sum of the chosen.
+        /// True to divide by the sum of the chosen weights.
         renormalise: bool,
     },
     /// A softmax over the `k` highest logits alone (gpt-oss).
     TopkSoftmax,
-    /// Sigmoid scores; selection by score + bias, within the best groups of experts only, a group counting as much as its
-    /// two best; weights are the scores without bias, renormalised and scaled (DeepSeek-V3, arXiv:2412.19437, section 2.1.2,
-    /// and its published code).
+    /// Sigmoid scores. Selection uses score + bias, within the best groups of experts only; a group counts as
+    /// much as its two best experts. Weights are the scores without bias, renormalised and scaled
+    /// (DeepSeek-V3, arXiv:2412.19437, section 2.1.2, and its published code).
     Sigmoid {
-        /// Groups that the experts are divided into, in order.
+        /// Groups into which the experts are divided, in order.
         groups: usize,
         /// Groups that a token may visit.
         top_groups: usize,
-        /// What the renormalised weights are multiplied by.
+        /// Factor of the renormalised weights.
         scale: f64,
-        /// What selection adds to the scores, `[E]`; empty for none.
+        /// Bias that selection adds to the scores, `[E]`; empty for none.
         bias: Vec<f64>,
     },
-    /// No choice at all: every expert gets `slots` mixtures of all tokens (Soft MoE, arXiv:2308.00951); see [`Soft`].
+    /// No choice: every expert gets `slots` mixtures of all tokens (Soft MoE, arXiv:2308.00951); see
+    /// [`SoftMixtures`].
     Soft {
         /// Mixtures per expert and source.
         slots: usize,
     },
 }
 
-/// Why tokens could not be routed.
+/// An error of routing.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RouterError {
@@ -76,7 +83,7 @@ pub enum RouterError {
         "unknown router `{0}`: expected switch, gshard, noisy, softmax, softmax-renorm, topk-softmax, sigmoid, soft or replay"
     )]
     Unknown(String),
-    /// More experts asked for than there are, or none.
+    /// The number of experts per token is zero, or exceeds the number of experts.
     #[error("top-{top_k} of {experts} experts: expected 1 to {experts}")]
     TopK {
         /// Experts per token.
@@ -84,17 +91,17 @@ pub enum RouterError {
         /// Experts per layer.
         experts: usize,
     },
-    /// Logits of another shape.
+    /// The logits have another shape.
     #[error("{given} logits, expected whole rows of {width}")]
     Shape {
-        /// Logits given.
+        /// Number of logits.
         given: usize,
         /// Logits per token.
         width: usize,
     },
-    /// Groups that do not divide the experts, or too few experts within those that may be visited.
+    /// The groups do not divide the experts, or those that a token may visit have too few experts.
     #[error(
-        "{experts} experts in {groups} groups of which {top_groups} may be visited: no room for top-{top_k}"
+        "{experts} experts in {groups} groups, of which a token visits {top_groups}: expected equal groups that hold top-{top_k}"
     )]
     Groups {
         /// Experts per layer.
@@ -106,7 +113,7 @@ pub enum RouterError {
         /// Experts per token.
         top_k: usize,
     },
-    /// A bias of another length than the experts.
+    /// The bias has another length than the number of experts.
     #[error("a bias of {given} entries for {experts} experts")]
     Bias {
         /// Entries.
@@ -114,43 +121,43 @@ pub enum RouterError {
         /// Experts per layer.
         experts: usize,
     },
-    /// A logit or a replayed weight that is no number.
+    /// A logit or a replayed weight is not finite.
     #[error("token {token}: a score that is not a finite number")]
     NotFinite {
         /// Index of the token on its source.
         token: usize,
     },
-    /// A replayed id that is no expert.
+    /// A replayed id is not an expert.
     #[error("position {position}: expert id {id}, expected -1 (no expert) to {}", experts - 1)]
     Id {
-        /// Where in the ids, from 0.
+        /// Position in the ids, from 0.
         position: usize,
-        /// What stands there.
+        /// The id.
         id: i32,
         /// Experts per layer.
         experts: usize,
     },
 }
 
-/// Where the tokens of one source go.
+/// The routing of the tokens of one source.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Routing {
     /// Experts per token.
     pub top_k: usize,
     /// Expert of every choice, `[token][k]`; -1 for none.
     pub ids: Vec<i32>,
-    /// Its weight, `[token][k]`; 0 for none.
+    /// Weight of every choice, `[token][k]`; 0 for none.
     pub weights: Vec<f32>,
-    /// Choices that found their expert full and got no other.
+    /// Choices that exceeded the capacity of their expert and got no other.
     pub dropped: u64,
     /// The training losses of this routing, as statistics.
     pub loss: RouterLoss,
 }
 
 impl Routing {
-    /// Whether both say the same: equal choices, and weights that differ in their last digit at most (the exponentials of two
-    /// machines do).
-    pub fn agrees(&self, other: &Routing) -> bool {
+    /// Returns whether two routings agree: equal choices, and weights that differ at most in their last
+    /// digit. The exponential function of two machines may differ that much.
+    pub fn agrees_with(&self, other: &Routing) -> bool {
         let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 2.0 * f32::EPSILON * a.abs();
         self.top_k == other.top_k
             && self.ids == other.ids
@@ -160,23 +167,23 @@ impl Routing {
     }
 }
 
-/// What routing one source's tokens needs besides their logits.
+/// The arguments of routing apart from the logits.
 #[derive(Debug, Clone, Copy)]
 pub struct RouteArgs {
     /// Logical experts, `E`.
     pub experts: usize,
     /// Experts per token, `k`.
     pub top_k: usize,
-    /// Room per expert; `None` for as much as it takes.
+    /// Capacity per expert; `None` for no limit.
     pub capacity: Option<Capacity>,
-    /// Seed of whatever a router draws.
-    pub random: Stream,
+    /// Random numbers of the router.
+    pub random: RandomStream,
 }
 
 impl Router {
-    /// The router that a model was published with; group figures are those of 256 experts in 8 groups of which 4 may be
-    /// visited for DeepSeek-V3, no groups elsewhere.
-    pub fn of(model: &Model) -> Self {
+    /// Returns the router with which a model was published. DeepSeek-V3 has 256 experts in 8 groups, of which
+    /// a token may visit 4. Other models have no groups.
+    pub fn for_model(model: &MoeModel) -> Self {
         let sigmoid = |groups, top_groups, scale| Router::Sigmoid { groups, top_groups, scale, bias: vec![] };
         match model.name {
             "switch-c" => Router::Switch,
@@ -190,7 +197,7 @@ impl Router {
         }
     }
 
-    /// The same router with another selection bias, where it takes one.
+    /// Returns the same router with another selection bias, if its kind has one.
     #[must_use]
     pub fn with_bias(&self, selection: &[f64]) -> Self {
         let mut router = self.clone();
@@ -200,7 +207,7 @@ impl Router {
         router
     }
 
-    /// Experts per token where the router fixes it.
+    /// Returns the number of experts per token, if the kind of router fixes it.
     pub fn fixed_top_k(&self) -> Option<usize> {
         match self {
             Router::Switch | Router::Soft { .. } => Some(1),
@@ -209,8 +216,8 @@ impl Router {
         }
     }
 
-    /// Logits per token.
-    pub fn width(&self, experts: usize) -> usize {
+    /// Returns the logits per token.
+    pub fn logit_width(&self, experts: usize) -> usize {
         match self {
             Router::Noisy => 2 * experts,
             Router::Soft { slots } => slots * experts,
@@ -218,15 +225,15 @@ impl Router {
         }
     }
 
-    /// Routes the tokens of one source; `logits` is `[token][width]`.
+    /// Routes the tokens of one source. `logits` is `[token][width]`.
     ///
-    /// [`Router::Soft`] mixes tokens rather than routing them: here its mixtures' ids are returned, `[E * slots]`, each with
-    /// weight 1 and none where there is no token to mix ([`Soft`] makes the mixtures).
+    /// [`Router::Soft`] mixes tokens instead of routing them. Here it returns the ids of its mixtures, `[E *
+    /// slots]`, each with weight 1, or none without tokens ([`SoftMixtures`] makes the mixtures).
     ///
     /// # Errors
-    /// When shapes do not fit each other or a logit is not finite.
-    pub fn route(&self, logits: &[f32], args: &RouteArgs) -> Result<Routing, RouterError> {
-        let (experts, width) = (args.experts, self.width(args.experts));
+    /// Fails if shapes do not fit each other, or if a logit is not finite.
+    pub fn route_tokens(&self, logits: &[f32], args: &RouteArgs) -> Result<Routing, RouterError> {
+        let (experts, width) = (args.experts, self.logit_width(args.experts));
         let top_k = self.fixed_top_k().unwrap_or(args.top_k);
         if top_k == 0 || top_k > experts {
             return Err(RouterError::TopK { top_k, experts });
@@ -238,31 +245,33 @@ impl Router {
             return Err(RouterError::NotFinite { token: at / width });
         }
         if let Router::Soft { slots } = *self {
-            return Ok(soft::ids(logits.len() / width, experts, slots));
+            return Ok(soft::mixture_routing(logits.len() / width, experts, slots));
         }
-        self.check(experts, top_k)?;
+        self.check_groups(experts, top_k)?;
         let mut random = args.random;
-        let mut chosen = Chosen::new(experts, top_k, logits.len() / width);
+        let mut chosen = ExpertScores::new(experts, top_k, logits.len() / width);
         for row in logits.chunks_exact(width) {
             match self {
-                Router::Switch | Router::Gshard | Router::Softmax { .. } => softmax::all(row, &mut chosen),
-                Router::Noisy => noisy::noisy(row, &mut random, &mut chosen),
-                Router::Sigmoid { groups, top_groups, bias, .. } => {
-                    sigmoid::limited(row, bias, *groups, *top_groups, &mut chosen);
+                Router::Switch | Router::Gshard | Router::Softmax { .. } => {
+                    softmax::push_softmax(row, &mut chosen);
                 }
-                _ => softmax::logits(row, &mut chosen),
+                Router::Noisy => noisy::push_noisy(row, &mut random, &mut chosen),
+                Router::Sigmoid { groups, top_groups, bias, .. } => {
+                    sigmoid::push_group_limited(row, bias, *groups, *top_groups, &mut chosen);
+                }
+                _ => softmax::push_logits(row, &mut chosen),
             }
         }
-        let loss = RouterLoss::of(logits, width, experts, &chosen);
-        let second = |gates: &[f64]| gshard::visits(gates, &mut random);
-        let keep: Option<Keep<'_>> = match self {
+        let loss = RouterLoss::from_logits(logits, width, experts, &chosen);
+        let second = |gates: &[f64]| gshard::visits_second(gates, &mut random);
+        let keep: Option<KeepSecond<'_>> = match self {
             Router::Gshard => Some(&mut { second }),
             _ => None,
         };
-        Ok(chosen.settle(args.capacity, |gates| self.normalise(gates), keep, loss))
+        Ok(chosen.apply_capacity(args.capacity, |gates| self.normalise_gates(gates), keep, loss))
     }
 
-    fn check(&self, experts: usize, top_k: usize) -> Result<(), RouterError> {
+    fn check_groups(&self, experts: usize, top_k: usize) -> Result<(), RouterError> {
         if let Router::Sigmoid { groups, top_groups, bias, .. } = self {
             let (groups, top_groups) = (*groups, *top_groups);
             let fits = groups > 0
@@ -282,8 +291,8 @@ impl Router {
         Ok(())
     }
 
-    /// Gates of one token's chosen experts, in place, to their weights.
-    fn normalise(&self, gates: &mut [f64]) {
+    /// Turns the gates of one token's chosen experts into weights, in place.
+    fn normalise_gates(&self, gates: &mut [f64]) {
         match self {
             Router::Switch | Router::Softmax { renormalise: false } | Router::Soft { .. } => {}
             Router::Gshard | Router::Softmax { renormalise: true } => softmax::scale_to(gates, 1.0),
@@ -311,7 +320,7 @@ impl fmt::Display for Router {
 impl FromStr for Router {
     type Err = RouterError;
 
-    /// A router by name; `sigmoid` without groups or bias, `soft` with one mixture per expert.
+    /// Parses the name of a router. `sigmoid` has no groups or bias, `soft` has one mixture per expert.
     fn from_str(name: &str) -> Result<Self, RouterError> {
         Ok(match name {
             "switch" => Router::Switch,

@@ -1,13 +1,13 @@
-//! Routing as it was recorded.
+//! Replays a recorded routing.
 
 use super::{RouterError, RouterLoss, Routing};
 
-/// The routing of one source's tokens from recorded ids, `[token][k]`, -1 for none, and their weights where known; where
-/// not, every choice that a token made weighs the same and all together 1.
+/// Returns the routing of one source's tokens from recorded ids, `[token][k]`, -1 for none, and their
+/// recorded weights. Without weights, all choices of a token weigh the same and add up to 1.
 ///
 /// # Errors
-/// When an id is no expert, a weight is not finite, or shapes do not fit.
-pub fn replay(
+/// Fails if an id is not an expert, if a weight is not finite, or if shapes do not fit.
+pub fn replay_routing(
     ids: &[i32],
     weights: Option<&[f32]>,
     top_k: usize,

@@ -1,30 +1,31 @@
-//! Soft MoE: experts work on mixtures of tokens, and tokens take mixtures of results (arXiv:2308.00951, section 2.1).
+//! Soft MoE: experts process mixtures of tokens, and tokens receive mixtures of results (arXiv:2308.00951,
+//! section 2.1).
 
 use super::softmax::softmax;
 use super::{RouterError, RouterLoss, Routing};
 
 /// The two mixtures of one source's tokens.
 ///
-/// With logits `[token][mixture]`, mixture `s` being slot `s mod slots` of expert `s / slots`: `dispatch` is the softmax
-/// over tokens, `combine` the softmax over mixtures.
+/// In logits `[token][mixture]`, mixture `s` is slot `s mod slots` of expert `s / slots`. `dispatch` is the
+/// softmax over tokens, `combine` the softmax over mixtures.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Soft {
+pub struct SoftMixtures {
     tokens: usize,
     mixtures: usize,
     /// Share of each token in each mixture, `[mixture][token]`.
     pub dispatch: Vec<f32>,
-    /// Share of each mixture's result in each token's, `[token][mixture]`.
+    /// Share of each mixture's result in each token's result, `[token][mixture]`.
     pub combine: Vec<f32>,
 }
 
 /// Mixed rows: `[rows][width]`.
-pub type SoftMix = Vec<f32>;
+pub type MixedRows = Vec<f32>;
 
-impl Soft {
-    /// The mixtures of logits `[token][mixtures]`.
+impl SoftMixtures {
+    /// Computes the mixtures of logits `[token][mixtures]`.
     ///
     /// # Errors
-    /// When the logits are no whole rows.
+    /// Fails if the logits are not whole rows.
     pub fn new(logits: &[f32], mixtures: usize) -> Result<Self, RouterError> {
         if mixtures == 0 || !logits.len().is_multiple_of(mixtures) {
             return Err(RouterError::Shape { given: logits.len(), width: mixtures });
@@ -44,22 +45,23 @@ impl Soft {
         Ok(Self { tokens, mixtures, dispatch, combine })
     }
 
-    /// What the experts work on, `[mixture][width]`, from tokens `[token][width]`; nothing where there are no tokens.
-    pub fn mix(&self, tokens: &[f32], width: usize) -> SoftMix {
+    /// Returns the input of the experts, `[mixture][width]`, from tokens `[token][width]`. Returns nothing
+    /// without tokens.
+    pub fn mix_tokens(&self, tokens: &[f32], width: usize) -> MixedRows {
         if self.tokens == 0 {
             return vec![];
         }
-        product(&self.dispatch, tokens, self.mixtures, self.tokens, width)
+        weighted_rows(&self.dispatch, tokens, self.mixtures, self.tokens, width)
     }
 
-    /// What the tokens get, `[token][width]`, from the mixtures' results `[mixture][width]`.
-    pub fn unmix(&self, results: &[f32], width: usize) -> SoftMix {
-        product(&self.combine, results, self.tokens, self.mixtures, width)
+    /// Returns the output of the tokens, `[token][width]`, from the mixtures' results `[mixture][width]`.
+    pub fn unmix_results(&self, results: &[f32], width: usize) -> MixedRows {
+        weighted_rows(&self.combine, results, self.tokens, self.mixtures, width)
     }
 }
 
-/// `[rows][inner] x [inner][width]`, summed in `f64`.
-fn product(shares: &[f32], values: &[f32], rows: usize, inner: usize, width: usize) -> Vec<f32> {
+/// Computes `[rows][inner] x [inner][width]`, summed in `f64`.
+fn weighted_rows(shares: &[f32], values: &[f32], rows: usize, inner: usize, width: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(rows * width);
     let mut sum = vec![0f64; width];
     for row in shares.chunks_exact(inner.max(1)).take(rows) {
@@ -72,8 +74,8 @@ fn product(shares: &[f32], values: &[f32], rows: usize, inner: usize, width: usi
     out
 }
 
-/// The experts of all mixtures of a source.
-pub(super) fn ids(tokens: usize, experts: usize, slots: usize) -> Routing {
+/// Returns the experts of all mixtures of a source.
+pub(super) fn mixture_routing(tokens: usize, experts: usize, slots: usize) -> Routing {
     let mixtures = if tokens == 0 { 0 } else { experts * slots };
     Routing {
         top_k: 1,

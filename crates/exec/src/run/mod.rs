@@ -1,196 +1,211 @@
-//! A run: step after step on a plan, beside no plan and a perfect balance, measured, checked and recorded.
+//! Runs a plan step by step, compared with no plan and with perfect balance, and measures, checks and records
+//! it.
 //!
-//! In: a [`Run`] and the trace that its first placements are planned on. Out: an [`Outcome`]. Every step runs the same tokens
-//! three times: as planned; on the contiguous placement with nothing planned; and there again with the choices replaced by
-//! ones that load every expert alike, which is what no plan can beat. The first step of each is not timed.
+//! Input: a [`ExecRun`] and the trace on which its first placements are planned. Output: an [`RunReport`].
+//! Every step runs the same tokens three times:
+//!
+//! 1. on the plan;
+//! 2. on the contiguous placement without a split;
+//! 3. as the second, but with other choices, which load every expert equally. No plan can beat this one.
+//!
+//! The first step of each is not timed.
 
-mod outcome;
-mod plan;
-mod processes;
+mod distributed;
+mod placement;
+mod report;
 
-pub use outcome::{Outcome, StepRow, Timed, Variant};
+pub use report::{RunReport, RunVariant, StepRow, StepTime};
 
-use super::activations::Activations;
-use super::backend::{Backend, ExecConfig, LayerRun, Routed};
+use super::activations::ActivationGenerator;
+use super::backend::{Backend, ExecConfig, LayerRun, RoutingSource};
+use super::batch_source::{BatchSource, balanced_ids, split_rows};
 use super::cpu::Cpu;
 #[cfg(feature = "cuda")]
-use super::cuda::{Cuda, Options};
+use super::cuda::{Cuda, CudaOptions};
 use super::error::ExecError;
-use super::feed::{Feed, balanced, parts};
-use super::forward::{StepRun, step};
-use super::moves::{Moved, Mover};
+use super::forward::{StepRun, run_step};
+use super::migration::{ExpertMigrator, MigrationStats};
 use super::reference::Reference;
 use super::router::Router;
 use super::weights::WeightSource;
-use crate::place::{Contiguous, Placement, Policy};
-use crate::split::{Split, Splitter};
+use evenkeel::place::{Contiguous, Placement, Policy};
+use evenkeel::split::{Split, Splitter};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Planning again while it runs.
+/// The schedule of re-planning during a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Replan {
-    /// Steps from one plan to the next, or the next but one where the last has not arrived; each is made of so many steps.
+pub struct RunReplan {
+    /// Steps between two re-plannings; each plans on the same number of past steps. A re-planning is skipped
+    /// while the previous one is still being copied.
     pub every: usize,
     /// Bytes of weights to copy per step.
     pub budget: u64,
-    /// Moves per layer and plan, where they are limited.
+    /// Maximum number of moves per layer and plan; `None` sets no limit.
     pub max_moves: Option<usize>,
 }
 
-/// What to run.
+/// The description of a run.
 #[derive(Clone)]
-pub struct Run<'a> {
-    /// Shapes, group, router, split.
+pub struct ExecRun<'a> {
+    /// Shapes, group, router and split.
     pub exec: ExecConfig,
-    /// Where weights come from.
+    /// The source of the weights.
     pub weights: Arc<dyn WeightSource>,
-    /// Where batches come from.
-    pub feed: &'a Feed,
-    /// Layers that run: indices into the feed's trace, or any where there is none.
+    /// The source of the batches.
+    pub feed: &'a BatchSource,
+    /// Layers that run: indices into the feed's trace. Any indices are valid if the feed has no trace.
     pub layers: Vec<usize>,
     /// Steps of the feed that run.
     pub steps: Range<usize>,
-    /// The tokens themselves.
-    pub activations: Activations,
-    /// What places.
+    /// The source of the token vectors.
+    pub activations: ActivationGenerator,
+    /// The policy that computes placements.
     pub policy: &'a dyn Policy,
-    /// Whether to plan again.
-    pub replan: Option<Replan>,
-    /// Whether to ask the reference.
+    /// The schedule of re-planning, if any.
+    pub replan: Option<RunReplan>,
+    /// True to compare the results with the reference.
     pub check: bool,
-    /// Whether to run without a plan, and perfectly balanced, as well.
+    /// True to run the steps also without a plan, and with perfect balance.
     pub compare: bool,
 }
 
-impl std::fmt::Debug for Run<'_> {
+impl std::fmt::Debug for ExecRun<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Run").field("exec", &self.exec).field("steps", &self.steps).finish_non_exhaustive()
     }
 }
 
-/// Told after each step.
-pub trait Progress {
-    /// `done` of `total` steps have run.
-    fn steps(&self, done: usize, total: usize);
+/// Receiver of the progress of a run, called after each step.
+pub trait StepProgress {
+    /// Reports that `done` of `total` steps have run.
+    fn report_steps(&self, done: usize, total: usize);
 }
 
-impl Progress for () {
-    fn steps(&self, _: usize, _: usize) {}
+impl StepProgress for () {
+    fn report_steps(&self, _: usize, _: usize) {}
 }
 
-impl Run<'_> {
-    /// Runs all steps on the CPU; `placements` is one per layer.
+impl ExecRun<'_> {
+    /// Runs all steps on the CPU. `placements` contains one placement per layer.
     ///
     /// # Errors
-    /// As [`Run::run`].
-    pub fn on_cpu(&self, placements: Vec<Placement>, progress: &dyn Progress) -> Result<Outcome, ExecError> {
+    /// Fails as [`ExecRun::run`] does.
+    pub fn on_cpu(
+        &self,
+        placements: Vec<Placement>,
+        progress: &dyn StepProgress,
+    ) -> Result<RunReport, ExecError> {
         let mut planned = Cpu::new(self.exec.clone(), self.weights.as_ref(), placements)?;
         if !self.compare {
             return self.run(&mut planned, None, progress);
         }
-        let contiguous = vec![self.contiguous()?; self.layers.len()];
-        let mut plain = planned.with(self.weights.as_ref(), contiguous, None)?;
+        let contiguous = vec![self.contiguous_placement()?; self.layers.len()];
+        let mut plain = planned.with_placements(self.weights.as_ref(), contiguous, None)?;
         self.run(&mut planned, Some(&mut plain), progress)
     }
 
-    /// Runs all steps on GPUs. `place` makes the placements, one per layer; it is given the backend that plans nothing, on which it
-    /// may profile.
+    /// Runs all steps on GPUs. `place` computes the placements, one per layer. It receives the backend
+    /// without a split, on which it may profile.
     ///
     /// # Errors
-    /// As [`Run::run`], [`Cuda::new`] and `place`.
+    /// Fails as [`ExecRun::run`], [`Cuda::new`] and `place` do.
     #[cfg(feature = "cuda")]
     pub fn on_cuda<E: From<ExecError>>(
         &self,
-        options: Options,
+        options: CudaOptions,
         place: impl FnOnce(&mut dyn Backend) -> Result<Vec<Placement>, E>,
-        progress: &dyn Progress,
-    ) -> Result<Outcome, E> {
+        progress: &dyn StepProgress,
+    ) -> Result<RunReport, E> {
         let (weights, exec) = (self.weights.as_ref(), ExecConfig { method: None, ..self.exec.clone() });
-        let contiguous = vec![self.contiguous()?; self.layers.len()];
+        let contiguous = vec![self.contiguous_placement()?; self.layers.len()];
         let mut plain = Cuda::new(exec, options, weights, contiguous)?;
         let placements = place(&mut plain)?;
-        let planned = plain.with(weights, placements, self.exec.method)?;
-        Ok(self.beside(planned, plain, progress)?)
+        let planned = plain.with_placements(weights, placements, self.exec.method)?;
+        Ok(self.run_with_baseline(planned, plain, progress)?)
     }
 
-    /// Runs all steps on `planned`, beside `plain` if they are compared; if not, that one's memory is free again.
-    fn beside<B: Backend>(
+    /// Runs all steps on `planned`, and on `plain` if the two are compared. Otherwise frees the memory of
+    /// `plain` first.
+    fn run_with_baseline<B: Backend>(
         &self,
         mut planned: B,
         plain: B,
-        progress: &dyn Progress,
-    ) -> Result<Outcome, ExecError> {
+        progress: &dyn StepProgress,
+    ) -> Result<RunReport, ExecError> {
         let mut plain = self.compare.then_some(plain);
         self.run(&mut planned, plain.as_mut().map(|plain| plain as &mut dyn Backend), progress)
     }
 
-    /// Runs all steps on `planned`, whose placements change where it is planned again, and beside it on `plain`, which has the
-    /// contiguous placement and plans nothing.
+    /// Runs all steps on `planned`, whose placements change at each re-planning. Also runs them on `plain` if
+    /// given, which has the contiguous placement and no split.
     ///
     /// # Errors
-    /// When there is nothing to run, or a step fails.
+    /// Fails if there is nothing to run, or if a step fails.
     pub fn run(
         &self,
         planned: &mut dyn Backend,
         mut plain: Option<&mut dyn Backend>,
-        progress: &dyn Progress,
-    ) -> Result<Outcome, ExecError> {
+        progress: &dyn StepProgress,
+    ) -> Result<RunReport, ExecError> {
         if self.steps.is_empty() || self.layers.is_empty() {
             return Err(ExecError::Nothing("nothing to run: no steps, or no layers".into()));
         }
-        let contiguous = self.contiguous()?;
+        let contiguous = self.contiguous_placement()?;
         let mut reference = self.check.then(|| Reference::new(self.exec.clone(), Arc::clone(&self.weights)));
-        let mut outcome = Outcome::new(self);
-        let mut mover = Mover::new(self.replan.map_or(0, |replan| replan.budget));
+        let mut outcome = RunReport::new(self);
+        let mut mover = ExpertMigrator::new(self.replan.map_or(0, |replan| replan.budget));
         for (at, of_feed) in self.steps.clone().enumerate() {
             let moved = mover.between_steps(planned)?;
-            let batch = Batch::new(self, of_feed, &contiguous, planned);
+            let batch = StepBatch::new(self, of_feed, &contiguous, planned);
             let mut row = StepRow { tokens: batch.tokens, moved, ..StepRow::default() };
-            // Each goes first as often as the others.
+            // Each variant goes first equally often.
             for turn in 0..3 {
-                let variant = Variant::ALL[(at + turn) % 3];
+                let variant = RunVariant::ALL[(at + turn) % 3];
                 let (backend, reference): (&mut dyn Backend, _) = match (variant, plain.as_deref_mut()) {
-                    (Variant::Plan, _) => (&mut *planned, reference.as_mut()),
+                    (RunVariant::Plan, _) => (&mut *planned, reference.as_mut()),
                     (_, Some(plain)) => (plain, None),
                     (_, None) => continue,
                 };
-                let run = batch.step(self, of_feed, variant, backend, reference)?;
-                if variant == Variant::Plan {
-                    row.predicted = self.predict(backend, &run)?;
+                let run = batch.run_variant(self, of_feed, variant, backend, reference)?;
+                if variant == RunVariant::Plan {
+                    row.predicted = self.predict_loads(backend, &run)?;
                 }
-                row.take(variant, &run);
-                outcome.take(variant, &run, at > 0 || self.steps.len() == 1);
+                row.record_variant(variant, &run);
+                outcome.record_step(variant, &run, at > 0 || self.steps.len() == 1);
             }
-            outcome.memory(planned);
+            outcome.record_memory(planned);
             outcome.steps.push(row);
-            // A plan that has not arrived yet is not replaced: else a small budget would never see one through.
-            let due = |replan: &Replan| (at + 1).is_multiple_of(replan.every.max(1)) && mover.is_done();
+            // A plan that has not arrived yet is not replaced. Otherwise a small budget would never complete
+            // one.
+            let due = |replan: &RunReplan| (at + 1).is_multiple_of(replan.every.max(1)) && mover.is_done();
             if let Some(replan) = self.replan.filter(due) {
-                let recent = outcome.trace()?;
+                let recent = outcome.load_trace()?;
                 let window = (at + 1).saturating_sub(replan.every)..at + 1;
                 for layer in 0..self.layers.len() {
-                    // Nothing is under way, so what is in force is what to come from.
+                    // No copy is under way, so the current plan is the one to start from.
                     let previous = planned.placement(layer);
                     let placement =
-                        self.replan(&recent, layer, window.clone(), previous, replan.max_moves)?;
-                    planned.agree(layer, &placement)?;
-                    mover.aim(planned, layer, placement);
+                        self.replan_layer(&recent, layer, window.clone(), previous, replan.max_moves)?;
+                    planned.check_next_placement(layer, &placement)?;
+                    mover.set_target(planned, layer, placement);
                 }
                 outcome.replans += 1;
             }
-            progress.steps(at + 1, self.steps.len());
+            progress.report_steps(at + 1, self.steps.len());
         }
         Ok(outcome)
     }
 
-    /// What the split of each layer's counts says that every rank serves, `[layer][R]`, without running anything.
-    fn predict(&self, backend: &dyn Backend, run: &StepRun) -> Result<Vec<Vec<u64>>, ExecError> {
+    /// Returns the load of every rank that the split of each layer's counts predicts, `[layer][R]`, without
+    /// running anything.
+    fn predict_loads(&self, backend: &dyn Backend, run: &StepRun) -> Result<Vec<Vec<u64>>, ExecError> {
         let Some(method) = self.exec.method else { return Ok(Vec::new()) };
         let of_layer = |(layer, run): (usize, &LayerRun)| {
             let placement = backend.placement(layer);
-            if let (Some(_), Some(mut planner)) = (self.exec.then, self.exec.planner(placement)?) {
-                let counts = run.sources();
+            if let (Some(_), Some(mut planner)) = (self.exec.tie_break, self.exec.create_planner(placement)?)
+            {
+                let counts = run.source_counts();
                 let loads = planner.split(&counts)?.rank_loads.clone();
                 planner.check(&counts)?;
                 return Ok(loads);
@@ -205,70 +220,76 @@ impl Run<'_> {
         run.layers.iter().enumerate().map(of_layer).collect()
     }
 
-    /// The placement of a run without a plan.
+    /// Returns the placement of a run without a plan.
     ///
     /// # Errors
-    /// When the group cannot hold the experts.
-    pub fn contiguous(&self) -> Result<Placement, ExecError> {
+    /// Fails if the group cannot hold the experts.
+    pub fn contiguous_placement(&self) -> Result<Placement, ExecError> {
         Ok(Contiguous::placement(self.exec.model.experts, &self.exec.cluster)?)
     }
 }
 
-/// One step's tokens and choices.
-struct Batch {
+/// The tokens and choices of one step.
+struct StepBatch {
     tokens: usize,
-    /// Per rank `[token][H]`; empty where another process has them.
+    /// Tokens per rank, `[token][H]`. Empty for ranks of another process.
     x: Vec<Vec<f32>>,
-    /// Per layer and rank `[token][k]`, where recorded.
+    /// Recorded choices per layer and rank, `[token][k]`. `None` if nothing was recorded.
     recorded: Option<Vec<Vec<Vec<i32>>>>,
-    /// Per rank `[token][k]`.
+    /// Balanced choices per rank, `[token][k]`.
     balanced: Vec<Vec<i32>>,
     top_k: usize,
 }
 
-impl Batch {
-    fn new(run: &Run<'_>, of_feed: usize, contiguous: &Placement, backend: &dyn Backend) -> Self {
+impl StepBatch {
+    fn new(run: &ExecRun<'_>, of_feed: usize, contiguous: &Placement, backend: &dyn Backend) -> Self {
         let ranks = run.exec.cluster.ranks();
-        let tokens = run.feed.tokens(of_feed, &run.layers);
+        let tokens = run.feed.token_count(of_feed, &run.layers);
         let top_k = run.feed.top_k().or(run.exec.router.fixed_top_k()).unwrap_or(run.exec.model.top_k);
         let recorded = run
             .layers
             .iter()
-            .map(|&layer| Some(parts(&run.feed.ids(of_feed, layer, tokens)?, top_k, ranks)))
+            .map(|&layer| Some(split_rows(&run.feed.expert_ids(of_feed, layer, tokens)?, top_k, ranks)))
             .collect::<Option<Vec<_>>>();
-        // First the first expert of every rank, then the second, ..: consecutive choices go to different ranks.
+        // The first expert of every rank comes first, then the second of every rank: consecutive choices go
+        // to different ranks.
         let per_rank = contiguous.slots_per_rank();
         let order = (0..per_rank).flat_map(|s| (0..ranks).map(move |r| r * per_rank + s));
         let experts: Vec<u32> = order.filter_map(|slot| contiguous.slots()[slot]).collect();
-        let balanced = parts(&balanced(tokens, top_k, &experts), top_k, ranks);
+        let balanced = split_rows(&balanced_ids(tokens, top_k, &experts), top_k, ranks);
         let of_rank = |(rank, ids): (usize, &Vec<i32>)| {
-            let tokens = if backend.holds(rank) { ids.len() / top_k.max(1) } else { 0 };
-            run.activations.of(of_feed as u64, rank, tokens)
+            let tokens = if backend.is_local(rank) { ids.len() / top_k.max(1) } else { 0 };
+            run.activations.token_vectors(of_feed as u64, rank, tokens)
         };
         let x = balanced.iter().enumerate().map(of_rank).collect();
         Self { tokens, x, recorded, balanced, top_k }
     }
 
-    fn step(
+    fn run_variant(
         &self,
-        run: &Run<'_>,
+        run: &ExecRun<'_>,
         of_feed: usize,
-        variant: Variant,
+        variant: RunVariant,
         backend: &mut dyn Backend,
         reference: Option<&mut Reference>,
     ) -> Result<StepRun, ExecError> {
-        let replay =
-            |ids, and_route| Routed::Replay { ids, top_k: self.top_k, weights: None, slots: None, and_route };
+        let replay = |ids, and_route| RoutingSource::Replay {
+            ids,
+            top_k: self.top_k,
+            weights: None,
+            slots: None,
+            also_run_router: and_route,
+        };
         let routed = |layer: usize| match (&self.recorded, variant) {
-            // Mixtures are balanced as they are.
-            (None, Variant::Balanced) if !matches!(run.exec.router, Router::Soft { .. }) => {
+            // The mixtures of a soft router are already balanced.
+            (None, RunVariant::Balanced) if !matches!(run.exec.router, Router::Soft { .. }) => {
                 replay(&self.balanced[..], true)
             }
-            (None, _) => Routed::Router,
-            (Some(_), Variant::Balanced) => replay(&self.balanced[..], false),
+            (None, _) => RoutingSource::Router,
+            (Some(_), RunVariant::Balanced) => replay(&self.balanced[..], false),
             (Some(recorded), _) => replay(&recorded[layer][..], false),
         };
         let mut x = self.x.clone();
-        step(backend, run.layers.len(), of_feed as u64, &mut x, routed, reference)
+        run_step(backend, run.layers.len(), of_feed as u64, &mut x, routed, reference)
     }
 }

@@ -1,36 +1,36 @@
-//! Placements for a run: of what was recorded, or of a few steps that are run for it.
+//! Computes placements for a run from a recorded trace, or from a few profiling steps.
 
-use super::{Batch, Progress, Run, Variant};
-use crate::exec::backend::{Backend, ExecConfig};
-use crate::exec::cpu::Cpu;
-use crate::exec::error::ExecError;
-use crate::forecast::History;
-use crate::place::Placement;
-use crate::trace::Trace;
+use super::{ExecRun, RunVariant, StepBatch, StepProgress};
+use crate::backend::{Backend, ExecConfig};
+use crate::cpu::Cpu;
+use crate::error::ExecError;
+use evenkeel::forecast::History;
+use evenkeel::place::Placement;
+use evenkeel::trace::Trace;
 use std::ops::Range;
 
-impl Run<'_> {
-    /// Places layers (by index into `trace`) on what a window of its steps shows.
+impl ExecRun<'_> {
+    /// Places layers (by index into `trace`) from a window of its steps.
     ///
     /// # Errors
-    /// When the policy cannot serve the shape.
-    pub fn place(
+    /// Fails if the policy does not support the shape.
+    pub fn place_layers(
         &self,
         trace: &Trace,
         layers: &[usize],
         window: Range<usize>,
     ) -> Result<Vec<Placement>, ExecError> {
         let of = |&layer: &usize| {
-            Ok(self.policy.place(&History::window(trace, layer, window.clone()), &self.exec.cluster)?)
+            Ok(self.policy.place(&History::from_steps(trace, layer, window.clone()), &self.exec.cluster)?)
         };
         layers.iter().map(of).collect()
     }
 
-    /// Places a layer (by index into `trace`) again on what a window of its steps shows, coming from `previous`.
+    /// Re-plans a layer (by index into `trace`) from a window of its steps, starting from `previous`.
     ///
     /// # Errors
-    /// When the policy cannot serve the shape.
-    pub(super) fn replan(
+    /// Fails if the policy does not support the shape.
+    pub(super) fn replan_layer(
         &self,
         trace: &Trace,
         layer: usize,
@@ -38,39 +38,44 @@ impl Run<'_> {
         previous: &Placement,
         max_moves: Option<usize>,
     ) -> Result<Placement, ExecError> {
-        let history = History::window(trace, layer, window);
+        let history = History::from_steps(trace, layer, window);
         Ok(self.policy.replan(&history, &self.exec.cluster, previous, max_moves)?)
     }
 
-    /// Runs steps on the contiguous placement, on the CPU, and returns their loads, layers numbered from 0: something to plan on
-    /// where nothing was recorded.
+    /// Runs steps on the contiguous placement, on the CPU. Returns their loads, with layers numbered from 0,
+    /// for planning without a recorded trace.
     ///
     /// # Errors
-    /// As [`Run::run`].
-    pub fn profile(&self, steps: Range<usize>, progress: &dyn Progress) -> Result<Trace, ExecError> {
-        let contiguous = self.contiguous()?;
+    /// Fails as [`ExecRun::run`] does.
+    pub fn profile_loads(
+        &self,
+        steps: Range<usize>,
+        progress: &dyn StepProgress,
+    ) -> Result<Trace, ExecError> {
+        let contiguous = self.contiguous_placement()?;
         let exec = ExecConfig { method: None, ..self.exec.clone() };
         let mut plain = Cpu::new(exec, self.weights.as_ref(), vec![contiguous; self.layers.len()])?;
         self.profile_on(&mut plain, steps, progress)
     }
 
-    /// As [`Run::profile`], on a backend that has the contiguous placement and plans nothing.
+    /// Profiles as [`ExecRun::profile_loads`] does, on a backend with the contiguous placement and without a
+    /// split.
     ///
     /// # Errors
-    /// As [`Run::run`].
+    /// Fails as [`ExecRun::run`] does.
     pub fn profile_on(
         &self,
         plain: &mut dyn Backend,
         steps: Range<usize>,
-        progress: &dyn Progress,
+        progress: &dyn StepProgress,
     ) -> Result<Trace, ExecError> {
-        let contiguous = self.contiguous()?;
+        let contiguous = self.contiguous_placement()?;
         let mut loads = Vec::new();
         for (at, of_feed) in steps.clone().enumerate() {
-            let batch = Batch::new(self, of_feed, &contiguous, plain);
-            let run = batch.step(self, of_feed, Variant::None, plain, None)?;
+            let batch = StepBatch::new(self, of_feed, &contiguous, plain);
+            let run = batch.run_variant(self, of_feed, RunVariant::None, plain, None)?;
             loads.extend(run.layers.iter().flat_map(|layer| layer.counts.iter().copied()));
-            progress.steps(at + 1, steps.len());
+            progress.report_steps(at + 1, steps.len());
         }
         let ids = (0..self.layers.len() as u32).collect();
         let labels = steps.map(|step| step.to_string()).collect();

@@ -1,33 +1,34 @@
-//! One rank's end of a transport: what it is for, how far it goes, and whether all agree.
+//! One rank's end of a transport: traffic by purpose and distance, activities for error messages, and checks
+//! that all ranks agree.
 
-use super::{At, Transport, TransportError};
-use crate::cluster::Cluster;
-use crate::place::Placement;
+use super::{CallContext, Transport, TransportError};
+use evenkeel::cluster::Cluster;
+use evenkeel::place::Placement;
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
-/// What bytes are for.
+/// The purpose of transferred bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Purpose {
     /// Tokens per expert of every rank.
     Counts,
-    /// Tokens to the ranks of their experts.
+    /// Tokens on the way to the ranks of their experts.
     Dispatch,
-    /// Their results back.
+    /// Results on the way back.
     Combine,
-    /// Weights to other slots.
+    /// Weights on the way to other slots.
     Moves,
-    /// What a step did, and proofs that all ranks do the same.
+    /// Results of steps, and digests that prove that all ranks compute the same.
     Control,
 }
 
 impl Purpose {
-    /// All of them.
+    /// All purposes.
     pub const ALL: [Purpose; 5] =
         [Purpose::Counts, Purpose::Dispatch, Purpose::Combine, Purpose::Moves, Purpose::Control];
 
-    /// As tables and documents call it.
+    /// Returns the name in tables and documents.
     pub fn name(self) -> &'static str {
         match self {
             Purpose::Counts => "counts",
@@ -39,39 +40,41 @@ impl Purpose {
     }
 }
 
-/// How far bytes go.
+/// The distance that bytes travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reach {
-    /// They stay on their rank.
+pub enum Distance {
+    /// Bytes that stay on their rank.
     Rank,
-    /// To another rank of the same node of the [`Cluster`].
+    /// Bytes to another rank of the same node of the [`Cluster`].
     Node,
-    /// To another node.
+    /// Bytes to another node.
     Cluster,
 }
 
-impl Reach {
-    /// All of them.
-    pub const ALL: [Reach; 3] = [Reach::Rank, Reach::Node, Reach::Cluster];
+impl Distance {
+    /// All distances.
+    pub const ALL: [Distance; 3] = [Distance::Rank, Distance::Node, Distance::Cluster];
 }
 
-/// Bytes sent by [`Purpose`] and [`Reach`], and how long was waited for those of others, by purpose.
+/// Traffic by [`Purpose`] and [`Distance`], and waiting times by purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tally {
-    /// Bytes.
-    pub bytes: [[u64; Reach::ALL.len()]; Purpose::ALL.len()],
-    /// From the call of an exchange to its end; of one that was begun before, what was still to be waited for.
+pub struct TrafficStats {
+    /// Bytes sent.
+    pub bytes: [[u64; Distance::ALL.len()]; Purpose::ALL.len()],
+    /// Time from the call of an exchange to its end. For an exchange that was begun earlier, only the time of
+    /// the final wait.
     pub waited: [Duration; Purpose::ALL.len()],
-    /// From the beginning of a layer's dispatch to the end of its combine, over all layers that ran.
+    /// Time from the beginning of a layer's dispatch to the end of its combine, summed over all layers that
+    /// ran.
     pub layers: Duration,
-    /// How many layers that were.
+    /// Number of these layers.
     pub runs: u64,
 }
 
-impl Tally {
-    /// Both together.
+impl TrafficStats {
+    /// Returns the sum of both.
     #[must_use]
-    pub fn plus(mut self, other: &Tally) -> Tally {
+    pub fn sum_with(mut self, other: &TrafficStats) -> TrafficStats {
         for (sum, bytes) in self.bytes.iter_mut().flatten().zip(other.bytes.iter().flatten()) {
             *sum += bytes;
         }
@@ -84,19 +87,19 @@ impl Tally {
 
 /// One rank's end of a transport.
 #[derive(Debug)]
-pub struct Wire {
+pub struct Communicator {
     transport: Box<dyn Transport>,
     cluster: Cluster,
     at: Cell<(Option<u64>, Option<usize>)>,
-    tally: RefCell<Tally>,
+    tally: RefCell<TrafficStats>,
     numbers: Cell<u64>,
 }
 
-impl Wire {
-    /// The end of a transport in a group.
+impl Communicator {
+    /// Connects a transport with the group that it serves.
     ///
     /// # Errors
-    /// When they differ in their number of ranks.
+    /// Fails if they differ in their number of ranks.
     pub fn new(transport: Box<dyn Transport>, cluster: Cluster) -> Result<Self, TransportError> {
         let (given, expected) = (transport.ranks(), cluster.ranks());
         if given != expected {
@@ -105,197 +108,206 @@ impl Wire {
         Ok(Self { transport, cluster, at: Cell::default(), tally: RefCell::default(), numbers: Cell::new(0) })
     }
 
-    /// This rank.
+    /// Returns this rank.
     pub fn rank(&self) -> usize {
         self.transport.rank()
     }
 
-    /// Ranks of the group.
+    /// Returns the number of ranks of the group.
     pub fn ranks(&self) -> usize {
         self.transport.ranks()
     }
 
-    /// The transport's name.
+    /// Returns the name of the transport.
     pub fn name(&self) -> &'static str {
         self.transport.name()
     }
 
-    /// What was sent so far.
-    pub fn tally(&self) -> Tally {
+    /// Returns the traffic so far.
+    pub fn traffic_stats(&self) -> TrafficStats {
         *self.tally.borrow()
     }
 
-    /// Says what this rank is doing from here on, for messages.
-    pub fn doing(&self, step: Option<u64>, layer: Option<usize>) {
+    /// Sets the step and layer that error messages state from now on.
+    pub fn set_context(&self, step: Option<u64>, layer: Option<usize>) {
         self.at.set((step, layer));
     }
 
-    /// What it is doing.
-    pub fn at(&self, purpose: Purpose) -> At {
+    /// Returns the current activity of this rank.
+    pub fn context(&self, purpose: Purpose) -> CallContext {
         let (step, layer) = self.at.get();
-        At { step, layer, purpose }
+        CallContext { step, layer, purpose }
     }
 
-    /// Counts what is sent to a rank.
-    pub(in crate::exec) fn count(&self, purpose: Purpose, to: usize, bytes: usize) {
+    /// Counts bytes sent to a rank.
+    pub(crate) fn record_bytes(&self, purpose: Purpose, to: usize, bytes: usize) {
         let (me, cluster) = (self.rank(), &self.cluster);
         let reach = match () {
-            () if to == me => Reach::Rank,
-            () if cluster.node_of(to) == cluster.node_of(me) => Reach::Node,
-            () => Reach::Cluster,
+            () if to == me => Distance::Rank,
+            () if cluster.node_of(to) == cluster.node_of(me) => Distance::Node,
+            () => Distance::Cluster,
         };
         self.tally.borrow_mut().bytes[purpose as usize][reach as usize] += bytes as u64;
     }
 
-    /// Counts what stays on this rank and need not be packed.
-    pub fn stays(&self, purpose: Purpose, bytes: u64) {
-        self.count(purpose, self.rank(), bytes as usize);
+    /// Counts bytes that stay on this rank and are not packed.
+    pub fn record_local(&self, purpose: Purpose, bytes: u64) {
+        self.record_bytes(purpose, self.rank(), bytes as usize);
     }
 
-    /// A layer took so long from its dispatch to the end of its combine.
-    pub fn took(&self, time: Duration) {
+    /// Counts one layer, with the time from its dispatch to the end of its combine.
+    pub fn record_duration(&self, time: Duration) {
         let mut tally = self.tally.borrow_mut();
         tally.layers += time;
         tally.runs += 1;
     }
 
-    /// Counts a time that exchanges took beside this thread.
+    /// Counts the time of exchanges that ran in the background of this thread.
     #[cfg(feature = "cuda")]
-    pub(in crate::exec) fn took_beside(&self, purpose: Purpose, time: Duration) {
+    pub(crate) fn record_background(&self, purpose: Purpose, time: Duration) {
         self.tally.borrow_mut().waited[purpose as usize] += time;
     }
 
-    fn waiting<T>(&self, purpose: Purpose, work: impl FnOnce() -> T) -> T {
+    fn record_wait<T>(&self, purpose: Purpose, work: impl FnOnce() -> T) -> T {
         let begun = Instant::now();
         let done = work();
         self.tally.borrow_mut().waited[purpose as usize] += begun.elapsed();
         done
     }
 
-    /// All-to-all; see [`Transport::exchange`].
+    /// Exchanges buffers between all ranks; see [`Transport::all_to_all_v`].
     ///
     /// # Errors
-    /// As there.
-    pub fn exchange(&self, purpose: Purpose, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
-        parcels.iter().enumerate().for_each(|(to, parcel)| self.count(purpose, to, parcel.len()));
-        self.waiting(purpose, || self.transport.exchange(self.at(purpose), parcels))
+    /// Fails as [`Transport::all_to_all_v`] does.
+    pub fn all_to_all_v(
+        &self,
+        purpose: Purpose,
+        parcels: Vec<Vec<u8>>,
+    ) -> Result<Vec<Vec<u8>>, TransportError> {
+        parcels.iter().enumerate().for_each(|(to, parcel)| self.record_bytes(purpose, to, parcel.len()));
+        self.record_wait(purpose, || self.transport.all_to_all_v(self.context(purpose), parcels))
     }
 
-    /// The first of so many numbers for exchanges; all ranks ask alike, in the same order.
-    pub fn numbers(&self, count: u64) -> u64 {
+    /// Reserves `count` numbers for exchanges and returns the first. All ranks must call it alike, in the
+    /// same order.
+    pub fn reserve_ids(&self, count: u64) -> u64 {
         let first = self.numbers.get();
         self.numbers.set(first + count);
         first
     }
 
-    /// Begins an exchange with some of the other ranks; see [`Transport::begin`].
+    /// Begins an exchange with some of the other ranks; see [`Transport::start_exchange`].
     ///
     /// # Errors
-    /// As there.
-    pub fn begin(
+    /// Fails as [`Transport::start_exchange`] does.
+    pub fn start_exchange(
         &self,
         purpose: Purpose,
         number: u64,
         to: Vec<(usize, Vec<u8>)>,
         from: Vec<usize>,
     ) -> Result<(), TransportError> {
-        to.iter().for_each(|(to, bytes)| self.count(purpose, *to, bytes.len()));
-        self.transport.begin(number, to, from)
+        to.iter().for_each(|(to, bytes)| self.record_bytes(purpose, *to, bytes.len()));
+        self.transport.start_exchange(number, to, from)
     }
 
-    /// Whether one is through; see [`Transport::is_through`].
+    /// Returns whether an exchange is complete; see [`Transport::test`].
     ///
     /// # Errors
-    /// As there.
-    pub fn is_through(&self, number: u64) -> Result<bool, TransportError> {
-        self.transport.is_through(number)
+    /// Fails as [`Transport::test`] does.
+    pub fn test(&self, number: u64) -> Result<bool, TransportError> {
+        self.transport.test(number)
     }
 
-    /// Waits for one; see [`Transport::end`].
+    /// Waits for an exchange; see [`Transport::wait`].
     ///
     /// # Errors
-    /// As there.
-    pub fn end(&self, purpose: Purpose, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
-        self.waiting(purpose, || self.transport.end(self.at(purpose), number))
+    /// Fails as [`Transport::wait`] does.
+    pub fn wait(&self, purpose: Purpose, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
+        self.record_wait(purpose, || self.transport.wait(self.context(purpose), number))
     }
 
-    /// Everybody's bytes, `[R]`.
+    /// Returns the bytes of all ranks, `[R]`.
     ///
     /// # Errors
-    /// As [`Transport::exchange`].
+    /// Fails as [`Transport::all_to_all_v`] does.
     pub fn all_gather(&self, purpose: Purpose, own: Vec<u8>) -> Result<Vec<Vec<u8>>, TransportError> {
-        self.exchange(purpose, vec![own; self.ranks()])
+        self.all_to_all_v(purpose, vec![own; self.ranks()])
     }
 
-    /// Everybody's numbers, one rank's after the other's; all bring as many.
+    /// Returns the numbers of all ranks, in the order of ranks. All ranks must pass equally many.
     ///
     /// # Errors
-    /// As [`Transport::exchange`], and when one brings another number of them.
-    pub fn all_numbers(&self, purpose: Purpose, own: &[u64]) -> Result<Vec<u64>, TransportError> {
+    /// Fails as [`Transport::all_to_all_v`] does, and if a rank sends another number of them.
+    pub fn all_gather_u64(&self, purpose: Purpose, own: &[u64]) -> Result<Vec<u64>, TransportError> {
         let bytes = own.iter().flat_map(|number| number.to_le_bytes()).collect();
         let mut all = Vec::with_capacity(own.len() * self.ranks());
         for (from, bytes) in self.all_gather(purpose, bytes)?.iter().enumerate() {
             if bytes.len() != own.len() * 8 {
-                return Err(self.malformed(purpose, from, "another number of numbers than here"));
+                return Err(self.malformed_message(
+                    purpose,
+                    from,
+                    "the number of values differs from that of this rank",
+                ));
             }
             all.extend(bytes.as_chunks::<8>().0.iter().map(|&number| u64::from_le_bytes(number)));
         }
         Ok(all)
     }
 
-    /// Begins a move of weights; see [`Transport::send`].
+    /// Begins to send moved weights; see [`Transport::isend`].
     ///
     /// # Errors
-    /// As there.
-    pub fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
-        self.count(Purpose::Moves, to, bytes.len());
-        self.transport.send(to, bytes)
+    /// Fails as [`Transport::isend`] does.
+    pub fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
+        self.record_bytes(Purpose::Moves, to, bytes.len());
+        self.transport.isend(to, bytes)
     }
 
-    /// See [`Transport::receive`].
+    /// Begins to receive moved weights; see [`Transport::irecv`].
     ///
     /// # Errors
-    /// As there.
-    pub fn receive(&self, from: usize) -> Result<(), TransportError> {
-        self.transport.receive(from)
+    /// Fails as [`Transport::irecv`] does.
+    pub fn irecv(&self, from: usize) -> Result<(), TransportError> {
+        self.transport.irecv(from)
     }
 
-    /// Waits for all moves; see [`Transport::finish`].
+    /// Waits for all moves; see [`Transport::wait_all`].
     ///
     /// # Errors
-    /// As there.
-    pub fn finish(&self) -> Result<Vec<Vec<u8>>, TransportError> {
-        self.waiting(Purpose::Moves, || self.transport.finish(self.at(Purpose::Moves)))
+    /// Fails as [`Transport::wait_all`] does.
+    pub fn wait_all(&self) -> Result<Vec<Vec<u8>>, TransportError> {
+        self.record_wait(Purpose::Moves, || self.transport.wait_all(self.context(Purpose::Moves)))
     }
 
-    /// Proves that all ranks hold the same: their digests are compared. The error is the same on all of them.
+    /// Checks that all ranks hold the same data, by comparing digests. The error is the same on all ranks.
     ///
     /// # Errors
-    /// [`TransportError::Differ`] names those that hold something else than most (at a tie: than the lowest rank); else as
-    /// [`Transport::exchange`].
-    pub fn agree(&self, what: &'static str, digest: [u8; 32]) -> Result<(), TransportError> {
+    /// Returns [`TransportError::Differ`] with the ranks that differ from the majority. At a tie the digest
+    /// of the lowest rank counts. Otherwise fails as [`Transport::all_to_all_v`] does.
+    pub fn assert_identical(&self, what: &'static str, digest: [u8; 32]) -> Result<(), TransportError> {
         let all = self.all_gather(Purpose::Control, digest.to_vec())?;
         let votes = |digest: &Vec<u8>| all.iter().filter(|other| *other == digest).count();
-        // The first of those with most votes.
+        // The digest of the majority; at a tie, that of the lowest rank.
         let most = all.iter().rev().max_by_key(|digest| votes(digest));
         let ranks: Vec<usize> = (0..all.len()).filter(|&rank| Some(&all[rank]) != most).collect();
         if ranks.is_empty() {
             Ok(())
         } else {
-            Err(TransportError::Differ { what, ranks, at: self.at(Purpose::Control) })
+            Err(TransportError::Differ { what, ranks, at: self.context(Purpose::Control) })
         }
     }
 
-    /// What came from a rank is not what was to come.
-    pub fn malformed(&self, purpose: Purpose, from: usize, reason: &'static str) -> TransportError {
-        TransportError::Malformed { from, at: self.at(purpose), reason }
+    /// Returns the error for a message of unexpected form from a rank.
+    pub fn malformed_message(&self, purpose: Purpose, from: usize, reason: &'static str) -> TransportError {
+        TransportError::Malformed { from, at: self.context(purpose), reason }
     }
 }
 
-/// A digest of a placement and, where there is one, of the quotas of a batch on it.
-pub(in crate::exec) fn digest(placement: &Placement, quotas: &[u64]) -> [u8; 32] {
+/// Computes the digest of a placement and of the quotas of a batch on it. `quotas` may be empty.
+pub(crate) fn placement_digest(placement: &Placement, quotas: &[u64]) -> [u8; 32] {
     let mut hash = Sha256::new();
-    for id in placement.ids() {
+    for id in placement.slot_ids() {
         hash.update(id.to_le_bytes());
     }
     for quota in quotas {

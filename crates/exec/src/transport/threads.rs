@@ -1,6 +1,6 @@
-//! Ranks that are threads of one process.
+//! A transport between ranks that are threads of one process.
 
-use super::{At, Transport, TransportError};
+use super::{CallContext, Transport, TransportError};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -8,33 +8,35 @@ use std::time::{Duration, Instant};
 
 /// One rank of a group of threads.
 #[derive(Debug)]
-pub struct Threads {
+pub struct ThreadTransport {
     rank: usize,
     timeout: Duration,
-    /// To each rank, and from each: parcels, then moves, then parts of exchanges with their numbers.
-    to: Vec<[Sender<Numbered>; 3]>,
-    from: Vec<[Receiver<Numbered>; 3]>,
-    /// Ranks that moves are to come from.
+    /// Channels to each rank, and from each rank: all-to-all send buffers, moves, and messages of numbered
+    /// exchanges.
+    to: Vec<[Sender<NumberedMessage>; 3]>,
+    from: Vec<[Receiver<NumberedMessage>; 3]>,
+    /// Ranks from which moves are expected.
     begun: RefCell<Vec<usize>>,
-    under_way: RefCell<UnderWay>,
+    under_way: RefCell<ThreadExchanges>,
 }
 
-/// Bytes, and which exchange they are of where several may be under way.
-type Numbered = (u64, Vec<u8>);
+/// Bytes with the number of their exchange, which is 0 for send buffers and moves.
+type NumberedMessage = (u64, Vec<u8>);
 
 #[derive(Debug, Default)]
-struct UnderWay {
-    /// By number: from whom something is to come.
+struct ThreadExchanges {
+    /// Senders of each exchange, by its number.
     begun: HashMap<u64, Vec<usize>>,
-    /// By number and sender: what has come.
+    /// Received messages, by number and sender.
     came: HashMap<(u64, usize), Vec<u8>>,
 }
 
-impl Threads {
-    /// The ranks of a group; each goes to a thread of its own. One that says nothing for `timeout` is taken for lost.
-    pub fn group(ranks: usize, timeout: Duration) -> Vec<Threads> {
-        let mut group: Vec<Threads> = (0..ranks)
-            .map(|rank| Threads {
+impl ThreadTransport {
+    /// Creates the ranks of a group. Each must move to a thread of its own. A rank that sends nothing for
+    /// `timeout` counts as lost.
+    pub fn create_group(ranks: usize, timeout: Duration) -> Vec<ThreadTransport> {
+        let mut group: Vec<ThreadTransport> = (0..ranks)
+            .map(|rank| ThreadTransport {
                 rank,
                 timeout,
                 to: Vec::new(),
@@ -53,14 +55,15 @@ impl Threads {
         group
     }
 
-    fn lost(at: At, silent: Vec<usize>, waited: Duration) -> TransportError {
+    fn lost_error(at: CallContext, silent: Vec<usize>, waited: Duration) -> TransportError {
         TransportError::Lost { at, silent, failed: Vec::new(), waited }
     }
 
-    /// The next of a kind from every rank of `sources`, or which of them say nothing.
-    fn next(
+    /// Receives the next message of a kind from every rank of `sources`. The error names the ranks that send
+    /// nothing.
+    fn receive_each(
         &self,
-        at: At,
+        at: CallContext,
         kind: usize,
         sources: impl Iterator<Item = usize>,
     ) -> Result<Vec<Vec<u8>>, TransportError> {
@@ -72,11 +75,11 @@ impl Threads {
             }
         }
         silent.dedup();
-        if silent.is_empty() { Ok(came) } else { Err(Self::lost(at, silent, begun.elapsed())) }
+        if silent.is_empty() { Ok(came) } else { Err(Self::lost_error(at, silent, begun.elapsed())) }
     }
 }
 
-impl Transport for Threads {
+impl Transport for ThreadTransport {
     fn name(&self) -> &'static str {
         "threads"
     }
@@ -89,15 +92,20 @@ impl Transport for Threads {
         self.to.len()
     }
 
-    fn exchange(&self, at: At, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
+    fn all_to_all_v(&self, at: CallContext, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
         for (to, parcel) in self.to.iter().zip(parcels) {
-            // Who is gone is found out when nothing comes from there.
+            // A lost rank is detected when nothing arrives from it.
             let _ = to[0].send((0, parcel));
         }
-        self.next(at, 0, 0..self.ranks())
+        self.receive_each(at, 0, 0..self.ranks())
     }
 
-    fn begin(&self, number: u64, to: Vec<(usize, Vec<u8>)>, from: Vec<usize>) -> Result<(), TransportError> {
+    fn start_exchange(
+        &self,
+        number: u64,
+        to: Vec<(usize, Vec<u8>)>,
+        from: Vec<usize>,
+    ) -> Result<(), TransportError> {
         for (to, bytes) in to {
             let _ = self.to[to][2].send((number, bytes));
         }
@@ -105,9 +113,9 @@ impl Transport for Threads {
         Ok(())
     }
 
-    fn is_through(&self, number: u64) -> Result<bool, TransportError> {
-        let UnderWay { begun, came } = &mut *self.under_way.borrow_mut();
-        let sources = begun.get(&number).ok_or_else(|| TransportError::not_begun(number))?;
+    fn test(&self, number: u64) -> Result<bool, TransportError> {
+        let ThreadExchanges { begun, came } = &mut *self.under_way.borrow_mut();
+        let sources = begun.get(&number).ok_or_else(|| TransportError::not_started(number))?;
         for &source in sources {
             while let Ok((number, bytes)) = self.from[source][2].try_recv() {
                 came.insert((number, source), bytes);
@@ -116,9 +124,9 @@ impl Transport for Threads {
         Ok(sources.iter().all(|&source| came.contains_key(&(number, source))))
     }
 
-    fn end(&self, at: At, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
-        let UnderWay { begun, came } = &mut *self.under_way.borrow_mut();
-        let sources = begun.remove(&number).ok_or_else(|| TransportError::not_begun(number))?;
+    fn wait(&self, at: CallContext, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
+        let ThreadExchanges { begun, came } = &mut *self.under_way.borrow_mut();
+        let sources = begun.remove(&number).ok_or_else(|| TransportError::not_started(number))?;
         let (since, mut all, mut silent) = (Instant::now(), Vec::with_capacity(sources.len()), Vec::new());
         for source in sources {
             let mut bytes = came.remove(&(number, source));
@@ -134,20 +142,20 @@ impl Transport for Threads {
                 None => silent.push(source),
             }
         }
-        if silent.is_empty() { Ok(all) } else { Err(Self::lost(at, silent, since.elapsed())) }
+        if silent.is_empty() { Ok(all) } else { Err(Self::lost_error(at, silent, since.elapsed())) }
     }
 
-    fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
+    fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
         let _ = self.to[to][1].send((0, bytes));
         Ok(())
     }
 
-    fn receive(&self, from: usize) -> Result<(), TransportError> {
+    fn irecv(&self, from: usize) -> Result<(), TransportError> {
         self.begun.borrow_mut().push(from);
         Ok(())
     }
 
-    fn finish(&self, at: At) -> Result<Vec<Vec<u8>>, TransportError> {
-        self.next(at, 1, self.begun.take().into_iter())
+    fn wait_all(&self, at: CallContext) -> Result<Vec<Vec<u8>>, TransportError> {
+        self.receive_each(at, 1, self.begun.take().into_iter())
     }
 }

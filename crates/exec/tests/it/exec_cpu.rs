@@ -1,34 +1,32 @@
-//! The forward pass against one dense memory in `f64`: whatever the placement, the split, the router and the tokens.
+//! Compares the forward pass with one dense memory in `f64`, for any placement, split, router and tokens.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-mod exec_support;
-
+use crate::exec_support::{backend, config, placement, refuses_other_input, small, tokens, weights};
 use evenkeel::cluster::Cluster;
-use evenkeel::exec::cpu::Cpu;
-use evenkeel::exec::forward::step;
-use evenkeel::exec::random::Stream;
-use evenkeel::exec::router::{Capacity, Overflow, Router};
-use evenkeel::exec::weights::Dtype;
-use evenkeel::exec::{Backend, ExecConfig, LayerInput, Routed};
 use evenkeel::forecast::History;
 use evenkeel::model::Activation;
 use evenkeel::place::{self, Placement};
-use evenkeel::split::Method;
+use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
-use exec_support::{backend, config, placement, refuses_other_input, small, tokens, weights};
+use evenkeel_exec::cpu::Cpu;
+use evenkeel_exec::forward::run_step;
+use evenkeel_exec::random::RandomStream;
+use evenkeel_exec::router::{Capacity, Overflow, Router};
+use evenkeel_exec::weights::Dtype;
+use evenkeel_exec::{Backend, ExecConfig, LayerInput, RoutingSource};
 use proptest::prelude::*;
 
 const ROUTERS: [&str; 8] =
     ["switch", "gshard", "noisy", "softmax", "softmax-renorm", "topk-softmax", "sigmoid", "soft"];
 
-/// Runs two layers and checks everything that the reference can say.
+/// Runs two layers and compares everything with the reference.
 fn check(config: &ExecConfig, placements: Vec<Placement>, per_rank: &[usize], seed: u64) {
     let (mut cpu, mut reference) = backend(config, placements);
     let mut x = tokens(config.model.hidden, per_rank, seed);
-    let run = step(&mut cpu, 2, 5, &mut x, |_| Routed::Router, Some(&mut reference)).unwrap();
+    let run = run_step(&mut cpu, 2, 5, &mut x, |_| RoutingSource::Router, Some(&mut reference)).unwrap();
     let check = run.check.unwrap();
-    assert!(check.ok(config.dtype), "{check:?} for {config:?} and {per_rank:?}");
+    assert!(check.within_bounds(config.dtype), "{check:?} for {config:?} and {per_rank:?}");
     for layer in &run.layers {
         let routed: u64 =
             layer.routed.iter().flat_map(|r| &r.routing.ids).map(|&id| u64::from(id >= 0)).sum();
@@ -51,7 +49,7 @@ proptest! {
         let cluster = Cluster::new(ranks, 1, 7, per * ranks - 7).unwrap();
         let dtype = if bf16 { Dtype::Bf16 } else { Dtype::F32 };
         let mut config = config(model, cluster, ROUTERS[router].parse().unwrap(), dtype);
-        config.method = [None, Some(Method::Even), Some(Method::Lp), Some(Method::Exact), Some(Method::Affine5)][method];
+        config.method = [None, Some(SplitMethod::Even), Some(SplitMethod::Lp), Some(SplitMethod::Exact), Some(SplitMethod::Affine5)][method];
         config.capacity = [None, Some((0.5, Overflow::Drop)), Some((0.7, Overflow::Next)), Some((1.0, Overflow::Next))]
             [capacity].map(|(factor, overflow)| Capacity { factor, overflow });
         let placements = (0..2).map(|layer| placement(7, &cluster, seed ^ layer)).collect();
@@ -65,14 +63,14 @@ proptest! {
         let config = config(small("qwen3-30b-a3b", 6, top_k), cluster, Router::TopkSoftmax, dtype);
         let placement = placement(6, &cluster, seed);
         let (mut cpu, mut reference) = backend(&config, vec![placement.clone()]);
-        let mut random = Stream::new(seed, &[]);
-        let mut below = |n: usize| (random.bits() % n as u64) as usize;
+        let mut random = RandomStream::new(seed, &[]);
+        let mut below = |n: usize| (random.next_bits() % n as u64) as usize;
         let mut x = tokens(64, &(0..ranks).map(|_| below(7)).collect::<Vec<_>>(), seed);
         let (mut ids, mut slots) = (vec![], vec![]);
         for x in &x {
             let mut of_source = vec![];
             for _ in 0..x.len() / 64 {
-                // Different experts, or none.
+                // The experts of a token are different, or none.
                 let mut of_token: Vec<i32> = vec![];
                 while of_token.len() < top_k {
                     let id = below(7) as i32 - 1;
@@ -81,15 +79,15 @@ proptest! {
                 of_source.extend(of_token);
             }
             let copy = |&id: &i32| match usize::try_from(id) {
-                Ok(expert) => { let copies = placement.copies(expert); i64::from(copies[below(copies.len())]) }
+                Ok(expert) => { let copies = placement.replicas(expert); i64::from(copies[below(copies.len())]) }
                 Err(_) => -1,
             };
             slots.push(of_source.iter().map(copy).collect::<Vec<i64>>());
             ids.push(of_source);
         }
-        let routed = |_| Routed::Replay { ids: &ids, top_k, weights: None, slots: Some(&slots), and_route: false };
-        let run = step(&mut cpu, 1, 0, &mut x, routed, Some(&mut reference)).unwrap();
-        prop_assert!(run.check.unwrap().ok(dtype), "{:?}", run.check);
+        let routed = |_| RoutingSource::Replay { ids: &ids, top_k, weights: None, slots: Some(&slots), also_run_router: false };
+        let run = run_step(&mut cpu, 1, 0, &mut x, routed, Some(&mut reference)).unwrap();
+        prop_assert!(run.check.unwrap().within_bounds(dtype), "{:?}", run.check);
     }
 }
 
@@ -100,11 +98,11 @@ fn every_policy_and_split_on_uneven_empty_and_single_tokens() {
     let loads = Trace::from_loads(8, vec![0], vec!["0".into()], vec![90, 1, 0, 0, 50, 3, 2, 2]).unwrap();
     for policy in ["contiguous", "eplb", "eplb:trtllm", "lplb:ring"] {
         let placement = place::policy(policy, 1, &cluster).unwrap();
-        let placement = placement.place(&History::whole(&loads, 0), &cluster).unwrap();
-        for method in Method::ALL {
+        let placement = placement.place(&History::from_trace(&loads, 0), &cluster).unwrap();
+        for method in SplitMethod::ALL {
             let config = config(model, cluster, Router::Softmax { renormalise: true }, Dtype::F32);
             let config = ExecConfig { method: Some(method), ..config };
-            // Uneven, with a rank without any; one token in all; none in all.
+            // Uneven numbers of tokens with an empty rank; one token in total; no tokens.
             for per_rank in [[5, 0, 1, 17], [0, 0, 1, 0], [0; 4]] {
                 check(&config, vec![placement.clone(); 2], &per_rank, 11);
             }
@@ -114,20 +112,21 @@ fn every_policy_and_split_on_uneven_empty_and_single_tokens() {
 
 #[test]
 fn gpt_oss_is_its_published_code() {
-    // modeling_gpt_oss.py: gate.clamp(max=limit), up.clamp(-limit, limit), (up + 1) * gate * sigmoid(1.702 gate).
+    // The formula of modeling_gpt_oss.py: gate.clamp(max=limit), up.clamp(-limit, limit), (up + 1) * gate *
+    // sigmoid(1.702 gate).
     let cluster = Cluster::new(1, 1, 2, 0).unwrap();
     let config = config(small("gpt-oss-20b", 2, 1), cluster, Router::TopkSoftmax, Dtype::F32);
     let source = weights(&config);
-    let mut expert = source.expert(0, 1).unwrap();
-    // Large enough for the clamps to bind.
+    let mut expert = source.expert_weights(0, 1).unwrap();
+    // The values are large enough for the clamps to apply.
     let scale =
-        |m: &evenkeel::exec::weights::Matrix| m.wide().into_iter().map(|x| 14.0 * x).collect::<Vec<f32>>();
-    let (gate, up, down) = (scale(expert.gate.as_ref().unwrap()), scale(&expert.up), expert.down.wide());
-    expert.gate = Some(evenkeel::exec::weights::Matrix::F32(gate.clone()));
-    expert.up = evenkeel::exec::weights::Matrix::F32(up.clone());
+        |m: &evenkeel_exec::weights::Matrix| m.to_f32().into_iter().map(|x| 14.0 * x).collect::<Vec<f32>>();
+    let (gate, up, down) = (scale(expert.gate.as_ref().unwrap()), scale(&expert.up), expert.down.to_f32());
+    expert.gate = Some(evenkeel_exec::weights::Matrix::F32(gate.clone()));
+    expert.up = evenkeel_exec::weights::Matrix::F32(up.clone());
     let x = tokens(64, &[5], 1).remove(0);
     let mut out = vec![0f32; x.len()];
-    evenkeel::exec::cpu::Ffn::default().run(&expert, Activation::ClampedSwiGlu, &x, 64, &mut out);
+    evenkeel_exec::cpu::Ffn::default().run(&expert, Activation::ClampedSwiGlu, &x, 64, &mut out);
     let biases = expert.biases.unwrap();
     let (mut high, mut low) = (false, false);
     for (x, out) in x.chunks(64).zip(out.chunks(64)) {
@@ -159,8 +158,14 @@ fn routing_twice_changes_nothing_but_time() {
     let x = tokens(64, &[2, 1], 4);
     let ids = [vec![0, 3], vec![-1]];
     let mut run = |and_route| {
-        let routed = Routed::Replay { ids: &ids, top_k: 1, weights: None, slots: None, and_route };
-        cpu.layer(&LayerInput { layer: 0, step: 0, tokens: &x, routed }).unwrap()
+        let routed = RoutingSource::Replay {
+            ids: &ids,
+            top_k: 1,
+            weights: None,
+            slots: None,
+            also_run_router: and_route,
+        };
+        cpu.run_layer(&LayerInput { layer: 0, step: 0, tokens: &x, routed }).unwrap()
     };
     let (once, twice) = (run(false), run(true));
     assert_eq!((once.outputs, once.counts.clone()), (twice.outputs, twice.counts));

@@ -1,19 +1,19 @@
-//! Every router against a plain restatement of its paper, one token at a time, ties included.
+//! Compares every router with a plain restatement of its paper, one token at a time, including ties.
 
 #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "tests; what is 0 is exactly 0")]
 
-use evenkeel::exec::random::Stream;
-use evenkeel::exec::router::{Capacity, Overflow, RouteArgs, Router, Routing, Soft, replay};
+use evenkeel_exec::random::RandomStream;
+use evenkeel_exec::router::{Capacity, Overflow, RouteArgs, Router, Routing, SoftMixtures, replay_routing};
 use proptest::prelude::*;
 
-/// Logits of a few values, so that ties are common.
+/// Generates logits with few distinct values, so that ties are common.
 fn logits(width: usize) -> impl Strategy<Value = Vec<f32>> {
     let value = prop_oneof![(-3i8..4).prop_map(f32::from), -4f32..4.0];
     (0usize..12).prop_flat_map(move |tokens| prop::collection::vec(value.clone(), tokens * width))
 }
 
 fn args(experts: usize, top_k: usize) -> RouteArgs {
-    RouteArgs { experts, top_k, capacity: None, random: Stream::new(5, &[1]) }
+    RouteArgs { experts, top_k, capacity: None, random: RandomStream::new(5, &[1]) }
 }
 
 fn softmax(row: &[f64]) -> Vec<f64> {
@@ -21,7 +21,7 @@ fn softmax(row: &[f64]) -> Vec<f64> {
     row.iter().map(|x| x.exp() / sum).collect()
 }
 
-/// All experts, best first, lowest index first among equals.
+/// Returns all experts, best first; at ties the lowest index first.
 fn ranking(scores: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
@@ -50,7 +50,7 @@ const E: usize = 8;
 proptest! {
     #[test]
     fn switch_takes_the_most_probable(x in logits(E)) {
-        let routing = Router::Switch.route(&x, &args(E, 1)).unwrap();
+        let routing = Router::Switch.route_tokens(&x, &args(E, 1)).unwrap();
         for (t, row) in x.chunks(E).enumerate() {
             let p = softmax(&wide(row));
             assert_token(&routing, t, &pick(&ranking(&wide(row))[..1], |e| p[e]));
@@ -60,7 +60,7 @@ proptest! {
     #[test]
     fn softmax_with_and_without_renormalisation(x in logits(E), k in 1usize..=E) {
         for renormalise in [false, true] {
-            let routing = Router::Softmax { renormalise }.route(&x, &args(E, k)).unwrap();
+            let routing = Router::Softmax { renormalise }.route_tokens(&x, &args(E, k)).unwrap();
             for (t, row) in x.chunks(E).enumerate() {
                 let (p, order) = (softmax(&wide(row)), ranking(&wide(row)));
                 let sum: f64 = if renormalise { order[..k].iter().map(|&e| p[e]).sum() } else { 1.0 };
@@ -71,7 +71,7 @@ proptest! {
 
     #[test]
     fn gpt_oss_takes_a_softmax_over_the_chosen(x in logits(E), k in 1usize..=E) {
-        let routing = Router::TopkSoftmax.route(&x, &args(E, k)).unwrap();
+        let routing = Router::TopkSoftmax.route_tokens(&x, &args(E, k)).unwrap();
         for (t, row) in x.chunks(E).enumerate() {
             let order = ranking(&wide(row));
             let of: Vec<f64> = order[..k].iter().map(|&e| f64::from(row[e])).collect();
@@ -83,8 +83,8 @@ proptest! {
 
     #[test]
     fn gshard_visits_the_second_by_its_weight(x in logits(E)) {
-        let routing = Router::Gshard.route(&x, &args(E, 2)).unwrap();
-        let mut random = Stream::new(5, &[1]);
+        let routing = Router::Gshard.route_tokens(&x, &args(E, 2)).unwrap();
+        let mut random = RandomStream::new(5, &[1]);
         for (t, row) in x.chunks(E).enumerate() {
             let (p, order) = (softmax(&wide(row)), ranking(&wide(row)));
             let sum = p[order[0]] + p[order[1]];
@@ -97,8 +97,8 @@ proptest! {
 
     #[test]
     fn noisy_adds_softplus_noise(x in logits(2 * E), k in 1usize..=E) {
-        let routing = Router::Noisy.route(&x, &args(E, k)).unwrap();
-        let mut random = Stream::new(5, &[1]);
+        let routing = Router::Noisy.route_tokens(&x, &args(E, k)).unwrap();
+        let mut random = RandomStream::new(5, &[1]);
         for (t, row) in x.chunks(2 * E).enumerate() {
             let h: Vec<f64> = (0..E)
                 .map(|e| f64::from(row[e]) + random.normal() * f64::from(row[E + e]).exp().ln_1p())
@@ -117,7 +117,7 @@ proptest! {
         let (groups, top_groups) = [(1, 1), (4, 2), (8, 5)][groups];
         let bias: Vec<f64> = bias.into_iter().map(|b| f64::from(b) / 4.0).collect();
         let router = Router::Sigmoid { groups, top_groups, scale: 2.5, bias: bias.clone() };
-        let routing = router.route(&x, &args(E, k)).unwrap();
+        let routing = router.route_tokens(&x, &args(E, k)).unwrap();
         for (t, row) in x.chunks(E).enumerate() {
             let s: Vec<f64> = row.iter().map(|&x| 1.0 / (1.0 + (-f64::from(x)).exp())).collect();
             let biased: Vec<f64> = s.iter().zip(&bias).map(|(s, b)| s + b).collect();
@@ -135,11 +135,11 @@ proptest! {
 
     #[test]
     fn capacity_holds_and_first_choices_come_first(x in logits(E), k in 1usize..=4, factor in 0f64..2.0) {
-        let free = Router::TopkSoftmax.route(&x, &args(E, k)).unwrap();
+        let free = Router::TopkSoftmax.route_tokens(&x, &args(E, k)).unwrap();
         let (tokens, room) = (x.len() / E, (factor * (x.len() / E * k) as f64 / E as f64).ceil() as usize);
         for overflow in [Overflow::Drop, Overflow::Next] {
             let limited = RouteArgs { capacity: Some(Capacity { factor, overflow }), ..args(E, k) };
-            let routing = Router::TopkSoftmax.route(&x, &limited).unwrap();
+            let routing = Router::TopkSoftmax.route_tokens(&x, &limited).unwrap();
             let mut used = [0usize; E];
             let (mut ids, mut dropped) = (free.ids.clone(), 0);
             for choice in 0..k {
@@ -175,7 +175,7 @@ proptest! {
     #[test]
     fn losses_are_those_of_switch_and_st_moe(x in logits(E)) {
         prop_assume!(!x.is_empty());
-        let loss = Router::Switch.route(&x, &args(E, 1)).unwrap().loss;
+        let loss = Router::Switch.route_tokens(&x, &args(E, 1)).unwrap().loss;
         let tokens = (x.len() / E) as f64;
         let (mut f, mut p, mut z) = ([0f64; E], [0f64; E], 0f64);
         for row in x.chunks(E) {
@@ -190,11 +190,11 @@ proptest! {
 
     #[test]
     fn soft_mixes_by_two_softmaxes(x in logits(6), width in 1usize..4) {
-        let soft = Soft::new(&x, 6).unwrap();
+        let soft = SoftMixtures::new(&x, 6).unwrap();
         let tokens = x.len() / 6;
         let values: Vec<f32> = (0..tokens * width).map(|i| i as f32 * 0.25 - 1.0).collect();
-        let mixed = soft.mix(&values, width);
-        let ids = Router::Soft { slots: 2 }.route(&x, &args(3, 1)).unwrap().ids;
+        let mixed = soft.mix_tokens(&values, width);
+        let ids = Router::Soft { slots: 2 }.route_tokens(&x, &args(3, 1)).unwrap().ids;
         prop_assert_eq!(ids, if tokens == 0 { vec![] } else { vec![0, 0, 1, 1, 2, 2] });
         for s in 0..if tokens == 0 { 0 } else { 6 } {
             let d = softmax(&(0..tokens).map(|t| f64::from(x[t * 6 + s])).collect::<Vec<_>>());
@@ -204,7 +204,7 @@ proptest! {
             }
         }
         let results: Vec<f32> = (0..6 * width).map(|i| (i as f32).sin()).collect();
-        let back = soft.unmix(&results, width);
+        let back = soft.unmix_results(&results, width);
         prop_assert_eq!(back.len(), tokens * width);
         for t in 0..tokens {
             let c = softmax(&wide(&x[t * 6..][..6]));
@@ -218,17 +218,17 @@ proptest! {
 
 #[test]
 fn replay_keeps_ids_and_shares_weight() {
-    let routing = replay(&[3, 1, -1, 2, -1, -1], None, 2, 4).unwrap();
+    let routing = replay_routing(&[3, 1, -1, 2, -1, -1], None, 2, 4).unwrap();
     assert_eq!(routing.weights, [0.5, 0.5, 0.0, 1.0, 0.0, 0.0]);
-    let known = replay(&[3, -1], Some(&[0.7, 0.3]), 2, 4).unwrap();
+    let known = replay_routing(&[3, -1], Some(&[0.7, 0.3]), 2, 4).unwrap();
     assert_eq!(known.weights, [0.7, 0.0]);
-    assert!(replay(&[4], None, 1, 4).is_err() && replay(&[-2], None, 1, 4).is_err());
-    assert!(replay(&[0, 1, 2], None, 2, 4).is_err());
+    assert!(replay_routing(&[4], None, 1, 4).is_err() && replay_routing(&[-2], None, 1, 4).is_err());
+    assert!(replay_routing(&[0, 1, 2], None, 2, 4).is_err());
 }
 
 #[test]
 fn what_cannot_be_routed_is_refused() {
-    let bad = |router: Router, x: &[f32], e, k| router.route(x, &args(e, k)).unwrap_err().to_string();
+    let bad = |router: Router, x: &[f32], e, k| router.route_tokens(x, &args(e, k)).unwrap_err().to_string();
     assert!(bad(Router::TopkSoftmax, &[f32::NAN, 0.0], 2, 1).contains("token 0"));
     assert!(bad(Router::TopkSoftmax, &[0.0; 3], 2, 1).contains("3 logits"));
     assert!(bad(Router::TopkSoftmax, &[0.0; 2], 2, 3).contains("top-3 of 2"));

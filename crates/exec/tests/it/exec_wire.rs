@@ -1,23 +1,22 @@
-//! Ranks of separate memories, here threads: bit for bit what ranks of one memory do, and an error where one is gone or differs.
+//! Ranks with separate memories, here threads: they match ranks of one memory bit for bit, and fail if one is
+//! lost or differs.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-mod exec_support;
-
+use crate::exec_support::{config, placement, small, tokens};
 use evenkeel::cluster::Cluster;
-use evenkeel::exec::activations::Activations;
-use evenkeel::exec::cpu::{Cpu, Peer, PeerOptions};
-use evenkeel::exec::feed::Feed;
-use evenkeel::exec::forward::step;
-use evenkeel::exec::router::{Capacity, Overflow, Router};
-use evenkeel::exec::run::{Outcome, Replan, Run};
-use evenkeel::exec::transport::{Purpose, Reach, Threads, TransportError, Wire};
-use evenkeel::exec::weights::{Dtype, RandomWeights};
-use evenkeel::exec::{Aggregate, Backend, ExecConfig, ExecError, Routed};
 use evenkeel::place::{self, Placement};
-use evenkeel::planner::Copies;
-use evenkeel::split::{Keep, Method};
-use exec_support::{config, placement, small, tokens};
+use evenkeel::planner::TokenCopies;
+use evenkeel::split::{PrimaryObjective, SplitMethod};
+use evenkeel_exec::activations::ActivationGenerator;
+use evenkeel_exec::batch_source::BatchSource;
+use evenkeel_exec::cpu::{Cpu, CpuPeer, PeerOptions};
+use evenkeel_exec::forward::run_step;
+use evenkeel_exec::router::{Capacity, Overflow, Router};
+use evenkeel_exec::run::{ExecRun, RunReplan, RunReport};
+use evenkeel_exec::transport::{Communicator, Distance, Purpose, ThreadTransport, TransportError};
+use evenkeel_exec::weights::{Dtype, RandomWeights};
+use evenkeel_exec::{Aggregate, Backend, ExecConfig, ExecError, RoutingSource};
 use proptest::prelude::*;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,24 +25,29 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs `work` as every rank of a group of threads.
-fn ranks<T: Send>(cluster: Cluster, timeout: Duration, work: impl Fn(Rc<Wire>) -> T + Sync) -> Vec<T> {
-    let group = Threads::group(cluster.ranks(), timeout);
+fn ranks<T: Send>(
+    cluster: Cluster,
+    timeout: Duration,
+    work: impl Fn(Rc<Communicator>) -> T + Sync,
+) -> Vec<T> {
+    let group = ThreadTransport::create_group(cluster.ranks(), timeout);
     std::thread::scope(|scope| {
         let work = &work;
-        let start =
-            |rank: Threads| scope.spawn(move || work(Rc::new(Wire::new(Box::new(rank), cluster).unwrap())));
+        let start = |rank: ThreadTransport| {
+            scope.spawn(move || work(Rc::new(Communicator::new(Box::new(rank), cluster).unwrap())))
+        };
         let threads: Vec<_> = group.into_iter().map(start).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
 
 fn weights(config: &ExecConfig) -> RandomWeights {
-    let width = config.router.width(config.model.experts);
+    let width = config.router.logit_width(config.model.experts);
     RandomWeights { model: config.model, width, dtype: config.dtype, seed: 7 }
 }
 
-/// All of an outcome that is no time.
-fn found(outcome: &Outcome) -> impl PartialEq + std::fmt::Debug + use<> {
+/// Returns all parts of an outcome except times.
+fn found(outcome: &RunReport) -> impl PartialEq + std::fmt::Debug + use<> {
     let steps: Vec<_> = outcome
         .steps
         .iter()
@@ -56,33 +60,39 @@ fn found(outcome: &Outcome) -> impl PartialEq + std::fmt::Debug + use<> {
     (steps, outcome.check, outcome.memory.clone(), counts)
 }
 
-/// A run of made-up tokens on threads finds what it finds in one memory, however its tokens travel; that.
-fn as_in_one_memory(config: &ExecConfig, policy: &str, tokens: usize, chunks: &[usize]) -> Outcome {
+/// Checks that a run of synthetic tokens on threads equals one in one memory, for any way of sending tokens.
+/// Returns that outcome.
+fn as_in_one_memory(config: &ExecConfig, policy: &str, tokens: usize, chunks: &[usize]) -> RunReport {
     let (cluster, dtype, model) = (config.cluster, config.dtype, config.model.name);
     let policy = place::policy(policy, 1, &cluster).unwrap();
-    let feed = Feed::Made { tokens };
-    let run = Run {
+    let feed = BatchSource::Synthetic { tokens };
+    let run = ExecRun {
         weights: Arc::new(weights(config)),
         feed: &feed,
         layers: vec![0, 1],
         steps: 3..15,
-        activations: Activations { drift: 0.1, ..Activations::new(config.model.hidden as usize, 1) },
+        activations: ActivationGenerator {
+            drift: 0.1,
+            ..ActivationGenerator::new(config.model.hidden as usize, 1)
+        },
         policy: policy.as_ref(),
-        replan: Some(Replan { every: 4, budget: 1 << 14, max_moves: None }),
+        replan: Some(RunReplan { every: 4, budget: 1 << 14, max_moves: None }),
         check: true,
         compare: true,
         exec: config.clone(),
     };
-    let profile = run.profile(0..3, &()).unwrap();
-    let expected = run.on_cpu(run.place(&profile, &[0, 1], 0..3).unwrap(), &()).unwrap();
-    assert!(expected.check.unwrap().ok(dtype), "{model}: {:?}", expected.check);
-    assert!(expected.to_the_token());
+    let profile = run.profile_loads(0..3, &()).unwrap();
+    let expected = run.on_cpu(run.place_layers(&profile, &[0, 1], 0..3).unwrap(), &()).unwrap();
+    assert!(expected.check.unwrap().within_bounds(dtype), "{model}: {:?}", expected.check);
+    assert!(expected.matches_prediction());
     let place = |plain: &mut dyn Backend| -> Result<Vec<Placement>, ExecError> {
-        run.place(&run.profile_on(plain, 0..3, &())?, &[0, 1], 0..3)
+        run.place_layers(&run.profile_on(plain, 0..3, &())?, &[0, 1], 0..3)
     };
     for &chunks in chunks {
-        let options = PeerOptions { prove: true, chunks };
-        for outcome in ranks(cluster, PATIENCE, |wire| run.on_wire(&wire, options, place, &()).unwrap()) {
+        let options = PeerOptions { verify_splits: true, chunks };
+        for outcome in
+            ranks(cluster, PATIENCE, |wire| run.on_communicator(&wire, options, place, &()).unwrap())
+        {
             assert_eq!(found(&outcome), found(&expected), "{model}, {chunks} chunks");
         }
     }
@@ -94,16 +104,16 @@ fn threads_find_what_one_memory_finds() {
     let cluster = Cluster::new(4, 2, 10, 6).unwrap();
     let capacity = Some(Capacity { factor: 0.8, overflow: Overflow::Next });
     for (model, router, capacity, dtype, then) in [
-        ("qwen3-30b-a3b", Router::TopkSoftmax, None, Dtype::F32, Some(Keep::Vector)),
+        ("qwen3-30b-a3b", Router::TopkSoftmax, None, Dtype::F32, Some(PrimaryObjective::Vector)),
         ("deepseek-v2-lite", Router::TopkSoftmax, capacity, Dtype::Bf16, None),
         ("gpt-oss-20b", Router::Soft { slots: 1 }, None, Dtype::Bf16, None),
     ] {
         for aggregate in Aggregate::ALL {
             let config = config(small(model, 10, 3), cluster, router.clone(), dtype);
-            let config = ExecConfig { capacity, then, aggregate, ..config };
+            let config = ExecConfig { capacity, tie_break: then, aggregate, ..config };
             let outcome = as_in_one_memory(&config, "eplb", 37, &[1, 2]);
-            // Mixtures load all experts alike.
-            assert_eq!(outcome.moves().copies > 0, !matches!(router, Router::Soft { .. }), "{model}");
+            // Mixtures load all experts equally, so no expert moves.
+            assert_eq!(outcome.total_moves().copies > 0, !matches!(router, Router::Soft { .. }), "{model}");
         }
     }
 }
@@ -111,7 +121,7 @@ fn threads_find_what_one_memory_finds() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
-    /// Nodes of one rank and of all, ranks without tokens, more chunks than slots.
+    /// Covers nodes of one rank and of all ranks, ranks without tokens, and more chunks than slots.
     #[test]
     fn any_grouping_in_any_number_of_chunks_finds_the_same(
         (ranks, nodes) in prop::sample::select(vec![(2, 1), (2, 2), (3, 3), (4, 2), (4, 4), (6, 2), (6, 3)]),
@@ -127,15 +137,16 @@ proptest! {
     }
 }
 
-/// Bytes that all ranks sent to other ranks of their node and to other nodes, for a purpose, in three steps of two layers.
+/// Returns the bytes for a purpose that all ranks sent to other ranks of their node and to other nodes. The
+/// run has three steps of two layers.
 fn far(config: &ExecConfig, chunks: usize, purpose: Purpose) -> [u64; 2] {
     let placements = || vec![placement(10, &config.cluster, 1), placement(10, &config.cluster, 3)];
     let sent = ranks(config.cluster, PATIENCE, |wire| {
-        let options = PeerOptions { prove: false, chunks };
+        let options = PeerOptions { verify_splits: false, chunks };
         said(&wire, config.clone(), placements(), options).unwrap();
-        wire.tally().bytes[purpose as usize]
+        wire.traffic_stats().bytes[purpose as usize]
     });
-    [Reach::Node, Reach::Cluster].map(|reach| sent.iter().map(|bytes| bytes[reach as usize]).sum())
+    [Distance::Node, Distance::Cluster].map(|reach| sent.iter().map(|bytes| bytes[reach as usize]).sum())
 }
 
 #[test]
@@ -148,9 +159,9 @@ fn one_copy_per_node_crosses_and_one_row_comes_back() {
         &weights(&config),
         vec![placement(10, &cluster, 1), placement(10, &cluster, 3)],
     );
-    let (mut cpu, mut copies) = (cpu.unwrap(), Copies::default());
+    let (mut cpu, mut copies) = (cpu.unwrap(), TokenCopies::default());
     for at in 0..3 {
-        let run = step(&mut cpu, 2, at, &mut said_tokens(at), |_| Routed::Router, None).unwrap();
+        let run = run_step(&mut cpu, 2, at, &mut said_tokens(at), |_| RoutingSource::Router, None).unwrap();
         copies = run.layers.iter().fold(copies, |copies, layer| copies.plus(layer.copies));
     }
     let [_, plain] = far(&config, 1, Purpose::Combine);
@@ -158,30 +169,30 @@ fn one_copy_per_node_crosses_and_one_row_comes_back() {
     let [_, once] = far(&config, 1, Purpose::Combine);
     assert_eq!(once, copies.to_nodes * row);
     assert!(plain > once);
-    // Chunks send nothing twice.
+    // Chunks send no data twice.
     for purpose in [Purpose::Dispatch, Purpose::Combine] {
         assert_eq!(far(&config, 4, purpose), far(&config, 1, purpose));
     }
 }
 
-/// Tokens of a step of four ranks.
+/// Returns the tokens of a step of four ranks.
 fn said_tokens(at: u64) -> Vec<Vec<f32>> {
     tokens(64, &[3, 2, 5, 1], at)
 }
 
-/// What a rank says that runs three steps of two layers.
+/// Runs three steps of two layers as one rank. Returns its error, if any.
 fn said(
-    wire: &Rc<Wire>,
+    wire: &Rc<Communicator>,
     config: ExecConfig,
     placements: Vec<Placement>,
     options: PeerOptions,
 ) -> Result<(), ExecError> {
     let source = weights(&config);
-    let mut peer = Peer::new(config, &source, placements, Rc::clone(wire), options)?;
+    let mut peer = CpuPeer::new(config, &source, placements, Rc::clone(wire), options)?;
     for at in 0..3 {
         let mut x = said_tokens(at);
-        (0..4).filter(|&rank| !peer.holds(rank)).for_each(|rank| x[rank].clear());
-        step(&mut peer, 2, at, &mut x, |_| Routed::Router, None)?;
+        (0..4).filter(|&rank| !peer.is_local(rank)).for_each(|rank| x[rank].clear());
+        run_step(&mut peer, 2, at, &mut x, |_| RoutingSource::Router, None)?;
     }
     Ok(())
 }
@@ -201,11 +212,11 @@ fn a_rank_with_another_plan_is_named_by_all() {
         );
         assert!(error.to_string().contains("layer 1"), "{error}");
     }
-    // Another split of the same counts on the same placement: only the proof tells.
-    let other = |rank| Some(if rank == 3 { Method::Even } else { Method::Exact });
+    // Another split of the same counts on the same placement, which only the proof detects.
+    let other = |rank| Some(if rank == 3 { SplitMethod::Even } else { SplitMethod::Exact });
     for error in ranks(cluster, PATIENCE, |wire| {
         let config = ExecConfig { method: other(wire.rank()), ..config.clone() };
-        said(&wire, config, of(3), PeerOptions { prove: true, chunks: 1 }).unwrap_err()
+        said(&wire, config, of(3), PeerOptions { verify_splits: true, chunks: 1 }).unwrap_err()
     }) {
         let ExecError::Transport(TransportError::Differ { what, ranks, at }) = &error else {
             unreachable!("{error}")
@@ -228,7 +239,7 @@ fn a_rank_that_is_gone_is_named() {
     });
     assert!(all.iter().flatten().any(|error| error.contains("rank 1 does not answer")), "{all:?}");
     assert_eq!(all.iter().flatten().count(), 3);
-    let alone = Threads::group(3, PATIENCE).remove(0);
-    let error = Wire::new(Box::new(alone), cluster).unwrap_err();
+    let alone = ThreadTransport::create_group(3, PATIENCE).remove(0);
+    let error = Communicator::new(Box::new(alone), cluster).unwrap_err();
     assert!(error.to_string().contains("3 processes were started for 4 ranks"), "{error}");
 }

@@ -1,47 +1,48 @@
-//! Single messages over MPI that never block: begun, then asked for.
+//! Single MPI messages that never block: they are begun, then tested.
 //!
-//! The library reads and writes memory behind our back until a message is through. So every message owns its memory, and one that is
-//! dropped before that leaves it to the library for good; but for those whose memory is the device's, which callers answer for.
+//! The library reads and writes memory concurrently until a message is complete. Therefore every message owns
+//! its memory. A message that is dropped earlier leaks it to the library. For messages in device memory the
+//! caller is responsible.
 
 #![allow(unsafe_code, reason = "calls into the MPI library")]
 
-use crate::exec::transport::TransportError;
+use crate::transport::TransportError;
 use mpi::ffi;
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 
-/// What a call of MPI returned, as an error where it is one.
-pub(super) fn done(call: &'static str, code: c_int) -> Result<(), TransportError> {
+/// Converts the return code of an MPI call into a result.
+pub(super) fn check_code(call: &'static str, code: c_int) -> Result<(), TransportError> {
     if code == ffi::MPI_SUCCESS as c_int {
         return Ok(());
     }
     let mut text = vec![0u8; ffi::MPI_MAX_ERROR_STRING as usize + 1];
     let mut length: c_int = 0;
-    // SAFETY: there is room for the longest text that MPI gives.
+    // SAFETY: the buffer holds the longest text that MPI returns.
     unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &raw mut length) };
     text.truncate(length.max(0) as usize);
     Err(TransportError::Library { call, reason: String::from_utf8_lossy(&text).into_owned() })
 }
 
-fn length(call: &'static str, rank: usize, bytes: usize) -> Result<c_int, TransportError> {
-    let reason = |_| format!("{bytes} bytes for or from rank {rank}: one message has at most 2 GiB");
+fn message_length(call: &'static str, rank: usize, bytes: usize) -> Result<c_int, TransportError> {
+    let reason = |_| format!("a message of {bytes} bytes for or from rank {rank}, expected at most 2 GiB");
     c_int::try_from(bytes).map_err(reason).map_err(|reason| TransportError::Library { call, reason })
 }
 
-/// A message on its way, and its memory.
+/// A message in transit, with its memory.
 #[derive(Debug)]
-pub(super) struct Message {
-    /// None, where that is the device's.
+pub(super) struct MpiRequest {
+    /// Empty for messages in device memory.
     bytes: Vec<u8>,
-    /// How many bytes are to come, where that is known.
+    /// Number of bytes to receive, if known.
     expected: Option<c_int>,
     request: ffi::MPI_Request,
-    through: bool,
+    is_complete: bool,
 }
 
-impl Message {
+impl MpiRequest {
     /// Begins to send.
-    pub(super) fn send(
+    pub(super) fn isend(
         comm: ffi::MPI_Comm,
         to: usize,
         tag: c_int,
@@ -49,17 +50,18 @@ impl Message {
     ) -> Result<Self, TransportError> {
         let mut message = Self::new(bytes);
         let (from, length) = (message.bytes.as_ptr(), message.bytes.len());
-        // SAFETY: the bytes live and stay as they are until the message is through (see `drop`).
-        unsafe { message.begin_to_send(comm, to, tag, from.cast(), length) }?;
+        // SAFETY: the bytes stay allocated and unchanged until the message is complete (see `drop`).
+        unsafe { message.post_send(comm, to, tag, from.cast(), length) }?;
         Ok(message)
     }
 
-    /// The same of device memory.
+    /// Begins to send from device memory.
     ///
     /// # Safety
-    /// It stays as it is until the message is through, and the library takes it.
+    /// The memory must stay unchanged until the message is complete, and the library must accept device
+    /// memory.
     #[cfg(feature = "cuda")]
-    pub(super) unsafe fn send_at(
+    pub(super) unsafe fn isend_device(
         comm: ffi::MPI_Comm,
         to: usize,
         tag: c_int,
@@ -67,17 +69,17 @@ impl Message {
         bytes: usize,
     ) -> Result<Self, TransportError> {
         let mut message = Self::new(Vec::new());
-        // SAFETY: the caller's promise.
-        unsafe { message.begin_to_send(comm, to, tag, at as *const c_void, bytes) }?;
+        // SAFETY: the caller keeps the memory.
+        unsafe { message.post_send(comm, to, tag, at as *const c_void, bytes) }?;
         Ok(message)
     }
 
     fn new(bytes: Vec<u8>) -> Self {
-        // SAFETY: a null request is what it is for the library to fill.
-        Self { bytes, expected: None, request: unsafe { ffi::RSMPI_REQUEST_NULL }, through: false }
+        // SAFETY: a null request is the state from which the library may fill it.
+        Self { bytes, expected: None, request: unsafe { ffi::RSMPI_REQUEST_NULL }, is_complete: false }
     }
 
-    unsafe fn begin_to_send(
+    unsafe fn post_send(
         &mut self,
         comm: ffi::MPI_Comm,
         to: usize,
@@ -85,17 +87,17 @@ impl Message {
         from: *const c_void,
         bytes: usize,
     ) -> Result<(), TransportError> {
-        let length = length("MPI_Isend", to, bytes)?;
-        // SAFETY: the caller's promise that what lies there stays.
+        let length = message_length("MPI_Isend", to, bytes)?;
+        // SAFETY: the caller keeps the memory unchanged.
         let code = unsafe {
             ffi::MPI_Isend(from, length, ffi::RSMPI_UINT8_T, to as c_int, tag, comm, &raw mut self.request)
         };
-        done("MPI_Isend", code)
+        check_code("MPI_Isend", code)
     }
 
-    /// Begins to receive so many bytes, before they have arrived.
+    /// Begins to receive `bytes` bytes, before they have arrived.
     #[cfg(feature = "cuda")]
-    pub(super) fn receive(
+    pub(super) fn irecv(
         comm: ffi::MPI_Comm,
         from: usize,
         tag: c_int,
@@ -103,17 +105,19 @@ impl Message {
     ) -> Result<Self, TransportError> {
         let mut message = Self::new(vec![0; bytes]);
         let to = message.bytes.as_mut_ptr();
-        // SAFETY: the bytes live until the message is through (see `drop`), and nobody reads them before.
-        unsafe { message.begin_to_receive(comm, from, tag, to.cast(), bytes) }?;
+        // SAFETY: the bytes stay allocated until the message is complete (see `drop`), and nothing reads them
+        // earlier.
+        unsafe { message.post_receive(comm, from, tag, to.cast(), bytes) }?;
         Ok(message)
     }
 
-    /// The same to device memory.
+    /// Begins to receive into device memory.
     ///
     /// # Safety
-    /// Nobody touches it until the message is through, and the library takes it.
+    /// Nothing may access the memory until the message is complete, and the library must accept device
+    /// memory.
     #[cfg(feature = "cuda")]
-    pub(super) unsafe fn receive_at(
+    pub(super) unsafe fn irecv_device(
         comm: ffi::MPI_Comm,
         from: usize,
         tag: c_int,
@@ -121,13 +125,13 @@ impl Message {
         bytes: usize,
     ) -> Result<Self, TransportError> {
         let mut message = Self::new(Vec::new());
-        // SAFETY: the caller's promise.
-        unsafe { message.begin_to_receive(comm, from, tag, at as *mut c_void, bytes) }?;
+        // SAFETY: the caller keeps the memory.
+        unsafe { message.post_receive(comm, from, tag, at as *mut c_void, bytes) }?;
         Ok(message)
     }
 
     #[cfg(feature = "cuda")]
-    unsafe fn begin_to_receive(
+    unsafe fn post_receive(
         &mut self,
         comm: ffi::MPI_Comm,
         from: usize,
@@ -135,80 +139,82 @@ impl Message {
         to: *mut c_void,
         bytes: usize,
     ) -> Result<(), TransportError> {
-        let length = length("MPI_Irecv", from, bytes)?;
+        let length = message_length("MPI_Irecv", from, bytes)?;
         self.expected = Some(length);
-        // SAFETY: the caller's promise that there is room.
+        // SAFETY: the caller provides enough memory.
         let code = unsafe {
             ffi::MPI_Irecv(to, length, ffi::RSMPI_UINT8_T, from as c_int, tag, comm, &raw mut self.request)
         };
-        done("MPI_Irecv", code)
+        check_code("MPI_Irecv", code)
     }
 
-    /// Begins to receive a message that has arrived from `from` (any rank, where there is none); none otherwise. Also: its sender.
-    pub(super) fn arrived(
+    /// Begins to receive a message that has arrived from `from`, or from any rank if `from` is `None`.
+    /// Returns the message with its sender, or `None` if none has arrived.
+    pub(super) fn try_receive(
         comm: ffi::MPI_Comm,
         from: Option<usize>,
         tag: c_int,
     ) -> Result<Option<(usize, Self)>, TransportError> {
         let (mut flag, mut length): (c_int, c_int) = (0, 0);
         let mut status = MaybeUninit::<ffi::MPI_Status>::uninit();
-        // SAFETY: everything that is written to is there; the status is read only where MPI has filled it.
+        // SAFETY: everything that MPI writes is allocated. The status is read only after MPI has filled it.
         unsafe {
             let from = from.map_or(ffi::RSMPI_ANY_SOURCE, |from| from as c_int);
             let mut matched = ffi::RSMPI_MESSAGE_NULL;
             let probe =
                 ffi::MPI_Improbe(from, tag, comm, &raw mut flag, &raw mut matched, status.as_mut_ptr());
-            done("MPI_Improbe", probe)?;
+            check_code("MPI_Improbe", probe)?;
             if flag == 0 {
                 return Ok(None);
             }
             let status = status.assume_init();
-            done(
+            check_code(
                 "MPI_Get_count",
                 ffi::MPI_Get_count(&raw const status, ffi::RSMPI_UINT8_T, &raw mut length),
             )?;
             let mut message = Self::new(vec![0u8; length.max(0) as usize]);
             let to = message.bytes.as_mut_ptr().cast::<c_void>();
-            // The bytes live until the message is through (see `drop`), and nobody reads them before.
+            // The bytes stay allocated until the message is complete (see `drop`), and nothing reads them
+            // earlier.
             let receive =
                 ffi::MPI_Imrecv(to, length, ffi::RSMPI_UINT8_T, &raw mut matched, &raw mut message.request);
-            done("MPI_Imrecv", receive)?;
+            check_code("MPI_Imrecv", receive)?;
             Ok(Some((status.MPI_SOURCE as usize, message)))
         }
     }
 
-    /// Whether it is through.
-    pub(super) fn is_through(&mut self) -> Result<bool, TransportError> {
-        if !self.through {
+    /// Returns whether the message is complete.
+    pub(super) fn test(&mut self) -> Result<bool, TransportError> {
+        if !self.is_complete {
             let mut flag: c_int = 0;
             let mut status = MaybeUninit::<ffi::MPI_Status>::uninit();
-            // SAFETY: the request is the library's own, or null where it has been through.
+            // SAFETY: the request belongs to the library, or is null after completion.
             let code = unsafe { ffi::MPI_Test(&raw mut self.request, &raw mut flag, status.as_mut_ptr()) };
-            done("MPI_Test", code)?;
-            self.through = flag != 0;
-            if let (true, Some(expected)) = (self.through, self.expected) {
+            check_code("MPI_Test", code)?;
+            self.is_complete = flag != 0;
+            if let (true, Some(expected)) = (self.is_complete, self.expected) {
                 let mut came: c_int = 0;
-                // SAFETY: MPI has filled the status of a receive that is through.
+                // SAFETY: MPI has filled the status of a complete receive.
                 let code = unsafe { ffi::MPI_Get_count(status.as_ptr(), ffi::RSMPI_UINT8_T, &raw mut came) };
-                done("MPI_Get_count", code)?;
+                check_code("MPI_Get_count", code)?;
                 if came != expected {
-                    let reason = format!("{came} bytes came where {expected} were to come");
+                    let reason = format!("{came} bytes received, expected {expected}");
                     return Err(TransportError::Library { call: "MPI_Irecv", reason });
                 }
             }
         }
-        Ok(self.through)
+        Ok(self.is_complete)
     }
 
-    /// What was received; to be asked for when it is through.
+    /// Returns the received bytes. The message must be complete.
     pub(super) fn into_bytes(mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
     }
 }
 
-impl Drop for Message {
+impl Drop for MpiRequest {
     fn drop(&mut self) {
-        if !self.through {
+        if !self.is_complete {
             std::mem::forget(std::mem::take(&mut self.bytes));
         }
     }

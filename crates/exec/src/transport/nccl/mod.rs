@@ -1,26 +1,32 @@
-//! Ranks that are processes with a GPU each, over NCCL: one process, one rank.
+//! A transport over NCCL between processes with a GPU each: one process is one rank.
 //!
-//! They meet at a store ([`rendezvous`](super::rendezvous)), where each says which GPU it has, and rank 0 names two communicators: one
-//! for what a step waits for, one for the moves of weights beside it. All ranks begin what they exchange in the same order on both.
-//! Bytes of the host ([`Transport`]) pass through device memory, those of the GPU ([`crate::exec::cuda`]) as they lie.
+//! The ranks meet at a store ([`rendezvous`](super::rendezvous)), where each publishes its GPU. Rank 0
+//! creates two communicators: one for the exchanges of a step, one for moves of weights in the background.
+//! All ranks begin their exchanges in the same order on both. Bytes of the host ([`Transport`]) pass through
+//! device memory; data of the GPU ([`crate::cuda`]) is sent directly.
 //!
-//! NCCL is asked without blocking and streams are waited for with a deadline. Where it passes, where NCCL says that a rank is gone,
-//! where another rank gives up, or where the launcher asks this process to end, the ranks call the roll through the store,
-//! end their communicators, and name who gives no sign of life.
+//! NCCL calls do not block, and streams are waited for with a deadline. The ranks call the roll through the
+//! store in four cases:
+//!
+//! - The deadline passes.
+//! - NCCL reports a lost rank.
+//! - Another rank gives up.
+//! - The launcher asks this process to end.
+//!
+//! They then abort their communicators, and name the ranks without a heartbeat.
 
+mod bootstrap;
 mod comm;
-mod join;
-mod library;
-mod pulse;
+mod heartbeat;
 
-use super::gpu::{BEFORE, joining};
+use super::gpu_selection::{BEFORE_EXCHANGES, joining_error};
 use super::rendezvous::{Launch, StoreServer};
-use super::{At, DeviceTransport, Memory, Part, Transport, TransportError};
-use crate::cuda::Context;
-use comm::Comm;
+use super::{CallContext, DeviceOperation, DeviceTransport, MessageMemory, Transport, TransportError};
+use bootstrap::BootstrapResult;
+use comm::NcclCommunicator;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr as _};
-use join::Met;
-use pulse::Pulse;
+use evenkeel_cuda::GpuContext;
+use heartbeat::Heartbeat;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::rc::Rc;
@@ -28,161 +34,171 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// The shortest and the longest wait for answers when the roll is called.
-const GRACE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
-/// How long the others have to hear that this rank gave up, and that nobody needs the store any more.
-const HURRY: Duration = Duration::from_secs(1);
-const LAST_WORDS: Duration = Duration::from_secs(5);
-/// The longest parcel between two ranks: longer ones are an error of this program, or of another.
-const MOST: u64 = 1 << 40;
+/// The shortest and the longest wait for answers to a roll call.
+const GRACE_LIMITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
+/// The time that the others have to read that this rank gave up, and to report that they no longer need the
+/// store.
+const NOTICE_TIME: Duration = Duration::from_secs(1);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest send buffer between two ranks. A longer one is a defect of this program or of another.
+const MAX_PARCEL_BYTES: u64 = 1 << 40;
 
-/// One process of a job, with one GPU. Clones are the same.
+/// One process of a job, with one GPU. Clones share the connection.
 #[derive(Clone)]
-pub struct Nccl(Rc<Process>);
+pub struct NcclTransport(Rc<NcclProcess>);
 
-struct Process {
+struct NcclProcess {
     launch: Launch,
     host: String,
     device: usize,
-    gpu: Arc<Context>,
+    gpu: Arc<GpuContext>,
     timeout: Duration,
-    pulse: Pulse,
-    /// What steps wait for, and moves.
-    comms: OnceCell<[Comm; 2]>,
+    heartbeat: Heartbeat,
+    /// The communicators of steps and of moves.
+    comms: OnceCell<[NcclCommunicator; 2]>,
     server: Option<StoreServer>,
-    /// Whether the launcher wants this process to end.
+    /// True if the launcher has asked this process to end.
     ending: Arc<AtomicBool>,
-    /// Whether the others have been told, or told us.
-    told: Cell<bool>,
-    /// Bytes of the host that are to go to ranks, and ranks that some are to come from.
-    moves: RefCell<Moves>,
+    /// True if this rank has called the roll or given up.
+    has_reported: Cell<bool>,
+    /// Moves of host bytes: sends with their ranks, and ranks from which bytes are expected.
+    moves: RefCell<PendingMoves>,
 }
 
 #[derive(Debug, Default)]
-struct Moves {
+struct PendingMoves {
     to: Vec<(usize, Vec<u8>)>,
     from: Vec<usize>,
 }
 
-impl fmt::Debug for Nccl {
+impl fmt::Debug for NcclTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Nccl").field("launch", &self.0.launch).finish_non_exhaustive()
     }
 }
 
-fn driver(error: impl fmt::Display) -> TransportError {
-    TransportError::Library { call: "an exchange of GPUs", reason: error.to_string() }
+fn driver_error(error: impl fmt::Display) -> TransportError {
+    TransportError::Library { call: "an exchange between GPUs", reason: error.to_string() }
 }
 
-impl Nccl {
-    /// Joins the job that this process was started in: `launch` says as what, and the GPU is the one behind `first` by as many as it
-    /// has ranks before it on its host, or the only one that it sees. A rank that gives no sign of life for `timeout` is taken for lost.
+impl NcclTransport {
+    /// Joins the job that `launch` describes. The GPU is the one at `first` plus the rank's index on its
+    /// host, or the only one that the process sees. A rank without a heartbeat for `timeout` counts as lost.
     ///
     /// # Errors
-    /// When a rank does not come, two have the same GPU, or one of them has none or no NCCL.
+    /// Fails if a rank does not arrive, if two ranks have the same GPU, or if a rank has no GPU or no NCCL.
     pub fn join(launch: Launch, first: usize, timeout: Duration) -> Result<Self, TransportError> {
-        let Met { server, store, host, device, gpu, ids } = join::meet(&launch, first, timeout)?;
+        let BootstrapResult { server, store, host, device, gpu, ids } =
+            bootstrap::meet_ranks(&launch, first, timeout)?;
         let ending = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&ending)).map_err(joining)?;
-        let beats = store.again(&launch.meet).map_err(joining)?;
-        let pulse = Pulse::begin(&launch, store, beats).map_err(joining)?;
-        let process = Process {
+        signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&ending))
+            .map_err(joining_error)?;
+        let beats = store.reconnect(&launch.store_address).map_err(joining_error)?;
+        let pulse = Heartbeat::start(&launch, store, beats).map_err(joining_error)?;
+        let process = NcclProcess {
             launch,
             host,
             device,
             gpu,
             timeout,
-            pulse,
+            heartbeat: pulse,
             comms: OnceCell::new(),
             server,
             ending,
-            told: Cell::new(false),
+            has_reported: Cell::new(false),
             moves: RefCell::default(),
         };
         let mut comms = Vec::with_capacity(2);
         for id in ids {
-            process.bind()?;
-            let comm = Comm::begin(id, process.launch.rank, process.launch.ranks)?;
-            process.pulse.doing("joining".into());
-            process.wait(BEFORE, || comm.is_idle()).inspect_err(|_| {
+            process.bind_context()?;
+            let comm = NcclCommunicator::start_join(id, process.launch.rank, process.launch.ranks)?;
+            process.heartbeat.record_activity("joining".into());
+            process.wait_until(BEFORE_EXCHANGES, || comm.is_idle()).inspect_err(|_| {
                 comm.abort();
-                process.leave(LAST_WORDS);
+                process.leave_store(LEAVE_TIMEOUT);
             })?;
             comms.push(comm);
         }
-        if let Ok(comms) = <[Comm; 2]>::try_from(comms) {
+        if let Ok(comms) = <[NcclCommunicator; 2]>::try_from(comms) {
             let _ = process.comms.set(comms);
         }
         Ok(Self(Rc::new(process)))
     }
 
-    /// The name of the host that this process runs on.
+    /// Returns the name of this process's host.
     pub fn host(&self) -> &str {
         &self.0.host
     }
 
-    /// Leaves the job; waits for the others to do so too.
+    /// Leaves the job, and waits for the other ranks to leave too.
     ///
     /// # Errors
-    /// When one of them is gone.
-    pub fn end(&self, at: At) -> Result<(), TransportError> {
+    /// Fails if a rank is lost.
+    pub fn leave_job(&self, at: CallContext) -> Result<(), TransportError> {
         let process = &self.0;
-        self.exchange(at, vec![Vec::new(); self.ranks()])?;
-        for comm in process.comms() {
-            comm.begin_to_leave();
-            process.wait(at, || comm.is_idle())?;
+        self.all_to_all_v(at, vec![Vec::new(); self.ranks()])?;
+        for comm in process.communicators() {
+            comm.start_leave();
+            process.wait_until(at, || comm.is_idle())?;
             comm.destroy();
         }
-        process.leave(LAST_WORDS);
+        process.leave_store(LEAVE_TIMEOUT);
         Ok(())
     }
 
-    /// Gives up: tells all others why, where the roll has not been called, and ends what is under way. This process should end
-    /// itself then.
+    /// Gives up: notifies all others of the reason unless the roll has been called, and aborts all exchanges.
+    /// The process should exit then.
     pub fn give_up(&self, why: &str) {
         let process = &self.0;
-        process.comms().for_each(Comm::abort);
-        if !process.told.replace(true) {
-            // Where the store is gone they know.
-            let _ = process.pulse.tell(why);
-            std::thread::sleep(HURRY);
+        process.communicators().for_each(NcclCommunicator::abort);
+        if !process.has_reported.replace(true) {
+            // If the store is gone, the other ranks know.
+            let _ = process.heartbeat.report_failure(why);
+            std::thread::sleep(NOTICE_TIME);
         }
-        process.leave(process.grace() + HURRY);
+        process.leave_store(process.grace_period() + NOTICE_TIME);
     }
 
-    /// Exchanges memory of [`Transport::exchange`].
-    fn pass(&self, at: At, stream: &Arc<CudaStream>, parts: &[Part]) -> Result<(), TransportError> {
-        // SAFETY: the caller's memory outlives this call, at whose end the stream is through or the communicators are aborted.
+    /// Runs one exchange for [`Transport::all_to_all_v`] and waits for it.
+    fn run_exchange(
+        &self,
+        at: CallContext,
+        stream: &Arc<CudaStream>,
+        parts: &[DeviceOperation],
+    ) -> Result<(), TransportError> {
+        // SAFETY: the caller's memory outlives this call. When it returns, the stream is complete or the
+        // communicators are aborted.
         #[allow(unsafe_code, reason = "as above")]
         unsafe {
             self.enqueue(false, at, stream, parts)?;
         }
-        self.settle(at, stream)
+        self.synchronize(at, stream)
     }
 }
 
-impl Process {
-    fn comms(&self) -> impl Iterator<Item = &Comm> {
+impl NcclProcess {
+    fn communicators(&self) -> impl Iterator<Item = &NcclCommunicator> {
         self.comms.get().into_iter().flatten()
     }
 
-    fn bind(&self) -> Result<(), TransportError> {
-        self.gpu.stream().context().bind_to_thread().map_err(driver)
+    fn bind_context(&self) -> Result<(), TransportError> {
+        self.gpu.stream().context().bind_to_thread().map_err(driver_error)
     }
 
-    /// Says that this rank needs the store no more, and waits for the others to say so where this one keeps it.
-    fn leave(&self, patience: Duration) {
-        self.pulse.leave(&self.launch, self.server.is_some(), patience);
+    /// Reports that this rank no longer needs the store. If this process runs the store, waits for the other
+    /// ranks to report the same.
+    fn leave_store(&self, patience: Duration) {
+        self.heartbeat.leave_store(&self.launch, self.server.is_some(), patience);
     }
 
-    fn grace(&self) -> Duration {
-        (self.timeout / 4).clamp(GRACE[0], GRACE[1])
+    fn grace_period(&self) -> Duration {
+        (self.timeout / 4).clamp(GRACE_LIMITS[0], GRACE_LIMITS[1])
     }
 
-    /// Asks until it is done.
-    fn wait(
+    /// Tests until `done` returns true.
+    fn wait_until(
         &self,
-        at: At,
+        at: CallContext,
         mut done: impl FnMut() -> Result<bool, TransportError>,
     ) -> Result<(), TransportError> {
         let begun = Instant::now();
@@ -191,31 +207,34 @@ impl Process {
             match done() {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                Err(error) => return Err(self.lost(at, begun.elapsed(), Some(error))),
+                Err(error) => return Err(self.lost_error(at, begun.elapsed(), Some(error))),
             }
-            if self.pulse.called() || self.ending.load(Ordering::Relaxed) || begun.elapsed() > self.timeout {
-                return Err(self.lost(at, begun.elapsed(), None));
+            if self.heartbeat.should_stop_waiting()
+                || self.ending.load(Ordering::Relaxed)
+                || begun.elapsed() > self.timeout
+            {
+                return Err(self.lost_error(at, begun.elapsed(), None));
             }
             turns = turns.saturating_add(1);
             match turns {
                 0..100 => std::hint::spin_loop(),
-                // On a machine with fewer cores than ranks somebody else has to work.
+                // On a machine with fewer cores than ranks, another rank needs the core.
                 100..1000 => std::thread::yield_now(),
                 _ => std::thread::sleep(Duration::from_micros(50)),
             }
         }
     }
 
-    /// Ends what is under way and calls the roll: who is lost?
-    fn lost(&self, at: At, waited: Duration, error: Option<TransportError>) -> TransportError {
-        if self.told.replace(true) {
+    /// Aborts all exchanges, calls the roll, and returns the error that names the lost ranks.
+    fn lost_error(&self, at: CallContext, waited: Duration, error: Option<TransportError>) -> TransportError {
+        if self.has_reported.replace(true) {
             return error.unwrap_or(TransportError::Ended { at });
         }
-        self.comms().for_each(Comm::abort);
-        let roll = match self.pulse.roll(self.grace(), self.ending.load(Ordering::Relaxed)) {
+        self.communicators().for_each(NcclCommunicator::abort);
+        let roll = match self.heartbeat.call_roll(self.grace_period(), self.ending.load(Ordering::Relaxed)) {
             Ok(roll) => roll,
-            // It went with who kept it.
-            Err(_) if self.server.is_none() && !self.launch.kept => {
+            // The store is gone with rank 0, which ran it.
+            Err(_) if self.server.is_none() && !self.launch.has_store => {
                 return TransportError::Lost { at, silent: vec![0], failed: Vec::new(), waited };
             }
             Err(gone) => {
@@ -236,60 +255,61 @@ impl Process {
     }
 }
 
-fn address<T>(memory: &CudaSlice<T>) -> u64 {
+fn device_address<T>(memory: &CudaSlice<T>) -> u64 {
     memory.device_ptr(memory.stream()).0
 }
 
-impl DeviceTransport for Nccl {
+impl DeviceTransport for NcclTransport {
     fn device(&self) -> usize {
         self.0.device
     }
 
-    fn memory(&self) -> Memory {
-        Memory::Device
+    fn memory(&self) -> MessageMemory {
+        MessageMemory::Device
     }
 
-    fn ordered(&self) -> bool {
+    fn is_stream_ordered(&self) -> bool {
         true
     }
 
-    #[allow(unsafe_code, reason = "as the trait has it; NCCL keeps to the order of the stream")]
+    #[allow(unsafe_code, reason = "the trait requires it; NCCL keeps the order of the stream")]
     unsafe fn enqueue(
         &self,
-        beside: bool,
-        at: At,
+        background: bool,
+        at: CallContext,
         stream: &Arc<CudaStream>,
-        parts: &[Part],
+        parts: &[DeviceOperation],
     ) -> Result<(), TransportError> {
         let process = &self.0;
-        let Some(comm) = process.comms().nth(usize::from(beside)).filter(|_| !parts.is_empty()) else {
+        let Some(comm) = process.communicators().nth(usize::from(background)).filter(|_| !parts.is_empty())
+        else {
             return Ok(());
         };
-        process.bind()?;
-        process.pulse.doing(at.to_string());
-        comm.enqueue(stream, parts).map_err(|error| process.lost(at, Duration::ZERO, Some(error)))?;
-        process.wait(at, || comm.is_idle())
+        process.bind_context()?;
+        process.heartbeat.record_activity(at.to_string());
+        comm.enqueue(stream, parts).map_err(|error| process.lost_error(at, Duration::ZERO, Some(error)))?;
+        process.wait_until(at, || comm.is_idle())
     }
 
-    fn settle(&self, at: At, stream: &Arc<CudaStream>) -> Result<(), TransportError> {
+    fn synchronize(&self, at: CallContext, stream: &Arc<CudaStream>) -> Result<(), TransportError> {
         let process = &self.0;
-        let done = stream.record_event(None).map_err(driver)?;
-        process.wait(at, || {
-            if done.try_is_complete().map_err(driver)? {
+        let done = stream.record_event(None).map_err(driver_error)?;
+        process.wait_until(at, || {
+            if done.try_is_complete().map_err(driver_error)? {
                 return Ok(true);
             }
-            process.comms().try_for_each(|comm| comm.is_idle().map(drop))?;
+            process.communicators().try_for_each(|comm| comm.is_idle().map(drop))?;
             Ok(false)
         })
     }
 
-    /// An aborted communicator lets go of everything.
-    fn clings(&self) -> bool {
+    /// Returns false, because an aborted communicator releases all memory.
+    fn must_leak(&self) -> bool {
         false
     }
 }
 
-impl Transport for Nccl {
+impl Transport for NcclTransport {
     fn name(&self) -> &'static str {
         "nccl"
     }
@@ -302,36 +322,44 @@ impl Transport for Nccl {
         self.0.launch.ranks
     }
 
-    fn exchange(&self, at: At, mut parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
+    fn all_to_all_v(
+        &self,
+        at: CallContext,
+        mut parcels: Vec<Vec<u8>>,
+    ) -> Result<Vec<Vec<u8>>, TransportError> {
         let (gpu, me, ranks) = (&self.0.gpu, self.rank(), self.ranks());
         let stream = gpu.stream();
         let own = std::mem::take(&mut parcels[me]);
         let lengths: Vec<u64> = parcels.iter().map(|parcel| parcel.len() as u64).collect();
-        let mine = gpu.upload(&lengths).map_err(driver)?;
-        let all = stream.alloc_zeros::<u64>(ranks * ranks).map_err(driver)?;
-        self.pass(at, stream, &[Part::All((address(&mine), 8 * ranks), address(&all))])?;
-        let all = gpu.download(&all).map_err(driver)?;
+        let mine = gpu.upload(&lengths).map_err(driver_error)?;
+        let all = stream.alloc_zeros::<u64>(ranks * ranks).map_err(driver_error)?;
+        self.run_exchange(
+            at,
+            stream,
+            &[DeviceOperation::All((device_address(&mine), 8 * ranks), device_address(&all))],
+        )?;
+        let all = gpu.download(&all).map_err(driver_error)?;
         let sizes: Vec<u64> =
             (0..ranks).map(|from| if from == me { 0 } else { all[from * ranks + me] }).collect();
-        if let Some(from) = sizes.iter().position(|&size| size > MOST) {
-            return Err(TransportError::Malformed { from, at, reason: "a parcel longer than any can be" });
+        if let Some(from) = sizes.iter().position(|&size| size > MAX_PARCEL_BYTES) {
+            return Err(TransportError::Malformed { from, at, reason: "it is longer than any parcel" });
         }
 
-        // One more, since there is no memory of nothing.
+        // One additional byte, because device memory cannot be empty.
         let mut packed = parcels.concat();
         packed.push(0);
-        let packed = gpu.upload(&packed).map_err(driver)?;
-        let came = stream.alloc_zeros::<u8>(sizes.iter().sum::<u64>() as usize + 1).map_err(driver)?;
-        let (mut out, mut into, mut parts) = (address(&packed), address(&came), Vec::new());
+        let packed = gpu.upload(&packed).map_err(driver_error)?;
+        let came = stream.alloc_zeros::<u8>(sizes.iter().sum::<u64>() as usize + 1).map_err(driver_error)?;
+        let (mut out, mut into, mut parts) = (device_address(&packed), device_address(&came), Vec::new());
         for other in (0..ranks).filter(|&other| other != me) {
             let [to, from] = [lengths[other], sizes[other]];
-            parts.extend((to > 0).then_some(Part::To(other, (out, to as usize))));
-            parts.extend((from > 0).then_some(Part::From(other, (into, from as usize))));
+            parts.extend((to > 0).then_some(DeviceOperation::To(other, (out, to as usize))));
+            parts.extend((from > 0).then_some(DeviceOperation::From(other, (into, from as usize))));
             out += to;
             into += from;
         }
-        self.pass(at, stream, &parts)?;
-        let came = gpu.download(&came).map_err(driver)?;
+        self.run_exchange(at, stream, &parts)?;
+        let came = gpu.download(&came).map_err(driver_error)?;
         let mut rest = came.as_slice();
         let mut cut = |size: u64| {
             let (of_rank, behind) = rest.split_at(size as usize);
@@ -343,25 +371,25 @@ impl Transport for Nccl {
         Ok(came)
     }
 
-    /// Bytes of the host wait for [`Transport::finish`], which all ranks call.
-    fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
+    /// Queues the bytes until [`Transport::wait_all`], which all ranks call.
+    fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
         self.0.moves.borrow_mut().to.push((to, bytes));
         Ok(())
     }
 
-    fn receive(&self, from: usize) -> Result<(), TransportError> {
+    fn irecv(&self, from: usize) -> Result<(), TransportError> {
         self.0.moves.borrow_mut().from.push(from);
         Ok(())
     }
 
-    fn finish(&self, at: At) -> Result<Vec<Vec<u8>>, TransportError> {
-        let Moves { to, from } = self.0.moves.take();
+    fn wait_all(&self, at: CallContext) -> Result<Vec<Vec<u8>>, TransportError> {
+        let PendingMoves { to, from } = self.0.moves.take();
         let mut parcels = vec![Vec::new(); self.ranks()];
         for (to, bytes) in to {
             parcels[to].extend((bytes.len() as u64).to_le_bytes());
             parcels[to].extend(bytes);
         }
-        let came = self.exchange(at, parcels)?;
+        let came = self.all_to_all_v(at, parcels)?;
         let mut rest: Vec<&[u8]> = came.iter().map(Vec::as_slice).collect();
         let next = |from: usize| {
             let short = || TransportError::Malformed { from, at, reason: "it ends early" };

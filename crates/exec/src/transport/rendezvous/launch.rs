@@ -1,6 +1,6 @@
-//! What a launcher tells a process: which rank it is, of how many, and where they meet.
+//! The description of a process by its launcher: its rank, the number of ranks, and the meeting point.
 //!
-//! | | rank | ranks | rank on its host | where they meet |
+//! | | rank | ranks | rank on its host | meeting point |
 //! |---|---|---|---|---|
 //! | torchrun | `RANK` | `WORLD_SIZE` | `LOCAL_RANK` | `MASTER_ADDR`, `MASTER_PORT` |
 //! | Slurm | `SLURM_PROCID` | `SLURM_NTASKS` | `SLURM_LOCALID` | these, else the first host of the job |
@@ -9,8 +9,8 @@
 use std::fmt;
 use thiserror::Error;
 
-/// Where nobody says which port: PyTorch's.
-const PORT: u16 = 29_500;
+/// The default port, which is PyTorch's.
+const DEFAULT_PORT: u16 = 29_500;
 
 /// One process of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,92 +19,92 @@ pub struct Launch {
     pub rank: usize,
     /// Ranks, `R`.
     pub ranks: usize,
-    /// Which of the ranks of this host.
+    /// Index among the ranks of this host.
     pub local_rank: usize,
     /// Host and port of the store.
-    pub meet: (String, u16),
-    /// Whether the launcher keeps a store there; else rank 0 has to.
-    pub kept: bool,
-    /// What keys begin with: another for another job, and for another attempt.
+    pub store_address: (String, u16),
+    /// True if the launcher runs a store there. Otherwise rank 0 must.
+    pub has_store: bool,
+    /// Prefix of all keys, which differs between jobs and between attempts.
     pub job: String,
 }
 
-/// What a launcher did not say.
+/// An error in the environment of a launcher.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum LaunchError {
-    /// No launcher.
+    /// No launcher has set its variables.
     #[error(
         "no launcher: RANK is not set (torchrun --no-python --nproc-per-node 8 evenkeel run .., srun or mpirun start the ranks; or set \
          RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each process)"
     )]
     None,
-    /// One variable is missing beside others.
-    #[error("{missing} is not set, though {beside} is: {use_of}")]
+    /// One variable is missing although others are set.
+    #[error("{missing} is not set, although {present} is (expected {use_of})")]
     Missing {
-        /// The variable.
+        /// The missing variable.
         missing: &'static str,
-        /// One that is set.
-        beside: &'static str,
-        /// What it is for.
+        /// A variable that is set.
+        present: &'static str,
+        /// The purpose of the missing variable.
         use_of: &'static str,
     },
-    /// A variable that is not what it should be.
+    /// A variable has an invalid value.
     #[error("{name}={value}: expected {expected}")]
     Wrong {
         /// The variable.
         name: &'static str,
-        /// What it is.
+        /// Value of the variable.
         value: String,
-        /// What it should be.
+        /// The expected value.
         expected: String,
     },
 }
 
 /// Names of a launcher's variables: rank, ranks, rank on its host.
-type Names = [&'static str; 3];
+type LauncherVariables = [&'static str; 3];
 
-const LAUNCHERS: [Names; 3] = [
+const LAUNCHERS: [LauncherVariables; 3] = [
     ["RANK", "WORLD_SIZE", "LOCAL_RANK"],
     ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"],
     ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"],
 ];
 
 impl Launch {
-    /// What this process was told.
+    /// Reads the launcher's variables from the environment of this process.
     ///
     /// # Errors
-    /// Which variable is missing, or wrong.
+    /// Fails if a variable is missing or invalid.
     pub fn from_environment() -> Result<Self, LaunchError> {
-        Self::read(|name| std::env::var(name).ok())
+        Self::from_variables(|name| std::env::var(name).ok())
     }
 
-    /// The same, of an environment that `get` reads.
+    /// Reads the launcher's variables through `get`.
     ///
     /// # Errors
-    /// As [`Launch::from_environment`].
-    pub fn read(get: impl Fn(&str) -> Option<String>) -> Result<Self, LaunchError> {
+    /// Fails as [`Launch::from_environment`] does.
+    pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, LaunchError> {
         let get =
             |name: &str| get(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-        // In a job of Slurm every process has its variables, also what mpirun starts there.
+        // Slurm's variables come last: within a Slurm job, processes that mpirun starts have them too.
         let launcher = LAUNCHERS.iter().find(|names| get(names[0]).is_some()).ok_or(LaunchError::None)?;
         let [rank_name, ranks_name, local_name] = *launcher;
         let number = |name: &'static str, most: usize, use_of| match get(name) {
-            None => Err(LaunchError::Missing { missing: name, beside: rank_name, use_of }),
+            None => Err(LaunchError::Missing { missing: name, present: rank_name, use_of }),
             Some(value) => match value.parse() {
                 Ok(number) if number <= most => Ok(number),
                 _ => Err(LaunchError::Wrong { name, value, expected: format!("a number of 0 to {most}") }),
             },
         };
-        let most = crate::cluster::MAX_RANKS;
-        let ranks: usize = number(ranks_name, most, "how many ranks there are")?;
-        let rank: usize = number(rank_name, most, "which rank this is")?;
+        let most = evenkeel::cluster::MAX_RANKS;
+        let ranks: usize = number(ranks_name, most, "the number of ranks")?;
+        let rank: usize = number(rank_name, most, "the rank of this process")?;
         if rank >= ranks {
             let expected = format!("less than {ranks_name}={ranks}");
             return Err(LaunchError::Wrong { name: rank_name, value: rank.to_string(), expected });
         }
         let local_rank: usize =
-            number(local_name, most, "which of the ranks of its host this is, and so which GPU is its")?;
+            number(local_name, most, "the index among the ranks of the host, which selects the GPU")?;
         let kept =
             get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value.eq_ignore_ascii_case("true"));
         let job = ["TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "OMPI_MCA_ess_base_jobid"];
@@ -114,8 +114,8 @@ impl Launch {
             rank,
             ranks,
             local_rank,
-            meet: (host(&get, rank_name, ranks)?, port(&get)?),
-            kept,
+            store_address: (store_host(&get, rank_name, ranks)?, store_port(&get)?),
+            has_store: kept,
             job: format!("evenkeel/{job}/{}/", attempt.unwrap_or_default()),
         })
     }
@@ -123,32 +123,36 @@ impl Launch {
 
 impl fmt::Display for Launch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rank {} of {}, meeting at {}:{}", self.rank, self.ranks, self.meet.0, self.meet.1)
+        write!(
+            f,
+            "rank {} of {}, meeting at {}:{}",
+            self.rank, self.ranks, self.store_address.0, self.store_address.1
+        )
     }
 }
 
-fn port(get: &impl Fn(&str) -> Option<String>) -> Result<u16, LaunchError> {
-    let Some(value) = get("MASTER_PORT") else { return Ok(PORT) };
+fn store_port(get: &impl Fn(&str) -> Option<String>) -> Result<u16, LaunchError> {
+    let Some(value) = get("MASTER_PORT") else { return Ok(DEFAULT_PORT) };
     match value.parse() {
         Ok(port) if port > 0 => Ok(port),
         _ => Err(LaunchError::Wrong { name: "MASTER_PORT", value, expected: "a port of 1 to 65535".into() }),
     }
 }
 
-fn host(
+fn store_host(
     get: &impl Fn(&str) -> Option<String>,
-    beside: &'static str,
+    present: &'static str,
     ranks: usize,
 ) -> Result<String, LaunchError> {
     let lacking = LaunchError::Missing {
         missing: "MASTER_ADDR",
-        beside,
+        present,
         use_of: "the host of rank 0, where all ranks meet",
     };
     if let Some(host) = get("MASTER_ADDR") {
         return Ok(host);
     }
-    let all_here = match beside {
+    let all_here = match present {
         "SLURM_PROCID" => {
             return get("SLURM_STEP_NODELIST")
                 .or_else(|| get("SLURM_NODELIST"))
@@ -164,7 +168,7 @@ fn host(
     Err(lacking)
 }
 
-/// The first host of a list as Slurm writes it: `node[03-06,9],other` begins with `node03`.
+/// Returns the first host of a list in Slurm's notation: `node[03-06,9],other` begins with `node03`.
 fn first_host(list: &str) -> Option<String> {
     let Some((prefix, rest)) = list.split_once('[').filter(|(prefix, _)| !prefix.contains(',')) else {
         return list.split(',').next().filter(|host| !host.is_empty()).map(str::to_owned);
@@ -183,7 +187,7 @@ mod tests {
     fn read(variables: &str) -> Result<Launch, LaunchError> {
         let all: Vec<(&str, &str)> =
             variables.split_whitespace().filter_map(|one| one.split_once('=')).collect();
-        Launch::read(|name| {
+        Launch::from_variables(|name| {
             all.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         })
     }
@@ -196,16 +200,22 @@ mod tests {
             rank: 3,
             ranks: 8,
             local_rank: 1,
-            meet: ("a".into(), 77),
-            kept: true,
+            store_address: ("a".into(), 77),
+            has_store: true,
             job: "evenkeel/x/2/".into(),
         };
         assert_eq!(read(torchrun).unwrap(), expected);
         let slurm = read("SLURM_PROCID=3 SLURM_NTASKS=4 SLURM_LOCALID=1 SLURM_STEP_NODELIST=gpu[007-008,12]")
             .unwrap();
-        assert_eq!((slurm.meet, slurm.local_rank, slurm.kept), (("gpu007".into(), 29_500), 1, false));
+        assert_eq!(
+            (slurm.store_address, slurm.local_rank, slurm.has_store),
+            (("gpu007".into(), 29_500), 1, false)
+        );
         let mpi = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=1";
-        assert_eq!(read(&format!("{mpi} OMPI_COMM_WORLD_LOCAL_SIZE=2")).unwrap().meet.0, "127.0.0.1");
+        assert_eq!(
+            read(&format!("{mpi} OMPI_COMM_WORLD_LOCAL_SIZE=2")).unwrap().store_address.0,
+            "127.0.0.1"
+        );
         for (list, host) in
             [("a,b", "a"), ("rack1-n[3,5].local,b", "rack1-n3.local"), ("one", "one"), ("a,n[1-2]", "a")]
         {
@@ -218,17 +228,17 @@ mod tests {
         let mpi = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=0";
         for (variables, expected) in [
             ("", "no launcher: RANK is not set"),
-            ("RANK=0", "WORLD_SIZE is not set, though RANK is"),
-            ("RANK=0 WORLD_SIZE=2", "LOCAL_RANK is not set, though RANK is"),
-            ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=0", "MASTER_ADDR is not set, though RANK is"),
+            ("RANK=0", "WORLD_SIZE is not set, although RANK is"),
+            ("RANK=0 WORLD_SIZE=2", "LOCAL_RANK is not set, although RANK is"),
+            ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=0", "MASTER_ADDR is not set, although RANK is"),
             ("RANK=2 WORLD_SIZE=2 LOCAL_RANK=0", "RANK=2: expected less than WORLD_SIZE=2"),
             ("RANK=-1 WORLD_SIZE=2 LOCAL_RANK=0", "RANK=-1: expected a number of 0 to "),
             ("RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 MASTER_PORT=0", "MASTER_PORT=0: expected a port"),
             (
                 "SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_LOCALID=0",
-                "MASTER_ADDR is not set, though SLURM_PROCID is",
+                "MASTER_ADDR is not set, although SLURM_PROCID is",
             ),
-            (mpi, "MASTER_ADDR is not set, though OMPI_COMM_WORLD_RANK is"),
+            (mpi, "MASTER_ADDR is not set, although OMPI_COMM_WORLD_RANK is"),
         ] {
             let said = read(variables).unwrap_err().to_string();
             assert!(said.starts_with(expected), "{variables}: {said}");

@@ -1,192 +1,200 @@
-//! A client of the store.
+//! The client of the store.
 
 use super::protocol::{
-    ADD, CHECK, GET, MAGIC, MOST_VALUE, PING, READY, SET, VALIDATE, bytes, named, number, put,
+    ADD, CHECK, GET, MAGIC, MAX_VALUE_BYTES, PING, READY, SET, VALIDATE, encode_bytes, prefixed_key,
+    read_array, read_bytes,
 };
 use std::io::{self, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
-/// The longest that one request may take: a store that does not answer for so long is gone.
-const ANSWER: Duration = Duration::from_secs(5);
-/// From one look for keys to the next.
-const LOOK: Duration = Duration::from_millis(10);
+/// The longest time of one request. A store that does not answer within it is gone.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time between two checks for keys.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Why the store was no help.
+/// An error of the store.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum StoreError {
-    /// Nobody listens.
-    #[error("no store at {at} within {:.0} s: {source} (MASTER_ADDR and MASTER_PORT say where it is; rank 0 keeps it, or torchrun's agent)", waited.as_secs_f64())]
+pub enum StoreClientError {
+    /// Nothing listens at the address.
+    #[error("no store at {at} within {:.0} s: {source} (its address is MASTER_ADDR and MASTER_PORT; rank 0 or torchrun's agent runs it)", waited.as_secs_f64())]
     Absent {
         /// Host and port.
         at: String,
-        /// How long was tried.
+        /// Time since the first attempt.
         waited: Duration,
-        /// What the last try said.
+        /// Error of the last attempt.
         source: io::Error,
     },
-    /// It went away, or speaks otherwise.
+    /// The connection broke, or the other end uses another protocol.
     #[error("the store at {at}: {source}")]
     Gone {
         /// Host and port.
         at: String,
-        /// What happened.
+        /// Cause.
         source: io::Error,
     },
 }
 
-/// A connection to the store. Requests are made one after the other.
+/// A connection to the store. It processes one request at a time.
 #[derive(Debug)]
-pub struct Store {
+pub struct StoreClient {
     at: String,
     stream: TcpStream,
-    /// What requests have numbers lower by: 1 before PyTorch 2.1.
+    /// Offset by which request numbers are lower: 1 before PyTorch 2.1.
     older: u8,
 }
 
-impl Store {
-    /// Connects to the store at a host and port, trying again for `timeout`.
+impl StoreClient {
+    /// Connects to the store at a host and port, and retries for `timeout`.
     ///
     /// # Errors
-    /// [`StoreError::Absent`].
-    pub fn connect(meet: &(String, u16), timeout: Duration) -> Result<Self, StoreError> {
+    /// Returns [`StoreClientError::Absent`] if no connection succeeds.
+    pub fn connect(meet: &(String, u16), timeout: Duration) -> Result<Self, StoreClientError> {
         let begun = Instant::now();
         let at = format!("{}:{}", meet.0, meet.1);
         loop {
-            match Self::dial(meet, &at) {
+            match Self::try_connect(meet, &at) {
                 Ok(store) => return Ok(store),
                 Err(source) if begun.elapsed() >= timeout => {
-                    return Err(StoreError::Absent { at, waited: begun.elapsed(), source });
+                    return Err(StoreClientError::Absent { at, waited: begun.elapsed(), source });
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
         }
     }
 
-    /// Another connection to the same store.
+    /// Opens another connection to the same store.
     ///
     /// # Errors
-    /// [`StoreError::Absent`].
-    pub fn again(&self, meet: &(String, u16)) -> Result<Self, StoreError> {
-        Self::connect(meet, ANSWER)
+    /// Returns [`StoreClientError::Absent`] if no connection succeeds.
+    pub fn reconnect(&self, meet: &(String, u16)) -> Result<Self, StoreClientError> {
+        Self::connect(meet, REQUEST_TIMEOUT)
     }
 
-    fn dial(meet: &(String, u16), at: &str) -> io::Result<Self> {
-        let mut newer = Self { at: at.to_owned(), stream: open(meet)?, older: 0 };
+    fn try_connect(meet: &(String, u16), at: &str) -> io::Result<Self> {
+        let mut newer = Self { at: at.to_owned(), stream: open_stream(meet)?, older: 0 };
         let mut hello = vec![VALIDATE];
         hello.extend(MAGIC.to_le_bytes());
         hello.push(PING);
-        // An older store reads the length of a key in this, and one so long that it ends the connection at once.
+        // An older store reads this as the length of a key. It is so long that the store closes the
+        // connection at once.
         hello.extend(u32::MAX.to_le_bytes());
         newer.stream.write_all(&hello)?;
-        match number::<4>(&mut newer.stream) {
+        match read_array::<4>(&mut newer.stream) {
             Ok(pong) if pong == u32::MAX.to_le_bytes() => Ok(newer),
-            Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "what listens there is no store")),
-            Err(error) if ended(&error) => {
-                let mut older = Self { at: at.to_owned(), stream: open(meet)?, older: 1 };
-                // Whether it is one: anything else would not answer this with one of two bytes.
-                older.has_all(&["evenkeel/older".into()])?;
+            Ok(_) => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "the server at this address is not a store"))
+            }
+            Err(error) if is_disconnect(&error) => {
+                let mut older = Self { at: at.to_owned(), stream: open_stream(meet)?, older: 1 };
+                // Checks that it is a store: anything else would not answer this with one of two bytes.
+                older.query_keys(&["evenkeel/older".into()])?;
                 Ok(older)
             }
             Err(error) => Err(error),
         }
     }
 
-    fn failed(&self) -> impl Fn(io::Error) -> StoreError + use<> {
+    fn gone_error(&self) -> impl Fn(io::Error) -> StoreClientError + use<> {
         let at = self.at.clone();
-        move |source| StoreError::Gone { at: at.clone(), source }
+        move |source| StoreClientError::Gone { at: at.clone(), source }
     }
 
     /// Sets a key.
     ///
     /// # Errors
-    /// [`StoreError::Gone`].
-    pub fn set(&mut self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+    /// Returns [`StoreClientError::Gone`] if the connection fails.
+    pub fn set(&mut self, key: &str, value: &[u8]) -> Result<(), StoreClientError> {
         let mut out = vec![SET - self.older];
-        put(&mut out, &named(key));
-        put(&mut out, value);
-        self.stream.write_all(&out).map_err(self.failed())
+        encode_bytes(&mut out, &prefixed_key(key));
+        encode_bytes(&mut out, value);
+        self.stream.write_all(&out).map_err(self.gone_error())
     }
 
-    /// Adds to the number that a key holds (none is 0), and returns the sum.
+    /// Adds to the number that a key holds (0 if absent), and returns the sum.
     ///
     /// # Errors
-    /// [`StoreError::Gone`].
-    pub fn add(&mut self, key: &str, more: i64) -> Result<i64, StoreError> {
+    /// Returns [`StoreClientError::Gone`] if the connection fails.
+    pub fn add(&mut self, key: &str, more: i64) -> Result<i64, StoreClientError> {
         let mut out = vec![ADD - self.older];
-        put(&mut out, &named(key));
+        encode_bytes(&mut out, &prefixed_key(key));
         out.extend(more.to_le_bytes());
-        let sum = self.stream.write_all(&out).and_then(|()| number(&mut self.stream));
-        sum.map(i64::from_le_bytes).map_err(self.failed())
+        let sum = self.stream.write_all(&out).and_then(|()| read_array(&mut self.stream));
+        sum.map(i64::from_le_bytes).map_err(self.gone_error())
     }
 
-    /// Whether all keys are there.
+    /// Returns whether all keys exist.
     ///
     /// # Errors
-    /// [`StoreError::Gone`].
-    pub fn has(&mut self, keys: &[String]) -> Result<bool, StoreError> {
-        self.has_all(keys).map_err(self.failed())
+    /// Returns [`StoreClientError::Gone`] if the connection fails.
+    pub fn has_keys(&mut self, keys: &[String]) -> Result<bool, StoreClientError> {
+        self.query_keys(keys).map_err(self.gone_error())
     }
 
-    fn has_all(&mut self, keys: &[String]) -> io::Result<bool> {
+    fn query_keys(&mut self, keys: &[String]) -> io::Result<bool> {
         let mut out = vec![CHECK - self.older];
         out.extend((keys.len() as u64).to_le_bytes());
-        keys.iter().for_each(|key| put(&mut out, &named(key)));
+        keys.iter().for_each(|key| encode_bytes(&mut out, &prefixed_key(key)));
         self.stream.write_all(&out)?;
-        match number(&mut self.stream)? {
+        match read_array(&mut self.stream)? {
             [READY] => Ok(true),
             [1] => Ok(false),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "what listens there is no store")),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the server at this address is not a store")),
         }
     }
 
-    /// What a key holds; `None` where it is not there.
+    /// Returns the value of a key; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`StoreError::Gone`].
-    pub fn get(&mut self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        // A store may end a connection that asks for what is not there.
-        if !self.has(std::slice::from_ref(&key.to_owned()))? {
+    /// Returns [`StoreClientError::Gone`] if the connection fails.
+    pub fn get(&mut self, key: &str) -> Result<Option<Vec<u8>>, StoreClientError> {
+        // A store may close a connection that gets a missing key.
+        if !self.has_keys(std::slice::from_ref(&key.to_owned()))? {
             return Ok(None);
         }
         let mut out = vec![GET - self.older];
-        put(&mut out, &named(key));
-        let value = self.stream.write_all(&out).and_then(|()| bytes(&mut self.stream, MOST_VALUE));
-        value.map(Some).map_err(self.failed())
+        encode_bytes(&mut out, &prefixed_key(key));
+        let value = self.stream.write_all(&out).and_then(|()| read_bytes(&mut self.stream, MAX_VALUE_BYTES));
+        value.map(Some).map_err(self.gone_error())
     }
 
-    /// Waits for keys, `timeout` at most; which of them are not there by then.
+    /// Waits at most `timeout` for keys. Returns the indices of those that are still missing.
     ///
     /// # Errors
-    /// [`StoreError::Gone`].
-    pub fn wait(&mut self, keys: &[String], timeout: Duration) -> Result<Vec<usize>, StoreError> {
+    /// Returns [`StoreClientError::Gone`] if the connection fails.
+    pub fn wait_for_keys(
+        &mut self,
+        keys: &[String],
+        timeout: Duration,
+    ) -> Result<Vec<usize>, StoreClientError> {
         let begun = Instant::now();
-        while !self.has(keys)? {
+        while !self.has_keys(keys)? {
             if begun.elapsed() >= timeout {
                 let mut missing = Vec::new();
                 for (at, key) in keys.iter().enumerate() {
-                    if !self.has(std::slice::from_ref(key))? {
+                    if !self.has_keys(std::slice::from_ref(key))? {
                         missing.push(at);
                     }
                 }
                 return Ok(missing);
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(Vec::new())
     }
 }
 
-fn open(meet: &(String, u16)) -> io::Result<TcpStream> {
+fn open_stream(meet: &(String, u16)) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in (meet.0.as_str(), meet.1).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, ANSWER) {
+        match TcpStream::connect_timeout(&address, REQUEST_TIMEOUT) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(ANSWER))?;
-                stream.set_write_timeout(Some(ANSWER))?;
+                stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
+                stream.set_write_timeout(Some(REQUEST_TIMEOUT))?;
                 return Ok(stream);
             }
             Err(error) => last = error,
@@ -195,8 +203,8 @@ fn open(meet: &(String, u16)) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Whether the other end closed the connection.
-fn ended(error: &io::Error) -> bool {
+/// Returns whether the other end closed the connection.
+fn is_disconnect(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
 }

@@ -1,0 +1,303 @@
+//! Dispatch and combine of one layer, chunk by chunk.
+//!
+//! Input: send buffers for the ranks of this rank's own group and for other groups. Output: the tokens
+//! received by this rank and, after its experts have run, the answers to its own tokens. Up to four exchanges
+//! per chunk follow each other:
+//!
+//! ```text
+//! cross    tokens to the gateways of other groups
+//! deal     from gateways to the ranks of the group; a rank is the gateway of its own tokens there
+//! gather   answers to the gateways of the group
+//! return   sums of them to the sources in other groups
+//! ```
+//!
+//! If all ranks form one group, only `deal` and `gather` exist. All chunks begin at once. Received data is
+//! forwarded as soon as [`AllToAll::poll`] sees it, or when it is waited for.
+
+mod combine;
+
+use super::codec::{self, ByteReader, DecodeError};
+use super::gateway::Gateway;
+use crate::backend::{LayerStage, StageTimes};
+use crate::clock::time_work;
+use crate::cpu::node_groups::NodeGroups;
+use crate::cpu::send_buffer::{SendBuffer, SlotChunks, rows_sent_in};
+use crate::error::ExecError;
+use crate::transport::{Communicator, Purpose, TransportError};
+use crate::weights::{Dtype, Matrix};
+
+/// The exchanges of a chunk.
+#[derive(Debug, Clone, Copy)]
+enum ExchangeStage {
+    Cross,
+    Deal,
+    Gather,
+    Return,
+}
+
+/// Shapes on which all ranks agree.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ExchangeShape {
+    pub(super) groups: NodeGroups,
+    pub(super) chunks: SlotChunks,
+    pub(super) hidden: usize,
+    pub(super) dtype: Dtype,
+}
+
+/// Send buffers for one group or rank each, and the token of each row.
+pub(super) type PackedTokens = (Vec<SendBuffer>, Vec<Vec<u32>>);
+
+/// The tokens of a layer in transit.
+#[derive(Debug)]
+pub(super) struct AllToAll<'a> {
+    wire: &'a Communicator,
+    shape: ExchangeShape,
+    /// This rank's group, and its index there.
+    home: (usize, usize),
+    /// Number of the first exchange.
+    first: u64,
+    /// Send buffers of own tokens: for the ranks of the group, then for every group.
+    own: Vec<SendBuffer>,
+    sent: Vec<Vec<u32>>,
+    /// Answers to these send buffers, in the same order.
+    answers: Vec<Matrix>,
+    /// Forwarded tokens by source group; `None` for this rank's own group.
+    relays: Vec<Option<Gateway>>,
+    inbox: Vec<SendBuffer>,
+    /// Counts of chunks: forwarded within the group, with summed answers, received, and answered.
+    forwarded_chunks: usize,
+    summed_chunks: usize,
+    received_chunks: usize,
+    answered_chunks: usize,
+}
+
+impl<'a> AllToAll<'a> {
+    /// Begins the dispatch of all chunks. `packed` contains the send buffers for the ranks of this rank's
+    /// group, then for every group (its own is empty).
+    pub(super) fn start_dispatch(
+        wire: &'a Communicator,
+        shape: ExchangeShape,
+        packed: PackedTokens,
+        times: &mut StageTimes,
+    ) -> Result<Self, ExecError> {
+        let ExchangeShape { groups, chunks, hidden, dtype } = shape;
+        let (own, sent) = packed;
+        let empty = || Matrix::with_capacity(dtype, 0);
+        let mut flow = Self {
+            wire,
+            shape,
+            home: groups.position_of(wire.rank()),
+            first: wire.reserve_ids(4 * chunks.count() as u64),
+            answers: own.iter().map(|_| empty()).collect(),
+            own,
+            sent,
+            relays: (0..groups.count).map(|_| None).collect(),
+            inbox: vec![SendBuffer::empty(dtype); wire.ranks()],
+            forwarded_chunks: 0,
+            summed_chunks: 0,
+            received_chunks: 0,
+            answered_chunks: 0,
+        };
+        let (group, index) = flow.home;
+        if groups.count == 1 {
+            (0..chunks.count()).try_for_each(|_| flow.forward_chunk(times))?;
+            return Ok(flow);
+        }
+        for chunk in 0..chunks.count() {
+            let to = time_work(&mut times[LayerStage::Dispatch as usize], || {
+                let to = |other: usize| {
+                    let parcel = &flow.own[groups.size + other];
+                    let mut bytes = Vec::new();
+                    if !parcel.visits.is_empty() {
+                        codec::encode_chunk(parcel, chunk, hidden, &mut bytes);
+                    }
+                    (groups.rank_at(other, index), bytes)
+                };
+                groups.other_groups(group).map(to).collect()
+            });
+            let from = flow.gateway_peers();
+            wire.start_exchange(Purpose::Dispatch, flow.exchange_id(ExchangeStage::Cross, chunk), to, from)?;
+        }
+        Ok(flow)
+    }
+
+    fn exchange_id(&self, stage: ExchangeStage, chunk: usize) -> u64 {
+        self.first + (stage as usize * self.shape.chunks.count() + chunk) as u64
+    }
+
+    /// Returns the ranks of other groups with the same index as this one.
+    fn gateway_peers(&self) -> Vec<usize> {
+        let (group, index) = self.home;
+        self.shape.groups.other_groups(group).map(|other| self.shape.groups.rank_at(other, index)).collect()
+    }
+
+    /// Returns the other ranks of this group.
+    fn group_peers(&self) -> Vec<usize> {
+        let ((group, index), groups) = (self.home, self.shape.groups);
+        (0..groups.size).filter(|&other| other != index).map(|other| groups.rank_at(group, other)).collect()
+    }
+
+    fn malformed_message(
+        &self,
+        purpose: Purpose,
+        from: usize,
+    ) -> impl Fn(DecodeError) -> TransportError + use<'a> {
+        let wire = self.wire;
+        move |reason| wire.malformed_message(purpose, from, reason)
+    }
+
+    /// Receives the next chunk from other groups, if any, and forwards it within this one.
+    fn forward_chunk(&mut self, times: &mut StageTimes) -> Result<(), ExecError> {
+        let ExchangeShape { groups, chunks, hidden, dtype } = self.shape;
+        let (chunk, (group, index)) = (self.forwarded_chunks, self.home);
+        let came = match groups.count {
+            1 => Vec::new(),
+            _ => self.wire.wait(Purpose::Dispatch, self.exchange_id(ExchangeStage::Cross, chunk))?,
+        };
+        let time = &mut times[LayerStage::Dispatch as usize];
+        let row_bytes = hidden * dtype.bytes() as usize;
+        time_work(time, || {
+            for (other, message) in groups.other_groups(group).zip(came) {
+                let malformed = self.malformed_message(Purpose::Dispatch, groups.rank_at(other, index));
+                match &mut self.relays[other] {
+                    Some(relay) => relay.add_chunk(message, row_bytes).map_err(malformed)?,
+                    none => {
+                        let relay =
+                            Gateway::from_first_chunk(message, groups, chunks, [hidden, row_bytes], dtype);
+                        *none = Some(relay.map_err(malformed)?);
+                    }
+                }
+            }
+            Ok::<_, ExecError>(())
+        })?;
+        let to = time_work(time, || {
+            self.group_peers().into_iter().map(|to| (to, self.encode_for_rank(to, chunk))).collect()
+        });
+        self.wire.start_exchange(
+            Purpose::Dispatch,
+            self.exchange_id(ExchangeStage::Deal, chunk),
+            to,
+            self.group_peers(),
+        )?;
+        self.forwarded_chunks += 1;
+        Ok(())
+    }
+
+    /// Encodes the part of a chunk for a rank of this group: tokens of every source whose gateway this rank
+    /// is, by group.
+    fn encode_for_rank(&self, to: usize, chunk: usize) -> Vec<u8> {
+        let (group, to) = self.shape.groups.position_of(to);
+        let own = &self.own[to];
+        let mut out = Vec::new();
+        let any =
+            !own.visits.is_empty() || self.relays.iter().flatten().any(|relay| relay.has_tokens_for(to));
+        if !any {
+            return out;
+        }
+        for (at, relay) in self.relays.iter().enumerate() {
+            match relay {
+                Some(relay) => relay.encode_chunk(to, chunk, &mut out),
+                None if at == group => codec::encode_chunk(own, chunk, self.shape.hidden, &mut out),
+                None => {}
+            }
+        }
+        out
+    }
+
+    /// Waits for the next chunk. Then its rows are in [`AllToAll::inbox`], and with the first chunk also all
+    /// assignments.
+    pub(super) fn wait_chunk(&mut self, times: &mut StageTimes) -> Result<(), ExecError> {
+        let (chunk, (group, index)) = (self.received_chunks, self.home);
+        while self.forwarded_chunks <= chunk {
+            self.forward_chunk(times)?;
+        }
+        let came = self.wire.wait(Purpose::Dispatch, self.exchange_id(ExchangeStage::Deal, chunk))?;
+        let begun = self.group_peers();
+        time_work(&mut times[LayerStage::Dispatch as usize], || {
+            for (from, message) in begun.into_iter().zip(came) {
+                self.decode_chunk(from, chunk, &message)
+                    .map_err(self.malformed_message(Purpose::Dispatch, from))?;
+            }
+            // Tokens for this rank that it received as a gateway, and its own tokens, which are not packed.
+            let me = self.wire.rank();
+            if self.shape.groups.count > 1 {
+                let mut here = Vec::new();
+                let groups = self.shape.groups;
+                for other in groups.other_groups(group) {
+                    if let Some(relay) = &self.relays[other] {
+                        here.clear();
+                        relay.encode_chunk(index, chunk, &mut here);
+                        self.wire.record_local(Purpose::Dispatch, here.len() as u64);
+                        let source = groups.rank_at(other, index);
+                        self.decode_source(source, chunk, &mut ByteReader(&here))
+                            .map_err(self.malformed_message(Purpose::Dispatch, source))?;
+                    }
+                }
+            }
+            if chunk == 0 {
+                let own = &mut self.own[index];
+                self.wire.record_local(Purpose::Dispatch, codec::encoded_len(own));
+                let kept = SendBuffer { spans: own.spans.clone(), ..SendBuffer::empty(self.shape.dtype) };
+                self.inbox[me] = std::mem::replace(own, kept);
+            }
+            Ok::<_, TransportError>(())
+        })?;
+        self.received_chunks += 1;
+        Ok(())
+    }
+
+    /// Reads a chunk that a gateway of this group has forwarded.
+    fn decode_chunk(&mut self, gateway: usize, chunk: usize, message: &[u8]) -> Result<(), DecodeError> {
+        // A gateway without an announcement sends nothing later.
+        if message.is_empty() && chunk == 0 {
+            return Ok(());
+        }
+        let (groups, mut reader) = (self.shape.groups, ByteReader(message));
+        let (_, index) = groups.position_of(gateway);
+        for group in 0..groups.count {
+            self.decode_source(groups.rank_at(group, index), chunk, &mut reader)?;
+        }
+        reader.expect_end()
+    }
+
+    fn decode_source(
+        &mut self,
+        source: usize,
+        chunk: usize,
+        reader: &mut ByteReader<'_>,
+    ) -> Result<(), DecodeError> {
+        let ExchangeShape { chunks, hidden, dtype, .. } = self.shape;
+        let parcel = &mut self.inbox[source];
+        if chunk == 0 {
+            let (visits, spans) = codec::decode_header(reader, chunks.slots(), chunks)?;
+            let rows = Matrix::with_capacity(dtype, spans.len().min(reader.remaining_bytes()) * hidden);
+            *parcel = SendBuffer { rows, visits, spans };
+        }
+        let rows = rows_sent_in(&parcel.spans, chunk).len();
+        codec::decode_into(reader, rows * hidden, &mut parcel.rows)
+    }
+
+    /// Returns the tokens received by this rank, by source, `[R]`.
+    pub(super) fn inbox(&self) -> &[SendBuffer] {
+        &self.inbox
+    }
+
+    /// Forwards received data without waiting.
+    pub(super) fn poll(&mut self, times: &mut StageTimes) -> Result<(), ExecError> {
+        let chunks = self.shape.chunks.count();
+        while self.forwarded_chunks < chunks
+            && self.wire.test(self.exchange_id(ExchangeStage::Cross, self.forwarded_chunks))?
+        {
+            self.forward_chunk(times)?;
+        }
+        for chunk in self.received_chunks..self.forwarded_chunks {
+            self.wire.test(self.exchange_id(ExchangeStage::Deal, chunk))?;
+        }
+        while self.summed_chunks < self.answered_chunks
+            && self.wire.test(self.exchange_id(ExchangeStage::Gather, self.summed_chunks))?
+        {
+            self.forward_answers(times)?;
+        }
+        Ok(())
+    }
+}

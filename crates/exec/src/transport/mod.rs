@@ -1,0 +1,275 @@
+//! Exchanges between ranks with separate memories, and their transports.
+//!
+//! Input: one rank's bytes for every other rank. Output: the bytes of every other rank for this one. A
+//! [`Transport`] carries bytes and names lost ranks. A [`Communicator`] is one rank's end of it: it counts
+//! bytes by purpose and distance, and knows the rank's current activity for error messages.
+//!
+//! The ranks of [`ThreadTransport`] are threads of one process, those of `MpiTransport` (feature `mpi`)
+//! processes of an MPI job. Those of `NcclTransport` (feature `cuda`) are processes with one GPU each. A
+//! `DeviceTransport` carries device memory, over NCCL or, with `MpiDeviceTransport` (both features), over
+//! MPI.
+
+mod communicator;
+#[cfg(feature = "cuda")]
+mod device;
+#[cfg(feature = "cuda")]
+mod gpu_selection;
+#[cfg(feature = "mpi")]
+mod mpi;
+#[cfg(feature = "cuda")]
+mod nccl;
+#[cfg(feature = "cuda")]
+pub mod rendezvous;
+mod threads;
+
+pub(super) use communicator::placement_digest;
+pub use communicator::{Communicator, Distance, Purpose, TrafficStats};
+#[cfg(feature = "cuda")]
+pub use device::{DeviceOperation, DevicePiece, DeviceTransport, MessageMemory};
+#[cfg(all(feature = "mpi", feature = "cuda"))]
+pub use mpi::MpiDeviceTransport;
+#[cfg(feature = "mpi")]
+pub use mpi::{MpiTransport, StuckCall};
+#[cfg(feature = "cuda")]
+pub use nccl::NcclTransport;
+pub use threads::ThreadTransport;
+
+use std::fmt;
+use std::time::Duration;
+use thiserror::Error;
+
+/// A carrier of bytes between the ranks of one group. Every rank calls the same methods in the same order.
+pub trait Transport: fmt::Debug {
+    /// Returns the name that selects the transport.
+    fn name(&self) -> &'static str;
+
+    /// Returns this rank, `0..R`.
+    fn rank(&self) -> usize;
+
+    /// Returns the number of ranks of the group, `R`.
+    fn ranks(&self) -> usize;
+
+    /// Exchanges buffers of any size between all ranks (all-to-all). `parcels` `[R]` go to their ranks, and
+    /// the result `[R]` contains theirs for this rank. The send buffer of this rank to itself returns
+    /// unchanged. `at` is the rank's current activity.
+    ///
+    /// # Errors
+    /// Fails if another rank is lost, or does not answer in time.
+    fn all_to_all_v(&self, at: CallContext, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError>;
+
+    /// Begins an exchange with some of the other ranks. Each entry of `to` goes to its rank, and one message
+    /// is expected from each rank of `from`. All participants pass the same `number`, which no other exchange
+    /// under way uses. Exchanges may begin and end in different orders on different ranks. Not all transports
+    /// support this.
+    ///
+    /// # Errors
+    /// Fails if another rank is known to be lost, or if the transport does not support it.
+    fn start_exchange(
+        &self,
+        _number: u64,
+        _to: Vec<(usize, Vec<u8>)>,
+        _from: Vec<usize>,
+    ) -> Result<(), TransportError> {
+        let reason = format!("{} supports exchanges between all ranks only", self.name());
+        Err(TransportError::Library { call: "starting an exchange", reason })
+    }
+
+    /// Returns whether an exchange is complete in both directions, and advances the messages under way.
+    ///
+    /// # Errors
+    /// Fails if the library fails.
+    fn test(&self, _number: u64) -> Result<bool, TransportError> {
+        Ok(true)
+    }
+
+    /// Waits for an exchange. Returns the received messages in the order of `from`.
+    ///
+    /// # Errors
+    /// Fails as [`Transport::all_to_all_v`] does, and if no such exchange was begun.
+    fn wait(&self, _at: CallContext, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
+        Err(TransportError::not_started(number))
+    }
+
+    /// Begins to send `bytes` to another rank, which must begin to receive them. Messages between two ranks
+    /// arrive in the order in which they were sent.
+    ///
+    /// # Errors
+    /// Fails if the other rank is known to be lost.
+    fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError>;
+
+    /// Begins to receive from another rank.
+    ///
+    /// # Errors
+    /// Fails if the other rank is known to be lost.
+    fn irecv(&self, from: usize) -> Result<(), TransportError>;
+
+    /// Waits for all sends and receives. Returns the received messages in the order in which their receives
+    /// began.
+    ///
+    /// # Errors
+    /// Fails as [`Transport::all_to_all_v`] does.
+    fn wait_all(&self, at: CallContext) -> Result<Vec<Vec<u8>>, TransportError>;
+}
+
+/// The current activity of a rank, for error messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallContext {
+    /// Step; none before the first and after the last.
+    pub step: Option<u64>,
+    /// Index among the layers that run.
+    pub layer: Option<usize>,
+    /// Purpose of the exchange.
+    pub purpose: Purpose,
+}
+
+impl fmt::Display for CallContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.step {
+            Some(step) => write!(f, "step {step}, ")?,
+            None => f.write_str("outside of steps, ")?,
+        }
+        if let Some(layer) = self.layer {
+            write!(f, "layer {layer}, ")?;
+        }
+        f.write_str(self.purpose.name())
+    }
+}
+
+/// An error of an exchange.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// Ranks that do not answer.
+    #[error("{} ({at}, after {:.1} s)", format_lost(silent, failed), waited.as_secs_f64())]
+    Lost {
+        /// Activity of this rank.
+        at: CallContext,
+        /// Ranks that send nothing: killed, hung or cut off.
+        silent: Vec<usize>,
+        /// Ranks that reported why they gave up.
+        failed: Vec<(usize, String)>,
+        /// Waiting time of this rank.
+        waited: Duration,
+    },
+    /// Ranks are alive but have sent nothing in time.
+    #[error(
+        "{}, although all ranks are alive ({at}): a larger --rank-timeout may help",
+        format_late(missing, waited)
+    )]
+    Late {
+        /// Activity of this rank.
+        at: CallContext,
+        /// Ranks that sent nothing. Empty if another rank that waited called the roll.
+        missing: Vec<usize>,
+        /// Waiting time of this rank.
+        waited: Duration,
+    },
+    /// The launcher ended the job.
+    #[error("the launcher ended the job ({at}); all ranks were alive")]
+    Ended {
+        /// Activity of this rank.
+        at: CallContext,
+    },
+    /// Ranks hold different data although all must hold the same.
+    #[error("{what} of {} from that of the others ({at})", format_differ(ranks))]
+    Differ {
+        /// The data.
+        what: &'static str,
+        /// The ranks in the minority.
+        ranks: Vec<usize>,
+        /// Activity of this rank.
+        at: CallContext,
+    },
+    /// A rank sent a message in an unexpected form.
+    #[error("malformed message from rank {from} ({at}): {reason}")]
+    Malformed {
+        /// The sender.
+        from: usize,
+        /// Activity of this rank.
+        at: CallContext,
+        /// The fault in it.
+        reason: &'static str,
+    },
+    /// A library call waits for other ranks and does not return.
+    #[error("{}", format_blocked(call, silent, *waited, why))]
+    Blocked {
+        /// The call.
+        call: &'static str,
+        /// Ranks that do not answer: killed, hung or cut off.
+        silent: Vec<usize>,
+        /// Waiting time of this rank.
+        waited: Duration,
+        /// The cause if all known ranks answer.
+        why: String,
+    },
+    /// The number of processes differs from the ranks of the run.
+    #[error(
+        "{given} processes were started for {expected} ranks, expected {expected} (mpirun -n or torchrun --nproc-per-node {expected}, or --ranks {given})"
+    )]
+    Ranks {
+        /// Processes.
+        given: usize,
+        /// Ranks.
+        expected: usize,
+    },
+    /// The group could not be formed.
+    #[error("{0}")]
+    Joining(String),
+    /// A library call failed.
+    #[error("{call} failed: {reason}")]
+    Library {
+        /// The call.
+        call: &'static str,
+        /// The message of the library.
+        reason: String,
+    },
+}
+
+impl TransportError {
+    /// Returns the error for the end of an exchange that was never begun. This is a defect of this program.
+    pub(crate) fn not_started(number: u64) -> Self {
+        let reason = format!("exchange {number} was not started");
+        TransportError::Library { call: "waiting for an exchange", reason }
+    }
+}
+
+/// Formats ranks as `rank 3`, `ranks 3 and 5`, `ranks 1, 3 and 5`.
+pub fn format_ranks(ranks: &[usize]) -> String {
+    match ranks {
+        [] => "no rank".into(),
+        [one] => format!("rank {one}"),
+        [most @ .., last] => {
+            let most: Vec<String> = most.iter().map(ToString::to_string).collect();
+            format!("ranks {} and {last}", most.join(", "))
+        }
+    }
+}
+
+fn format_lost(silent: &[usize], failed: &[(usize, String)]) -> String {
+    let mut parts: Vec<String> =
+        failed.iter().map(|(rank, why)| format!("rank {rank} gave up: {why}")).collect();
+    if !silent.is_empty() {
+        let is = if silent.len() == 1 { "does" } else { "do" };
+        parts.push(format!("{} {is} not answer: killed, hung or cut off", format_ranks(silent)));
+    }
+    parts.join("; ")
+}
+
+fn format_blocked(call: &str, silent: &[usize], waited: Duration, why: &str) -> String {
+    let waited = waited.as_secs_f64();
+    match silent {
+        [] => format!("{call} did not return within {waited:.1} s: {why}"),
+        _ => format!("{} ({call}, after {waited:.1} s)", format_lost(silent, &[])),
+    }
+}
+
+fn format_late(missing: &[usize], waited: &Duration) -> String {
+    match missing {
+        [] => "another rank has waited too long".into(),
+        _ => format!("no message from {} for {:.1} s", format_ranks(missing), waited.as_secs_f64()),
+    }
+}
+
+fn format_differ(ranks: &[usize]) -> String {
+    format!("{} {}", format_ranks(ranks), if ranks.len() == 1 { "differs" } else { "differ" })
+}

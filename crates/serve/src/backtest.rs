@@ -1,107 +1,118 @@
-//! A whole trace through the decisions of the service, without a server.
+//! A replay of a whole trace through the decisions of the service, without a server.
 //!
-//! In: a trace, a shape, options. Out: how each step was served, and what was decided: the same as the service would have
-//! decided, had it been fed these steps. Beside it, what planning again before every batch would do ([`every_batch`]).
+//! Input is a trace, a shape and options. Output is the imbalance of each step and the decisions. They equal
+//! those of a service that receives the same steps. [`replan_every_batch`] computes the reference that
+//! re-plans before every batch.
 
-use super::Phase;
-use super::decide::Ask;
-use super::lane::{Lane, LaneError, Seen};
-use super::options::{DecideOptions, Shape};
-use super::record::{CopyStatus, Decision, Outcome};
-use crate::forecast::Window;
-use crate::place::Placement;
-use crate::simulate::{SimulateError, judge};
-use crate::split::Method;
-use crate::trace::Trace;
+use crate::Phase;
+use crate::controller::config::{ControllerConfig, ModelSpec};
+use crate::controller::propose::PhaseCommand;
+use crate::controller::state::{AcceptedStep, PhaseError, PhaseState};
+use crate::wire::decision::{CopyStatus, Decision, DecisionOutcome};
+use evenkeel::evaluate::{EvaluateError, evaluate_layer};
+use evenkeel::forecast::HistoryWindow;
+use evenkeel::place::Placement;
+use evenkeel::split::SplitMethod;
+use evenkeel::trace::Trace;
 use rayon::prelude::*;
 use std::sync::atomic::AtomicBool;
 
-/// How a trace was served.
+/// The result of a replay.
 #[derive(Debug, Clone, Default)]
-pub struct Online {
-    /// Mean over the judged steps and their busy layers of peak over mean.
+pub struct Backtest {
+    /// The mean imbalance over the judged steps and their busy layers.
     pub imbalance: f64,
-    /// The least that any placement could have had.
+    /// The mean bound over the same batches.
     pub bound: f64,
-    /// Judged steps: those after the first plan.
+    /// The number of judged steps: those after the first plan.
     pub steps: usize,
-    /// Mean over the busy layers of peak over mean, of each of them.
+    /// The mean imbalance over the busy layers of each judged step.
     pub series: Vec<f64>,
-    /// Moves after the first plan.
+    /// The number of moves after the first plan.
     pub moves: usize,
-    /// Times that a plan came in force, the first included.
+    /// The number of times that a plan became the current one, including the first.
     pub plans: usize,
-    /// What those after the first were to gain over the horizon, in perfectly balanced batches of one layer.
+    /// The expected gain of the plans after the first over the horizon, in perfectly balanced batches of one
+    /// layer.
     pub foreseen: f64,
-    /// What they gained next to what was in force before them: the batches of the next steps, as many as the horizon has or, where
-    /// the trace ends, as if those went on.
+    /// The actual gain of these plans over the placements before them, in the same unit. It is measured on
+    /// the steps within the horizon. If the trace ends earlier, the mean of the remaining steps is
+    /// extrapolated to the horizon.
     pub gained: f64,
-    /// The price of copies, and the time that they took.
+    /// The cost of transfers, and the time that they took.
     pub copies: CopyStatus,
-    /// Every decision, in order.
+    /// All decisions, in order.
     pub decisions: Vec<Decision>,
 }
 
-impl Online {
-    /// What is above the least possible.
+impl Backtest {
+    /// Returns the excess: the imbalance above the bound.
     pub fn excess(&self) -> f64 {
         self.imbalance - self.bound
     }
 }
 
-/// Feeds a trace to a lane, step by step, each decision taken when it is due.
+/// Applies the steps of a trace to a phase in order, and makes every decision when it is due.
 ///
 /// # Errors
-/// When the trace does not fit the shape, or the policy fails.
-pub fn online(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Result<Online, LaneError> {
+/// Fails if the trace does not fit the shape, or if the policy fails.
+pub fn backtest(
+    trace: &Trace,
+    shape: &ModelSpec,
+    options: &ControllerConfig,
+) -> Result<Backtest, PhaseError> {
     let layers = trace.layers().to_vec();
-    let mut lane = Lane::new(shape.clone(), options.clone(), Phase::All, layers, trace.experts())?;
-    let (mut online, never) = (Online::default(), AtomicBool::new(false));
+    let mut state = PhaseState::new(shape.clone(), options.clone(), Phase::All, layers, trace.experts())?;
+    let (mut result, never) = (Backtest::default(), AtomicBool::new(false));
     for at in 0..trace.steps().len() {
         let counts = (0..trace.layers().len()).flat_map(|layer| trace.loads(at, layer));
         let counts = counts.map(|&load| u32::try_from(load).unwrap_or(u32::MAX)).collect();
-        let due = lane.step(Seen { accepted: at as u64 + 1, id: at as u64, counts }, 0)?;
-        if lane.version() > 0
-            && let Some(point) = lane.last_served()
+        let seen = AcceptedStep { accepted: at as u64 + 1, id: at as u64, counts };
+        let live = !seen.is_idle();
+        let due = state.apply_step(seen, 0)?;
+        if live
+            && state.plan_version() > 0
+            && let Some(point) = state.last_imbalance()
         {
-            online.imbalance += point.0;
-            online.series.push(point.0);
-            online.bound += point.2;
-            online.steps += 1;
+            result.imbalance += point.0;
+            result.series.push(point.0);
+            result.bound += point.2;
+            result.steps += 1;
         }
         let Some(trigger) = due else { continue };
-        let Some(proposal) = lane.propose(&Ask::Replan { trigger, dry_run: false }, &never)? else {
+        let Some(proposal) = state.propose(&PhaseCommand::Replan { trigger, dry_run: false }, &never)? else {
             continue;
         };
-        if proposal.decision.outcome == Outcome::Acted {
-            online.plans += 1;
-            if lane.version() > 0 {
-                online.moves += proposal.decision.moves;
+        if proposal.decision.outcome == DecisionOutcome::Applied {
+            result.plans += 1;
+            if state.plan_version() > 0 {
+                result.moves += proposal.decision.moves;
                 if let Some(gained) =
-                    gained(trace, at, options.horizon, [&lane.placements, &proposal.placements])?
+                    realized_gain(trace, at, options.horizon, [&state.placements, &proposal.placements])?
                 {
-                    online.foreseen += proposal.decision.gain;
-                    online.gained += gained;
+                    result.foreseen += proposal.decision.gain;
+                    result.gained += gained;
                 }
             }
         }
-        lane.apply(&proposal)?;
-        online.decisions.push(proposal.decision);
+        state.apply_proposal(&proposal)?;
+        result.decisions.push(proposal.decision);
     }
-    online.copies = lane.copies();
-    let steps = online.steps.max(1) as f64;
-    online.imbalance /= steps;
-    online.bound /= steps;
-    Ok(online)
+    result.copies = state.copy_status();
+    let steps = result.steps.max(1) as f64;
+    result.imbalance /= steps;
+    result.bound /= steps;
+    Ok(result)
 }
 
-/// What placements gain over others after a step, in perfectly balanced batches over the horizon; none after the last step.
-fn gained(
+/// Returns the gain of placements over others after a step, in perfectly balanced batches over the horizon.
+/// Returns `None` after the last step.
+fn realized_gain(
     trace: &Trace,
     step: usize,
     horizon: u64,
     [before, after]: [&[Placement]; 2],
-) -> Result<Option<f64>, LaneError> {
+) -> Result<Option<f64>, PhaseError> {
     let ahead = usize::try_from(horizon).unwrap_or(usize::MAX);
     let steps = step + 1..trace.steps().len().min((step + 1).saturating_add(ahead));
     let mut gained = 0.0;
@@ -110,24 +121,28 @@ fn gained(
             continue;
         }
         let mean = |placement| {
-            let judged = judge(trace, layer, steps.clone(), placement, Method::Exact)?;
+            let judged = evaluate_layer(trace, layer, steps.clone(), placement, SplitMethod::Exact)?;
             let batches = judged.peaks.len();
             Ok((0..batches).map(|at| judged.imbalance(at)).sum::<f64>() / batches.max(1) as f64)
         };
         let both = mean(before).and_then(|before| Ok(before - mean(after)?));
-        gained +=
-            both.map_err(|error: SimulateError| LaneError::Asked(crate::in_words(&error)))? * horizon as f64;
+        gained += both.map_err(|error: EvaluateError| PhaseError::Invalid(evenkeel::error_chain(&error)))?
+            * horizon as f64;
     }
     Ok((!steps.is_empty()).then_some(gained))
 }
 
-/// Plans every layer again before every step that [`online()`] judges, without a limit on moves.
+/// Re-plans every layer before every step that [`backtest()`] judges, without a limit on moves.
 ///
 /// # Errors
-/// As [`online()`].
-pub fn every_batch(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Result<Online, LaneError> {
+/// The errors are those of [`backtest()`].
+pub fn replan_every_batch(
+    trace: &Trace,
+    shape: &ModelSpec,
+    options: &ControllerConfig,
+) -> Result<Backtest, PhaseError> {
     let cluster = shape.cluster(trace.experts())?;
-    let policy = options.policy(shape.groups, &cluster)?;
+    let policy = options.build_policy(shape.groups, &cluster)?;
     let (first, steps) = (usize::try_from(options.first_after).unwrap_or(usize::MAX), trace.steps().len());
     let busy: Vec<usize> = (0..trace.layers().len())
         .filter(|&layer| trace.totals(layer).iter().any(|&tokens| tokens > 0))
@@ -135,8 +150,8 @@ pub fn every_batch(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Res
     let layers: Vec<(Vec<f64>, f64, usize, usize)> = busy
         .into_par_iter()
         .map(|layer| {
-            let failed = |source| LaneError::Place { layer: trace.layers()[layer], source };
-            let window = Window::Auto { ahead: 1 };
+            let failed = |source| PhaseError::Place { layer: trace.layers()[layer], source };
+            let window = HistoryWindow::Auto { ahead: 1 };
             let mut placement = None;
             let (mut imbalances, mut bound, mut batches, mut moves) = (vec![], 0.0, 0, 0);
             for step in first..steps {
@@ -147,8 +162,8 @@ pub fn every_batch(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Res
                 }
                 .map_err(failed)?;
                 moves += placement.as_ref().map_or(0, |before| next.moves_from(before));
-                let judged = judge(trace, layer, step..step + 1, &next, Method::Exact)
-                    .map_err(|error| LaneError::Asked(crate::in_words(&error)))?;
+                let judged = evaluate_layer(trace, layer, step..step + 1, &next, SplitMethod::Exact)
+                    .map_err(|error| PhaseError::Invalid(evenkeel::error_chain(&error)))?;
                 imbalances.push(0.0);
                 for at in 0..judged.peaks.len() {
                     imbalances[step - first] += judged.imbalance(at);
@@ -159,9 +174,9 @@ pub fn every_batch(trace: &Trace, shape: &Shape, options: &DecideOptions) -> Res
             }
             Ok((imbalances, bound, batches, moves))
         })
-        .collect::<Result<_, LaneError>>()?;
+        .collect::<Result<_, PhaseError>>()?;
     let batches = layers.iter().map(|layer| layer.2).sum::<usize>().max(1) as f64;
-    Ok(Online {
+    Ok(Backtest {
         imbalance: layers.iter().flat_map(|layer| &layer.0).sum::<f64>() / batches,
         series: (0..steps.saturating_sub(first))
             .map(|step| layers.iter().map(|layer| layer.0[step]).sum::<f64>() / layers.len().max(1) as f64)

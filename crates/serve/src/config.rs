@@ -1,10 +1,11 @@
-//! `evenkeel.toml`: what is served where, to whom, within which limits.
+//! The configuration file `evenkeel.toml`: addresses, tokens, limits, models and sources.
 //!
-//! In: TOML text, every key optional. Out: a checked [`Config`]. An unknown key is an error that names it, and so is a value
-//! that cannot be. docs/serve.md lists all keys.
+//! Input is TOML text in which every key is optional. Output is a checked [`ServiceConfig`]. An unknown key
+//! or an invalid value is an error that names the key. docs/serve.md lists all keys.
 
-use super::Phase;
-use super::options::{DecideOptions, STATED_PRICE_HORIZON, Shape, SpecError};
+use crate::controller::config::{ControllerConfig, ModelSpec, STATED_PRICE_HORIZON, SpecError};
+pub use crate::limits::{HistoryLimits, RequestLimits};
+use crate::{Phase, files, ranges, tokens};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,10 +13,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
 
-/// Where the service listens unless told otherwise.
-pub const LISTEN: &str = "127.0.0.1:8787";
+/// The smallest `limits.memory_mib` in units of `limits.body_mib`. Large bodies get five eighths of that
+/// memory. That is enough to parse one body of the largest size.
+const MEMORY_PER_BODY: usize = 16;
 
-/// A configuration that cannot be used.
+/// The default listen address.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:8787";
+
+/// Error of a configuration that cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -24,166 +29,103 @@ pub enum ConfigError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// Not TOML, or a key that is unknown or of the wrong type; the message has the line.
+    /// The text is no TOML, or a key is unknown or has the wrong type. The message names the line.
     #[error("{path}: {message}")]
     Toml {
         /// The file.
         path: PathBuf,
-        /// What and where.
+        /// The error and its line.
         message: String,
     },
-    /// A key holds what it should not.
+    /// A key has an invalid value.
     #[error("{key}: {reason}")]
     Value {
         /// The key.
         key: String,
-        /// What is wrong and what was expected.
+        /// The actual and the expected value.
         reason: String,
     },
-    /// A model's shape or options cannot be.
+    /// The shape or the options of a model are invalid.
     #[error("[{table}] {source}")]
     Spec {
         /// The table.
         table: String,
-        /// What is wrong.
+        /// The error.
         source: SpecError,
     },
 }
 
-/// How the service is set up.
+/// The configuration of the service.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Address and port; port 0 takes any free one.
+pub struct ServiceConfig {
+    /// The address and port to listen on. Port 0 selects any free port.
     pub listen: SocketAddr,
-    /// Folder of the store.
+    /// The folder of the store.
     pub data: Option<PathBuf>,
-    /// File with bearer tokens, one per line; `#` begins a comment.
+    /// The file of bearer tokens, one per line. A line that begins with `#` is a comment.
     pub token_file: Option<PathBuf>,
-    /// Serve by TLS.
-    pub tls: Option<Tls>,
-    /// What requests may take.
-    pub limits: Limits,
-    /// What is remembered.
+    /// The certificate and key for TLS. Without them the service speaks plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// The limits of requests.
+    pub limits: RequestLimits,
+    /// The limits of the kept history.
     pub history: HistoryLimits,
-    /// How plans are decided, for all models.
+    /// The options of decisions, for all models.
     pub decide: toml::Table,
-    /// The models; more can be made by `PUT /v1/models/NAME`.
+    /// The models. `PUT /v1/models/NAME` creates further ones.
     pub models: BTreeMap<String, ModelTable>,
-    /// Where loads are fetched from.
-    pub source: Vec<Source>,
+    /// The sources from which loads are fetched.
+    pub source: Vec<SourceConfig>,
 }
 
-/// Certificate and key for TLS, PEM files.
+/// The certificate and the key for TLS, as PEM files.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Tls {
-    /// Certificate chain.
+pub struct TlsFiles {
+    /// The certificate chain.
     pub cert: PathBuf,
-    /// Private key.
+    /// The private key.
     pub key: PathBuf,
 }
 
-/// What requests may take.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Largest body, in MiB.
-    pub body_mib: usize,
-    /// Connections at a time.
-    pub connections: usize,
-    /// Open event streams and waiting plan requests at a time.
-    pub streams: usize,
-    /// Requests a second from one address, twice as many in a burst; 0: no limit.
-    pub requests_per_second: u32,
-    /// Seconds until a request's headers must be there.
-    pub header_seconds: u64,
-    /// Seconds until a request's body must be there.
-    pub body_seconds: u64,
-    /// Accepted steps that may wait to be looked at; more are refused for the time being (429).
-    pub behind_steps: u64,
-    /// The same in MiB of counts.
-    pub behind_mib: u64,
-    /// Models at a time.
-    pub models: usize,
-    /// Seconds that open requests have to finish when the service ends.
-    pub shutdown_seconds: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            body_mib: 64,
-            connections: 256,
-            streams: 64,
-            requests_per_second: 2000,
-            header_seconds: 10,
-            body_seconds: 30,
-            behind_steps: 4096,
-            behind_mib: 512,
-            models: 64,
-            shutdown_seconds: 10,
-        }
-    }
-}
-
-/// What is remembered, besides the steps that planning looks at.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HistoryLimits {
-    /// Step ids per phase, to tell repeated posts.
-    pub ids: usize,
-    /// Decisions per phase.
-    pub decisions: usize,
-    /// Plans per phase.
-    pub plans: usize,
-    /// Days after which points of the history and decisions are forgotten.
-    pub days: u64,
-}
-
-impl Default for HistoryLimits {
-    fn default() -> Self {
-        Self { ids: 65_536, decisions: 1024, plans: 64, days: 30 }
-    }
-}
-
-/// A model in the file: its shape, and what it decides otherwise than `[decide]` says.
+/// A `[models.NAME]` table: the model's group and its overrides of `[decide]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelTable {
-    /// Ranks.
+    /// The number of ranks.
     pub ranks: usize,
-    /// Redundant slots in all.
+    /// The number of redundant slots over all ranks.
     #[serde(default)]
     pub redundant: usize,
-    /// Nodes.
-    #[serde(default = "one")]
+    /// The number of nodes.
+    #[serde(default = "default_count")]
     pub nodes: usize,
-    /// Expert groups.
-    #[serde(default = "one")]
+    /// The number of expert groups.
+    #[serde(default = "default_count")]
     pub groups: usize,
-    /// The model's name, for what an expert weighs.
+    /// The name of a model that determines the size of an expert.
     pub model: Option<String>,
-    /// The GPU's name.
+    /// The name of the GPU.
     pub gpu: Option<String>,
-    /// What a rank receives.
+    /// The bandwidth at which a rank receives, in gigabits per second.
     pub link_gbps: Option<u64>,
-    /// Keys of `[decide]` that are otherwise here.
+    /// The overrides of `[decide]`.
     #[serde(default)]
     pub decide: toml::Table,
 }
 
-fn one() -> usize {
+fn default_count() -> usize {
     1
 }
 
 impl ModelTable {
-    /// The shape.
-    pub fn shape(&self) -> Shape {
-        Shape {
+    /// Returns the shape.
+    pub fn to_spec(&self) -> ModelSpec {
+        ModelSpec {
             ranks: self.ranks,
             redundant: self.redundant,
             nodes: self.nodes,
@@ -195,43 +137,44 @@ impl ModelTable {
     }
 }
 
-/// Where loads are fetched from.
+/// A source from which loads are fetched.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Source {
-    /// The model that is fed.
+pub struct SourceConfig {
+    /// The model that receives the loads.
     pub model: String,
-    /// The phase that is fed.
+    /// The phase that receives the loads.
     #[serde(default)]
     pub phase: Phase,
-    /// A file that grows (CSV or vLLM JSONL), or a folder into which dumps are written.
+    /// A growing file (CSV or vLLM JSONL), or a folder of dumps.
     pub path: PathBuf,
-    /// Address of a SGLang server whose recorder is started, and asked for a dump into `path` every `dump_seconds`.
+    /// The address of an SGLang server. The service starts its recorder and requests a dump into `path` every
+    /// `dump_seconds`.
     pub sglang: Option<String>,
-    /// Seconds between two dumps.
-    #[serde(default = "sixty")]
+    /// The seconds between two dumps.
+    #[serde(default = "default_dump_seconds")]
     pub dump_seconds: u64,
-    /// Seconds between two looks at `path`.
-    #[serde(default = "one_second")]
+    /// The seconds between two reads of `path`.
+    #[serde(default = "default_poll_seconds")]
     pub poll_seconds: f64,
 }
 
-fn sixty() -> u64 {
+fn default_dump_seconds() -> u64 {
     60
 }
 
-fn one_second() -> f64 {
+fn default_poll_seconds() -> f64 {
     1.0
 }
 
-impl Default for Config {
+impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8787)),
             data: None,
             token_file: None,
             tls: None,
-            limits: Limits::default(),
+            limits: RequestLimits::default(),
             history: HistoryLimits::default(),
             decide: toml::Table::new(),
             models: BTreeMap::new(),
@@ -240,63 +183,71 @@ impl Default for Config {
     }
 }
 
-impl Config {
+impl ServiceConfig {
     /// Reads and checks a file.
     ///
     /// # Errors
     /// [`ConfigError`] names the file and the key.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
-        Self::from_toml(&text, path)
+        Self::read_shared(path, str::to_owned)
     }
 
-    /// Reads and checks TOML text; `path` is named in errors.
+    /// Reads and checks a file that other programs read too. `own_part` returns the text without their
+    /// tables.
     ///
     /// # Errors
-    /// As [`Config::read`].
+    /// The errors are those of [`ServiceConfig::read`].
+    pub fn read_shared(path: &Path, own_part: impl FnOnce(&str) -> String) -> Result<Self, ConfigError> {
+        let text =
+            files::read_text(path).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
+        Self::from_toml(&own_part(&text), path)
+    }
+
+    /// Reads and checks TOML text. Errors name `path`.
+    ///
+    /// # Errors
+    /// The errors are those of [`ServiceConfig::read`].
     pub fn from_toml(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let wrong = |error: toml::de::Error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
             ConfigError::Toml { path: path.to_owned(), message: format!("line {line}: {}", error.message()) }
         };
+        let table: toml::Table = toml::from_str(text).map_err(wrong)?;
+        let out_of_range =
+            |(key, reason)| ConfigError::Toml { path: path.to_owned(), message: format!("{key}: {reason}") };
+        ranges::check_file(&serde_json::to_value(&table).unwrap_or_default()).map_err(out_of_range)?;
         let config: Self = toml::from_str(text).map_err(wrong)?;
         config.check()?;
         Ok(config)
     }
 
-    /// Holds the values to what they may be.
+    /// Checks all values.
     ///
     /// # Errors
     /// [`ConfigError`] names the key.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let value = |key: &str, reason: &str| ConfigError::Value { key: key.into(), reason: reason.into() };
-        let limits = &self.limits;
-        let positive = [
-            ("limits.body_mib", limits.body_mib as u64),
-            ("limits.connections", limits.connections as u64),
-            ("limits.header_seconds", limits.header_seconds),
-            ("limits.body_seconds", limits.body_seconds),
-            ("limits.behind_steps", limits.behind_steps),
-            ("limits.behind_mib", limits.behind_mib),
-            ("limits.models", limits.models as u64),
-            ("history.ids", self.history.ids as u64),
-            ("history.decisions", self.history.decisions as u64),
-            ("history.plans", self.history.plans as u64),
-            ("history.days", self.history.days),
-        ];
-        if let Some((key, _)) = positive.into_iter().find(|&(_, number)| number == 0) {
-            return Err(value(key, "0, expected 1 at least"));
+        let value = |key: &str, reason: &str| value_error(key.into(), reason.into());
+        let ranged = |table: &str, ranges, value: serde_json::Result<serde_json::Value>| {
+            let checked = ranges::check_ranges(ranges, &value.unwrap_or_default());
+            checked.map_err(|(key, reason)| value_error(format!("{table}.{key}"), reason))
+        };
+        ranged("limits", ranges::LIMITS, serde_json::to_value(&self.limits))?;
+        ranged("history", ranges::HISTORY, serde_json::to_value(&self.history))?;
+        let (memory, body) = (self.limits.memory_mib, self.limits.body_mib);
+        if memory < MEMORY_PER_BODY * body {
+            let reason =
+                format!("{memory}, expected at least {MEMORY_PER_BODY} times limits.body_mib ({body})");
+            return Err(value_error("limits.memory_mib".into(), reason));
         }
-        self.options(None)?;
+        self.controller_config(None)?;
         for (name, model) in &self.models {
             check_name(name).map_err(|reason| value(&format!("models.{name}"), &reason))?;
             model
-                .shape()
+                .to_spec()
                 .check()
                 .map_err(|source| ConfigError::Spec { table: format!("models.{name}"), source })?;
-            self.options(Some(name))?;
+            self.controller_config(Some(name))?;
         }
         for (at, source) in self.source.iter().enumerate() {
             if !self.models.contains_key(&source.model) {
@@ -304,21 +255,20 @@ impl Config {
                     format!("no model `{}` in this file: expected a table [models.{0}]", source.model);
                 return Err(value(&format!("source[{at}].model"), &reason));
             }
-            if !(0.01..=3600.0).contains(&source.poll_seconds) {
-                return Err(value(&format!("source[{at}].poll_seconds"), "expected 0.01 to 3600"));
-            }
-            if source.dump_seconds == 0 {
-                return Err(value(&format!("source[{at}].dump_seconds"), "0, expected 1 at least"));
-            }
+            let numbers = serde_json::json!({
+                "dump_seconds": source.dump_seconds,
+                "poll_seconds": source.poll_seconds,
+            });
+            ranged(&format!("source[{at}]"), ranges::SOURCE, Ok(numbers))?;
         }
         Ok(())
     }
 
-    /// How a model's plans are decided.
+    /// Returns the options of decisions of a model, or the general ones.
     ///
     /// # Errors
-    /// When a key is unknown, of the wrong type, or holds what it should not.
-    pub fn options(&self, model: Option<&str>) -> Result<DecideOptions, ConfigError> {
+    /// Fails if a key is unknown, has the wrong type, or has an invalid value.
+    pub fn controller_config(&self, model: Option<&str>) -> Result<ControllerConfig, ConfigError> {
         let mut table = self.decide.clone();
         let mut named = "decide".to_owned();
         if let Some((name, model)) = model.and_then(|name| Some((name, self.models.get(name)?))) {
@@ -328,7 +278,7 @@ impl Config {
         if table.contains_key("move_cost") && !table.contains_key("horizon") {
             table.insert("horizon".into(), toml::Value::Integer(STATED_PRICE_HORIZON as i64));
         }
-        let options: DecideOptions = table.try_into().map_err(|error: toml::de::Error| {
+        let options: ControllerConfig = table.try_into().map_err(|error: toml::de::Error| {
             ConfigError::Value { key: format!("[{named}]"), reason: error.message().to_owned() }
         })?;
         options.check().map_err(|source| ConfigError::Spec { table: named, source })?;
@@ -336,70 +286,64 @@ impl Config {
     }
 
     /// Sets `dry_run` for every model.
-    pub fn publish_nothing(&mut self) {
+    pub fn set_dry_run(&mut self) {
         let tables = self.models.values_mut().map(|model| &mut model.decide);
         for table in tables.chain([&mut self.decide]) {
             table.insert("dry_run".into(), true.into());
         }
     }
 
-    /// The bearer tokens; none where no file is named.
+    /// Returns the bearer tokens, or none if no token file is configured.
     ///
     /// # Errors
-    /// When the file cannot be read, or holds no token or one that is too short to be safe.
-    pub fn tokens(&self) -> Result<Vec<String>, ConfigError> {
-        let Some(path) = &self.token_file else { return Ok(vec![]) };
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.clone(), source })?;
-        let tokens: Vec<String> = text
-            .lines()
-            .map(|line| line.split('#').next().unwrap_or_default().trim().to_owned())
-            .filter(|token| !token.is_empty())
-            .collect();
-        let value = |reason: String| Err(ConfigError::Value { key: "token_file".into(), reason });
-        if tokens.is_empty() {
-            return value(format!("{} holds no token: expected one per line", path.display()));
-        }
-        if let Some(at) = tokens.iter().position(|token| token.len() < 16) {
-            return value(format!("token {} has fewer than 16 characters", at + 1));
-        }
-        Ok(tokens)
+    /// Fails if the file cannot be read, holds no token, or holds a token that is too short to be safe.
+    pub fn read_tokens(&self) -> Result<Vec<String>, ConfigError> {
+        self.token_file.as_deref().map_or(Ok(vec![]), tokens::read_tokens)
     }
 
-    /// Refuses to listen to everybody without a token.
+    /// Refuses to serve without a token at an address that other machines can reach.
     ///
     /// # Errors
-    /// Where the address is not a loopback one and there is no token.
-    pub fn check_exposure(&self, tokens: &[String]) -> Result<(), ConfigError> {
-        if self.listen.ip().is_loopback() || !tokens.is_empty() {
+    /// Fails if the address is not a loopback address and there is no token.
+    pub fn check_exposure(listen: SocketAddr, tokens: &[String]) -> Result<(), ConfigError> {
+        if listen.ip().is_loopback() || !tokens.is_empty() {
             return Ok(());
         }
         Err(ConfigError::Value {
             key: "listen".into(),
             reason: format!(
-                "{} can be reached from elsewhere: expected a loopback address, or tokens (token_file = \"FILE\", --token-file)",
-                self.listen
+                "{listen} is reachable from other machines: expected a loopback address, or tokens (token_file = \"FILE\", --token-file)"
             ),
         })
     }
 
-    /// Time for a request's headers.
+    /// Returns a warning for each secret file that other users can read.
+    pub(crate) fn exposed_files(&self, store: &Path) -> Vec<String> {
+        let token_file = self.token_file.as_deref().map(|path| files::exposure_warning("token file", path));
+        [token_file.flatten(), files::exposure_warning("store", store)].into_iter().flatten().collect()
+    }
+
+    /// Returns the time limit for a request's headers.
     pub fn header_timeout(&self) -> Duration {
         Duration::from_secs(self.limits.header_seconds)
     }
 }
 
-/// A model's name: what fits into a URL as it is.
+fn value_error(key: String, reason: String) -> ConfigError {
+    ConfigError::Value { key, reason }
+}
+
+/// Checks that a model's name fits into a URL without escapes.
 ///
 /// # Errors
-/// Says what was expected.
+/// The message states the expected form.
 pub fn check_name(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if (1..=64).contains(&name.len()) && name.chars().all(fits) && !name.starts_with('.') {
         return Ok(());
     }
     Err(format!(
-        "`{name}` is no name: expected 1 to 64 letters, digits, `-`, `_` or `.`, not beginning with `.`"
+        "`{name}` is not a valid name: expected 1 to 64 letters, digits, `-`, `_` or `.`, not beginning with `.`"
     ))
 }
 
@@ -407,24 +351,25 @@ pub fn check_name(name: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Config, ConfigError> {
-        Config::from_toml(text, Path::new("evenkeel.toml"))
+    fn read(text: &str) -> Result<ServiceConfig, ConfigError> {
+        ServiceConfig::from_toml(text, Path::new("evenkeel.toml"))
     }
 
     #[test]
     fn nothing_is_a_configuration_and_models_differ() {
-        assert_eq!(read("").unwrap(), Config::default());
-        assert_eq!(Config::default().listen.to_string(), LISTEN);
+        assert_eq!(read("").unwrap(), ServiceConfig::default());
+        assert_eq!(ServiceConfig::default().listen.to_string(), DEFAULT_LISTEN);
         let config = read(
             "[decide]\nevery = 32\n[models.a]\nranks = 8\n[models.b]\nranks = 8\ndecide = { every = 5, policy = \"eplb\" }\n",
         )
         .unwrap();
-        assert_eq!(config.options(Some("a")).unwrap().every, 32);
-        let b = config.options(Some("b")).unwrap();
-        assert_eq!((b.every, b.policy.as_str(), b.window), (5, "eplb", DecideOptions::default().window));
-        // A price in batches belongs to the horizon and the freedom that it was chosen with.
-        let stated = |text: &str| read(&format!("[decide]\n{text}\n")).unwrap().options(None).unwrap();
-        let of = |options: DecideOptions| (options.horizon, options.share_of_copies());
+        assert_eq!(config.controller_config(Some("a")).unwrap().every, 32);
+        let b = config.controller_config(Some("b")).unwrap();
+        assert_eq!((b.every, b.policy.as_str(), b.window), (5, "eplb", ControllerConfig::default().window));
+        // A stated `move_cost` brings its own default horizon and no limit on transfers.
+        let stated =
+            |text: &str| read(&format!("[decide]\n{text}\n")).unwrap().controller_config(None).unwrap();
+        let of = |options: ControllerConfig| (options.horizon, options.copy_share_limit());
         assert_eq!(of(stated("")), (1024, Some(0.01)));
         assert_eq!(of(stated("move_cost = 0.5")), (256, None));
         assert_eq!(of(stated("move_cost = 0.5\nhorizon = 100\ncopy_share = 0.02")), (100, Some(0.02)));
@@ -437,14 +382,14 @@ mod tests {
             ("lisen = 1", "unknown field `lisen`"),
             ("\nlisten = \"here\"", "line 2: "),
             ("[limits]\nbody = 1", "unknown field `body`"),
-            ("[limits]\nbody_mib = 0", "limits.body_mib: 0, expected 1"),
+            ("[limits]\nbody_mib = 0", "limits.body_mib: 0, expected 1 to 1024"),
             ("[decide]\nevry = 3", "unknown field `evry`"),
-            ("[decide]\nevery = 0", "every: 0"),
+            ("[decide]\nevery = 0", "decide.every: 0, expected 1 to 1000000000"),
             ("[decide]\npolicy = \"best\"", "unknown policy `best`"),
             ("[models.a]\nredundant = 8", "missing field `ranks`"),
-            ("[models.a]\nranks = 0", "0 ranks"),
+            ("[models.a]\nranks = 0", "models.a.ranks: 0, expected 1 to 1024"),
             ("[models.a]\nranks = 8\nmodel = \"gpt\"", "unknown model"),
-            ("[models.\"a b\"]\nranks = 8", "is no name"),
+            ("[models.\"a b\"]\nranks = 8", "is not a valid name"),
             ("[[source]]\nmodel = \"x\"\npath = \"y\"", "no model `x`"),
         ] {
             let message = read(text).unwrap_err().to_string();
@@ -453,10 +398,83 @@ mod tests {
     }
 
     #[test]
+    fn every_numeric_key_has_a_range_that_is_held() {
+        let model = "[models.m]\nranks = 8\n";
+        let tables = [
+            ("limits", ranges::LIMITS, String::new(), "limits"),
+            ("history", ranges::HISTORY, String::new(), "history"),
+            ("decide", ranges::DECIDE, String::new(), "decide"),
+            ("models.m.decide", ranges::DECIDE, model.into(), "models.m.decide"),
+            ("models.m", ranges::SHAPE, String::new(), "models.m"),
+            ("[source]", ranges::SOURCE, format!("{model}link_gbps = 8\n"), "source[0]"),
+        ];
+        for (table, ranges, before, named) in tables {
+            for &(key, least, most) in ranges {
+                let wrong = [
+                    "-1".to_owned(),
+                    "9223372036854775807".to_owned(),
+                    "nan".into(),
+                    "-inf".into(),
+                    "1e300".into(),
+                    format!("{}", most * 2.0 + 1.0),
+                ];
+                for number in wrong {
+                    let ranks = if table == "models.m" && key != "ranks" { "ranks = 8\n" } else { "" };
+                    let source = if table == "[source]" { "model = \"m\"\npath = \"p\"\n" } else { "" };
+                    let message =
+                        read(&format!("{before}[{table}]\n{ranks}{source}{key} = {number}\n")).unwrap_err();
+                    let message = message.to_string();
+                    assert!(message.contains(&format!("{named}.{key}: ")), "{key} = {number}: {message}");
+                    assert!(message.contains(&format!("expected {least} to {most}")), "{message}");
+                }
+            }
+        }
+        // No numeric key is left out of the tables.
+        let keys = |value: serde_json::Value| {
+            let table = value.as_object().unwrap().clone();
+            let number = |value: &serde_json::Value| value.is_number();
+            table.into_iter().filter(|(_, value)| number(value)).map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        let all = [
+            (serde_json::to_value(RequestLimits::default()).unwrap(), ranges::LIMITS),
+            (serde_json::to_value(HistoryLimits::default()).unwrap(), ranges::HISTORY),
+            (serde_json::to_value(ControllerConfig::default()).unwrap(), ranges::DECIDE),
+        ];
+        for (value, ranges) in all {
+            for key in keys(value) {
+                assert!(ranges.iter().any(|(known, ..)| *known == key), "{key} has no range");
+            }
+        }
+        // The documentation lists the same ranges.
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/serve.md");
+        let text = std::fs::read_to_string(file).unwrap();
+        let defaults = serde_json::to_value(RequestLimits::default()).unwrap();
+        for (key, least, most) in ranges::LIMITS {
+            let row = format!("| `{key}` | {} | {least} to {most}", defaults[*key]);
+            assert!(text.contains(&row), "docs/serve.md lacks {row}");
+        }
+        let others = [ranges::HISTORY, ranges::DECIDE, ranges::SHAPE, ranges::SOURCE].concat();
+        for (key, least, most) in others {
+            let fits = |line: &str| {
+                (line.contains(&format!("`{key}`")) || line.contains(&format!(".{key}`")))
+                    && line.ends_with(&format!("| {least} to {most} |"))
+            };
+            assert!(text.lines().any(fits), "docs/serve.md lacks the range of {key}: {least} to {most}");
+        }
+        let message = read("[limits]\nmemory_mib = 1023\n").unwrap_err().to_string();
+        assert!(
+            message.contains("limits.memory_mib: 1023, expected at least 16 times limits.body_mib"),
+            "{message}"
+        );
+    }
+
+    #[test]
     fn nobody_listens_to_everybody_without_a_token() {
         let open = read("listen = \"0.0.0.0:1\"").unwrap();
-        assert!(open.check_exposure(&[]).unwrap_err().to_string().contains("can be reached from elsewhere"));
-        open.check_exposure(&["0123456789abcdef".into()]).unwrap();
-        Config::default().check_exposure(&[]).unwrap();
+        let check = ServiceConfig::check_exposure;
+        let message = check(open.listen, &[]).unwrap_err().to_string();
+        assert!(message.contains("is reachable from other machines"));
+        check(open.listen, &["0123456789abcdef".into()]).unwrap();
+        check(ServiceConfig::default().listen, &[]).unwrap();
     }
 }

@@ -1,65 +1,79 @@
-//! The process: listens, serves connections, obeys signals, ends in order.
+//! The process: listens, serves connections, handles signals, and stops in order.
 //!
-//! SIGTERM and SIGINT end it: no further connections, open requests are finished, states saved. SIGHUP reads the
-//! configuration again. Connections are limited in number, their headers and TLS handshakes in time.
+//! SIGTERM and SIGINT stop the service. It then accepts no further connections, finishes open requests, and
+//! saves all states. SIGHUP reloads the configuration in a separate thread, so that the accepting thread
+//! never touches a file.
 
-use super::Log;
-use super::api::{App, Peer, router};
-use super::config::{Config, ConfigError, Tls};
-use super::service::{ServeError, Service};
+use crate::LogCallback;
+use crate::config::{ConfigError, ServiceConfig};
+use crate::connections::{ClientConnection, ConnectionList, ListedConnection};
+use crate::http::{AppState, RequestPeer, router};
+use crate::reload::Reloader;
+use crate::runtime::error::ServeError;
+use crate::runtime::service::Service;
+use crate::timed_stream::TimedStream;
+use crate::tls::{TlsCertificate, load_certificate};
 use axum::Router;
 use axum::body::Body;
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tower_service::Service as _;
 
-/// What a service starts with.
-pub struct Setup {
+/// Bytes that are buffered of a request: its headers, and the part of its body that is read ahead.
+const READ_BUFFER_BYTES: usize = 64 << 10;
+/// Seconds that threads which wait for files have to end after everything else has ended.
+const FILE_THREAD_SECONDS: u64 = 1;
+
+/// The parameters of a service at its start.
+pub struct ServerSetup {
     /// The configuration.
-    pub config: Config,
-    /// Folder of the store.
+    pub config: ServiceConfig,
+    /// The folder of the store.
     pub folder: PathBuf,
     /// Reads the configuration again.
-    pub reload: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
-    /// Where log lines go.
-    pub log: Log,
+    pub reload: Arc<dyn Fn() -> Result<ServiceConfig, ConfigError> + Send + Sync>,
+    /// The receiver of log lines.
+    pub log: LogCallback,
 }
 
-impl std::fmt::Debug for Setup {
+impl std::fmt::Debug for ServerSetup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Setup")
+        f.debug_struct("ServerSetup")
             .field("config", &self.config)
             .field("folder", &self.folder)
             .finish_non_exhaustive()
     }
 }
 
-/// Serves until a signal ends it. `ready` is told the URL once requests are taken.
+/// Serves until a signal stops the process. Calls `ready` with the URL once requests are accepted.
 ///
 /// # Errors
-/// When the configuration, the store or the address cannot be used.
-pub fn serve(setup: &Setup, ready: impl FnOnce(&str)) -> Result<(), ServeError> {
+/// Fails if the configuration, the store or the address cannot be used.
+pub fn serve(setup: &ServerSetup, ready: impl FnOnce(&str)) -> Result<(), ServeError> {
     let io = |what: &str| {
         let what = what.to_owned();
         move |source| ServeError::Io { what, source }
     };
-    let acceptor = setup.config.tls.as_ref().map(acceptor).transpose()?;
+    let loaded = setup.config.tls.as_ref().map(load_certificate).transpose()?;
+    let tls_warning = loaded.as_ref().and_then(|loaded| loaded.warning.clone());
     let service = Service::open(setup.config.clone(), &setup.folder, setup.log.clone())?;
+    for warning in setup.config.exposed_files(service.context.store.path()).into_iter().chain(tls_warning) {
+        (setup.log)(&warning);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io("threads"))?;
     let served = runtime.block_on(async {
         let listen = setup.config.listen;
@@ -67,41 +81,38 @@ pub fn serve(setup: &Setup, ready: impl FnOnce(&str)) -> Result<(), ServeError> 
             .await
             .map_err(|source| ServeError::Listen { address: listen, source })?;
         let address = listener.local_addr().map_err(io("the address listened on"))?;
-        let scheme = if acceptor.is_some() { "https" } else { "http" };
+        let certificate = loaded.map(TlsCertificate::new);
+        let scheme = if certificate.is_some() { "https" } else { "http" };
         let mut ends = (
             signal(SignalKind::terminate()).map_err(io("signals"))?,
             signal(SignalKind::interrupt()).map_err(io("signals"))?,
         );
         let mut hangup = signal(SignalKind::hangup()).map_err(io("signals"))?;
+        let reloader =
+            Reloader::start(setup, &service, address, certificate.clone()).map_err(io("threads"))?;
         let (end, ending) = watch::channel(false);
-        let streams = Arc::new(Semaphore::new(setup.config.limits.streams));
-        let app = App { service: service.clone(), streams, ending };
-        let sources = super::sources::start(&service, &setup.config, &setup.log);
+        let app = AppState::new(service.clone(), ending);
+        let sources = crate::runtime::sources::start_sources(&service, &setup.config, &setup.log);
         let mut connections = JoinSet::new();
-        let gate = Gate {
-            router: router(app.clone()),
-            app,
-            acceptor,
-            free: Arc::new(Semaphore::new(setup.config.limits.connections)),
-        };
+        let gate = ConnectionGate { router: router(app.clone()), app, certificate, list: Arc::default() };
         ready(&format!("{scheme}://{address}/"));
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => gate.clone().admit(stream, peer, &mut connections),
-                    // No more files to be had, mostly: those that close make room.
+                    Ok((stream, peer)) => gate.clone().accept_connection(stream, peer, &mut connections),
+                    // The usual cause is the limit on open files. Connections that close make room.
                     Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 },
                 _ = ends.0.recv() => break,
                 _ = ends.1.recv() => break,
-                _ = hangup.recv() => reload(&service, setup).await,
+                _ = hangup.recv() => reloader.request_reload(),
                 Some(_) = connections.join_next() => {}
             }
         }
         (setup.log)("ending: finishing open requests");
         drop(listener);
         end.send_replace(true);
-        let patience = Duration::from_secs(service.hub.config().limits.shutdown_seconds);
+        let patience = Duration::from_secs(service.context.config().limits.shutdown_seconds);
         let finish = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(patience, finish).await.is_err() {
             (setup.log)(&format!("{} requests were not finished in time", connections.len()));
@@ -110,6 +121,8 @@ pub fn serve(setup: &Setup, ready: impl FnOnce(&str)) -> Result<(), ServeError> 
         drop(sources);
         Ok(())
     });
+    // A thread that waits for a hanging file must not delay the end.
+    runtime.shutdown_timeout(Duration::from_secs(FILE_THREAD_SECONDS));
     service.stop();
     if served.is_ok() {
         (setup.log)("ended");
@@ -117,77 +130,81 @@ pub fn serve(setup: &Setup, ready: impl FnOnce(&str)) -> Result<(), ServeError> 
     served
 }
 
-async fn reload(service: &Arc<Service>, setup: &Setup) {
-    let reloaded = (setup.reload)().map_err(ServeError::from);
-    let service = service.clone();
-    let done = match reloaded {
-        Ok(config) => tokio::task::spawn_blocking(move || service.reload(config)).await,
-        Err(error) => Ok(Err(error)),
-    };
-    let text = match done {
-        Ok(Ok(fixed)) if fixed.is_empty() => "configuration read again".to_owned(),
-        Ok(Ok(fixed)) => format!("configuration read again; for {} start anew", fixed.join(", ")),
-        Ok(Err(error)) => format!("configuration kept as it was: {error}"),
-        Err(error) => format!("configuration kept as it was: {error}"),
-    };
-    (setup.log)(&text);
-}
-
-/// What every connection needs.
+/// The shared state of all connections.
 #[derive(Clone)]
-struct Gate {
+struct ConnectionGate {
     router: Router,
-    app: App,
-    acceptor: Option<TlsAcceptor>,
-    free: Arc<Semaphore>,
+    app: AppState,
+    certificate: Option<TlsCertificate>,
+    list: Arc<ConnectionList>,
 }
 
-impl Gate {
-    fn admit(self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
-        let counters = &self.app.service.hub.counters;
-        let Ok(permit) = self.free.clone().try_acquire_owned() else {
+impl ConnectionGate {
+    fn accept_connection(self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
+        let (counters, config) = (&self.app.service.context.counters, self.app.service.context.config());
+        let limits = &config.limits;
+        let admitted =
+            self.list.admit_connection(peer.ip(), limits.connections, limits.connections_per_address);
+        let Some((listed, cut)) = admitted else {
             counters.connections_refused.fetch_add(1, Ordering::Relaxed);
-            // By TLS it would take a handshake to say so.
-            if self.acceptor.is_none()
-                && connections.len() < 2 * self.app.service.hub.config().limits.connections
-            {
-                connections.spawn(refuse(stream));
+            // A TLS handshake would be needed to send a reply, so such clients get none.
+            if self.certificate.is_none() && connections.len() < 2 * limits.connections {
+                connections.spawn(refuse_connection(stream));
             }
             return;
         };
+        counters.connections_cut.fetch_add(u64::from(cut), Ordering::Relaxed);
         counters.connections.fetch_add(1, Ordering::Relaxed);
-        connections.spawn(self.serve(stream, peer, permit));
+        connections.spawn(self.serve_connection(stream, peer, listed));
     }
 
-    async fn serve(self, stream: TcpStream, peer: SocketAddr, _permit: OwnedSemaphorePermit) {
+    async fn serve_connection(self, stream: TcpStream, peer: SocketAddr, listed: ListedConnection) {
         let _ = stream.set_nodelay(true);
-        let patience = self.app.service.hub.config().header_timeout();
-        match &self.acceptor {
-            None => self.speak(stream, peer, patience).await,
-            Some(acceptor) => {
-                if let Ok(Ok(stream)) = tokio::time::timeout(patience, acceptor.accept(stream)).await {
-                    self.speak(stream, peer, patience).await;
+        let connection = &listed.connection;
+        tokio::select! {
+            () = self.negotiate_tls(stream, peer, connection) => {}
+            () = connection.wait_for_eviction() => {}
+        }
+        self.app.service.context.counters.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    async fn negotiate_tls(&self, stream: TcpStream, peer: SocketAddr, connection: &Arc<ClientConnection>) {
+        let patience = self.app.service.context.config().header_timeout();
+        match &self.certificate {
+            None => self.serve_http(stream, peer, connection).await,
+            Some(certificate) => {
+                let shaken = tokio::time::timeout(patience, certificate.tls_acceptor().accept(stream));
+                if let Ok(Ok(stream)) = shaken.await {
+                    self.serve_http(stream, peer, connection).await;
                 }
             }
         }
-        self.app.service.hub.counters.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
-    async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
+    async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
         peer: SocketAddr,
-        patience: Duration,
+        listed: &Arc<ClientConnection>,
     ) {
-        let router = self.router.clone();
+        let config = self.app.service.context.config();
+        let (router, own) = (self.router.clone(), listed.clone());
         let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+            own.set_waiting_request(false);
             let mut request = request.map(Body::new);
-            request.extensions_mut().insert(Peer(peer.ip()));
-            router.clone().call(request)
+            request.extensions_mut().insert(RequestPeer { address: peer.ip(), connection: own.clone() });
+            let (mut router, own) = (router.clone(), own.clone());
+            async move {
+                let response = router.call(request).await?;
+                Ok::<_, std::convert::Infallible>(response.map(|body| ReplyBody { body, connection: own }))
+            }
         });
+        let patience = Duration::from_secs(config.limits.write_seconds);
+        let stream = TimedStream::new(stream, listed.clone(), patience);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(patience)
+            .header_read_timeout(config.header_timeout())
+            .max_buf_size(READ_BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let mut ending = self.app.ending.clone();
@@ -202,8 +219,40 @@ impl Gate {
     }
 }
 
-/// Says that there are too many connections.
-async fn refuse(mut stream: TcpStream) {
+/// The body of a reply. When it is dropped, the server waits for the next request.
+struct ReplyBody {
+    body: Body,
+    connection: Arc<ClientConnection>,
+}
+
+impl Drop for ReplyBody {
+    fn drop(&mut self) {
+        self.connection.set_waiting_request(true);
+    }
+}
+
+impl hyper::body::Body for ReplyBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Replies that there are too many connections.
+async fn refuse_connection(mut stream: TcpStream) {
     let body = "{\"error\":\"too many connections\",\"expected\":\"the same request again later\"}";
     let text = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n\
@@ -212,19 +261,4 @@ async fn refuse(mut stream: TcpStream) {
     );
     let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(text.as_bytes())).await;
     let _ = stream.shutdown().await;
-}
-
-fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServeError> {
-    let value = |key: &str, reason: String| ConfigError::Value { key: format!("tls.{key}"), reason };
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&tls.cert)
-        .and_then(Iterator::collect)
-        .map_err(|error| value("cert", format!("{}: {error}: expected PEM", tls.cert.display())))?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key)
-        .map_err(|error| value("key", format!("{}: {error}: expected PEM", tls.key.display())))?;
-    let mut config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| value("cert", error.to_string()))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -1,66 +1,77 @@
-//! One layer planned again, next to what is in force.
+//! The re-planning of one layer, compared with its current placement.
 //!
-//! In: a [`Lane`], what is asked of it, a layer. Out: [`Tried`]: another placement, its moves, and what they gain and cost in
-//! perfectly balanced batches of that layer, by exact splits of the latest batches.
+//! Input is a [`PhaseState`], a request, and a layer. Output is [`LayerCandidate`]: another placement, its
+//! moves, their gain and their cost. Gain and cost are in perfectly balanced batches of that layer, by exact
+//! splits of the latest batches.
 
-use super::decide::{Ask, Figures};
-use super::lane::Lane;
-use crate::cluster::Cluster;
-use crate::forecast::{History, Window};
-use crate::place::{Contiguous, Move, PlaceError, Placement, Policy, recover};
-use crate::split::{Method, Split, SplitError, Splitter};
-use crate::trace::Trace;
+use super::propose::{LayerEstimate, PhaseCommand};
+use super::state::PhaseState;
+use evenkeel::cluster::Cluster;
+use evenkeel::forecast::{History, HistoryWindow};
+use evenkeel::place::{Contiguous, ExpertMove, PlaceError, Placement, Policy, recover_placement};
+use evenkeel::split::{Split, SplitError, SplitMethod, Splitter};
+use evenkeel::trace::Trace;
 
-/// One layer, planned and compared.
-pub(super) struct Tried {
+/// One layer, re-planned and compared.
+pub(super) struct LayerCandidate {
     pub(super) placement: Placement,
-    pub(super) moves: Vec<Move>,
-    pub(super) figures: Figures,
+    pub(super) moves: Vec<ExpertMove>,
+    pub(super) estimate: LayerEstimate,
     pub(super) ranks_before: Vec<f32>,
     pub(super) ranks_after: Vec<f32>,
-    /// Perfectly balanced batches of this layer that the moves gain, and that they cost.
+    /// The gain of the moves in perfectly balanced batches of this layer. `cost` has the same unit.
     pub(super) gain: f64,
     pub(super) cost: f64,
-    /// It has to change whatever it gains.
+    /// Flag that is set if the layer has to change, whatever it gains.
     pub(super) forced: bool,
 }
 
-impl Lane {
-    /// Plans one layer and compares; nothing where it need not be planned.
-    pub(super) fn try_layer(
+impl PhaseState {
+    /// Plans one layer and compares the result. Returns `None` if the layer needs no planning.
+    pub(super) fn plan_layer(
         &self,
-        ask: &Ask,
+        command: &PhaseCommand,
         trace: &Trace,
         layer: usize,
         cluster: &Cluster,
         policy: &dyn Policy,
-    ) -> Result<Option<Tried>, PlaceError> {
+    ) -> Result<Option<LayerCandidate>, PlaceError> {
         let before = &self.placements[layer];
         let steps = trace.steps().len();
-        let history = Window::Auto { ahead: self.options.ahead() }.history(trace, layer, steps);
+        let history =
+            HistoryWindow::Auto { ahead: self.options.forecast_steps() }.history(trace, layer, steps);
         let idle = history.totals().iter().all(|&tokens| tokens == 0);
-        let forced = !matches!(ask, Ask::Replan { .. });
-        let (from, placement) = match ask {
+        let forced = !matches!(command, PhaseCommand::Replan { .. });
+        let (from, placement) = match command {
             _ if !self.planned[layer] && (self.version == 0 || !idle) => {
                 if idle || (forced && self.version == 0) {
-                    // Nothing is known: experts in order on what there is.
+                    // No loads are known yet, so place the experts in order on the available ranks.
                     let placement = Contiguous::placement(self.experts, cluster)?;
                     (placement.clone(), placement)
                 } else {
                     (before.clone(), policy.place(&history, cluster)?)
                 }
             }
-            Ask::Replan { .. } if idle => return Ok(None),
-            Ask::Replan { .. } => return self.best_of(trace, layer, &history, cluster, policy).map(Some),
-            Ask::Down(rank) => {
-                let at = self.ranks().iter().position(|&r| r as usize == *rank).unwrap_or(0);
-                let found = recover(before, &[at], &history, cluster, None)?;
-                let tried =
-                    self.compare(trace, layer, &history, before, found.placement, found.moves, true)?;
-                return Ok(Some(tried));
+            PhaseCommand::Replan { .. } if idle => return Ok(None),
+            PhaseCommand::Replan { .. } => {
+                return self.best_candidate(trace, layer, &history, cluster, policy).map(Some);
             }
-            Ask::Up(rank) => {
-                let from = self.embedded(before, *rank, cluster)?;
+            PhaseCommand::Down(rank) => {
+                let at = self.active_ranks().iter().position(|&r| r as usize == *rank).unwrap_or(0);
+                let found = recover_placement(before, &[at], &history, cluster, None)?;
+                let candidate = self.compare_placements(
+                    trace,
+                    layer,
+                    &history,
+                    before,
+                    found.placement,
+                    found.moves,
+                    true,
+                )?;
+                return Ok(Some(candidate));
+            }
+            PhaseCommand::Up(rank) => {
+                let from = self.with_returned_rank(before, *rank, cluster)?;
                 let room = Some(from.slots_per_rank());
                 let after =
                     if idle { from.clone() } else { policy.replan(&history, cluster, &from, room)? };
@@ -69,50 +80,59 @@ impl Lane {
         };
         let moves = if self.planned[layer] { placement.moves(&from) } else { vec![] };
         let forced = forced || !self.planned[layer];
-        Ok(Some(self.compare(trace, layer, &history, &from, placement, moves, forced)?))
+        Ok(Some(self.compare_placements(trace, layer, &history, &from, placement, moves, forced)?))
     }
 
-    /// What gains most after its moves are paid: as the policy finds it where it knows prices, else of what it makes of few and of
-    /// many moves.
-    fn best_of(
+    /// Returns the placement with the highest net gain. A policy that knows prices finds it itself. For other
+    /// policies, tries limits from many to few moves.
+    fn best_candidate(
         &self,
         trace: &Trace,
         layer: usize,
         history: &History<'_>,
         cluster: &Cluster,
         policy: &dyn Policy,
-    ) -> Result<Tried, PlaceError> {
+    ) -> Result<LayerCandidate, PlaceError> {
         let before = &self.placements[layer];
-        let latest = self.judged(trace, layer, history);
-        let price = self.price(&latest) / self.options.horizon as f64;
+        let latest = self.comparison_batches(trace, layer, history);
+        let price = self.move_price(&latest) / self.options.horizon as f64;
         let most = Some(self.options.max_moves);
         if let Some(found) = policy.replan_priced(history, cluster, before, most, price)? {
             let moves = found.placement.moves(before);
-            let tried = self.compare(trace, layer, history, before, found.placement, moves, false)?;
-            return Ok(Tried { gain: found.gain * self.options.horizon as f64, ..tried });
+            let candidate =
+                self.compare_placements(trace, layer, history, before, found.placement, moves, false)?;
+            return Ok(LayerCandidate { gain: found.gain * self.options.horizon as f64, ..candidate });
         }
-        let mut best: Option<Tried> = None;
-        for limit in limits(self.options.max_moves) {
+        let mut best: Option<LayerCandidate> = None;
+        for limit in move_limits(self.options.max_moves) {
             let after = policy.replan(history, cluster, before, Some(limit))?;
             let moves = after.moves(before);
             let few = moves.len() <= limit / 2;
-            let tried = self.compare(trace, layer, history, before, after, moves, false)?;
-            let net = |tried: &Tried| tried.gain - tried.cost;
-            if best.as_ref().is_none_or(|best| net(&tried) > net(best)) {
-                best = Some(tried);
+            let candidate = self.compare_placements(trace, layer, history, before, after, moves, false)?;
+            let net = |candidate: &LayerCandidate| candidate.gain - candidate.cost;
+            if best.as_ref().is_none_or(|best| net(&candidate) > net(best)) {
+                best = Some(candidate);
             }
             // The policy wants no more moves than the next limit allows.
             if few {
                 break;
             }
         }
-        best.map_or_else(|| self.compare(trace, layer, history, before, before.clone(), vec![], false), Ok)
+        best.map_or_else(
+            || self.compare_placements(trace, layer, history, before, before.clone(), vec![], false),
+            Ok,
+        )
     }
 
-    /// A placement on the ranks that are left, where one more is back and still empty.
-    fn embedded(&self, before: &Placement, rank: usize, cluster: &Cluster) -> Result<Placement, PlaceError> {
+    /// Returns the current placement on a cluster to which `rank` has returned, without experts.
+    fn with_returned_rank(
+        &self,
+        before: &Placement,
+        rank: usize,
+        cluster: &Cluster,
+    ) -> Result<Placement, PlaceError> {
         let (old, width) = (before.slots_per_rank(), cluster.slots_per_rank());
-        let at = self.ranks().iter().filter(|&&left| (left as usize) < rank).count();
+        let at = self.active_ranks().iter().filter(|&&left| (left as usize) < rank).count();
         let mut rows: Vec<Vec<Option<u32>>> = before.slots().chunks(old).map(<[_]>::to_vec).collect();
         rows.insert(at, vec![]);
         let slots = rows.into_iter().flat_map(|mut row| {
@@ -122,36 +142,40 @@ impl Lane {
         Ok(Placement::new(self.experts, cluster.ranks(), slots.collect())?)
     }
 
-    /// Splits the latest batches of a layer on both placements.
+    /// Computes the figures of both placements by splits of the latest batches of a layer.
     #[expect(
         clippy::too_many_arguments,
         reason = "two placements, what lies between them, and what they are judged on"
     )]
-    fn compare(
+    fn compare_placements(
         &self,
         trace: &Trace,
         layer: usize,
         history: &History<'_>,
         before: &Placement,
         placement: Placement,
-        moves: Vec<Move>,
+        moves: Vec<ExpertMove>,
         forced: bool,
-    ) -> Result<Tried, PlaceError> {
-        let batches = self.judged(trace, layer, history);
-        let old = mean_of(before, &batches)?;
+    ) -> Result<LayerCandidate, PlaceError> {
+        let batches = self.comparison_batches(trace, layer, history);
+        let old = mean_loads(before, &batches)?;
         let new = if moves.is_empty() && placement == *before {
             old.clone()
         } else {
-            mean_of(&placement, &batches)?
+            mean_loads(&placement, &batches)?
         };
-        let figures =
-            Figures { before: old.imbalance, after: new.imbalance, bound: new.bound, batches: batches.len() };
+        let figures = LayerEstimate {
+            before: old.imbalance,
+            after: new.imbalance,
+            bound: new.bound,
+            batches: batches.len(),
+        };
         let gain = (figures.before - figures.after) * self.options.horizon as f64;
-        let cost = moves.len() as f64 * self.price(&batches);
-        Ok(Tried {
+        let cost = moves.len() as f64 * self.move_price(&batches);
+        Ok(LayerCandidate {
             placement,
             moves,
-            figures,
+            estimate: figures,
             ranks_before: old.ranks,
             ranks_after: new.ranks,
             gain,
@@ -160,16 +184,22 @@ impl Lane {
         })
     }
 
-    /// The batches that before and after are compared on: the latest, but none that is too far back to plan on.
-    fn judged<'a>(&self, trace: &'a Trace, layer: usize, history: &History<'_>) -> Vec<&'a [u64]> {
+    /// Returns the batches on which both placements are compared: the latest ones, within the history that is
+    /// planned on.
+    fn comparison_batches<'a>(
+        &self,
+        trace: &'a Trace,
+        layer: usize,
+        history: &History<'_>,
+    ) -> Vec<&'a [u64]> {
         let steps = trace.steps().len();
         let judged = self.options.judged.min(history.steps().len());
         let batches = (steps.saturating_sub(judged)..steps).map(|step| trace.loads(step, layer));
         batches.filter(|batch| batch.iter().any(|&load| load > 0)).collect()
     }
 
-    /// What one move costs, in perfectly balanced batches of one layer.
-    fn price(&self, latest: &[&[u64]]) -> f64 {
+    /// Returns the cost of one move, in perfectly balanced batches of one layer.
+    fn move_price(&self, latest: &[&[u64]]) -> f64 {
         if let Some(cost) = self.options.move_cost {
             return cost;
         }
@@ -179,22 +209,22 @@ impl Lane {
     }
 }
 
-/// Limits on moves that are tried: the most, half of it, and so on.
-fn limits(most: usize) -> impl Iterator<Item = usize> {
+/// Returns the limits on moves to try: the most, half of it, and so on.
+fn move_limits(most: usize) -> impl Iterator<Item = usize> {
     std::iter::successors((most > 0).then_some(most), |&limit| (limit > 1).then_some(limit / 2))
 }
 
-/// How a placement serves batches, on average.
+/// The mean figures of a placement over batches.
 #[derive(Debug, Clone)]
-struct Mean {
+struct MeanLoads {
     imbalance: f64,
     bound: f64,
-    /// Load over mean, `[R]`.
+    /// The load over the mean, `[R]`.
     ranks: Vec<f32>,
 }
 
-fn mean_of(placement: &Placement, batches: &[&[u64]]) -> Result<Mean, SplitError> {
-    let mut splitter = Splitter::new(placement.clone(), Method::Exact)?;
+fn mean_loads(placement: &Placement, batches: &[&[u64]]) -> Result<MeanLoads, SplitError> {
+    let mut splitter = Splitter::new(placement.clone(), SplitMethod::Exact)?;
     let (mut split, ranks) = (Split::default(), placement.ranks());
     let (mut imbalance, mut bound, mut loads) = (0.0, 0.0, vec![0.0f64; ranks]);
     for batch in batches {
@@ -207,5 +237,5 @@ fn mean_of(placement: &Placement, batches: &[&[u64]]) -> Result<Mean, SplitError
     }
     let n = batches.len().max(1) as f64;
     let ranks = loads.into_iter().map(|load| (load / n) as f32).collect();
-    Ok(Mean { imbalance: imbalance / n, bound: bound / n, ranks })
+    Ok(MeanLoads { imbalance: imbalance / n, bound: bound / n, ranks })
 }

@@ -1,10 +1,11 @@
-//! What a model is and how its plans are decided, as configured.
+//! The configured shape of a model, and the options of its decisions.
 
 use super::price::DEFAULT_COPY_SHARE;
-use crate::cluster::{Cluster, ClusterError};
-use crate::gpu::Gpu;
-use crate::model::Model;
-use crate::place::{self, PlaceError, Policy};
+use crate::ranges;
+use evenkeel::cluster::{Cluster, ClusterError};
+use evenkeel::gpu::GpuSpec;
+use evenkeel::model::MoeModel;
+use evenkeel::place::{self, PlaceError, Policy};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use utoipa::ToSchema;
@@ -12,88 +13,94 @@ use utoipa::ToSchema;
 /// The expert-parallel group of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Shape {
-    /// Ranks.
+pub struct ModelSpec {
+    /// The number of ranks.
     #[schema(minimum = 1, maximum = 1024)]
     pub ranks: usize,
-    /// Redundant slots in all, not per rank.
+    /// The number of redundant slots over all ranks.
     #[serde(default)]
     #[schema(maximum = 65536)]
     pub redundant: usize,
-    /// Nodes that the ranks sit in.
-    #[serde(default = "one")]
+    /// The number of nodes.
+    #[serde(default = "default_count")]
     #[schema(minimum = 1, maximum = 1024)]
     pub nodes: usize,
-    /// Expert groups of the model (for `eplb`).
-    #[serde(default = "one")]
+    /// The number of expert groups of the model (for `eplb`).
+    #[serde(default = "default_count")]
     #[schema(minimum = 1, maximum = 65536)]
     pub groups: usize,
-    /// What an expert weighs: a model's name, as in `deepseek-v3` or `deepseek-v3:bf16`. Without it the price of
-    /// moves is that of the known model with as many experts and layers, or of `deepseek-v3`.
+    /// The name of a model that determines the size of an expert, as in `deepseek-v3` or `deepseek-v3:bf16`.
+    /// The default is the known model with the same number of experts and layers, else `deepseek-v3`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// The GPU, for the price of moves; `h100` is assumed where it is not stated.
+    /// The GPU that determines the cost of a move. The default is `h100`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
-    /// What a rank receives, in gigabits per second, for the price of moves; 100 is assumed where it is not stated.
+    /// The bandwidth at which a rank receives, in gigabits per second, for the cost of a move. The default is
+    /// 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 1_000_000)]
     pub link_gbps: Option<u64>,
 }
 
-fn one() -> usize {
+fn default_count() -> usize {
     1
 }
 
-/// The horizon where a configuration states the price of a move in batches and no horizon.
+/// The most steps over which the mean imbalance is compared with the drift threshold.
+const MAX_DRIFT_STEPS: usize = 256;
+
+/// The horizon, in steps, of a configuration that states `move_cost` in batches but no horizon.
 pub const STATED_PRICE_HORIZON: u64 = 256;
 
-/// How plans are decided.
+/// The options of decisions.
 ///
-/// Everything is counted in steps, never in seconds: the same steps give the same decisions.
+/// All intervals are counted in steps, never in seconds, so that the same steps give the same decisions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct DecideOptions {
+pub struct ControllerConfig {
     /// The placement policy.
     pub policy: String,
-    /// Steps before the first plan.
+    /// The number of steps before the first plan.
     pub first_after: u64,
-    /// Steps between two decisions.
+    /// The number of steps between two decisions.
     pub every: u64,
-    /// Least steps between two decisions, also when loads drift.
+    /// The fewest steps between two decisions, also after a drift.
     pub min_every: u64,
-    /// Decide early when the imbalance of the last `min_every` steps is so much above what the last decision expected; 0: never.
+    /// The rise of the mean imbalance of the last `min_every` steps above the expected one that triggers an
+    /// early decision. 0 disables early decisions.
     pub drift: f64,
-    /// Most past steps to plan on; of these, as many as would have foreseen the latest best.
+    /// The most past steps to plan on. Within this limit, the planner uses the window length that best
+    /// predicted the latest steps.
     pub window: usize,
-    /// Latest steps that before and after are compared on.
+    /// The number of latest steps on which the old and the new plan are compared.
     pub judged: usize,
-    /// Most moves per layer in one decision.
+    /// The most moves per layer in one decision.
     pub max_moves: usize,
-    /// Most moves in one decision, all layers together; 0: no limit.
+    /// The most moves in one decision over all layers. 0 means no limit.
     pub move_budget: usize,
-    /// Steps that a plan is expected to be used for: what moves have to pay within. A configuration that states `move_cost` and
-    /// no horizon has [`STATED_PRICE_HORIZON`].
+    /// The number of steps within which moves have to pay for themselves. The default is
+    /// [`STATED_PRICE_HORIZON`] for a configuration that states `move_cost` but no horizon.
     pub horizon: u64,
-    /// What a move costs, in perfectly balanced batches of one layer. Without it the price is the time to receive an
-    /// expert's weights over the link against the time of such a batch.
+    /// The cost of a move in perfectly balanced batches of one layer. By default it is the time to receive an
+    /// expert's weights over the link, divided by the time of such a batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub move_cost: Option<f64>,
-    /// Share of the time that copies may take, all through one link; 0: no limit. Without it the share is
-    /// [`DEFAULT_COPY_SHARE`](super::DEFAULT_COPY_SHARE), and there is no limit where `move_cost` is stated.
+    /// The share of the time that transfers over one link may take. 0 means no limit. The default is
+    /// [`DEFAULT_COPY_SHARE`](crate::DEFAULT_COPY_SHARE), and no limit if `move_cost` is stated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub copy_share: Option<f64>,
-    /// Milliseconds that a step is assumed to take at least: what `copy_share` is a share of.
+    /// The assumed minimum duration of a step in milliseconds. `copy_share` is a share of this time.
     pub step_ms: f64,
-    /// Least fall of the mean imbalance for which anything is moved.
+    /// The smallest fall of the mean imbalance that justifies any move.
     pub min_gain: f64,
-    /// A decision for which the service is more steps behind is passed over.
-    pub max_behind: u64,
-    /// Decide and record, but never publish.
+    /// The lag in steps above which a due decision is skipped.
+    pub max_lag: u64,
+    /// Makes and records decisions without publishing plans.
     pub dry_run: bool,
 }
 
-impl Default for DecideOptions {
+impl Default for ControllerConfig {
     fn default() -> Self {
         Self {
             policy: "recourse:exact".into(),
@@ -110,130 +117,106 @@ impl Default for DecideOptions {
             copy_share: None,
             step_ms: 10.0,
             min_gain: 0.002,
-            max_behind: 512,
+            max_lag: 512,
             dry_run: false,
         }
     }
 }
 
-/// Why a shape or options cannot be.
+/// Error of an invalid shape or of invalid options.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SpecError {
-    /// A key holds what it should not.
+    /// A key has an invalid value.
     #[error("{key}: {reason}")]
     Value {
         /// The key.
         key: &'static str,
-        /// What is wrong and what was expected.
+        /// The actual and the expected value.
         reason: String,
     },
-    /// The cluster cannot be.
+    /// The cluster is invalid.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
-    /// The policy cannot be had.
+    /// The policy is unknown or does not fit.
     #[error("policy: {0}")]
     Policy(#[from] PlaceError),
 }
 
-impl Shape {
-    /// The cluster for so many experts.
+/// Checks the numbers of a table against their ranges.
+fn check_table(ranges: &[(&'static str, f64, f64)], table: &impl Serialize) -> Result<(), SpecError> {
+    let table = serde_json::to_value(table).unwrap_or_default();
+    ranges::check_ranges(ranges, &table).map_err(|(key, reason)| SpecError::Value { key, reason })
+}
+
+impl ModelSpec {
+    /// Returns the cluster of this shape with `experts` experts.
     ///
     /// # Errors
-    /// When slots do not divide over the ranks; the message names the nearest numbers that do.
+    /// Fails if the slots do not divide evenly over the ranks. The message names the nearest numbers that do.
     pub fn cluster(&self, experts: usize) -> Result<Cluster, SpecError> {
         Ok(Cluster::new(self.ranks, self.nodes, experts, self.redundant)?)
     }
 
-    /// Holds everything that can be checked without the number of experts.
+    /// Checks all keys that do not depend on the number of experts.
     ///
     /// # Errors
     /// [`SpecError`] names the key.
     pub fn check(&self) -> Result<(), SpecError> {
-        let value = |key, reason: String| Err(SpecError::Value { key, reason });
-        Cluster::uneven(self.ranks, self.nodes, 1, self.redundant)?;
-        if self.groups == 0 {
-            return value("groups", "0, expected 1 at least".into());
-        }
-        if self.link_gbps == Some(0) {
-            return value("link_gbps", "0, expected 1 at least".into());
-        }
+        check_table(ranges::SHAPE, self)?;
+        Cluster::with_uneven_slots(self.ranks, self.nodes, 1, self.redundant)?;
         self.parsed_model()?;
         self.parsed_gpu()?;
         Ok(())
     }
 
-    /// The model that was named.
+    /// Returns the stated model.
     ///
     /// # Errors
-    /// When it is unknown.
-    pub fn parsed_model(&self) -> Result<Option<Model>, SpecError> {
+    /// Fails if the model is unknown.
+    pub fn parsed_model(&self) -> Result<Option<MoeModel>, SpecError> {
         let parsed = self.model.as_deref().map(str::parse).transpose();
-        parsed
-            .map_err(|e: crate::model::UnknownModel| SpecError::Value { key: "model", reason: e.to_string() })
+        parsed.map_err(|e: evenkeel::model::UnknownModel| SpecError::Value {
+            key: "model",
+            reason: e.to_string(),
+        })
     }
 
-    /// The GPU that was named.
+    /// Returns the stated GPU.
     ///
     /// # Errors
-    /// When it is unknown.
-    pub fn parsed_gpu(&self) -> Result<Option<Gpu>, SpecError> {
+    /// Fails if the GPU is unknown.
+    pub fn parsed_gpu(&self) -> Result<Option<GpuSpec>, SpecError> {
         let parsed = self.gpu.as_deref().map(str::parse).transpose();
-        parsed.map_err(|e: crate::gpu::UnknownGpu| SpecError::Value { key: "gpu", reason: e.to_string() })
+        parsed.map_err(|e: evenkeel::gpu::UnknownGpu| SpecError::Value { key: "gpu", reason: e.to_string() })
     }
 }
 
-impl DecideOptions {
-    /// Holds the options to what they may be.
+impl ControllerConfig {
+    /// Checks the values of all keys.
     ///
     /// # Errors
     /// [`SpecError`] names the key.
     pub fn check(&self) -> Result<(), SpecError> {
-        let value = |key, reason: &str| Err(SpecError::Value { key, reason: reason.to_owned() });
-        let positive = [
-            ("first_after", self.first_after),
-            ("every", self.every),
-            ("min_every", self.min_every),
-            ("window", self.window as u64),
-            ("judged", self.judged as u64),
-            ("horizon", self.horizon),
-        ];
-        if let Some((key, _)) = positive.into_iter().find(|&(_, number)| number == 0) {
-            return value(key, "0, expected 1 at least");
-        }
-        if self.window > 65_536 {
-            return value("window", "expected at most 65536 steps");
-        }
-        let move_cost = self.move_cost.unwrap_or_default();
-        for (key, number) in [("drift", self.drift), ("move_cost", move_cost), ("min_gain", self.min_gain)] {
-            if !(0.0..=1e6).contains(&number) {
-                return value(key, "expected a number from 0 to 1000000");
-            }
-        }
-        if !(0.0..=1.0).contains(&self.copy_share.unwrap_or_default()) {
-            return value("copy_share", "expected a number from 0 to 1");
-        }
-        if !(0.001..=3_600_000.0).contains(&self.step_ms) {
-            return value("step_ms", "expected 0.001 to 3600000 milliseconds");
-        }
+        check_table(ranges::DECIDE, self)?;
         let any = Cluster::new(2, 1, 2, 0)?;
-        // Topologies may not fit these two ranks: only unknown names are told here.
+        // A topology may not fit these two ranks, so only an unknown name is an error here.
         match place::policy(&self.policy, 1, &any) {
             Err(error @ PlaceError::UnknownPolicy(_)) => Err(error.into()),
             _ => Ok(()),
         }
     }
 
-    /// The policy for a cluster.
+    /// Returns the policy for a cluster.
     ///
     /// # Errors
-    /// When it is unknown, or its topology does not fit.
-    pub fn policy(&self, groups: usize, cluster: &Cluster) -> Result<Box<dyn Policy>, SpecError> {
+    /// Fails if the policy is unknown, or its topology does not fit.
+    pub fn build_policy(&self, groups: usize, cluster: &Cluster) -> Result<Box<dyn Policy>, SpecError> {
         Ok(place::policy(&self.policy, groups, cluster)?)
     }
 
-    /// Returns the share of the time that copies may take; none where there is no limit.
-    pub fn share_of_copies(&self) -> Option<f64> {
+    /// Returns the share of the time that transfers may take, or `None` without a limit.
+    pub fn copy_share_limit(&self) -> Option<f64> {
         let share = match (self.copy_share, self.move_cost) {
             (Some(share), _) => share,
             (None, Some(_)) => 0.0,
@@ -242,14 +225,19 @@ impl DecideOptions {
         (share > 0.0).then_some(share)
     }
 
-    /// Steps ahead that are foreseen at least: those until the next decision.
-    pub fn ahead(&self) -> usize {
+    /// Returns the number of steps for which a plan has to hold at least: those until the next decision.
+    pub fn forecast_steps(&self) -> usize {
         let steps = if self.drift > 0.0 { self.min_every.min(self.every) } else { self.every };
         usize::try_from(steps).unwrap_or(usize::MAX).min(64)
     }
 
-    /// Past steps that have to be kept.
-    pub fn kept(&self) -> usize {
-        self.window.max(self.judged).max(usize::try_from(self.min_every).unwrap_or(usize::MAX).min(65_536))
+    /// Returns the number of past steps that a phase has to keep.
+    pub fn retained_steps(&self) -> usize {
+        self.window.max(self.judged).max(self.drift_steps())
+    }
+
+    /// Returns the number of latest steps whose mean imbalance is compared with the drift threshold.
+    pub(super) fn drift_steps(&self) -> usize {
+        usize::try_from(self.min_every).unwrap_or(MAX_DRIFT_STEPS).min(MAX_DRIFT_STEPS)
     }
 }

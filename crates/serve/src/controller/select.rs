@@ -1,46 +1,51 @@
-//! From layers that were tried to a decision, with its reason.
+//! The decision over all layers, and its reason.
 //!
-//! In: what each layer could do ([`Tried`]). Out: a [`Proposal`]. A layer moves if its gain exceeds the price of its moves, those
-//! that gain most per move first, up to the budget; all of it only if the mean imbalance falls by enough.
+//! Input is the result for each layer ([`LayerCandidate`]). Output is a [`Proposal`]. A layer moves if its
+//! gain exceeds the cost of its moves. Layers with the highest gain per move come first, up to the budget.
+//! Nothing moves unless the mean imbalance falls by `min_gain`.
 
-use super::decide::{Figures, Next, NextLayer, Proposal};
-use super::lane::Lane;
-use super::record::{Decision, Imbalances, MoveRecord, Outcome, Trigger, percent};
-use super::tried::Tried;
-use crate::cluster::Cluster;
+use super::candidate::LayerCandidate;
+use super::propose::{LayerEstimate, LayerPreview, PlanPreview, Proposal};
+use super::state::PhaseState;
+use crate::wire::decision::{Decision, DecisionOutcome, Imbalances, MoveRecord, Trigger, format_percent};
+use evenkeel::cluster::Cluster;
 use std::collections::BTreeSet;
 
-impl Lane {
-    /// From the layers that were tried to a decision.
-    pub(super) fn weigh(
+impl PhaseState {
+    /// Returns the decision over the candidates of all layers.
+    pub(super) fn select_moves(
         &self,
         trigger: Trigger,
         dry_run: bool,
         (cluster, down): (Cluster, BTreeSet<usize>),
-        tried: Vec<Option<Tried>>,
+        candidates: Vec<Option<LayerCandidate>>,
     ) -> Proposal {
-        let pays = |t: &Tried| t.forced || (!t.moves.is_empty() && t.gain > t.cost);
-        let mut made: Vec<bool> = tried.iter().map(|t| t.as_ref().is_some_and(pays)).collect();
-        let waiting = self.keep_to_the_budget(&tried, &mut made);
-        let mut imbalance = imbalances(&tried, &made);
-        let sums = Sums { waiting, ..Sums::of(&tried, &made) };
-        let (acts, why) = self.verdict(trigger, cluster.ranks(), imbalance, &sums);
-        let outcome = match (acts, dry_run) {
-            (true, false) => Outcome::Acted,
-            (true, true) => Outcome::DryRun,
-            (false, _) => Outcome::Kept,
+        let pays = |candidate: &LayerCandidate| {
+            candidate.forced || (!candidate.moves.is_empty() && candidate.gain > candidate.cost)
         };
-        let next = Some(self.next_of((outcome, imbalance), &tried, &made, &cluster, &down));
-        if outcome == Outcome::Kept {
+        let mut selected: Vec<bool> =
+            candidates.iter().map(|candidate| candidate.as_ref().is_some_and(pays)).collect();
+        let waiting = self.drop_over_budget(&candidates, &mut selected);
+        let mut imbalance = mean_imbalances(&candidates, &selected);
+        let sums = SelectionTotals { waiting, ..SelectionTotals::from_candidates(&candidates, &selected) };
+        let (acts, why) = self.judge_selection(trigger, cluster.ranks(), imbalance, &sums);
+        let outcome = match (acts, dry_run) {
+            (true, false) => DecisionOutcome::Applied,
+            (true, true) => DecisionOutcome::DryRun,
+            (false, _) => DecisionOutcome::Kept,
+        };
+        let plan_preview =
+            Some(self.build_preview((outcome, imbalance), &candidates, &selected, &cluster, &down));
+        if outcome == DecisionOutcome::Kept {
             imbalance.after = imbalance.before;
         }
-        let publishes = outcome == Outcome::Acted;
+        let publishes = outcome == DecisionOutcome::Applied;
         let first = self.version == 0 && matches!(trigger, Trigger::RankDown | Trigger::RankUp);
         let version = self.version + u64::from(publishes && !first);
         let counted =
-            if publishes || outcome == Outcome::DryRun { (sums.moves, sums.layers) } else { (0, 0) };
+            if publishes || outcome == DecisionOutcome::DryRun { (sums.moves, sums.layers) } else { (0, 0) };
         let expert_bytes = self.shape.parsed_model().ok().flatten().map(|model| model.expert_bytes());
-        let busiest = busiest(&tried, &made, cluster.ranks());
+        let busiest = max_received_experts(&candidates, &selected, cluster.ranks());
         let decision = Decision {
             number: self.decisions + 1,
             phase: self.phase,
@@ -48,107 +53,120 @@ impl Lane {
             accepted: self.accepted,
             trigger,
             outcome,
-            reason: self.why_now(trigger) + &why,
+            reason: self.trigger_reason(trigger) + &why,
             plan: version,
             judged_steps: self.window.len().min(self.options.judged),
             imbalance,
             moves: counted.0,
             layers: counted.1,
-            moves_left_out: sums.proposed - counted.0,
+            rejected_moves: sums.proposed - counted.0,
             bytes: expert_bytes.map(|bytes| bytes.saturating_mul(counted.0 as u64)),
             busiest_bytes: expert_bytes.filter(|_| counted.0 > 0).map(|bytes| bytes.saturating_mul(busiest)),
             gain: sums.gain,
             cost: sums.cost,
-            copy_ms: self.copies.time_ms(counted.0),
-            took_ms: 0.0,
-            at: 0,
+            copy_ms: self.copies.transfer_ms(counted.0),
+            duration_ms: 0.0,
+            timestamp_unix_s: 0,
         };
         let mut proposal = Proposal {
-            acts: publishes,
-            asked_only: false,
+            changes_plan: publishes,
+            preview: false,
             cluster,
             down,
             placements: self.placements.clone(),
             planned: self.planned.clone(),
-            figures: self.figures.clone(),
+            estimates: self.estimates.clone(),
             expected: if publishes { imbalance.after } else { imbalance.before },
-            next,
+            plan_preview,
             decision,
         };
-        for (layer, (t, made)) in tried.into_iter().zip(made).enumerate() {
-            let Some(t) = t else { continue };
-            let after = if made { t.figures.after } else { t.figures.before };
-            proposal.figures[layer] = Figures { after, ..t.figures };
-            if publishes && made {
-                proposal.planned[layer] = proposal.planned[layer] || (t.figures.batches > 0 && !first);
-                proposal.placements[layer] = t.placement;
+        for (layer, (candidate, selected)) in candidates.into_iter().zip(selected).enumerate() {
+            let Some(candidate) = candidate else { continue };
+            let after = if selected { candidate.estimate.after } else { candidate.estimate.before };
+            proposal.estimates[layer] = LayerEstimate { after, ..candidate.estimate };
+            if publishes && selected {
+                proposal.planned[layer] =
+                    proposal.planned[layer] || (candidate.estimate.batches > 0 && !first);
+                proposal.placements[layer] = candidate.placement;
             }
         }
         proposal
     }
 
-    /// Whether to act, and the reason.
-    fn verdict(&self, trigger: Trigger, ranks: usize, imbalance: Imbalances, sums: &Sums) -> (bool, String) {
-        let (Sums { moves, layers, proposed, waiting, gain, cost, forced }, horizon) =
+    /// Returns whether to act, and the reason.
+    fn judge_selection(
+        &self,
+        trigger: Trigger,
+        ranks: usize,
+        imbalance: Imbalances,
+        sums: &SelectionTotals,
+    ) -> (bool, String) {
+        let (SelectionTotals { moves, layers, proposed, waiting, gain, cost, forced }, horizon) =
             (sums, self.options.horizon);
         let considered = format!(
-            "{moves} moves in {layers} layers lower the imbalance of the latest steps from {:.3} to {:.3} (bound {:.3}): {gain:.1} batches gained \
-             over {horizon} steps for {cost:.1} of copies",
+            "{moves} moves in {layers} layers lower the imbalance of the latest steps from {:.3} to {:.3} (bound {:.3}): gain {gain:.1} batches \
+             over {horizon} steps, transfer cost {cost:.1} batches",
             imbalance.before, imbalance.after, imbalance.bound
         );
         match trigger {
             Trigger::RankDown | Trigger::RankUp => (true, format!("{ranks} ranks are left: {moves} moves")),
-            _ if self.version == 0 => (true, format!("the first plan, after {} steps", self.accepted)),
+            _ if self.version == 0 => (true, format!("the first plan, after {} steps", self.live)),
             _ if *forced => (true, considered),
-            _ if *proposed == 0 => {
-                (false, "the policy finds nothing to move that noise does not explain".into())
-            }
-            _ if *moves == 0 && *waiting > 0 => (false, self.why_wait(*waiting)),
+            _ if *proposed == 0 => (false, "the policy finds no move whose gain exceeds the noise".into()),
+            _ if *moves == 0 && *waiting > 0 => (false, self.waiting_reason(*waiting)),
             _ if *moves == 0 => (false, format!("none of {proposed} moves would pay within {horizon} steps")),
-            _ if imbalance.before - imbalance.after < self.options.min_gain => {
-                (false, format!("too little to gain: {considered}, less than {}", self.options.min_gain))
-            }
+            _ if imbalance.before - imbalance.after < self.options.min_gain => (
+                false,
+                format!(
+                    "the gain is too small: {considered}, expected a fall of at least {}",
+                    self.options.min_gain
+                ),
+            ),
             _ => (true, considered),
         }
     }
 
-    /// Why moves that would pay are not made yet.
-    fn why_wait(&self, waiting: usize) -> String {
+    /// Returns the reason why profitable moves wait.
+    fn waiting_reason(&self, waiting: usize) -> String {
         let copies = self.copies.status();
         let Some((share, available)) = copies.copy_share.zip(copies.available_ms) else {
-            return format!(
-                "{waiting} moves that would pay exceed move_budget = {}",
-                self.options.move_budget
-            );
+            return format!("{waiting} profitable moves exceed move_budget = {}", self.options.move_budget);
         };
         format!(
-            "{waiting} moves that would pay wait: copies may take {} of the time, which leaves {available:.1} ms, and a copy \
-             takes {:.1}",
-            percent(share),
+            "{waiting} profitable moves wait: copies may take {} of the time, {available:.1} ms are left, and a copy takes \
+             {:.1} ms",
+            format_percent(share),
             copies.expert_ms
         )
     }
 
-    /// Why a decision is made now.
-    fn why_now(&self, trigger: Trigger) -> String {
+    /// Returns the reason why a decision is due now.
+    fn trigger_reason(&self, trigger: Trigger) -> String {
         match trigger {
             Trigger::Drift => {
-                format!("the imbalance rose to {:.3} from {:.3}; ", self.drifted(), self.expected)
+                format!("the imbalance rose to {:.3} from {:.3}; ", self.recent_imbalance(), self.expected)
             }
-            Trigger::Interval => format!("{} steps since the last decision; ", self.accepted - self.decided),
-            Trigger::Asked => "asked for; ".into(),
+            Trigger::Interval => format!("{} steps since the last decision; ", self.steps_since_decision()),
+            Trigger::Manual => "requested by a client; ".into(),
             Trigger::First | Trigger::RankDown | Trigger::RankUp => String::new(),
         }
     }
 
-    /// Takes back the moves that gain least for what they cost until all together are within the budgets of moves and of time.
-    /// Returns how many are taken back.
-    fn keep_to_the_budget(&self, tried: &[Option<Tried>], made: &mut [bool]) -> usize {
+    /// Drops the moves with the least gain per move until the rest fits the budgets of moves and of time.
+    /// Returns the number of dropped moves.
+    fn drop_over_budget(&self, candidates: &[Option<LayerCandidate>], selected: &mut [bool]) -> usize {
         let most = (self.options.move_budget > 0).then_some(self.options.move_budget);
-        let Some(mut left) = most.into_iter().chain(self.copies.affordable()).min() else { return 0 };
-        let mut order: Vec<(usize, f64, usize)> = (tried.iter().enumerate())
-            .filter_map(|(layer, t)| t.as_ref().filter(|t| made[layer] && !t.forced).map(|t| (layer, t)))
-            .map(|(layer, t)| (layer, t.gain / t.moves.len().max(1) as f64, t.moves.len()))
+        let Some(mut left) = most.into_iter().chain(self.copies.affordable_moves()).min() else { return 0 };
+        let mut order: Vec<(usize, f64, usize)> = (candidates.iter().enumerate())
+            .filter_map(|(layer, candidate)| {
+                candidate
+                    .as_ref()
+                    .filter(|candidate| selected[layer] && !candidate.forced)
+                    .map(|candidate| (layer, candidate))
+            })
+            .map(|(layer, candidate)| {
+                (layer, candidate.gain / candidate.moves.len().max(1) as f64, candidate.moves.len())
+            })
             .collect();
         order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let mut waiting = 0;
@@ -156,36 +174,35 @@ impl Lane {
             if let Some(rest) = left.checked_sub(moves) {
                 left = rest;
             } else {
-                made[layer] = false;
+                selected[layer] = false;
                 waiting += moves;
             }
         }
         waiting
     }
 
-    /// What was considered, move by move.
-    fn next_of(
+    /// Returns the plan that was considered, move by move.
+    fn build_preview(
         &self,
-        (outcome, imbalance): (Outcome, Imbalances),
-        tried: &[Option<Tried>],
-        made: &[bool],
+        (outcome, imbalance): (DecisionOutcome, Imbalances),
+        candidates: &[Option<LayerCandidate>],
+        selected: &[bool],
         cluster: &Cluster,
         down: &BTreeSet<usize>,
-    ) -> Next {
+    ) -> PlanPreview {
         let ranks: Vec<u32> =
             (0..self.base.ranks()).filter(|rank| !down.contains(rank)).map(|rank| rank as u32).collect();
         let name = |rank: u32| ranks.get(rank as usize).copied().unwrap_or(rank);
-        let each = || {
-            tried
-                .iter()
-                .zip(made)
-                .enumerate()
-                .filter_map(|(layer, (t, &made))| Some((layer, t.as_ref()?, made)))
-        };
+        let each =
+            || {
+                candidates.iter().zip(selected).enumerate().filter_map(|(layer, (candidate, &selected))| {
+                    Some((layer, candidate.as_ref()?, selected))
+                })
+            };
         let moves = each()
-            .filter(|(_, _, made)| *made)
-            .flat_map(|(layer, t, _)| t.moves.iter().map(move |m| (self.layers[layer], *m)));
-        Next {
+            .filter(|(_, _, selected)| *selected)
+            .flat_map(|(layer, candidate, _)| candidate.moves.iter().map(move |m| (self.layers[layer], *m)));
+        PlanPreview {
             decision: self.decisions + 1,
             outcome,
             imbalance,
@@ -199,73 +216,79 @@ impl Lane {
                 })
                 .collect(),
             layers: each()
-                .filter(|(_, t, _)| t.figures.batches > 0 && t.ranks_after.len() == cluster.ranks())
-                .map(|(layer, t, made)| NextLayer {
+                .filter(|(_, candidate, _)| {
+                    candidate.estimate.batches > 0 && candidate.ranks_after.len() == cluster.ranks()
+                })
+                .map(|(layer, candidate, selected)| LayerPreview {
                     layer: self.layers[layer],
-                    before: t.figures.before,
-                    after: if made { t.figures.after } else { t.figures.before },
-                    bound: t.figures.bound,
-                    moves: if made { t.moves.len() } else { 0 },
-                    ranks_before: t.ranks_before.clone(),
-                    ranks_after: if made { t.ranks_after.clone() } else { t.ranks_before.clone() },
+                    before: candidate.estimate.before,
+                    after: if selected { candidate.estimate.after } else { candidate.estimate.before },
+                    bound: candidate.estimate.bound,
+                    moves: if selected { candidate.moves.len() } else { 0 },
+                    ranks_before: candidate.ranks_before.clone(),
+                    ranks_after: if selected {
+                        candidate.ranks_after.clone()
+                    } else {
+                        candidate.ranks_before.clone()
+                    },
                 })
                 .collect(),
         }
     }
 }
 
-/// What the layers in which something is done come to.
+/// The sums over the layers that change.
 #[derive(Debug, Default)]
-struct Sums {
+struct SelectionTotals {
     moves: usize,
     layers: usize,
-    /// Moves of all layers that were tried.
+    /// The moves of all candidates.
     proposed: usize,
-    /// Moves that would pay, and exceed a budget.
+    /// The profitable moves that exceed a budget.
     waiting: usize,
     gain: f64,
     cost: f64,
     forced: bool,
 }
 
-impl Sums {
-    fn of(tried: &[Option<Tried>], made: &[bool]) -> Self {
+impl SelectionTotals {
+    fn from_candidates(candidates: &[Option<LayerCandidate>], selected: &[bool]) -> Self {
         let mut sums = Self::default();
-        for (t, &made) in tried.iter().zip(made) {
-            let Some(t) = t else { continue };
-            sums.proposed += t.moves.len();
-            sums.forced |= t.forced;
-            if made {
-                sums.moves += t.moves.len();
-                sums.layers += usize::from(!t.moves.is_empty());
-                sums.gain += t.gain;
-                sums.cost += t.cost;
+        for (candidate, &selected) in candidates.iter().zip(selected) {
+            let Some(candidate) = candidate else { continue };
+            sums.proposed += candidate.moves.len();
+            sums.forced |= candidate.forced;
+            if selected {
+                sums.moves += candidate.moves.len();
+                sums.layers += usize::from(!candidate.moves.is_empty());
+                sums.gain += candidate.gain;
+                sums.cost += candidate.cost;
             }
         }
         sums
     }
 }
 
-/// The mean over all batches of all layers: with everything as it is, and with what is made.
-fn imbalances(tried: &[Option<Tried>], made: &[bool]) -> Imbalances {
+/// Returns the means over all batches of all layers: on the current placements, and with the chosen changes.
+fn mean_imbalances(candidates: &[Option<LayerCandidate>], selected: &[bool]) -> Imbalances {
     let (mut all, mut batches) = (Imbalances::default(), 0usize);
-    for (t, &made) in tried.iter().zip(made) {
-        let Some(t) = t else { continue };
-        let weight = t.figures.batches as f64;
-        all.before += t.figures.before * weight;
-        all.after += if made { t.figures.after } else { t.figures.before } * weight;
-        all.bound += t.figures.bound * weight;
-        batches += t.figures.batches;
+    for (candidate, &selected) in candidates.iter().zip(selected) {
+        let Some(candidate) = candidate else { continue };
+        let weight = candidate.estimate.batches as f64;
+        all.before += candidate.estimate.before * weight;
+        all.after += if selected { candidate.estimate.after } else { candidate.estimate.before } * weight;
+        all.bound += candidate.estimate.bound * weight;
+        batches += candidate.estimate.batches;
     }
     let weight = batches.max(1) as f64;
     Imbalances { before: all.before / weight, after: all.after / weight, bound: all.bound / weight }
 }
 
-/// Experts that the busiest receiver gets.
-fn busiest(tried: &[Option<Tried>], made: &[bool], ranks: usize) -> u64 {
+/// Returns the number of experts that the busiest receiver gets.
+fn max_received_experts(candidates: &[Option<LayerCandidate>], selected: &[bool], ranks: usize) -> u64 {
     let mut received = vec![0u64; ranks];
-    for (t, _) in tried.iter().zip(made).filter(|&(_, &made)| made) {
-        for m in t.iter().flat_map(|t| &t.moves) {
+    for (candidate, _) in candidates.iter().zip(selected).filter(|&(_, &selected)| selected) {
+        for m in candidate.iter().flat_map(|candidate| &candidate.moves) {
             if let Some(received) = received.get_mut(m.to as usize) {
                 *received += 1;
             }

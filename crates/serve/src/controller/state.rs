@@ -1,52 +1,62 @@
-//! One phase of one model: what has been seen, the plan in force, and what follows from both.
+//! One phase of one model: the steps so far, the current plan, and the decisions that follow from both.
 //!
-//! In: accepted steps one after the other, and requests (plan now, a rank went). Out: how each step was served, and
-//! proposals ([`Proposal`]) that take effect when they are applied. A lane knows no clock, thread or file: the same steps and
-//! requests in the same order give the same plans, whether live, after a restart, or in a replay without any server.
+//! Input is a sequence of accepted steps and of requests (re-plan now, a rank is down). Output is the
+//! imbalance of each step, and proposals ([`Proposal`]) that take effect when they are applied. A phase uses
+//! no clock, thread or file. The same steps and requests in the same order give the same plans, whether live,
+//! after a restart, or in a replay without a server.
 
-use super::decide::{Figures, Proposal};
-use super::options::{DecideOptions, Shape, SpecError};
-use super::points::Points;
+use super::config::{ControllerConfig, ModelSpec, SpecError};
+use super::history::DownsampledSeries;
 use super::price::{CopyBudget, CopyPrice};
-use super::record::{CopyStatus, Decision, Point, Trigger};
-use super::{Next, Phase};
-use crate::cluster::Cluster;
-use crate::place::{Contiguous, PlaceError, Placement};
-use crate::plan::{LayerPlan, Plan, Provenance};
-use crate::simulate::Summary;
-use crate::split::{Layers, Method, SplitError};
-use crate::trace::TraceError;
+use super::propose::{LayerEstimate, Proposal};
+use crate::wire::decision::{CopyStatus, Decision, HistoryPoint, Trigger};
+use crate::{Phase, PlanPreview};
+use evenkeel::cluster::Cluster;
+use evenkeel::evaluate::SummaryStats;
+use evenkeel::export::MAX_PLAN_SLOTS;
+use evenkeel::place::{Contiguous, PlaceError, Placement};
+use evenkeel::plan::{LayerPlan, Plan, PlanProvenance};
+use evenkeel::split::{LayerSplitters, SplitError, SplitMethod};
+use evenkeel::trace::TraceError;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use thiserror::Error;
 
-/// Latest steps whose rank loads are kept for display.
-pub(crate) const SHOWN: usize = 16;
+/// The number of latest steps whose rank loads are kept for display.
+pub(crate) const DISPLAYED_STEPS: usize = 16;
 
-/// A step that was accepted.
+/// An accepted step.
 #[derive(Debug, Clone)]
-pub struct Seen {
-    /// Its place in the order of acceptance, from 1.
+pub struct AcceptedStep {
+    /// The place of the step in the order of acceptance, from 1.
     pub accepted: u64,
-    /// The poster's number.
+    /// The poster's number of the step.
     pub id: u64,
-    /// Tokens, `[L][E]`.
+    /// The token counts, `[L][E]`.
     pub counts: Arc<[u32]>,
 }
 
-/// How one step was served: exact splits on the plan in force.
+impl AcceptedStep {
+    /// Returns whether no expert of any layer drew a token.
+    pub fn is_idle(&self) -> bool {
+        self.counts.iter().all(|&count| count == 0)
+    }
+}
+
+/// The loads of one step under exact splits on the current plan.
 #[derive(Debug, Clone, Default)]
-pub struct Served {
-    /// Busiest rank's tokens of each layer, `[L]`.
+pub struct StepOutcome {
+    /// The peak of each layer in tokens, `[L]`.
     pub peaks: Vec<u64>,
-    /// Tokens of each layer, `[L]`.
+    /// The tokens of each layer, `[L]`.
     pub totals: Vec<u64>,
-    /// Tokens of each rank of each layer, `[L][R]`.
+    /// The tokens of each rank of each layer, `[L][R]`.
     pub rank_loads: Vec<u64>,
 }
 
-impl Served {
-    /// Mean over the busy layers of peak over mean, the worst layer's, and the mean of the least possible.
+impl StepOutcome {
+    /// Returns the mean imbalance of the busy layers, the imbalance of the worst layer, and the mean bound.
+    /// The bound of a layer is that of whole tokens spread evenly over the ranks.
     pub fn imbalance(&self, ranks: usize) -> (f64, f64, f64) {
         let (mut sum, mut max, mut bound, mut busy) = (0.0, 0.0f64, 0.0, 0usize);
         for (&peak, &total) in self.peaks.iter().zip(&self.totals).filter(|&(_, &total)| total > 0) {
@@ -61,103 +71,113 @@ impl Served {
     }
 }
 
-/// Why a lane could not do something.
+/// Error of an operation on a phase.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum LaneError {
-    /// The shape or options do not fit.
+pub enum PhaseError {
+    /// The shape or the options do not fit.
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// The policy failed.
     #[error("layer {layer}: {source}")]
     Place {
-        /// Real layer id.
+        /// The real layer id.
         layer: u32,
-        /// Why.
+        /// The cause.
         source: PlaceError,
     },
     /// A batch could not be split.
     #[error(transparent)]
     Split(#[from] SplitError),
-    /// The window is no trace.
+    /// The window is no valid trace.
     #[error(transparent)]
     Trace(#[from] TraceError),
-    /// A placement cannot be had.
+    /// A placement could not be computed.
     #[error(transparent)]
     Policy(#[from] PlaceError),
-    /// What was asked for makes no sense.
+    /// The request is invalid in the current state.
     #[error("{0}")]
-    Asked(String),
+    Invalid(String),
 }
 
 /// One phase of one model.
 #[derive(Debug)]
-pub struct Lane {
-    pub(super) shape: Shape,
-    pub(super) options: DecideOptions,
-    pub(super) phase: Phase,
+pub struct PhaseState {
+    pub(crate) shape: ModelSpec,
+    pub(crate) options: ControllerConfig,
+    pub(crate) phase: Phase,
     /// Real layer ids, `[L]`.
-    pub(super) layers: Vec<u32>,
-    pub(super) experts: usize,
-    /// The whole group.
+    pub(crate) layers: Vec<u32>,
+    pub(crate) experts: usize,
+    /// The cluster of all ranks.
     pub(super) base: Cluster,
-    /// What is left of it.
-    pub(super) cluster: Cluster,
+    /// The cluster of the ranks that are up.
+    pub(crate) cluster: Cluster,
     pub(super) down: BTreeSet<usize>,
-    pub(super) accepted: u64,
-    pub(super) last_step: Option<u64>,
-    /// The latest steps, for planning.
-    pub(super) window: VecDeque<Seen>,
-    /// In force, `[L]`; contiguous until there is a plan.
-    pub(super) placements: Vec<Placement>,
-    /// Has the layer been planned? `[L]`
+    pub(crate) accepted: u64,
+    pub(crate) last_step: Option<u64>,
+    /// Accepted steps with tokens. Intervals are counted in these.
+    pub(super) live: u64,
+    /// Places, in the order of acceptance, of the steps without tokens since the state was last saved.
+    pub(crate) idle: Vec<u64>,
+    /// The latest steps with tokens, for planning.
+    pub(crate) window: VecDeque<AcceptedStep>,
+    /// The current placements, `[L]`. They are contiguous until there is a plan.
+    pub(crate) placements: Vec<Placement>,
+    /// Flags of the layers that have been planned, `[L]`.
     pub(super) planned: Vec<bool>,
-    /// What to expect of each layer, `[L]`.
-    pub(super) figures: Vec<Figures>,
-    pub(super) splitters: Layers,
-    /// Plans of this lane are numbered from 1; 0: none yet.
-    pub(super) version: u64,
-    /// The steps that the plan in force was decided after.
-    pub(super) plan_accepted: u64,
-    pub(super) plan_step: Option<u64>,
-    /// Steps accepted when a decision was last made.
+    /// The expected figures of each layer, `[L]`.
+    pub(super) estimates: Vec<LayerEstimate>,
+    pub(super) splitters: LayerSplitters,
+    /// The version of the current plan. Plans of a phase are numbered from 1; 0 means that there is none yet.
+    pub(crate) version: u64,
+    /// The number of steps accepted before the current plan was decided.
+    pub(crate) plan_accepted: u64,
+    pub(crate) plan_step: Option<u64>,
+    /// The value of `live` at the last decision.
     pub(super) decided: u64,
-    /// The imbalance that decision expected.
-    pub(super) expected: f64,
-    /// Decisions so far.
-    pub(super) decisions: u64,
-    pub(super) points: Points,
-    /// The price of copies, and the time that they may take.
+    /// The imbalance that the last decision expected.
+    pub(crate) expected: f64,
+    /// The number of decisions so far.
+    pub(crate) decisions: u64,
+    pub(crate) points: DownsampledSeries,
+    /// The cost of transfers, and the time that they may take.
     pub(super) copies: CopyBudget,
-    /// How the latest steps are served by the plan in force.
-    pub(super) recent: VecDeque<Served>,
+    /// The latest steps as the current plan serves them.
+    pub(crate) recent: VecDeque<StepOutcome>,
     /// The plan that was last considered.
-    pub(super) next: Option<Next>,
+    pub(crate) preview: Option<PlanPreview>,
     loads: Vec<u64>,
 }
 
-impl Lane {
-    /// An empty lane: nothing seen, experts in order.
+impl PhaseState {
+    /// Returns a state without steps, whose placements hold the experts in order.
     ///
     /// # Errors
-    /// When the experts do not fit the shape, or the policy is unknown.
+    /// Fails if the experts do not fit the shape, or if the policy is unknown.
     pub fn new(
-        shape: Shape,
-        options: DecideOptions,
+        shape: ModelSpec,
+        options: ControllerConfig,
         phase: Phase,
         layers: Vec<u32>,
         experts: usize,
-    ) -> Result<Self, LaneError> {
+    ) -> Result<Self, PhaseError> {
         let base = shape.cluster(experts)?;
+        if layers.len() * base.slots() > MAX_PLAN_SLOTS {
+            let all = layers.len() * base.slots();
+            let reason =
+                format!("{all} slots of {} layers together, expected at most {MAX_PLAN_SLOTS}", layers.len());
+            return Err(SpecError::Value { key: "redundant", reason }.into());
+        }
         let placement = Contiguous::placement(experts, &base)?;
         let placements = vec![placement; layers.len()];
-        let price = CopyPrice::of(&shape, layers.len(), experts)?;
+        let price = CopyPrice::from_spec(&shape, layers.len(), experts)?;
         Ok(Self {
-            splitters: Layers::new(placements.iter().cloned(), Method::Exact)?,
+            splitters: LayerSplitters::new(placements.iter().cloned(), SplitMethod::Exact)?,
             planned: vec![false; layers.len()],
-            figures: vec![Figures::default(); layers.len()],
+            estimates: vec![LayerEstimate::default(); layers.len()],
             placements,
-            copies: CopyBudget::of(price, &options),
+            copies: CopyBudget::new(price, &options),
             shape,
             options,
             phase,
@@ -168,6 +188,8 @@ impl Lane {
             down: BTreeSet::new(),
             accepted: 0,
             last_step: None,
+            live: 0,
+            idle: vec![],
             window: VecDeque::new(),
             version: 0,
             plan_accepted: 0,
@@ -175,24 +197,60 @@ impl Lane {
             decided: 0,
             expected: 0.0,
             decisions: 0,
-            points: Points::default(),
+            points: DownsampledSeries::default(),
             recent: VecDeque::new(),
-            next: None,
+            preview: None,
             loads: Vec::new(),
         })
     }
 
-    /// Takes the next step in: how it was served, and whether a decision is due now.
+    /// Returns a state from which a proposal can be computed, without splitters and history.
     ///
     /// # Errors
-    /// When the batch cannot be split: its counts do not fit, or their sum overflows.
-    pub fn step(&mut self, seen: Seen, at: u64) -> Result<Option<Trigger>, LaneError> {
-        let served = self.serve(&seen.counts)?;
+    /// An empty set of splitters cannot fail, so no error occurs in practice.
+    pub(crate) fn clone_for_planning(&self) -> Result<Self, PhaseError> {
+        Ok(Self {
+            splitters: LayerSplitters::new([], SplitMethod::Exact)?,
+            shape: self.shape.clone(),
+            options: self.options.clone(),
+            layers: self.layers.clone(),
+            down: self.down.clone(),
+            idle: vec![],
+            window: self.window.clone(),
+            placements: self.placements.clone(),
+            planned: self.planned.clone(),
+            estimates: self.estimates.clone(),
+            points: DownsampledSeries::default(),
+            copies: self.copies.clone(),
+            recent: self.recent.clone(),
+            preview: None,
+            loads: vec![],
+            ..*self
+        })
+    }
+
+    /// Processes the next step. Returns the trigger if a decision is due now.
+    ///
+    /// A step without tokens counts as accepted, and its time passes. It has no imbalance, so it enters
+    /// neither the history nor the window, and intervals do not count it.
+    ///
+    /// # Errors
+    /// Fails if the batch cannot be split: its counts do not fit, or their sum overflows.
+    pub fn apply_step(&mut self, seen: AcceptedStep, at: u64) -> Result<Option<Trigger>, PhaseError> {
+        if seen.is_idle() {
+            self.accepted = seen.accepted;
+            self.last_step = Some(seen.id);
+            self.copies.accrue_step();
+            self.idle.push(seen.accepted);
+            return Ok(self.pending_trigger());
+        }
+        let served = self.evaluate(&seen.counts)?;
         let (mean, max, bound) = served.imbalance(self.cluster.ranks());
         self.accepted = seen.accepted;
         self.last_step = Some(seen.id);
-        self.copies.step();
-        self.points.push(Point {
+        self.live += 1;
+        self.copies.accrue_step();
+        self.points.push(HistoryPoint {
             accepted: seen.accepted,
             step: seen.id,
             steps: 1,
@@ -200,22 +258,27 @@ impl Lane {
             max,
             bound,
             plan: self.version,
-            at,
+            timestamp_unix_s: at,
         });
         self.recent.push_back(served);
-        while self.recent.len() > self.recent_kept() {
+        while self.recent.len() > self.recent_capacity() {
             self.recent.pop_front();
         }
         self.window.push_back(seen);
-        while self.window.len() > self.options.kept() {
+        while self.window.len() > self.options.retained_steps() {
             self.window.pop_front();
         }
-        Ok(self.due())
+        Ok(self.pending_trigger())
     }
 
-    /// Whether a decision is due.
-    pub(super) fn due(&self) -> Option<Trigger> {
-        let since = self.accepted.saturating_sub(self.decided);
+    /// Returns the number of steps with tokens since the last decision.
+    pub(crate) fn steps_since_decision(&self) -> u64 {
+        self.live.saturating_sub(self.decided)
+    }
+
+    /// Returns the trigger of a decision if one is due.
+    pub(crate) fn pending_trigger(&self) -> Option<Trigger> {
+        let since = self.steps_since_decision();
         if self.version == 0 {
             return (since >= self.options.first_after).then_some(Trigger::First);
         }
@@ -223,26 +286,26 @@ impl Lane {
             return Some(Trigger::Interval);
         }
         let drifts = self.options.drift > 0.0 && since >= self.options.min_every;
-        (drifts && self.drifted() > self.expected + self.options.drift).then_some(Trigger::Drift)
+        (drifts && self.recent_imbalance() > self.expected + self.options.drift).then_some(Trigger::Drift)
     }
 
-    /// Mean imbalance of the last `min_every` steps.
-    pub(super) fn drifted(&self) -> f64 {
+    /// Returns the mean imbalance of the last `min_every` steps.
+    pub(crate) fn recent_imbalance(&self) -> f64 {
         let steps = usize::try_from(self.options.min_every).unwrap_or(1).clamp(1, self.recent.len().max(1));
         let ranks = self.cluster.ranks();
         let sum: f64 = self.recent.iter().rev().take(steps).map(|served| served.imbalance(ranks).0).sum();
         sum / steps as f64
     }
 
-    fn recent_kept(&self) -> usize {
-        SHOWN.max(usize::try_from(self.options.min_every).unwrap_or(SHOWN).min(256))
+    fn recent_capacity(&self) -> usize {
+        DISPLAYED_STEPS.max(self.options.drift_steps())
     }
 
-    fn serve(&mut self, counts: &[u32]) -> Result<Served, LaneError> {
+    fn evaluate(&mut self, counts: &[u32]) -> Result<StepOutcome, PhaseError> {
         self.loads.clear();
         self.loads.extend(counts.iter().map(|&count| u64::from(count)));
         let splits = self.splitters.split(&self.loads)?;
-        let mut served = Served::default();
+        let mut served = StepOutcome::default();
         for split in splits {
             served.peaks.push(split.peak());
             served.totals.push(split.rank_loads.iter().sum());
@@ -251,67 +314,67 @@ impl Lane {
         Ok(served)
     }
 
-    /// Puts a proposal in force, or only notes that it was made.
+    /// Applies a proposal. A proposal that does not act is only recorded.
     ///
     /// # Errors
-    /// When its placements cannot be split on; the lane is as it was.
-    pub fn apply(&mut self, proposal: &Proposal) -> Result<(), LaneError> {
-        if proposal.acts {
-            let splitters = Layers::new(proposal.placements.iter().cloned(), Method::Exact)?;
+    /// Fails if its placements cannot be split on. The state is then unchanged.
+    pub fn apply_proposal(&mut self, proposal: &Proposal) -> Result<(), PhaseError> {
+        if proposal.changes_plan {
+            let splitters = LayerSplitters::new(proposal.placements.iter().cloned(), SplitMethod::Exact)?;
             self.splitters = splitters;
             self.cluster = proposal.cluster;
             self.down.clone_from(&proposal.down);
             self.placements.clone_from(&proposal.placements);
             self.planned.clone_from(&proposal.planned);
-            self.figures.clone_from(&proposal.figures);
+            self.estimates.clone_from(&proposal.estimates);
             if proposal.decision.plan > self.version {
                 self.version = proposal.decision.plan;
                 self.plan_accepted = self.accepted;
                 self.plan_step = self.last_step;
             }
-            self.serve_recent_again()?;
+            self.evaluate_recent()?;
         }
-        if !proposal.asked_only {
-            if proposal.acts {
-                self.copies.pay(proposal.decision.moves);
+        if !proposal.preview {
+            if proposal.changes_plan {
+                self.copies.charge_moves(proposal.decision.moves);
             }
-            self.note(&proposal.decision);
+            self.record_noop(&proposal.decision);
             self.expected = proposal.expected;
         }
-        self.next.clone_from(&proposal.next);
+        self.preview.clone_from(&proposal.plan_preview);
         Ok(())
     }
 
     /// Counts a decision that changes nothing.
-    pub fn note(&mut self, decision: &Decision) {
+    pub fn record_noop(&mut self, decision: &Decision) {
         self.decisions = decision.number;
-        self.decided = self.accepted;
+        self.decided = self.live;
     }
 
-    /// The latest steps as the plan in force serves them.
-    pub(super) fn serve_recent_again(&mut self) -> Result<(), LaneError> {
-        let skip = self.window.len().saturating_sub(self.recent_kept());
+    /// Recomputes the loads of the latest steps under the current plan.
+    pub(super) fn evaluate_recent(&mut self) -> Result<(), PhaseError> {
+        let skip = self.window.len().saturating_sub(self.recent_capacity());
         let steps: Vec<Arc<[u32]>> = self.window.iter().skip(skip).map(|seen| seen.counts.clone()).collect();
         self.recent.clear();
         for counts in steps {
-            let served = self.serve(&counts)?;
+            let served = self.evaluate(&counts)?;
             self.recent.push_back(served);
         }
         Ok(())
     }
 
-    /// Real ranks by their numbers in the plan.
-    pub fn ranks(&self) -> Vec<u32> {
+    /// Returns the real ranks, indexed by their numbers in the plan.
+    pub fn active_ranks(&self) -> Vec<u32> {
         (0..self.base.ranks()).filter(|rank| !self.down.contains(rank)).map(|rank| rank as u32).collect()
     }
 
-    /// Ranks that are gone.
-    pub fn down(&self) -> BTreeSet<usize> {
+    /// Returns the ranks that are down.
+    pub fn down_ranks(&self) -> BTreeSet<usize> {
         self.down.clone()
     }
 
-    /// The plan in force; none before the first.
-    pub fn plan(&self) -> Option<Plan> {
+    /// Returns the current plan, or `None` before the first one.
+    pub fn current_plan(&self) -> Option<Plan> {
         if self.version == 0 {
             return None;
         }
@@ -321,19 +384,20 @@ impl Lane {
             .map(|layer| LayerPlan {
                 layer: self.layers[layer],
                 placement: self.placements[layer].clone(),
-                imbalance: self.figures[layer].after.max(self.figures[layer].bound),
-                bound: self.figures[layer].bound,
+                imbalance: self.estimates[layer].after.max(self.estimates[layer].bound),
+                bound: self.estimates[layer].bound,
             })
             .collect();
-        Some(Plan {
+        let mut plan = Plan {
             cluster: self.cluster,
             experts: self.experts,
             idle_layers: planned(false).map(|layer| self.layers[layer]).collect(),
-            provenance: Provenance {
+            unrecorded_layers: vec![],
+            provenance: PlanProvenance {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 policy: self.options.policy.clone(),
                 target: None,
-                split: Method::Exact.to_string(),
+                split: SplitMethod::Exact.to_string(),
                 seed: 0,
                 batches: format!(
                     "live steps ({}), decided after step {}, the {}th accepted",
@@ -341,48 +405,55 @@ impl Lane {
                     self.plan_step.map_or("none".into(), |step| step.to_string()),
                     self.plan_accepted
                 ),
-                judged: self.figures.iter().map(|figures| figures.batches).sum(),
-                imbalance: Summary::of(layers.iter().map(|layer| layer.imbalance).collect()),
+                judged: self.estimates.iter().map(|figures| figures.batches).sum(),
+                imbalance: SummaryStats::from_values(layers.iter().map(|layer| layer.imbalance).collect()),
                 figures: vec![],
                 trace: vec![],
             },
             layers,
-        })
+        };
+        plan.guess_moe_layers();
+        // Posters leave dense layers out, so the missing layers are dense.
+        let posted = |id: &u32| self.layers.binary_search(id).is_ok();
+        let last = self.layers.last().copied().unwrap_or(0);
+        plan.idle_layers.extend((0..last).filter(|id| !posted(id)));
+        plan.idle_layers.sort_unstable();
+        Some(plan)
     }
 
-    /// Steps accepted so far.
-    pub fn accepted(&self) -> u64 {
+    /// Returns the number of accepted steps.
+    pub fn accepted_steps(&self) -> u64 {
         self.accepted
     }
 
-    /// Version of the plan in force; 0: none yet.
-    pub fn version(&self) -> u64 {
+    /// Returns the version of the current plan, or 0 before the first one.
+    pub fn plan_version(&self) -> u64 {
         self.version
     }
 
-    /// In force, `[L]`.
+    /// Returns the current placements, `[L]`.
     pub fn placements(&self) -> &[Placement] {
         &self.placements
     }
 
-    /// The latest step's imbalance: mean over layers, the worst layer's, the least possible.
-    pub fn last_served(&self) -> Option<(f64, f64, f64)> {
+    /// Returns the imbalance of the latest step: the mean over layers, the worst layer, and the bound.
+    pub fn last_imbalance(&self) -> Option<(f64, f64, f64)> {
         self.recent.back().map(|served| served.imbalance(self.cluster.ranks()))
     }
 
-    /// Returns the price of copies, the time that they may take, and the time that they took so far.
-    pub fn copies(&self) -> CopyStatus {
+    /// Returns the cost of transfers, the time that they may take, and the time that they took so far.
+    pub fn copy_status(&self) -> CopyStatus {
         self.copies.status()
     }
 
-    /// The latest point of the history.
-    pub fn latest(&self) -> Option<&Point> {
-        self.points.all().last()
+    /// Returns the latest point of the history.
+    pub fn latest_point(&self) -> Option<&HistoryPoint> {
+        self.points.as_slice().last()
     }
 
-    /// Takes other options from the next step on.
-    pub fn set_options(&mut self, options: DecideOptions) {
-        self.copies = CopyBudget::of(self.copies.price.clone(), &options).going_on(self.copies.ledger);
+    /// Replaces the options from the next step on.
+    pub fn set_options(&mut self, options: ControllerConfig) {
+        self.copies = CopyBudget::new(self.copies.price.clone(), &options).with_ledger(self.copies.ledger);
         self.options = options;
     }
 }

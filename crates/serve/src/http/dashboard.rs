@@ -1,141 +1,143 @@
-//! What a page shows: `/history`, the imbalance over time and every decision; `/view`, how things stand.
+//! The data of the page: `/history` has the imbalance over time and every decision, `/view` the current
+//! state.
 
-use super::App;
-use super::body::Asked;
-use super::error::{ApiError, Refusals};
-use super::models::PhaseState;
-use crate::serve::lane::SHOWN;
-use crate::serve::record::{Decision, Point};
-use crate::serve::{Feed, Lane, Next, Phase, Shape};
+use super::AppState;
+use super::body::StrictQuery;
+use super::error::{ApiError, ErrorResponses};
+use super::models::PhaseStatus;
+use crate::controller::state::DISPLAYED_STEPS;
+use crate::wire::decision::{Decision, HistoryPoint};
+use crate::{ModelSpec, Phase, PhaseState, PhaseWorker, PlanPreview};
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 use std::sync::PoisonError;
 use utoipa::{IntoParams, ToSchema};
 
-/// Hottest experts that are listed.
-const HOTTEST: usize = 24;
-/// Decisions that a view has; all are in the history.
-const DECISIONS: usize = 16;
+/// The number of hottest experts that are listed.
+const MAX_HOTTEST: usize = 24;
+/// The number of decisions in a view. The history has all of them.
+const MAX_VIEW_DECISIONS: usize = 16;
 
-/// Which phase.
+/// The choice of a phase.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PhaseQuery {
-    /// The phase; needed where several are fed apart.
+    /// The phase; required if several phases have loads.
     phase: Option<Phase>,
 }
 
 /// The past of a phase.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct History {
-    /// The imbalance, oldest first; the older, the more steps in a point. Where `plan` changes, another plan came in force.
-    pub(crate) points: Vec<Point>,
-    /// Decisions, oldest first.
+pub(crate) struct PhaseHistory {
+    /// The imbalance, oldest first. Older points cover more steps. A change of `plan` marks a new current
+    /// plan.
+    pub(crate) points: Vec<HistoryPoint>,
+    /// The decisions, oldest first.
     pub(crate) decisions: Vec<Decision>,
 }
 
-/// How a phase stands, in all that a page shows.
+/// The state of a phase, with everything that the page shows.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct View {
+pub(crate) struct PhaseView {
     /// The model's name.
     pub(crate) model: String,
-    /// Its group.
-    pub(crate) shape: Shape,
-    /// Real ranks by their numbers in the plan: the columns of `heat`.
+    /// The shape of its expert-parallel group.
+    pub(crate) shape: ModelSpec,
+    /// Real ranks, indexed by their numbers in the plan: the columns of `heat`.
     pub(crate) ranks: Vec<u32>,
-    /// How the phase stands.
-    pub(crate) state: PhaseState,
-    /// Steps that `heat` and `hottest` are about: the latest.
+    /// The state of the phase.
+    pub(crate) state: PhaseStatus,
+    /// The number of latest steps that `heat` and `hottest` cover.
     pub(crate) steps: usize,
-    /// Rank loads under the plan in force, layer by layer.
+    /// The rank loads of each layer under the current plan.
     pub(crate) heat: Vec<HeatLayer>,
-    /// The experts that draw most, hottest first.
-    pub(crate) hottest: Vec<Hot>,
-    /// The plan that was last considered; its moves are made if its outcome is `acted`.
-    pub(crate) next: Option<Next>,
+    /// The experts with the highest loads, hottest first.
+    pub(crate) hottest: Vec<HotExpert>,
+    /// The plan that was last considered. Its moves are made if its outcome is `applied`.
+    pub(crate) preview: Option<PlanPreview>,
     /// The latest decisions, oldest first.
     pub(crate) decisions: Vec<Decision>,
 }
 
-/// One layer's rank loads.
+/// The rank loads of one layer.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct HeatLayer {
-    /// Real layer id.
+    /// The real layer id.
     pub(crate) layer: u32,
-    /// Mean of peak over mean.
+    /// The mean imbalance.
     pub(crate) imbalance: f64,
-    /// Load over mean of each rank, 1.0 is perfect, `[R]`.
+    /// The load of each rank over the mean, `[R]`. 1.0 is perfect.
     pub(crate) ranks: Vec<f32>,
 }
 
-/// An expert that draws much.
+/// An expert with a high load.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Hot {
-    /// Real layer id.
+pub(crate) struct HotExpert {
+    /// The real layer id.
     pub(crate) layer: u32,
-    /// Logical expert.
+    /// The logical expert.
     pub(crate) expert: u32,
-    /// Tokens of the latest steps.
+    /// The tokens of the latest steps.
     pub(crate) tokens: u64,
-    /// Tokens over those of an average expert of the layer.
+    /// The tokens over those of an average expert of the layer.
     pub(crate) over_mean: f64,
-    /// Copies in the plan in force.
-    pub(crate) copies: usize,
-    /// Real ranks that hold it.
+    /// The number of replicas in the current plan.
+    pub(crate) replicas: usize,
+    /// The real ranks that hold the expert.
     pub(crate) ranks: Vec<u32>,
 }
 
 /// Show the past: imbalance and decisions
 #[utoipa::path(get, path = "/v1/models/{model}/history", tag = "view",
     params(("model" = String, Path, description = "the model's name"), PhaseQuery),
-    responses((status = 200, body = History), Refusals))]
-pub(super) async fn history(
-    State(app): State<App>,
+    responses((status = 200, body = PhaseHistory), ErrorResponses))]
+pub(super) async fn get_history(
+    State(app): State<AppState>,
     Path(name): Path<String>,
-    Asked(query): Asked<PhaseQuery>,
-) -> Result<Json<History>, ApiError> {
-    let feed = app.feed(&name, query.phase)?;
-    let points = feed.lane().points.all().to_vec();
-    Ok(Json(History { points, decisions: decisions(&feed, usize::MAX) }))
+    StrictQuery(query): StrictQuery<PhaseQuery>,
+) -> Result<Json<PhaseHistory>, ApiError> {
+    let worker = app.find_worker(&name, query.phase)?;
+    let points = worker.state().points.as_slice().to_vec();
+    Ok(Json(PhaseHistory { points, decisions: latest_decisions(&worker, usize::MAX) }))
 }
 
-/// Show how things stand, in one go
+/// Show the current state in one reply
 #[utoipa::path(get, path = "/v1/models/{model}/view", tag = "view",
     params(("model" = String, Path, description = "the model's name"), PhaseQuery),
-    responses((status = 200, body = View), Refusals))]
-pub(super) async fn view(
-    State(app): State<App>,
+    responses((status = 200, body = PhaseView), ErrorResponses))]
+pub(super) async fn get_view(
+    State(app): State<AppState>,
     Path(name): Path<String>,
-    Asked(query): Asked<PhaseQuery>,
-) -> Result<Json<View>, ApiError> {
-    let feed = app.feed(&name, query.phase)?;
-    let state = PhaseState::of(&app.service, &feed);
-    let lane = feed.lane();
-    Ok(Json(View {
+    StrictQuery(query): StrictQuery<PhaseQuery>,
+) -> Result<Json<PhaseView>, ApiError> {
+    let worker = app.find_worker(&name, query.phase)?;
+    let status = PhaseStatus::from_worker(&app.service, &worker);
+    let state = worker.state();
+    Ok(Json(PhaseView {
         model: name,
-        shape: lane.shape.clone(),
-        ranks: lane.ranks(),
-        state,
-        steps: lane.recent.len().min(SHOWN),
-        heat: heat(&lane),
-        hottest: hottest(&lane),
-        next: lane.next.clone(),
-        decisions: decisions(&feed, DECISIONS),
+        shape: state.shape.clone(),
+        ranks: state.active_ranks(),
+        state: status,
+        steps: state.recent.len().min(DISPLAYED_STEPS),
+        heat: heatmap_layers(&state),
+        hottest: hottest_experts(&state),
+        preview: state.preview.clone(),
+        decisions: latest_decisions(&worker, MAX_VIEW_DECISIONS),
     }))
 }
 
-fn decisions(feed: &Feed, most: usize) -> Vec<Decision> {
-    let all = feed.decisions.read().unwrap_or_else(PoisonError::into_inner);
+fn latest_decisions(worker: &PhaseWorker, most: usize) -> Vec<Decision> {
+    let all = worker.decisions.read().unwrap_or_else(PoisonError::into_inner);
     all.iter().skip(all.len().saturating_sub(most)).cloned().collect()
 }
 
-fn heat(lane: &Lane) -> Vec<HeatLayer> {
-    let ranks = lane.cluster.ranks();
+fn heatmap_layers(state: &PhaseState) -> Vec<HeatLayer> {
+    let ranks = state.cluster.ranks();
     let of = |at: usize| {
         let (mut loads, mut imbalance, mut busy) = (vec![0.0f64; ranks], 0.0, 0usize);
-        for served in lane.recent.iter().rev().take(SHOWN).filter(|served| served.totals[at] > 0) {
+        for served in state.recent.iter().rev().take(DISPLAYED_STEPS).filter(|served| served.totals[at] > 0) {
             let mean = served.totals[at] as f64 / ranks as f64;
             imbalance += served.peaks[at] as f64 / mean;
             let row = &served.rank_loads[at * ranks..(at + 1) * ranks];
@@ -144,36 +146,36 @@ fn heat(lane: &Lane) -> Vec<HeatLayer> {
         }
         let steps = busy.max(1) as f64;
         HeatLayer {
-            layer: lane.layers[at],
+            layer: state.layers[at],
             imbalance: imbalance / steps,
             ranks: loads.into_iter().map(|load| (load / steps) as f32).collect(),
         }
     };
-    (0..lane.layers.len()).map(of).collect()
+    (0..state.layers.len()).map(of).collect()
 }
 
-fn hottest(lane: &Lane) -> Vec<Hot> {
-    let mut tokens = vec![0u64; lane.layers.len() * lane.experts];
-    for seen in lane.window.iter().rev().take(SHOWN) {
+fn hottest_experts(state: &PhaseState) -> Vec<HotExpert> {
+    let mut tokens = vec![0u64; state.layers.len() * state.experts];
+    for seen in state.window.iter().rev().take(DISPLAYED_STEPS) {
         tokens.iter_mut().zip(seen.counts.iter()).for_each(|(sum, &count)| *sum += u64::from(count));
     }
     let mut all: Vec<(f64, usize, usize)> = Vec::new();
-    for (layer, row) in tokens.chunks(lane.experts).enumerate() {
-        let mean = row.iter().sum::<u64>() as f64 / lane.experts as f64;
+    for (layer, row) in tokens.chunks(state.experts).enumerate() {
+        let mean = row.iter().sum::<u64>() as f64 / state.experts as f64;
         if mean > 0.0 {
             all.extend(row.iter().enumerate().map(|(expert, &tokens)| (tokens as f64 / mean, layer, expert)));
         }
     }
     all.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-    let ranks = lane.ranks();
+    let ranks = state.active_ranks();
     let of = |&(over_mean, layer, expert): &(f64, usize, usize)| {
-        let placement = &lane.placements()[layer];
-        Hot {
-            layer: lane.layers[layer],
+        let placement = &state.placements()[layer];
+        HotExpert {
+            layer: state.layers[layer],
             expert: expert as u32,
-            tokens: tokens[layer * lane.experts + expert],
+            tokens: tokens[layer * state.experts + expert],
             over_mean,
-            copies: placement.copies(expert).len(),
+            replicas: placement.replicas(expert).len(),
             ranks: placement
                 .ranks_of(expert)
                 .iter()
@@ -181,5 +183,5 @@ fn hottest(lane: &Lane) -> Vec<Hot> {
                 .collect(),
         }
     };
-    all.iter().take(HOTTEST).map(of).collect()
+    all.iter().take(MAX_HOTTEST).map(of).collect()
 }

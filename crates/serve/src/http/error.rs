@@ -1,10 +1,12 @@
-//! How the service says no: one JSON document, with the status that fits.
+//! Errors as one JSON document with the matching status.
 
-use crate::serve::ingest::Refusal;
-use crate::serve::lane::LaneError;
-use crate::serve::loads::LoadsError;
-use crate::serve::service::ModelError;
-use crate::serve::store_error::StoreError;
+use crate::MAX_STEP_JUMP;
+use crate::controller::state::PhaseError;
+use crate::runtime::error::ModelError;
+use crate::runtime::mailbox::BusyError;
+use crate::store::error::StateStoreError;
+use crate::wire::loads::LoadsError;
+use crate::wire::receipt::Refusal;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -13,21 +15,21 @@ use std::collections::BTreeMap;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response as ApiResponse, ResponseBuilder};
 use utoipa::{IntoResponses, ToSchema};
 
-/// Why a request was not served.
+/// The error of a request.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct ErrorBody {
-    /// What is wrong.
+    /// The error.
     pub(crate) error: String,
-    /// What was expected instead, or what to do.
+    /// The expected input, or advice.
     pub(crate) expected: String,
 }
 
-/// A refusal on its way out.
+/// An error on its way to the client.
 #[derive(Debug)]
 pub(crate) struct ApiError {
     status: StatusCode,
     body: ErrorBody,
-    /// Seconds after which to try again.
+    /// The seconds after which to try again.
     retry_after: Option<u32>,
 }
 
@@ -36,7 +38,7 @@ impl ApiError {
         Self { status, body: ErrorBody { error: error.into(), expected: expected.into() }, retry_after: None }
     }
 
-    pub(crate) fn bad(error: impl Into<String>, expected: impl Into<String>) -> Self {
+    pub(crate) fn bad_request(error: impl Into<String>, expected: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error, expected)
     }
 
@@ -44,12 +46,12 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, error, expected)
     }
 
-    pub(crate) fn later(status: StatusCode, error: impl Into<String>, seconds: u32) -> Self {
+    pub(crate) fn retry_later(status: StatusCode, error: impl Into<String>, seconds: u32) -> Self {
         let expected = format!("the same request again in {seconds} s");
         Self { retry_after: Some(seconds), ..Self::new(status, error, expected) }
     }
 
-    pub(crate) fn internal(error: impl Into<String>) -> Self {
+    pub(crate) fn internal_error(error: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error, "no such error: please report it")
     }
 }
@@ -69,15 +71,15 @@ impl IntoResponse for ApiError {
 
 impl From<LoadsError> for ApiError {
     fn from(error: LoadsError) -> Self {
-        Self::bad(format!("{}: {}", error.at, error.found), error.expected)
+        Self::bad_request(format!("{}: {}", error.at, error.found), error.expected)
     }
 }
 
-impl From<StoreError> for ApiError {
-    fn from(error: StoreError) -> Self {
+impl From<StateStoreError> for ApiError {
+    fn from(error: StateStoreError) -> Self {
         match &error {
-            StoreError::Full(_) => {
-                let expected = "room on the disk; the plan in force is served meanwhile";
+            StateStoreError::Full(_) => {
+                let expected = "free disk space; the service still serves the current plan";
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string(), expected)
             }
             _ => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string(), "a store that can be written"),
@@ -90,30 +92,48 @@ impl From<Refusal> for ApiError {
         let text = refusal.to_string();
         match refusal {
             Refusal::Shape { expected, .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, text, expected),
-            Refusal::Other(_) => Self::new(
+            Refusal::DifferentCounts(_) => Self::new(
                 StatusCode::CONFLICT,
                 text,
-                "the same counts, or another step id; nothing was taken",
+                "the same counts, another step number, or ?run=ID with a new id after a restart of the engine; \
+                 nothing was accepted",
             ),
-            Refusal::Forgotten { forgotten, .. } => Self::new(
+            Refusal::Forgotten { highest, .. } | Refusal::Jump { highest, .. } => Self::new(
                 StatusCode::CONFLICT,
                 text,
-                format!("step ids above {forgotten}; nothing was taken"),
+                format!(
+                    "step numbers above {highest}, by at most {MAX_STEP_JUMP}, or ?run=ID with a new id after a restart \
+                     of the engine; nothing was accepted"
+                ),
             ),
-            Refusal::Storing(_) => Self::later(StatusCode::SERVICE_UNAVAILABLE, text, 1),
-            Refusal::Behind { .. } => Self::later(StatusCode::TOO_MANY_REQUESTS, text, 1),
+            Refusal::Ended { .. } => Self::new(
+                StatusCode::CONFLICT,
+                text,
+                "steps of the current run, or a new run id; nothing was accepted",
+            ),
+            Refusal::Deleted => Self::not_found(text, "PUT /v1/models/{model} creates it"),
+            Refusal::Storing(_) => Self::retry_later(StatusCode::SERVICE_UNAVAILABLE, text, 1),
+            Refusal::TooFarBehind { .. } => Self::retry_later(StatusCode::TOO_MANY_REQUESTS, text, 1),
             Refusal::Store(error) => error.into(),
         }
     }
 }
 
-impl From<LaneError> for ApiError {
-    fn from(error: LaneError) -> Self {
-        let text = crate::in_words(&error);
+impl From<BusyError> for ApiError {
+    fn from(busy: BusyError) -> Self {
+        Self::retry_later(StatusCode::TOO_MANY_REQUESTS, busy.to_string(), 1)
+    }
+}
+
+impl From<PhaseError> for ApiError {
+    fn from(error: PhaseError) -> Self {
+        let text = evenkeel::error_chain(&error);
         match error {
-            LaneError::Asked(_) => {
-                Self::new(StatusCode::CONFLICT, text, "a rank that is up, or down, respectively")
-            }
+            PhaseError::Invalid(_) => Self::new(
+                StatusCode::CONFLICT,
+                text,
+                "a rank that is up for /down, a rank that is down for /up",
+            ),
             _ => Self::new(StatusCode::UNPROCESSABLE_ENTITY, text, "a shape that the loads fit"),
         }
     }
@@ -121,41 +141,46 @@ impl From<LaneError> for ApiError {
 
 impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
-        let text = crate::in_words(&error);
+        let text = evenkeel::error_chain(&error);
         match error {
-            ModelError::Name(_) => Self::bad(text, "1 to 64 letters, digits, -, _ or ."),
-            ModelError::Spec(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, text, "a shape that can be"),
+            ModelError::Name(_) => Self::bad_request(text, "1 to 64 letters, digits, -, _ or ."),
+            ModelError::Spec(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, text, "a valid shape"),
             ModelError::Reshaped(stored) => {
-                Self::new(StatusCode::CONFLICT, "the model has another shape already", stored)
+                Self::new(StatusCode::CONFLICT, "the model exists with another shape", stored)
             }
             ModelError::TooMany(_) => {
                 Self::new(StatusCode::CONFLICT, text, "fewer models, or a higher limits.models")
             }
+            ModelError::Window { most, .. } => {
+                let expected =
+                    format!("at most {most} MiB (limits.window_mib); decide.window is the number of steps");
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, text, expected)
+            }
             ModelError::Store(error) => error.into(),
-            ModelError::Lane(error) => error.into(),
-            ModelError::Io(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, text, "threads to be had"),
+            ModelError::Phase(error) => error.into(),
+            ModelError::Io(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, text, "free threads and files"),
         }
     }
 }
 
-/// The refusals that any operation may answer with.
-pub(crate) struct Refusals;
+/// The errors of any operation.
+pub(crate) struct ErrorResponses;
 
-impl IntoResponses for Refusals {
+impl IntoResponses for ErrorResponses {
     fn responses() -> BTreeMap<String, RefOr<ApiResponse>> {
         let all = [
             ("400", "The request is malformed."),
             ("401", "No bearer token, or a wrong one."),
-            ("403", "A page of another site asked, or by another name."),
+            ("403", "A cross-site request, or a request with another host name."),
             ("404", "No such model, phase, plan or path."),
-            ("405", "Another method."),
+            ("405", "The path has no such method."),
             ("408", "The body took too long."),
-            ("409", "It contradicts what is known."),
+            ("409", "The request contradicts the stored state."),
             ("413", "The body is too large."),
-            ("415", "Another content type."),
-            ("422", "It cannot be applied to this model."),
+            ("415", "The content type is not supported."),
+            ("422", "The request does not fit this model."),
             ("429", "Too many requests, or too many steps waiting."),
-            ("503", "Too many at a time, or the store cannot be written."),
+            ("503", "Too many requests at a time, or the store cannot be written."),
             ("507", "The disk is full."),
         ];
         let body = || ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();

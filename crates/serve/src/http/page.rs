@@ -1,44 +1,45 @@
-//! The page at `/`: the files of `src/serve/page`, held in the program.
+//! The page at `/`: the files of `crates/serve/src/page`, embedded in the program.
 //!
-//! Nothing is fetched from elsewhere, and the policy sent along forbids it: scripts and styles are these files alone.
+//! The page loads nothing from other hosts. Its content security policy allows only the embedded scripts and
+//! styles.
 
 use super::error::ApiError;
 use axum::extract::Path;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
+const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Where the parts of the page are.
-pub(super) const PARTS: &str = "/page/";
+/// The path of the page's parts.
+pub(super) const PARTS_PATH: &str = "/page/";
 
 macro_rules! parts {
     ($($name:literal),*) => { [$(($name, include_str!(concat!("../page/", $name)))),*] };
 }
 
-const FILES: [(&str, &str); 11] = parts!(
+const PAGE_FILES: [(&str, &str); 11] = parts!(
     "style.css",
-    "acts.js",
-    "head.js",
-    "heat.js",
+    "actions.js",
+    "api.js",
+    "format.js",
+    "header.js",
+    "heatmap.js",
     "lists.js",
     "main.js",
-    "net.js",
     "plan.js",
     "time.js",
-    "words.js",
     "index.html"
 );
 
-/// The page itself.
-pub(super) async fn page() -> Result<Response, ApiError> {
-    part(Path("index.html".into())).await
+/// Returns the page itself.
+pub(super) async fn get_page() -> Result<Response, ApiError> {
+    get_page_part(Path("index.html".into())).await
 }
 
-/// One of its parts.
-pub(super) async fn part(Path(name): Path<String>) -> Result<Response, ApiError> {
-    let file = FILES.iter().find(|(known, _)| *known == name);
+/// Returns one part of the page.
+pub(super) async fn get_page_part(Path(name): Path<String>) -> Result<Response, ApiError> {
+    let file = PAGE_FILES.iter().find(|(known, _)| *known == name);
     let (name, text) = file.ok_or_else(|| ApiError::not_found("no such part of the page", "GET /"))?;
     let kind = match name.rsplit('.').next() {
         Some("css") => "text/css; charset=utf-8",
@@ -47,7 +48,7 @@ pub(super) async fn part(Path(name): Path<String>) -> Result<Response, ApiError>
     };
     let headers = [
         (header::CONTENT_TYPE, kind),
-        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::CONTENT_SECURITY_POLICY, CONTENT_POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-cache"),

@@ -1,9 +1,11 @@
-// How the page talks to its service: requests with the token, if there is one, and the stream of events.
+// The connection to the service: requests with the token, if there is one, and the stream of events.
 
 const KEY = "evenkeel-token";
-/** A stream that is silent for longer is dead: the service says something every 15 s. */
+/**
+ * The milliseconds of silence after which a stream counts as dead. The service sends something every 15 s.
+ */
 const SILENCE = 40_000;
-/** Milliseconds after which an answer is given up: reading takes moments, planning may take minutes. */
+/** The timeouts of requests in milliseconds: reading takes moments, planning may take minutes. */
 const [READING, DOING] = [20_000, 600_000];
 const PAUSES = [500, 1000, 2000, 4000, 8000, 15_000];
 
@@ -24,12 +26,12 @@ export const token = {
       if (text === null) sessionStorage.removeItem(KEY);
       else sessionStorage.setItem(KEY, text);
     } catch {
-      // Storage may be forbidden: then it is kept until the page is left.
+      // Storage may be forbidden. The token is then kept until the page is closed.
     }
   },
 };
 
-/** The service said no, or did not answer (status 0). */
+/** An error that the service returned, or a missing answer (status 0). */
 export class Refused extends Error {
   constructor(status, error, expected) {
     super(error);
@@ -46,7 +48,7 @@ async function request(path, options) {
     reply = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "the service does not answer", "it running, and reachable from here");
+    throw new Refused(0, "the service does not answer", "a running service that this page can reach");
   }
   if (reply.ok) return reply;
   const body = await reply.json().catch(() => ({}));
@@ -55,7 +57,7 @@ async function request(path, options) {
   throw refused;
 }
 
-/** JSON whose whole numbers above 2^53 become text: as numbers they would lose their last digits. */
+/** Parses JSON. Integers above 2^53 become text, because numbers would lose their last digits. */
 export function parse(text) {
   if (!/\d{16}/.test(text)) return JSON.parse(text);
   const exact = text.replace(/"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g,
@@ -63,7 +65,7 @@ export function parse(text) {
   return JSON.parse(exact);
 }
 
-/** The JSON that a request is answered with. */
+/** Returns the JSON of the reply to a request. */
 export async function ask(path, options) {
   const signal = AbortSignal.timeout(options?.method === "POST" ? DOING : READING);
   const reply = await request(path, { signal, ...options });
@@ -71,11 +73,11 @@ export async function ask(path, options) {
     return parse(await reply.text());
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "the answer broke off", "the same request again");
+    throw new Refused(0, "the answer is incomplete", "the same request again");
   }
 }
 
-/** Where a model is, for `ask`. */
+/** Returns the path of a model, for `ask`. */
 export function path(model, rest = "", phase = null) {
   const query = phase === null ? "" : `${rest.includes("?") ? "&" : "?"}phase=${encodeURIComponent(phase)}`;
   return `/v1/models/${encodeURIComponent(model)}${rest}${query}`;
@@ -88,8 +90,8 @@ const pause = (milliseconds, signal) =>
   });
 
 /**
- * Follows a model until the signal is aborted. Calls `open()` whenever a stream begins, `event(name, data)` for what it
- * brings, `lost(refused)` whenever it ends; then tries again, later and later.
+ * Follows a model until the signal is aborted. Calls `open()` when a stream begins, `event(name, data)` for
+ * each event, and `lost(refused)` when the stream ends. Then it tries again, with growing pauses.
  */
 export async function follow(model, signal, { open, event, lost }) {
   for (let tries = 0; !signal.aborted; tries += 1) {
@@ -112,9 +114,9 @@ export async function follow(model, signal, { open, event, lost }) {
         rest = blocks.pop();
         for (const block of blocks) dispatch(block, event);
       }
-      if (!signal.aborted) lost(new Refused(0, "the stream of events ended", "it to begin again"));
+      if (!signal.aborted) lost(new Refused(0, "the stream of events ended", "a new stream"));
     } catch (error) {
-      if (!signal.aborted) lost(error instanceof Refused ? error : new Refused(0, "the stream of events broke off", "it to begin again"));
+      if (!signal.aborted) lost(error instanceof Refused ? error : new Refused(0, "the stream of events was interrupted", "a new stream"));
     } finally {
       clearTimeout(watch);
       signal.removeEventListener("abort", stop);

@@ -1,8 +1,8 @@
-// Numbers as people read them, and elements made of text alone: nothing here ever parses HTML.
+// Formats of numbers, and elements with text alone: nothing here parses HTML.
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element with attributes and children; strings become text. */
+/** Returns an element with attributes and children; strings become text. */
 export function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes ?? {})) {
@@ -12,19 +12,19 @@ export function el(tag, attributes, ...children) {
   return node;
 }
 
-/** Sets children only where the text differs, so that selections and screen readers are left alone. */
-export function put(node, ...children) {
+/** Replaces children only if the text differs, so that selections and screen readers stay undisturbed. */
+export function setContent(node, ...children) {
   const next = children.map((child) => (typeof child === "string" ? document.createTextNode(clean(child)) : child));
   const same = node.childNodes.length === next.length && next.every((child, at) => child.isEqualNode(node.childNodes[at]));
   if (!same) node.replaceChildren(...next);
 }
 
-/** Control characters, and those that turn the direction of what follows, become U+FFFD. */
+/** Replaces control characters and characters that change the text direction by U+FFFD. */
 function clean(child) {
   return typeof child === "string" ? child.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, "\ufffd") : child;
 }
 
-/** A ratio to one in the digits that matter: 12.3, 1.55, 1.018. */
+/** Formats a ratio to one with its significant digits: 12.3, 1.55, 1.018. */
 export function ratio(value) {
   if (!Number.isFinite(value)) return "–";
   return value.toFixed(value >= 10 ? 1 : value >= 1.095 ? 2 : 3);
@@ -34,23 +34,23 @@ export function fixed(value, digits) {
   return Number.isFinite(value) ? value.toFixed(digits) : "–";
 }
 
-/** A gain or a price: 0.4, 27.0, 3,190 */
+/** Formats a gain or a price: 0.4, 27.0, 3,190 */
 export function amount(value) {
   return Math.abs(value) >= 100 ? count(value) : fixed(value, 1);
 }
 
-/** 12,345; numbers above 2^53 come as text, digit by digit. */
+/** Formats an integer: 12,345. Integers above 2^53 are text and are formatted digit by digit. */
 export function count(number) {
   const digits = typeof number === "string" ? number : Number.isFinite(number) ? String(Math.round(number)) : "–";
   return digits.replace(/\B(?=(\d{3})+(?!\d))/g, ",");
 }
 
-/** "1 layer", "3 layers" */
+/** Formats a number of things: "1 layer", "3 layers" */
 export function counted(number, one, many = `${one}s`) {
   return `${count(number)} ${number === 1 ? one : many}`;
 }
 
-/** A share: 0 %, <0.1 %, 0.4 %, 83 % */
+/** Formats a share: 0 %, <0.1 %, 0.4 %, 83 % */
 export function percent(share) {
   const p = share * 100;
   if (!Number.isFinite(p)) return "–";
@@ -58,7 +58,7 @@ export function percent(share) {
   return `${text}\u00a0%`;
 }
 
-/** 13 MiB */
+/** Formats bytes: 13 MiB */
 export function bytes(number) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   let at = 0;
@@ -66,7 +66,7 @@ export function bytes(number) {
   return `${number < 10 && at > 0 ? number.toFixed(1) : Math.round(number)} ${units[at]}`;
 }
 
-/** How long ago a time in seconds since 1970 was. */
+/** Formats the time that has passed since a time in seconds since 1970. */
 export function ago(at) {
   const seconds = Math.max(0, Date.now() / 1000 - at);
   if (seconds < 10) return "just now";
@@ -76,7 +76,7 @@ export function ago(at) {
   return `${Math.round(seconds / 86400)} days ago`;
 }
 
-/** A time in seconds since 1970; with its day where that is not today. */
+/** Formats a time in seconds since 1970, with its day if that is not today. */
 export function since(at) {
   const [day, time] = clock(at).split(" ");
   return day === clock(Date.now() / 1000).split(" ")[0] ? time : `${day} ${time}`;
@@ -89,7 +89,7 @@ export function clock(at) {
   return `${day} ${two(time.getHours())}:${two(time.getMinutes())}:${two(time.getSeconds())}`;
 }
 
-/** A sentence of the service's log as a sentence of its own. */
+/** Returns a part of a log line as a whole sentence. */
 export function sentence(text) {
   if (!text) return "";
   const first = text[0].toUpperCase() + text.slice(1);
@@ -100,15 +100,15 @@ export const TRIGGERS = {
   first: "enough steps for a first plan",
   interval: "it was due",
   drift: "the loads drifted",
-  asked: "somebody asked",
+  manual: "a client requested it",
   rank_down: "a rank is gone",
   rank_up: "a rank is back",
 };
 
 export const OUTCOMES = {
-  acted: "re-planned",
+  applied: "re-planned",
   kept: "plan kept",
   dry_run: "dry run",
-  passed_over: "passed over",
+  skipped: "skipped",
   failed: "failed",
 };

@@ -1,9 +1,10 @@
-// The result in words: how much the busiest rank does, what it did without a plan, which plan is in force and why.
+// The result in words: the load of the busiest rank with and without a plan, the current plan, and its
+// reason.
 
-import { $, ago, bytes, count, counted, el, percent, put, ratio, sentence, since, OUTCOMES } from "./words.js";
+import { $, ago, bytes, count, counted, el, percent, setContent, ratio, sentence, since, OUTCOMES } from "./format.js";
 
-/** `history` may be null until it is fetched; `stopped` says that no loads come. */
-export function showHead(view, history, options, stopped) {
+/** Shows the result. `history` may be null until it is fetched; `stopped` says that no loads arrive. */
+export function showHeader(view, history, options, stopped) {
   const { state: now, shape } = view;
   const busy = view.heat.filter((line) => line.imbalance > 0);
   const mean = busy.reduce((sum, line) => sum + line.imbalance, 0) / busy.length;
@@ -14,29 +15,29 @@ export function showHead(view, history, options, stopped) {
   const headline = busy.length === 0 ? ["No tokens in the latest steps."]
     : ["The busiest rank does ", el("em", null, `${ratio(mean)} times`), " the average work",
       ...(before ? [" instead of ", el("b", null, `${ratio(before)} times`), "."] : ["."])];
-  put($("headline"), ...headline);
+  setContent($("headline"), ...headline);
   const slots = (now.experts + shape.redundant) / shape.ranks;
-  put($("setting"), `Every step waits for its busiest rank. Mean over the latest ${counted(view.steps, "step")} of ${counted(now.layers.length, "layer")}, ` +
+  setContent($("setting"), `Every step waits for its busiest rank. Mean over the latest ${counted(view.steps, "step")} of ${counted(now.layers.length, "layer")}, ` +
     `${count(now.experts)} experts each, on ${counted(view.ranks.length, "rank")}${Number.isInteger(slots) && view.ranks.length === shape.ranks ? ` with ${counted(slots, "slot")} each` : ""}` +
     `${now.down.length > 0 ? ` of ${shape.ranks} (down: ${now.down.join(", ")})` : ""}.`);
   showBars(before, mean, bound);
   const excess = Math.max(mean - bound, 0);
-  put($("left"), el("b", null, percent(excess)));
-  put($("left-words"), `of the average rank's load: how far the busiest rank is above the least possible, ${ratio(bound)}.`);
-  put($("plan"), now.plan === 0 ? "none yet" : el("b", null, `no. ${now.plan}`));
-  const due = now.planning ? "A decision is being worked out." : `${now.plan === 0 ? "The first comes" : "Next decision"} within ${counted(now.due_in, "step")}${now.plan > 0 && options?.drift > 0 ? ", earlier if loads drift" : ""}.`;
-  const behind = now.behind > 0 ? ` ${counted(now.behind, "step")} still to be looked at.` : "";
-  const begin = now.plan === 0 ? `${counted(now.accepted, "step")} seen, experts in order. ` : `Since step ${count(now.plan_step)} of ${count(now.step)}. `;
-  const idle = stopped && now.fed_at ? ` No loads since ${since(now.fed_at)}.` : "";
-  put($("plan-words"), `${begin}${due}${behind}${idle}${options?.dry_run ? " Runs dry: plans are recorded, none is published." : ""}`);
+  setContent($("left"), el("b", null, percent(excess)));
+  setContent($("left-words"), `of the average rank's load: how far the busiest rank is above the least possible, ${ratio(bound)}.`);
+  setContent($("plan"), now.plan === 0 ? "none yet" : el("b", null, `no. ${now.plan}`));
+  const due = now.planning ? "A decision is being computed." : `${now.plan === 0 ? "The first comes" : "Next decision"} within ${counted(now.due_in, "step")}${now.plan > 0 && options?.drift > 0 ? ", earlier if loads drift" : ""}.`;
+  const lag = now.lag > 0 ? ` ${counted(now.lag, "step")} not processed yet.` : "";
+  const begin = now.plan === 0 ? `${counted(now.accepted, "step")} processed, experts in order. ` : `Since step ${count(now.plan_step)} of ${count(now.step)}. `;
+  const idle = stopped && now.last_step_unix_s ? ` No loads since ${since(now.last_step_unix_s)}.` : "";
+  setContent($("plan-words"), `${begin}${due}${lag}${idle}${options?.dry_run ? " Dry runs only: decisions are recorded, and no plan is published." : ""}`);
   const last = view.decisions.at(-1);
-  put($("last"), last ? el("b", null, OUTCOMES[last.outcome] ?? last.outcome) : "none yet", ...(last ? [" ", el("span", { class: "to" }, ago(last.at))] : []));
-  put($("last-words"), !last ? "Decisions and their reasons are listed below." : last.outcome === "acted" && last.moves > 0
+  setContent($("last"), last ? el("b", null, OUTCOMES[last.outcome] ?? last.outcome) : "none yet", ...(last ? [" ", el("span", { class: "to" }, ago(last.timestamp_unix_s))] : []));
+  setContent($("last-words"), !last ? "Decisions and their reasons are listed below." : last.outcome === "applied" && last.moves > 0
     ? `Imbalance ${ratio(last.imbalance.before)} → ${ratio(last.imbalance.after)} by ${counted(last.moves, "move")} in ${counted(last.layers, "layer")}${last.bytes ? `, ${bytes(last.bytes)}` : ""}.`
     : sentence(last.reason));
 }
 
-/** Before and now as bars against the average rank. */
+/** Shows the imbalance before and now as bars against the average rank. */
 function showBars(before, mean, bound) {
   const top = Math.max(before ?? 1, mean || 1, 1) * 1.02;
   const said = [];
@@ -45,7 +46,7 @@ function showBars(before, mean, bound) {
     bar.hidden = !(value > 0);
     if (bar.hidden) continue;
     said.push(`${label} ${ratio(value)}`);
-    put(bar, `${label} ${ratio(value)}`);
+    setContent(bar, `${label} ${ratio(value)}`);
     bar.style.width = `${(value / top) * 100}%`;
   }
   const one = $("bar-one");

@@ -1,15 +1,16 @@
-// Where the load sits: layers down, ranks across, drawn on one canvas in the colours of evenkeel's reports. Over it lies a
-// grid of one cell, the one that a pointer or the arrow keys are at: what it says is what a screen reader hears.
+// The heat map of rank loads: layers down, ranks across, drawn on one canvas in the colours of evenkeel's
+// reports. A grid of one cell lies over it, at the position of the pointer or the arrow keys. Screen readers
+// read its text.
 
-import { $, el, fixed, put, ratio } from "./words.js";
+import { $, el, fixed, setContent, ratio } from "./format.js";
 
 /** Upper ends of all colour steps but the last, as in reports. */
 const STEPS = [0.5, 0.8, 0.9, 0.97, 1.03, 1.1, 1.25, 1.5, 2, 4];
-/** Room above, for layer numbers, for each layer's imbalance, and for rank numbers. */
+/** Margins in pixels: above, for layer numbers, for each layer's imbalance, and for rank numbers. */
 const [ABOVE, LEFT, RIGHT, BELOW] = [5, 36, 58, 20];
 
-/** A map: `{ layer, imbalance, ranks: [load over mean] }` for every layer; what `show` takes. */
-export class Heat {
+/** A heat map. `show` takes `{ layer, imbalance, ranks: [load over mean] }` for every layer. */
+export class Heatmap {
   constructor() {
     this.box = $("heat");
     this.canvas = $("heat-canvas");
@@ -32,8 +33,9 @@ export class Heat {
   }
 
   /**
-   * Shows a map, or how `share` (0 to 1) of it was before and the rest would be after. `ranks` and `ranksAfter` name the
-   * columns; `nodes` is the number of ranks in a node, 0 where there is one node.
+   * Shows a map. If `after` is given, the left `share` (0 to 1) shows the loads before and the rest those
+   * after. `ranks` and `ranksAfter` name the columns. `node` is the number of ranks in a node, or 0 if there
+   * is one node.
    */
   show({ now, after = null, share = 1, ranks, ranksAfter = ranks, node = 0 }) {
     Object.assign(this, { now, after, share, ranks, ranksAfter, node });
@@ -123,7 +125,7 @@ export class Heat {
     });
   }
 
-  /** On the right, each layer's imbalance: the mean of its peaks, which the mean loads of ranks hide. */
+  /** Draws each layer's imbalance on the right: the mean of its peaks, which the mean loads of ranks hide. */
   imbalances(g, shades, right, line) {
     g.textAlign = "left";
     (this.after ?? this.now).forEach((row, y) => {
@@ -146,7 +148,7 @@ export class Heat {
     this.go(row, Math.floor(x * this.lines(row, x).ranks.length));
   }
 
-  /** Which map is at a place. */
+  /** Returns the map at a place. */
   lines(row, x) {
     return (this.after && x > this.share ? this.after : this.now)[row];
   }
@@ -165,7 +167,7 @@ export class Heat {
     this.go(Math.min(Math.max(to[0], 0), rows - 1), Math.min(Math.max(to[1], 0), columns - 1));
   }
 
-  /** Moves the mark, and says what is there. */
+  /** Moves the mark, and shows the value at its place. */
   go(row, column, quiet = false) {
     const line = this.now[row];
     if (!line) return this.leave();
@@ -182,14 +184,14 @@ export class Heat {
     mark.style.top = `${ABOVE + row * height}px`;
     mark.style.width = `${Math.max(each, 3)}px`;
     mark.style.height = `${height}px`;
-    put(tip, words);
+    setContent(tip, words);
     const middle = LEFT + (column + 0.5) * each;
     const half = tip.offsetWidth / 2;
     tip.style.left = `${Math.min(Math.max(middle - half, 0), Math.max(this.box.clientWidth - 2 * half, 0))}px`;
     tip.style.top = row * height > 34 ? `${ABOVE + row * height - 32}px` : `${ABOVE + (row + 1) * height + 6}px`;
   }
 
-  /** The one cell that is there; two ids in turn, so that a change of it is heard. */
+  /** Replaces the one cell. Two ids alternate, so that screen readers notice the change. */
   cell(words, row, column) {
     this.said = words;
     this.flip = !this.flip;
@@ -210,15 +212,15 @@ export function step(value) {
   return at < 0 ? STEPS.length : at;
 }
 
-/** The colours in words. */
+/** Explains the colours in words. */
 function legend() {
   const swatches = [...STEPS, Infinity].map((_, at) => el("i", { class: `f${at}` }));
   const ends = STEPS.map((end) => el("span", null, String(end)));
-  put($("scale"), el("p", { class: "ends" }, el("span", null, "waits"), el("span", null, "average"), el("span", null, "works too much")),
+  setContent($("scale"), el("p", { class: "ends" }, el("span", null, "waits"), el("span", null, "average"), el("span", null, "works too much")),
     el("p", { class: "swatches", "aria-hidden": "true" }, ...swatches), el("p", { class: "steps", "aria-hidden": "true" }, ...ends));
 }
 
-/** Layers in numbers, for those who would rather read them. */
+/** Returns the layers as rows of a table. */
 export function layerRows(lines, ranks) {
   return lines.map(({ layer, imbalance, ranks: loads }) => {
     if (!(imbalance > 0)) return el("tr", null, el("th", { scope: "row" }, String(layer)), el("td", { colspan: "5" }, "no tokens"));

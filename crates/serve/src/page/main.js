@@ -1,29 +1,29 @@
-// The page of a service: which model is looked at, what is known of it, and what is shown when.
+// The page of a service: the choice of a model, its data, and the parts of the page.
 //
-// `/view` and `/history` are fetched when a model is chosen, then events say when to fetch again. While there is no stream of
-// events, it is fetched every few seconds.
+// `/view` and `/history` are fetched when a model is chosen. Later events trigger further fetches. Without a
+// stream of events, the page fetches every few seconds.
 
-import { changeRank, replan, whatIf } from "./acts.js";
-import { showHead } from "./head.js";
-import { Heat, layerRows } from "./heat.js";
-import { showDecisions, showHottest, showRanks, spoken } from "./lists.js";
-import { Refused, ask, follow, path, token } from "./net.js";
-import { showCopies, showNext } from "./plan.js";
-import { Time } from "./time.js";
-import { $, ago, counted, el, put, sentence, since } from "./words.js";
+import { changeRank, replan, whatIf } from "./actions.js";
+import { showHeader } from "./header.js";
+import { Heatmap, layerRows } from "./heatmap.js";
+import { showDecisions, showHottest, showRanks, decisionSentence } from "./lists.js";
+import { Refused, ask, follow, path, token } from "./api.js";
+import { showCopies, showPreview } from "./plan.js";
+import { Timeline } from "./time.js";
+import { $, ago, counted, el, setContent, sentence, since } from "./format.js";
 
-/** Milliseconds between two fetches at least, while loads come. */
+/** The fewest milliseconds between two fetches while loads arrive. */
 const PACE = 1000;
 const PAST = 5000;
 const POLL = 3000;
 const MODELS = 5_000;
-/** What is known is old after so long without word from the service. */
+/** The milliseconds without an answer from the service after which the data counts as stale. */
 const STALE = 20_000;
 const MOST_POINTS = 4096;
 
-const heat = new Heat();
-const time = new Time();
-const state = { models: [], model: null, phase: null, view: null, history: null, asked: null, live: false, heard: 0, stop: null, fed: null, stopped: false };
+const heat = new Heatmap();
+const time = new Timeline();
+const state = { models: [], model: null, phase: null, view: null, history: null, dryRun: null, live: false, heard: 0, stop: null, fed: null, stopped: false };
 
 // ---- fetching
 
@@ -31,7 +31,7 @@ let due = 0;
 let fetching = false;
 let again = false;
 
-/** Fetches soon: at once where that is long enough ago, and never twice at a time. */
+/** Fetches soon, but neither before the pause since the last fetch has passed nor twice at a time. */
 function refresh() {
   if (fetching) {
     again = true;
@@ -58,31 +58,31 @@ async function fetchView() {
     const view = await ask(path(model, "/view", phase));
     if (model !== state.model || phase !== state.phase) return;
     state.view = view;
-    feed(view.state);
-    hear();
-    merge(view);
+    recordFeed(view.state);
+    recordContact();
+    mergeHistory(view);
     show();
   } catch (error) {
-    trouble(error, false);
+    showError(error, false);
   } finally {
     fetching = false;
-    // Large models take longer to fetch and draw: no more than a third of the time is spent on that.
+    // Large models take longer to fetch and draw. Spend at most a third of the time on that.
     const took = performance.now() - begun;
     state.next = performance.now() + Math.max(PACE, 2 * took);
     if (again) refresh();
   }
 }
 
-/** What a view knows and the history does not yet. */
-function merge(view) {
+/** Adds the data of a view to the history. */
+function mergeHistory(view) {
   const known = state.history.decisions;
   const last = known.at(-1)?.number ?? 0;
   for (const decision of view.decisions) if (decision.number > last) known.push(decision);
-  if (view.state.latest) point(view.state.latest);
+  if (view.state.latest) addPoint(view.state.latest);
 }
 
-/** Adds to the history. Events join steps that come fast: what lies between is fetched, now and then. */
-function point(latest) {
+/** Adds a point to the history. An event may cover fewer steps than passed; the gap is fetched later. */
+function addPoint(latest) {
   const points = state.history?.points;
   const last = points?.at(-1)?.accepted ?? 0;
   if (!points || last >= latest.accepted) return;
@@ -90,46 +90,46 @@ function point(latest) {
   if (last + latest.steps < latest.accepted) state.gap = true;
 }
 
-/** The models, and which of them is looked at. */
+/** Fetches the models, and chooses the one to show. */
 async function fetchModels() {
   try {
     const { models } = await ask("/v1/models");
     state.models = models;
-    feed(models.find((model) => model.name === state.model)?.phases.find((phase) => phase.phase === state.phase));
+    recordFeed(models.find((model) => model.name === state.model)?.phases.find((phase) => phase.phase === state.phase));
     $("token").hidden = true;
     $("footer-token").hidden = token.get() === null;
-    hear();
+    recordContact();
     choose();
   } catch (error) {
-    trouble(error, false);
+    showError(error, false);
   }
 }
 
-/** Keeps the choice that was made, or takes the first model that was fed. */
+/** Keeps the current choice, or takes the first model with loads. */
 function choose(wanted = new URLSearchParams(location.hash.slice(1))) {
   const fed = state.models.filter((model) => model.phases.length > 0);
   const model = state.models.find((model) => model.name === (wanted.get("model") ?? state.model)) ?? fed[0] ?? state.models[0];
   const phases = model?.phases.map((phase) => phase.phase) ?? [];
   const asked = wanted.get("phase") ?? state.phase;
-  pick(model?.name ?? null, phases.includes(asked) ? asked : phases[0] ?? null);
-  options($("model"), state.models.map((model) => model.name), state.model);
-  options($("phase"), phases, state.phase);
+  selectModel(model?.name ?? null, phases.includes(asked) ? asked : phases[0] ?? null);
+  fillOptions($("model"), state.models.map((model) => model.name), state.model);
+  fillOptions($("phase"), phases, state.phase);
   $("pick").hidden = state.models.length === 0;
   $("phase").parentNode.hidden = phases.length < 2 && phases[0] !== "prefill" && phases[0] !== "decode";
   showSources(model);
-  empty(model);
+  showEmpty(model);
 }
 
-function options(select, names, chosen) {
-  put(select, ...names.map((name) => el("option", { value: name }, name)));
+function fillOptions(select, names, chosen) {
+  setContent(select, ...names.map((name) => el("option", { value: name }, name)));
   if (chosen !== null && select.value !== chosen) select.value = chosen;
 }
 
-/** Looks at a model from now on. */
-function pick(model, phase) {
+/** Shows another model from now on. */
+function selectModel(model, phase) {
   if (model === state.model && phase === state.phase) return;
   const other = model !== state.model;
-  Object.assign(state, { model, phase, view: null, history: null, asked: null, next: 0, fed: null, stopped: false });
+  Object.assign(state, { model, phase, view: null, history: null, dryRun: null, next: 0, fed: null, stopped: false });
   const hash = model === null ? "" : `#${new URLSearchParams(phase === null ? { model } : { model, phase })}`;
   history.replaceState(null, "", location.pathname + hash);
   document.title = model === null ? "evenkeel" : `${model} · evenkeel`;
@@ -143,15 +143,15 @@ function listen() {
   state.stop?.abort();
   state.stop = null;
   state.live = false;
-  if (state.model === null || document.hidden) return link();
+  if (state.model === null || document.hidden) return showLink();
   state.stop = new AbortController();
   follow(state.model, state.stop.signal, { open, event, lost });
 }
 
 function open() {
   state.live = true;
-  hear();
-  // Something may have been missed between two streams.
+  recordContact();
+  // Events may have been missed between two streams.
   state.missed = state.history !== null;
   refresh();
 }
@@ -159,12 +159,12 @@ function open() {
 function lost(refused) {
   state.live = false;
   state.reason = refused;
-  link();
-  if (refused.status === 401) trouble(refused, false);
+  showLink();
+  if (refused.status === 401) showError(refused, false);
 }
 
 function event(name, data) {
-  hear();
+  recordContact();
   if (name === "missed") {
     state.missed = true;
     return refresh();
@@ -174,51 +174,51 @@ function event(name, data) {
     return;
   }
   if (name === "loads") {
-    point(data.point);
-    if (state.fed) Object.assign(state.fed, { at: data.point.at, quiet: 0, known: Date.now() });
+    addPoint(data.point);
+    if (state.fed) Object.assign(state.fed, { at: data.point.timestamp_unix_s, quiet: 0, known: Date.now() });
   }
   if (name === "decision") {
-    state.asked = null;
-    put($("told"), spoken(data));
+    state.dryRun = null;
+    setContent($("announcement"), decisionSentence(data));
   }
   if (name === "decision" || name === "plan") state.next = 0;
   refresh();
 }
 
-/** Word from the service. */
-function hear() {
+/** Notes that the service answered. */
+function recordContact() {
   state.heard = Date.now();
-  link();
+  showLink();
 }
 
-/** When loads came last, by the service's clock; what passes from now on is counted here. */
-function feed(phase) {
-  if (!phase || phase.fed_at === null) return;
-  state.fed = { at: phase.fed_at, quiet: phase.quiet_seconds, after: phase.stopped_after_seconds, known: Date.now() };
+/** Notes the time of the last loads by the service's clock. The page counts the time since then itself. */
+function recordFeed(phase) {
+  if (!phase || phase.last_step_unix_s === null) return;
+  state.fed = { at: phase.last_step_unix_s, quiet: phase.quiet_seconds, after: phase.stopped_after_seconds, known: Date.now() };
 }
 
-/** Have loads stopped coming? */
+/** Returns whether loads have stopped arriving. */
 function stopped() {
   const { fed } = state;
   return fed !== null && fed.quiet + (Date.now() - fed.known) / 1000 > fed.after;
 }
 
-/** How fresh is what is shown? */
-function link() {
+/** Shows the age of the data and the state of the connection. */
+function showLink() {
   const silent = Date.now() - state.heard;
   const before = state.stopped;
   state.stopped = stopped();
   if (state.stopped !== before) show();
-  const [name, words] = !$("token").hidden ? ["closed", "not let in"]
+  const [name, words] = !$("token").hidden ? ["closed", "no access"]
     : state.heard === 0 ? ["connecting", "connecting"]
-    : !state.live && silent > STALE ? ["stale", `stale: last word ${ago(state.heard / 1000)}`]
+    : !state.live && silent > STALE ? ["stale", `stale: last answer ${ago(state.heard / 1000)}`]
     : state.stopped && (state.live || silent < 2 * POLL) ? ["stopped", `no loads since ${since(state.fed.at)}`]
     : state.phase === null && state.model !== null && (state.live || silent < 2 * POLL) ? ["waiting", "no loads yet"]
     : state.live || (state.model === null && silent < 2 * POLL) ? ["live", "live"]
-    : silent < 2 * POLL ? ["polling", "live, by asking"]
+    : silent < 2 * POLL ? ["polling", "live, polling"]
     : ["reconnecting", "reconnecting"];
   $("link").dataset.state = name;
-  put($("link-words"), words);
+  setContent($("link-words"), words);
   document.body.classList.toggle("stale", name === "stale");
 }
 
@@ -230,122 +230,125 @@ function show() {
   const options = state.models.find((model) => model.name === view.model)?.decide;
   $("page").hidden = false;
   $("empty").hidden = true;
-  showHead(view, state.history, options, state.stopped);
+  showHeader(view, state.history, options, state.stopped);
   showHeat(view);
-  put($("layers-rows"), ...($("layers").open ? layerRows(view.heat, view.ranks) : []));
+  setContent($("layers-rows"), ...($("layers").open ? layerRows(view.heat, view.ranks) : []));
   time.show(state.history?.points ?? [], state.history?.decisions ?? view.decisions);
-  const next = state.asked?.next ?? view.next;
-  showNext(next, state.asked?.decision ?? of(next, view.decisions), options);
+  const preview = state.dryRun?.preview ?? view.preview;
+  showPreview(preview, state.dryRun?.decision ?? findDecision(preview, view.decisions), options);
   showCopies(view.state.copies, view.state.observed_step_ms);
   showHottest(view.hottest);
-  showRanks(view, (rank) => act(() => changeRank({ model: state.model, view: state.view }, rank)));
+  showRanks(view, (rank) => runAction(() => changeRank({ model: state.model, view: state.view }, rank)));
   showDecisions(state.history?.decisions ?? view.decisions);
-  put($("footer-plan"), view.state.plan === 0 ? "" : ` · the plan in force: GET ${path(view.model, "/plan", view.state.phase)}`);
+  setContent($("footer-plan"), view.state.plan === 0 ? "" : ` · the current plan: GET ${path(view.model, "/plan", view.state.phase)}`);
 }
 
-/** The decision that considered a plan: not one that was asked for and left no trace, whose number another got later. */
-function of(next, decisions) {
-  return next ? decisions.find((one) => one.number === next.decision && one.outcome === next.outcome && one.imbalance.before === next.imbalance.before) : undefined;
+/**
+ * Returns the decision that considered a plan. A dry run is not recorded, and a later decision may have its
+ * number.
+ */
+function findDecision(preview, decisions) {
+  return preview ? decisions.find((one) => one.number === preview.decision && one.outcome === preview.outcome && one.imbalance.before === preview.imbalance.before) : undefined;
 }
 
 function showHeat(view) {
-  const next = state.asked?.next ?? view.next;
-  const both = document.querySelector('input[name="heat"]:checked').value === "next" && next?.layers.length > 0;
+  const preview = state.dryRun?.preview ?? view.preview;
+  const both = document.querySelector('input[name="heat"]:checked').value === "next" && preview?.layers.length > 0;
   $("wipe").hidden = !both;
   const node = view.shape.nodes > 1 ? view.shape.ranks / view.shape.nodes : 0;
   if (both) {
-    const lines = (imbalance, ranks) => next.layers.map((layer) => ({ layer: layer.layer, imbalance: layer[imbalance], ranks: layer[ranks] }));
+    const lines = (imbalance, ranks) => preview.layers.map((layer) => ({ layer: layer.layer, imbalance: layer[imbalance], ranks: layer[ranks] }));
     const group = Array.from({ length: view.shape.ranks }, (_, rank) => rank);
     const names = (width) => (width === view.ranks.length ? view.ranks : group.slice(0, width));
     const [now, after] = [lines("before", "ranks_before"), lines("after", "ranks_after")];
     heat.show({ now, after, share: $("wipe-at").value / 100, ranks: names(now[0].ranks.length), ranksAfter: names(after[0].ranks.length), node });
-    const made = { acted: "the change that was made last", dry_run: "a change that would be made", kept: "a change that was considered" }[next.outcome] ?? "a change that was considered";
-    put($("heat-words"), `Left of the line before, right of it after ${made}, on the latest steps it was judged by.`);
+    const made = { applied: "the change that was made last", dry_run: "a change that would be made", kept: "a change that was considered" }[preview.outcome] ?? "a change that was considered";
+    setContent($("heat-words"), `Left of the line before, right of it after ${made}, on the latest steps of the comparison.`);
     return;
   }
   heat.show({ now: view.heat, ranks: view.ranks, node });
   const nothing = document.querySelector('input[name="heat"]:checked').value === "next" ? "No other plan was considered yet. " : "";
-  put($("heat-words"), `${nothing}Layers down, ranks across: orange ranks work too much, blue ones wait.`);
+  setContent($("heat-words"), `${nothing}Layers down, ranks across: orange ranks work too much, blue ones wait.`);
 }
 
-/** Sources that fail, with what fails. */
+/** Shows the failing sources with their errors. */
 function showSources(model) {
   const failing = (model?.sources ?? []).filter((source) => !source.up);
   $("sources").hidden = failing.length === 0;
-  put($("sources-title"), `${counted(failing.length, "source")} of ${model?.name} ${failing.length === 1 ? "fails" : "fail"}: loads may be missing.`);
-  put($("sources-list"), ...failing.map((source) => el("li", null, el("code", null, source.path), ` (${source.phase}): ${source.error}. `,
-    el("span", { class: "soft" }, `Since ${since(source.since)}, ${counted(source.errors, "error")}.`))));
+  setContent($("sources-title"), `${counted(failing.length, "source")} of ${model?.name} ${failing.length === 1 ? "fails" : "fail"}: loads may be missing.`);
+  setContent($("sources-list"), ...failing.map((source) => el("li", null, el("code", null, source.path), ` (${source.phase}): ${source.error}. `,
+    el("span", { class: "soft" }, `Since ${since(source.since_unix_s)}, ${counted(source.errors, "error")}.`))));
 }
 
-/** What to do where there is nothing to show. */
-function empty(model) {
+/** Shows the next steps for a model without loads. */
+function showEmpty(model) {
   const nothing = !model || model.phases.length === 0;
   $("empty").hidden = !nothing;
   if (!nothing) return;
   $("page").hidden = true;
   const [name, ranks, redundant] = [model?.name ?? "my-model", model?.shape.ranks ?? 8, model?.shape.redundant ?? 8];
-  put($("empty-title"), model ? `No loads of ${model.name} yet.` : "No model yet.");
-  put($("empty-say"), model ? "The model is known, and no step of it has come." : "The service runs, and waits for the loads of a model.");
-  put($("empty-replay"), `evenkeel trace replay TRACE --to ${location.origin} --speed 10`);
+  setContent($("empty-title"), model ? `No loads of ${model.name} yet.` : "No model yet.");
+  setContent($("empty-say"), model ? "The model exists, and no step of it has arrived." : "The service runs, and waits for the loads of a model.");
+  setContent($("empty-replay"), `evenkeel trace replay TRACE --to ${location.origin} --speed 10`);
   const shape = model ? "" : `curl -X PUT ${location.origin}${path(name)} -H 'content-type: application/json' -d '{"ranks": ${ranks}, "redundant": ${redundant}}'\n`;
-  put($("empty-post"), `${shape}curl ${location.origin}${path(name, "/loads")} -H 'content-type: application/json' -d '{"steps": [{"step": 0, "counts": [[12, 3, ...], ...]}]}'`);
+  setContent($("empty-post"), `${shape}curl ${location.origin}${path(name, "/loads")} -H 'content-type: application/json' -d '{"steps": [{"step": 0, "counts": [[12, 3, ...], ...]}]}'`);
 }
 
-// ---- what goes wrong, and what is asked for
+// ---- errors and actions
 
-/** Says what is wrong and what to do; a token is asked for where one is needed. */
-function trouble(error, loud) {
+/** Shows an error with advice. Asks for a token if one is required. */
+function showError(error, loud) {
   if (error.name === "AbortError") return;
   if (!(error instanceof Refused)) console.error(error);
   if (error.status === 401) {
     $("token").hidden = false;
     $("page").hidden = $("empty").hidden = true;
-    link();
-    put($("token-why"), token.get() === null ? "It answers those who know one of its tokens." : "The token that was given is not one of its own.");
+    showLink();
+    setContent($("token-why"), token.get() === null ? "The service answers only requests with one of its tokens." : "The service does not know this token.");
     return;
   }
   if (error.status === 404 && !loud) return fetchModels();
-  link();
+  showLink();
   if (!loud) return;
-  put($("error-what"), sentence(error.message));
-  put($("error-advice"), error.expected ? `Expected: ${error.expected}.` : "");
+  setContent($("error-what"), sentence(error.message));
+  setContent($("error-advice"), error.expected ? `Expected: ${error.expected}.` : "");
   $("error").hidden = false;
 }
 
-/** Does something that a person asked for, once at a time; a button that began it says so meanwhile. */
-async function act(what, button = null) {
+/** Runs an action of the user, one at a time. Its button shows the progress. */
+async function runAction(what, button = null) {
   if (state.acting) return;
   state.acting = true;
   const label = button?.textContent;
-  if (button) put(button, "Working it out …");
+  if (button) setContent(button, "Computing …");
   document.body.classList.add("acting");
   $("error").hidden = true;
   try {
     if (await what()) {
-      state.asked = null;
+      state.dryRun = null;
       state.next = 0;
       refresh();
     }
   } catch (error) {
-    trouble(error, true);
+    showError(error, true);
   } finally {
     state.acting = false;
-    if (button) put(button, label);
+    if (button) setContent(button, label);
     document.body.classList.remove("acting");
   }
 }
 
 const chosen = () => ({ model: state.model, phase: state.phase, options: state.models.find((model) => model.name === state.model)?.decide });
 
-$("what-if").addEventListener("click", () => act(async () => {
+$("what-if").addEventListener("click", () => runAction(async () => {
   const [model, phase] = [state.model, state.phase];
-  const asked = await whatIf(chosen());
+  const dryRun = await whatIf(chosen());
   if (model !== state.model || phase !== state.phase) return;
-  state.asked = asked;
-  put($("told"), `Dry run: ${sentence(asked.decision.reason)}`);
+  state.dryRun = dryRun;
+  setContent($("announcement"), `Dry run: ${sentence(dryRun.decision.reason)}`);
   show();
 }, $("what-if")));
-$("replan").addEventListener("click", () => act(() => replan(chosen()), $("replan")));
+$("replan").addEventListener("click", () => runAction(() => replan(chosen()), $("replan")));
 $("error-close").addEventListener("click", () => ($("error").hidden = true));
 $("model").addEventListener("change", () => choose(new URLSearchParams({ model: $("model").value })));
 $("phase").addEventListener("change", () => choose(new URLSearchParams({ model: state.model, phase: $("phase").value })));
@@ -368,16 +371,16 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden) fetchModels();
 });
 
-/** Begins anew, with another token. */
+/** Starts again with another token. */
 function restart() {
   state.stop?.abort();
-  Object.assign(state, { model: null, phase: null, view: null, history: null, asked: null, live: false });
+  Object.assign(state, { model: null, phase: null, view: null, history: null, dryRun: null, live: false });
   $("page").hidden = true;
   fetchModels();
 }
 
 fetchModels();
-setInterval(link, 1000);
+setInterval(showLink, 1000);
 setInterval(() => !document.hidden && !state.live && state.model !== null && refresh(), POLL);
 setInterval(() => !document.hidden && (state.model === null || state.phase === null) && $("token").hidden && fetchModels(), POLL);
 setInterval(() => !document.hidden && state.model !== null && fetchModels(), MODELS);

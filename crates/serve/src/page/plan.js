@@ -1,71 +1,73 @@
-// The plan that was last considered: what it would change or has changed, what that gains, and why it was made or not.
+// The plan that was last considered: its moves, their gain, and the reason for or against them.
 
-import { $, amount, bytes, count, counted, el, percent, put, ratio, sentence } from "./words.js";
+import { $, amount, bytes, count, counted, el, percent, setContent, ratio, sentence } from "./format.js";
 
-/** Moves that are listed before somebody asks for all. */
+/** The number of moves that are listed at first. */
 const FEW = 6;
 let all = false;
 let shown = null;
 
 const TITLES = {
-  acted: "What the last plan changed",
-  dry_run: "What the next plan would change",
+  applied: "Changes of the last plan",
+  dry_run: "Changes of the next plan",
   kept: "Why the plan is kept",
-  passed_over: "Why the plan is kept",
+  skipped: "Why the plan is kept",
   failed: "Why the plan is kept",
 };
 
-/** `next` as the service gives it, and the decision that belongs to it where that is known. */
-export function showNext(next, decision, options) {
-  const outcome = decision?.outcome ?? next?.outcome;
-  put($("next-title"), next ? TITLES[outcome] ?? TITLES.dry_run : "What the next plan would change");
-  if (!next) {
-    put($("next-say"), "No plan was considered yet.");
-    put($("next-facts"));
+/**
+ * Shows a plan. `preview` has the form of the service. `decision` considered it, and may be undefined.
+ */
+export function showPreview(preview, decision, options) {
+  const outcome = decision?.outcome ?? preview?.outcome;
+  setContent($("next-title"), (preview && TITLES[outcome]) || TITLES.dry_run);
+  if (!preview) {
+    setContent($("next-say"), "No plan was considered yet.");
+    setContent($("next-facts"));
   } else {
-    put($("next-say"), headline(next, decision, outcome));
-    put($("next-facts"), ...facts(next, decision, options, outcome));
+    setContent($("next-say"), headline(preview, decision, outcome));
+    setContent($("next-facts"), ...facts(preview, decision, options, outcome));
   }
-  if (shown !== next) {
-    const same = shown && next && JSON.stringify(shown.moves) === JSON.stringify(next.moves);
+  if (shown !== preview) {
+    const same = shown && preview && JSON.stringify(shown.moves) === JSON.stringify(preview.moves);
     if (!same) all = false;
-    shown = next;
+    shown = preview;
     if (!same || !$("moves-rows").firstChild) moves();
   }
 }
 
-export function headline(next, decision, outcome) {
-  const { before, after, bound } = next.imbalance;
-  const layers = new Set(next.moves.map((move) => move.layer)).size;
-  const what = next.moves.length > 0 ? `${counted(next.moves.length, "move")} in ${counted(layers, "layer")}` : "It";
+export function headline(preview, decision, outcome) {
+  const { before, after, bound } = preview.imbalance;
+  const layers = new Set(preview.moves.map((move) => move.layer)).size;
+  const what = preview.moves.length > 0 ? `${counted(preview.moves.length, "move")} in ${counted(layers, "layer")}` : "It";
   const change = `the imbalance from ${ratio(before)} to ${ratio(after)}, where ${ratio(bound)} is the least possible`;
-  // Where a rank is gone, it may well rise.
-  if (outcome === "acted") return `${what} ${after > before ? "took" : "lowered"} ${change}.`;
+  // After the loss of a rank the imbalance may rise.
+  if (outcome === "applied") return `${what} ${after > before ? "took" : "lowered"} ${change}.`;
   if (what !== "It" || after !== before) return `${what} would ${after > before ? "take" : "lower"} ${change}.`;
   return `Nothing would be moved: the imbalance stays at ${ratio(before)}, where ${ratio(bound)} is the least possible.`;
 }
 
-/** Term and text, several. */
-export function facts(next, decision, options, outcome = decision?.outcome) {
+/** Returns pairs of terms and texts. */
+export function facts(preview, decision, options, outcome = decision?.outcome) {
   const list = [];
   const fact = (term, text) => list.push(el("dt", null, term), el("dd", null, text));
   if (decision) {
-    const stays = outcome === "acted" || outcome === "dry_run" ? "Why" : "Why not";
+    const stays = outcome === "applied" || outcome === "dry_run" ? "Why" : "Why not";
     fact(stays, sentence(decision.reason));
     if (decision.gain > 0) {
-      fact("Expected gain", `${amount(decision.gain)} balanced batches of a layer within ${counted(options?.horizon ?? 0, "step")}${decision.cost > 0 ? `, for ${amount(decision.cost)} that the copies cost` : ""}`);
+      fact("Expected gain", `${amount(decision.gain)} balanced batches of a layer within ${counted(options?.horizon ?? 0, "step")}${decision.cost > 0 ? `, for ${amount(decision.cost)} of transfer cost` : ""}`);
     }
-    if (next.moves.length > 0) {
+    if (preview.moves.length > 0) {
       fact("To copy", decision.bytes === null || decision.bytes === undefined || decision.bytes === 0
-        ? `${counted(next.moves.length, "expert")}; what an expert weighs is not stated`
+        ? `${counted(preview.moves.length, "expert")}; the size of an expert is not stated`
         : `${bytes(decision.bytes)}, ${bytes(decision.busiest_bytes ?? 0)} of it to the busiest receiver`);
     }
-    if (decision.moves_left_out > 0) fact("Left out", `${counted(decision.moves_left_out, "move")} that would not pay`);
+    if (decision.rejected_moves > 0) fact("Left out", `${counted(decision.rejected_moves, "move")} that would not pay`);
   }
   return list;
 }
 
-/** What copies cost and may take; what is assumed is said so. */
+/** Shows the cost of transfers and the time that they may take, and marks assumed values. */
 export function showCopies(copies, observed) {
   const assumed = (key) => (copies.assumed.includes(key) ? " (assumed)" : "");
   const copy = `A copy takes ${amount(copies.expert_ms)} ms: an expert of ${copies.model}${assumed("model")} over ${count(copies.link_gbps)} Gbit/s${assumed("link_gbps")}`;
@@ -74,10 +76,10 @@ export function showCopies(copies, observed) {
     : `Copies may take ${percent(copies.copy_share)} of the time, at ${copies.step_ms} ms a step`;
   const fast = copies.copy_share !== null && observed !== null && observed < 0.8 * copies.step_ms
     ? ` Steps come every ${amount(observed)} ms: copies may take up to ${percent((copies.copy_share * copies.step_ms) / observed)} of the time. State step_ms.` : "";
-  put($("copies"), `${copy}, ${price}. ${share}; so far they took ${percent(copies.spent_share)}.${fast}`);
+  setContent($("copies"), `${copy}, ${price}. ${share}; so far they took ${percent(copies.spent_share)}.${fast}`);
 }
 
-/** One line per move. */
+/** Returns one row per move. */
 export function moveRows(list) {
   return list.map(({ layer, expert, from, to, slot }) => {
     const cells = [String(expert), from === null || from === undefined ? "lost: from outside" : `rank ${from}`, `rank ${to}`, String(slot)];
@@ -89,7 +91,7 @@ function moves() {
   const list = shown?.moves ?? [];
   $("moves").hidden = list.length === 0;
   $("moves-more").hidden = list.length <= FEW;
-  put($("moves-more"), all ? "Fewer" : `All ${count(list.length)} moves`);
+  setContent($("moves-more"), all ? "Fewer" : `All ${count(list.length)} moves`);
   $("moves-more").setAttribute("aria-expanded", all);
   $("moves-rows").replaceChildren(...moveRows(all ? list : list.slice(0, FEW)));
 }

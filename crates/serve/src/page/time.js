@@ -1,6 +1,7 @@
-// The imbalance over time: mean and worst layer as lines, re-planning as marks, and a slider below that reads any step.
+// The imbalance over time: mean and worst layer as lines, re-plannings as marks, and a slider for single
+// steps.
 
-import { $, count, put, ratio, OUTCOMES } from "./words.js";
+import { $, count, setContent, ratio, OUTCOMES } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 240;
@@ -16,7 +17,9 @@ function svg(tag, attributes, text) {
   return node;
 }
 
-/** Ratios from 1 upwards onto 0 to 1: evenly, or stretched near 1 where small differences matter (as in reports). */
+/**
+ * Maps ratios from 1 upwards to 0 to 1: evenly, or stretched near 1 for small differences (as in reports).
+ */
 function axis(top, detail) {
   top = Math.max(Number.isFinite(top) ? top : 1.01, 1.01);
   const knee = top - 1 > 8 * detail ? Math.min(Math.max(detail, 0.005), 1) : null;
@@ -29,7 +32,7 @@ function axis(top, detail) {
   return { at, ticks };
 }
 
-export class Time {
+export class Timeline {
   constructor() {
     this.box = $("time");
     this.slider = $("time-at");
@@ -107,24 +110,24 @@ export class Time {
     this.read(at);
   }
 
-  /** Decisions above the lines: a flag for each that changed the plan. */
+  /** Draws the decisions above the lines, with a flag for each one that changed the plan. */
   marks(root, first) {
     const within = this.decisions.filter((decision) => decision.accepted >= first);
     const crowded = within.length > 60;
-    const flags = within.filter((decision) => decision.outcome === "acted").map((decision) => this.x(decision.accepted));
+    const flags = within.filter((decision) => decision.outcome === "applied").map((decision) => this.x(decision.accepted));
     for (const decision of within) {
       const x = this.x(decision.accepted);
-      const acted = decision.outcome === "acted";
-      if (crowded && !acted) continue;
+      const applied = decision.outcome === "applied";
+      if (crowded && !applied) continue;
       const group = svg("g", { class: `flag ${decision.outcome}` });
-      if (acted) {
+      if (applied) {
         group.append(svg("line", { x1: x, x2: x, y1: TOP - 4, y2: HEIGHT - BELOW }));
         group.append(svg("path", { d: `M${x} ${TOP - 4}l-4 -7h8z` }));
       } else {
         group.append(svg("circle", { cx: x, cy: TOP - 8, r: 2.5 }));
       }
-      // Its number, where there is room before the next flag and the edge.
-      if (acted && x + 24 < this.box.clientWidth && flags.every((other) => other <= x || other > x + 24)) {
+      // Add the number if there is room before the next flag and the edge.
+      if (applied && x + 24 < this.box.clientWidth && flags.every((other) => other <= x || other > x + 24)) {
         group.append(svg("text", { x: x + 6, y: TOP - 7, class: "start" }, String(decision.plan)));
       }
       group.append(svg("title", {}, `decision ${decision.number}: ${OUTCOMES[decision.outcome] ?? decision.outcome}`));
@@ -135,9 +138,9 @@ export class Time {
   words(seen) {
     if (seen.length === 0) return "No step yet.";
     const [begin, end] = [seen[0], seen.at(-1)];
-    const acted = this.decisions.filter((decision) => decision.outcome === "acted" && decision.accepted >= begin.accepted);
+    const applied = this.decisions.filter((decision) => decision.outcome === "applied" && decision.accepted >= begin.accepted);
     return `Imbalance from step ${begin.accepted} to ${end.accepted}: mean ${ratio(begin.mean)} at first, ${ratio(end.mean)} now; ` +
-      `re-planned ${acted.length} times. The slider below reads single steps.`;
+      `re-planned ${applied.length} times. The slider below reads single steps.`;
   }
 
   hover(event) {
@@ -150,11 +153,11 @@ export class Time {
     this.read(best, false);
   }
 
-  /** Says what was at a point, and marks it. */
+  /** Shows the values at a point, and marks it. */
   read(at, spoken = true) {
     const point = this.seen?.[at];
     for (const node of [this.cursor, this.dot]) if (node) node.style.display = point ? "" : "none";
-    if (!point) return put($("time-reading"), "\u00a0");
+    if (!point) return setContent($("time-reading"), "\u00a0");
     const x = this.x(point.accepted);
     for (const [name, value] of [["x1", x], ["x2", x]]) this.cursor.setAttribute(name, value);
     this.dot.setAttribute("cx", x);
@@ -164,12 +167,15 @@ export class Time {
     const decided = here ? `; decision ${here.number}: ${OUTCOMES[here.outcome] ?? here.outcome}` : "";
     const plan = point.plan === 0 ? "no plan" : `plan ${point.plan}`;
     const words = `${which}: mean ${ratio(point.mean)}, worst layer ${ratio(point.max)}, least possible ${ratio(point.bound)}, ${plan}${decided}`;
-    put($("time-reading"), words);
+    setContent($("time-reading"), words);
     if (spoken) this.slider.setAttribute("aria-valuetext", words);
   }
 }
 
-/** About a point for each pixel: means of neighbours, but of their worst layers the worst, so that no peak is lost. */
+/**
+ * Returns about one point per pixel. It has the means of its neighbours but the maximum of their worst
+ * layers, so that no peak is lost.
+ */
 function thin(points, pixels) {
   const each = Math.ceil(points.length / Math.max(pixels, 1));
   if (each <= 1) return points;

@@ -1,34 +1,40 @@
-//! Why the store cannot be used, and what to do about it.
+//! Errors of the store, with advice for the operator.
 
-use super::store::SCHEMA;
+use super::SCHEMA;
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Why the store cannot be used.
+/// Error of a store that cannot be used.
 #[derive(Debug, Clone, Error)]
 #[non_exhaustive]
-pub enum StoreError {
-    /// No room left, or over a quota.
+pub enum StateStoreError {
+    /// The disk is full, or a disk quota is exceeded.
     #[error("the disk with the store {0} is full: make room, or start with another --data folder")]
     Full(PathBuf),
-    /// Another process has it.
+    /// Another process uses the store.
     #[error(
         "the store {0} is in use: another evenkeel serves from it; stop that, or start with another --data folder"
     )]
     InUse(PathBuf),
-    /// The bytes are not those of a store.
+    /// The file is no intact store.
     #[error(
-        "the store {path} is damaged ({reason}): move it away (mv {path} {path}.damaged) and start again; history begins anew, \
-         plans are made again after the first steps"
+        "the store {path} is damaged ({reason}): move it away (mv {path} {path}.damaged) and start again; history starts over, \
+         and new plans follow after the first steps"
     )]
     Corrupt {
         /// The file.
         path: String,
-        /// What was found.
+        /// The damage.
         reason: String,
     },
-    /// Written by another version.
+    /// The file was removed or replaced after it was opened.
+    #[error(
+        "the store {0} was {1} while it was in use: nothing more is stored; stop the service, bring the file back, and \
+         start again"
+    )]
+    Gone(PathBuf, &'static str),
+    /// Another version wrote the file.
     #[error(
         "the store {path} has layout {found} (written by evenkeel {by}), this evenkeel {ours} reads layout {SCHEMA}: {advice}",
         ours = env!("CARGO_PKG_VERSION")
@@ -36,56 +42,62 @@ pub enum StoreError {
     Schema {
         /// The file.
         path: String,
-        /// Its layout.
+        /// The layout of the file.
         found: String,
-        /// Who wrote it.
+        /// The version of evenkeel that wrote it.
         by: String,
-        /// What to do.
+        /// The advice for the operator.
         advice: &'static str,
     },
-    /// Something else went wrong.
+    /// Another error occurred.
     #[error("the store {path}: {reason}")]
     Io {
         /// The file.
         path: String,
-        /// What went wrong.
+        /// The error.
         reason: String,
     },
 }
 
-/// The store's library answers most damage with errors, some of it with a panic: damage is what that is told as.
-pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+/// Turns a panic of the store's library into an error. The library reports most damage as errors, but panics
+/// on some.
+pub(super) fn catch_panic<T>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, StateStoreError>,
+) -> Result<T, StateStoreError> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let said = panic
+        let message = panic
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(corrupt(path, said.unwrap_or("unreadable").lines().next().unwrap_or_default()))
+        Err(corrupt_error(path, message.unwrap_or("unreadable").lines().next().unwrap_or_default()))
     })
 }
 
-pub(super) fn corrupt(path: &Path, reason: impl Into<String>) -> StoreError {
-    StoreError::Corrupt { path: path.display().to_string(), reason: reason.into() }
+pub(super) fn corrupt_error(path: &Path, reason: impl Into<String>) -> StateStoreError {
+    StateStoreError::Corrupt { path: path.display().to_string(), reason: reason.into() }
 }
 
-pub(super) fn of_io(path: &Path, error: &io::Error) -> StoreError {
+pub(super) fn io_error(path: &Path, error: &io::Error) -> StateStoreError {
     use io::ErrorKind as Kind;
     match error.kind() {
-        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => StoreError::Full(path.to_owned()),
-        Kind::InvalidData | Kind::UnexpectedEof => corrupt(path, error.to_string()),
-        _ => StoreError::Io { path: path.display().to_string(), reason: error.to_string() },
+        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => {
+            StateStoreError::Full(path.to_owned())
+        }
+        Kind::InvalidData | Kind::UnexpectedEof => corrupt_error(path, error.to_string()),
+        _ => StateStoreError::Io { path: path.display().to_string(), reason: error.to_string() },
     }
 }
 
-pub(super) fn of_redb(path: &Path, error: redb::Error) -> StoreError {
+pub(super) fn redb_error(path: &Path, error: redb::Error) -> StateStoreError {
     match error {
-        redb::Error::DatabaseAlreadyOpen => StoreError::InUse(path.to_owned()),
-        redb::Error::Corrupted(reason) => corrupt(path, reason),
-        redb::Error::UpgradeRequired(version) => corrupt(path, format!("file format {version}")),
+        redb::Error::DatabaseAlreadyOpen => StateStoreError::InUse(path.to_owned()),
+        redb::Error::Corrupted(reason) => corrupt_error(path, reason),
+        redb::Error::UpgradeRequired(version) => corrupt_error(path, format!("file format {version}")),
         redb::Error::TableTypeMismatch { .. }
         | redb::Error::TableIsMultimap(_)
-        | redb::Error::TableDoesNotExist(_) => corrupt(path, error.to_string()),
-        redb::Error::Io(error) => of_io(path, &error),
-        error => StoreError::Io { path: path.display().to_string(), reason: error.to_string() },
+        | redb::Error::TableDoesNotExist(_) => corrupt_error(path, error.to_string()),
+        redb::Error::Io(error) => io_error(path, &error),
+        error => StateStoreError::Io { path: path.display().to_string(), reason: error.to_string() },
     }
 }

@@ -1,133 +1,133 @@
-//! What the service tells about itself: decisions, moves, points of its history. Plain data, as JSON shows it.
+//! The documents that the service publishes as JSON: decisions, moves, and points of the history.
 
-use super::Phase;
+use crate::Phase;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Why a decision was due.
+/// The trigger of a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
-    /// Enough steps for a first plan.
+    /// The steps suffice for a first plan.
     First,
-    /// `every` steps since the last decision.
+    /// `every` steps passed since the last decision.
     Interval,
-    /// The imbalance rose by more than `drift` above what the last decision expected.
+    /// The imbalance exceeds the one that the last decision expected by more than `drift`.
     Drift,
-    /// Somebody asked.
-    Asked,
-    /// A rank is gone.
+    /// A client asked for the decision.
+    Manual,
+    /// A rank is down.
     RankDown,
-    /// A rank is back.
+    /// A rank is up again.
     RankUp,
 }
 
-/// What came of a decision.
+/// The outcome of a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// A new plan is in force.
-    Acted,
-    /// The plan in force stays.
+pub enum DecisionOutcome {
+    /// A new plan is the current one.
+    Applied,
+    /// The current plan stays.
     Kept,
-    /// A new plan would be in force, were this not a dry run.
+    /// A new plan was found, but is not published because of a dry run.
     DryRun,
-    /// The service was too far behind its loads to plan.
-    PassedOver,
-    /// It could not be planned or stored; the plan in force stays.
+    /// The service lagged too far behind its loads to plan.
+    Skipped,
+    /// The decision could not be planned or stored. The current plan stays.
     Failed,
 }
 
-/// Mean peak over mean load of all layers on the latest steps, the least that any placement could have had included.
+/// The mean imbalance of all layers on the latest steps, and its bound.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Imbalances {
-    /// With the plan that was in force.
+    /// The imbalance on the plan before the decision.
     pub before: f64,
-    /// With the plan that was considered, as far as its moves pay.
+    /// The imbalance on the considered plan, without moves that do not pay.
     pub after: f64,
-    /// What no placement can be below: ceil(total / ranks) in every batch.
+    /// The bound of any placement: ceil(total / ranks) in every batch.
     pub bound: f64,
 }
 
-/// One decision, acted upon or not, and why.
+/// One decision and its reason, whether or not it changed the plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Decision {
-    /// Decisions of this phase are numbered from 1.
+    /// The number of the decision. Decisions of a phase are numbered from 1.
     pub number: u64,
     /// The phase.
     pub phase: Phase,
-    /// Id of the last step that it looked at.
+    /// The id of the last step before the decision.
     pub step: Option<u64>,
-    /// How many steps had been accepted by then.
+    /// The number of steps accepted before the decision.
     pub accepted: u64,
-    /// Why it was due.
+    /// The trigger.
     pub trigger: Trigger,
-    /// What came of it.
-    pub outcome: Outcome,
-    /// Why, in a sentence.
+    /// The outcome.
+    pub outcome: DecisionOutcome,
+    /// The reason, in a sentence.
     pub reason: String,
-    /// Version of the plan in force afterwards.
+    /// The version of the current plan after the decision.
     pub plan: u64,
-    /// Steps that before and after were compared on, by exact splits.
+    /// The number of steps on which both plans were compared by exact splits.
     pub judged_steps: usize,
-    /// Before, after and the bound, on those.
+    /// The imbalances of both plans on these steps, and the bound.
     pub imbalance: Imbalances,
-    /// Experts that ranks newly hold.
+    /// The number of experts that ranks newly hold.
     pub moves: usize,
-    /// Layers in which something moves.
+    /// The number of layers with moves.
     pub layers: usize,
-    /// Moves that the policy proposed and that would not pay.
-    pub moves_left_out: usize,
-    /// Bytes of weights to copy, where the model is known.
+    /// The number of moves that the policy proposed and that do not pay for themselves.
+    pub rejected_moves: usize,
+    /// The bytes of weights to transfer, if the model is known.
     pub bytes: Option<u64>,
-    /// Bytes that the busiest receiver gets.
+    /// The bytes that the busiest receiver gets.
     pub busiest_bytes: Option<u64>,
-    /// Expected gain over the horizon, in perfectly balanced batches of one layer.
+    /// The expected gain over the horizon, in perfectly balanced batches of one layer.
     pub gain: f64,
-    /// Cost of the moves, in the same unit.
+    /// The cost of the moves, in the same unit.
     pub cost: f64,
-    /// Milliseconds that the copies take, one after the other over one link.
-    #[serde(default)]
+    /// The milliseconds that the transfers take, one after the other over one link.
     pub copy_ms: f64,
-    /// Milliseconds that planning and judging took.
-    pub took_ms: f64,
-    /// Seconds since 1970 by the service's clock, for display.
-    pub at: u64,
+    /// The milliseconds that planning and judging took.
+    pub duration_ms: f64,
+    /// The seconds since 1970 by the service's clock, for display.
+    pub timestamp_unix_s: u64,
 }
 
-/// The price of copies, stated or assumed, and the time that they may take and took.
+/// The stated or assumed cost of transfers, the time that they may take, and the time that they took.
 ///
 /// Time is that of accepted steps, `step_ms` each.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 pub struct CopyStatus {
-    /// The model whose experts are copied.
+    /// The model whose experts are transferred.
     pub model: String,
-    /// The GPU that a balanced batch runs on.
+    /// The GPU on which a balanced batch runs.
     pub gpu: String,
-    /// Gigabits per second that a rank receives.
+    /// The bandwidth at which a rank receives, in gigabits per second.
     pub link_gbps: u64,
-    /// Which of `model`, `gpu` and `link_gbps` are assumed, as the shape does not state them.
+    /// The keys among `model`, `gpu` and `link_gbps` that are assumed, because the shape does not state them.
     pub assumed: Vec<String>,
-    /// Milliseconds that one expert takes over the link.
+    /// The milliseconds of one expert's transfer over the link.
     pub expert_ms: f64,
-    /// The stated price of a move; null where it follows from the above.
+    /// The stated price of a move. Null means that it follows from the keys above.
     pub move_cost: Option<f64>,
-    /// Milliseconds that a step is assumed to take.
+    /// The assumed milliseconds of a step.
     pub step_ms: f64,
-    /// Share of the time that copies may take; null: no limit.
+    /// The share of the time that transfers may take. Null means no limit.
     pub copy_share: Option<f64>,
-    /// Milliseconds of all accepted steps.
+    /// The milliseconds of all accepted steps.
     pub passed_ms: f64,
-    /// Milliseconds of all copies after the first plan, one after the other over one link.
+    /// The milliseconds of all transfers after the first plan, one after the other over one link.
     pub spent_ms: f64,
-    /// Their share of the time.
+    /// The share of the transfers in the time of all accepted steps.
     pub spent_share: f64,
-    /// Milliseconds that copies may take now; negative after copies that could not wait, null without a limit.
+    /// The milliseconds that transfers may take now. Negative after transfers that could not wait, null
+    /// without a limit.
     pub available_ms: Option<f64>,
 }
 
-/// Writes a share in percent, with the digits that it was given with.
-pub(super) fn percent(share: f64) -> String {
+/// Returns a share in percent, with the digits with which it was stated.
+pub(crate) fn format_percent(share: f64) -> String {
     format!("{} %", (share * 1e8).round() / 1e6)
 }
 
@@ -149,55 +149,60 @@ impl std::fmt::Display for CopyStatus {
         }
         match self.copy_share {
             Some(share) => {
-                write!(f, "; copies may take {} of the time, at {} ms a step", percent(share), self.step_ms)
+                write!(
+                    f,
+                    "; copies may take {} of the time, at {} ms a step",
+                    format_percent(share),
+                    self.step_ms
+                )
             }
             None => write!(f, "; copies may take any time"),
         }
     }
 }
 
-/// One expert copied to a rank.
+/// A move: the weights of one expert copied to a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MoveRecord {
-    /// Real layer id.
+    /// The real layer id.
     pub layer: u32,
-    /// Logical expert.
+    /// The logical expert.
     pub expert: u32,
-    /// A rank that holds it before; none where its last copy was lost.
+    /// A rank that held the expert before. Null if its last replica was lost.
     pub from: Option<u32>,
     /// The rank that newly holds it.
     pub to: u32,
-    /// The slot it goes to.
+    /// The slot that receives it.
     pub slot: u32,
 }
 
-/// A stretch of steps in the history of the imbalance.
+/// Consecutive steps, as one point in the history of the imbalance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Point {
-    /// Steps accepted by its end.
+pub struct HistoryPoint {
+    /// The number of steps accepted up to the end of the point.
     pub accepted: u64,
-    /// Id of its last step.
+    /// The id of the last step of the point.
     pub step: u64,
-    /// Steps in it.
+    /// The number of steps in the point.
     pub steps: u32,
-    /// Mean over steps and layers of peak over mean, exact splits on the plan in force.
+    /// The mean imbalance over steps and layers, by exact splits on the current plan.
     pub mean: f64,
-    /// The worst layer's in the worst step.
+    /// The imbalance of the worst layer in the worst step.
     pub max: f64,
-    /// Least mean that any placement could have had.
+    /// The mean bound of any placement.
     pub bound: f64,
-    /// Version of the plan in force at its end.
+    /// The version of the current plan at the end of the point.
     pub plan: u64,
-    /// Seconds since 1970 at which its last step was looked at, for display.
-    pub at: u64,
+    /// The seconds since 1970 at which the last step was processed, for display.
+    pub timestamp_unix_s: u64,
 }
 
-impl Point {
-    /// Two stretches as one; `self` comes first.
-    pub(crate) fn joined(self, later: Point) -> Point {
+impl HistoryPoint {
+    /// Returns two adjacent points as one. `self` is the earlier one.
+    pub(crate) fn merge_with(self, later: HistoryPoint) -> HistoryPoint {
         let (a, b) = (f64::from(self.steps), f64::from(later.steps));
         let mean = |x: f64, y: f64| (a * x + b * y) / (a + b);
-        Point {
+        HistoryPoint {
             steps: self.steps + later.steps,
             mean: mean(self.mean, later.mean),
             max: self.max.max(later.max),
@@ -205,9 +210,4 @@ impl Point {
             ..later
         }
     }
-}
-
-/// Seconds since 1970; 0 for a clock set before that.
-pub(crate) fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,10 +1,10 @@
-//! What is posted: token counts of one or several steps of one phase.
+//! Posted loads: token counts of one or several steps of one phase.
 //!
-//! In: a JSON body (the binary form is [`super::binary`]). Out: [`Loads`], checked: layers ascending, counts of every layer
-//! and expert, no step id twice.
+//! Input is a JSON body ([`super::loads_json`]) or the binary form ([`super::binary`]). Output is checked
+//! [`Loads`]: the layers ascend, every layer and expert has a count, and step ids are unique.
 
-use super::Phase;
-use crate::trace::{MAX_EXPERTS, MAX_LAYERS};
+use crate::Phase;
+use evenkeel::trace::{MAX_EXPERTS, MAX_LAYERS};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
@@ -12,45 +12,45 @@ use std::sync::Arc;
 use thiserror::Error;
 use utoipa::ToSchema;
 
-/// Most steps in one post.
-pub const MAX_POSTED: usize = 4096;
+/// The most steps in one post.
+pub const MAX_POSTED_STEPS: usize = 4096;
 
 /// The token counts of consecutive steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loads {
-    /// The phase that they come from.
+    /// The phase of the steps.
     pub phase: Phase,
     /// Real layer ids, ascending, `[L]`.
     pub layers: Vec<u32>,
-    /// Logical experts per layer, `E`.
+    /// The number of logical experts per layer, `E`.
     pub experts: usize,
     /// The steps, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<StepLoads>,
 }
 
 /// One step: a batch of every layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
-    /// The poster's number of it. Posting the same number again changes nothing.
+pub struct StepLoads {
+    /// The poster's number of the step. A second post of the same number changes nothing.
     pub id: u64,
-    /// Tokens, `[L][E]`.
+    /// The token counts, `[L][E]`.
     pub counts: Arc<[u32]>,
 }
 
-/// Why posted loads were refused.
+/// Error of invalid loads.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{at}: {found}, expected {expected}")]
 pub struct LoadsError {
-    /// The key, or byte offset, that is wrong.
+    /// The key or byte offset of the error.
     pub at: String,
-    /// What is there.
+    /// The actual value.
     pub found: String,
-    /// What should be.
+    /// The expected value.
     pub expected: String,
 }
 
 impl LoadsError {
-    /// An error at a place.
+    /// Returns an error at a place.
     pub fn new(at: impl Into<String>, found: impl Into<String>, expected: impl Into<String>) -> Self {
         Self { at: at.into(), found: found.into(), expected: expected.into() }
     }
@@ -60,12 +60,12 @@ impl LoadsError {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadsBody {
-    /// The phase that they come from; `all` where it is not told apart.
+    /// The phase of the steps. `all` means that phases are not distinguished.
     #[serde(default)]
     pub phase: Phase,
-    /// Real ids of the layers that `counts` has, ascending; 0, 1, 2, .. where not given.
+    /// The real layer ids of the rows of `counts`, ascending. The default is 0, 1, 2, ..
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    // A format of 32 bits would be read as signed; numbers from 2^32 are refused.
+    // A 32-bit format in OpenAPI means signed numbers. The reader itself refuses ids from 2^32.
     #[schema(min_items = 1, max_items = 4096, value_type = Option<Vec<u64>>)]
     pub layers: Option<Vec<u32>>,
     /// The steps, in order.
@@ -80,47 +80,15 @@ pub struct StepBody {
     /// The poster's number of the step; below 2^63.
     #[schema(maximum = 9_223_372_036_854_775_807_u64)]
     pub step: u64,
-    /// Tokens that each expert of each layer drew, `[layer][expert]`, below 2^32 each.
+    /// The token counts of each expert of each layer, `[layer][expert]`, below 2^32 each.
     #[schema(min_items = 1, max_items = 4096, value_type = Vec<Vec<u64>>)]
     pub counts: Vec<Vec<u32>>,
 }
 
 impl Loads {
-    /// Reads and checks a JSON body.
-    ///
-    /// # Errors
-    /// [`LoadsError`] names the key that is wrong, for text that is no JSON line and column.
-    pub fn from_json(body: &[u8]) -> Result<Self, LoadsError> {
-        let body: LoadsBody = serde_json::from_slice(body).map_err(|error| {
-            let at = format!("line {}, column {}", error.line(), error.column());
-            LoadsError::new(at, error.to_string(), "{\"steps\": [{\"step\": 0, \"counts\": [[..], ..]}, ..]}")
-        })?;
-        let first = body.steps.first().ok_or_else(|| LoadsError::new("steps", "no step", "one at least"))?;
-        let experts = first.counts.first().map_or(0, Vec::len);
-        let layers = body.layers.unwrap_or_else(|| (0..first.counts.len() as u32).collect());
-        let mut steps = Vec::with_capacity(body.steps.len());
-        for (at, step) in body.steps.iter().enumerate() {
-            let key = |rest: &str| format!("steps[{at}].counts{rest}");
-            if step.counts.len() != layers.len() {
-                let found = format!("{} layers", step.counts.len());
-                return Err(LoadsError::new(key(""), found, format!("{}", layers.len())));
-            }
-            let mut counts = Vec::with_capacity(layers.len() * experts);
-            for (layer, row) in step.counts.iter().enumerate() {
-                if row.len() != experts {
-                    let found = format!("{} experts", row.len());
-                    return Err(LoadsError::new(key(&format!("[{layer}]")), found, format!("{experts}")));
-                }
-                counts.extend_from_slice(row);
-            }
-            steps.push(Step { id: step.step, counts: counts.into() });
-        }
-        Self { phase: body.phase, layers, experts, steps }.checked()
-    }
-
-    /// The JSON body that reads as these loads.
+    /// Returns the JSON body that parses to these loads.
     pub fn to_body(&self) -> LoadsBody {
-        let rows = |step: &Step| step.counts.chunks(self.experts.max(1)).map(<[u32]>::to_vec).collect();
+        let rows = |step: &StepLoads| step.counts.chunks(self.experts.max(1)).map(<[u32]>::to_vec).collect();
         LoadsBody {
             phase: self.phase,
             layers: Some(self.layers.clone()),
@@ -128,11 +96,11 @@ impl Loads {
         }
     }
 
-    /// Holds them to what every form has to keep to.
+    /// Checks the conditions that hold for both forms.
     ///
     /// # Errors
-    /// [`LoadsError`] names what does not hold.
-    pub fn checked(self) -> Result<Self, LoadsError> {
+    /// [`LoadsError`] names the violated condition.
+    pub fn validate(self) -> Result<Self, LoadsError> {
         let err = |at: &str, found: String, expected: String| Err(LoadsError::new(at, found, expected));
         if !(1..=MAX_EXPERTS).contains(&self.experts) {
             return err("experts", self.experts.to_string(), format!("1 to {MAX_EXPERTS}"));
@@ -143,8 +111,8 @@ impl Loads {
         if self.layers.last().is_some_and(|&last| last as usize >= MAX_LAYERS) {
             return err("layers", format!("{:?}", self.layers.last()), format!("ids below {MAX_LAYERS}"));
         }
-        if !(1..=MAX_POSTED).contains(&self.steps.len()) {
-            return err("steps", format!("{} steps", self.steps.len()), format!("1 to {MAX_POSTED}"));
+        if !(1..=MAX_POSTED_STEPS).contains(&self.steps.len()) {
+            return err("steps", format!("{} steps", self.steps.len()), format!("1 to {MAX_POSTED_STEPS}"));
         }
         let mut ids = BTreeSet::new();
         for step in &self.steps {
@@ -159,8 +127,9 @@ impl Loads {
     }
 }
 
-/// What tells two steps of the same shape apart: the first half of the SHA-256 of their counts.
-pub fn digest(counts: &[u32]) -> [u8; 16] {
+/// Returns the digest that distinguishes two steps of the same shape: the first half of the SHA-256 of their
+/// counts.
+pub fn counts_digest(counts: &[u32]) -> [u8; 16] {
     let mut hash = Sha256::new();
     let mut bytes = Vec::with_capacity(4 * 4096);
     for part in counts.chunks(4096) {

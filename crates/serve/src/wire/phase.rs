@@ -1,30 +1,30 @@
-//! Which part of serving a batch belongs to: prefill and decode route differently and may have plans of their own.
+//! The phases of serving. Prefill and decode route differently and may have separate plans.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use utoipa::ToSchema;
 
-/// The part of serving that loads come from. Each part that is fed has its own history, decisions and plan.
+/// The phase of serving from which loads come. Each phase has its own history, decisions and plan.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Not told apart.
+    /// Phases are not distinguished.
     #[default]
     All,
-    /// Prompts.
+    /// Prefill: the prompts.
     Prefill,
-    /// One token per request.
+    /// Decode: one token per request.
     Decode,
 }
 
 impl Phase {
-    /// Every phase, in the order of their codes.
+    /// All phases, in the order of their codes.
     pub const ALL: [Phase; 3] = [Phase::All, Phase::Prefill, Phase::Decode];
 
-    /// The name in URLs and documents.
+    /// Returns the name in URLs and documents.
     pub fn name(self) -> &'static str {
         match self {
             Phase::All => "all",
@@ -33,13 +33,13 @@ impl Phase {
         }
     }
 
-    /// The code in the binary form and in the store.
+    /// Returns the code in the binary form and in the store.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// The phase of a code.
-    pub fn of_code(code: u8) -> Option<Self> {
+    /// Returns the phase of a code.
+    pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()
     }
 }

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through the DevTools protocol over a pipe. Python's standard library alone."""
+"""A headless Chromium, driven by Python's standard library through the DevTools protocol over a pipe."""
 
 import base64
 import json
@@ -14,13 +14,13 @@ NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def find():
-    """The browser's path: what CHROMIUM names, or the first that is installed; None where there is none."""
+    """Returns the path of the browser: the value of CHROMIUM, or the first installed one, or None."""
     named = os.environ.get("CHROMIUM")
     return named or next((path for path in map(shutil.which, NAMES) if path), None)
 
 
 class Browser:
-    """One browser process; `page()` opens a tab."""
+    """A browser process. `page()` opens a tab."""
 
     def __init__(self, path):
         self.profile = tempfile.mkdtemp(prefix="evenkeel-page-")
@@ -31,7 +31,7 @@ class Browser:
                  f"--user-data-dir={self.profile}", "--remote-debugging-pipe"]
 
         def pipes():
-            # The protocol is spoken on 3 and 4; copies first, for these numbers may be taken by the pipes themselves.
+            # The protocol uses descriptors 3 and 4. The pipes may occupy them, so duplicate the pipes first.
             pair = os.dup(to_browser), os.dup(from_browser)
             for number, end in zip((3, 4), pair):
                 os.dup2(end, number, inheritable=True)
@@ -54,7 +54,7 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def send(self, method, params=None, session=None, seconds=30):
-        """One command; its result."""
+        """Sends one command and returns its result."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": params or {}}
         if session:
@@ -74,7 +74,7 @@ class Browser:
             self.events.append(reply)
 
     def receive(self, seconds):
-        """The next message, or None."""
+        """Returns the next message, or None."""
         until = time.monotonic() + seconds
         while b"\0" not in self.rest:
             left = until - time.monotonic()
@@ -96,7 +96,7 @@ class Page:
 
     def __init__(self, browser, url, width, height, scheme="light", mobile=False, scale=1, motion="no-preference"):
         self.browser = browser
-        # A context of its own: no tab sees the session storage of another.
+        # Every tab has its own context, so that no tab sees the session storage of another.
         self.context = browser.send("Target.createBrowserContext")["browserContextId"]
         target = browser.send("Target.createTarget", {"url": "about:blank", "browserContextId": self.context})
         self.session = browser.send("Target.attachToTarget", {"targetId": target["targetId"], "flatten": True})["sessionId"]
@@ -120,7 +120,7 @@ class Page:
         self.browser.send("Target.disposeBrowserContext", {"browserContextId": self.context})
 
     def eval(self, expression, seconds=30):
-        """The value of a JavaScript expression; promises are awaited."""
+        """Returns the value of a JavaScript expression. Awaits promises."""
         params = {"expression": expression, "returnByValue": True, "awaitPromise": True}
         result = self.send("Runtime.evaluate", params, seconds=seconds)
         if "exceptionDetails" in result:
@@ -129,7 +129,7 @@ class Page:
         return result["result"].get("value")
 
     def wait(self, expression, seconds=20):
-        """Waits until an expression is true; its value."""
+        """Waits until an expression is true, and returns its value."""
         until = time.monotonic() + seconds
         while True:
             try:
@@ -147,7 +147,7 @@ class Page:
         return self.eval(f"document.querySelector({json.dumps(selector)})?.innerText ?? null")
 
     def click(self, selector):
-        """A click of the mouse, where the element is once it stays there, and nothing lies over it."""
+        """Clicks an element once it has stopped moving and nothing covers it."""
         place = self.eval(f"""(async () => {{
             const [node, again] = [document.querySelector({json.dumps(selector)}), () => new Promise((go) => setTimeout(go, 50))];
             let before = "";
@@ -177,7 +177,7 @@ class Page:
         self.send("Input.insertText", {"text": text})
 
     def picture(self, path, whole=False):
-        """A PNG of the window, or of the whole page."""
+        """Writes a PNG of the window, or of the whole page."""
         params = {"format": "png"}
         if whole:
             size = self.send("Page.getLayoutMetrics")["cssContentSize"]
@@ -186,7 +186,7 @@ class Page:
             file.write(base64.b64decode(self.send("Page.captureScreenshot", params)["data"]))
 
     def complaints(self):
-        """What the page's console has complained about so far: uncaught errors, refused resources, violated policies."""
+        """Returns the errors in the console so far: uncaught errors, refused resources, violated policies."""
         self.eval("0")
         found = []
         for event in self.browser.events:

@@ -1,13 +1,14 @@
-"""A running `evenkeel serve` with loads of its own making, for tests."""
+"""A running `evenkeel serve` with synthetic loads, for tests."""
 
 import json
 import os
+import pathlib
 import subprocess
 import tempfile
 import urllib.error
 import urllib.request
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = str(pathlib.Path(__file__).resolve().parents[4])
 BINARY = os.environ.get("EVENKEEL") or os.path.join(ROOT, "target", "debug", "evenkeel")
 LAYERS, EXPERTS, RANKS = 6, 32, 8
 
@@ -32,7 +33,7 @@ class Service:
         self.url = self.process.stdout.readline().strip().rstrip("/")
         if not self.url:
             raise RuntimeError(f"{' '.join(command)} did not start")
-        # The same address again after a restart.
+        # Keep the address after a restart.
         self.listen = self.url.split("//")[1]
 
     def stop(self):
@@ -58,13 +59,13 @@ class Service:
         self.ask("PUT", f"/v1/models/{name}", {"ranks": RANKS, "redundant": RANKS} | shape)
 
     def post(self, first, number, name="model", phase="all", hot=0, layers=LAYERS, experts=EXPERTS):
-        """Posts steps whose first experts, from `hot` on, draw most."""
+        """Posts steps in which the experts from `hot` on draw most tokens."""
         steps = [{"step": step, "counts": counts(step, hot, layers, experts)} for step in range(first, first + number)]
         self.ask("POST", f"/v1/models/{name}/loads", {"phase": phase, "steps": steps})
 
 
 def counts(step, hot, layers, experts):
-    """Tokens of a step: few experts draw most, others a few tokens that differ from step to step."""
+    """Returns the token counts of a step: most for a few experts, a few that vary by step for the others."""
     def of(layer, expert):
         place = (expert - hot - 3 * layer) % experts
         return 240 // (1 + place) + (step * 7 + layer * 11 + expert * 13) % 9

@@ -1,10 +1,13 @@
-"""The page of `evenkeel serve` in a real Chromium: what a person sees, does, and hears of it.
+"""Tests of the page of `evenkeel serve` in a real Chromium: content, actions, texts for screen readers.
 
-Run by `make page`; EVENKEEL names the binary (default target/debug/evenkeel), CHROMIUM the browser, AXE the file axe.min.js
-(checks for accessibility are left out without it). PICTURES names a folder that pictures of all states are left in.
+`make page` runs them. EVENKEEL names the binary (default target/debug/evenkeel), CHROMIUM the browser,
+and AXE the file axe.min.js. Without AXE the accessibility checks are skipped. PICTURES names a folder
+for pictures of all states.
 """
 
 import os
+import pathlib
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -14,6 +17,7 @@ from service import RANKS, Service
 
 TOKEN = "a-token-for-the-page-0123456789"
 AXE = os.environ.get("AXE")
+SKIPPED = pathlib.Path(__file__).resolve().parents[4] / ".ci/skipped"
 PICTURES = os.environ.get("PICTURES")
 READY = "!document.getElementById('page').hidden && document.getElementById('headline').innerText"
 LIVE = "rgb(23, 129, 137)"
@@ -35,7 +39,7 @@ class PageTest(unittest.TestCase):
         return service
 
     def fed(self, steps=8, **options):
-        """A service with a model whose first plan is made."""
+        """Returns a service with a model that has its first plan."""
         service = self.service(**options)
         service.make()
         service.post(0, steps)
@@ -53,7 +57,7 @@ class PageTest(unittest.TestCase):
             page.picture(os.path.join(PICTURES, f"{name}.png"), whole=True)
 
     def accessible(self, page, name):
-        """No rule of WCAG AA is broken, as far as axe can tell."""
+        """Asserts that axe finds no violation of WCAG AA."""
         if not AXE:
             return
         with open(AXE) as file:
@@ -106,17 +110,17 @@ class PageTest(unittest.TestCase):
         page.eval("document.querySelectorAll('#ranks button')[3].focus(); window.scrollTo(0, 300); window.kept = document.activeElement")
         at = page.eval("window.scrollY")
         # One decision may soon follow another.
-        page.eval("window.all = []; new MutationObserver(() => window.all.push(document.getElementById('told').innerText))"
-                  ".observe(document.getElementById('told'), {childList: true, characterData: true, subtree: true}); 0")
+        page.eval("window.all = []; new MutationObserver(() => window.all.push(document.getElementById('announcement').innerText))"
+                  ".observe(document.getElementById('announcement'), {childList: true, characterData: true, subtree: true}); 0")
         service.post(8, 10)
         page.wait("document.getElementById('time-reading').innerText.includes('step 17')")
-        # Loads that drift make it plan again.
+        # Drifting loads cause a re-planning.
         service.post(18, 30, hot=11)
         page.wait(f"/^no. [2-9]/.test({PLAN})", 60)
         self.assertTrue(page.eval("document.activeElement === window.kept"), "the focus is where it was")
         self.assertEqual(page.eval("window.scrollY"), at, "nothing jumps")
-        page.wait(r"window.all.some((told) => /^Decision \d+, re-planned: imbalance \d\.\d+ to \d\.\d+, \d+ moves?\./.test(told))")
-        self.assertGreaterEqual(page.eval("document.querySelectorAll('#time .flag.acted').length"), 2)
+        page.wait(r"window.all.some((announcement) => /^Decision \d+, re-planned: imbalance \d\.\d+ to \d\.\d+, \d+ moves?\./.test(announcement))")
+        self.assertGreaterEqual(page.eval("document.querySelectorAll('#time .flag.applied').length"), 2)
         self.assertEqual(page.complaints(), [])
 
     def test_planning_again_is_shown_before_it_is_done(self):
@@ -127,7 +131,7 @@ class PageTest(unittest.TestCase):
         page.wait("document.getElementById('plan-words').innerText.includes('of 37')")
         page.click("#what-if")
         page.wait("document.getElementById('next-say').innerText.includes('would lower')", 60)
-        self.assertEqual(page.text("#next-title"), "What the next plan would change")
+        self.assertEqual(page.text("#next-title"), "Changes of the next plan")
         self.assertEqual(len(service.ask("GET", "/v1/models/model/history")["decisions"]), 1, "nothing was decided")
         self.assertGreater(page.eval("document.querySelectorAll('#moves-rows tr').length"), 0)
         page.click('input[value="next"] + span')
@@ -146,8 +150,8 @@ class PageTest(unittest.TestCase):
         page.click("#dialog-yes")
         page.wait(f"{PLAN} === 'no. 2'", 60)
         decision = service.ask("GET", "/v1/models/model/history")["decisions"][-1]
-        self.assertEqual((decision["trigger"], decision["outcome"], decision["plan"]), ("asked", "acted", 2))
-        self.assertIn("somebody asked", page.text("#log li"))
+        self.assertEqual((decision["trigger"], decision["outcome"], decision["plan"]), ("manual", "applied", 2))
+        self.assertIn("a client requested it", page.text("#log li"))
         self.assertEqual(page.complaints(), [])
 
     def test_a_rank_goes_and_comes_back(self):
@@ -178,7 +182,7 @@ class PageTest(unittest.TestCase):
         service.ask("POST", "/v1/models/model/ranks/2/down")
         page.click("#dialog-yes")
         page.wait("!document.getElementById('error').hidden")
-        self.assertIn("Rank 2 is down already.", page.text("#error"))
+        self.assertIn("Rank 2 is already down.", page.text("#error"))
         self.assertIn("Expected:", page.text("#error"))
         self.accessible(page, "error")
         self.picture(page, "error")
@@ -192,7 +196,7 @@ class PageTest(unittest.TestCase):
         self.assertEqual(page.eval("document.getElementById('page').hidden"), True)
         self.accessible(page, "token")
         self.picture(page, "token")
-        for text, then in [("not-the-token-at-all", "document.getElementById('token-why').innerText.includes('not one of its own')"), (TOKEN, READY)]:
+        for text, then in [("not-the-token-at-all", "document.getElementById('token-why').innerText.includes('does not know this token')"), (TOKEN, READY)]:
             page.click("#token-text")
             page.type(text)
             page.key("Enter")
@@ -218,7 +222,7 @@ class PageTest(unittest.TestCase):
         self.accessible(page, "stale")
         self.picture(page, "stale")
         service.start()
-        # The service is there again, and its loads are not yet.
+        # The service runs again, but receives no loads yet.
         page.wait("document.getElementById('link').dataset.state === 'stopped'", 40)
         service.post(8, 4)
         page.wait("document.getElementById('time-reading').innerText.includes('step 11')")
@@ -329,7 +333,7 @@ class PageTest(unittest.TestCase):
         self.assertNotEqual(page.eval("getComputedStyle(document.querySelector('#link .lamp')).backgroundColor"), LIVE)
         self.accessible(page, "stopped")
         self.picture(page, "stopped")
-        # A page that is opened only now says so at once.
+        # A page that is opened now shows this state at once.
         later = self.open(service)
         later.wait("document.getElementById('link').dataset.state === 'stopped'")
         service.post(8, 4)
@@ -350,10 +354,10 @@ class PageTest(unittest.TestCase):
         page.wait("document.getElementById('plan-words').innerText.includes('Since step 1,795,888,218,845,878,962 of 1,795,888,218,845,878,962.')")
         page.wait("document.getElementById('time-reading').innerText.includes('step 1795888218845878962')")
         self.assertIn("after step 1,795,888,218,845,878,962", page.text("#log").replace("\n", " "))
-        # What events bring is as exact as what is fetched.
+        # Numbers in events are as exact as fetched ones.
         service.post(first + 8, 1)
         page.wait("document.getElementById('time-reading').innerText.includes('step 1795888218845878963')")
-        parsed = page.eval("""import("/page/net.js").then(({parse}) => JSON.stringify(parse(
+        parsed = page.eval("""import("/page/api.js").then(({parse}) => JSON.stringify(parse(
             '{"a": 9007199254740991, "b": 9007199254740993, "c": "x: 9007199254740993, \\\\"1", "d": [-9007199254740993, 1.5e300, 0.125]}')))""")
         self.assertEqual(parsed, '{"a":9007199254740991,"b":"9007199254740993","c":"x: 9007199254740993, \\"1",'
                          '"d":["-9007199254740993",1.5e+300,0.125]}')
@@ -403,9 +407,9 @@ class PageTest(unittest.TestCase):
             page = self.open(service)
             page.wait(f"{READY} && document.getElementById('heat-grid').getAttribute('aria-rowcount') === '{layers}'")
             took = page.eval("""(async () => {
-                const {Heat} = await import("/page/heat.js");
+                const {Heatmap} = await import("/page/heatmap.js");
                 const view = await (await fetch("/v1/models/model/view")).json();
-                const heat = new Heat();
+                const heat = new Heatmap();
                 const times = [];
                 for (let at = 0; at < 20; at += 1) {
                     for (const line of view.heat) line.ranks = line.ranks.map(() => 2 * Math.random());
@@ -423,6 +427,5 @@ class PageTest(unittest.TestCase):
 
 if __name__ == "__main__":
     if find() is None:
-        print("skipped: no Chromium")
-        sys.exit(0)
+        sys.exit(subprocess.call([SKIPPED, "no Chromium", "crates/serve/tests/page/test_page.py"]))
     unittest.main(verbosity=2)

@@ -1,65 +1,72 @@
-//! The state of a source, for the page and for metrics: what fails, since when, and how often something failed.
+//! The state of a source, for the page and the metrics: its current failures, their begin, and the number of
+//! errors.
 
-use super::super::Phase;
-use super::super::config::Source;
-use super::super::record::now;
+use crate::Phase;
+use crate::config::SourceConfig;
+use crate::runtime::unix_seconds;
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use utoipa::ToSchema;
 
-/// A part of a source that can fail for itself.
+/// A part of a source that can fail separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    /// The path is not there, or cannot be listed.
+pub(super) enum SourcePart {
+    /// The path: it does not exist, or cannot be listed.
     Path,
-    /// Its content cannot be read or taken.
+    /// The content: it cannot be read or accepted.
     Content,
-    /// The server does not start its recorder, or dumps nothing.
+    /// The recorder: the server does not start it, or dumps nothing.
     Recorder,
 }
 
-const PARTS: usize = 3;
+const PART_COUNT: usize = 3;
 
 #[derive(Debug, Clone)]
-struct Failure {
+struct SourceFailure {
     error: String,
     since: u64,
 }
 
 /// The state of one source while its thread runs.
 #[derive(Debug)]
-pub(crate) struct SourceStatus {
+pub(crate) struct SourceMonitor {
     pub(crate) model: String,
     pub(crate) phase: Phase,
     pub(crate) path: String,
     pub(crate) dump_seconds: Option<u64>,
     sglang: Option<String>,
     errors: AtomicU64,
-    failures: Mutex<[Option<Failure>; PARTS]>,
+    skipped_lines: AtomicU64,
+    last_skipped: Mutex<Option<String>>,
+    failures: Mutex<[Option<SourceFailure>; PART_COUNT]>,
 }
 
-/// How a source stands.
+/// The state of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct SourceState {
-    /// The phase that it feeds.
+pub(crate) struct SourceStatus {
+    /// The phase that receives the loads.
     pub(crate) phase: Phase,
     /// The file or folder that is read.
     pub(crate) path: String,
-    /// The SGLang server that is asked for dumps.
+    /// The SGLang server from which dumps are requested.
     pub(crate) sglang: Option<String>,
-    /// Is all well with it?
+    /// Flag that is set while nothing fails.
     pub(crate) up: bool,
-    /// The error; null while all is well.
+    /// The current error; null if there is none.
     pub(crate) error: Option<String>,
-    /// Seconds since 1970 at which that began.
-    pub(crate) since: Option<u64>,
-    /// Looks and requests that failed so far.
+    /// The seconds since 1970 at which the error began.
+    pub(crate) since_unix_s: Option<u64>,
+    /// The number of failed looks and requests so far.
     pub(crate) errors: u64,
+    /// The number of lines of a growing file that could not be parsed and were skipped.
+    pub(crate) skipped_lines: u64,
+    /// The last skipped line: its number and error.
+    pub(crate) last_skipped: Option<String>,
 }
 
-impl SourceStatus {
-    pub(super) fn of(source: &Source) -> Self {
+impl SourceMonitor {
+    pub(super) fn new(source: &SourceConfig) -> Self {
         Self {
             model: source.model.clone(),
             phase: source.phase,
@@ -67,42 +74,54 @@ impl SourceStatus {
             dump_seconds: source.sglang.as_ref().map(|_| source.dump_seconds),
             sglang: source.sglang.clone(),
             errors: AtomicU64::new(0),
+            skipped_lines: AtomicU64::new(0),
+            last_skipped: Mutex::default(),
             failures: Mutex::default(),
         }
     }
 
-    fn failures(&self) -> MutexGuard<'_, [Option<Failure>; PARTS]> {
+    fn lock_failures(&self) -> MutexGuard<'_, [Option<SourceFailure>; PART_COUNT]> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts an error; returns whether it differs from the last one of this part.
-    pub(super) fn failed(&self, part: Part, error: &str) -> bool {
+    /// Counts an error. Returns whether it differs from the last one of this part.
+    pub(super) fn record_failure(&self, part: SourcePart, error: &str) -> bool {
         self.errors.fetch_add(1, Ordering::Relaxed);
-        let failure = &mut self.failures()[part as usize];
+        let failure = &mut self.lock_failures()[part as usize];
         let new = failure.as_ref().is_none_or(|failure| failure.error != error);
         if new {
-            let since = failure.as_ref().map_or_else(now, |failure| failure.since);
-            *failure = Some(Failure { error: error.to_owned(), since });
+            let since = failure.as_ref().map_or_else(unix_seconds, |failure| failure.since);
+            *failure = Some(SourceFailure { error: error.to_owned(), since });
         }
         new
     }
 
-    /// Notes that a part works.
-    pub(super) fn works(&self, part: Part) {
-        self.failures()[part as usize] = None;
+    /// Counts skipped lines.
+    pub(super) fn record_skipped(&self, lines: &[(u64, String)]) {
+        let Some((line, what)) = lines.last() else { return };
+        self.skipped_lines.fetch_add(lines.len() as u64, Ordering::Relaxed);
+        let last = Some(format!("line {line}: {what}"));
+        *self.last_skipped.lock().unwrap_or_else(PoisonError::into_inner) = last;
     }
 
-    pub(crate) fn state(&self) -> SourceState {
-        let failing: Vec<Failure> = self.failures().iter().flatten().cloned().collect();
+    /// Notes that a part works again.
+    pub(super) fn clear_failure(&self, part: SourcePart) {
+        self.lock_failures()[part as usize] = None;
+    }
+
+    pub(crate) fn state(&self) -> SourceStatus {
+        let failing: Vec<SourceFailure> = self.lock_failures().iter().flatten().cloned().collect();
         let words: Vec<&str> = failing.iter().map(|failure| failure.error.as_str()).collect();
-        SourceState {
+        SourceStatus {
             phase: self.phase,
             path: self.path.clone(),
             sglang: self.sglang.clone(),
             up: failing.is_empty(),
             error: (!failing.is_empty()).then(|| words.join("; ")),
-            since: failing.iter().map(|failure| failure.since).min(),
+            since_unix_s: failing.iter().map(|failure| failure.since).min(),
             errors: self.errors.load(Ordering::Relaxed),
+            skipped_lines: self.skipped_lines.load(Ordering::Relaxed),
+            last_skipped: self.last_skipped.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }

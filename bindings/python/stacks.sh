@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Tests the plug-ins with the stacks' own modules, as published, and torch on the CPU (`make stacks`).
 #
-# Everything is put into .tools/stacks, once, without root: the modules out of the wheels of vllm, sglang and vllm-ascend (400 MB are
-# fetched, a few are kept), and torch from a Python that has it or from Debian's packages, unpacked. What cannot be had is said,
-# and that the tests that need it are skipped: a machine without network has not failed.
+# Everything goes into .tools/stacks, once and without root. The modules come from the wheels of vllm, sglang
+# and vllm-ascend (a download of 400 MB, of which a few modules stay). torch comes from a Python that has it,
+# or from Debian's unpacked packages. .tools/stacks/bin has the Python and the torchrun that find it. A
+# missing download is a skip, which is an error in CI. A download that does not work is an error.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 here=$PWD/.tools/stacks
@@ -12,60 +13,77 @@ folders="sglang/srt/ vllm/config/ vllm/distributed/ vllm/model_executor/layers/f
 tests=(split sglang_split vllm_split active_split stacks stack_policies stack_dispatch acceptance)
 mkdir -p "$here"
 
+# skip REASON DETAIL
 skip() {
-    printf 'make stacks: %s\nmake stacks: skipped: %s\n' "$1" "$2" >&2
+    .ci/skipped "$1 ($2)" "make stacks"
 }
 
-# A Python with torch and venv: what it is called, or nothing.
+# Runs a command with Debian's torch on its library path, if torch was unpacked.
+with_libraries() {
+    LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:-} "$@"
+}
+
+# Prints the path of a Python with torch and venv, or nothing. The last failure's reason goes to stderr.
 with_torch() {
-    local python
+    local python said
     for python in "${PYTHON:-python3}" python3 /usr/bin/python3; do
-        if "$python" -c 'import torch, numpy, venv, ensurepip' 2>/dev/null; then
+        if said=$(PYTHONPATH=$modules with_libraries "$python" -c 'import torch, numpy, venv, ensurepip' 2>&1); then
             command -v "$python"
             return
         fi
     done
+    printf '%s\n' "$said" >&2
 }
 
-# Debian's torch, unpacked where this script can find it. Needs no root but for package lists that are not there yet.
+# Unpacks Debian's torch where this script finds it. Only missing or old package lists require root.
 debian_torch() {
     [[ -x /usr/bin/python3 ]] && command -v apt-get dpkg >/dev/null || return 1
-    local list
-    list() { apt-get install --simulate --no-install-recommends -y python3-torch 2>/dev/null | sed -n 's/^Inst \([^ ]*\).*/\1/p'; }
-    if [[ -z $(list) && $(id -u) == 0 ]]; then
-        apt-get update -qq >/dev/null 2>&1 || return 1
-    fi
+    fetch_debian && return
+    [[ $(id -u) == 0 ]] && apt-get update -qq >/dev/null 2>&1 && fetch_debian
+}
+
+fetch_debian() {
     local packages
-    packages=$(list)
-    [[ -n $packages ]] || return 1
+    # The machine's C library stays, since its loader accepts no other.
+    packages=$(apt-get install --simulate --no-install-recommends -y python3-torch 2>/dev/null |
+        sed -n 's/^Inst \([^ ]*\).*/\1/p' | grep -vxE '(libc6|libc-bin)(:.*)?') || return 1
     echo "make stacks: unpacking Debian's python3-torch into .tools/stacks (once)"
-    mkdir -p "$here/deb" "$here/debian"
+    rm -rf "$here/deb" "$here/unpacked"
+    mkdir -p "$here/deb" "$here/unpacked"
     # shellcheck disable=SC2086  # a list of names
     (cd "$here/deb" && apt-get download -qq $packages >/dev/null 2>&1) || return 1
     for package in "$here"/deb/*.deb; do
-        dpkg -x "$package" "$here/debian"
+        dpkg -x "$package" "$here/unpacked" || return 1
     done
     rm -rf "$here/deb"
+    mv "$here/unpacked" "$here/debian"
 }
 
-# What to set so that /usr/bin/python3 finds Debian's torch.
-debian_paths() {
-    export PYTHONPATH=$here/debian/usr/lib/python3/dist-packages
-    local lib
-    for lib in "$here"/debian/usr/lib "$here"/debian/lib/*-linux-gnu "$here"/debian/usr/lib/*-linux-gnu; do
-        export LD_LIBRARY_PATH=$lib:$lib/openblas-pthread:$lib/blas:$lib/lapack:${LD_LIBRARY_PATH:-}
-    done
+# Finds Debian's torch, if it was unpacked: its modules, and every folder with a library, OpenBLAS before
+# slower ones.
+libraries='' modules=''
+find_debian() {
+    [[ -d $here/debian ]] || return 0
+    modules=$here/debian/usr/lib/python3/dist-packages
+    local folders
+    folders=$(find "$here/debian" -name 'lib*.so*' -not -path '*/share/*' -printf '%h\n' | sort -u)
+    libraries=$( (grep openblas <<<"$folders"; grep -v openblas <<<"$folders") | tr '\n' ':')
 }
 
-[[ -d $here/debian ]] && debian_paths
-python=$(with_torch)
-if [[ -z $python ]] && debian_torch; then
-    debian_paths
-    python=$(with_torch)
+.ci/debian "${PYTHON:-python3} -c 'import venv, ensurepip'" python3-venv || true
+find_debian
+python=$(with_torch 2>/dev/null)
+if [[ -z $python && ! -d $here/debian ]] && debian_torch; then
+    find_debian
+    python=$(with_torch 2>/dev/null)
+fi
+if [[ -z $python && -d $here/debian ]]; then
+    echo "make stacks: Debian's torch is unpacked in .tools/stacks/debian and cannot be imported:" >&2
+    with_torch
+    exit 1
 fi
 if [[ -z $python ]]; then
-    skip "no Python with torch, NumPy and venv (PYTHON=.. names one), and Debian's python3-torch cannot be had here" \
-        "all tests of the plug-ins inside the stacks"
+    skip "no PyTorch for the stacks" "PYTHON=.. names a Python with torch, NumPy and venv; Debian's python3-torch cannot be had here"
     exit 0
 fi
 
@@ -73,18 +91,27 @@ if [[ ! -f $here/venv/ready ]]; then
     rm -rf "$here/venv"
     "$python" -m venv --system-site-packages "$here/venv"
     if ! "$here/venv/bin/pip" install --quiet --disable-pip-version-check pytest msgspec; then
-        skip "pytest and msgspec could not be fetched" "all tests of the plug-ins inside the stacks"
+        skip "no pytest and msgspec" "pip could not fetch them"
         exit 0
     fi
-    "$here/venv/bin/python" -c 'import triton' 2>/dev/null ||
-        "$here/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps 'triton>=3.1,<3.3' ||
-        skip "Triton could not be fetched" "vLLM's kernel in Triton's interpreter"
     touch "$here/venv/ready"
 fi
+# Debian's modules come after those of the environment.
+[[ -z $modules ]] || echo "$modules" >"$(echo "$here"/venv/lib/python3*/site-packages)/debian.pth"
+for missing in 'triton>=3.1,<3.3' pyyaml; do
+    module=${missing%%>*}
+    "$here/venv/bin/python" -c "import ${module/pyyaml/yaml}" 2>/dev/null ||
+        "$here/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps "$missing" ||
+        skip "no $module" "pip could not fetch it"
+done
+mkdir -p "$here/bin"
+printf '#!/bin/sh\nLD_LIBRARY_PATH=%s${LD_LIBRARY_PATH:-} exec %s/venv/bin/python "$@"\n' "'$libraries'" "$here" >"$here/bin/python3"
+printf '#!/bin/sh\nexec %s/bin/python3 -m torch.distributed.run "$@"\n' "$here" >"$here/bin/torchrun"
+chmod +x "$here/bin/python3" "$here/bin/torchrun"
 # The other virtual environment may be newer than this one.
 if ! .tools/python/bin/python -c 'import maturin' 2>/dev/null &&
     ! .tools/python/bin/pip install --quiet --disable-pip-version-check 'maturin>=1.10,<2'; then
-    skip "maturin could not be fetched" "all tests of the plug-ins inside the stacks"
+    skip "no maturin" "pip could not fetch it"
     exit 0
 fi
 
@@ -104,15 +131,15 @@ for wheel in (here / "wheels").glob("*.whl"):
 UNPACK
         rm -rf "$here/wheels"
     else
-        skip "the wheels could not be fetched" "tests with the stacks' own modules; those that need torch alone are run"
+        skip "no wheels of the stacks" "pip could not fetch them; tests that need torch alone are run"
     fi
 fi
 if [[ $(cat "$here/modules/ready" 2>/dev/null) == "$folders" ]]; then
     export EVENKEEL_STACKS=$here/modules
 fi
 
-# By the Python that `make python` builds with: nothing is compiled twice.
-PATH=$PWD/.tools/python/bin:$PATH PYTHONPATH='' .tools/python/bin/pip wheel --quiet --disable-pip-version-check \
+# The Python of `make python` builds the wheel, so nothing is compiled twice.
+PATH=$PWD/.tools/python/bin:$PATH .tools/python/bin/pip wheel --quiet --disable-pip-version-check \
     --no-deps --no-build-isolation --wheel-dir "$here/dist" .
 "$here/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --force-reinstall "$here"/dist/evenkeel-*.whl
-"$here/venv/bin/python" -m pytest -q -rs $(printf "bindings/python/tests/test_%s.py " "${tests[@]}")
+"$here/bin/python3" -m pytest -q $(printf "bindings/python/tests/test_%s.py " "${tests[@]}")

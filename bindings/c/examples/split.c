@@ -2,7 +2,8 @@
 //
 //     cc split.c -I../include -L../../../target/release -levenkeel_c -o split && ./split
 //
-// Four ranks, eight experts, three slots each. Every rank would run this; here one process plays all of them.
+// Four ranks, eight experts, three slots each. In a server every rank runs these steps. Here one process
+// plays all ranks.
 
 #include "evenkeel.h"
 
@@ -20,12 +21,12 @@ static void must(ek_status status) {
 }
 
 int main(void) {
-    // Rank r owns slots 3r, 3r + 1 and 3r + 2: two experts of its own and a copy of its neighbour's first.
+    // Rank r owns slots 3r, 3r + 1 and 3r + 2: two experts of its own and a replica of its neighbour's first.
     const int64_t physical_to_logical[SLOTS] = {0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 0};
     ek_planner *planner = NULL;
     must(ek_planner_new(physical_to_logical, SLOTS, EXPERTS, RANKS, 1, &planner));
 
-    // What the routers of the four ranks chose: expert 0 is hot.
+    // Routed expert ids of the four ranks: expert 0 is hot.
     int32_t ids[RANKS][TOKENS * TOPK], slots[RANKS][TOKENS * TOPK];
     uint64_t counts[RANKS][EXPERTS];
     for (int rank = 0; rank < RANKS; rank++) {
@@ -57,7 +58,7 @@ int main(void) {
         }
     }
 
-    // What is wrong is said, not crashed on.
+    // Invalid arguments return a status and a message instead of a crash.
     ek_planner *none = NULL;
     if (ek_planner_new(physical_to_logical, SLOTS, 7, RANKS, 1, &none) != EK_INVALID || none != NULL) {
         return 1;

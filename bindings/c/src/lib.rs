@@ -1,14 +1,15 @@
-//! The C interface: opaque handles, status codes, messages; nothing unwinds across it.
+//! The C interface: opaque handles, status codes and messages. No panic unwinds across it.
 //!
-//! Every function says what its pointers are; a null pointer where one is needed is an error, not a crash.
+//! Every function documents its pointers. A null pointer is an error, not a crash, if the function needs a
+//! value.
 
-#![allow(unsafe_code, reason = "a C interface is made of the caller's pointers")]
+#![allow(unsafe_code, reason = "a C interface dereferences the caller's pointers")]
 #![allow(
     clippy::missing_safety_doc,
-    reason = "the header's first lines and each function say what pointers must be"
+    reason = "the header and each function state the requirements on pointers"
 )]
-#![allow(unreachable_pub, reason = "reached by C, not by Rust")]
-#![allow(non_camel_case_types, reason = "names as C has them")]
+#![allow(unreachable_pub, reason = "only C calls these functions")]
+#![allow(non_camel_case_types, reason = "names follow the conventions of C")]
 
 mod device;
 mod plan;

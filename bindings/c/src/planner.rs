@@ -1,28 +1,33 @@
-//! The fast loop: splits of batches, and which slot serves which token.
+//! The fast loop: splits of batches, and the slot that serves each token.
 
-use crate::status::{Failure, array, array_mut, ek_status, give, guarded, handle_mut, take};
+use crate::status::{
+    CallFailure, array_from_raw, array_from_raw_mut, ek_status, free_handle, handle_from_raw_mut,
+    run_guarded, store_handle,
+};
 use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
 use evenkeel::planner::Planner;
 
-/// Splits batches of one layer and says which slot serves which token.
+/// Planner that splits the batches of one layer and redirects their tokens to slots.
 pub struct ek_planner {
     pub(crate) inner: Planner,
     pub(crate) experts: usize,
     pub(crate) slots: usize,
 }
 
-/// The group that a placement is for.
-pub(crate) fn cluster(placement: &Placement, nodes: usize) -> Result<Cluster, Failure> {
+/// Returns the cluster of a placement.
+pub(crate) fn placement_cluster(placement: &Placement, nodes: usize) -> Result<Cluster, CallFailure> {
     let (slots, experts) = (placement.slots().len(), placement.experts());
     let redundant = slots.checked_sub(experts);
-    let redundant =
-        redundant.ok_or_else(|| Failure::invalid(format!("{slots} slots cannot hold {experts} experts")))?;
-    Cluster::new(placement.ranks(), nodes, experts, redundant).map_err(Failure::of)
+    let redundant = redundant.ok_or_else(|| {
+        CallFailure::invalid_argument(format!("{slots} slots cannot hold {experts} experts"))
+    })?;
+    Cluster::new(placement.ranks(), nodes, experts, redundant).map_err(CallFailure::from_error)
 }
 
-/// Makes a planner for one layer: `physical_to_logical[slots]` says which expert each slot holds (-1: none), rank r having the
-/// slots r * slots / ranks and on; `nodes` divides `ranks`. The planner is put where `out` points.
+/// Makes a planner for one layer and stores it in `out`. `physical_to_logical[slots]` has the expert of each
+/// slot, -1 for an empty slot. Rank r owns slots / ranks slots, from r * slots / ranks on. `nodes` divides
+/// `ranks`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ek_planner_new(
     physical_to_logical: *const i64,
@@ -32,25 +37,26 @@ pub unsafe extern "C" fn ek_planner_new(
     nodes: usize,
     out: *mut *mut ek_planner,
 ) -> ek_status {
-    guarded(|| {
-        // SAFETY: `slots` values are there, says the caller; `out` is theirs.
-        let map = unsafe { array(physical_to_logical, slots, "physical_to_logical") }?;
-        let placement = Placement::of_ids(experts, ranks, map).map_err(Failure::of)?;
-        let cluster = cluster(&placement, nodes)?;
-        let inner = Planner::new(placement, cluster).map_err(Failure::of)?;
-        unsafe { give(out, ek_planner { inner, experts, slots }) }
+    run_guarded(|| {
+        // SAFETY: the caller guarantees `slots` values at `physical_to_logical` and a valid `out`.
+        let map = unsafe { array_from_raw(physical_to_logical, slots, "physical_to_logical") }?;
+        let placement = Placement::from_ids(experts, ranks, map).map_err(CallFailure::from_error)?;
+        let cluster = placement_cluster(&placement, nodes)?;
+        let inner = Planner::new(placement, cluster).map_err(CallFailure::from_error)?;
+        unsafe { store_handle(out, ek_planner { inner, experts, slots }) }
     })
 }
 
-/// Frees a planner; null is let be.
+/// Frees a planner. NULL is a no-op.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ek_planner_free(planner: *mut ek_planner) {
-    // SAFETY: it came from this library and is not used again.
-    unsafe { take(planner) }
+    // SAFETY: the handle came from this library and is not used again.
+    unsafe { free_handle(planner) }
 }
 
-/// Splits one batch. `counts[ranks * experts]` are the tokens that each rank routed to each expert, rank by rank.
-/// `quotas[slots]` receives the tokens that each slot serves and `peak` the busiest rank's; either may be null.
+/// Splits one batch. `counts[ranks * experts]` are the tokens that each rank routed to each expert, rank by
+/// rank. `quotas[slots]` receives the tokens that each slot serves. `peak` receives the tokens of the busiest
+/// rank. Either may be null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ek_planner_split(
     planner: *mut ek_planner,
@@ -59,16 +65,16 @@ pub unsafe extern "C" fn ek_planner_split(
     quotas: *mut u64,
     peak: *mut u64,
 ) -> ek_status {
-    guarded(|| {
-        // SAFETY: handle and arrays are the caller's, of the lengths they say.
-        let planner = unsafe { handle_mut(planner, "planner") }?;
-        let counts = unsafe { array(counts, len, "counts") }?;
+    run_guarded(|| {
+        // SAFETY: the handle and the arrays belong to the caller and have the stated lengths.
+        let planner = unsafe { handle_from_raw_mut(planner, "planner") }?;
+        let counts = unsafe { array_from_raw(counts, len, "counts") }?;
         let slots = planner.slots;
-        let split = planner.inner.split(counts).map_err(Failure::of)?;
+        let split = planner.inner.split(counts).map_err(CallFailure::from_error)?;
         if !quotas.is_null() {
-            unsafe { array_mut(quotas, slots, "quotas") }?.copy_from_slice(&split.quotas);
+            unsafe { array_from_raw_mut(quotas, slots, "quotas") }?.copy_from_slice(&split.quotas);
         }
-        // SAFETY: null or room for one value.
+        // SAFETY: `peak` is null or has room for one value.
         if let Some(peak) = unsafe { peak.as_mut() } {
             *peak = split.peak();
         }
@@ -76,38 +82,39 @@ pub unsafe extern "C" fn ek_planner_split(
     })
 }
 
-unsafe fn count<Id: Copy + Into<i64>>(
+unsafe fn count_ids<Id: Copy + Into<i64>>(
     planner: *mut ek_planner,
     ids: *const Id,
     len: usize,
     counts: *mut u64,
 ) -> ek_status {
-    guarded(|| {
-        // SAFETY: as the functions below say.
-        let planner = unsafe { handle_mut(planner, "planner") }?;
-        let ids = unsafe { array(ids, len, "ids") }?;
-        let counts = unsafe { array_mut(counts, planner.experts, "counts") }?;
-        planner.inner.count(ids, counts).map_err(Failure::of)
+    run_guarded(|| {
+        // SAFETY: the public functions below state the requirements.
+        let planner = unsafe { handle_from_raw_mut(planner, "planner") }?;
+        let ids = unsafe { array_from_raw(ids, len, "ids") }?;
+        let counts = unsafe { array_from_raw_mut(counts, planner.experts, "counts") }?;
+        planner.inner.count_ids(ids, counts).map_err(CallFailure::from_error)
     })
 }
 
-unsafe fn redirect<Id: Copy + Into<i64> + TryFrom<u32>>(
+unsafe fn redirect_ids<Id: Copy + Into<i64> + TryFrom<u32>>(
     planner: *mut ek_planner,
     ids: *const Id,
     len: usize,
     source: usize,
     slots: *mut Id,
 ) -> ek_status {
-    guarded(|| {
-        // SAFETY: as the functions below say.
-        let planner = unsafe { handle_mut(planner, "planner") }?;
-        let ids = unsafe { array(ids, len, "ids") }?;
-        let slots = unsafe { array_mut(slots, len, "slots") }?;
-        planner.inner.redirect_into(ids, source, slots).map_err(Failure::of)
+    run_guarded(|| {
+        // SAFETY: the public functions below state the requirements.
+        let planner = unsafe { handle_from_raw_mut(planner, "planner") }?;
+        let ids = unsafe { array_from_raw(ids, len, "ids") }?;
+        let slots = unsafe { array_from_raw_mut(slots, len, "slots") }?;
+        planner.inner.redirect_into(ids, source, slots).map_err(CallFailure::from_error)
     })
 }
 
-/// Counts one source's `ids[len]` (-1: none) into `counts[experts]`: what the other ranks have to be told.
+/// Counts the tokens per expert of one source's `ids[len]` (-1: none) into `counts[experts]`. The other ranks
+/// need these counts before they can split.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ek_planner_count_i32(
     planner: *mut ek_planner,
@@ -115,11 +122,11 @@ pub unsafe extern "C" fn ek_planner_count_i32(
     len: usize,
     counts: *mut u64,
 ) -> ek_status {
-    // SAFETY: the caller's promise.
-    unsafe { count(planner, ids, len, counts) }
+    // SAFETY: the caller guarantees the documented pointers.
+    unsafe { count_ids(planner, ids, len, counts) }
 }
 
-/// As ek_planner_count_i32.
+/// Counts ids of 64 bits, like ek_planner_count_i32.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ek_planner_count_i64(
     planner: *mut ek_planner,
@@ -127,12 +134,12 @@ pub unsafe extern "C" fn ek_planner_count_i64(
     len: usize,
     counts: *mut u64,
 ) -> ek_status {
-    // SAFETY: the caller's promise.
-    unsafe { count(planner, ids, len, counts) }
+    // SAFETY: the caller guarantees the documented pointers.
+    unsafe { count_ids(planner, ids, len, counts) }
 }
 
-/// Writes to `slots[len]`, other memory than `ids`, the physical slot of every one of rank `source`'s `ids[len]`, by the last
-/// split; -1 stays -1. The ids are those that were counted.
+/// Writes the physical slot of each of rank `source`'s `ids[len]` by the last split to `slots[len]`. The ids
+/// are the counted ones. -1 stays -1. `slots` and `ids` do not overlap.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ek_planner_redirect_i32(
     planner: *mut ek_planner,
@@ -141,11 +148,11 @@ pub unsafe extern "C" fn ek_planner_redirect_i32(
     source: usize,
     slots: *mut i32,
 ) -> ek_status {
-    // SAFETY: the caller's promise.
-    unsafe { redirect(planner, ids, len, source, slots) }
+    // SAFETY: the caller guarantees the documented pointers.
+    unsafe { redirect_ids(planner, ids, len, source, slots) }
 }
 
-/// As ek_planner_redirect_i32.
+/// Redirects ids of 64 bits, like ek_planner_redirect_i32.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ek_planner_redirect_i64(
     planner: *mut ek_planner,
@@ -154,6 +161,6 @@ pub unsafe extern "C" fn ek_planner_redirect_i64(
     source: usize,
     slots: *mut i64,
 ) -> ek_status {
-    // SAFETY: the caller's promise.
-    unsafe { redirect(planner, ids, len, source, slots) }
+    // SAFETY: the caller guarantees the documented pointers.
+    unsafe { redirect_ids(planner, ids, len, source, slots) }
 }

@@ -1,4 +1,4 @@
-//! The header is what the source says; the example in C runs against both libraries; ctypes finds the same interface.
+//! The header matches the source. The C example runs with both libraries. ctypes reaches the same interface.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ fn here() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Where cargo puts the libraries that were built with this test.
+/// Returns the folder in which cargo puts the libraries that it built with this test.
 fn libraries() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     exe.parent().unwrap().to_owned()
@@ -49,7 +49,7 @@ fn example_runs_with_either_library() {
         let mut cc = Command::new("cc");
         cc.args(["-std=c11", "-Wall", "-Wextra", "-Werror"]).arg(here().join("examples/split.c"));
         cc.arg("-I").arg(here().join("include")).arg("-L").arg(&libraries).arg(link);
-        // C++ for HiGHS, where the tests are built with it.
+        // libstdc++ serves HiGHS, which the tests may link.
         run(cc.args(["-lpthread", "-ldl", "-lm", "-lstdc++"]).arg("-o").arg(&program));
         printed.push(run(Command::new(&program).env("LD_LIBRARY_PATH", &libraries)).stdout);
     }

@@ -1,4 +1,4 @@
-"""The C interface by ctypes: plans, planners, messages, no GPU."""
+"""Tests the C interface through ctypes: plans, planners and messages, without a GPU."""
 
 import ctypes
 import os
@@ -48,6 +48,16 @@ assert sum(quotas) == sum(counts) and max(loads) == peak.value
 assert lib.ek_planner_split(planner, counts, 3, None, None) == INVALID and "3 loads" in said(), said()
 assert lib.ek_planner_split(planner, None, len(counts), None, None) == INVALID and "counts: null" in said()
 assert lib.ek_planner_split(None, counts, len(counts), None, None) == INVALID and "planner: null" in said()
+
+# Sizes beyond any memory are refused before the first allocation.
+wrong = handle()
+for wanted, number in ((2**31, 8), (2**33, 8), (2**64 - 1, 8), (0, 8), (8, 2**32 + 8), (8, 0)):
+    status = lib.ek_planner_new(held, ctypes.c_size_t(8), ctypes.c_size_t(wanted), ctypes.c_size_t(number), ctypes.c_size_t(1), ctypes.byref(wrong))
+    assert status == INVALID and "expected" in said() or "ranks" in said(), said()
+for size in (2**31, 2**62, 2**64 - 1):
+    sizes = [ctypes.c_size_t(size)] * 2
+    assert lib.ek_plan_new(trace, *sizes, ctypes.c_size_t(1), ctypes.c_size_t(1), b"eplb", ctypes.byref(wrong)) == INVALID, said()
+    assert lib.ek_planner_split(planner, counts, ctypes.c_size_t(2**63), None, None) == INVALID, said()
 
 device = handle()
 status = lib.ek_device_planner_new(held, 1, slots, experts, ranks, 1, 0, 1024, 0, ctypes.byref(device))

@@ -1,8 +1,10 @@
-"""EPLB's call beside the published ones: the same weights, the same answer, time per call.
+"""Times EPLB's call against the published implementations, on the same weights and with the same results.
 
-    make stacks && EVENKEEL_STACKS=.tools/stacks/modules .tools/stacks/venv/bin/python bindings/python/benches/eplb.py
+    make stacks
+    EVENKEEL_STACKS=.tools/stacks/modules .tools/stacks/venv/bin/python bindings/python/benches/eplb.py
 
-58 layers of 256 experts, 288 slots on 32 GPUs in 4 nodes, 8 expert groups. Medians of calls that take turns.
+The shape is 58 layers of 256 experts, 288 slots on 32 GPUs in 4 nodes, 8 expert groups. The figures are
+medians of calls that alternate.
 """
 
 import pathlib

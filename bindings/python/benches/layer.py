@@ -1,11 +1,16 @@
-"""One MoE layer in PyTorch, on a GPU: what `cargo bench --bench ffn_cuda -- layer` times of evenkeel's, in the same table.
+"""Times one MoE layer in PyTorch on a GPU, in the table of evenkeel's own benchmark.
+
+That benchmark is `cargo bench -p evenkeel-exec --features cuda --bench ffn_cuda -- layer`.
 
     python bindings/python/benches/layer.py [--models mixtral-8x7b,qwen3-30b-a3b] [--tokens 512,4096,16384]
 
-Norm, router, top-k, experts, weighted sum and residual, bf16 with random weights. The experts three ways, each where it can be
-had: a loop over the experts with `index_add_`, grouped products (torch's `grouped_mm`, tokens sorted by expert), and vLLM's
-fused kernel in Triton. Times are of CUDA events, the median of several after a few that do not count; "graph" is the same work
-recorded as a CUDA graph, which a loop cannot be, since it asks the host for its sizes. Needs a GPU and torch; says so without.
+The layer has norm, router, top-k, experts, weighted sum and residual, in bf16 with random weights. The
+experts run in up to three ways, as far as they are installed: a loop over the experts with `index_add_`,
+grouped products (torch's `grouped_mm`, tokens sorted by expert), and vLLM's fused kernel in Triton.
+
+Times come from CUDA events. Each is the median of several runs after a few runs for warm-up. "graph" is the
+same work recorded as a CUDA graph. The loop cannot be recorded, since it reads sizes on the host. The script
+needs a GPU and torch, and reports if one is missing.
 """
 
 import argparse
@@ -33,7 +38,7 @@ def milliseconds(torch, work):
 
 
 def recorded(torch, work):
-    """The same work as a graph."""
+    """Returns the same work as a CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -84,7 +89,7 @@ class Layer:
         y, weights, ids = self.route(x)
         order = ids.flatten().argsort(stable=True)
         token = order // self.top_k
-        # `bincount` would ask the host.
+        # `bincount` would synchronise with the host.
         counts = torch.zeros(self.experts, dtype=torch.int32, device="cuda")
         counts.index_add_(0, ids.flatten(), torch.ones(ids.numel(), dtype=torch.int32, device="cuda"))
         ends = torch.cumsum(counts, 0).to(torch.int32)
@@ -108,7 +113,7 @@ class Layer:
 
             self.fused_experts = fused_experts
             yield "vLLM, Triton", self.fused, True
-        except Exception as error:  # whatever keeps it from being imported
+        except Exception as error:  # any failure of the import
             print(f"vLLM's kernel is left out: {error}", file=sys.stderr)
 
 
@@ -148,7 +153,7 @@ def main():
                         show(what, lambda: way(x))
                         if can_record:
                             show(f"{what}, graph", recorded(torch, lambda: way(x)))
-                except Exception as error:  # one way that fails leaves the others
+                except Exception as error:  # a failing way leaves the others
                     print(f"{what}: {type(error).__name__}: {error}", file=sys.stderr)
 
 

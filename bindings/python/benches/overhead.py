@@ -1,8 +1,8 @@
-"""What a call from Python costs beyond the library's own work, measured side by side in one process.
+"""Measures the cost of a call from Python beyond the library's own work, in one process.
 
     python bindings/python/benches/overhead.py
 
-Both columns are medians over rounds that take turns; "library" is the same call made in a loop inside the library.
+Both columns are medians over rounds that alternate. "library" is the same call in a loop inside the library.
 """
 
 import statistics
@@ -16,7 +16,7 @@ ROUNDS, CALLS = 41, 200
 
 
 def medians(python, library):
-    """Microseconds per call, from rounds of calls that take turns."""
+    """Returns microseconds per call, from rounds of calls that alternate."""
     times = ([], [])
     for _ in range(ROUNDS):
         begun = time.perf_counter()

@@ -1,9 +1,10 @@
-"""A re-planning inside a stack, with and without the log's line: what judging the placements costs.
+"""Times a re-planning inside a stack with and without its line in the log: the cost of judging the
+placements.
 
     .tools/python/bin/python bindings/python/benches/replan.py
 
-58 layers of 256 experts, 288 slots on 32 ranks in 4 nodes. SGLang's loads are 1000 batches, vLLM's are totals. The figures
-go to whoever reads the log at INFO; at WARNING nothing is judged.
+The shape is 58 layers of 256 experts, 288 slots on 32 ranks in 4 nodes. SGLang's loads are 1000 batches,
+vLLM's are totals. Figures are computed only if the log has level INFO; at WARNING nothing is judged.
 """
 
 import logging
@@ -14,7 +15,7 @@ import numpy as np
 import evenkeel
 from evenkeel import _replan
 from evenkeel._active_split import always, exactly
-from evenkeel._stack import Settings
+from evenkeel._plugin import Settings
 
 LAYERS, EXPERTS, SLOTS, RANKS, NODES = 58, 256, 288, 32, 4
 

@@ -1,9 +1,11 @@
-"""vLLM's case: a re-planning on totals, from the placement that vLLM starts with, judged on later batches under its rule.
+"""Measures vLLM's case: re-planning on totals from vLLM's initial placement, judged on later batches under
+its rule.
 
     EVENKEEL_REAL_TRACES=.. .tools/python/bin/python bindings/python/benches/totals.py
 
-gpt-oss-20b, tokens shuffled into batches; the first half is summed and planned on, the second half judged. EPLB plans from
-scratch, as in vLLM; the others come from the running placement. Columns: imbalance under vllm, even and exact; moves per layer.
+The trace is gpt-oss-20b with tokens shuffled into batches. The sum of its first half is planned on, and the
+second half judges. EPLB plans from scratch, as in vLLM. All others start from the running placement. The
+columns are the imbalance under vllm, even and exact, and the moves per layer.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""The fast loop of one MoE layer: every rank counts its ids, all counts are gathered, each rank splits and redirects for itself.
+"""The fast loop of one MoE layer.
 
-Eight ranks take turns in one process here; in a server each is a process of its own and gathers with its collectives.
+Every rank counts its ids. All counts are gathered. Each rank then splits and redirects independently. Here
+eight ranks take turns in one process. In a server each rank is a process and gathers with its collectives.
 """
 
 import pathlib
@@ -27,5 +28,5 @@ for batch in range(5):
         slots = planner.redirect(ids[rank], source=rank)
         assert (placement[slots] == ids[rank]).all()
         served += np.bincount(slots.reshape(-1), minlength=len(placement)).astype(np.uint64)
-    assert (served == split.quotas).all()  # met to the token
+    assert (served == split.quotas).all()  # exact to the token
     print(f"batch {batch}: busiest rank {split.peak} tokens, {split.imbalance:.4f} of the average")

@@ -1,4 +1,4 @@
-//! One exception for what callers can put right, one for what this machine lacks.
+//! `Error` for failures that callers can fix, `Unavailable` for requirements that this machine lacks.
 
 use pyo3::PyErr;
 use pyo3::create_exception;
@@ -9,21 +9,21 @@ create_exception!(
     evenkeel,
     Error,
     PyValueError,
-    "What was asked for cannot be done; the message says what was expected."
+    "Error that the caller can fix. The message states the expected value."
 );
 create_exception!(
     evenkeel,
     Unavailable,
     PyRuntimeError,
-    "This machine lacks what was asked for, a GPU for example."
+    "A requirement that this machine lacks, for example a GPU."
 );
 
-/// The exception for an error of the library, with all its causes.
-pub(crate) fn error(err: impl StdError + 'static) -> PyErr {
-    Error::new_err(evenkeel::in_words(&err))
+/// Returns the exception for an error of the library, with all its causes.
+pub(crate) fn library_error(err: impl StdError + 'static) -> PyErr {
+    Error::new_err(evenkeel::error_chain(&err))
 }
 
-/// The exception for a message.
-pub(crate) fn refuse(message: impl Into<String>) -> PyErr {
+/// Returns the exception for a message.
+pub(crate) fn input_error(message: impl Into<String>) -> PyErr {
     Error::new_err(message.into())
 }

@@ -1,21 +1,22 @@
-//! Placements judged on batches of counts.
+//! Figures of placements on batches of counts.
 
-use crate::arrays::tokens;
-use crate::convert::{placement, rows};
-use crate::errors::{error, refuse};
+use crate::arrays::read_tokens;
+use crate::convert::{placement_from_slots, read_rows};
+use crate::errors::{input_error, library_error};
 use crate::rebalance::with_threads;
-use evenkeel::simulate::judge_on_nodes;
-use evenkeel::split::Method;
+use evenkeel::evaluate::evaluate_on_nodes;
+use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use numpy::PyReadonlyArray2;
 use pyo3::prelude::*;
 use rayon::prelude::*;
 
-/// Mean imbalance (peak over mean) of placements on `loads`, [batches, layers, experts] of integers.
+/// Returns the mean imbalance (peak over mean) of placements on `loads`, [batches, layers, experts] of
+/// integers.
 ///
-/// `maps` says which expert each slot holds, [layers, slots], -1 for an empty slot. Each batch is split by `split`: "exact",
-/// "even" or a stack's rule. The mean is over a layer's batches with tokens, then over the layers that have any. It is 1 where
-/// no layer has a token.
+/// `maps` has the expert of each slot, [layers, slots], -1 for an empty slot. Each batch is split by `split`:
+/// "exact", "even" or a stack's rule. The mean of a layer covers its batches with tokens. The result is the
+/// mean over all layers with tokens. It is 1 if no layer has a token.
 #[pyfunction]
 #[pyo3(signature = (loads, maps, ranks, *, split, nodes=1))]
 pub(crate) fn imbalance(
@@ -26,27 +27,28 @@ pub(crate) fn imbalance(
     split: &str,
     nodes: usize,
 ) -> PyResult<f64> {
-    let (shape, values) = tokens(loads, "loads")?;
+    let (shape, values) = read_tokens(loads, "loads")?;
     let [steps, layers, experts] = shape[..] else {
-        return Err(refuse(format!("loads: shape {shape:?}: expected [batches, layers, experts]")));
+        return Err(input_error(format!("loads: shape {shape:?}: expected [batches, layers, experts]")));
     };
-    let maps = rows(&maps);
+    let maps = read_rows(&maps)?;
     if maps.len() != layers {
-        return Err(refuse(format!("maps: {} layers: expected {layers}, as in loads", maps.len())));
+        return Err(input_error(format!("maps: {} layers: expected {layers}, as in loads", maps.len())));
     }
-    let method: Method = split.parse().map_err(error)?;
+    let method: SplitMethod = split.parse().map_err(library_error)?;
     let names = (0..steps).map(|step| step.to_string()).collect();
-    let numbers = (0..layers).map(u32::try_from).collect::<Result<Vec<_>, _>>().map_err(error)?;
-    let trace = Trace::from_loads(experts, numbers, names, values.as_slice()?.to_vec()).map_err(error)?;
+    let numbers = (0..layers).map(u32::try_from).collect::<Result<Vec<_>, _>>().map_err(library_error)?;
+    let trace =
+        Trace::from_loads(experts, numbers, names, values.as_slice()?.to_vec()).map_err(library_error)?;
     let placed = maps.iter().enumerate().map(|(layer, map)| {
-        placement(map, ranks, Some(experts))
-            .map_err(|err| refuse(format!("maps[{layer}]: {}", err.value(py))))
+        placement_from_slots(map, ranks, Some(experts))
+            .map_err(|err| input_error(format!("maps[{layer}]: {}", err.value(py))))
     });
     let placed = placed.collect::<PyResult<Vec<_>>>()?;
     let means = py.detach(|| {
         with_threads(|| {
             let mean = |layer: usize| {
-                let judged = judge_on_nodes(&trace, layer, 0..steps, &placed[layer], method, nodes)?;
+                let judged = evaluate_on_nodes(&trace, layer, 0..steps, &placed[layer], method, nodes)?;
                 let batches = judged.peaks.len();
                 let sum: f64 = (0..batches).map(|batch| judged.imbalance(batch)).sum();
                 Ok((batches > 0).then(|| sum / batches as f64))
@@ -54,8 +56,8 @@ pub(crate) fn imbalance(
             (0..layers)
                 .into_par_iter()
                 .map(mean)
-                .collect::<Result<Vec<_>, evenkeel::simulate::SimulateError>>()
-                .map_err(error)
+                .collect::<Result<Vec<_>, evenkeel::evaluate::EvaluateError>>()
+                .map_err(library_error)
         })
     })?;
     let busy: Vec<f64> = means.into_iter().flatten().collect();

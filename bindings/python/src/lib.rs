@@ -1,14 +1,16 @@
 //! The Python module `evenkeel._native`: the library's objects with NumPy arrays in and out.
 //!
-//! Arrays of the type that is asked for are read where they are, others are converted. Work is done with the interpreter's
-//! lock released. Planning starts threads of its own for each call and leaves none behind, so a process may fork after it.
+//! Arrays of the expected type are read in place, others are converted. Calls release the interpreter's lock
+//! while they work. Each call of a planning function starts its own threads and ends them, so a process may
+//! fork after it.
 
-#![allow(clippy::needless_pass_by_value, reason = "arguments that Python gives are taken by value")]
+#![allow(clippy::needless_pass_by_value, reason = "pyo3 passes arguments of Python by value")]
 
 mod arrays;
 mod convert;
 mod device;
 mod errors;
+mod fork_safe;
 mod graph;
 mod judge;
 mod plan;

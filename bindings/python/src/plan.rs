@@ -1,17 +1,21 @@
-//! Plans: made from a trace, read, written, exported.
+//! Plans: planned from a trace, read, written and exported.
 
-use crate::convert::matrix;
-use crate::errors::{error, refuse};
+use crate::arrays::BoundedList;
+use crate::convert::matrix_array;
+use crate::errors::{input_error, library_error};
 use crate::planner::Planner;
 use crate::policy::with_split;
 use crate::trace::Trace;
 use evenkeel::cluster::Cluster;
 use evenkeel::export::{self, Dialect};
 use evenkeel::place;
-use evenkeel::plan::{self as core, Origin};
-use evenkeel::split::Method;
+use evenkeel::plan::{self as core, BatchProvenance};
+use evenkeel::split::SplitMethod;
+use evenkeel::trace::LayerSet;
 use numpy::{IntoPyArray, PyArray1, PyArray2};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -21,39 +25,73 @@ pub(crate) struct Plan {
     pub(crate) inner: core::Plan,
 }
 
-/// Plans where the copies of every layer's experts live.
+/// Plans the placement of every layer's experts.
 ///
-/// `redundant` counts slots beyond one per expert over all ranks. `policy` is a name as on the command line: recourse,
-/// eplb, contiguous, lplb:ring, .. ; `groups` are the model's expert groups. `split` is what will split the batches, for the
-/// policy recourse: "exact", "even" or a stack's rule ("vllm", "sglang-static", ..); `policy="recourse:vllm"` says the same.
-/// Raises `Error` where the shape does not fit, and where `policy` is another or names another split.
+/// `redundant` counts slots beyond one per expert over all ranks. `num_redundant_experts`, the word of SGLang
+/// and vLLM, is accepted as an alias. `policy` is a name as on the command line: recourse, eplb, contiguous,
+/// lplb:ring, .. . `groups` is the number of expert groups of the model.
+///
+/// `split` is the split of the batches at run time, for the policy recourse: "exact", "even" or a stack's
+/// rule ("vllm", "sglang-static", ..). `policy="recourse:vllm"` is equivalent.
+///
+/// `moe_layers` are the ids of all layers that route tokens. By default these are the layers with tokens, and
+/// the layers without tokens behind the first of them.
+///
+/// Raises `Error` if the shape does not fit, or if `redundant` and its alias differ. Also raises it if
+/// `split` contradicts `policy`: the policy is not recourse or names another split.
 #[pyfunction]
-#[pyo3(signature = (trace, ranks, redundant, *, policy="recourse", nodes=1, groups=1, split=None))]
+#[pyo3(signature = (trace, ranks, redundant=None, *, policy="recourse", nodes=1, groups=1, split=None,
+                    moe_layers=None, num_redundant_experts=None))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub(crate) fn plan(
     py: Python<'_>,
     trace: &Trace,
     ranks: usize,
-    redundant: usize,
+    redundant: Option<usize>,
     policy: &str,
     nodes: usize,
     groups: usize,
     split: Option<&str>,
+    moe_layers: Option<BoundedList<u32>>,
+    num_redundant_experts: Option<usize>,
 ) -> PyResult<Plan> {
-    let cluster = Cluster::new(ranks, nodes, trace.inner.experts(), redundant).map_err(error)?;
-    // The plan's imbalance is for the split that is named, in either way; else for the even one, as on the command line.
-    let named =
-        split.or_else(|| policy.strip_prefix("recourse:")?.split(':').find(|o| o.parse::<Method>().is_ok()));
-    let judged = named.map_or(Ok(Method::Even), str::parse::<Method>).map_err(error)?;
-    let origin = Origin { split: judged, ..Origin::default() };
+    let redundant = redundant_slots(redundant, num_redundant_experts)?;
+    let cluster = Cluster::new(ranks, nodes, trace.inner.experts(), redundant).map_err(library_error)?;
+    // The plan's imbalance is that of the split which `split` or `policy` names. Otherwise it is that of the
+    // even split, as on the command line.
+    let named = split
+        .or_else(|| policy.strip_prefix("recourse:")?.split(':').find(|o| o.parse::<SplitMethod>().is_ok()));
+    let judged = named.map_or(Ok(SplitMethod::Even), str::parse::<SplitMethod>).map_err(library_error)?;
+    let origin = BatchProvenance { split: judged, ..BatchProvenance::default() };
     let policy = split.map_or_else(|| Ok(policy.to_owned()), |split| with_split(policy, split))?;
-    let policy = place::policy(&policy, groups, &cluster).map_err(error)?;
+    let policy = place::policy(&policy, groups, &cluster).map_err(library_error)?;
     let made = py.detach(|| {
         crate::rebalance::with_threads(|| {
-            core::Plan::make(&trace.inner, &cluster, policy.as_ref(), origin, &()).map_err(error)
+            core::Plan::build(&trace.inner, &cluster, policy.as_ref(), origin, &()).map_err(library_error)
         })
     })?;
-    Ok(Plan { inner: made.plan })
+    let mut inner = made.plan;
+    if let Some(ids) = moe_layers {
+        inner.set_moe_layers(&layer_set(&ids.0)?).map_err(library_error)?;
+    }
+    Ok(Plan { inner })
+}
+
+/// Returns the number of redundant slots, from the argument `redundant` or from its alias.
+fn redundant_slots(redundant: Option<usize>, num_redundant_experts: Option<usize>) -> PyResult<usize> {
+    match (redundant, num_redundant_experts) {
+        (Some(slots), Some(experts)) if slots != experts => Err(input_error(format!(
+            "redundant {slots}, num_redundant_experts {experts}: expected one of them, or equal values"
+        ))),
+        (Some(slots), _) | (None, Some(slots)) => Ok(slots),
+        (None, None) => Err(PyTypeError::new_err("plan: expected redundant or num_redundant_experts")),
+    }
+}
+
+/// Returns the set of the listed layers.
+fn layer_set(ids: &[u32]) -> PyResult<LayerSet> {
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    ids.join(",").parse().map_err(library_error)
 }
 
 #[pymethods]
@@ -62,29 +100,44 @@ impl Plan {
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let inner = py.detach(|| core::Plan::read(&path));
-        Ok(Self { inner: inner.map_err(|e| refuse(format!("{}: {e}", path.display())))? })
+        Ok(Self { inner: inner.map_err(|e| input_error(format!("{}: {e}", path.display())))? })
     }
 
     /// Reads and checks a plan from its JSON text.
     #[staticmethod]
     fn from_json(text: &str) -> PyResult<Self> {
-        Ok(Self { inner: core::Plan::from_json(text).map_err(error)? })
+        Ok(Self { inner: core::Plan::from_json(text).map_err(library_error)? })
     }
 
-    /// The plan as JSON text.
+    /// Returns the plan as JSON text.
     fn to_json(&self) -> PyResult<String> {
-        self.inner.to_json().map_err(error)
+        self.inner.to_json().map_err(library_error)
     }
 
     /// Writes the plan's JSON to a file.
     fn save(&self, path: PathBuf) -> PyResult<()> {
-        std::fs::write(path, self.to_json()?)?;
+        evenkeel::write_atomic(&path, self.to_json()?.as_bytes())?;
         Ok(())
     }
 
-    /// The plan as a serving stack reads it: `to` is sglang, trtllm, vllm, vllm-ascend or eplb.
-    fn export(&self, to: &str) -> PyResult<String> {
-        export::write(&self.inner, to.parse::<Dialect>().map_err(error)?).map_err(error)
+    /// Returns the plan in the format of a serving stack. `to` is sglang, trtllm, vllm, vllm-ascend or eplb.
+    ///
+    /// `moe_layers` are the ids of all layers that route tokens. By default these are the planned ones and
+    /// `unrecorded_layers`.
+    #[pyo3(signature = (to, *, moe_layers=None))]
+    fn export(&self, to: &str, moe_layers: Option<BoundedList<u32>>) -> PyResult<String> {
+        let dialect = to.parse::<Dialect>().map_err(library_error)?;
+        let mut plan = Cow::Borrowed(&self.inner);
+        if let Some(ids) = moe_layers {
+            plan.to_mut().set_moe_layers(&layer_set(&ids.0)?).map_err(library_error)?;
+        }
+        export::write(&plan, dialect).map_err(library_error)
+    }
+
+    /// Ids of MoE layers without recorded tokens. Exported files hold their experts in order.
+    #[getter]
+    fn unrecorded_layers(&self) -> Vec<u32> {
+        self.inner.unrecorded_layers.clone()
     }
 
     /// Ranks of the group.
@@ -117,38 +170,38 @@ impl Plan {
         self.inner.layers.iter().map(|layer| layer.layer).collect::<Vec<_>>().into_pyarray(py)
     }
 
-    /// Which expert each slot holds: [layers, slots], int64, -1 for an empty slot. Rank r owns the slots
-    /// r * slots_per_rank .. (r + 1) * slots_per_rank.
+    /// Expert of each slot: [layers, slots], int64, -1 for an empty slot. Rank r owns the slots r *
+    /// slots_per_rank .. (r + 1) * slots_per_rank.
     #[getter]
     fn physical_to_logical<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
-        let all = self.inner.layers.iter().flat_map(|layer| layer.placement.ids()).collect();
-        matrix(py, self.inner.layers.len(), self.inner.cluster.slots(), all)
+        let all = self.inner.layers.iter().flat_map(|layer| layer.placement.slot_ids()).collect();
+        matrix_array(py, self.inner.layers.len(), self.inner.cluster.slots(), all)
     }
 
-    /// The split that `imbalance` is for: the one that was planned for, "even" where none was named.
+    /// Split that `imbalance` refers to: the one that the plan was computed for, or "even" if none was named.
     #[getter]
     fn split(&self) -> &str {
         &self.inner.provenance.split
     }
 
-    /// Mean peak over mean under every split that may run, and EPLB's on the same batches: {split: (plan, EPLB)}; None where
-    /// EPLB cannot serve the shape.
+    /// Mean imbalance (peak over mean) of the plan and of EPLB on the same batches, for every split that may
+    /// run: {split: (plan, EPLB)}. EPLB's figure is None if EPLB cannot serve the shape.
     #[getter]
     fn figures(&self) -> BTreeMap<String, (f64, Option<f64>)> {
         let figures = self.inner.provenance.figures.iter();
         figures.map(|f| (f.split.clone(), (f.imbalance.mean, f.eplb.map(|eplb| eplb.mean)))).collect()
     }
 
-    /// Peak over mean to expect of each layer under `split`: [layers], float64.
+    /// Expected imbalance (peak over mean) of each layer under `split`: [layers], float64.
     #[getter]
     fn imbalance<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
         self.inner.layers.iter().map(|layer| layer.imbalance).collect::<Vec<_>>().into_pyarray(py)
     }
 
-    /// A planner for one layer, by its real id.
+    /// Returns a planner for one layer, by its real id.
     fn planner(&self, layer: u32) -> PyResult<Planner> {
         let found = self.inner.layers.iter().find(|planned| planned.layer == layer);
-        let found = found.ok_or_else(|| refuse(format!("layer {layer} is not planned")))?;
+        let found = found.ok_or_else(|| input_error(format!("layer {layer} is not planned")))?;
         Planner::build(found.placement.clone(), self.inner.cluster, None)
     }
 

@@ -1,58 +1,70 @@
-//! The fast loop: splits of batches, and which slot serves which token.
+//! The fast loop: splits of batches, and the slot that serves each token.
 
-use crate::arrays::{Ids, tokens};
+use crate::arrays::{ExpertIdArray, borrow_array, copy_values, read_tokens};
 use crate::convert;
-use crate::errors::{error, refuse};
+use crate::errors::{input_error, library_error};
+use crate::fork_safe::ForkSafe;
 use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
-use evenkeel::planner as core;
-use evenkeel::split::{self, Keep};
+use evenkeel::planner::{self as core, PlannerError};
+use evenkeel::split::{self, PrimaryObjective};
+use numpy::ndarray::ArrayD;
 use numpy::{
     Element, IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArrayDyn,
     PyUntypedArrayMethods, ToPyArray,
 };
 use pyo3::prelude::*;
 use std::borrow::Cow;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Instant;
 
-/// Splits batches of one layer and says which slot serves which token.
+/// Planner that splits the batches of one layer and redirects their tokens to slots.
 ///
-/// Every rank holds one; fed the same counts, all compute the same, bit for bit. Calls from several threads take turns. A
-/// planner may be used after a fork, by each process on its own.
+/// Every rank holds one. From equal counts all ranks compute the same result, bit for bit. Calls from several
+/// threads take turns.
+///
+/// After a fork each process uses the planner independently. If another thread was inside a call at the fork,
+/// the child's planner starts without a split.
 #[pyclass(frozen, module = "evenkeel")]
 pub(crate) struct Planner {
-    inner: Mutex<core::Planner>,
+    inner: ForkSafe<core::Planner>,
+    /// Placement of the planner, from which a forked child can make a new one.
+    placement: Placement,
+    cluster: Cluster,
+    keep: Option<PrimaryObjective>,
     ranks: usize,
     experts: usize,
 }
 
-/// The quotas of one batch: whole tokens, of least possible peak.
+/// Quotas of one batch: whole tokens with the lowest possible peak.
 #[pyclass(frozen, module = "evenkeel")]
 pub(crate) struct Split {
     inner: split::Split,
 }
 
 impl Planner {
-    pub(crate) fn build(placement: Placement, cluster: Cluster, keep: Option<Keep>) -> PyResult<Self> {
+    pub(crate) fn build(
+        placement: Placement,
+        cluster: Cluster,
+        keep: Option<PrimaryObjective>,
+    ) -> PyResult<Self> {
         let (ranks, experts) = (placement.ranks(), placement.experts());
-        let inner = match keep {
-            None => core::Planner::new(placement, cluster),
-            Some(keep) => core::Planner::local(placement, cluster, keep),
-        };
-        Ok(Self { inner: Mutex::new(inner.map_err(error)?), ranks, experts })
+        let inner = ForkSafe::new(make_planner(&placement, cluster, keep).map_err(library_error)?);
+        Ok(Self { inner, placement, cluster, keep, ranks, experts })
     }
 
-    /// A planner is a function of its last split, so one that a panic left behind is as good as new.
-    fn lock(&self) -> MutexGuard<'_, core::Planner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Locks the planner. A planner depends only on its last split, so a poisoned lock is safe to take.
+    fn lock(&self) -> Result<MutexGuard<'_, core::Planner>, PlannerError> {
+        self.inner.lock(|| make_planner(&self.placement, self.cluster, self.keep))
     }
 
-    fn counts<'py>(&self, counts: &Bound<'py, PyAny>) -> PyResult<crate::arrays::Tokens<'py>> {
-        let (shape, counts) = tokens(counts, "counts")?;
+    fn check_counts<'py>(&self, counts: &Bound<'py, PyAny>) -> PyResult<crate::arrays::TokenCounts<'py>> {
+        let (shape, counts) = read_tokens(counts, "counts")?;
         if shape != [self.ranks, self.experts] {
             let expected = [self.ranks, self.experts];
-            return Err(refuse(format!("counts: shape {shape:?}: expected [ranks, experts] = {expected:?}")));
+            return Err(input_error(format!(
+                "counts: shape {shape:?}: expected [ranks, experts] = {expected:?}"
+            )));
         }
         Ok(counts)
     }
@@ -67,13 +79,23 @@ impl Planner {
     where
         Id: Element + Copy + Into<i64> + TryFrom<u32>,
     {
-        let (ids, mut out, mut planner) = (ids.readonly(), out.readwrite(), self.lock());
+        let (ids, mut out, mut planner) =
+            (ids.readonly(), out.readwrite(), self.lock().map_err(library_error)?);
         let (ids, out) = (ids.as_slice()?, out.as_slice_mut()?);
         let begun = Instant::now();
         for _ in 0..calls {
-            planner.redirect_into(std::hint::black_box(ids), source, out).map_err(error)?;
+            planner.redirect_into(std::hint::black_box(ids), source, out).map_err(library_error)?;
         }
         Ok(begun.elapsed().as_secs_f64())
+    }
+
+    fn count_into<Id>(&self, ids: &Bound<'_, PyArrayDyn<Id>>, own: &mut [u64]) -> PyResult<()>
+    where
+        Id: Element + Copy + Into<i64>,
+    {
+        let given = borrow_array(ids, "topk_ids")?;
+        let ids = in_order(&given)?;
+        self.lock().and_then(|planner| planner.count_ids(&ids, own)).map_err(library_error)
     }
 
     fn redirect_typed<'py, Id>(
@@ -86,40 +108,61 @@ impl Planner {
     where
         Id: Element + Copy + Into<i64> + TryFrom<u32> + Send + Sync,
     {
-        let given = ids.readonly();
+        let given = borrow_array(ids, "topk_ids")?;
         let into = match out {
             Some(out) if out.shape() == ids.shape() && out.is_c_contiguous() => out.clone(),
             Some(out) => {
                 let (out, ids) = (out.shape(), ids.shape());
-                return Err(refuse(format!("out: shape {out:?}: expected {ids:?}, contiguous")));
+                return Err(input_error(format!("out: shape {out:?}: expected {ids:?}, contiguous")));
             }
-            None => given.as_array().to_pyarray(py),
+            None => copy_array(py, &given)?,
         };
-        let ids = in_order(&given);
+        let ids = in_order(&given)?;
         {
             let mut slots =
-                into.try_readwrite().map_err(|_| refuse("out: overlaps topk_ids, or is read-only"))?;
+                into.try_readwrite().map_err(|_| input_error("out: overlaps topk_ids, or is read-only"))?;
             let slots = slots.as_slice_mut()?;
-            py.detach(|| self.lock().redirect_into(&ids, source, slots)).map_err(error)?;
+            py.detach(|| self.lock()?.redirect_into(&ids, source, slots)).map_err(library_error)?;
         }
         Ok(into)
     }
 }
 
-/// The values of an array in C order: borrowed where they lie so, copied otherwise.
-fn in_order<'a, Id: Element + Copy>(array: &'a PyReadonlyArrayDyn<'_, Id>) -> Cow<'a, [Id]> {
+fn make_planner(
+    placement: &Placement,
+    cluster: Cluster,
+    keep: Option<PrimaryObjective>,
+) -> Result<core::Planner, PlannerError> {
+    match keep {
+        None => core::Planner::new(placement.clone(), cluster),
+        Some(keep) => core::Planner::with_min_traffic(placement.clone(), cluster, keep),
+    }
+}
+
+/// Returns a new array of the same shape and values.
+fn copy_array<'py, Id: Element + Copy>(
+    py: Python<'py>,
+    array: &PyReadonlyArrayDyn<'_, Id>,
+) -> PyResult<Bound<'py, PyArrayDyn<Id>>> {
+    let values = copy_values(array.as_array().iter(), "topk_ids", |&id| Ok(id))?;
+    Ok(ArrayD::from_shape_vec(array.shape(), values).map_err(library_error)?.into_pyarray(py))
+}
+
+/// Returns the values of an array in C order: borrowed if the array is contiguous, copied otherwise.
+fn in_order<'a, Id: Element + Copy>(array: &'a PyReadonlyArrayDyn<'_, Id>) -> PyResult<Cow<'a, [Id]>> {
     match array.as_slice() {
-        Ok(values) => Cow::Borrowed(values),
-        Err(_) => Cow::Owned(array.as_array().iter().copied().collect()),
+        Ok(values) => Ok(Cow::Borrowed(values)),
+        Err(_) => Ok(Cow::Owned(copy_values(array.as_array().iter(), "topk_ids", |&id| Ok(id))?)),
     }
 }
 
 #[pymethods]
 impl Planner {
-    /// A planner for the placement `physical_to_logical`, [slots] of experts (-1: empty), on `ranks` ranks.
+    /// Makes a planner for the placement `physical_to_logical`, [slots] of experts (-1: empty), on `ranks`
+    /// ranks.
     ///
-    /// `keep` asks for the split of least traffic: "peak" among those of least peak, "vector" among those with the most even
-    /// load vector. Takes longer than without.
+    /// `keep` selects the split with the least traffic: "peak" among those of the lowest peak, "vector" among
+    /// those with the most even load vector. The selection makes each split slower.
     #[new]
     #[pyo3(signature = (physical_to_logical, ranks, *, nodes=1, experts=None, keep=None))]
     fn new(
@@ -129,13 +172,16 @@ impl Planner {
         experts: Option<usize>,
         keep: Option<&str>,
     ) -> PyResult<Self> {
-        let placement = convert::placement(&convert::row(&physical_to_logical), ranks, experts)?;
+        let placement =
+            convert::placement_from_slots(&convert::read_row(&physical_to_logical)?, ranks, experts)?;
         let cluster = convert::cluster_of(&placement, nodes)?;
         let keep = match keep {
             None => None,
-            Some("peak") => Some(Keep::Peak),
-            Some("vector") => Some(Keep::Vector),
-            Some(other) => return Err(refuse(format!("keep {other:?}: expected \"peak\" or \"vector\""))),
+            Some("peak") => Some(PrimaryObjective::Peak),
+            Some("vector") => Some(PrimaryObjective::Vector),
+            Some(other) => {
+                return Err(input_error(format!("keep {other:?}: expected \"peak\" or \"vector\"")));
+            }
         };
         Self::build(placement, cluster, keep)
     }
@@ -152,16 +198,18 @@ impl Planner {
         self.experts
     }
 
-    /// Splits one batch; `counts` are the tokens that each rank routed to each expert, [ranks, experts], of integers.
+    /// Splits one batch. `counts` are the tokens that each rank routed to each expert, [ranks, experts], of
+    /// integers.
     fn split(&self, py: Python<'_>, counts: &Bound<'_, PyAny>) -> PyResult<Split> {
-        let counts = self.counts(counts)?;
+        let counts = self.check_counts(counts)?;
         let counts = counts.as_slice()?;
-        let inner = py.detach(|| self.lock().split(counts).cloned()).map_err(error)?;
+        let inner = py.detach(|| self.lock()?.split(counts).cloned()).map_err(library_error)?;
         Ok(Split { inner })
     }
 
-    /// The physical slot of every id of one source rank, by the last split: same shape and type as `topk_ids`, int32 or
-    /// int64; -1 stays -1. With `out`, written there, and `out` returned.
+    /// Returns the physical slot of every id of one source rank, by the last split. The result has the shape
+    /// and type of `topk_ids`, int32 or int64. -1 stays -1. With `out`, the slots are written to `out`, which
+    /// is returned.
     #[pyo3(signature = (topk_ids, source, out=None))]
     fn redirect<'py>(
         &self,
@@ -170,54 +218,56 @@ impl Planner {
         source: usize,
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let out = out.map(|out| Ids::of(out, "out")).transpose()?;
-        match (Ids::of(topk_ids, "topk_ids")?, out) {
-            (Ids::Narrow(ids), None) => Ok(self.redirect_typed(py, &ids, source, None)?.into_any()),
-            (Ids::Wide(ids), None) => Ok(self.redirect_typed(py, &ids, source, None)?.into_any()),
-            (Ids::Narrow(ids), Some(Ids::Narrow(out))) => {
+        let out = out.map(|out| ExpertIdArray::from_array(out, "out")).transpose()?;
+        match (ExpertIdArray::from_array(topk_ids, "topk_ids")?, out) {
+            (ExpertIdArray::Narrow(ids), None) => Ok(self.redirect_typed(py, &ids, source, None)?.into_any()),
+            (ExpertIdArray::Wide(ids), None) => Ok(self.redirect_typed(py, &ids, source, None)?.into_any()),
+            (ExpertIdArray::Narrow(ids), Some(ExpertIdArray::Narrow(out))) => {
                 Ok(self.redirect_typed(py, &ids, source, Some(&out))?.into_any())
             }
-            (Ids::Wide(ids), Some(Ids::Wide(out))) => {
+            (ExpertIdArray::Wide(ids), Some(ExpertIdArray::Wide(out))) => {
                 Ok(self.redirect_typed(py, &ids, source, Some(&out))?.into_any())
             }
-            _ => Err(refuse("out: expected the type of topk_ids")),
+            _ => Err(input_error("out: expected the type of topk_ids")),
         }
     }
 
-    /// Tokens of one source per expert, [experts], uint64: what the other ranks have to be told.
+    /// Returns the tokens of one source per expert, [experts], uint64. The other ranks need these counts
+    /// before they can split.
     fn count<'py>(
         &self,
         py: Python<'py>,
         topk_ids: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<u64>>> {
         let mut own = vec![0u64; self.experts];
-        match Ids::of(topk_ids, "topk_ids")? {
-            Ids::Narrow(ids) => self.lock().count(&in_order(&ids.readonly()), &mut own),
-            Ids::Wide(ids) => self.lock().count(&in_order(&ids.readonly()), &mut own),
+        match ExpertIdArray::from_array(topk_ids, "topk_ids")? {
+            ExpertIdArray::Narrow(ids) => self.count_into(&ids, &mut own)?,
+            ExpertIdArray::Wide(ids) => self.count_into(&ids, &mut own)?,
         }
-        .map_err(error)?;
         Ok(own.into_pyarray(py))
     }
 
-    /// Checks the last split, which was made of `counts`: every token served where its expert lives, the peak certified
-    /// and, with `keep`, the traffic proved least. Raises `Error` otherwise.
+    /// Checks the last split, which was computed from `counts`. Every token must be served where its expert
+    /// has a replica. The peak must be certified and, with `keep`, the traffic proved minimal. Raises `Error`
+    /// otherwise.
     fn check(&self, counts: &Bound<'_, PyAny>) -> PyResult<()> {
-        let counts = self.counts(counts)?;
-        self.lock().check(counts.as_slice()?).map_err(error)
+        let counts = self.check_counts(counts)?;
+        let counts = counts.as_slice()?;
+        self.lock().and_then(|planner| planner.check(counts)).map_err(library_error)
     }
 
-    /// Seconds that `calls` splits take inside the library (benches/overhead.py).
+    /// Returns the seconds that `calls` splits take inside the library (benches/overhead.py).
     fn _time_split(&self, counts: &Bound<'_, PyAny>, calls: usize) -> PyResult<f64> {
-        let counts = self.counts(counts)?;
-        let (counts, mut planner) = (counts.as_slice()?, self.lock());
+        let counts = self.check_counts(counts)?;
+        let (counts, mut planner) = (counts.as_slice()?, self.lock().map_err(library_error)?);
         let begun = Instant::now();
         for _ in 0..calls {
-            planner.split(std::hint::black_box(counts)).map_err(error)?;
+            planner.split(std::hint::black_box(counts)).map_err(library_error)?;
         }
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// Seconds that `calls` redirects take inside the library (benches/overhead.py).
+    /// Returns the seconds that `calls` redirects take inside the library (benches/overhead.py).
     fn _time_redirect(
         &self,
         topk_ids: &Bound<'_, PyAny>,
@@ -225,10 +275,14 @@ impl Planner {
         out: &Bound<'_, PyAny>,
         calls: usize,
     ) -> PyResult<f64> {
-        match (Ids::of(topk_ids, "topk_ids")?, Ids::of(out, "out")?) {
-            (Ids::Narrow(ids), Ids::Narrow(out)) => self.time_redirect(&ids, source, &out, calls),
-            (Ids::Wide(ids), Ids::Wide(out)) => self.time_redirect(&ids, source, &out, calls),
-            _ => Err(refuse("out: expected the type of topk_ids")),
+        match (ExpertIdArray::from_array(topk_ids, "topk_ids")?, ExpertIdArray::from_array(out, "out")?) {
+            (ExpertIdArray::Narrow(ids), ExpertIdArray::Narrow(out)) => {
+                self.time_redirect(&ids, source, &out, calls)
+            }
+            (ExpertIdArray::Wide(ids), ExpertIdArray::Wide(out)) => {
+                self.time_redirect(&ids, source, &out, calls)
+            }
+            _ => Err(input_error("out: expected the type of topk_ids")),
         }
     }
 
@@ -251,19 +305,19 @@ impl Split {
         self.inner.rank_loads.to_pyarray(py)
     }
 
-    /// The busiest rank's tokens.
+    /// Tokens of the busiest rank.
     #[getter]
     fn peak(&self) -> u64 {
         self.inner.peak()
     }
 
-    /// The ranks whose own experts prove that the peak cannot be lower: uint32.
+    /// Ranks whose confined experts prove that the peak cannot be lower: uint32.
     #[getter]
     fn certificate<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u32>> {
         self.inner.certificate.to_pyarray(py)
     }
 
-    /// Peak over mean; 1 is perfect.
+    /// Imbalance: peak over mean. 1 is perfect.
     #[getter]
     fn imbalance(&self) -> f64 {
         let total: u64 = self.inner.rank_loads.iter().sum();

@@ -1,21 +1,21 @@
-//! The serving stacks' own rules for which replica serves a token.
+//! The rules by which serving stacks choose the replica of a token.
 
-use crate::arrays::Ids;
-use crate::convert::{placement, rows};
-use crate::errors::{error, refuse};
-use evenkeel::split::{self as core, RouterOptions, StackDispatch};
+use crate::arrays::{BoundedList, ExpertIdArray, borrow_array, copy_values};
+use crate::convert::{placement_from_slots, read_rows};
+use crate::errors::{input_error, library_error};
+use evenkeel::split::{self as core, StackDispatch, StackRouterOptions};
+use numpy::ndarray::ArrayD;
 use numpy::{
     Element, IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray2, PyUntypedArrayMethods,
-    ToPyArray,
 };
 use pyo3::prelude::*;
 
-/// Router of top-k ids by a serving stack's own rule, to the token if the rule is deterministic.
+/// Router of top-k ids by a serving stack's own rule. A deterministic rule is reproduced to the token.
 ///
 /// `stack` is "sglang-static", "sglang-dynamic", "sglang-random", "vllm", "vllm-ascend" or "trtllm"
-/// (docs/interop.md says which is used when). `maps` are the physical-to-logical maps of all layers in the
+/// (docs/interop.md states when each applies). `maps` are the physical-to-logical maps of all layers in the
 /// stack's order, [layers, slots], as in its file. `tp_size` is vllm-ascend's tensor parallelism.
-/// `rebalanced` says that SGLang placed the experts itself while running. The slots of "sglang-random" are a
+/// `rebalanced` states that SGLang placed the experts itself at run time. The slots of "sglang-random" are a
 /// sample, drawn by `seed`, layer and source.
 #[pyclass(frozen, module = "evenkeel")]
 pub(crate) struct StackRouter {
@@ -38,16 +38,19 @@ impl StackRouter {
         rebalanced: bool,
         seed: u64,
     ) -> PyResult<Self> {
-        let stack: StackDispatch = stack.parse().map_err(error)?;
-        let maps = rows(&maps);
-        let highest = maps.iter().flatten().max().map_or(0, |&id| usize::try_from(id + 1).unwrap_or(0));
+        let stack: StackDispatch = stack.parse().map_err(library_error)?;
+        let maps = read_rows(&maps)?;
+        let highest =
+            maps.iter().flatten().max().map_or(0, |&id| usize::try_from(id.saturating_add(1)).unwrap_or(0));
         let experts = Some(experts.unwrap_or(highest));
         let placements = maps.iter().enumerate().map(|(layer, map)| {
-            placement(map, ranks, experts).map_err(|err| refuse(format!("maps[{layer}]: {}", err.value(py))))
+            placement_from_slots(map, ranks, experts)
+                .map_err(|err| input_error(format!("maps[{layer}]: {}", err.value(py))))
         });
         let placements = placements.collect::<PyResult<Vec<_>>>()?;
-        let options = RouterOptions { nodes, tp_size, rebalanced, seed };
-        let inner = py.detach(|| core::StackRouter::new(stack, placements, options)).map_err(error)?;
+        let options = StackRouterOptions { nodes, tp_size, rebalanced, seed };
+        let inner =
+            py.detach(|| core::StackRouter::new(stack, placements, options)).map_err(library_error)?;
         Ok(Self { inner })
     }
 
@@ -79,38 +82,38 @@ impl StackRouter {
         topk_ids: &Bound<'py, PyAny>,
         source: usize,
     ) -> PyResult<Bound<'py, PyAny>> {
-        match Ids::of(topk_ids, "topk_ids")? {
-            Ids::Narrow(ids) => Ok(self.redirect_typed(py, layer, &ids, source)?.into_any()),
-            Ids::Wide(ids) => Ok(self.redirect_typed(py, layer, &ids, source)?.into_any()),
+        match ExpertIdArray::from_array(topk_ids, "topk_ids")? {
+            ExpertIdArray::Narrow(ids) => Ok(self.redirect_typed(py, layer, &ids, source)?.into_any()),
+            ExpertIdArray::Wide(ids) => Ok(self.redirect_typed(py, layer, &ids, source)?.into_any()),
         }
     }
 
     /// Returns the tokens that each rank serves in layer `layer`: [ranks], uint64. `ids_per_source` has the
-    /// ids of every source, [rows, k] each, in the order of the ranks. Tokens that all ranks have are those
-    /// of one source.
+    /// ids of every source, [rows, k] each, in the order of the ranks. Tokens that all ranks share count
+    /// once: pass them as one source.
     fn loads<'py>(
         &self,
         py: Python<'py>,
         layer: usize,
-        ids_per_source: Vec<Bound<'py, PyAny>>,
+        ids_per_source: BoundedList<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        let (mut all, mut width) = (Vec::with_capacity(ids_per_source.len()), None);
-        for (source, ids) in ids_per_source.iter().enumerate() {
+        let (mut all, mut width) = (Vec::with_capacity(ids_per_source.0.len()), None);
+        for (source, ids) in ids_per_source.0.iter().enumerate() {
             let name = format!("ids_per_source[{source}]");
-            let (ids, top_k) = match Ids::of(ids, &name)? {
-                Ids::Narrow(ids) => (values(&ids), top_k(ids.shape(), &name)?),
-                Ids::Wide(ids) => (values(&ids), top_k(ids.shape(), &name)?),
+            let (ids, top_k) = match ExpertIdArray::from_array(ids, &name)? {
+                ExpertIdArray::Narrow(ids) => (id_values(&ids, &name)?, top_k(ids.shape(), &name)?),
+                ExpertIdArray::Wide(ids) => (id_values(&ids, &name)?, top_k(ids.shape(), &name)?),
             };
             let expected = *width.get_or_insert(top_k);
             if top_k != expected {
-                return Err(refuse(format!(
+                return Err(input_error(format!(
                     "{name}: {top_k} ids per row: expected {expected}, as in the first"
                 )));
             }
             all.push(ids);
         }
         let all: Vec<&[i64]> = all.iter().map(Vec::as_slice).collect();
-        let loads = py.detach(|| self.inner.loads(layer, &all, width.unwrap_or(1))).map_err(error)?;
+        let loads = py.detach(|| self.inner.loads(layer, &all, width.unwrap_or(1))).map_err(library_error)?;
         Ok(loads.into_pyarray(py))
     }
 
@@ -138,20 +141,25 @@ impl StackRouter {
         Id: Element + Copy + Into<i64> + TryFrom<u32> + Send + Sync,
     {
         let top_k = top_k(ids.shape(), "topk_ids")?;
-        let given: Vec<Id> = ids.readonly().as_array().iter().copied().collect();
-        let into = ids.readonly().as_array().to_pyarray(py);
+        let given = copy_values(borrow_array(ids, "topk_ids")?.as_array().iter(), "topk_ids", |&id| Ok(id))?;
+        let into =
+            ArrayD::from_shape_vec(ids.shape(), given.clone()).map_err(library_error)?.into_pyarray(py);
         {
             let mut slots = into.readwrite();
             let slots = slots.as_slice_mut()?;
-            py.detach(|| self.inner.redirect_into(layer, &given, top_k, source, slots)).map_err(error)?;
+            py.detach(|| self.inner.redirect_into(layer, &given, top_k, source, slots))
+                .map_err(library_error)?;
         }
         Ok(into)
     }
 }
 
 /// Returns the ids of an array in C order.
-fn values<Id: Element + Copy + Into<i64>>(ids: &Bound<'_, PyArrayDyn<Id>>) -> Vec<i64> {
-    ids.readonly().as_array().iter().map(|&id| id.into()).collect()
+fn id_values<Id: Element + Copy + Into<i64>>(
+    ids: &Bound<'_, PyArrayDyn<Id>>,
+    what: &str,
+) -> PyResult<Vec<i64>> {
+    copy_values(borrow_array(ids, what)?.as_array().iter(), what, |&id| Ok(id.into()))
 }
 
 /// Returns the ids per row; a vector has one.
@@ -159,6 +167,6 @@ fn top_k(shape: &[usize], what: &str) -> PyResult<usize> {
     match *shape {
         [_] => Ok(1),
         [_, width] => Ok(width.max(1)),
-        _ => Err(refuse(format!("{what}: shape {shape:?}: expected [rows, k]"))),
+        _ => Err(input_error(format!("{what}: shape {shape:?}: expected [rows, k]"))),
     }
 }

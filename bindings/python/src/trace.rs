@@ -1,8 +1,8 @@
 //! Recorded loads: every format that the library reads, as arrays.
 
-use crate::arrays::tokens;
-use crate::errors::{error, refuse};
-use evenkeel::trace::{self as core, Batching, LayerSet, Order, ReadOptions};
+use crate::arrays::{BoundedList, read_tokens};
+use crate::errors::{input_error, library_error};
+use evenkeel_trace::{self as core, Batching, LayerSet, MAX_LAYERS, ReadOptions, RequestOrder};
 use numpy::ndarray::Array3;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArray3};
 use pyo3::prelude::*;
@@ -11,24 +11,28 @@ use std::path::PathBuf;
 
 /// Token counts of a recorded run: `loads[step, layer, expert]`.
 ///
-/// One step is one batch of the model. `Trace.from_loads` makes one from an array, `read_trace` from files.
+/// One step is one batch of the model. `Trace.from_loads` makes a trace from an array, `read_trace` from
+/// files.
 #[pyclass(frozen, module = "evenkeel")]
 pub(crate) struct Trace {
     pub(crate) inner: core::Trace,
 }
 
-/// Reads a trace: one or several files or folders, in any format that evenkeel knows, found by content.
+/// Reads a trace: one or several files or folders. The content determines the format.
 ///
-/// `batch_tokens` and `decode_batch` say how per-token arrays are cut into batches: consecutive tokens, or one token each
-/// of so many requests in flight. `order` is "recorded" or "shuffled" (by `seed`). `layers` is a set such as "3-60".
-/// Raises `Error`, naming file and place, for what cannot be read or understood.
+/// `batch_tokens` and `decode_batch` cut per-token arrays into batches: consecutive tokens, or one token of
+/// each of that many requests in flight. `order` is "recorded" or "shuffled" (by `seed`). `layers` is a set
+/// such as "3-60". `step_column` is the column whose values are the steps. `arrays` are the names of the .npz
+/// arrays to read.
+///
+/// Raises `Error` with file and place if a file cannot be read or understood.
 #[pyfunction]
 #[pyo3(signature = (paths, *, format=None, experts=None, layers=None, batch_tokens=None, decode_batch=None,
-                    order="recorded", seed=0))]
+                    order="recorded", seed=0, step_column=None, arrays=None))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub(crate) fn read_trace(
     py: Python<'_>,
-    paths: Paths,
+    paths: TracePaths,
     format: Option<&str>,
     experts: Option<usize>,
     layers: Option<&str>,
@@ -36,52 +40,59 @@ pub(crate) fn read_trace(
     decode_batch: Option<usize>,
     order: &str,
     seed: u64,
+    step_column: Option<String>,
+    arrays: Option<BoundedList<String>>,
 ) -> PyResult<Trace> {
     let paths = match paths {
-        Paths::One(path) => vec![path],
-        Paths::Several(paths) => paths,
+        TracePaths::One(path) => vec![path],
+        TracePaths::Several(paths) => paths.0,
     };
-    let mut options = ReadOptions { experts, seed, ..ReadOptions::default() };
+    let arrays = arrays.map_or_else(Vec::new, |arrays| arrays.0);
+    let mut options = ReadOptions { experts, seed, step_column, arrays, ..ReadOptions::default() };
     if let Some(name) = format {
-        options.format = Some(name.parse().map_err(error)?);
+        options.format = Some(name.parse().map_err(library_error)?);
     }
-    options.layers = layers.map(str::parse::<LayerSet>).transpose().map_err(error)?;
+    options.layers = layers.map(str::parse::<LayerSet>).transpose().map_err(library_error)?;
     options.batching = match (batch_tokens, decode_batch) {
-        (Some(_), Some(_)) => return Err(refuse("batch_tokens and decode_batch: expected one of them")),
-        (Some(0), _) | (_, Some(0)) => return Err(refuse("a batch of 0: expected 1 or more")),
+        (Some(_), Some(_)) => return Err(input_error("batch_tokens and decode_batch: expected one of them")),
+        (Some(0), _) | (_, Some(0)) => return Err(input_error("a batch of 0: expected 1 or more")),
         (Some(tokens), None) => Batching::Prefill { tokens },
         (None, Some(requests)) => Batching::Decode { in_flight: requests },
         (None, None) => options.batching,
     };
-    options.order = order.parse::<Order>().map_err(error)?;
-    let inner = py.detach(|| core::read(&paths, &options, &())).map_err(error)?;
+    options.order = order.parse::<RequestOrder>().map_err(library_error)?;
+    let inner = py.detach(|| core::read(&paths, &options, &())).map_err(library_error)?;
     Ok(Trace { inner })
 }
 
 /// One path or several.
 #[derive(FromPyObject)]
-pub(crate) enum Paths {
+pub(crate) enum TracePaths {
     One(PathBuf),
-    Several(Vec<PathBuf>),
+    Several(BoundedList<PathBuf>),
 }
 
 #[pymethods]
 impl Trace {
-    /// A trace from an array of integers, [steps, layers, experts]; `layers` are the layers' real ids, 0, 1, .. if not given.
+    /// Makes a trace from an array of integers, [steps, layers, experts]. `layers` are the layers' real ids,
+    /// by default 0, 1, .. .
     #[staticmethod]
     #[pyo3(signature = (loads, layers=None))]
-    fn from_loads(loads: &Bound<'_, PyAny>, layers: Option<Vec<u32>>) -> PyResult<Self> {
-        let (shape, values) = tokens(loads, "loads")?;
+    fn from_loads(loads: &Bound<'_, PyAny>, layers: Option<BoundedList<u32>>) -> PyResult<Self> {
+        let (shape, values) = read_tokens(loads, "loads")?;
         let [steps, count, experts] = shape[..] else {
-            return Err(refuse(format!("loads: shape {shape:?}: expected [steps, layers, experts]")));
+            return Err(input_error(format!("loads: shape {shape:?}: expected [steps, layers, experts]")));
         };
-        let layers = layers.unwrap_or_else(|| (0..count as u32).collect());
+        if count > MAX_LAYERS {
+            return Err(input_error(format!("loads: {count} layers: expected {MAX_LAYERS} at most")));
+        }
+        let layers = layers.map_or_else(|| (0..count as u32).collect(), |layers| layers.0);
         if layers.len() != count {
-            return Err(refuse(format!("{} layer ids for {count} layers", layers.len())));
+            return Err(input_error(format!("{} layer ids for {count} layers", layers.len())));
         }
         let steps = (0..steps).map(|step| step.to_string()).collect();
-        let inner =
-            core::Trace::from_loads(experts, layers, steps, values.as_slice()?.to_vec()).map_err(error)?;
+        let inner = core::Trace::from_loads(experts, layers, steps, values.as_slice()?.to_vec())
+            .map_err(library_error)?;
         Ok(Self { inner })
     }
 
@@ -103,35 +114,35 @@ impl Trace {
         self.inner.steps().to_vec()
     }
 
-    /// How the files were understood, one sentence each.
+    /// Interpretation of the files, one sentence each.
     #[getter]
     fn notices(&self) -> Vec<String> {
         self.inner.notices().to_vec()
     }
 
-    /// Tokens of every batch: [steps, layers, experts], uint64.
+    /// Returns the tokens of every batch: [steps, layers, experts], uint64.
     fn loads<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray3<u64>>> {
-        let (steps, layers, experts) = self.shape();
+        let (steps, layers, experts) = self.load_shape();
         let mut all = Vec::with_capacity(steps * layers * experts);
         for step in 0..steps {
             for layer in 0..layers {
                 all.extend_from_slice(self.inner.loads(step, layer));
             }
         }
-        Ok(Array3::from_shape_vec((steps, layers, experts), all).map_err(error)?.into_pyarray(py))
+        Ok(Array3::from_shape_vec((steps, layers, experts), all).map_err(library_error)?.into_pyarray(py))
     }
 
-    /// Tokens of all batches together: [layers, experts], uint64.
+    /// Returns the tokens of all batches together: [layers, experts], uint64.
     fn totals<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<u64>>> {
-        let (_, layers, experts) = self.shape();
+        let (_, layers, experts) = self.load_shape();
         let all = (0..layers).flat_map(|layer| self.inner.totals(layer).iter().copied()).collect();
-        crate::convert::matrix(py, layers, experts, all)
+        crate::convert::matrix_array(py, layers, experts, all)
     }
 
-    /// The counts that are not zero as columns of a long table: `step` (index), `layer` (real id), `expert`, `tokens`.
-    /// `pandas.DataFrame(trace.columns())` and `polars.DataFrame(trace.columns())` take it as it is.
+    /// Returns the non-zero counts as columns of a long table: `step` (index), `layer` (real id), `expert`,
+    /// `tokens`. `pandas.DataFrame(trace.columns())` and `polars.DataFrame(trace.columns())` accept it.
     fn columns<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (steps, layers, _) = self.shape();
+        let (steps, layers, _) = self.load_shape();
         let (mut step_of, mut layer_of, mut expert_of, mut tokens_of) = (vec![], vec![], vec![], vec![]);
         for step in 0..steps {
             for layer in 0..layers {
@@ -154,13 +165,13 @@ impl Trace {
     }
 
     fn __repr__(&self) -> String {
-        let (steps, layers, experts) = self.shape();
+        let (steps, layers, experts) = self.load_shape();
         format!("<evenkeel.Trace: {steps} steps, {layers} layers, {experts} experts>")
     }
 }
 
 impl Trace {
-    fn shape(&self) -> (usize, usize, usize) {
+    fn load_shape(&self) -> (usize, usize, usize) {
         (self.inner.steps().len(), self.inner.layers().len(), self.inner.experts())
     }
 }

@@ -1,7 +1,9 @@
-"""What several tests need."""
+"""Shared fixtures and helpers of the tests."""
 
 import multiprocessing
+import pathlib
 import queue
+import subprocess
 import sys
 import time
 
@@ -9,37 +11,52 @@ import numpy as np
 import pytest
 import stacks
 
+SKIPPED = pathlib.Path(__file__).resolve().parents[3] / ".ci/skipped"
+
 
 @pytest.fixture(autouse=True)
 def unset(monkeypatch):
-    """Plug-ins are off unless a test turns them on."""
+    """Turns plug-ins off unless a test turns them on."""
     for name in ("EVENKEEL_POLICY", "EVENKEEL_MAX_MOVES", "EVENKEEL_SPLIT"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def ring():
-    """Sixteen experts on eight ranks; each rank copies the first expert of the next: [slots]."""
+    """Returns sixteen experts on eight ranks, [slots]: each rank also holds a replica of the first expert of
+    the next rank.
+    """
     homes = np.arange(16).reshape(8, 2)
     copies = np.roll(homes[:, 0], -1)
     return np.concatenate([homes, copies[:, None]], axis=1).reshape(-1).astype(np.int64)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What tests have measured is told, not judged."""
+    """Prints the measurements of tests. They are reported, not judged."""
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"{report.location[2]}: {name}: {value}")
 
 
+def pytest_sessionfinish(session):
+    """Reports every skip through `.ci/skipped`. In CI a skip that is not allowed fails the session."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    for report in reporter.stats.get("skipped", []) if SKIPPED.is_file() else []:
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if subprocess.run([SKIPPED, reason, report.nodeid]).returncode:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def counts_of(ids, experts):
-    """Tokens per expert of one source's ids."""
+    """Returns the tokens per expert of one source's ids."""
     ids = np.asarray(ids).reshape(-1)
     return np.bincount(ids[ids >= 0], minlength=experts).astype(np.uint64)
 
 
 def run_ranks(ranks, target, *args):
-    """What `target(rank, .., answers)` puts into `answers`, by rank; each in a fresh process."""
+    """Returns the values that `target(rank, .., answers)` puts into `answers`, by rank. Each rank runs in a
+    fresh process.
+    """
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     started = [context.Process(target=target, args=(rank, *args, answers)) for rank in range(ranks)]
@@ -64,7 +81,9 @@ def run_ranks(ranks, target, *args):
 
 @pytest.fixture
 def clean():
-    """A process without the stacks' modules, before and after; skips where the stacks or torch are missing."""
+    """Provides a process without the stacks' modules, before and after. Skips if the stacks or torch are
+    missing.
+    """
     torch = stacks.torch()
     before = set(sys.modules)
     yield torch
@@ -73,6 +92,6 @@ def clean():
 
 @pytest.fixture
 def exact(clean, monkeypatch):
-    """As ``clean``, with the split of every batch turned on."""
+    """Provides ``clean`` with the exact split of every batch turned on."""
     monkeypatch.setenv("EVENKEEL_SPLIT", "exact")
     return clean

@@ -1,4 +1,4 @@
-"""One rank of SGLang, with the parts through which a batch's ids go."""
+"""One rank of SGLang, reduced to the parts that a batch's ids pass through."""
 
 import types
 
@@ -9,9 +9,13 @@ LAYERS, EXPERTS, RANKS, SLOTS = 3, 16, 8, 24
 
 
 class Rank:
-    """Real: `runtime_context`, `eplb.expert_location`, `eplb.expert_location_dispatch`, `eplb.lplb_solver`,
-    `plugins.hook_registry`. `layers/moe/topk.py` and `moe_ep_setup.py` import the whole stack: of them the functions on the
-    way run from their source. What a server publishes (sizes, options, groups) is set here."""
+    """A rank of SGLang made from its own modules.
+
+    Real modules: `runtime_context`, `eplb.expert_location`, `eplb.expert_location_dispatch`,
+    `eplb.lplb_solver`, `plugins.hook_registry`. `layers/moe/topk.py` and `moe_ep_setup.py` import the whole
+    stack, so only the required functions run, from their source. The test sets the values that a server
+    publishes: sizes, options, groups.
+    """
 
     def __init__(
         self, torch, placement, a2a="none", algorithm="dynamic", group=None, ranks=RANKS, rank=0, nodes=1,
@@ -77,7 +81,7 @@ class Rank:
         self.placement = placement
 
     def start(self):
-        """As a server starts: plug-ins first, then placements, then what depends on them."""
+        """Starts in the order of a server: plug-ins first, then placements, then all that depends on them."""
         import evenkeel
 
         evenkeel.sglang.register()
@@ -86,7 +90,7 @@ class Rank:
         return self
 
     def place(self, placement):
-        """A placement [layers, slots] as a server starts with it, or as EPLB leaves it."""
+        """Sets a placement [layers, slots], as at the start of a server or after EPLB."""
         metadata = self.location.ExpertLocationMetadata.init_by_mapping(
             self.model_config, self.torch.from_numpy(np.array(placement)), moe_ep_rank=self.rank
         )
@@ -99,7 +103,9 @@ class Rank:
             self.setup.init_lplb_solvers(model_config=self.model_config)
 
     def batch(self, layer, ids, rows=None, shared=0):
-        """Ids [tokens, k] through the post-processing: what goes to the all-to-all, and what the recorder gets."""
+        """Passes ids [tokens, k] through the post-processing. Returns the ids for the all-to-all and those
+        for the recorder.
+        """
         rows, info = self.topk.resolve_routing_inputs(layer_id=layer, is_draft=False, num_token_non_padded=rows)
         config = types.SimpleNamespace(
             num_shared_topk_slots=shared, fused_shared_experts_scaling_factor=None, top_k=ids.shape[1]
@@ -110,7 +116,7 @@ class Rank:
         return out, recorded
 
     def idle(self, layer):
-        """A rank without tokens: as `TopK.empty_topk_output` does."""
+        """Acts as a rank without tokens, like `TopK.empty_topk_output`."""
         solver = self.solvers.get_global_lplb_solver(layer)
         if solver is not None:
             solver.solve(self.torch.empty((0, 2), dtype=self.torch.int32))

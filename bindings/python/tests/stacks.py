@@ -1,8 +1,9 @@
-"""The stacks' own modules, from their unpacked wheels: imported where that works, else the one class or function read out.
+"""The stacks' own modules, from their unpacked wheels.
 
-`EVENKEEL_STACKS` names the folder with the packages `vllm`, `sglang` and `vllm_ascend` (`make stacks` makes one). The packages'
-own `__init__` files, which import a whole server, are passed over; what a module wants beyond the parts that are tested is
-stood in for, by name, in the test.
+Modules that can be imported are imported. Of all others, one class or function runs from its source.
+`EVENKEEL_STACKS` names the folder with the packages `vllm`, `sglang` and `vllm_ascend` (`make stacks` makes
+one). The packages' own `__init__` files import a whole server and are skipped. The tests provide stand-ins,
+by name, for further imports of a module.
 """
 
 import ast
@@ -18,14 +19,14 @@ NAMES = ("vllm", "sglang", "vllm_ascend")
 
 
 def torch():
-    """torch, or a skip that says what is missing."""
+    """Returns torch. Skips with a reason if it is missing."""
     if FOLDER is None:
-        pytest.skip("EVENKEEL_STACKS is not set")
-    return pytest.importorskip("torch")
+        pytest.skip("no modules of the stacks (EVENKEEL_STACKS is not set)")
+    return pytest.importorskip("torch", reason="no torch")
 
 
 def stand_in(name, **members):
-    """Puts a module with these members where the import of `name` finds it."""
+    """Registers a module with these members under `name`."""
     parts = name.split(".")
     for depth in range(1, len(parts)):
         package = ".".join(parts[:depth])
@@ -44,7 +45,7 @@ def stand_in(name, **members):
 
 
 def load(name):
-    """The real module `name`, without the `__init__` of the packages around it."""
+    """Returns the real module `name`, without the `__init__` of its packages."""
     stand_in(f"{name}._")
     del sys.modules[name], sys.modules[f"{name}._"]
     module = importlib.import_module(name)
@@ -53,9 +54,12 @@ def load(name):
 
 
 def take(name, *members, **around):
-    """A module that cannot be imported, with some of it: functions, classes and methods (`Class.method`, here a function) from
-    their own source, also what a module has under an `if`, functions without their decorators, and `around` as the other names
-    that they use."""
+    """Returns a part of a module that cannot be imported.
+
+    `members` are functions, classes and methods (`Class.method`, here a function). They run from their
+    source, also those under an `if`. Functions lose their decorators. `around` are the other names that they
+    use.
+    """
     path = os.path.join(FOLDER, *name.split(".")) + ".py"
     with open(path) as file:
         tree = ast.parse(file.read(), path)
@@ -76,7 +80,7 @@ def take(name, *members, **around):
 
 
 def forget(before):
-    """Removes the stacks' modules that have come since `before`."""
+    """Removes the stacks' modules that were imported since `before`."""
     for name in set(sys.modules) - before:
         if name.split(".")[0] in NAMES:
             del sys.modules[name]

@@ -1,8 +1,9 @@
-"""The README's script, run as it stands there: a dump of SGLang in, files out that the stacks' own readers take.
+"""Runs the README's script: from a dump of SGLang to files that the stacks' own readers accept.
 
-SGLang's reader is `compute_initial_expert_location_metadata` of its wheel, with what a server publishes set by the test; vllm-ascend's
-is its function `expert_file_to_tensor`, run from its source. TensorRT-LLM's is restated: its configuration refuses keys that it
-does not know, wants whole numbers, and one row of `num_slots` experts for every layer.
+SGLang's reader is `compute_initial_expert_location_metadata` of its wheel. The test sets the values that a
+server publishes. vllm-ascend's reader is its function `expert_file_to_tensor`, run from its source.
+TensorRT-LLM's reader is restated. Its configuration refuses unknown keys, and expects whole numbers and one
+row of `num_slots` experts for every layer.
 """
 
 import json
@@ -31,19 +32,19 @@ def run(dump, folder):
 
 @pytest.fixture(params=["made here", "made here, summed", "real"])
 def planned(request, tmp_path):
-    """A dump and the folder with what the script makes of it: (folder, layers of the model, experts)."""
+    """Returns a dump and the folder with the script's files: (folder, layers of the model, experts)."""
     if request.param == "real":
         if REAL is None:
             pytest.skip("no real traces")
         dump = pathlib.Path(REAL) / "deepseek-r1-sglang-dumps/expert_distribution_fp4_8k1k_compressed.pt"
         layers, experts = None, 256
     else:
-        torch = pytest.importorskip("torch")
+        torch = pytest.importorskip("torch", reason="no torch")
         layers, experts = 5, 32
         rng = np.random.default_rng(0)
         counts = rng.poisson(rng.lognormal(3, 1, (1, layers, experts)), (20, layers, experts)).astype(np.int32)
         counts[:, :2] = 0  # dense layers
-        counts[15:] = 0  # rows of the ring that were not used
+        counts[15:] = 0  # unused rows of the ring
         counts = counts if request.param == "made here" else counts.sum(axis=0)
         about = {"rank": 0, "logical_count": torch.from_numpy(counts), "average_utilization_rate_over_window": None}
         dump = tmp_path / "expert_distribution_recorder_1760000000.pt"
@@ -73,7 +74,7 @@ def test_sglangs_loader_takes_it(planned, clean):
         metadata = sglang.location.compute_initial_expert_location_metadata(sglang.model_config, moe_ep_rank=3)
         assert metadata.physical_to_logical_map.tolist() == rows and metadata.num_layers == layers
         assert metadata.num_logical_experts == experts and metadata.num_local_physical_experts == experts // RANKS + 1
-        # Every expert is to be found where the file says.
+        # Every expert must be in the slots that the file states.
         for layer in range(layers):
             for expert in range(experts):
                 copies = metadata.logical_to_all_physical(layer, expert)
@@ -82,7 +83,7 @@ def test_sglangs_loader_takes_it(planned, clean):
 
 
 def strict_trtllm(text, experts, ranks, moe_layers):
-    """What TensorRT-LLM's `MoeLoadBalancerConfig` and its use of it demand."""
+    """Checks the requirements of TensorRT-LLM's `MoeLoadBalancerConfig` and of its use."""
     fields = {}
     for line in text.splitlines():
         if line.startswith("  "):
@@ -109,9 +110,9 @@ def test_tensorrt_llm_takes_it(planned):
     moe_layers = range(2, layers) if layers else range(3, 61)
     rows = strict_trtllm(text, experts, RANKS, moe_layers)
     sglang = json.loads((folder / "init.json").read_text())["physical_to_logical_map"]
-    # Each file is planned for its stack's split: the shape is the same, the placement need not be.
+    # Each file is planned for its stack's split. The shape is the same, the placement may differ.
     assert all(len(sglang[layer]) == len(row) and set(sglang[layer]) == set(row) for layer, row in rows.items())
-    yaml = pytest.importorskip("yaml")
+    yaml = pytest.importorskip("yaml", reason="no pyyaml")
     assert yaml.safe_load(text)["initial_global_assignments"] == rows
 
 

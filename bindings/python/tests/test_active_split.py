@@ -1,8 +1,8 @@
-"""The split that each stack really gives its batches: what a plug-in plans for, and what its log says of the placement.
+"""The active split of each stack: plug-ins plan for it, and their log reports the placement under it.
 
-Real: SGLang's `runtime_context`, `cuda_graph_config` and `HookRegistry`; vLLM's `set_current_vllm_config`, its reader and
-`CUDAGraphMode` (from their source, as the configuration's module wants a whole server); vllm-ascend's `PolicyFactory`. The
-values that a server publishes are set here.
+Real: SGLang's `runtime_context`, `cuda_graph_config` and `HookRegistry`; vLLM's `set_current_vllm_config`,
+its reader and `CUDAGraphMode` (from their source, since the configuration's module imports a whole server);
+vllm-ascend's `PolicyFactory`. The tests set the values that a server publishes.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from test_stacks import batches, moved
 from test_vllm_split import Vllm
 
 import evenkeel
-from evenkeel import _native, _stack, _vllm_split
+from evenkeel import _native, _plugin, _vllm_split
 from evenkeel._active_split import ActiveSplit, always, resolved
-from evenkeel._stack import Settings
+from evenkeel._plugin import Settings
 
 ON = Settings("recourse", None)
 SLOTS, RANKS = 24, 8
@@ -31,20 +31,20 @@ FIGURES = re.compile(r"([\d.]+)(?: \((?:eplb ([\d.]+))?(?:, )?(?:running ([\d.]+
 
 @pytest.fixture
 def said(caplog, monkeypatch):
-    """Lines of the log; what is said once may be said again."""
-    _stack.warn_once.cache_clear()
+    """Returns the lines of the log. Messages that are logged once may appear again."""
+    _plugin.warn_once.cache_clear()
     monkeypatch.setattr(_vllm_split, "_config", None)
     caplog.set_level(logging.INFO, logger="evenkeel")
     return lambda: [record.getMessage() for record in caplog.records]
 
 
 def planned(loads, policy, previous=None):
-    """The placement by a policy that names its split, or none."""
+    """Returns the placement by a policy, with or without a split in its name."""
     return evenkeel.eplb.rebalance_experts(loads, SLOTS, 1, 1, RANKS, policy=policy, previous=previous)[0]
 
 
 def check(line, policy, splits, loads, maps, running=None):
-    """One line of the log: the policy, and every figure as it is worked out here."""
+    """Checks one line of the log: the policy, and every figure against a computation in the test."""
     loads = loads.reshape(-1, *loads.shape[-2:])
     assert line.startswith(f"evenkeel: {policy}: mean imbalance of {loads.any(axis=(0, 2)).sum()} layers on "), line
     assert ("totals, not single batches" if len(loads) == 1 else f"{len(loads)} batches") in line
@@ -60,7 +60,7 @@ def check(line, policy, splits, loads, maps, running=None):
 
 
 def sglang(torch, a2a, algorithm, decode="full", prefill="breakable"):
-    """SGLang as a server with these options publishes itself."""
+    """Publishes SGLang's state for these options, as a server does."""
     from sglang_rank import Rank
 
     rank = Rank(torch, np.tile(np.arange(SLOTS) % 16, (3, 1)), a2a, algorithm)
@@ -122,7 +122,7 @@ def test_sglang_without_a_configuration(clean, said):
         assert (maps == planned(loads, "recourse")).all()
         check(said()[-1], "recourse", ("exact", "even"), loads, maps)
     assert sum("SGLang's split cannot be read (config namespace 'exec' not published)" in line for line in said()) == 1
-    # Ids that are not mapped have no rule.
+    # No rule applies to ids that are not mapped.
     sglang(clean, "none", None)
     assert sys.modules["sglang.srt.runtime_context"].get_exec().moe.ep_dispatch_algorithm is None
     assert evenkeel.sglang.active_split() == ActiveSplit(None, ("exact", "even"))
@@ -130,7 +130,7 @@ def test_sglang_without_a_configuration(clean, said):
 
 @pytest.fixture
 def vllm(clean, monkeypatch):
-    """vLLM's policies and the way in which its configuration is set, as a class to start with."""
+    """Returns a class that starts vLLM: its policies, and the way in which it sets its configuration."""
     modes = stacks.take("vllm.config.compilation", "CUDAGraphMode", enum=enum)
     counter = stacks.stand_in("vllm.compilation.counter", compilation_counter=types.SimpleNamespace(num_models_seen=0))
     assert counter.compilation_counter.num_models_seen == 0
@@ -147,7 +147,7 @@ def vllm(clean, monkeypatch):
     policies.AbstractEplbPolicy, policies.EPLB_POLICIES = abstract.AbstractEplbPolicy, {"default": object}
 
     class Server:
-        """A model made under its configuration; plans are made outside of it."""
+        """A model made under its configuration. Plans are made outside of it."""
 
         def __init__(self, policy="recourse", split="", mode=None):
             monkeypatch.setenv("EVENKEEL_POLICY", policy)
@@ -158,7 +158,7 @@ def vllm(clean, monkeypatch):
             if mode is not None:
                 with setting(types.SimpleNamespace(compilation_config=self.compilation)):
                     ranks.runner.MoERunner()
-                # vLLM settles the mode after its model is made.
+                # vLLM determines the mode after it has made the model.
                 self.compilation.cudagraph_mode = modes.CUDAGraphMode[mode]
             assert config.get_current_vllm_config_or_none() is None
             self.policy = policies.EPLB_POLICIES["default"]
@@ -189,14 +189,14 @@ def test_vllm(vllm, said, split, mode, plans_for, judged):
     first = server.plan(loads)
     assert (first == planned(loads, policy)).all()
     check(said()[-1], policy, judged or (plans_for,), loads, first)
-    # With a placement that runs; a layer without load stays and does not count.
+    # A layer without load keeps its running placement and does not count.
     later = batches(5).sum(axis=0)
     later[1] = 0
     second = server.plan(later, first)
     assert (second[1] == first[1]).all()
     check(said()[-1], policy, judged or (plans_for,), later, second, first)
     assert sum("vLLM's split cannot be read" in line for line in said()) == (judged == ("exact", "even"))
-    # Profiling, without load: nothing is planned, and nothing is said.
+    # Profiling has no load, so nothing is planned or logged.
     lines = len(said())
     assert (server.plan(np.zeros_like(loads), second) == second).all() and len(said()) == lines
 
@@ -254,17 +254,17 @@ def test_nothing_is_judged_without_a_reader(monkeypatch):
 
 
 def test_lines_go_where_the_stack_s_go(monkeypatch):
-    """vLLM gives handlers to its own logger alone."""
+    """vLLM attaches handlers to its own logger alone."""
     ours, theirs, root = logging.Logger("ours"), logging.Logger("theirs", logging.INFO), logging.Logger("root")
     theirs.addHandler(logging.NullHandler())
     named = {"theirs": theirs, None: root}
-    monkeypatch.setattr(_stack, "logger", ours)
+    monkeypatch.setattr(_plugin, "logger", ours)
     monkeypatch.setattr(logging, "getLogger", lambda name=None: named[name])
-    _stack.log_through("theirs")
+    _plugin.log_through("theirs")
     assert ours.handlers == theirs.handlers and ours.isEnabledFor(logging.INFO)
     ours.handlers.clear()
     root.addHandler(logging.NullHandler())
-    _stack.log_through("theirs")
+    _plugin.log_through("theirs")
     assert not ours.handlers
 
 

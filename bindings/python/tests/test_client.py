@@ -1,4 +1,4 @@
-"""The client against the real service. The binary is `EVENKEEL_BIN`, or what cargo built."""
+"""Tests the client against the real service. The binary is `EVENKEEL_BIN`, or the one that cargo built."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def binary():
     named = [pathlib.Path(os.environ["EVENKEEL_BIN"])] if "EVENKEEL_BIN" in os.environ else []
     there = [path for path in named + built if path.is_file()]
     if not there:
-        pytest.skip("no evenkeel binary: cargo build, or EVENKEEL_BIN")
+        pytest.skip("no evenkeel binary (cargo build makes one, EVENKEEL_BIN names one)")
     return max(there, key=lambda path: path.stat().st_mtime)
 
 
@@ -60,10 +60,38 @@ def test_steps_are_posted_in_both_forms_and_a_plan_comes_back(url):
     assert plan.version >= 1 and plan.ranks == [0, 1, 2, 3]
     assert [layer["layer"] for layer in json.loads(plan.text)["layers"]] == [3, 4]
     assert "physical_to_logical_map" in client.plan("sglang").text
-    assert client.rank_down(1)["decisions"][0]["outcome"] == "acted"
+    assert client.rank_down(1)["decisions"][0]["outcome"] == "applied"
     assert client.plan(wait=20).ranks == [0, 2, 3]
     assert client.rank_up(1)["decisions"][0]["trigger"] == "rank_up"
     assert client.state()["phases"][0]["down"] == []
+
+
+def test_an_engine_that_starts_again_is_a_new_run(url):
+    client = Client(url, "m")
+    client.create(ranks=4, redundant=4)
+    for engine in range(3):
+        with Background(client) as loads:
+            assert all(loads.put(step, counts(step + engine)) for step in range(6))
+        assert (loads.posted, loads.dropped, loads.error) == (6, 0, None)
+    assert client.state()["phases"][0]["accepted"] == 18
+    assert client.post(0, counts(0), run="a")["accepted"] == 1
+    assert client.post(0, counts(0), run="a")["repeated"] == 1, "a step counts once within its run"
+    with pytest.raises(ServiceError) as refused:
+        client.post(0, counts(1), run="a")
+    assert refused.value.status == 409
+
+
+def test_a_model_is_deleted_and_made_in_another_shape(url):
+    client = Client(url, "m")
+    assert client.delete() is False
+    client.create(ranks=4, redundant=4)
+    client.post(0, counts(0))
+    assert client.delete() is True
+    with pytest.raises(ServiceError) as gone:
+        client.state()
+    assert gone.value.status == 404
+    assert client.create(ranks=2)["shape"]["ranks"] == 2
+    assert client.post(0, counts(1))["accepted"] == 1
 
 
 def test_what_is_wrong_is_told():

@@ -1,4 +1,4 @@
-"""Without a GPU the fast loop on a GPU says so; with one, it gives the slots that the CPU gives."""
+"""Without a GPU, the fast loop on a GPU reports that. With one, it gives the slots that the CPU gives."""
 
 import numpy as np
 import pytest
@@ -20,9 +20,9 @@ def test_unavailable_is_said(ring):
         evenkeel.cuda.DevicePlanner(ring[None], 8, 0, 1024)
 
 
-@pytest.mark.skipif(isinstance(gpu(), str), reason="no GPU on this machine")
+@pytest.mark.skipif(isinstance(gpu(), str), reason="no GPU")
 def test_the_same_slots_as_on_the_cpu(ring):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="no torch")
     ids = torch.randint(0, 16, (512, 2), dtype=torch.int32)
     counts = np.zeros((8, 16), dtype=np.int32)
     counts[3] = np.bincount(ids.reshape(-1), minlength=16)

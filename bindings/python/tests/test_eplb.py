@@ -1,4 +1,6 @@
-"""EPLB's call: its published example, its algorithm on random inputs, and any other policy behind the same call."""
+"""Tests EPLB's call: its published example, its algorithm on random inputs, and other policies behind the
+same call.
+"""
 
 import time
 
@@ -17,7 +19,10 @@ WEIGHT = np.array(
 
 
 def pack(weight, packs):
-    """Items in descending order of weight, each to the lightest pack with room: (pack, place within it) of every item."""
+    """Packs items in descending order of weight, each into the lightest pack with room.
+
+    Returns (pack, place within it) of every item.
+    """
     room = len(weight) // packs
     if room == 1:
         return np.arange(len(weight)), np.zeros(len(weight), dtype=int)
@@ -32,7 +37,10 @@ def pack(weight, packs):
 
 
 def replicate(weight, slots):
-    """One copy of each, then each further one to the largest weight per copy: (expert, which copy) of every slot."""
+    """Gives each expert one replica, and each further replica to the largest weight per replica.
+
+    Returns (expert, number of the replica) of every slot.
+    """
     copies = np.ones(len(weight), dtype=np.float32)
     expert, rank = list(range(len(weight))), [0] * len(weight)
     for _ in range(slots - len(weight)):
@@ -44,7 +52,7 @@ def replicate(weight, slots):
 
 
 def reference(weight, slots, groups, nodes, gpus):
-    """DeepSeek's algorithm, restated layer by layer."""
+    """Restates DeepSeek's algorithm layer by layer."""
     if groups % nodes:
         groups, nodes = 1, 1
     maps = []

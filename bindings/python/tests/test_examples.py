@@ -1,4 +1,4 @@
-"""The examples run as a new user runs them. The README's script is run by `test_acceptance.py`, on dumps."""
+"""Runs the examples like a new user. `test_acceptance.py` runs the README's script on dumps."""
 
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""LPLB's planner: its placement, its call, exact quotas."""
+"""Tests LPLB's planner: its placement, its call and exact quotas."""
 
 import numpy as np
 import pytest

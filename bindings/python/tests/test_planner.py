@@ -1,4 +1,4 @@
-"""Splits are exact, redirects meet them to the token, and bad input says what was expected."""
+"""Splits are exact, redirects meet them to the token, and errors on bad input state the expected value."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_redirect_meets_the_quotas(ring, dtype, seed):
     assert (served == split.quotas).all()
     assert split.rank_loads.sum() == counts.sum()
     assert split.peak == split.rank_loads.max() and split.imbalance >= 1.0
-    # The certificate: what lives on those ranks alone needs this peak.
+    # The certificate: the experts confined to those ranks need this peak.
     inside = set(split.certificate.tolist())
     hosts = {e: {slot // 3 for slot in np.flatnonzero(ring == e)} for e in range(16)}
     confined = sum(int(counts[:, e].sum()) for e in range(16) if hosts[e] <= inside)

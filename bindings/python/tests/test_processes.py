@@ -12,7 +12,7 @@ import evenkeel
 
 
 def digest(ring, seed):
-    """Everything that ranks must agree on, of twenty batches."""
+    """Returns a digest of all results of twenty batches on which ranks must agree."""
     planner = evenkeel.Planner(ring, 8)
     rng = np.random.default_rng(seed)
     seen = hashlib.sha256()
@@ -33,7 +33,7 @@ def report(ring, queue):
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_eight_processes_agree(ring, method):
-    here = digest(ring, 5)  # with "fork": children inherit a library that has been used, planning threads and all
+    here = digest(ring, 5)  # with "fork", children inherit a used library with its planning threads
     context = multiprocessing.get_context(method)
     queue = context.Queue()
     ranks = [context.Process(target=report, args=(ring, queue)) for _ in range(8)]
@@ -45,7 +45,7 @@ def test_eight_processes_agree(ring, method):
         assert rank.exitcode == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_planner_goes_on_after_a_fork(ring):
     planner = evenkeel.Planner(ring, 8)
     counts = np.arange(128).reshape(8, 16)

@@ -1,4 +1,6 @@
-"""Every batch split exactly inside SGLang, hooked in by its own registry (`sglang_rank.py` says what of it is real)."""
+"""The exact split of every batch inside SGLang, hooked in by its own registry. `sglang_rank.py` lists its
+real parts.
+"""
 
 import os
 import sys
@@ -14,7 +16,9 @@ import evenkeel
 
 @pytest.fixture
 def maps(ring):
-    """Three layers: copies along a ring, the same the other way round, and two experts with many copies."""
+    """Returns three layers: replicas along a ring, along the reverse ring, and two experts with many
+    replicas.
+    """
     homes = np.arange(16).reshape(8, 2)
     back = np.concatenate([homes, np.roll(homes[:, 1], 1)[:, None]], axis=1).reshape(-1)
     few = np.concatenate([homes, (np.arange(8) % 2)[:, None] * 9], axis=1).reshape(-1)
@@ -77,7 +81,7 @@ def test_padding_shared_experts_and_no_tokens(exact, maps):
     rows = exact.tensor(40)
     out, _ = sglang.batch(0, ids.clone(), rows)
     assert (out[40:] == -1).all() and (out[:40].numpy() == expected(maps[0], alone(ids[:40]), ids[:40], 0)[0]).all()
-    # The last column is the shared expert's: not EPLB's business.
+    # The last column belongs to the shared expert, which EPLB does not place.
     wide = exact.cat([ids, exact.full((64, 1), 99, dtype=ids.dtype)], dim=1)
     out, recorded = sglang.batch(0, wide.clone(), shared=1)
     assert (out[:, 2] == 99).all() and (recorded.numpy() == expected(maps[0], alone(ids), ids, 0)[0]).all()
@@ -86,9 +90,11 @@ def test_padding_shared_experts_and_no_tokens(exact, maps):
 
 
 def test_inside_a_compiled_function(exact, maps):
-    """SGLang compiles what calls the dispatch on CUDA; the hook is kept out of it, and what comes after runs on."""
+    """The hook stays out of compiled functions. SGLang compiles the caller of the dispatch on CUDA, and its
+    remaining code still runs.
+    """
     if not hasattr(getattr(exact, "compiler", None), "disable"):
-        pytest.skip(f"torch {exact.__version__} compiles nothing")
+        pytest.skip(f"torch compiles nothing ({exact.__version__})")
     from sglang_rank import Rank
 
     sglang = Rank(exact, maps).start()
@@ -107,13 +113,13 @@ def test_inside_a_compiled_function(exact, maps):
 def test_what_stays_sglangs_own(exact, maps, caplog):
     from sglang_rank import Rank
 
-    # An all-to-all of each rank's own tokens, and no algorithm that brings all ranks together.
+    # An all-to-all of each rank's own tokens, under an algorithm that does not bring all ranks together.
     sglang = Rank(exact, maps, a2a="deepep", algorithm="static", rank=3).start()
-    ids = ids_of(exact, 3, "int64")  # what torch of 2022 takes as an index
+    ids = ids_of(exact, 3, "int64")  # an index type that torch of 2022 accepts
     out, _ = sglang.batch(1, ids.clone())
     table = sglang.location.get_global_expert_location_metadata().logical_to_rank_dispatch_physical_map[1]
     assert (out == table[ids]).all() and "lp" in caplog.text
-    # EPLB off: no info, ids as they are. A draft model: likewise.
+    # Without EPLB there is no info, and the ids stay. A draft model behaves alike.
     sglang.options.ep_dispatch_algorithm = None
     assert (sglang.batch(1, ids.clone())[0] == ids).all()
 
@@ -143,7 +149,7 @@ def test_modules_that_had_imported_the_name(exact, maps):
 
 
 class Coordinator:
-    """As SGLang's `GroupCoordinator`: its file imports the whole stack."""
+    """Stand-in for SGLang's `GroupCoordinator`, whose file imports the whole stack."""
 
     def __init__(self, torch, rank, ranks):
         self.torch, self.rank_in_group, self.world_size = torch, rank, ranks
@@ -155,7 +161,7 @@ class Coordinator:
 
 
 def one_of_eight(rank, store, maps, answers):
-    """A rank with tokens of its own; rank 6 has none in layer 1, rank 2 a padded batch."""
+    """Runs a rank with its own tokens. Rank 6 has none in layer 1, and rank 2 has a padded batch."""
     import torch
     import torch.distributed as dist
 

@@ -1,13 +1,13 @@
-"""What the hooks of all stacks share: one layer's batches split by the placement in force."""
+"""Tests the shared part of all stacks' hooks: one layer's batches split on the current placement."""
 
 import numpy as np
 import pytest
 from conftest import counts_of
 
 import evenkeel
-from evenkeel._split import ExactSplit, Group, wanted
+from evenkeel._split_hook import ExactSplit, Group, wanted
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="no torch")
 
 
 def ids_of(seed, shape, dtype):
@@ -54,7 +54,7 @@ def test_layers_have_placements_of_their_own_that_may_change(ring):
     for layer, placement in [(0, ring), (1, other), (0, ring), (0, other), (1, ring)]:
         out = split.redirect(layer, placement, 16, Group(8), ids)
         assert (placement[out.numpy()] == ids.numpy()).all()
-    # Ranks that come and go: 24 slots on 8 ranks, then on 4.
+    # The number of ranks changes: 24 slots on 8 ranks, then on 4.
     assert (ring[split.redirect(0, ring, 16, Group(4), ids).numpy()] == ids.numpy()).all()
 
 
@@ -73,7 +73,7 @@ def test_gathered_counts_make_every_source_meet_its_share(ring):
         out = split.redirect("layer", ring, 16, Group(8, rank, 2, gather), ids)
         served += counts_of(out, 24)
     assert (served == evenkeel.Planner(ring, 8).split(counts.numpy()).quotas).all()
-    # Ranks without tokens brought zeros: the others wait for them.
+    # Ranks without tokens contributed zeros, since the others wait for them.
     assert len(brought) == 8 and all((own == row).all() and own.dtype == torch.int32 for own, row in zip(brought, counts))
 
 
@@ -91,7 +91,7 @@ def test_the_variable(monkeypatch):
         wanted()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_the_same_slots_on_a_gpu(ring, dtype):
     host, device = ExactSplit(), ExactSplit()

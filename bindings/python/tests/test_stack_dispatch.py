@@ -1,11 +1,14 @@
-"""The rule by which each stack picks an expert's replica, driven from its published modules, against `evenkeel.StackRouter`.
+"""Compares each stack's choice of replicas, from its published modules, with `evenkeel.StackRouter`.
 
-A batch is dealt out to the ranks, redirected by the stack on a placement that evenkeel planned, and counted. evenkeel has to
-predict the same to the token, and within the error of sampling for a rule of chance.
+A batch is dealt to the ranks. The stack redirects it on a placement that evenkeel planned, and the loads are
+counted. The prediction has to match to the token. For a random rule it has to match within the sampling
+error.
 
-Real: SGLang's `expert_location` and `expert_location_dispatch` on the way of `sglang_rank.py`; vLLM's
-`_eplb_map_and_record_i32_kernel` with its launcher in Triton's interpreter, `_apply_eplb_mapping` and `compute_logical_maps`; vllm-ascend's `init_eplb_config`, which reads the exported file, and `generate_log2phy_map`. TensorRT-LLM has no
-published module that runs without a GPU: the loop of its kernel `moeComputeRouteKernel` is restated here, thread by thread.
+Real parts of SGLang: `expert_location` and `expert_location_dispatch` on the path of `sglang_rank.py`. Real
+parts of vLLM: `_eplb_map_and_record_i32_kernel` with its launcher in Triton's interpreter,
+`_apply_eplb_mapping` and `compute_logical_maps`. Real parts of vllm-ascend: `init_eplb_config`, which reads
+the exported file, and `generate_log2phy_map`. TensorRT-LLM has no published module that runs without a GPU.
+The loop of its kernel `moeComputeRouteKernel` is restated here, thread by thread.
 """
 
 import json
@@ -27,7 +30,7 @@ RANKS, K = 8, 4
 
 @pytest.fixture(params=["made here", "gpt-oss-20b"], scope="module")
 def recorded(request):
-    """Ids [tokens, layers, k] and the number of experts."""
+    """Returns ids [tokens, layers, k] and the number of experts."""
     if request.param == "made here":
         rng = np.random.default_rng(3)
         liking = rng.normal(0, 1.2, (1, 5, 32)) + rng.normal(0, 0.5, (8, 1, 32)).repeat(256, 0)
@@ -39,7 +42,9 @@ def recorded(request):
 
 
 def plan_of(recorded, nodes, redundant=16):
-    """A plan made on the first half of what was recorded; the second half is the batch, [layers, tokens, k]."""
+    """Returns a plan for the first half of the recorded tokens, and the second half as a batch, [layers,
+    tokens, k].
+    """
     ids, experts = recorded
     half = len(ids) // 2
     steps = ids[:half].reshape(16, -1, ids.shape[1], K).transpose(0, 2, 1, 3).reshape(16, ids.shape[1], -1)
@@ -50,7 +55,7 @@ def plan_of(recorded, nodes, redundant=16):
 
 
 def dealt(layer):
-    """The rows of one layer as data parallelism deals them out: unequal parts, in order."""
+    """Deals the rows of one layer to the ranks as data parallelism does: unequal parts, in order."""
     return np.split(layer, np.cumsum([len(layer) // 8 + 5 * (rank % 3) - 5 for rank in range(RANKS - 1)]))
 
 
@@ -59,7 +64,9 @@ def imbalance(loads):
 
 
 def same(router, maps, batch, redirect, sources=None):
-    """Every slot that the stack's `redirect(layer, ids, source)` finds is the router's, and so are the loads and the imbalance."""
+    """Compares the slots of the stack's `redirect(layer, ids, source)` with the router's, and also loads and
+    imbalance.
+    """
     measured = []
     for layer in range(len(maps)):
         parts = dealt(batch[layer]) if sources is None else [batch[layer]]
@@ -85,7 +92,9 @@ def sglang(torch, maps, experts, a2a, algorithm, nodes):
 
 
 def as_ranks(rank):
-    """Ids to slots on any rank, by the metadata that it makes for itself; those of all are made once."""
+    """Returns a function from ids to slots on any rank, by that rank's own metadata. All metadata are made
+    once.
+    """
     metadata = []
     for rank.rank in range(RANKS):
         rank.location.set_global_expert_location_metadata(None, allow_overwrite=True)
@@ -102,20 +111,22 @@ def as_ranks(rank):
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_sglang_static(recorded, clean, nodes, record_property):
     plan, batch = plan_of(recorded, nodes)
-    # As the file says it, which is what a server starts with.
+    # A server starts with the map of the file.
     maps = np.array(json.loads(plan.export("sglang"))["physical_to_logical_map"])
     rank = sglang(clean, maps, plan.experts, "deepep", "static", nodes)
     router = evenkeel.StackRouter("sglang-static", maps, RANKS, nodes)
     mean = same(router, maps, batch, as_ranks(rank))
     record_property(f"sglang-static, {nodes} node(s): mean imbalance", f"{mean:.4f}")
-    # The table is of all rows of the file: without the first, the others are drawn differently.
+    # The table depends on all rows of the file. Without the first row, the draws of the others differ.
     short = evenkeel.StackRouter("sglang-static", maps[1:], RANKS, nodes)
     assert any((short.redirect(0, batch[1], r) != router.redirect(1, batch[1], r)).any() for r in range(RANKS))
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_sglang_static_after_its_own_rebalancing(recorded, clean, monkeypatch, nodes):
-    """`init_by_eplb` with evenkeel's policy in the place of EPLB: it knows no rank, so nothing is collapsed beforehand."""
+    """`init_by_eplb` with evenkeel's policy instead of EPLB. It knows no rank, so no replicas are collapsed
+    beforehand.
+    """
     plan, batch = plan_of(recorded, nodes)
     maps = plan.physical_to_logical
     rank = sglang(clean, maps, plan.experts, "deepep", "static", nodes)
@@ -136,13 +147,13 @@ def test_sglang_static_after_its_own_rebalancing(recorded, clean, monkeypatch, n
         return rank.batch(layer, clean.from_numpy(ids.copy()))[0].numpy()
 
     same(evenkeel.StackRouter("sglang-static", maps, RANKS, nodes, rebalanced=True), maps, batch, redirect)
-    if nodes == 1:  # on two, few experts are left to draw for
+    if nodes == 1:  # with two nodes, draws remain for few experts
         file, every = evenkeel.StackRouter("sglang-static", maps, RANKS), range(RANKS)
         assert any((file.redirect(0, batch[0], rank) != redirect(0, batch[0], rank)).any() for rank in every)
 
 
 def test_sglang_dynamic(recorded, clean, record_property):
-    """Without an all-to-all: every rank has the whole batch and comes to the same slots."""
+    """Without an all-to-all, every rank has the whole batch and obtains the same slots."""
     plan, batch = plan_of(recorded, 1)
     maps = plan.physical_to_logical
     redirect = as_ranks(sglang(clean, maps, plan.experts, "none", "dynamic", 1))
@@ -155,7 +166,7 @@ def test_sglang_dynamic(recorded, clean, record_property):
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_sglang_random(recorded, clean, nodes, record_property):
-    """SGLang's draws and evenkeel's are as far apart as two samples of one distribution are."""
+    """SGLang's draws and evenkeel's differ as much as two samples of one distribution."""
     plan, batch = plan_of(recorded, nodes)
     maps, draws = plan.physical_to_logical, 60
     redirect = as_ranks(sglang(clean, maps, plan.experts, "deepep", "dynamic", nodes))
@@ -185,7 +196,8 @@ def test_sglang_random(recorded, clean, nodes, record_property):
 
 
 def vllm_mapping(torch, triton, maps, experts):
-    """`BaseRouter._apply_eplb_mapping` on the state that `compute_logical_maps` gives, with the real kernel behind it."""
+    """Returns `BaseRouter._apply_eplb_mapping` on the state of `compute_logical_maps`, with the real kernel.
+    """
     router = stacks.take(
         "vllm.model_executor.layers.fused_moe.router.base_router",
         "_eplb_map_and_record_i32_kernel",
@@ -221,7 +233,7 @@ def vllm_mapping(torch, triton, maps, experts):
 
 def test_vllm(recorded, clean, monkeypatch, record_property):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    triton = pytest.importorskip("triton")
+    triton = pytest.importorskip("triton", reason="no triton")
     plan, batch = plan_of(recorded, 1)
     maps = plan.physical_to_logical
     redirect, views = vllm_mapping(clean, triton, maps, plan.experts)
@@ -239,7 +251,8 @@ def test_vllm(recorded, clean, monkeypatch, record_property):
 
 @pytest.mark.parametrize("tp_size", [1, 2, 4])
 def test_vllm_ascend(recorded, clean, monkeypatch, tmp_path, tp_size, record_property):
-    """From evenkeel's file to every rank's table, by vllm-ascend's own functions; `.npu()` is the CPU here."""
+    """From evenkeel's file to every rank's table, by vllm-ascend's own functions. `.npu()` is the CPU here.
+    """
     plan, batch = plan_of(recorded, 1)
     file = tmp_path / "map.json"
     file.write_text(plan.export("vllm-ascend"))
@@ -256,7 +269,7 @@ def test_vllm_ascend(recorded, clean, monkeypatch, tmp_path, tp_size, record_pro
         defaultdict=defaultdict,
         logger=types.SimpleNamespace(warning=lambda *_: None),
     )
-    # Torch before 2 takes no int32 as an index.
+    # Torch before 2 accepts no int32 as an index.
     read = utils.expert_file_to_tensor
     utils.expert_file_to_tensor = lambda *given: (read(*given)[0].long(), read(*given)[1])
     config = types.SimpleNamespace(expert_map_path=file, dynamic_eplb=True, num_redundant_experts=0)
@@ -272,7 +285,9 @@ def test_vllm_ascend(recorded, clean, monkeypatch, tmp_path, tp_size, record_pro
 
 
 def trtllm_kernel(replicas, ids, rank, threads=256, per_thread=4, warp=32):
-    """`moeComputeRouteKernel` with `offsetByEpRank`, restated: positions in the order in which warp 0 arbitrates them."""
+    """Restates `moeComputeRouteKernel` with `offsetByEpRank`: positions in the order of arbitration by warp
+    0.
+    """
     flat = ids.reshape(-1)
     slots = np.full(flat.shape, -1, dtype=np.int64)
     for block in range(-(-len(flat) // (threads * per_thread))):
@@ -299,7 +314,8 @@ def test_trtllm(recorded, record_property):
     router = evenkeel.StackRouter("trtllm", maps, RANKS)
     mean = same(router, maps, batch, lambda layer, ids, source: trtllm_kernel(replicas[layer], ids, source))
     record_property("trtllm: mean imbalance", f"{mean:.4f}")
-    # Without attention data parallelism all ranks route the whole batch, several blocks, without an offset.
+    # Without attention data parallelism all ranks route the whole batch, in several blocks and without an
+    # offset.
     assert batch[0].size > 2 * 1024
     whole = trtllm_kernel(replicas[0], batch[0], 0)
     assert (router.redirect(0, batch[0]) == whole).all()
@@ -315,7 +331,7 @@ def test_what_is_no_batch_is_refused():
         (lambda: evenkeel.StackRouter("sglang", maps, 2), "sglang-static"),
         (lambda: evenkeel.StackRouter("vllm", maps, 3), r"maps\[0\]: 4 slots do not divide over 3 ranks"),
         (lambda: evenkeel.StackRouter("vllm", maps, 2, nodes=4), "nodes 4"),
-        (lambda: evenkeel.StackRouter("vllm", maps, 2, experts=4), "expert 3 has no copy"),
+        (lambda: evenkeel.StackRouter("vllm", maps, 2, experts=4), "expert 3 has no replica"),
         (lambda: evenkeel.StackRouter("vllm", maps[:0], 2), "a placement per layer"),
         (lambda: router.redirect(2, np.array([[0]])), "layer 2"),
         (lambda: router.redirect(0, np.array([[0, 3]])), "expert id 3"),

@@ -1,7 +1,8 @@
-"""The stacks' public tests for placement policies, restated from what they assert, on evenkeel's policies.
+"""The stacks' public tests for placement policies, restated from their assertions, on evenkeel's policies.
 
-vLLM: `tests/distributed/test_eplb_algo.py` (the tests of a policy; the rest of the file is on vLLM's own bookkeeping).
-SGLang: `test/registered/unit/eplb/test_balanced_packing.py`. TensorRT-LLM: the cases of its replication test.
+vLLM: `tests/distributed/test_eplb_algo.py` (the tests of a policy; the rest of the file is on vLLM's own
+bookkeeping). SGLang: `test/registered/unit/eplb/test_balanced_packing.py`. TensorRT-LLM: the cases of its
+replication test.
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import stacks
 
 import evenkeel
-from evenkeel._stack import Settings
+from evenkeel._plugin import Settings
 from evenkeel.eplb import rebalance_experts
 
 EPLB_EXAMPLE = [
@@ -21,7 +22,7 @@ SIXTEEN = [[50, 100, 75, 120, 90, 60, 80, 110, 40, 70, 95, 85, 65, 55, 45, 35]]
 
 @pytest.fixture(params=["eplb", "recourse"])
 def vllm(request, clean):
-    """A policy on vLLM's own base class; its answer and vLLM's own count of copies."""
+    """Returns a policy on vLLM's own base class: its placement, and vLLM's own count of replicas."""
     torch = clean
     base = stacks.load("vllm.distributed.eplb.policy.abstract").AbstractEplbPolicy
     state = stacks.take("vllm.distributed.eplb.eplb_state", "compute_logical_maps", torch=torch)
@@ -31,7 +32,7 @@ def vllm(request, clean):
         weight = torch.tensor(weight)
         placed = policy.rebalance_experts(weight, *shape)
         _, copies = state.compute_logical_maps(placed, weight.shape[-1])
-        # What every test of the file asks.
+        # Every test of the file asserts this.
         assert placed.shape == (len(weight), shape[0]) and copies.shape == weight.shape
         assert (placed >= 0).all() and (placed < weight.shape[-1]).all()
         assert (copies >= 1).all() and (copies.sum(dim=1) == shape[0]).all()
@@ -97,7 +98,7 @@ def test_additional_cases(vllm):
 
 
 def pack(weight, packs):
-    """Items packed without copies: (pack, place in it) of each, as SGLang's `balanced_packing`."""
+    """Packs items without replicas: (pack, place in it) of each, as SGLang's `balanced_packing`."""
     weight = np.asarray(weight, dtype=np.float32)
     n = weight.shape[1]
     placed, where, copies = rebalance_experts(weight, n, 1, 1, packs)

@@ -1,6 +1,7 @@
-"""Plug-ins against the stacks' own modules, as published, and through the entry points' registration.
+"""Plug-ins against the stacks' own published modules, through the registration of entry points.
 
-Placement; the split of every batch is in `test_sglang_split.py` and `test_vllm_split.py`. `stacks.py` says where the modules come from.
+This file tests the placement. `test_sglang_split.py` and `test_vllm_split.py` test the split of every batch.
+`stacks.py` states the source of the modules.
 """
 
 import sys
@@ -10,7 +11,7 @@ import pytest
 import stacks
 
 import evenkeel
-from evenkeel._stack import Settings, settings
+from evenkeel._plugin import Settings, settings
 
 ON = Settings("recourse", None)
 
@@ -45,13 +46,13 @@ def test_vllm_call():
     first = policy.rebalance_experts(loads, 24, 1, 1, 8)
     assert first.shape == (3, 24) and first.dtype == np.int64
     assert all(set(row) == set(range(16)) for row in first.tolist())
-    # Zero load, as in profiling: nothing moves.
+    # Without load, as in profiling, nothing moves.
     assert (policy.rebalance_experts(np.zeros_like(loads), 24, 1, 1, 8, first) == first).all()
-    # A new load: what can stay stays.
+    # Under a new load, experts stay where possible.
     other = batches(1).sum(axis=0)
     again = policy.rebalance_experts(other, 24, 1, 1, 8, first)
     assert moved(again, first, 8) <= moved(policy.rebalance_experts(other, 24, 1, 1, 8), first, 8)
-    # Ranks come and go.
+    # The number of ranks changes.
     assert policy.rebalance_experts(loads, 32, 1, 2, 16, first).shape == (3, 32)
     assert policy.rebalance_experts(loads, 18, 1, 1, 6, first).shape == (3, 18)
     assert policy.rebalance_experts(loads, 21, 4, 2, 7, np.full((3, 21), -1)).shape == (3, 21)
@@ -85,7 +86,7 @@ def test_vllm_ascend_call():
     policy = evenkeel.vllm_ascend.policy_class(object, ON)()
     table = np.tile(np.arange(24) % 16, (3, 1)).reshape(3, 8, 3)
     load = np.random.default_rng(0).integers(0, 99, table.shape)
-    load[0, 2] *= 9  # two devices with far more than their part
+    load[0, 2] *= 9  # two devices with far more than their share
     load[2, 5] *= 9
     load[1] = 0
     changed, priority, new = policy.rebalance_experts(table, load)
@@ -153,7 +154,7 @@ def test_sglang_reads_the_running_placement(clean, ring):
 
 
 def test_vllm_ascend_own_factory(clean, monkeypatch):
-    """Its factory's module imports all its policies and vLLM's logger: the class runs from its source."""
+    """The factory's module imports all its policies and vLLM's logger, so the class runs from its source."""
     abstract = stacks.load("vllm_ascend.eplb.core.policy.policy_abstract")
     factory = stacks.take(
         "vllm_ascend.eplb.core.policy.policy_factory", "PolicyFactory", EplbPolicy=abstract.EplbPolicy

@@ -1,4 +1,4 @@
-"""Traces and plans as arrays; plans written, read and exported."""
+"""Tests traces and plans as arrays, and plans that are written, read and exported."""
 
 import json
 
@@ -65,3 +65,16 @@ def test_errors_name_the_file(tmp_path):
         evenkeel.plan(trace, ranks=8, redundant=3)
     with pytest.raises(evenkeel.Error, match="unknown policy"):
         evenkeel.plan(trace, ranks=8, redundant=8, policy="magic")
+
+
+def test_redundant_slots_have_the_stacks_name_too():
+    trace = evenkeel.Trace.from_loads(np.random.default_rng(2).integers(0, 50, (3, 2, 8)))
+    expected = evenkeel.plan(trace, ranks=4, redundant=4, policy="eplb").physical_to_logical
+    for options in (dict(num_redundant_experts=4), dict(redundant=4, num_redundant_experts=4)):
+        plan = evenkeel.plan(trace, ranks=4, policy="eplb", **options)
+        assert (plan.physical_to_logical == expected).all()
+    words = "redundant 4, num_redundant_experts 8: expected one of them, or equal values"
+    with pytest.raises(evenkeel.Error, match=words):
+        evenkeel.plan(trace, 4, 4, num_redundant_experts=8)
+    with pytest.raises(TypeError, match="expected redundant or num_redundant_experts"):
+        evenkeel.plan(trace, ranks=4)

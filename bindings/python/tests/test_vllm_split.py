@@ -1,9 +1,10 @@
-"""Every batch split exactly inside vLLM: its own router, state and runner's method, ours in the place of its mapping.
+"""The exact split of every batch inside vLLM: its own router, state and runner's method with our mapping.
 
-Real: `BaseRouter` with `select_experts`, `EplbLayerState`, how plans are committed to the maps (`_commit_eplb_maps`,
-`_commit_eplb_maps_for_layer`, `compute_logical_maps`), `MoERunner._apply_quant_method` and what tells how its tokens travel. Their modules import Triton and the whole
-configuration, so those run from their source, and the router's imports are stood in for. On a CPU vLLM's own mapping gives the
-logical ids back.
+Real parts are `BaseRouter` with `select_experts`, `EplbLayerState`, and the commit of plans to the maps
+(`_commit_eplb_maps`, `_commit_eplb_maps_for_layer`, `compute_logical_maps`). `MoERunner._apply_quant_method`
+and the properties that determine the path of its tokens are real too. Their modules import Triton and the
+whole configuration, so the parts run from their source, and the router's imports have stand-ins. On a CPU
+vLLM's own mapping returns the logical ids.
 """
 
 import types
@@ -23,7 +24,7 @@ RUNNER = "vllm.model_executor.layers.fused_moe.runner.moe_runner"
 
 
 class Vllm:
-    """One rank with two layers whose maps lie in one tensor each, as `EplbState` has them."""
+    """One rank with two layers whose maps share one tensor each, as in `EplbState`."""
 
     def __init__(self, torch, placements, all_to_all=False, group=None):
         self.torch = torch
@@ -81,17 +82,17 @@ class Vllm:
         self.commit(placements)
 
     def commit(self, placements):
-        """All layers, as after a re-planning."""
+        """Commits all layers, as after a re-planning."""
         with self.torch.inference_mode():
             self.state._commit_eplb_maps(self.model_state, self.torch.from_numpy(placements.copy()))
 
     def commit_layer(self, placement, layer):
-        """One layer, as when experts move while the server runs."""
+        """Commits one layer, as during a migration."""
         with self.torch.inference_mode():
             self.state._commit_eplb_maps_for_layer(self.model_state, self.torch.from_numpy(placement.copy()), layer)
 
     def layer(self, index):
-        """A layer's runner with its router; a batch is a call with logical ids."""
+        """Returns a layer's runner with its router. A batch is a call with logical ids."""
         state = self.state.EplbLayerState(
             should_record_tensor=self.recording, num_unpadded_tokens_tensors=[self.unpadded]
         )
@@ -214,7 +215,7 @@ def test_what_stays_vllms_own(exact, maps):
     once = getattr(vllm.router, name)
     evenkeel.vllm.register()
     assert getattr(vllm.router, name) is once, "hooked in once"
-    # Called from elsewhere than a runner: whose tokens they are is not known.
+    # Outside a runner the owner of the tokens is unknown.
     ids = ids_of(exact, 7)
     rows = vllm.model_state
     answer = once(ids, vllm.loads[0], rows.logical_to_physical_map[0], rows.logical_replica_count[0], vllm.recording)
@@ -237,7 +238,7 @@ def test_a_vllm_of_another_make_is_refused(exact, maps):
 
 
 def one_of_four(rank, store, maps, answers):
-    """A rank with tokens of its own, in its own process."""
+    """Runs a rank with its own tokens in its own process."""
     import os
 
     import torch

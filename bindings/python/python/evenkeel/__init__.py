@@ -1,7 +1,7 @@
 """Load-balancing planner for Mixture-of-Experts models under expert parallelism.
 
-From routing statistics to placements of redundant expert copies, and from each batch's counts to whole-token quotas of
-least possible peak:
+The package computes placements with redundant experts from routing statistics. From the counts of each batch
+it computes whole-token quotas with the lowest possible peak:
 
 >>> import evenkeel, numpy as np
 >>> trace = evenkeel.Trace.from_loads(np.array([[[90, 10, 10, 10]], [[70, 30, 10, 10]]]))
@@ -13,9 +13,10 @@ least possible peak:
 >>> planner.redirect(np.array([[0, 1], [0, -1]]), source=0).shape
 (2, 2)
 
-``StackRouter`` says where the tokens of a batch go that a serving stack splits by itself. ``evenkeel.eplb`` and ``evenkeel.lplb`` have the calls of DeepSeek's EPLB and LPLB; ``evenkeel.cuda`` the fast loop on a GPU;
-``evenkeel.vllm``, ``evenkeel.sglang`` and ``evenkeel.vllm_ascend`` what those stacks load as plug-ins; ``evenkeel.client`` posts loads to
-a running ``evenkeel serve``.
+``StackRouter`` predicts the slots of tokens that a serving stack splits by its own rule. ``evenkeel.eplb``
+and ``evenkeel.lplb`` have the calls of DeepSeek's EPLB and LPLB. ``evenkeel.cuda`` runs the fast loop on a
+GPU. ``evenkeel.vllm``, ``evenkeel.sglang`` and ``evenkeel.vllm_ascend`` are the plug-ins of those stacks.
+``evenkeel.client`` posts loads to a running ``evenkeel serve``.
 """
 
 from . import client, cuda, eplb, lplb, sglang, vllm, vllm_ascend

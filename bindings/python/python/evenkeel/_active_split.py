@@ -1,19 +1,20 @@
-"""The split that a stack's batches really get, which a policy plans for and by which its placements are judged."""
+"""The split that the batches of a stack receive. Policies plan for it, and placements are judged under it."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, Optional, Tuple
 
 from . import _native
-from ._stack import Settings, warn_once
+from ._plugin import Settings, warn_once
 
 
 class ActiveSplit(NamedTuple):
-    """The split of a stack's batches, as its configuration says it."""
+    """The split of a stack's batches, according to its configuration."""
 
-    #: The split to plan for. ``None`` where batches are split in more than one way, or the configuration cannot be read.
+    #: Split to plan for. ``None`` if batches are split in several ways, or if the configuration cannot be
+    #: read.
     planned: Optional[str]
-    #: The splits to judge by: those that batches get, or the bounds of what they may get.
+    #: Splits under which placements are judged: those that batches receive, or bounds of them.
     judged: Tuple[str, ...]
 
 
@@ -23,20 +24,24 @@ def always(split: str) -> ActiveSplit:
 
 
 def exactly(rule: str, graphs: bool) -> ActiveSplit:
-    """Returns the exact split; with ``graphs``, also the stack's ``rule``, which batches in CUDA graphs get."""
+    """Returns the exact split.
+
+    With ``graphs``, batches in CUDA graphs follow the stack's ``rule``, which is therefore judged as well.
+    """
     return ActiveSplit(None, ("exact", rule)) if graphs else always("exact")
 
 
 def unknown(stack: str, why: object) -> ActiveSplit:
-    """Returns the split of a stack whose configuration cannot be read; the log says so once."""
+    """Returns the split of a stack whose configuration cannot be read, and logs that once."""
     warn_once(f"evenkeel: {stack}'s split cannot be read ({why}): planned for any, judged by exact and even")
     return ActiveSplit(None, ("exact", "even"))
 
 
 def resolved(how: Settings, active: ActiveSplit) -> Tuple[Settings, Tuple[str, ...]]:
-    """Returns the settings with the split in the policy's name, and the splits to judge by.
+    """Returns the settings with the split in the policy's name, and the splits under which placements are
+    judged.
 
-    A split that the name has already stays, and comes first among those to judge by.
+    A split that the name already contains stays, and comes first among the judged ones.
     """
     named = _native.named_split(how.policy)
     if named is not None:

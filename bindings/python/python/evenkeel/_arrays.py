@@ -1,4 +1,4 @@
-"""Arrays of any library on the CPU, without importing that library."""
+"""CPU arrays of any library, without an import of that library."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import numpy as np
 
 
 def of_torch(values: Any) -> bool:
-    """Is this a tensor of torch? Asks without importing it."""
+    """Returns whether this is a tensor of torch, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(values, torch.Tensor)
 
 
 def to_numpy(values: Any) -> np.ndarray:
-    """NumPy's view of an array or tensor, through DLPack or the array protocol; tensors on a device are copied."""
+    """Returns NumPy's view of an array or tensor, through DLPack or the array protocol. Tensors on a device
+    are copied.
+    """
     if isinstance(values, np.ndarray):
         return values
     if of_torch(values):
@@ -28,15 +30,18 @@ def to_numpy(values: Any) -> np.ndarray:
 
 
 def like(example: Any, values: np.ndarray) -> Any:
-    """``values`` as the library of ``example`` has them: torch for torch (on the CPU), NumPy otherwise."""
+    """Returns ``values`` in the library of ``example``: torch for torch (on the CPU), NumPy otherwise."""
     if of_torch(example):
         return sys.modules["torch"].from_numpy(values)
     return values
 
 
 def whole(values: np.ndarray, name: str = "weight") -> np.ndarray:
-    """Loads as whole tokens: integers as they are; fractions in units of the largest's millionth, so that nothing is lost
-    that a plan could see."""
+    """Returns loads as whole tokens.
+
+    Integers stay as they are. Fractions become multiples of a millionth of the largest load, which is finer
+    than any difference that a plan depends on.
+    """
     values = np.asarray(values)
     if values.dtype.kind in "iu":
         return np.ascontiguousarray(values)

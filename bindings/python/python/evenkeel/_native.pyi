@@ -1,4 +1,4 @@
-"""The native part: see the package's documentation."""
+"""Native part of the package. The package's documentation describes it."""
 
 import os
 from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple, Union
@@ -13,10 +13,10 @@ _Split = Literal[
 __version__: str
 
 class Error(ValueError):
-    """What was asked for cannot be done; the message says what was expected."""
+    """Error that the caller can fix. The message states the expected value."""
 
 class Unavailable(RuntimeError):
-    """This machine lacks what was asked for, a GPU for example."""
+    """A requirement that this machine lacks, for example a GPU."""
 
 class Trace:
     """Token counts of a recorded run: loads[step, layer, expert]."""
@@ -41,6 +41,8 @@ def read_trace(
     decode_batch: Optional[int] = None,
     order: str = "recorded",
     seed: int = 0,
+    step_column: Optional[str] = None,
+    arrays: Optional[Sequence[str]] = None,
 ) -> Trace: ...
 
 class Plan:
@@ -61,22 +63,25 @@ class Plan:
     def from_json(text: str) -> Plan: ...
     def to_json(self) -> str: ...
     def save(self, path: _Path) -> None: ...
-    def export(self, to: str) -> str: ...
+    unrecorded_layers: List[int]
+    def export(self, to: str, *, moe_layers: Optional[Sequence[int]] = None) -> str: ...
     def planner(self, layer: int) -> Planner: ...
 
 def plan(
     trace: Trace,
     ranks: int,
-    redundant: int,
+    redundant: Optional[int] = None,
     *,
     policy: str = "recourse",
     nodes: int = 1,
     groups: int = 1,
     split: Optional[_Split] = None,
+    moe_layers: Optional[Sequence[int]] = None,
+    num_redundant_experts: Optional[int] = None,
 ) -> Plan: ...
 
 class Split:
-    """The quotas of one batch: whole tokens, of least possible peak."""
+    """Quotas of one batch: whole tokens with the lowest possible peak."""
 
     quotas: NDArray[np.uint64]
     rank_loads: NDArray[np.uint64]
@@ -85,7 +90,7 @@ class Split:
     imbalance: float
 
 class Planner:
-    """Splits batches of one layer and says which slot serves which token."""
+    """Planner that splits the batches of one layer and redirects their tokens to slots."""
 
     ranks: int
     experts: int

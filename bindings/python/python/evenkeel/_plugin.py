@@ -1,4 +1,4 @@
-"""What the plug-ins share: settings from the environment, and the log."""
+"""Shared parts of the plug-ins: settings from the environment, and the log."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ logger = logging.getLogger("evenkeel")
 
 @functools.lru_cache(maxsize=None)
 def warn_once(message: str) -> None:
-    """For what every batch would say again."""
+    """Logs a message once, although every batch causes it again."""
     logger.warning(message)
 
 
 def log_through(stack: str) -> None:
-    """Gives the log a stack's handlers and level, where neither this logger nor the root has a handler of its own."""
+    """Gives the log a stack's handlers and level, if neither this logger nor the root has a handler."""
     theirs = logging.getLogger(stack)
     if logger.handlers or logging.getLogger().handlers or not theirs.handlers:
         return
@@ -29,15 +29,18 @@ def log_through(stack: str) -> None:
 
 
 class Settings(NamedTuple):
-    """How a plug-in plans."""
+    """Planning options of a plug-in."""
 
     policy: str
     max_moves: Optional[int]
 
 
 def settings() -> Optional[Settings]:
-    """``EVENKEEL_POLICY`` turns plug-ins on and names their policy (recourse, eplb, ..); ``EVENKEEL_MAX_MOVES`` limits the
-    experts that ranks newly receive, per layer and re-planning. ``None`` where plug-ins are off."""
+    """Returns the settings from the environment; ``None`` if plug-ins are off.
+
+    ``EVENKEEL_POLICY`` turns plug-ins on and names their policy (recourse, eplb, ..). ``EVENKEEL_MAX_MOVES``
+    limits the experts that ranks newly receive, per layer and re-planning.
+    """
     policy = os.environ.get("EVENKEEL_POLICY", "")
     if policy in ("", "off"):
         return None

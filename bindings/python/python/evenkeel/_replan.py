@@ -1,4 +1,4 @@
-"""One way to plan again inside a stack, and the line that the log gets of it."""
+"""Re-planning inside a stack, and its line in the log."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 from . import _native
 from ._active_split import ActiveSplit, resolved
 from ._arrays import whole
-from ._stack import Settings, logger
+from ._plugin import Settings, logger
 
-#: Most batches that the log judges placements on, at equal distances.
+#: Largest number of batches, at equal distances, on which the log's figures are computed. It bounds their
+#: cost.
 BATCHES = 16
 
 
@@ -26,11 +27,11 @@ def replan(
     running: Optional[np.ndarray],
     active: Callable[[], ActiveSplit],
 ) -> np.ndarray:
-    """Physical-to-logical maps [layers, slots] for batches [batches, layers, experts].
+    """Returns physical-to-logical maps [layers, slots] for batches [batches, layers, experts].
 
-    ``active`` says which split batches get; it is asked when there is something to plan. Layers without load keep what
-    is running. A running placement of another shape (ranks came or went) is ignored, and so are nodes that ranks do not
-    divide over.
+    ``active`` returns the split of the batches. It is called only if there is a load to plan for. Layers
+    without load keep their running placement. A running placement of another shape (the number of ranks has
+    changed) is ignored. Nodes are ignored if the ranks do not divide evenly over them.
     """
     loads = whole(batches, "loads")
     layers, experts = loads.shape[1:]
@@ -67,7 +68,7 @@ def replan(
 
 
 def moves(maps: np.ndarray, running: np.ndarray, ranks: int, experts: int) -> int:
-    """Returns the experts that ranks newly receive, all layers together."""
+    """Returns the number of experts that ranks newly receive, over all layers."""
     held = []
     for placement in (maps, running):
         layers, slots = placement.shape
@@ -88,9 +89,10 @@ def log_replan(
     groups: int,
     running: Optional[np.ndarray],
 ) -> None:
-    """Logs the mean imbalance of the new placement ``maps``, of EPLB's and of the ``running`` one, and the moves.
+    """Logs the mean imbalance of the new placement ``maps``, of EPLB's and of the ``running`` one, and the
+    moves.
 
-    The figures are of the loads that the placement was planned on, under each split of ``judged``.
+    The figures refer to the loads that the placement was planned on, under each split of ``judged``.
     """
     busy_batches = np.flatnonzero(loads.any(axis=(1, 2)))
     count = len(busy_batches)
@@ -117,7 +119,7 @@ def log_replan(
 
 
 def _eplb(loads: np.ndarray, slots: int, ranks: int, nodes: int, groups: int) -> Optional[np.ndarray]:
-    """Returns EPLB's placement of the same loads, planned from scratch; ``None`` where it has none."""
+    """Returns EPLB's placement of the same loads, planned from scratch; ``None`` if EPLB has none."""
     weights = loads.sum(axis=0, dtype=np.float32)
     try:
         return _native.rebalance(weights, slots, groups, nodes, ranks)

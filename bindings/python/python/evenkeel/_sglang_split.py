@@ -1,13 +1,16 @@
-"""Every batch split exactly inside SGLang: hooks on ``srt.eplb.expert_location_dispatch.topk_ids_logical_to_physical``.
+"""Exact split of every batch inside SGLang, hooked into one function.
 
-Two cases, told apart by ``--moe-a2a-backend``:
+The function is ``srt.eplb.expert_location_dispatch.topk_ids_logical_to_physical``. ``--moe-a2a-backend``
+distinguishes two cases:
 
-- none: all ranks run the same tokens. Each splits them for itself, and all come to the same answer; nothing is gathered.
-- any other, with ``--ep-dispatch-algorithm lp``: each rank has tokens of its own. Their counts are gathered. This is the
-  algorithm in which SGLang brings every rank to every layer, those without tokens too, by its ``LPLBSolver``; ours takes
-  that class's place. With another algorithm SGLang's own mapping stays.
+- ``none``: all ranks run the same tokens. Each rank splits them alone, and all obtain the same result.
+  Nothing is gathered.
+- any other backend with ``--ep-dispatch-algorithm lp``: each rank has its own tokens, and their counts are
+  gathered. Only under this algorithm does SGLang bring every rank to every layer, also ranks without tokens.
+  It does so through its ``LPLBSolver``, which ``ExactSolver`` replaces. Under another algorithm SGLang's own
+  mapping stays.
 
-What SGLang records is what comes out here.
+SGLang records the slots that this module returns.
 """
 
 from __future__ import annotations
@@ -17,19 +20,20 @@ from typing import Any, Callable, List, Optional, Tuple
 import numpy as np
 
 from ._arrays import to_numpy
-from ._split import ExactSplit, Group, gather_by, opaque
-from ._stack import warn_once
+from ._plugin import warn_once
+from ._split_hook import ExactSplit, Group, gather_by, opaque
 
 DISPATCH = "sglang.srt.eplb.expert_location_dispatch.topk_ids_logical_to_physical"
 INPUTS = "sglang.srt.layers.moe.topk.resolve_routing_inputs"
 SOLVER = "sglang.srt.eplb.lplb_solver.LPLBSolver"
 
-#: Where an ``ExpertLocationDispatchInfo`` keeps how many of its batch's rows are tokens; the rest is padding.
+#: Attribute of an ``ExpertLocationDispatchInfo``: the number of token rows of its batch. All further rows are
+#: padding.
 ROWS = "evenkeel_rows"
 
 
 class ExactSolver:
-    """Takes the place of SGLang's ``LPLBSolver``: made anew for every layer whenever experts have been moved."""
+    """Replacement of SGLang's ``LPLBSolver``. SGLang makes one per layer after each move of experts."""
 
     def __init__(
         self,
@@ -53,24 +57,26 @@ class ExactSolver:
         self._split = ExactSplit()
 
     def solve(self, topk_ids: Any) -> "ExactSolver":
-        """SGLang asks for a solution before it maps. A rank without tokens has nothing to map, so it meets the others here."""
+        """Returns the solution that SGLang requests before it maps. A rank without tokens has nothing to map,
+        so it joins the others' exchange of counts here.
+        """
         if topk_ids.numel() == 0:
             self.redirect(topk_ids)
         return self
 
     def redirect(self, topk_ids: Any) -> Optional[Any]:
-        """The physical expert of every id; None where SGLang's own choice is to stand."""
+        """Returns the physical expert of every id; ``None`` if SGLang's own choice stays."""
         return self._split.redirect(0, self._placement, self._experts, self._group, topk_ids)
 
 
 class SameTokens:
-    """The split of ranks that all have the same tokens, by the placement in force."""
+    """The split of ranks that all have the same tokens, on the current placement."""
 
     def __init__(self) -> None:
         self._split = ExactSplit()
 
     def redirect(self, topk_ids: Any, info: Any) -> Optional[Any]:
-        """As ``ExactSolver.redirect``, for the layer that ``info`` is of."""
+        """Redirects as ``ExactSolver.redirect``, in the layer of ``info``."""
         from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 
         metadata = get_global_expert_location_metadata()
@@ -86,7 +92,7 @@ class SameTokens:
 
 
 def tokens_only(topk_ids: Any, rows: Any) -> Any:
-    """The ids with those of padding rows, from ``rows`` on, as -1."""
+    """Returns the ids with those of padding rows, from ``rows`` on, as -1."""
     import torch
 
     if rows is None:
@@ -96,14 +102,16 @@ def tokens_only(topk_ids: Any, rows: Any) -> Any:
 
 
 def hooks() -> List[Tuple[str, Callable[..., Any], str]]:
-    """What is to be hooked in where, and how: (target, hook, type of hook)."""
+    """Returns the hooks for SGLang's registry: (target, hook, type of hook)."""
     same = SameTokens()
 
     @opaque
     def redirect(original: Callable[..., Any], topk_ids: Any, info: Any, log2phy_prob: Any = None) -> Any:
-        """Around SGLang's function: logical ids [tokens, k] in, physical ids out, -1 for none and for padding."""
+        """Wraps SGLang's function: logical ids [tokens, k] in, physical ids out, -1 for no expert and for
+        padding.
+        """
         if isinstance(log2phy_prob, ExactSolver):
-            # The solver has been to the other ranks already where there are no tokens.
+            # Without tokens, ``solve`` has already taken part in the exchange of counts.
             slots = log2phy_prob.redirect(tokens_only(topk_ids, getattr(info, ROWS, None))) if len(topk_ids) else topk_ids
             if slots is not None:
                 return slots
@@ -123,7 +131,7 @@ def hooks() -> List[Tuple[str, Callable[..., Any], str]]:
         return original(topk_ids, info, log2phy_prob)
 
     def note_rows(result: Any, *_args: Any, **_kwargs: Any) -> None:
-        """After SGLang has found a batch's dispatch info: how many of the rows are tokens goes with it."""
+        """Stores the number of token rows in a batch's dispatch info, after SGLang has made it."""
         rows, info = result
         if info is not None:
             setattr(info, ROWS, rows)

@@ -1,7 +1,8 @@
-"""Every batch split exactly inside a serving stack: logical ids in, physical ids out, by the placement in force.
+"""Exact split of every batch inside a serving stack: logical ids in, physical ids out, on the current
+placement.
 
-What the hooks of SGLang and vLLM share. A hook says which layer it stands in, what is placed there and how the ranks' counts
-are gathered; the answer has the shape, type and device of the ids, and -1 where they have -1.
+The hooks of SGLang and vLLM share this module. A hook passes its layer, the layer's placement, and the
+function that gathers the ranks' counts. The result has the shape, type and device of the ids. -1 stays -1.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import numpy as np
 from . import _native
 from .cuda import DevicePlanner
 
-#: From this rank's counts, a tensor [experts] of int32, to those of all ranks, [ranks, experts], on the same device.
+#: Function from this rank's counts, [experts] of int32, to those of all ranks, [ranks, experts], on the same
+#: device.
 Gather = Callable[[Any], Any]
 
 
 def wanted() -> bool:
-    """``EVENKEEL_SPLIT=exact`` turns the split of every batch on; it is off otherwise."""
+    """Returns whether ``EVENKEEL_SPLIT=exact`` turns on the exact split of every batch. The default is off.
+    """
     value = os.environ.get("EVENKEEL_SPLIT", "")
     if value not in ("", "off", "exact"):
         raise _native.Error(f"EVENKEEL_SPLIT {value!r}: expected exact or off")
@@ -28,11 +31,11 @@ def wanted() -> bool:
 
 
 class Group(NamedTuple):
-    """The ranks that a layer's experts are spread over, and this one among them.
+    """The ranks that share a layer's experts, and this rank's number among them.
 
-    ``gather`` brings the counts of all ranks together, and every rank has to come to it for every batch of every layer.
-    Without it the ids that this rank has are those of the whole group: each rank has all tokens (or there is one rank), and
-    all come to the same answer by themselves.
+    ``gather`` collects the counts of all ranks. Every rank has to take part for every batch of every layer.
+    Without it, the ids of this rank are those of the whole group: each rank has all tokens, or there is one
+    rank. All ranks then obtain the same result independently.
     """
 
     ranks: int
@@ -42,7 +45,9 @@ class Group(NamedTuple):
 
 
 def gather_by(group: Any) -> Gather:
-    """Gathering over a stack's ``GroupCoordinator`` or a ``torch.distributed`` process group."""
+    """Returns a function that gathers over a stack's ``GroupCoordinator`` or a ``torch.distributed`` process
+    group.
+    """
 
     def gather(own: Any) -> Any:
         import torch
@@ -63,7 +68,9 @@ def gather_by(group: Any) -> Gather:
 
 
 class _Layer:
-    """One layer's placement and its planners, made when first needed: one on the host, one on the GPU."""
+    """Placement and planners of one layer: one planner on the host and one on the GPU, both made on first
+    use.
+    """
 
     def __init__(self, placement: np.ndarray, experts: int, group: Group) -> None:
         ranks, nodes = group.ranks, group.nodes
@@ -72,7 +79,7 @@ class _Layer:
         self.placement = placement
         self.experts, self.ranks = experts, ranks
         self.nodes = nodes if nodes > 0 and ranks % nodes == 0 else 1
-        #: Without several copies of any expert there is nothing to choose.
+        #: If no expert has several replicas, no choice exists.
         self.replicated = bool((np.bincount(placement[placement >= 0], minlength=experts) > 1).any())
         self._lock = threading.Lock()
         self._host: Optional[_native.Planner] = None
@@ -97,7 +104,9 @@ class _Layer:
             return torch.from_numpy(self._host.redirect(logical, source))
 
     def on_device(self, ids: Any, source: int, gather: Optional[Gather]) -> Any:
-        """All of it enqueued on the caller's stream. Ids that are no expert become -1, as on the host."""
+        """Enqueues count, gather, split and redirect on the caller's stream. Ids that are no expert become
+        -1, as on the host.
+        """
         import torch
 
         planner, own, alone = self._planner(ids, source)
@@ -111,7 +120,9 @@ class _Layer:
         return planner.redirect(0, counts, ids, torch.empty_like(ids), stream)
 
     def _planner(self, ids: Any, source: int) -> Any:
-        """A planner with room for these ids, its counts as a tensor, and room for the counts of a source that is alone."""
+        """Returns a planner with room for these ids, its counts as a tensor, and a tensor for the counts of a
+        single source.
+        """
         import torch
 
         with self._lock:
@@ -124,7 +135,7 @@ class _Layer:
                     device=ids.device.index, nodes=self.nodes, experts=self.experts,
                 )  # fmt: skip
                 own = torch.as_tensor(planner.own_counts, device=ids.device)
-                with torch.inference_mode(False):  # to be written in whatever mode the next batch comes
+                with torch.inference_mode(False):  # the next batch may write in any inference mode
                     alone = torch.zeros((self.ranks, self.experts), dtype=torch.int32, device=ids.device)
                 made = (planner, own, alone)
                 self._device[key] = (room, made)
@@ -132,17 +143,21 @@ class _Layer:
 
 
 class ExactSplit:
-    """Splits the batches of a model's layers; planners are kept per layer until another placement is in force."""
+    """Exact splits of the batches of a model's layers. Each layer keeps its planners until its placement
+    changes.
+    """
 
     def __init__(self) -> None:
         self._layers: Dict[Hashable, _Layer] = {}
 
     def redirect(self, layer: Hashable, placement: np.ndarray, experts: int, group: Group, ids: Any) -> Optional[Any]:
-        """Physical experts for a batch's logical ``ids``, a torch tensor of any shape and integer type.
+        """Returns the physical experts for a batch's logical ``ids``, a torch tensor of any shape and integer
+        type.
 
-        ``placement`` [physical] says which of the ``experts`` each physical one is, -1 for an empty slot. ``None`` where the
-        stack's own mapping is to stand: with one copy of every expert, and while a CUDA graph is recorded, which
-        would keep today's placement for ever. That is the same on all ranks.
+        ``placement`` [physical] has the logical expert of each physical one, -1 for an empty slot. ``None``
+        means that the stack's own mapping stays. That is so if every expert has one replica. It is also so
+        while a CUDA graph is recorded, since a graph would keep the current placement forever. All ranks
+        obtain the same answer.
         """
         import torch
 
@@ -161,10 +176,10 @@ class ExactSplit:
         alone = group.ranks == 1 or group.gather is None
         gather = None if alone else group.gather
         if ids.numel() == 0:
-            if gather is not None:  # the others wait for this rank's counts
+            if gather is not None:  # the other ranks wait for this rank's counts
                 gather(torch.zeros(experts, dtype=torch.int32, device=ids.device))
             return ids
-        # Ranks that have the same tokens have to agree on who serves them: they all stand for rank 0.
+        # Ranks with the same tokens have to choose the same slots, so all of them act as rank 0.
         source = 0 if alone else group.rank
         plain = ids.detach()
         if plain.dtype not in (torch.int32, torch.int64):

@@ -1,10 +1,15 @@
-"""Every batch split exactly inside vLLM: in the place of ``eplb_map_to_physical_and_record`` of its fused-MoE routers.
+"""Exact split of every batch inside vLLM, instead of ``eplb_map_to_physical_and_record`` of its fused-MoE
+routers.
 
-That function is told neither whose tokens it has nor how many ranks there are. The first is noted around
-``MoERunner._apply_quant_method``: without all-to-all kernels, or with routing after a plain dispatch, all ranks have the same
-tokens, and each splits them for itself; with kernels that dispatch by themselves each rank has tokens of its own, and their
-counts are gathered over the EP group (vLLM brings every rank to every layer, with dummy batches where there is no request).
-Anywhere else vLLM's own mapping stays. Loads are recorded as vLLM records them.
+That function receives neither the owner of its tokens nor the number of ranks. A wrapper of
+``MoERunner._apply_quant_method`` notes the owner. Two cases exist:
+
+- All ranks have the same tokens: without all-to-all kernels, or with routing after a plain dispatch. Each
+  rank splits alone.
+- Each rank has its own tokens: with kernels that dispatch by themselves. The counts are gathered over the EP
+  group. vLLM brings every rank to every layer, with dummy batches if a rank has no request.
+
+In any other case vLLM's own mapping stays. Loads are recorded as vLLM records them.
 """
 
 from __future__ import annotations
@@ -17,24 +22,25 @@ from typing import Any, Callable, Dict, Optional, Tuple
 import numpy as np
 
 from ._native import Error
-from ._split import ExactSplit, Group, gather_by, opaque
-from ._stack import logger, warn_once
+from ._plugin import logger, warn_once
+from ._split_hook import ExactSplit, Group, gather_by, opaque
 
 _here = threading.local()
 
-#: The configuration that the last ``MoERunner`` was made under; what vLLM changes in it later is seen.
+#: Configuration under which the last ``MoERunner`` was made. It is the server's object, so later changes are
+#: visible.
 _config: Any = None
 
 
 def server_config() -> Any:
-    """Returns the ``VllmConfig`` of the server that runs in this process, ``None`` before there is a model."""
+    """Returns the ``VllmConfig`` of the server in this process; ``None`` before a model exists."""
     return _config
 
 
 def noting_config(made: Callable[..., None]) -> Callable[..., None]:
-    """Returns ``MoERunner.__init__`` that also notes the configuration.
+    """Returns ``MoERunner.__init__`` with a note of the configuration.
 
-    vLLM sets it while it makes a model, on every rank, but not while it plans.
+    vLLM sets the configuration while it makes a model, on every rank, but not while it plans.
     """
 
     @functools.wraps(made)
@@ -48,15 +54,18 @@ def noting_config(made: Callable[..., None]) -> Callable[..., None]:
 
 
 def own_tokens(runner: Any) -> Optional[bool]:
-    """Does a ``MoERunner`` route tokens that its rank has alone (True) or that all ranks of the group have (False)? None where
-    neither is certain."""
+    """Returns whether the tokens of a ``MoERunner`` belong to its rank alone (True) or are the same on all
+    ranks (False).
+
+    ``None`` means that neither is certain.
+    """
     if not runner.moe_config.moe_parallel_config.use_all2all_kernels or runner.do_naive_dispatch_combine:
         return False
     return True if runner._quant_method.supports_internal_mk else None
 
 
 def noting_tokens(method: Callable[..., Any]) -> Callable[..., Any]:
-    """``MoERunner._apply_quant_method`` that notes whose tokens its batch has."""
+    """Returns ``MoERunner._apply_quant_method`` with a note of the owner of its batch's tokens."""
 
     @functools.wraps(method)
     def apply(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -71,7 +80,7 @@ def noting_tokens(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def ep_group(own: bool) -> Group:
-    """The ranks that experts are spread over now; with gathering where tokens are each rank's own."""
+    """Returns the current expert-parallel ranks, with gathering if each rank has its own tokens."""
     from vllm.distributed import parallel_state
 
     group = parallel_state.get_ep_group()
@@ -80,21 +89,23 @@ def ep_group(own: bool) -> Group:
 
 
 class Placements:
-    """Which expert each physical one of a layer is, read from the device only when vLLM has written its maps."""
+    """Placements of a model's layers, read from the device only after vLLM has written its maps."""
 
     def __init__(self) -> None:
-        # The tensors are kept, so that no other can come to lie at their addresses.
+        # The tensors stay referenced, so that no other tensor can reuse their addresses.
         self._read: Dict[int, Tuple[int, np.ndarray, Any]] = {}
         self._made: Dict[Any, Tuple[int, np.ndarray]] = {}
 
     def of(self, logical_to_physical: Any, physical: int) -> Optional[np.ndarray]:
-        """From one layer's map [experts, X], padded with -1; None where changes of it could not be seen."""
+        """Returns the placement from one layer's map [experts, X], padded with -1; ``None`` if later changes
+        would be invisible.
+        """
         if logical_to_physical.is_inference():
             if logical_to_physical.is_cuda:
                 warn_once("evenkeel: vLLM's maps do not say when they are written: vLLM's own mapping stays")
                 return None
             return self._inverse(logical_to_physical.numpy(), physical)
-        # All layers' maps are one tensor with one count of writes: it is read once for all.
+        # The maps of all layers are views of one tensor with one write counter. One read serves all layers.
         version = logical_to_physical._version
         key = (logical_to_physical.data_ptr(), tuple(logical_to_physical.shape), physical)
         known = self._made.get(key)
@@ -127,7 +138,9 @@ class Placements:
 
 
 def record(slots: Any, expert_load_view: Any, record_enabled: Any, num_unpadded_tokens: Any) -> None:
-    """Adds what each physical expert serves to ``expert_load_view``, without padding rows, if ``record_enabled``."""
+    """Adds the load of each physical expert to ``expert_load_view``, without padding rows, if
+    ``record_enabled``.
+    """
     import torch
 
     counted = (slots >= 0) & record_enabled
@@ -139,7 +152,7 @@ def record(slots: Any, expert_load_view: Any, record_enabled: Any, num_unpadded_
 
 
 def mapping(original: Callable[..., Any], group: Callable[[bool], Group] = ep_group) -> Callable[..., Any]:
-    """What takes the place of vLLM's ``eplb_map_to_physical_and_record``."""
+    """Returns the replacement of vLLM's ``eplb_map_to_physical_and_record``."""
     split, placements = ExactSplit(), Placements()
 
     @opaque
@@ -175,7 +188,7 @@ def mapping(original: Callable[..., Any], group: Callable[[bool], Group] = ep_gr
 
 
 def replace(module: Any, name: str, new: Any) -> None:
-    """Puts ``new`` in the place of a module's function, there and in the modules that have imported it."""
+    """Replaces a module's function by ``new``, in the module and in all modules that have imported it."""
     old = getattr(module, name)
     for other in list(sys.modules.values()):
         if getattr(other, "__dict__", {}).get(name) is old:
@@ -184,7 +197,9 @@ def replace(module: Any, name: str, new: Any) -> None:
 
 
 def install() -> None:
-    """Hooks into vLLM's routers; once per process. Raises ``Error`` for a vLLM that has them elsewhere."""
+    """Hooks into vLLM's routers, once per process. Raises ``Error`` for a vLLM version without the expected
+    functions.
+    """
     name = "eplb_map_to_physical_and_record"
     try:
         from vllm.model_executor.layers.fused_moe.router import base_router

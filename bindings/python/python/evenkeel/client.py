@@ -1,21 +1,32 @@
-"""Posts loads to a running ``evenkeel serve`` and fetches its plans. The standard library alone; NumPy and torch are taken as they are.
+"""Posts loads to a running ``evenkeel serve`` and fetches its plans.
 
-In a serving stack, with counts per logical expert summed over the ranks (one process posts):
+The module uses the standard library alone. It accepts arrays of NumPy and torch. One process of a serving
+stack posts the counts per logical expert, summed over the ranks:
 
 >>> from evenkeel.client import Client
 >>> client = Client("http://127.0.0.1:8787", "deepseek-r1", phase="decode")
 >>> client.create(ranks=32, redundant=32, model="deepseek-r1")   # once; the same again changes nothing
->>> client.post(step, counts)                                    # counts[layers, experts], every step or every few
->>> plan = client.plan(wait=60)                                  # None until there is another plan than the last one fetched
+>>> client.post(step, counts)                                    # counts[layers, experts], at every n-th step
+>>> plan = client.plan(wait=60)                                  # None if the last fetched plan is current
 
-``post`` waits for the reply (the step is durable then). ``Background`` posts from a thread of its own, so that the model never
-waits; steps that it cannot get rid of in time are dropped and counted.
+``post`` waits for the reply, after which the step is durable. ``Background`` posts from its own thread, so
+that the model never waits. It drops and counts the steps that it cannot post in time.
+
+Step numbers count within a **run**, one start of the engine. Two runs with different ids may both have a step
+0. ``Background`` generates a run id. ``Client(.., run=ID)`` states one. Without an id, the service recognises
+a counter that restarts.
+
+The token goes to the origin of ``url`` alone: a redirect to another scheme, host or port is an error.
+Requests use the proxies of the environment, except for loopback addresses and the hosts in ``NO_PROXY``. A
+proxy for http sees the token, as it sees the whole request.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import queue
+import re
 import ssl
 import struct
 import threading
@@ -23,14 +34,20 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from typing import Any, Iterable, NamedTuple
 
+from . import _transport
+
 PHASES = ("all", "prefill", "decode")
+RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+TOKEN = re.compile(r"[!-~]+")
 CONTENT_TYPE = "application/x-evenkeel-loads"
+JSON = {"content-type": "application/json"}
 
 
 class ServiceError(Exception):
-    """The service refused: ``status``, ``error`` and ``expected`` say what and why."""
+    """A refusal by the service: ``status``, ``error`` and the ``expected`` value."""
 
     def __init__(self, status: int, error: str, expected: str = "") -> None:
         super().__init__(f"{error} ({status})" + (f", expected {expected}" if expected else ""))
@@ -40,7 +57,9 @@ class ServiceError(Exception):
 
 
 class Plan(NamedTuple):
-    """A plan as it was fetched: ``text`` in the format asked for, ``ranks`` the real ranks by their numbers in it."""
+    """A fetched plan: ``text`` in the requested format, and ``ranks``, the real ranks in the order of the
+    plan's numbers.
+    """
 
     version: int
     text: str
@@ -51,9 +70,13 @@ class Plan(NamedTuple):
 class Client:
     """One phase of one model of a service.
 
-    ``phase`` is all, prefill or decode. ``token`` is the bearer token, ``context`` an ``ssl.SSLContext`` for https. Replies are
-    waited for ``timeout`` seconds; where the service cannot be reached or asks for patience, a post is tried again for
-    ``patience`` seconds, with growing pauses. That is safe: a step counts once however often it is posted.
+    ``phase`` is all, prefill or decode. ``token`` is the bearer token, ``context`` an ``ssl.SSLContext`` for
+    https. ``run`` is the id of the run to which posted steps belong: 1 to 64 letters, digits, ``-``, ``_``
+    and ``.``.
+
+    A reply may take ``timeout`` seconds. If the service cannot be reached or is overloaded, a post is
+    repeated for ``patience`` seconds, with growing pauses. Repetition is safe: a step counts once, however
+    often it is posted.
     """
 
     def __init__(
@@ -66,32 +89,78 @@ class Client:
         context: ssl.SSLContext | None = None,
         timeout: float = 10.0,
         patience: float = 30.0,
+        run: str | None = None,
     ) -> None:
         if phase not in PHASES:
             raise ValueError(f"phase {phase!r}: expected one of {', '.join(PHASES)}")
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"{url!r}: expected http://HOST:PORT or https://HOST:PORT")
+        if "@" in parts.netloc:
+            raise ValueError("url: found a user or password in it, expected the token as token=")
+        if token is not None and not TOKEN.fullmatch(token):
+            raise ValueError("token: expected printable ASCII without spaces or line ends")
         self.base = f"{url.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}"
         self.phase = phase
         self.timeout = timeout
         self.patience = patience
+        self.run = None if run is None else _run_id(run)
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._context = context
+        self._opener = _transport.opener(url, context)
         self._etags: dict[str, str] = {}
 
-    def create(self, ranks: int, redundant: int = 0, **more: Any) -> dict[str, Any]:
-        """Makes the model, if it is not there; ``more`` are nodes, groups, model, gpu, link_gbps. Its state."""
+    def create(
+        self, ranks: int, redundant: int | None = None, *, num_redundant_experts: int | None = None, **more: Any
+    ) -> dict[str, Any]:
+        """Creates the model unless it exists, and returns its state.
+
+        ``redundant`` counts slots beyond one per expert over all ranks, by default 0. SGLang and vLLM call
+        the same number ``num_redundant_experts``, which is accepted as an alias. ``more`` are nodes, groups,
+        model, gpu, link_gbps.
+        """
+        if redundant is None:
+            redundant = 0 if num_redundant_experts is None else num_redundant_experts
+        elif num_redundant_experts not in (None, redundant):
+            raise ValueError(
+                f"redundant {redundant}, num_redundant_experts {num_redundant_experts}: "
+                "expected one of them, or equal values"
+            )
         body = json.dumps({"ranks": ranks, "redundant": redundant, **more}).encode()
         return json.loads(self._retried("PUT", "", body, "application/json")[1])
 
-    def post(self, step: int, counts: Any, layers: Iterable[int] | None = None) -> dict[str, int]:
-        """Posts one step: ``counts[layers, experts]``; ``layers`` are their real ids, 0, 1, 2, .. unless given."""
-        return self.post_steps([(step, counts)], layers)
+    def delete(self) -> bool:
+        """Deletes the model with all its phases. Returns False if there is no such model."""
+        try:
+            self._retried("DELETE", "", None, "application/json")
+        except ServiceError as error:
+            if error.status != 404:
+                raise
+            return False
+        finally:
+            self._etags.clear()
+        return True
+
+    def post(
+        self, step: int, counts: Any, layers: Iterable[int] | None = None, *, run: str | None = None
+    ) -> dict[str, int]:
+        """Posts one step, ``counts[layers, experts]``. ``layers`` are the layers' real ids, by default 0, 1,
+        2, .. .
+        """
+        return self.post_steps([(step, counts)], layers, run=run)
 
     def post_steps(
-        self, steps: Iterable[tuple[int, Any]], layers: Iterable[int] | None = None, *, binary: bool = True
+        self,
+        steps: Iterable[tuple[int, Any]],
+        layers: Iterable[int] | None = None,
+        *,
+        binary: bool = True,
+        run: str | None = None,
     ) -> dict[str, int]:
-        """Posts several steps at once; ``binary=False`` as JSON. How many were new, known, and still wait to be looked at."""
+        """Posts several steps at once; ``binary=False`` as JSON. Returns how many were new, known, and are
+        not processed yet.
+
+        ``run`` is the run of these steps, instead of the client's.
+        """
         rows = [(int(step), _rows(counts)) for step, counts in steps]
         if not rows:
             raise ValueError("no steps: expected one at least")
@@ -102,12 +171,15 @@ class Client:
             listed = [{"step": step, "counts": [list(row) for row in counts]} for step, counts in rows]
             body = json.dumps({"phase": self.phase, "layers": ids, "steps": listed}).encode()
             kind = "application/json"
-        return json.loads(self._retried("POST", "/loads", body, kind)[1])
+        run = self.run if run is None else _run_id(run)
+        query = "" if run is None else f"?run={run}"
+        return json.loads(self._retried("POST", f"/loads{query}", body, kind)[1])
 
     def plan(self, format: str = "evenkeel", wait: float = 0.0) -> Plan | None:
-        """The plan in force, or None if that is the one fetched last (in this format) or there is none yet.
+        """Returns the current plan.
 
-        Waits up to ``wait`` seconds for another one.
+        ``None`` means that there is no plan yet, or that it is the last fetched one in this format. The call
+        waits up to ``wait`` seconds for another plan.
         """
         query = urllib.parse.urlencode({"phase": self.phase, "format": format, "wait": wait})
         known = {"if-none-match": self._etags[format]} if format in self._etags else {}
@@ -122,18 +194,18 @@ class Client:
         return Plan(int(headers["evenkeel-plan-version"]), text, ranks, headers["etag"])
 
     def rank_down(self, rank: int) -> dict[str, Any]:
-        """Plans without a rank that is gone; the decisions."""
-        return json.loads(self._send("POST", f"/ranks/{int(rank)}/down", b"", {}, 300.0)[1])
+        """Plans without a lost rank and returns the decisions."""
+        return json.loads(self._send("POST", f"/ranks/{int(rank)}/down", b"", JSON, 300.0)[1])
 
     def rank_up(self, rank: int) -> dict[str, Any]:
-        """Plans with a rank that is back; the decisions."""
-        return json.loads(self._send("POST", f"/ranks/{int(rank)}/up", b"", {}, 300.0)[1])
+        """Plans with a restored rank and returns the decisions."""
+        return json.loads(self._send("POST", f"/ranks/{int(rank)}/up", b"", JSON, 300.0)[1])
 
     def state(self) -> dict[str, Any]:
-        """How the model stands."""
+        """Returns the state of the model."""
         return json.loads(self._send("GET", "", None, {}, self.timeout)[1])
 
-    def _retried(self, method: str, path: str, body: bytes, kind: str) -> tuple[Any, str]:
+    def _retried(self, method: str, path: str, body: bytes | None, kind: str) -> tuple[Any, str]:
         give_up, pause = time.monotonic() + self.patience, 0.05
         while True:
             try:
@@ -141,7 +213,7 @@ class Client:
             except ServiceError as error:
                 if error.status not in (408, 429, 503) or time.monotonic() + pause > give_up:
                     raise
-            except (urllib.error.URLError, OSError):
+            except (OSError, http.client.HTTPException):
                 if time.monotonic() + pause > give_up:
                     raise
             time.sleep(pause)
@@ -154,46 +226,70 @@ class Client:
             self.base + path, data=body, headers={**self._headers, **headers}, method=method
         )
         try:
-            with urllib.request.urlopen(request, timeout=timeout, context=self._context) as reply:
+            with self._opener.open(request, timeout=timeout) as reply:
                 return reply.headers, reply.read().decode()
+        except _transport.RedirectRefused as refused:
+            raise ServiceError(refused.status, str(refused), "the service's own address as url") from None
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")
             try:
-                told = json.loads(text)
-                raise ServiceError(error.code, told["error"], told["expected"]) from None
+                refusal = json.loads(text)
+                raise ServiceError(error.code, refusal["error"], refusal["expected"]) from None
             except (ValueError, KeyError, TypeError):
                 raise ServiceError(error.code, text.strip() or error.reason) from None
 
 
 class Background:
-    """Posts from a thread of its own: ``put`` never waits.
+    """Poster with its own thread, whose ``put`` never waits.
 
     >>> with Background(client) as loads:
     ...     loads.put(step, counts)
 
-    Up to ``most`` steps wait; further ones are dropped. ``dropped`` counts those and the ones that the service refused, ``error`` is
-    the last refusal.
+    Up to ``most`` steps wait. Further ones are dropped.
+
+    The run id is ``run``, otherwise the client's, otherwise a generated one. A generated id is replaced when
+    the step counter restarts. It has restarted if a step is not above the first one of the run, or is more
+    than ``most`` below the last one. So each start of the engine is a new run, in this process or another.
+
+    ``posted`` counts the steps that the service has accepted, ``dropped`` all others. ``refused`` counts the
+    part of ``dropped`` that failed when it was posted. ``error`` is the last reason.
     """
 
-    def __init__(self, client: Client, most: int = 256) -> None:
+    def __init__(self, client: Client, most: int = 256, *, run: str | None = None) -> None:
         self.client = client
+        self.posted = 0
         self.dropped = 0
+        self.refused = 0
         self.error: Exception | None = None
-        self._queue: queue.Queue[tuple[int, Any, list[int] | None] | None] = queue.Queue(most)
+        stated = client.run if run is None else _run_id(run)
+        self.run = _fresh_run() if stated is None else stated
+        self._stated = stated is not None
+        self._most = most
+        self._first: int | None = None
+        self._last = 0
+        self._lock = threading.Lock()
+        self._queue: queue.Queue[tuple[int, Any, list[int] | None, str] | None] = queue.Queue(most)
         self._thread = threading.Thread(target=self._run, name="evenkeel-loads", daemon=True)
         self._thread.start()
 
     def put(self, step: int, counts: Any, layers: Iterable[int] | None = None) -> bool:
-        """Hands a step over; False if it had to be dropped. ``counts`` is copied."""
-        try:
-            self._queue.put_nowait((step, _rows(counts), None if layers is None else list(layers)))
-            return True
-        except queue.Full:
-            self.dropped += 1
-            return False
+        """Enqueues a step. Returns False if the step was dropped. ``counts`` is copied."""
+        rows, ids = _rows(counts), None if layers is None else list(layers)
+        with self._lock:
+            if not self._stated and self._restarts(step):
+                self.run, self._first = _fresh_run(), None
+            self._first = step if self._first is None else self._first
+            self._last = step
+            try:
+                self._queue.put_nowait((step, rows, ids, self.run))
+                return True
+            except queue.Full:
+                self.dropped += 1
+                self.error = queue.Full(f"step {step}: {self._most} steps wait already, the service is slow or away")
+                return False
 
     def close(self) -> None:
-        """Posts what is waiting, and ends the thread."""
+        """Posts the waiting steps and ends the thread."""
         self._queue.put(None)
         self._thread.join()
 
@@ -203,17 +299,28 @@ class Background:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _restarts(self, step: int) -> bool:
+        """Returns whether the engine's counter restarted. A second post of the last step is a repetition."""
+        if self._first is None or step == self._last:
+            return False
+        return step <= self._first or step < self._last - self._most
+
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
+            step, rows, layers, run = item
             try:
-                self.client.post(*item)
-            except Exception as error:  # noqa: BLE001 -- a model goes on without its loads being posted
-                self.error = error
-                self.dropped += 1
+                self.client.post(step, rows, layers, run=run)
+                with self._lock:
+                    self.posted += 1
+            except Exception as error:  # noqa: BLE001 -- the model continues without posted loads
+                with self._lock:
+                    self.error = error
+                    self.dropped += 1
+                    self.refused += 1
 
 
 def encode(steps: list[tuple[int, Any]], layers: list[int], phase: str = "all") -> bytes:
-    """Steps in the compact form that docs/serve.md describes: ``(step, counts[layers, experts])``."""
+    """Encodes steps ``(step, counts[layers, experts])`` in the binary format of docs/serve.md."""
     rows = [(step, _rows(counts)) for step, counts in steps]
     experts = len(rows[0][1][0]) if rows and rows[0][1] else 0
     out = bytearray(struct.pack("<4sHBBIII", b"EKLD", 1, PHASES.index(phase), 0, len(layers), experts, len(rows)))
@@ -226,8 +333,18 @@ def encode(steps: list[tuple[int, Any]], layers: list[int], phase: str = "all") 
     return bytes(out)
 
 
+def _run_id(run: str) -> str:
+    if not RUN_ID.fullmatch(run):
+        raise ValueError(f"run {run!r}: expected 1 to 64 letters, digits, '-', '_' and '.'")
+    return run
+
+
+def _fresh_run() -> str:
+    return uuid.uuid4().hex
+
+
 def _rows(counts: Any) -> list[list[int]]:
-    """Nested lists of whole numbers, from lists, NumPy arrays or torch tensors on any device."""
+    """Returns nested lists of whole numbers from lists, NumPy arrays or torch tensors on any device."""
     if hasattr(counts, "tolist"):
         counts = counts.tolist()
     rows = [[int(count) for count in row] for row in counts]

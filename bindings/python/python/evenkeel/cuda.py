@@ -1,7 +1,7 @@
 """The fast loop on a GPU: ids in device memory in, slots in device memory out, on the caller's stream.
 
-Nothing waits for the host and nothing is allocated after set-up, so a CUDA graph can record a whole step. Arrays are those of
-any library that has ``__cuda_array_interface__`` (torch, CuPy, Numba, ..) or speaks DLPack.
+No call waits for the host, and nothing is allocated after set-up, so a CUDA graph can record a whole step.
+Arrays may come from any library with ``__cuda_array_interface__`` (torch, CuPy, Numba, ..) or DLPack.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from ._native import Error, Unavailable
 
 
 def devices() -> List[Tuple[str, Tuple[int, int]]]:
-    """Name and compute capability of every GPU. Raises ``Unavailable`` where there is none."""
+    """Returns name and compute capability of every GPU. Raises ``Unavailable`` if there is none."""
     return _native.devices()
 
 
 class _Memory(NamedTuple):
     address: int
     shape: Tuple[int, ...]
-    kind: str  # as NumPy's typestr: "<i4", "<i8", "<u4"
-    keep: Any  # what keeps the memory alive
+    kind: str  # NumPy's typestr: "<i4", "<i8", "<u4"
+    keep: Any  # object that keeps the memory alive
 
     @property
     def size(self) -> int:
@@ -81,7 +81,7 @@ def _dlpack(array: Any, name: str, device: int, stream: int) -> _Memory:
         raise Error(f"{name}: expected memory of a CUDA device")
     if int(ordinal) != device:
         raise Error(f"{name}: on device {ordinal}: the planner is on device {device}")
-    # In DLPack 1 and 2 stand for the default streams, 0 is ambiguous.
+    # In DLPack, 1 and 2 are the default streams, and 0 is ambiguous.
     capsule = array.__dlpack__(stream=stream or 1)
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -90,20 +90,23 @@ def _dlpack(array: Any, name: str, device: int, stream: int) -> _Memory:
     if tensor.strides and not _contiguous(shape, tuple(tensor.strides[i] for i in range(tensor.ndim))):
         raise Error(f"{name}: expected contiguous memory")
     letter = {0: "i", 1: "u", 2: "f"}.get(tensor.code, "?")
-    # The capsule, unused, gives the memory back when it goes.
+    # The unused capsule frees the memory when it is deleted.
     address = (tensor.data or 0) + tensor.byte_offset
     return _Memory(address, shape, f"<{letter}{tensor.bits // 8}", capsule)
 
 
 class DevicePlanner:
-    """Splits and redirects batches on one GPU, for one source rank.
+    """Planner that splits and redirects batches on one GPU, for one source rank.
 
-    ``physical_to_logical`` is a NumPy array [layers, slots], int64; ``capacity`` the most ids of a batch. Raises
-    ``Unavailable`` where there is no GPU that will do.
+    ``physical_to_logical`` is a NumPy array [layers, slots], int64. ``capacity`` is the largest number of ids
+    of a batch. Raises ``Unavailable`` if no usable GPU exists.
 
-    Per layer and batch: ``count(ids)``; all ranks gather their ``own_counts`` (``torch.distributed.all_gather_into_tensor``,
-    say) into ``counts`` [ranks, experts]; ``redirect(layer, counts, ids, out)``. ``stream`` is the caller's
-    ``cudaStream_t`` as a number (``torch.cuda.current_stream().cuda_stream``), 0 for the default stream.
+    Each batch of a layer takes three steps. ``count(ids)`` counts. All ranks gather their ``own_counts`` into
+    ``counts`` [ranks, experts], for example by ``torch.distributed.all_gather_into_tensor``.
+    ``redirect(layer, counts, ids, out)`` splits and redirects.
+
+    ``stream`` is the caller's ``cudaStream_t`` as a number (``torch.cuda.current_stream().cuda_stream``), 0
+    for the default stream.
     """
 
     def __init__(
@@ -124,7 +127,9 @@ class DevicePlanner:
 
     @property
     def own_counts(self) -> "_Counts":
-        """This rank's counts as the last ``count`` leaves them: [experts], int32, as ``__cuda_array_interface__``."""
+        """This rank's counts as the last ``count`` leaves them: [experts], int32, as
+        ``__cuda_array_interface__``.
+        """
         return _Counts(self._inner, self.experts)
 
     def count(self, ids: Any, stream: int = 0) -> None:
@@ -133,8 +138,11 @@ class DevicePlanner:
         self._inner.count(ids.address, ids.size, ids.kind == "<i8", stream)
 
     def redirect(self, layer: int, counts: Any, ids: Any, out: Any, stream: int = 0) -> Any:
-        """Enqueues the split of a layer by the counts of all ranks, [ranks, experts] int32, and writes the physical slot of
-        every id that was counted to ``out``, other memory than ``ids``. Returns ``out``."""
+        """Enqueues the split of a layer by the counts of all ranks, [ranks, experts] int32, and the redirect.
+
+        The physical slot of every counted id is written to ``out``, which must not overlap ``ids``. Returns
+        ``out``.
+        """
         everyone = _memory(counts, "counts", ("<i4", "<u4"), self.device, stream)
         given = _memory(ids, "ids", ("<i4", "<i8"), self.device, stream)
         slots = _memory(out, "out", (given.kind,), self.device, stream)
@@ -147,12 +155,12 @@ class DevicePlanner:
         return out
 
     def check_faults(self) -> None:
-        """Waits for the GPU; raises ``Error`` if an id was no expert or had not been counted."""
+        """Waits for the GPU. Raises ``Error`` if an id was no expert or was not counted."""
         self._inner.check_faults()
 
 
 class _Counts:
-    """Device memory of a planner, for as long as this object lives."""
+    """Device memory of a planner, valid as long as this object lives."""
 
     def __init__(self, owner: _DevicePlanner, experts: int) -> None:
         self._owner = owner

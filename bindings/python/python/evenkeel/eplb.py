@@ -1,4 +1,4 @@
-"""DeepSeek's EPLB call, by any policy."""
+"""DeepSeek's EPLB call, with any policy."""
 
 from __future__ import annotations
 
@@ -21,20 +21,24 @@ def rebalance_experts(
     previous: Optional[Any] = None,
     max_moves: Optional[int] = None,
 ) -> Tuple[Any, Any, Any]:
-    """Places experts; signature and outputs are those of DeepSeek's ``rebalance_experts``.
+    """Places experts, with the signature and the outputs of DeepSeek's ``rebalance_experts``.
 
-    ``weight`` is [layers, experts]: load statistics of all logical experts, a NumPy array, a torch tensor or anything that
-    speaks DLPack or the array protocol. ``num_replicas`` counts physical experts, ``num_groups`` expert groups.
+    ``weight`` is [layers, experts]: load statistics of all logical experts. It is a NumPy array, a torch
+    tensor or any object with DLPack or the array protocol. ``num_replicas`` counts physical experts,
+    ``num_groups`` expert groups.
 
-    ``policy="eplb"`` gives EPLB's own answer, bit for bit (sorts are stable: among equal weights the lower index comes
-    first, which is what NumPy's and torch's stable sorts do). Any other policy takes ``weight`` as [batches, layers, experts],
-    too, and the batches count one by one. ``recourse`` plans for the split that its name says: ``recourse:even`` for copies
-    that share evenly, as EPLB's do, ``recourse:exact``, ``recourse:vllm``, ..; without one for any. ``previous``, a
-    physical-to-logical map, keeps what can stay, and ``max_moves`` limits the experts that ranks newly receive, per layer.
+    ``policy="eplb"`` returns EPLB's own result, bit for bit. Its sorts are stable: among equal weights the
+    lower index comes first, as in the stable sorts of NumPy and torch.
 
-    Returns ``physical_to_logical_map`` [layers, num_replicas], ``logical_to_physical_map`` [layers, experts, X] padded with
-    -1, and ``expert_count`` [layers, experts]: int64, on the CPU, of the library that ``weight`` is of. Raises
-    ``evenkeel.Error`` for a shape that cannot be placed.
+    Any other policy also accepts ``weight`` as [batches, layers, experts], and uses each batch separately.
+    ``recourse`` plans for the split in its name: ``recourse:even`` for replicas that share evenly, as EPLB's
+    do, ``recourse:exact``, ``recourse:vllm``, .. . Without a split in its name it plans for any split.
+    ``previous``, a physical-to-logical map, keeps experts in place where possible. ``max_moves`` limits the
+    experts that ranks newly receive, per layer.
+
+    Returns ``physical_to_logical_map`` [layers, num_replicas], ``logical_to_physical_map`` [layers, experts,
+    X] padded with -1, and ``expert_count`` [layers, experts]. All are int64, on the CPU, in the library of
+    ``weight``. Raises ``evenkeel.Error`` for a shape that cannot be placed.
     """
     loads = to_numpy(weight)
     if loads.ndim not in (2, 3):

@@ -1,4 +1,4 @@
-"""LPLB's planner, exact."""
+"""LPLB's planner with exact splits."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from ._arrays import like, of_torch, to_numpy
 
 
 class Planner:
-    """Splits each batch between the copies that a replica graph makes; signature of LPLB's ``Planner``.
+    """Planner that splits each batch over the replicas of a replica graph, with the signature of LPLB's
+    ``Planner``.
 
-    ``redundant_to_original`` is [group, D]: rank ``i`` of a group copies the ``d``-th heaviest expert of rank
-    ``redundant_to_original[i, d]``. ``n_routed_experts`` counts physical experts, ``n_logical_routed_experts`` logical ones.
-    ``group`` is a ``torch.distributed`` process group, over which counts are gathered; without it the ids that a planner
-    sees are everybody's.
+    ``redundant_to_original`` is [group, D]. Rank ``i`` of a group holds a replica of the ``d``-th heaviest
+    expert of rank ``redundant_to_original[i, d]``. ``n_routed_experts`` counts physical experts,
+    ``n_logical_routed_experts`` logical ones. ``group`` is a ``torch.distributed`` process group over which
+    counts are gathered. Without it, the ids that a planner receives are those of all ranks.
 
-    Unlike LPLB's: every answer is optimal, whole tokens meet the quotas exactly, and load flows through the whole group of
-    ranks. ``physical_to_logical`` may be set to any placement, with any number of copies.
+    Three properties differ from LPLB. Every split is optimal. Whole tokens meet the quotas exactly. Load
+    flows through the whole group of ranks. ``physical_to_logical`` may be set to any placement, with any
+    number of replicas.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class Planner:
         self.update_redundancy_mapping()
 
     def update_redundancy_mapping(self, workload: Optional[Any] = None) -> Tuple[Any, Any, Any]:
-        """Places experts for a workload [experts] of the past (``None``: in the order of their numbers).
+        """Places experts for a past workload [experts] (``None``: in the order of their numbers).
 
-        Returns ``phy2log`` [physical], ``log2phy`` [experts, X] padded with -1 and ``logcnt`` [experts], int64.
+        Returns ``phy2log`` [physical], ``log2phy`` [experts, X] padded with -1 and ``logcnt`` [experts],
+        int64.
         """
         loads = None if workload is None else np.ascontiguousarray(to_numpy(workload))
         phy2log = _native.replicate(
@@ -62,7 +65,7 @@ class Planner:
 
     @property
     def physical_to_logical(self) -> np.ndarray:
-        """Which expert each physical one is: [physical], int64."""
+        """Logical expert of each physical one: [physical], int64."""
         return self.phy2log
 
     @physical_to_logical.setter
@@ -76,11 +79,12 @@ class Planner:
         self.phy2log, self.log2phy, self.logcnt = phy2log, copies[0], counts[0]
 
     def run(self, indices: Any, avail_counter: Any = None, n_sms: Optional[int] = None) -> Any:
-        """The physical expert of every logical id in ``indices`` (int32 or int64, any shape; -1 stays -1).
+        """Returns the physical expert of every logical id in ``indices`` (int32 or int64, any shape; -1 stays
+        -1).
 
-        Every rank of the group has to call it. ``avail_counter``, if given, grows by the number of groups, as LPLB's does
-        for every accepted solution: here, all. ``n_sms`` is taken and not used. For ids in device memory, without a copy,
-        see ``evenkeel.cuda``.
+        Every rank of the group has to call it. ``avail_counter``, if given, grows by the number of groups, as
+        LPLB's does for every accepted solution. Here all solutions are accepted. ``n_sms`` is accepted and
+        ignored. ``evenkeel.cuda`` handles ids in device memory without copying them.
         """
         ids = np.ascontiguousarray(to_numpy(indices))
         own = self._planner.count(ids)
@@ -92,7 +96,7 @@ class Planner:
         return answer.to(indices.device) if of_torch(indices) else answer
 
     def split(self, workload: Any) -> _native.Split:
-        """The quotas for the workload [experts] of all ranks together."""
+        """Returns the quotas for the workload [experts] of all ranks together."""
         counts = np.zeros((self.ep_size, self.n_logical_routed_experts), dtype=np.uint64)
         counts[0] = to_numpy(workload)
         return self._planner.split(counts)

@@ -1,9 +1,11 @@
-"""SGLang's placement and the split of its batches, by the entry point `sglang.srt.plugins`.
+"""SGLang's plug-in for the placement and for the split of its batches, through the entry point
+`sglang.srt.plugins`.
 
-Turned on by the environment, each by itself::
+Two variables of the environment turn the two parts on independently::
 
     EVENKEEL_POLICY=recourse python -m sglang.launch_server --enable-eplb ...
-    EVENKEEL_SPLIT=exact python -m sglang.launch_server --moe-a2a-backend deepep --ep-dispatch-algorithm lp ...
+    EVENKEEL_SPLIT=exact python -m sglang.launch_server --moe-a2a-backend deepep \\
+        --ep-dispatch-algorithm lp ...
 """
 
 from __future__ import annotations
@@ -12,17 +14,19 @@ from typing import Any, Callable, Optional, Tuple
 
 import numpy as np
 
-from . import _native, _split
+from . import _native, _split_hook
 from ._active_split import ActiveSplit, always, exactly, unknown
 from ._arrays import like, to_numpy
+from ._plugin import Settings, logger, settings
 from ._replan import replan
-from ._stack import Settings, logger, settings
 
 TARGET = "sglang.srt.eplb.eplb_algorithms.rebalance_experts"
 
 
 def running_placement() -> Optional[np.ndarray]:
-    """Which logical expert each physical one is now, [layers, physical], if a server runs in this process."""
+    """Returns the logical expert of each physical one, [layers, physical]; ``None`` if no server runs in this
+    process.
+    """
     from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 
     metadata = get_global_expert_location_metadata()
@@ -30,7 +34,7 @@ def running_placement() -> Optional[np.ndarray]:
 
 
 def active_split() -> ActiveSplit:
-    """Returns how SGLang's batches are split, by the configuration of the server that runs in this process."""
+    """Returns the split of SGLang's batches, according to the configuration of the server in this process."""
     try:
         from sglang.srt.runtime_context import get_exec
 
@@ -41,8 +45,8 @@ def active_split() -> ActiveSplit:
     if algorithm not in ("static", "dynamic", "fake", "lp"):
         return unknown("SGLang", f"--ep-dispatch-algorithm {algorithm}")
     same_tokens = backend == "none"
-    if _split.wanted() and (algorithm in ("static", "dynamic") if same_tokens else algorithm == "lp"):
-        # In a graph our hook leaves the pick to SGLang's `dynamic`, also with `lp`.
+    if _split_hook.wanted() and (algorithm in ("static", "dynamic") if same_tokens else algorithm == "lp"):
+        # In a graph our hook leaves the choice to SGLang's `dynamic`, also with `lp`.
         return exactly("sglang-dynamic" if same_tokens else "sglang-random", has_graphs())
     if algorithm == "lp":
         return always("exact")
@@ -52,7 +56,7 @@ def active_split() -> ActiveSplit:
 
 
 def has_graphs() -> bool:
-    """Returns whether SGLang may run batches in CUDA graphs; so it is where that cannot be read."""
+    """Returns whether SGLang may run batches in CUDA graphs. An unreadable configuration counts as yes."""
     try:
         from sglang.srt.model_executor.cuda_graph_config import cuda_graph_fully_disabled
 
@@ -64,8 +68,10 @@ def has_graphs() -> bool:
 def rebalance_function(
     how: Settings, running: Optional[Callable[[], Optional[np.ndarray]]] = None
 ) -> Callable[..., Tuple[Any, Any, Any]]:
-    """What takes the place of SGLang's ``rebalance_experts``; ``running`` tells the placement that is in force
-    (``running_placement`` if not given)."""
+    """Returns the replacement of SGLang's ``rebalance_experts``.
+
+    ``running`` returns the current placement. The default is ``running_placement``.
+    """
 
     def rebalance_experts(
         tokens_per_expert: Any,
@@ -75,8 +81,11 @@ def rebalance_function(
         num_nodes: int,
         algorithm: Any = None,
     ) -> Tuple[Any, Any, Any]:
-        """Batches [batches, layers, experts] in; physical-to-logical [layers, physical], its inverse [layers, experts, X] padded
-        with -1, and the number of copies [layers, experts] out."""
+        """Returns maps for batches [batches, layers, experts].
+
+        The maps are physical-to-logical [layers, physical], its inverse [layers, experts, X] padded with -1,
+        and the number of replicas [layers, experts].
+        """
         loads = to_numpy(tokens_per_expert)
         ranks = num_physical_experts // num_local_physical_experts
         now = (running or running_placement)()
@@ -88,8 +97,9 @@ def rebalance_function(
 
 
 def register() -> None:
-    """Hooks in what ``EVENKEEL_POLICY`` (placement) and ``EVENKEEL_SPLIT`` (every batch) ask for."""
-    how, exact = settings(), _split.wanted()
+    """Installs the hooks that ``EVENKEEL_POLICY`` (placement) and ``EVENKEEL_SPLIT`` (every batch) request.
+    """
+    how, exact = settings(), _split_hook.wanted()
     if how is None and not exact:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType

@@ -1,6 +1,8 @@
-"""vLLM's placement policy (`EPLB_POLICIES`) and the split of its batches, by the entry point `vllm.general_plugins`.
+"""vLLM's plug-in for the placement policy and for the split of batches, through the entry point
+`vllm.general_plugins`.
 
-Turned on by the environment, each by itself::
+The policy takes the place of the default one in `EPLB_POLICIES`. Two variables of the environment turn the
+two parts on independently::
 
     EVENKEEL_POLICY=recourse EVENKEEL_SPLIT=exact vllm serve MODEL --enable-expert-parallel --enable-eplb
 """
@@ -11,16 +13,16 @@ from typing import Any, Optional
 
 import numpy as np
 
-from . import _split
+from . import _split_hook
 from ._active_split import ActiveSplit, always, exactly, unknown
 from ._arrays import like, to_numpy
+from ._plugin import Settings, log_through, logger, settings
 from ._replan import replan
-from ._stack import Settings, log_through, logger, settings
 
 
 def active_split() -> ActiveSplit:
-    """Returns how vLLM's batches are split, by the configuration of the server that runs in this process."""
-    if not _split.wanted():
+    """Returns the split of vLLM's batches, according to the configuration of the server in this process."""
+    if not _split_hook.wanted():
         return always("vllm")
     from ._vllm_split import server_config
 
@@ -32,10 +34,10 @@ def active_split() -> ActiveSplit:
 
 
 def policy_class(base: type, how: Settings) -> type:
-    """A policy for vLLM: `base` is its ``AbstractEplbPolicy``."""
+    """Returns a policy class for vLLM. `base` is vLLM's ``AbstractEplbPolicy``."""
 
     class EvenkeelPolicy(base):  # type: ignore[misc, valid-type]
-        """Places experts by evenkeel, keeping what can stay where it is."""
+        """Policy that places experts by evenkeel and keeps them in place if possible."""
 
         @classmethod
         def rebalance_experts(
@@ -47,7 +49,9 @@ def policy_class(base: type, how: Settings) -> type:
             num_ranks: int,
             old_global_expert_indices: Optional[Any] = None,
         ) -> Any:
-            """Loads [layers, experts] in, the logical expert of every physical one out: [layers, num_replicas], int64."""
+            """Returns the logical expert of each physical one, [layers, num_replicas], int64, for loads
+            [layers, experts].
+            """
             running = None if old_global_expert_indices is None else to_numpy(old_global_expert_indices)
             loads = np.asarray(to_numpy(weight))[None]
             maps = replan(how, loads, num_replicas, num_ranks, num_nodes, num_groups, running, active_split)
@@ -57,7 +61,9 @@ def policy_class(base: type, how: Settings) -> type:
 
 
 def register() -> None:
-    """Hooks in what ``EVENKEEL_POLICY`` (vLLM's default policy) and ``EVENKEEL_SPLIT`` (every batch) ask for."""
+    """Installs the hooks that ``EVENKEEL_POLICY`` (vLLM's default policy) and ``EVENKEEL_SPLIT`` (every
+    batch) request.
+    """
     how = settings()
     log_through("vllm")
     if how is not None:
@@ -65,7 +71,7 @@ def register() -> None:
 
         policy.EPLB_POLICIES["default"] = policy_class(policy.AbstractEplbPolicy, how)
         logger.info("evenkeel: vLLM's expert placement is by %s", how.policy)
-    if _split.wanted():
+    if _split_hook.wanted():
         from ._vllm_split import install
 
         install()

@@ -1,6 +1,6 @@
-"""vllm-ascend's placement policy, found by the entry point `vllm.general_plugins`.
+"""vllm-ascend's plug-in for the placement policy, through the entry point `vllm.general_plugins`.
 
-Turned on by the environment; the server's own `eplb_policy_type` is then ignored::
+A variable of the environment turns it on. The server then ignores its own `eplb_policy_type`::
 
     DYNAMIC_EPLB=true EVENKEEL_POLICY=recourse vllm serve MODEL --enable-expert-parallel \\
         --additional-config '{"eplb_config": {"dynamic_eplb": true}}'
@@ -14,21 +14,24 @@ import numpy as np
 
 from ._active_split import always
 from ._arrays import to_numpy
+from ._plugin import Settings, log_through, logger, settings
 from ._replan import replan
-from ._stack import Settings, log_through, logger, settings
 
 
 def policy_class(base: type, how: Settings) -> type:
-    """A policy for vllm-ascend: `base` is its ``EplbPolicy``."""
+    """Returns a policy class for vllm-ascend. `base` is vllm-ascend's ``EplbPolicy``."""
 
     class EvenkeelPolicy(base):  # type: ignore[misc, valid-type]
-        """Places experts by evenkeel, keeping what can stay where it is."""
+        """Policy that places experts by evenkeel and keeps them in place if possible."""
 
         def rebalance_experts(
             self, current_expert_table: Any, expert_workload: Any
         ) -> Tuple[int, np.ndarray, List[List[List[int]]]]:
-            """The running table [layers, ranks, slots] and the load of every slot, likewise (or [batches, layers, ranks,
-            slots]), in. Out: whether anything changes, the layers in the order in which they should, the new table."""
+            """Plans for the running table [layers, ranks, slots] and the load of every slot.
+
+            The load has the same shape or is [batches, layers, ranks, slots]. Returns whether anything
+            changes, the order in which the layers should change, and the new table.
+            """
             table = np.asarray(to_numpy(current_expert_table)).astype(np.int64)
             loads = np.asarray(to_numpy(expert_workload))
             layers, ranks, per_rank = table.shape
@@ -49,7 +52,9 @@ def policy_class(base: type, how: Settings) -> type:
 
 
 def register() -> None:
-    """Makes evenkeel's policy the one that vllm-ascend's factory makes, if ``EVENKEEL_POLICY`` says so and it is there."""
+    """Makes vllm-ascend's factory return evenkeel's policy, if ``EVENKEEL_POLICY`` is set and the factory
+    exists.
+    """
     how = settings()
     if how is None:
         return

@@ -1,14 +1,14 @@
-//! A trace in, a plan out: what `evenkeel plan` does, as library calls.
+//! Turns a trace into a plan by library calls, as `evenkeel plan` does.
 //!
 //!     cargo run --release --example offline
 
 use evenkeel::cluster::Cluster;
 use evenkeel::place;
-use evenkeel::plan::{Origin, Plan};
-use evenkeel::trace::{Batching, synth};
+use evenkeel::plan::{BatchProvenance, Plan};
+use evenkeel_trace::{Batching, synth};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // Any trace will do: `trace::read` takes recorded ones.
+    // Any trace is possible: `trace::read` reads recorded ones.
     let spec = synth::SynthSpec {
         experts: 64,
         top_k: 6,
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for name in ["contiguous", "eplb", "lplb:torus:4x4"] {
         let cluster = if name.ends_with("4x4") { Cluster::new(16, 2, trace.experts(), 32)? } else { cluster };
         let policy = place::policy(name, 1, &cluster)?;
-        let made = Plan::make(&trace, &cluster, policy.as_ref(), Origin::default(), &())?;
+        let made = Plan::build(&trace, &cluster, policy.as_ref(), BatchProvenance::default(), &())?;
         let expected = made.plan.provenance.imbalance;
         println!(
             "{name:15} {} slots per rank: mean imbalance {:.3}, p95 {:.3}",
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             expected.mean,
             expected.p95
         );
-        // The artefact reads back as it was written.
+        // The artefact reads back unchanged.
         assert_eq!(Plan::from_json(&made.plan.to_json()?)?, made.plan);
     }
     Ok(())

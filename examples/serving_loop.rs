@@ -1,12 +1,13 @@
-//! The library call inside a serving loop: one splitter per layer, every batch shared out in microseconds, with proof.
+//! The library call inside a serving loop: one splitter per layer splits every batch in microseconds, with a
+//! proof.
 //!
 //!     cargo run --release --example serving_loop
 
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
 use evenkeel::place;
-use evenkeel::split::{Method, Split, Splitter};
-use evenkeel::trace::{Batching, synth};
+use evenkeel::split::{Split, SplitMethod, Splitter};
+use evenkeel_trace::{Batching, synth};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let spec = synth::SynthSpec {
@@ -18,15 +19,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let trace = synth::generate(&spec)?;
     let cluster = Cluster::new(8, 1, trace.experts(), 8)?;
 
-    // Slow loop, now and then: place on what was seen so far (here, the first 20 batches).
+    // The slow loop runs occasionally: it places experts on past loads (here, the first 20 batches).
     let placement =
-        place::policy("lplb:ring", 1, &cluster)?.place(&History::window(&trace, 0, 0..20), &cluster)?;
+        place::policy("lplb:ring", 1, &cluster)?.place(&History::from_steps(&trace, 0, 0..20), &cluster)?;
 
-    // Fast loop, every batch: counts per expert in, whole tokens per slot out; the memory is used again.
-    let mut splitter = Splitter::new(placement, Method::Exact)?;
+    // The fast loop runs for every batch: counts per expert in, whole tokens per slot out. The memory is
+    // reused.
+    let mut splitter = Splitter::new(placement, SplitMethod::Exact)?;
     let mut split = Split::default();
     let (mut even, mut exact) = (0.0, 0.0);
-    let mut baseline = Splitter::new(splitter.placement().clone(), Method::Even)?;
+    let mut baseline = Splitter::new(splitter.placement().clone(), SplitMethod::Even)?;
     for step in 20..60 {
         let loads = trace.loads(step, 0);
         let mean = loads.iter().sum::<u64>() as f64 / 8.0;

@@ -1,17 +1,18 @@
-//! Replica graphs compared: how well they hold together, and how well they balance what drifts.
+//! Compares replica graphs: their connectivity, and their balance under drifting loads.
 //!
 //!     cargo run --release --example topologies -- 8 16 32 64 144
 //!
-//! Loads: 4 experts per rank of log-normal popularity; placed by those, then 200 batches in which every expert's share has
-//! drifted by another log-normal factor, 1024 tokens per rank, split exactly; 10 draws. Mild: σ = 0.5 and 0.3; skewed: σ = 1
-//! and 0.5, where single experts outweigh two ranks and copies, not graphs, are short. The `d`-th column copies the `d`-th
-//! heaviest expert of each rank, as LPLB does.
+//! Loads: 4 experts per rank with log-normal popularity, on which the placement is based. Then 200 batches
+//! follow, in which every expert's share has drifted by another log-normal factor. Each batch has 1024 tokens
+//! per rank and is split exactly; there are 10 draws. Mild: σ = 0.5 and 0.3. Skewed: σ = 1 and 0.5, so that
+//! single experts outweigh two ranks, and replicas rather than graphs are the limit. The `d`-th column
+//! replicates the `d`-th heaviest expert of each rank, as LPLB does.
 
 use evenkeel::cluster::Cluster;
+use evenkeel::evaluate::{SummaryStats, evaluate_layer};
 use evenkeel::forecast::History;
 use evenkeel::place::{Lplb, Policy, Topology};
-use evenkeel::simulate::{Summary, judge};
-use evenkeel::split::Method;
+use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -24,7 +25,7 @@ const DRAWS: u64 = 10;
 const MILD: (f64, f64) = (0.5, 0.3);
 const SKEWED: (f64, f64) = (1.0, 0.5);
 
-/// Step 0 is what is planned on; the others have drifted.
+/// Generates a trace. Step 0 is the basis of the plan; the other steps have drifted.
 fn trace(
     ranks: usize,
     (popularity, drift): (f64, f64),
@@ -44,22 +45,22 @@ fn trace(
     Ok(Trace::from_loads(experts, vec![0], (0..=BATCHES).map(|s| s.to_string()).collect(), loads)?)
 }
 
-/// Mean imbalance and its 95th percentile over all draws.
+/// Returns the mean imbalance and its 95th percentile over all draws.
 fn balance(
     topology: &Topology,
     ranks: usize,
     sigma: (f64, f64),
-) -> Result<Summary, Box<dyn std::error::Error>> {
+) -> Result<SummaryStats, Box<dyn std::error::Error>> {
     let mut all = Vec::new();
     for seed in 0..DRAWS {
         let trace = trace(ranks, sigma, seed)?;
         let cluster = Cluster::new(ranks, 1, trace.experts(), topology.slots() * ranks)?;
-        let history = History::window(&trace, 0, 0..1);
+        let history = History::from_steps(&trace, 0, 0..1);
         let placement = Lplb::new(topology.clone(), 1).place(&history, &cluster)?;
-        let judged = judge(&trace, 0, 1..BATCHES + 1, &placement, Method::Exact)?;
+        let judged = evaluate_layer(&trace, 0, 1..BATCHES + 1, &placement, SplitMethod::Exact)?;
         all.extend((0..judged.peaks.len()).map(|b| judged.imbalance(b)));
     }
-    Ok(Summary::of(all))
+    Ok(SummaryStats::from_values(all))
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -77,12 +78,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let ring = format!("ring:{ranks}");
         let names = ["ring", &ring, "designed:1", "cube", "hypercube", &torus, "designed:2", "designed:3"];
         for (at, name) in names.into_iter().enumerate() {
-            // Those whose group does not divide the ranks are left out; at 8 ranks the bare ring is the whole ring.
-            let Ok(topology) = Topology::named(name, ranks) else { continue };
+            // Skips topologies whose group does not divide the ranks. At 8 ranks the bare ring equals the
+            // whole ring.
+            let Ok(topology) = Topology::from_name(name, ranks) else { continue };
             if at == 1 && ranks == 8 {
                 continue;
             }
-            let (c, groups) = (topology.connectivity(), ranks / topology.group());
+            let (c, groups) = (topology.connectivity(), ranks / topology.group_size());
             let (mild, skewed) = (balance(&topology, ranks, MILD)?, balance(&topology, ranks, SKEWED)?);
             println!(
                 "| {ranks} | {name} | {} | {groups} | {} | {} | {} | {:.4} | {:.4} | {:.4} | {:.4} |",

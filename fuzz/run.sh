@@ -1,19 +1,44 @@
 #!/bin/sh
-# Runs every fuzz target, one after the other: fuzz/run.sh [SECONDS each] [LOG FOLDER].
-# Needs a nightly toolchain and cargo-fuzz; seeds are written by tests/trace_seeds.rs.
-# The last lines of each log say how many inputs were run.
+# Runs every fuzz target, two at a time: fuzz/run.sh [SECONDS each] [LOG FOLDER].
+#
+# It needs a nightly toolchain and cargo-fuzz. cli/tests/it/trace_seeds.rs writes the seeds. The last lines of
+# each log state the number of inputs. It exits with 1 if a target found a defect.
 set -eu
 cd "$(dirname "$0")"
 seconds=${1:-600}
 logs=${2:-target/logs}
 mkdir -p "$logs"
-(cd .. && EVENKEEL_FUZZ_CORPUS="$PWD/fuzz/corpus" cargo test -q --test trace_seeds >/dev/null)
+(cd .. && EVENKEEL_FUZZ_CORPUS="$PWD/fuzz/corpus" cargo test -q -p evenkeel-cli --test it trace_seeds:: >/dev/null)
 cargo +nightly fuzz build
-for target in pickle zip npy safetensors json jsonl csv parquet checkpoint forward loads; do
+found="$logs/found"
+rm -f "$found"
+
+# run TARGET MEMORY: MEMORY is a limit in MB.
+run() {
     status=0
-    nice -n 19 cargo +nightly fuzz run "$target" -- \
-        -max_total_time="$seconds" -max_len=8192 -rss_limit_mb=4096 -timeout=30 -print_final_stats=1 \
-        >"$logs/$target.log" 2>&1 || status=$?
-    echo "$target: exit $status, $(grep -c . "$logs/$target.log") lines, \
-$(sed -n 's/^stat::number_of_executed_units: *//p' "$logs/$target.log") inputs" | tee -a "$logs/summary.log"
-done
+    nice -n 19 cargo +nightly fuzz run "$1" -- \
+        -max_total_time="$seconds" -max_len=8192 -rss_limit_mb="$2" -timeout=30 -print_final_stats=1 \
+        >"$logs/$1.log" 2>&1 || status=$?
+    echo "$1: exit $status, $(grep -c . "$logs/$1.log") lines, \
+$(sed -n 's/^stat::number_of_executed_units: *//p' "$logs/$1.log") inputs" | tee -a "$logs/summary.log"
+    [ "$status" -eq 0 ] || echo "$1" >>"$found"
+}
+
+# pairs MEMORY TARGET..
+pairs() {
+    memory=$1
+    shift
+    while [ $# -gt 0 ]; do
+        run "$1" "$memory" &
+        shift
+        if [ $# -gt 0 ]; then
+            run "$1" "$memory" &
+            shift
+        fi
+        wait
+    done
+}
+
+pairs 512 map_sglang map_trtllm map_vllm map_vllm_ascend map_eplb plan config wire
+pairs 4096 pickle zip npy safetensors json jsonl csv parquet checkpoint forward loads
+[ ! -s "$found" ]

@@ -1,14 +1,14 @@
-//! How much `evenkeel serve` takes: the real binary on loopback, posters beside readers of the plan.
+//! Measures the load that `evenkeel serve` carries: the real binary on loopback, with posters and readers.
 //!
-//!     cargo bench --bench serve                      # steps a second and latencies, a minute
-//!     cargo bench --bench serve -- soak 20           # memory over 20 minutes of posts, at 200 steps a second
+//!     cargo bench -p evenkeel-cli --bench serve               # steps per second and latencies, one minute
+//!     cargo bench -p evenkeel-cli --bench serve -- soak 20    # memory over 20 minutes, 200 steps per second
 //!
-//! Posters wait for each reply (the step is durable then). "taken" is what is acknowledged, and looked at within the bounds of the
-//! queue; planning runs on the same cores.
+//! Posters wait for each reply, which means that the step is durable. "taken" counts acknowledged steps. The
+//! queue bounds how far the evaluation lags behind. Planning runs on the same cores.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, reason = "a benchmark")]
 
-use evenkeel::serve::{Loads, Phase, Step, binary};
+use evenkeel_serve::{Loads, Phase, StepLoads, binary};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -63,7 +63,7 @@ impl Drop for Server {
 }
 
 /// Made-up counts, different from step to step, as decode batches of 256 requests have them.
-fn step(id: u64, layers: usize, experts: usize) -> Step {
+fn step(id: u64, layers: usize, experts: usize) -> StepLoads {
     let mut x = id.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let count = |at: usize| {
         x ^= x << 13;
@@ -71,7 +71,7 @@ fn step(id: u64, layers: usize, experts: usize) -> Step {
         x ^= x << 17;
         (x % 16) as u32 + 40 * u32::from(at as u64 % 17 == id / 500 % 17)
     };
-    Step { id, counts: (0..layers * experts).map(count).collect() }
+    StepLoads { id, counts: (0..layers * experts).map(count).collect() }
 }
 
 fn body(first: u64, steps: u64, layers: usize, experts: usize) -> Vec<u8> {
@@ -86,7 +86,7 @@ fn percentile(times: &mut [Duration], p: f64) -> f64 {
         .map_or(0.0, |time| time.as_secs_f64() * 1e3)
 }
 
-/// One row: so many posters for some seconds, and one reader of the plan.
+/// Measures one row: a number of posters for some seconds, and one reader of the plan.
 fn row(
     name: &str,
     decide: &str,
@@ -153,7 +153,7 @@ fn row(
     let taken = begun.elapsed().as_secs_f64();
     let (mut posts, mut plans) = (posts.into_inner().unwrap(), plans.into_inner().unwrap());
     println!(
-        "{layers:3} x {experts:3}  {name:24} {posters:2} x {batch:2}  {:8.0} steps/s  post {:6.1} {:6.1} ms  plan {:6.1} {:6.1} ms  {:5} told to wait  {:6.0} MiB",
+        "{layers:3} x {experts:3}  {name:24} {posters:2} x {batch:2}  {:8.0} steps/s  post {:6.1} {:6.1} ms  plan {:6.1} {:6.1} ms  {:5} asked to wait  {:6.0} MiB",
         posts.len() as f64 * batch as f64 / taken,
         percentile(&mut posts, 0.5),
         percentile(&mut posts, 0.99),
@@ -180,7 +180,7 @@ fn renumbered(body: &[u8], first: u64, layers: usize) -> Vec<u8> {
 fn soak(minutes: f64) {
     let server = Server::start("[limits]\nrequests_per_second = 0\n[decide]\npolicy = \"eplb\"\n");
     server.make(&json!({"ranks": 32, "redundant": 32}));
-    let (begun, mut id, mut told) = (Instant::now(), 0u64, Instant::now());
+    let (begun, mut id, mut last_report) = (Instant::now(), 0u64, Instant::now());
     let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
     println!("minutes   steps  MiB resident");
     while begun.elapsed().as_secs_f64() < 60.0 * minutes {
@@ -198,8 +198,8 @@ fn soak(minutes: f64) {
         std::thread::sleep(
             Duration::from_millis(id * 5).saturating_sub(begun.elapsed()).min(Duration::from_millis(50)),
         );
-        if told.elapsed() >= Duration::from_mins(1) || id == 10 {
-            told = Instant::now();
+        if last_report.elapsed() >= Duration::from_mins(1) || id == 10 {
+            last_report = Instant::now();
             println!("{:7.1} {id:7} {:8.1}", begun.elapsed().as_secs_f64() / 60.0, server.memory());
         }
     }

@@ -2,27 +2,28 @@
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 use ureq::Agent;
 use ureq::http::Uri;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-/// Most bytes of an answer: the history of a long run takes some hundred thousand.
-const LARGEST: u64 = 64 << 20;
+/// Largest size of a reply in bytes. The history of a long run takes some hundred thousand.
+const MAX_REPLY_BYTES: u64 = 64 << 20;
 
-/// Speaks to the service.
-pub(super) struct Client {
+/// Connection to the service.
+pub(crate) struct ServiceClient {
     agent: Agent,
-    pub(super) base: String,
+    pub(crate) base: String,
     token: Option<String>,
-    pub(super) patience: Duration,
+    pub(crate) patience: Duration,
 }
 
-impl Client {
-    /// A client of the service at `url`; `named` is what the user called that. Without a file the token is that of the variable
-    /// EVENKEEL_TOKEN, if it is set.
-    pub(super) fn new(
+impl ServiceClient {
+    /// Returns a client of the service at `url`. `named` is the user's spelling of it. Without a file, the
+    /// token comes from the variable EVENKEEL_TOKEN, if it is set.
+    pub(crate) fn new(
         named: &str,
         url: &str,
         token_file: Option<&Path>,
@@ -36,6 +37,10 @@ impl Client {
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(patience.max(Duration::from_secs(1))));
+        // A proxy would see the token, and cannot reach this machine's own addresses.
+        if is_loopback(uri.host().unwrap_or_default()) {
+            config = config.proxy(None);
+        }
         if let Some(file) = ca {
             let pem = std::fs::read(file).with_context(|| format!("--ca {}", file.display()))?;
             let certificate =
@@ -55,8 +60,8 @@ impl Client {
         Ok(Self { agent: config.build().into(), base, token, patience })
     }
 
-    /// One request: status, answer, and after how many seconds to ask again.
-    pub(super) fn send(
+    /// Sends one request. Returns status, reply and the number of seconds after which to retry.
+    pub(crate) fn send_request(
         &self,
         method: &str,
         path: &str,
@@ -70,28 +75,39 @@ impl Client {
             Some((kind, bytes)) => self.agent.run(request.header("content-type", kind).body(bytes)?)?,
             None => self.agent.run(request.body(())?)?,
         };
-        let again = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-        let text = response.body_mut().with_config().limit(LARGEST).read_to_string()?;
+        let retry_after =
+            response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let text = response.body_mut().with_config().limit(MAX_REPLY_BYTES).read_to_string()?;
         let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Ok((response.status().as_u16(), value, again))
+        Ok((response.status().as_u16(), value, retry_after))
     }
 
-    /// What a request without a body is answered with.
-    pub(super) fn ask(&self, method: &str, path: &str) -> anyhow::Result<Value> {
+    /// Returns the reply to a request without a body.
+    pub(crate) fn request_json(&self, method: &str, path: &str) -> anyhow::Result<Value> {
         let (status, value, _) =
-            self.send(method, path, None).with_context(|| format!("{}{path}", self.base))?;
+            self.send_request(method, path, None).with_context(|| format!("{}{path}", self.base))?;
         let hint = if status == 401 { " (--token-file FILE, or the variable EVENKEEL_TOKEN)" } else { "" };
-        if status == 200 { Ok(value) } else { bail!("{}{path}: {}{hint}", self.base, told(status, &value)) }
+        if status == 200 {
+            Ok(value)
+        } else {
+            bail!("{}{path}: {}{hint}", self.base, error_text(status, &value))
+        }
     }
 
-    /// What is there.
-    pub(super) fn get(&self, path: &str) -> anyhow::Result<Value> {
-        self.ask("GET", path)
+    /// Returns the document at a path.
+    pub(crate) fn get_json(&self, path: &str) -> anyhow::Result<Value> {
+        self.request_json("GET", path)
     }
 }
 
-/// A reply that is no success, in words.
-pub(super) fn told(status: u16, value: &Value) -> String {
+/// Returns whether a host is this machine.
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// Returns the message of a reply that is no success.
+pub(crate) fn error_text(status: u16, value: &Value) -> String {
     match (value["error"].as_str(), value["expected"].as_str()) {
         (Some(error), Some(expected)) => format!("{error} ({status}), expected {expected}"),
         _ => format!("status {status}: {value}"),

@@ -1,15 +1,16 @@
-//! Any bytes as a checkpoint in each naming: weights or one error, never a panic.
+//! Any bytes as a checkpoint in each naming scheme: weights or one error, never a panic.
 //!
-//! The first byte says which: the others as a file, or a whole file in some naming with its types, shapes and numbers changed.
+//! The first byte selects the form. The other bytes are a file, or they change types, shapes and numbers of a
+//! complete file in some naming scheme.
 #![no_main]
-use evenkeel::exec::ExecError;
-use evenkeel::exec::checkpoint::Checkpoint;
-use evenkeel::exec::weights::{Dtype, WeightSource};
-use evenkeel::model::Model;
+use evenkeel_exec::ExecError;
+use evenkeel_exec::checkpoint::Checkpoint;
+use evenkeel_exec::weights::{Dtype, WeightSource};
+use evenkeel::model::MoeModel;
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 
-/// What a file may hold, beside bits per number.
+/// Types of a file, with bits per number.
 const DTYPES: [(&str, usize); 12] = [
     ("F32", 32),
     ("BF16", 16),
@@ -25,7 +26,7 @@ const DTYPES: [(&str, usize); 12] = [
     ("U16", 16),
 ];
 
-/// Tensors of one layer: what follows `model.layers.1.`, its shape, and its usual type.
+/// Returns tensors of one layer: the name after `model.layers.1.`, the shape, and the usual type.
 fn tensors(naming: u8) -> Vec<(String, Vec<usize>, usize)> {
     let mut all = vec![("post_attention_layernorm.weight".to_owned(), vec![32], 0)];
     let router =
@@ -63,7 +64,7 @@ fn tensors(naming: u8) -> Vec<(String, Vec<usize>, usize)> {
     all
 }
 
-/// A file in a naming; two bytes change each tensor, the rest are its numbers.
+/// Returns a file in a naming scheme. Two bytes change each tensor, the rest are its numbers.
 fn changed(naming: u8, bytes: &[u8]) -> Vec<u8> {
     let (mut header, mut body) = (Vec::new(), Vec::new());
     let mut at = bytes.iter().copied();
@@ -82,7 +83,7 @@ fn changed(naming: u8, bytes: &[u8]) -> Vec<u8> {
         }
         let from = body.len();
         body.resize(from + (shape.iter().product::<usize>() * bits).div_ceil(8), 0);
-        // An offset may lie.
+        // An offset may be wrong.
         let to = body.len() + usize::from(how == 0x99);
         header.push(format!(
             r#""model.layers.1.{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{from},{to}]}}"#
@@ -110,20 +111,20 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((&first, rest)) = bytes.split_first() else { return };
     let file = if first & 0x80 == 0 { rest.to_vec() } else { changed(first % 5, rest) };
     std::fs::write(FOLDER.join("model.safetensors"), file).unwrap();
-    let named: Model = "deepseek-v3".parse().unwrap();
-    let model = Model { hidden: 32, intermediate: 64, experts: 2, top_k: 1, shared: 1, ..named };
+    let named: MoeModel = "deepseek-v3".parse().unwrap();
+    let model = MoeModel { hidden: 32, intermediate: 64, experts: 2, top_k: 1, shared: 1, ..named };
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let Some(checkpoint) = one_line(Checkpoint::open(&FOLDER, model, dtype)) else { continue };
-        // One layer and one expert more than there are.
-        for layer in 0..=checkpoint.layers().len().min(3) {
-            one_line(checkpoint.norm(layer));
-            one_line(checkpoint.gate(layer));
-            one_line(checkpoint.shared(layer));
+        // The loops go one layer and one expert beyond the existing ones.
+        for layer in 0..=checkpoint.layer_ids().len().min(3) {
+            one_line(checkpoint.norm_weights(layer));
+            one_line(checkpoint.router_weights(layer));
+            one_line(checkpoint.shared_weights(layer));
             for expert in 0..=2 {
-                if let Some(expert) = one_line(checkpoint.expert(layer, expert)) {
+                if let Some(expert) = one_line(checkpoint.expert_weights(layer, expert)) {
                     assert_eq!((expert.up.len(), expert.down.len()), (64 * 32, 64 * 32));
-                    let numbers = [expert.up.wide(), expert.down.wide()].concat();
-                    // A number beyond bf16's largest becomes infinite where it is kept so.
+                    let numbers = [expert.up.to_f32(), expert.down.to_f32()].concat();
+                    // A number beyond bf16's largest becomes infinite if it is stored in bf16.
                     assert!(dtype == Dtype::Bf16 || numbers.iter().all(|x| x.is_finite()));
                 }
             }

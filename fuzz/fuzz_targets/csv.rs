@@ -1,6 +1,6 @@
-//! Any bytes as `csv`: an answer or an error, never a panic.
+//! Any bytes as `csv`: a trace or an error, never a panic.
 #![no_main]
-use evenkeel::trace::Format;
+use evenkeel::trace::TraceFormat;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| evenkeel_fuzz::read(&[Format::Csv, Format::SglangCsv], bytes));
+fuzz_target!(|bytes: &[u8]| evenkeel_fuzz::read(&[TraceFormat::Csv, TraceFormat::SglangCsv], bytes));

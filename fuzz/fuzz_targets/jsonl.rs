@@ -1,6 +1,6 @@
-//! Any bytes as `jsonl`: an answer or an error, never a panic.
+//! Any bytes as `jsonl`: a trace or an error, never a panic.
 #![no_main]
-use evenkeel::trace::Format;
+use evenkeel::trace::TraceFormat;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| evenkeel_fuzz::read(&[Format::VllmJsonl], bytes));
+fuzz_target!(|bytes: &[u8]| evenkeel_fuzz::read(&[TraceFormat::VllmJsonl], bytes));

@@ -1,7 +1,7 @@
-//! Any bytes as posted loads, in the compact form and as JSON: an answer or an error, never a panic; what is read is written and
-//! read again as it was.
+//! Any bytes as posted loads, in the binary form and as JSON: loads or an error, never a panic. Loads that
+//! are read, written and read again stay the same.
 #![no_main]
-use evenkeel::serve::{Loads, binary};
+use evenkeel_serve::{Loads, binary};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

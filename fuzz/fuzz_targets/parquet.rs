@@ -1,7 +1,7 @@
-//! Any bytes as `parquet`: an answer or an error, never a panic of ours. A panic inside the
-//! parquet crate is caught by the reader and reported as a malformed file; it is let pass here.
+//! Any bytes as `parquet`: a trace or an error, never a panic of our code. The reader catches panics inside
+//! the parquet crate and reports a malformed file. This target accepts them.
 #![no_main]
-use evenkeel::trace::Format;
+use evenkeel::trace::TraceFormat;
 use libfuzzer_sys::fuzz_target;
 use std::sync::Once;
 
@@ -19,5 +19,5 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }));
     });
-    evenkeel_fuzz::read(&[Format::Parquet], bytes);
+    evenkeel_fuzz::read(&[TraceFormat::Parquet], bytes);
 });

@@ -1,6 +1,6 @@
-//! Any bytes as `safetensors`: an answer or an error, never a panic.
+//! Any bytes as `safetensors`: a trace or an error, never a panic.
 #![no_main]
-use evenkeel::trace::Format;
+use evenkeel::trace::TraceFormat;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| evenkeel_fuzz::read(&[Format::TrtLlm], bytes));
+fuzz_target!(|bytes: &[u8]| evenkeel_fuzz::read(&[TraceFormat::TrtLlm], bytes));

@@ -1,6 +1,6 @@
-//! Any bytes as the zip itself, of a dump or of arrays.
+//! Any bytes as the zip archive of a dump or of arrays.
 #![no_main]
-use evenkeel::trace::Format;
+use evenkeel::trace::TraceFormat;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| evenkeel_fuzz::read(&[Format::SglangPt, Format::Npz], bytes));
+fuzz_target!(|bytes: &[u8]| evenkeel_fuzz::read(&[TraceFormat::SglangPt, TraceFormat::Npz, TraceFormat::NpyCounts], bytes));

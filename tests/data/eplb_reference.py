@@ -1,7 +1,8 @@
 """Writes eplb_reference.json: random inputs and the placements that EPLB gives for them.
 
-An array-at-a-time restatement of DeepSeek's published algorithm in NumPy float32, written apart from the Rust one
-(it builds index permutations where Rust builds lists), to be compared with it. Ties: stable sorts, first maximum.
+This restates DeepSeek's published algorithm for whole arrays in NumPy float32. It shares no code with the
+Rust implementation, which is compared with it: it builds index permutations where Rust builds lists. Ties are
+broken by stable sorts and by the first maximum.
 
     python3 tests/data/eplb_reference.py
 """

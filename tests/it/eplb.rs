@@ -1,7 +1,7 @@
-//! EPLB compared with a restatement in NumPy (`tests/data/eplb_reference.py`) on 300 random inputs: hierarchical and
-//! global, ties, heavy tails.
+//! EPLB compared with a restatement in NumPy (`tests/data/eplb_reference.py`) on 300 random inputs:
+//! hierarchical and global, ties, heavy tails.
 
-use evenkeel::place::{Eplb, Ties};
+use evenkeel::place::{Eplb, TieBreak};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -16,10 +16,10 @@ struct Case {
 
 #[test]
 fn same_placement_as_the_reference() {
-    let cases: Vec<Case> = serde_json::from_str(include_str!("data/eplb_reference.json")).unwrap();
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../data/eplb_reference.json")).unwrap();
     assert_eq!(cases.len(), 300);
     for case in &cases {
-        let eplb = Eplb::new(case.groups, Ties::LowestExpert);
+        let eplb = Eplb::new(case.groups, TieBreak::LowestExpert);
         let placed = eplb.physical_to_logical(&case.weights, case.slots, case.nodes, case.ranks).unwrap();
         assert_eq!(
             placed, case.phy2log,

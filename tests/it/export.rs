@@ -1,16 +1,16 @@
-//! Plans in the dialects of serving stacks: what is written reads back, and readers' refusals are known.
+//! Plans in the dialects of serving stacks: written files read back, and the refusals of readers are known.
 
 #![allow(clippy::unwrap_used)]
 
 use evenkeel::cluster::Cluster;
-use evenkeel::export::{Dialect, ExportError, filled, read, write};
+use evenkeel::evaluate::SummaryStats;
+use evenkeel::export::{Dialect, ExportError, fill_empty_slots, read, write};
 use evenkeel::place::Placement;
-use evenkeel::plan::{LayerPlan, Plan, Provenance};
-use evenkeel::simulate::Summary;
+use evenkeel::plan::{LayerPlan, Plan, PlanProvenance};
 use proptest::prelude::*;
 use serde_json::Value;
 
-/// Layers 2 and 5 of a model with dense layers 0, 1 and 3 to 4.
+/// Returns a plan of layers 2 and 5 of a model with dense layers 0, 1 and 3 to 4.
 fn plan(experts: usize, ranks: usize, slots: &[Vec<Option<u32>>]) -> Plan {
     let redundant = slots[0].len() - experts;
     let layers = slots.iter().zip([2, 5]).map(|(slots, layer)| LayerPlan {
@@ -24,7 +24,8 @@ fn plan(experts: usize, ranks: usize, slots: &[Vec<Option<u32>>]) -> Plan {
         experts,
         layers: layers.collect(),
         idle_layers: vec![0, 1, 3, 4],
-        provenance: Provenance {
+        unrecorded_layers: vec![],
+        provenance: PlanProvenance {
             version: "0".into(),
             policy: "test".into(),
             target: None,
@@ -32,14 +33,15 @@ fn plan(experts: usize, ranks: usize, slots: &[Vec<Option<u32>>]) -> Plan {
             seed: 0,
             batches: String::new(),
             judged: 0,
-            imbalance: Summary::default(),
+            imbalance: SummaryStats::default(),
             figures: vec![],
             trace: vec![],
         },
     }
 }
 
-/// Experts on up to six ranks, each once somewhere, further copies and empty slots elsewhere.
+/// Returns plans on up to six ranks. Every expert has a slot. The other slots hold further replicas or are
+/// empty.
 fn plans() -> impl Strategy<Value = Plan> {
     (1usize..6, 1usize..10, 0usize..3).prop_flat_map(|(ranks, experts, spare)| {
         let slots = ranks * (experts.div_ceil(ranks) + spare);
@@ -85,14 +87,14 @@ proptest! {
             for ((_, placement), layer) in planned.iter().zip(&plan.layers) {
                 let slots: Vec<u32> = placement.slots().iter().flatten().copied().collect();
                 if dialect == Dialect::VllmAscend {
-                    // Second copies on one rank gave way; every rank holds what it held.
+                    // Second replicas on one rank were replaced. Every rank still holds its experts.
                     for expert in 0..plan.experts {
-                        let (before, after) = (layer.placement.copies(expert), placement.copies(expert));
+                        let (before, after) = (layer.placement.replicas(expert), placement.replicas(expert));
                         let on = |slots: &[u32], rank| slots.iter().any(|&slot| placement.rank_of(slot) == rank);
                         prop_assert!((0..ranks).all(|rank| !on(before, rank) || on(after, rank)));
                     }
                 } else {
-                    prop_assert_eq!(slots, filled(&layer.placement));
+                    prop_assert_eq!(slots, fill_empty_slots(&layer.placement));
                 }
             }
         }
@@ -101,7 +103,7 @@ proptest! {
     #[test]
     fn filling_keeps_what_is_there_and_doubles_nothing_it_need_not(plan in plans()) {
         for layer in &plan.layers {
-            let (slots, full) = (layer.placement.slots(), filled(&layer.placement));
+            let (slots, full) = (layer.placement.slots(), fill_empty_slots(&layer.placement));
             prop_assert_eq!(full.len(), slots.len());
             let per_rank = layer.placement.slots_per_rank();
             for (slot, &expert) in full.iter().enumerate() {
@@ -166,7 +168,7 @@ fn every_dialect_is_spelled_as_its_reader_wants_it() {
 #[test]
 fn what_readers_refuse_is_named() {
     let layer = |a: &[u32]| a.iter().map(|&e| Some(e)).collect::<Vec<_>>();
-    // Second copies on one rank give way to other experts, as long as there are any.
+    // Second replicas on one rank are replaced by other experts, as long as there are any.
     let twice = plan(3, 2, &[layer(&[0, 0, 1, 2]), layer(&[0, 1, 2, 2])]);
     let ascend: Value = serde_json::from_str(&write(&twice, Dialect::VllmAscend).unwrap()).unwrap();
     assert_eq!(ascend["layer_list"][0]["device_list"][0]["device_expert"], serde_json::json!([0, 1]));
@@ -181,11 +183,11 @@ fn what_readers_refuse_is_named() {
         ("{\"physical_to_logical_map\": [[0, 2]]}", "layer 0"),
         ("{\"a\": 1, \"b\": 2}", "the keys are a, b"),
         ("{\"a\": ", "not JSON"),
-        ("num_slots: 2\nextra: 1\n", "line 2, extra: TensorRT-LLM refuses"),
+        ("num_slots: 2\nextra: 1\n", "line 2 column 1: unknown field `extra`"),
         ("num_slots: 3\ninitial_global_assignments:\n  3: [0, 1]\n", "num_slots says 3"),
-        ("num_slots: 2\ninitial_global_assignments:\n  x: [0, 1]\n", "line 3, x"),
-        ("num_slots: 2\n", "no layer"),
-        ("", "num_slots: missing"),
+        ("num_slots: 2\ninitial_global_assignments:\n  x: [0, 1]\n", "expected a layer id"),
+        ("num_slots: 2\n", "initial_global_assignments"),
+        ("", "moe_load_balancer"),
         ("{\"record_type\": \"eplb_load_stats\"}", "record_type"),
         ("{\"moe_layer_count\": 2, \"layer_list\": []}", "moe_layer_count: 2"),
         ("{\"phy2log\": []}", "no layer"),

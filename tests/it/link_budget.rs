@@ -1,12 +1,14 @@
-//! Planning again within a link budget, through the public API: never beyond it, never worse with more of it.
+//! Re-planning within a link budget, through the public API. A plan never exceeds the budget, and a larger
+//! budget never makes it worse.
 
 #![allow(clippy::unwrap_used)]
 
 use evenkeel::cluster::Cluster;
 use evenkeel::place::{self, Policy};
-use evenkeel::plan::{LinkBudget, Linked, Origin, Past, Plan};
+use evenkeel::plan::{BatchProvenance, LinkBudget, LinkedPlan, Plan, ReplanRequest};
 use evenkeel::trace::Trace;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 const EXPERTS: usize = 12;
 const LAYERS: usize = 3;
@@ -22,21 +24,31 @@ fn trace(loads: &[u64]) -> Trace {
     Trace::from_loads(EXPERTS, vec![2, 3, 7], names, loads.to_vec()).unwrap()
 }
 
-fn past(previous: &Plan, max_moves: Option<usize>) -> Past<'_> {
-    Past { previous, lost: &[], max_moves, horizon: None }
+fn past(previous: &Plan, max_moves: Option<usize>) -> ReplanRequest<'_> {
+    ReplanRequest { previous, lost: &[], max_moves, horizon: None }
 }
 
-fn linked(trace: &Trace, policy: &dyn Policy, past: &Past<'_>, bytes: u64) -> Linked {
+fn linked(trace: &Trace, policy: &dyn Policy, past: &ReplanRequest<'_>, bytes: u64) -> LinkedPlan {
     let budget = LinkBudget { bytes, expert_bytes: EXPERT_BYTES };
-    Plan::make_linked(trace, &cluster(), policy, (past, budget), Origin::default(), &()).unwrap()
+    Plan::replan_within_links(trace, &cluster(), policy, (past, budget), BatchProvenance::default(), &())
+        .unwrap()
 }
 
 fn placements(plan: &Plan) -> Vec<&place::Placement> {
     plan.layers.iter().map(|layer| &layer.placement).collect()
 }
 
-fn sum_of_peaks(made: &evenkeel::plan::Made) -> u64 {
-    made.judged.iter().flat_map(|judged| &judged.peaks).sum()
+/// Returns the experts of every rank of every layer, each once. A second replica on one rank changes no load.
+fn experts_by_rank(plan: &Plan) -> Vec<BTreeSet<u32>> {
+    let ranks = |placement: &place::Placement| -> Vec<BTreeSet<u32>> {
+        let ranks = placement.slots().chunks(placement.slots_per_rank());
+        ranks.map(|slots| slots.iter().copied().flatten().collect()).collect()
+    };
+    plan.layers.iter().flat_map(|layer| ranks(&layer.placement)).collect()
+}
+
+fn sum_of_peaks(made: &evenkeel::plan::PlanReport) -> u64 {
+    made.evaluations.iter().flat_map(|judged| &judged.peaks).sum()
 }
 
 proptest! {
@@ -50,40 +62,40 @@ proptest! {
     ) {
         let (old, new) = (trace(&old), trace(&new));
         let policy = place::policy(policy, 1, &cluster()).unwrap();
-        let first = Plan::make(&old, &cluster(), policy.as_ref(), Origin::default(), &()).unwrap().plan;
+        let first = Plan::build(&old, &cluster(), policy.as_ref(), BatchProvenance::default(), &()).unwrap().plan;
         let past = past(&first, max_moves);
         let (free, changes) =
-            Plan::make_after(&new, &cluster(), policy.as_ref(), &past, Origin::default(), &()).unwrap();
+            Plan::replan(&new, &cluster(), policy.as_ref(), &past, BatchProvenance::default(), &()).unwrap();
         let mut least = u64::MAX;
         for copies in [0, 1, 2, 3, 4, 6, 9, 1000] {
-            // Budgets need not be whole experts.
+            // Budgets need not be multiples of an expert.
             let bytes = copies * EXPERT_BYTES + EXPERT_BYTES / 2;
             let found = linked(&new, policy.as_ref(), &past, bytes);
             let mut received = [0; 4];
-            for (before, (layer, changed)) in first.layers.iter().zip(found.made.plan.layers.iter().zip(&found.changes)) {
+            for (before, (layer, changed)) in first.layers.iter().zip(found.report.plan.layers.iter().zip(&found.changes)) {
                 prop_assert_eq!(layer.placement.moves(&before.placement), changed.moves.clone());
                 prop_assert!(changed.moves.len() <= max_moves.unwrap_or(usize::MAX));
                 changed.moves.iter().for_each(|m| received[m.to as usize] += EXPERT_BYTES);
             }
             prop_assert_eq!(&found.received[..], received);
             prop_assert!(received.iter().all(|&received| received <= bytes));
-            let sum = sum_of_peaks(&found.made);
+            let sum = sum_of_peaks(&found.report);
             prop_assert!(found.peaks == [found.peaks[0], sum] && sum <= least.min(found.peaks[0]));
             least = sum;
             if copies == 0 {
-                prop_assert_eq!(placements(&found.made.plan), placements(&first));
+                prop_assert_eq!(placements(&found.report.plan), placements(&first));
             }
         }
-        // With room for everything: at least as good as without a budget, and no more moves.
+        // With room for everything, the plan is at least as good as without a budget, and has no more moves.
         let roomy = linked(&new, policy.as_ref(), &past, u64::MAX);
-        prop_assert_eq!(sum_of_peaks(&roomy.made), least);
+        prop_assert_eq!(sum_of_peaks(&roomy.report), least);
         prop_assert!(least <= sum_of_peaks(&free));
         for (with, without) in roomy.changes.iter().zip(&changes) {
             prop_assert!(with.moves.len() <= without.moves.len());
         }
-        // Where the policy's own plan is the best of what is tried, it is taken.
+        // If the policy's own plan is the best of the evaluated ones, it is chosen.
         if roomy.changes.iter().zip(&changes).all(|(with, without)| with.moves.len() == without.moves.len()) {
-            prop_assert_eq!(placements(&roomy.made.plan), placements(&free.plan));
+            prop_assert_eq!(experts_by_rank(&roomy.report.plan), experts_by_rank(&free.plan));
         }
     }
 }
@@ -100,23 +112,30 @@ fn room_for_everything_is_as_no_budget_where_the_policy_plans_best() {
     };
     let (old, new) = (trace(&loads(0)), trace(&loads(5)));
     let policy = place::policy("recourse", 1, &cluster()).unwrap();
-    let first = Plan::make(&old, &cluster(), policy.as_ref(), Origin::default(), &()).unwrap().plan;
+    let first = Plan::build(&old, &cluster(), policy.as_ref(), BatchProvenance::default(), &()).unwrap().plan;
     let past = past(&first, None);
     let (free, changes) =
-        Plan::make_after(&new, &cluster(), policy.as_ref(), &past, Origin::default(), &()).unwrap();
+        Plan::replan(&new, &cluster(), policy.as_ref(), &past, BatchProvenance::default(), &()).unwrap();
     assert!(changes.iter().any(|changed| !changed.moves.is_empty()));
     let roomy = linked(&new, policy.as_ref(), &past, u64::MAX);
-    assert_eq!((roomy.made.plan, roomy.changes), (free.plan, changes));
+    assert_eq!((roomy.report.plan, roomy.changes), (free.plan, changes));
 }
 
 #[test]
 fn losses_are_not_planned_for_within_a_link_budget() {
     let trace = trace(&[5; LAYERS * EXPERTS]);
     let policy = place::policy("eplb", 1, &cluster()).unwrap();
-    let first = Plan::make(&trace, &cluster(), policy.as_ref(), Origin::default(), &()).unwrap().plan;
-    let past = Past { lost: &[1], ..past(&first, None) };
+    let first =
+        Plan::build(&trace, &cluster(), policy.as_ref(), BatchProvenance::default(), &()).unwrap().plan;
+    let past = ReplanRequest { lost: &[1], ..past(&first, None) };
     let budget = LinkBudget { bytes: 9, expert_bytes: 1 };
-    let wrong =
-        Plan::make_linked(&trace, &cluster(), policy.as_ref(), (&past, budget), Origin::default(), &());
-    assert!(wrong.unwrap_err().to_string().contains("without losses and without a horizon"));
+    let wrong = Plan::replan_within_links(
+        &trace,
+        &cluster(),
+        policy.as_ref(),
+        (&past, budget),
+        BatchProvenance::default(),
+        &(),
+    );
+    assert!(wrong.unwrap_err().to_string().contains("allows neither lost ranks nor a horizon"));
 }

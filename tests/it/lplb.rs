@@ -1,12 +1,13 @@
-//! LPLB (PEERS: DeepSeek's own tests and known defects) held against the exact split.
+//! LPLB's own tests and its known defects (D1 to D6), compared with the exact split.
 //!
-//! `cargo test --test lplb -- --nocapture` prints how often each published bound holds.
+//! `cargo test -p evenkeel-solver --test it -- --nocapture lplb::` prints how often each published bound
+//! holds.
 
 #![allow(clippy::unwrap_used)]
 
 use evenkeel::cluster::Cluster;
-use evenkeel::place::{Eplb, Lplb, Placement, Ties, Topology};
-use evenkeel::split::{Method, Split, Splitter};
+use evenkeel::place::{Eplb, Lplb, Placement, TieBreak, Topology};
+use evenkeel::split::{Split, SplitMethod, Splitter};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
@@ -32,7 +33,7 @@ const PUBLISHED: [Published; 6] = [
 const EXPERTS: usize = 256;
 const DRAWS: usize = 1000;
 
-/// Loads as LPLB's test draws them: normal, clamped at 0, whole.
+/// Returns loads as LPLB's test draws them: normal, clamped at 0, whole.
 fn normal(rng: &mut ChaCha8Rng, deviation: f64, scale: f64) -> Vec<u64> {
     let normal = Normal::new(1.0, deviation).unwrap();
     (0..EXPERTS).map(|_| (normal.sample(rng).max(0.0) * scale) as u64).collect()
@@ -44,7 +45,7 @@ fn place(config: &Published, history: &[u64]) -> Placement {
     let per_rank = EXPERTS / config.ranks;
     let mut homes: Vec<Vec<u32>> = if config.reorder {
         let weights: Vec<f32> = history.iter().map(|&load| load as f32).collect();
-        let eplb = Eplb::new(1, Ties::LowestExpert);
+        let eplb = Eplb::new(1, TieBreak::LowestExpert);
         let order = eplb.physical_to_logical(&weights, EXPERTS, 1, config.ranks).unwrap();
         order.chunks(per_rank).map(<[u32]>::to_vec).collect()
     } else {
@@ -55,11 +56,11 @@ fn place(config: &Published, history: &[u64]) -> Placement {
             home.sort_by_key(|&e| std::cmp::Reverse(history[e as usize]));
         }
     }
-    let topology = Topology::named(config.topology, config.ranks).unwrap();
-    Lplb::new(topology, 1).replicate(&homes, &cluster).unwrap()
+    let topology = Topology::from_name(config.topology, config.ranks).unwrap();
+    Lplb::new(topology, 1).replicate_along_graph(&homes, &cluster).unwrap()
 }
 
-fn peak(placement: &Placement, method: Method, loads: &[u64]) -> u64 {
+fn peak(placement: &Placement, method: SplitMethod, loads: &[u64]) -> u64 {
     let mut splitter = Splitter::new(placement.clone(), method).unwrap();
     let mut split = Split::default();
     splitter.split(loads, &mut split).unwrap();
@@ -78,7 +79,8 @@ fn published_configurations() {
             let history = normal(&mut rng, 0.15, f64::from(1 << 20));
             let batch = normal(&mut rng, 0.3, f64::from(1 << 12));
             let placement = place(config, &history);
-            let peaks = [Method::Exact, Method::Affine5].map(|method| peak(&placement, method, &batch));
+            let peaks =
+                [SplitMethod::Exact, SplitMethod::Affine5].map(|method| peak(&placement, method, &batch));
             assert!(
                 peaks[0] <= peaks[1],
                 "{}: exact {} above affine5 {}",
@@ -107,22 +109,22 @@ fn published_configurations() {
     }
 }
 
-/// Experts 0..R at home on ranks 0..R, each with a copy on the next rank.
+/// Returns experts 0..R at home on ranks 0..R, each with a replica on the next rank.
 fn ring(ranks: u32) -> Placement {
     let slots = (0..ranks).flat_map(|r| [Some(r), Some((r + 1) % ranks)]).collect();
     Placement::new(ranks as usize, ranks as usize, slots).unwrap()
 }
 
 fn exact(placement: &Placement, loads: &[u64]) -> Split {
-    let mut splitter = Splitter::new(placement.clone(), Method::Exact).unwrap();
+    let mut splitter = Splitter::new(placement.clone(), SplitMethod::Exact).unwrap();
     let mut split = Split::default();
     splitter.split(loads, &mut split).unwrap();
     splitter.check(loads, &split).unwrap();
     split
 }
 
-/// D1, D2: LPLB accepts negative fractions and stops short of the optimum. Whole quotas cannot be negative, and every
-/// answer carries its proof; D1 and D2 strike on exactly these topologies.
+/// D1, D2: LPLB accepts negative fractions and stops before the optimum. Whole quotas cannot be negative, and
+/// every answer carries its proof. D1 and D2 occur on exactly these topologies.
 #[test]
 fn d1_d2_feasible_and_optimal_on_every_topology() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
@@ -135,17 +137,17 @@ fn d1_d2_feasible_and_optimal_on_every_topology() {
     }
 }
 
-/// D3: one hot rank is rejected and falls back to halves; here the ring carries the load away.
+/// D3: LPLB rejects one hot rank and falls back to halves. Here the ring carries the load away.
 #[test]
 fn d3_one_hot_rank() {
     let mut loads = [100u64; 8];
     loads[3] = 1000;
     let split = exact(&ring(8), &loads);
-    // Only ranks 2 and 3 hold expert 3: the pair carries 1000 and hands everything else on.
+    // Only ranks 2 and 3 hold expert 3. The pair carries 1000 tokens and passes all other load on.
     assert_eq!(split.peak(), 500);
 }
 
-/// D4: at 499 tokens LPLB's hash sends all to one copy.
+/// D4: at 499 tokens LPLB's hash sends all to one replica.
 #[test]
 fn d4_a_count_of_499_is_shared() {
     for count in [499, 998, 4990] {
@@ -154,7 +156,7 @@ fn d4_a_count_of_499_is_shared() {
     }
 }
 
-/// D5: floors bias small counts to one side; here no count loses more than the odd token.
+/// D5: floors bias small counts to one side. Here no count loses more than the odd token.
 #[test]
 fn d5_small_counts_are_shared() {
     for count in [1, 2, 3, 4] {
@@ -164,7 +166,7 @@ fn d5_small_counts_are_shared() {
     }
 }
 
-/// D6: an all-zero batch divides by zero.
+/// D6: LPLB divides by zero on an all-zero batch.
 #[test]
 fn d6_an_empty_batch_is_no_trouble() {
     assert_eq!(exact(&ring(8), &[0; 8]).peak(), 0);

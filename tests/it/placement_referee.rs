@@ -1,18 +1,19 @@
-//! The referee of placements: small cases solved to proof, and how near `recourse` comes to them.
+//! The referee of placements: small cases with proved optima, and the distance of `recourse` from them.
 //!
-//! **How cases are drawn.** 6, 7 or 8 experts on as many ranks with one redundant slot on each (two slots per rank), 12 batches of
-//! 1200 tokens per rank. Every expert has a popularity, log-normal with σ = 1; in every batch it is multiplied by another
-//! log-normal number with σ = 0.7 (independent draws of tokens would hardly differ between batches of that size), and the
-//! tokens are handed out in proportion. Seeds count up from 0. A case is used if all placements were tried within the limit
-//! (proved) and the best is at least 1 % above the mean; others are counted.
+//! **Cases.** A case has 6, 7 or 8 experts on as many ranks, one redundant slot on each (two slots per rank),
+//! and 12 batches of 1200 tokens per rank. Every expert has a popularity, log-normal with σ = 1. In every
+//! batch another log-normal number with σ = 0.7 multiplies it, since independent draws of tokens would hardly
+//! differ between batches of that size. The tokens are distributed in proportion. Seeds count up from 0. A
+//! case is used if all placements were evaluated within the limit (proved) and the best is at least 1 % above
+//! the mean. Others are counted.
 
 #![allow(clippy::unwrap_used)]
 
 use evenkeel::cluster::Cluster;
+use evenkeel::evaluate::evaluate_layer;
 use evenkeel::forecast::History;
 use evenkeel::place::{self, Contiguous, Milp, Placement, Policy, Recourse};
-use evenkeel::simulate::judge;
-use evenkeel::split::Method;
+use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -21,9 +22,9 @@ use rayon::prelude::*;
 
 const BATCHES: usize = 12;
 const PER_RANK: f64 = 1200.0;
-/// The mean load of a rank, all batches together.
+/// Mean load of a rank, all batches together.
 const MEAN: u64 = BATCHES as u64 * PER_RANK as u64;
-/// Partial placements that a proof may take.
+/// Largest number of partial placements that a proof may take.
 const LIMIT: u64 = 3_000_000;
 
 struct Case {
@@ -47,7 +48,7 @@ fn case(size: usize, seed: u64) -> Case {
             loads.push(now - given);
             given = now;
         }
-        // What rounding has left over.
+        // Tokens that rounding has left over.
         *loads.last_mut().unwrap() += tokens as u64 - given;
     }
     let steps = (0..BATCHES).map(|step| step.to_string()).collect();
@@ -57,24 +58,24 @@ fn case(size: usize, seed: u64) -> Case {
 
 impl Case {
     fn history(&self) -> History<'_> {
-        History::whole(&self.trace, 0)
+        History::from_trace(&self.trace, 0)
     }
 
-    /// Sum of the peaks of all batches.
+    /// Returns the sum of the peaks of all batches.
     fn peaks(&self, placement: &Placement) -> u64 {
-        judge(&self.trace, 0, 0..BATCHES, placement, Method::Exact).unwrap().peaks.iter().sum()
+        evaluate_layer(&self.trace, 0, 0..BATCHES, placement, SplitMethod::Exact).unwrap().peaks.iter().sum()
     }
 
-    /// The least sum of peaks of any placement, if it is proved within the limit.
+    /// Returns the least sum of peaks of any placement, if it is proved within the limit.
     fn optimum(&self, start: &Placement) -> Option<u64> {
         let batches: Vec<&[u64]> = self.history().batches().collect();
-        let found = place::optimum(&batches, &[1; BATCHES], start, &self.cluster, LIMIT).unwrap()?;
+        let found = place::find_optimum(&batches, &[1; BATCHES], start, &self.cluster, LIMIT).unwrap()?;
         assert_eq!(found.score, self.peaks(&found.placement));
         Some(found.score)
     }
 }
 
-/// What one case gave.
+/// Result of one case.
 struct Judged {
     size: usize,
     seed: u64,
@@ -89,8 +90,9 @@ fn recourse_is_within_one_percent_of_the_optimum() {
         .into_iter()
         .flat_map(|(size, cases)| (0..cases).map(move |seed| (size, seed)))
         .collect();
-    // The search is judged, not the forecast: what it is shown is what it is judged on.
-    let recourse = Recourse::default().for_split(Method::Exact).trusting().with_scenarios(BATCHES);
+    // The test judges the search, not the forecast, so the search sees the judged batches.
+    let recourse =
+        Recourse::default().for_split(SplitMethod::Exact).without_perturbation().with_scenarios(BATCHES);
     let judged: Vec<Judged> = drawn
         .par_iter()
         .map(|&(size, seed)| {
@@ -170,6 +172,6 @@ fn policies_that_solve_programmes_hold_on_small_cases() {
     assert!(best <= found && found < contiguous);
     let large = Trace::from_loads(9, vec![0], vec!["0".into()], vec![1; 9]).unwrap();
     let cluster = Cluster::new(3, 1, 9, 3).unwrap();
-    let message = Milp.solve(&History::whole(&large, 0), &cluster).unwrap_err().to_string();
+    let message = Milp.solve(&History::from_trace(&large, 0), &cluster).unwrap_err().to_string();
     assert!(message.contains("8 experts at most, there are 9"), "{message}");
 }

@@ -1,14 +1,14 @@
-//! The plan artefact: what is written reads back the same, and nothing damaged is read.
+//! The plan file: a written plan reads back the same, and no damaged file is accepted.
 
 #![allow(clippy::unwrap_used)]
 
 use evenkeel::cluster::Cluster;
+use evenkeel::evaluate::SummaryStats;
 use evenkeel::place::Placement;
-use evenkeel::plan::{LayerPlan, Plan, Provenance, SplitFigure, TraceFile};
-use evenkeel::simulate::Summary;
+use evenkeel::plan::{LayerPlan, Plan, PlanProvenance, SplitFigure, TraceFile};
 use proptest::prelude::*;
 
-/// Any plan: experts dealt to slots in a random order, some slots empty, any finite figures.
+/// Returns any plan: experts dealt to slots in a random order, some slots empty, any finite figures.
 fn plans() -> impl Strategy<Value = Plan> {
     (
         1usize..9,
@@ -29,7 +29,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         })
         .prop_map(|(drawn, (ranks, experts, slots, ids, seed, figure))| {
             let layers = ids.iter().zip(drawn).map(|(&layer, (order, extra))| {
-                // The first E slots of the order are homes; the others hold a copy or nothing.
+                // The first E slots of the order are homes. The others hold a replica or nothing.
                 let mut map = vec![None; slots];
                 for (k, &slot) in order.iter().enumerate() {
                     let expert = if k < experts { k } else { extra[k] };
@@ -48,7 +48,8 @@ fn plans() -> impl Strategy<Value = Plan> {
                 experts,
                 layers: layers.collect(),
                 idle_layers: vec![500, 502],
-                provenance: Provenance {
+                unrecorded_layers: vec![],
+                provenance: PlanProvenance {
                     version: "0.1.0".into(),
                     policy: "lplb:a \"file\".json".into(),
                     target: (seed % 2 == 0).then(|| "sglang:static".to_owned()),
@@ -56,7 +57,7 @@ fn plans() -> impl Strategy<Value = Plan> {
                     seed,
                     batches: "one batch\nper step".into(),
                     judged: 3,
-                    imbalance: Summary {
+                    imbalance: SummaryStats {
                         mean: figure,
                         p50: 1.0 / 3.0,
                         p95: 2.0 / 3.0,
@@ -65,8 +66,8 @@ fn plans() -> impl Strategy<Value = Plan> {
                     },
                     figures: vec![SplitFigure {
                         split: "even".into(),
-                        imbalance: Summary { mean: figure, ..Summary::default() },
-                        eplb: (seed % 3 == 0).then(Summary::default),
+                        imbalance: SummaryStats { mean: figure, ..SummaryStats::default() },
+                        eplb: (seed % 3 == 0).then(SummaryStats::default),
                     }],
                     trace: vec![TraceFile { file: "a\u{1F600}.csv".into(), sha256: "00".into() }],
                 },
@@ -92,7 +93,7 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] = byte;
         if let Ok(text) = String::from_utf8(bytes) {
-            let _ = Plan::from_json(&text); // whatever it says, it does not panic
+            let _ = Plan::from_json(&text); // any text must be handled without a panic
         }
     }
 }

@@ -1,15 +1,16 @@
-//! From quotas to tokens: every quota met to the token, the same on every rank, as local as can be.
+//! From quotas to tokens: every quota is met to the token, all ranks agree, and traffic is as local as
+//! possible.
 
 #![allow(clippy::unwrap_used)]
 
 use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
-use evenkeel::planner::{InProcess, Planner, PlannerError};
-use evenkeel::split::Traffic;
+use evenkeel::planner::{Planner, PlannerError, ThreadGather};
+use evenkeel::split::TokenTraffic;
 use good_lp::{Expression, Solution, SolverModel, microlp, variable, variables};
 use proptest::prelude::*;
 
-/// A placement with random copies on `nodes` x `per_node` ranks, and ids of every source, -1 among them.
+/// A placement with random replicas on `nodes` x `per_node` ranks, and ids of every source, including -1.
 #[derive(Debug, Clone)]
 struct Case {
     cluster: Cluster,
@@ -54,7 +55,8 @@ fn counts(case: &Case) -> Vec<u64> {
     counts
 }
 
-/// The least cost of serving these counts with these quotas, by a linear programme: 0 own rank, 1 own node, 10 elsewhere.
+/// Returns the least cost of serving these counts with these quotas, by a linear programme: 0 own rank, 1 own
+/// node, 10 elsewhere.
 fn least_cost(case: &Case, counts: &[u64], quotas: &[u64]) -> f64 {
     let (ranks, experts) = (case.cluster.ranks(), case.placement.experts());
     let node = |rank: usize| rank / (ranks / case.cluster.nodes());
@@ -62,7 +64,7 @@ fn least_cost(case: &Case, counts: &[u64], quotas: &[u64]) -> f64 {
     let mut cost = Expression::from(0.0);
     let mut rows = Vec::new();
     for e in 0..experts {
-        let copies = case.placement.copies(e);
+        let copies = case.placement.replicas(e);
         let flow: Vec<Vec<_>> =
             (0..ranks).map(|_| copies.iter().map(|_| vars.add(variable().min(0))).collect()).collect();
         for source in 0..ranks {
@@ -112,7 +114,7 @@ proptest! {
             }
         }
         prop_assert_eq!(&served, &quotas);
-        let Traffic { own_rank, own_node, elsewhere } = planner.traffic();
+        let TokenTraffic { own_rank, own_node, elsewhere } = planner.traffic();
         prop_assert_eq!(own_rank + own_node + elsewhere, counts.iter().sum::<u64>());
         let cost = own_node as f64 + 10.0 * elsewhere as f64;
         prop_assert!((cost - least_cost(&case, &counts, &quotas)).abs() < 1e-6);
@@ -121,7 +123,7 @@ proptest! {
     #[test]
     fn ranks_that_are_threads_agree_without_being_told(case in cases()) {
         let ranks = case.cluster.ranks();
-        let group = InProcess::new(ranks, case.placement.experts());
+        let group = ThreadGather::new(ranks, case.placement.experts());
         let slots: Vec<Vec<i32>> = std::thread::scope(|scope| {
             let run = |source: usize| {
                 let (mut group, case) = (group.clone(), &case);
@@ -141,7 +143,8 @@ proptest! {
     }
 }
 
-/// Where LPLB's hash and floors go wrong (D4, D5): any count is shared to the token, whoever holds it.
+/// LPLB's hash and floors fail on these counts (D4, D5). Here any count is shared to the token, for any
+/// hosts.
 #[test]
 fn no_bias_at_awkward_counts() {
     let placement = Placement::new(2, 2, vec![Some(0), Some(1), Some(0), Some(1)]).unwrap();

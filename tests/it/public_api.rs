@@ -1,22 +1,24 @@
-//! The public API of both crates, as it is committed in `docs/api/`: a change of it is seen in review, not after a release.
+//! The public API of both crates, as committed in `docs/api/`. A change becomes visible in review, not after
+//! a release.
 //!
-//! Sources are read with `syn` from `lib.rs` along `mod` and `pub use`; every public item is written where users find it, without
-//! bodies and documentation, private fields as `_private: _`, followed by its public methods and the traits that it has.
-//! What macros make is not seen. `EVENKEEL_API=write cargo test --test public_api` writes the lists anew.
+//! `syn` reads the sources from `lib.rs` along `mod` and `pub use`. Every public item is written at the path
+//! of its users, without bodies and documentation, and with private fields as `_private: _`. Its public
+//! methods and its traits follow. Items made by macros are missing. `EVENKEEL_API=write cargo test -p
+//! evenkeel --test it -- public_api::` rewrites the lists.
 
-mod api_support;
-
-use api_support::{has, is_public, name_of, outline, outline_methods, outline_trait_impl, print, visibility};
+use crate::api_support::{
+    has, is_public, name_of, outline, outline_methods, outline_trait_impl, print, visibility,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use syn::{Item, ItemImpl, Type, UseTree};
 
 type Names = Vec<String>;
 
-/// What is wrong with which file.
+/// Result with a description of the error and its file.
 type Outcome<T = ()> = Result<T, String>;
 
-/// A module with the names that it brings in: `name`, the path it stands for, and whether it is passed on.
+/// A module with its imported names: `name`, the path that it stands for, and whether it is re-exported.
 #[derive(Default)]
 struct Module {
     public: bool,
@@ -25,7 +27,7 @@ struct Module {
     globs: Vec<Names>,
 }
 
-/// All modules of a crate by their paths; the crate's own is empty.
+/// All modules of a crate by their paths. The path of the crate root is empty.
 #[derive(Default)]
 struct Crate(BTreeMap<Names, Module>);
 
@@ -63,7 +65,8 @@ impl Crate {
         Ok(())
     }
 
-    /// Where the item or module that a path means from a module is defined; none for what other crates define.
+    /// Returns the definition of the item or module that a path in module `from` refers to; `None` for
+    /// definitions of other crates.
     fn resolve(&self, from: &[String], path: &[String], depth: usize) -> Option<Names> {
         let (first, rest) = path.split_first()?;
         let mut at = match first.as_str() {
@@ -98,7 +101,8 @@ impl Crate {
         inside.globs.iter().find_map(|glob| self.find(&self.resolve(module, glob, depth)?, name, depth))
     }
 
-    /// The items that users find at `shown`, a module, and below: their definitions by the paths they are shown at.
+    /// Collects the items that users find in the module `shown` and below: their definitions by the paths at
+    /// which they are shown.
     fn show(
         &self,
         module: &[String],
@@ -135,7 +139,7 @@ impl Crate {
         self.0.get(module)?.items.iter().find(|item| name_of(item).as_ref() == Some(name))
     }
 
-    /// Implementations by the definition of what they are for.
+    /// Returns implementations by the definition of their type.
     fn implementations(&self) -> BTreeMap<Names, Vec<(Names, &ItemImpl)>> {
         let mut all: BTreeMap<Names, Vec<(Names, &ItemImpl)>> = BTreeMap::new();
         for (module, inside) in &self.0 {
@@ -156,7 +160,7 @@ impl Crate {
         self.show(&[], &[name.to_owned()], &mut found, &mut others);
         let public: BTreeSet<&Names> = found.values().collect();
         let implementations = self.implementations();
-        let mut text = format!("// The public API of {name}, written by tests/public_api.rs.\n");
+        let mut text = format!("// The public API of {name}, written by tests/it/public_api.rs.\n");
         others.iter().for_each(|other| text += &format!("\n{other}\n"));
         for (shown, defined) in &found {
             let Some(item) = self.item(defined).and_then(outline) else { continue };
@@ -234,7 +238,7 @@ fn check(name: &str, folder: &str) -> Outcome {
     assert!(
         listed == committed,
         "the public API of {name} is not what docs/api/{name}.txt says:\n{changes}If that is meant, see \"Versions\" in \
-         CONTRIBUTING.md and write it anew: EVENKEEL_API=write cargo test --test public_api"
+         CONTRIBUTING.md and write it anew: EVENKEEL_API=write cargo test -p evenkeel --test it -- public_api::"
     );
     Ok(())
 }

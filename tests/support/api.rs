@@ -1,4 +1,4 @@
-//! Public items as users have to know them: without bodies, documentation, values and private fields.
+//! Public items reduced to their interface: without bodies, documentation, values and private fields.
 
 use syn::{Attribute, Fields, File, ImplItem, Item, ItemImpl, TraitItem, Visibility, parse_quote};
 
@@ -39,7 +39,7 @@ pub(crate) fn visibility(item: &Item) -> Option<&Visibility> {
     }
 }
 
-/// Attributes that users of an item depend on.
+/// Keeps the attributes that users of an item depend on.
 fn kept(attributes: &mut Vec<Attribute>) {
     let kept = ["cfg", "deprecated", "derive", "must_use", "non_exhaustive", "repr"];
     attributes.retain(|attribute| kept.iter().any(|name| attribute.path().is_ident(name)));
@@ -74,7 +74,7 @@ fn outline_fields(fields: &mut Fields, all_public: bool) {
     }
 }
 
-/// An item without documentation, bodies, values and private fields.
+/// Returns an item without documentation, bodies, values and private fields.
 pub(crate) fn outline(item: &Item) -> Option<Item> {
     let mut item = item.clone();
     match &mut item {

@@ -1,4 +1,4 @@
-//! The command as a user runs it.
+//! The command line program as users run it.
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
@@ -22,7 +22,7 @@ pub(crate) fn document(args: &[&str]) -> Value {
     serde_json::from_str(&stdout(args)).unwrap()
 }
 
-/// The message of a command that must fail with exit code 1.
+/// Returns the message of a command that must fail with exit code 1.
 pub(crate) fn refusal(args: &[&str]) -> String {
     let output = evenkeel(args);
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -30,7 +30,8 @@ pub(crate) fn refusal(args: &[&str]) -> String {
     stderr
 }
 
-/// A trace of `steps` x 2 layers (ids 3 and 5) x 16 experts whose heavy expert is `heavy(step)`.
+/// Writes a trace of `steps` x 2 layers (ids 3 and 5) x 16 experts whose heavy expert is `heavy(step)`.
+/// Returns its path.
 pub(crate) fn trace_file(folder: &Path, name: &str, steps: u64, heavy: impl Fn(u64) -> u64) -> String {
     let mut text = String::from("step,layer,expert,tokens\n");
     for step in 0..steps {

@@ -1,24 +1,26 @@
-//! The kernels as a C++ program: built by whatever compiler there is, fed requests, its answers read back.
+//! The kernels as a C++ program for the host: built by an available compiler, driven by requests, with its
+//! answers read back.
 #![allow(dead_code, reason = "each test program uses its own part")]
 #![allow(missing_docs, reason = "test support is no public interface")]
 
-use evenkeel::kernels::Program;
-use evenkeel_solver::Split;
+use crate::skip_support::skipped;
+use evenkeel_cuda::tables::SolveProgram;
+use evenkeel_solver::RankSplit;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// In which order the iterations of every parallel section run.
+/// Orders in which the iterations of each parallel section run.
 pub(crate) const ORDERS: [(&str, u32); 3] = [("ascending", 0), ("descending", 1), ("shuffled", 2)];
 
 /// Flags under which undefined behaviour and accesses out of bounds end the program.
 pub(crate) const SANITISED: [&str; 4] =
     ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
 
-/// Flags for a thread per lane, under which a missing barrier ends the program.
+/// Flags for one thread per lane, under which a missing barrier ends the program.
 pub(crate) const THREADS: [&str; 5] = ["-O1", "-g", "-DEK_THREADS", "-pthread", "-fsanitize=thread"];
 
-/// The compiler of this machine, if it has one.
+/// Returns the compiler of this machine, if it has one.
 fn compiler() -> Option<String> {
     let named = std::env::var("CXX").ok();
     let works =
@@ -26,16 +28,20 @@ fn compiler() -> Option<String> {
     named.into_iter().chain(["c++", "g++", "clang++"].map(String::from)).find(works)
 }
 
-/// Builds the kernels with these flags; `None`, after saying so, where there is no C++ compiler.
+/// Builds the kernels with these flags. Without a C++ compiler, it reports a skip and returns `None`.
 pub(crate) fn build(name: &str, flags: &[&str]) -> Option<PathBuf> {
     let Some(compiler) = compiler() else {
-        println!("skipped: no C++ compiler (looked for $CXX, c++, g++ and clang++)");
+        skipped("no C++ compiler (looked for $CXX, c++, g++ and clang++)");
         return None;
     };
     let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{name}"));
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host/main.cpp");
+    let from = crate::repository::root().join("crates/cuda/tests/cuda-sim/main.cpp");
     let built = Command::new(compiler)
         .args(["-std=c++17", "-Wall", "-Wextra", "-Werror"])
+        .arg("-I")
+        .arg(crate::repository::root().join("crates/cuda/kernels"))
+        .arg("-I")
+        .arg(crate::repository::root().join("crates/cuda/tests"))
         .args(flags)
         .arg(from)
         .arg("-o")
@@ -46,12 +52,12 @@ pub(crate) fn build(name: &str, flags: &[&str]) -> Option<PathBuf> {
     Some(to)
 }
 
-/// Whether a program starts at all: a sanitiser may not know this machine's memory layout.
+/// Returns whether a program starts. A sanitiser may not support this machine's memory layout.
 pub(crate) fn runs(program: &Path) -> bool {
     Command::new(program).stdin(Stdio::null()).output().is_ok_and(|output| output.status.success())
 }
 
-/// Requests to the program, in its language (kernels/host/main.cpp).
+/// Requests to the program, in its format (crates/cuda/tests/cuda-sim/main.cpp).
 #[derive(Debug, Default)]
 pub(crate) struct Requests(Vec<u32>);
 
@@ -60,12 +66,12 @@ impl Requests {
         self.0.extend([3, order, seed]);
     }
 
-    pub(crate) fn program(&mut self, program: &Program) {
+    pub(crate) fn program(&mut self, program: &SolveProgram) {
         self.0.extend([1, program.words().len() as u32]);
         self.0.extend(program.words());
     }
 
-    /// `counts` is `[sources][items]`.
+    /// Adds a split. `counts` is `[sources][items]`.
     pub(crate) fn split(&mut self, counts: &[u32], sources: usize, hot: bool, wide: bool) {
         self.0.extend([2, sources as u32, u32::from(hot), u32::from(wide)]);
         self.0.extend(counts);
@@ -92,12 +98,12 @@ impl Requests {
     }
 }
 
-/// What came back.
+/// Answers of the program.
 #[derive(Debug)]
 pub(crate) struct Answers {
     words: Vec<u32>,
     at: usize,
-    /// How many parallel sections each split took.
+    /// Number of parallel sections of each split.
     pub(crate) sections: Vec<u32>,
 }
 
@@ -116,8 +122,8 @@ impl Answers {
         self.at == self.words.len()
     }
 
-    /// One split must be the solver's; what differs, if anything does.
-    pub(crate) fn compare(&mut self, program: &Program, expected: &Split) -> Result<(), String> {
+    /// Compares one split with the solver's. Returns the difference as an error.
+    pub(crate) fn compare(&mut self, program: &SolveProgram, expected: &RankSplit) -> Result<(), String> {
         let quotas = self.wide(program.pairs());
         let rank_loads = self.wide(program.ranks());
         let peak = self.wide(1)[0];

@@ -1,4 +1,4 @@
-//! Jobs of mpirun: started, looked at while they run, ended with nothing left of them.
+//! Jobs of mpirun: started, observed while they run, and ended without remaining processes.
 
 use super::processes_support::of_job;
 use serde_json::Value;
@@ -8,19 +8,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) const EVENKEEL: &str = env!("CARGO_BIN_EXE_evenkeel");
-/// A run of four ranks that does not end by itself.
-pub(crate) const ENDLESS: &str = "--ranks 4 --policy eplb --batch-tokens 96 --steps 1000000 --plan-on 0.00001 --transport mpi \
+/// Arguments of a run of four ranks that does not end by itself.
+pub(crate) const ENDLESS: &str = "--ranks 4 --policy eplb --batch-tokens 96 --steps 1000000 --train-fraction 0.00001 --transport mpi \
                                   --rank-timeout 4";
 
-/// A job and what its processes, and no others, have in their environment.
+/// A job, and the mark that exactly its processes have in their environment.
 pub(crate) struct Job {
     child: Child,
     mark: String,
 }
 
 impl Job {
-    /// Starts `groups` of processes, each with arguments of its own, and with `environment` beside ours. What rank `R` says of errors
-    /// goes to the file `R` of `errors`, if given: mpirun passes on what it has read when it ends, which need not be all.
+    /// Starts `groups` of processes, each with its own arguments, and adds `environment` to ours. If `errors`
+    /// is given, rank `R` writes its errors to the file `R` in it. The files are complete, whereas mpirun may
+    /// lose output that it has not read before it ends.
     pub(crate) fn start(
         groups: &[(usize, String)],
         errors: Option<&Path>,
@@ -36,22 +37,22 @@ impl Job {
                 let to = format!("exec \"$0\" \"$@\" 2>'{}'/$OMPI_COMM_WORLD_RANK", folder.display());
                 command.args(["sh", "-c", &to]);
             }
-            // For the ranks alone: mpirun is not to find libraries where they do.
+            // The variables are for the ranks alone: mpirun must not find the libraries of the ranks.
             command.arg("env").args(environment.iter().map(|(name, value)| format!("{name}={value}")));
             command.arg(EVENKEEL).args(args.split_whitespace());
         }
-        // Open MPI refuses to run as root without.
+        // Open MPI refuses to run as root without these variables.
         command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         command.env("EVENKEEL_JOB", &mark).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self { child: command.spawn().unwrap(), mark }
     }
 
-    /// Its ranks that run, with their process ids.
-    fn ranks(&self) -> Vec<(usize, u32)> {
+    /// Returns its running ranks with their process ids.
+    pub(crate) fn ranks(&self) -> Vec<(usize, u32)> {
         of_job(&self.mark, "OMPI_COMM_WORLD_RANK")
     }
 
-    /// Its output, when all of its processes are gone.
+    /// Returns its output after all of its processes have ended.
     pub(crate) fn end(self) -> Output {
         let Self { child, mark } = self;
         let output = child.wait_with_output().unwrap();
@@ -65,12 +66,13 @@ impl Job {
     }
 }
 
-/// A plan of four ranks for `trace`, of 32 experts, planned again into `folder` without rank 2: its file, and its redundant slots.
+/// Plans four ranks for `trace`, with 32 experts, and re-plans into `folder` without rank 2. Returns the file
+/// of the new plan and its redundant slots.
 pub(crate) fn plan_without_a_rank(trace: &str, folder: &Path) -> (String, u64) {
     let [before, after] = ["plan.json", "plan3.json"].map(|name| folder.join(name).display().to_string());
     for args in [
         format!("plan {trace} --ranks 4 --redundant 16 --policy eplb -o {before}"),
-        format!("plan {trace} --previous {before} --without-rank 2 -o {after}"),
+        format!("plan replan {before} {trace} --lost-ranks 2 -o {after}"),
     ] {
         assert!(Command::new(EVENKEEL).args(args.split_whitespace()).output().unwrap().status.success());
     }
@@ -78,14 +80,15 @@ pub(crate) fn plan_without_a_rank(trace: &str, folder: &Path) -> (String, u64) {
     (after, plan["cluster"]["slots_per_rank"].as_u64().unwrap() * 3 - 32)
 }
 
-/// The lines of ours that say what went wrong.
+/// Returns the error lines of our processes.
 pub(crate) fn errors(output: &Output) -> Vec<String> {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{stderr}");
     stderr.lines().filter(|line| line.starts_with("error: ")).map(str::to_owned).collect()
 }
 
-/// Stops one of four ranks by a signal in the middle of an endless run; all others say which and where, and nothing is left.
+/// Stops one of four ranks by a signal in the middle of an endless run. All others must report the rank and
+/// the place, and no process may remain.
 pub(crate) fn without(endless: &str, environment: &[(&str, &str)], signal: &str, within: Duration) {
     let folder = tempfile::tempdir().unwrap();
     let job = Job::start(&[(4, endless.to_owned())], Some(folder.path()), environment);
@@ -97,11 +100,11 @@ pub(crate) fn without(endless: &str, environment: &[(&str, &str)], signal: &str,
     std::thread::sleep(Duration::from_secs(3));
     let victim = job.ranks().into_iter().find(|(rank, _)| *rank == 2).unwrap().1;
     let killed = Instant::now();
-    assert!(Command::new("kill").args([signal, &victim.to_string()]).status().unwrap().success());
+    assert!(Command::new("sh").args(["-c", &format!("kill {signal} {victim}")]).status().unwrap().success());
     let output = job.end();
     assert!(killed.elapsed() < within, "{signal}: {:?}", killed.elapsed());
     assert!(!output.status.success());
-    // Plans are made between steps.
+    // Plans are made between steps, so such an error has no step number.
     let at = if endless.contains("--replan-every") { "layer " } else { "(step " };
     for survivor in [0, 1, 3] {
         let said = std::fs::read_to_string(folder.path().join(survivor.to_string())).unwrap();

@@ -1,31 +1,33 @@
-//! Ranks as processes: which of a job are there, and whether they found what one process finds.
+//! Ranks as processes: the processes of a job, and the comparison of their results with those of one process.
 
 use serde_json::Value;
 use std::process::Output;
 
-/// The processes that have `EVENKEEL_JOB=mark` in their environment, by the rank in the variable `rank`.
+/// Returns the value of a variable in the environment of a process, if both exist.
+pub(crate) fn variable_of(process: u32, name: &str) -> Option<String> {
+    let environment = std::fs::read(format!("/proc/{process}/environ")).ok()?;
+    let mut all = environment.split(|&byte| byte == 0).filter_map(|one| std::str::from_utf8(one).ok());
+    all.find_map(|one| one.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+}
+
+/// Returns the processes with `EVENKEEL_JOB=mark` in their environment, by the rank in the variable `rank`.
 pub(crate) fn of_job(mark: &str, rank: &str) -> Vec<(usize, u32)> {
     let of = |entry: std::fs::DirEntry| {
         let process: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let environment = std::fs::read(entry.path().join("environ")).ok()?;
-        let value = |name: &str| {
-            let mut all =
-                environment.split(|&byte| byte == 0).filter_map(|one| std::str::from_utf8(one).ok());
-            all.find_map(|one| one.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
-        };
-        (value("EVENKEEL_JOB")? == mark).then_some(())?;
-        Some((value(rank)?.parse().ok()?, process))
+        (variable_of(process, "EVENKEEL_JOB")? == mark).then_some(())?;
+        Some((variable_of(process, rank)?.parse().ok()?, process))
     };
     std::fs::read_dir("/proc").unwrap().flatten().filter_map(of).collect()
 }
 
-/// The document of a run that did not fail.
+/// Returns the document of a successful run.
 pub(crate) fn parsed(output: &Output) -> Value {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Processes that proved their plans found, to the last digit, what one process finds with the same arguments.
+/// Asserts that processes with proved plans have the results of one process with the same arguments, to the
+/// last digit.
 pub(crate) fn assert_same(processes: &Value, here: &Value, args: &str) {
     for what in ["check", "imbalance", "sent", "router", "layers", "model"] {
         assert_eq!(processes[what], here[what], "{what}: {args}");

@@ -1,8 +1,10 @@
-//! A real `evenkeel serve` on loopback, and what speaks to it.
+//! A real `evenkeel serve` on loopback, and its clients.
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
-use evenkeel::serve::{Ask, DecideOptions, Lane, Loads, Phase, Seen, Shape, Step};
+use evenkeel_serve::{
+    AcceptedStep, ControllerConfig, Loads, ModelSpec, Phase, PhaseCommand, PhaseState, StepLoads,
+};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -11,10 +13,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-/// How long anything may take before a test fails.
+/// Longest time that an operation may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A running server; killed when dropped.
+/// A running server, killed when it is dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) url: String,
@@ -40,7 +42,7 @@ impl Reply {
     }
 }
 
-/// The command that starts a server with its store in a folder.
+/// Returns the command that starts a server with its store in a folder.
 pub(crate) fn command(data: &Path, config: &str) -> Command {
     let file = data.join("config.toml");
     std::fs::create_dir_all(data).unwrap();
@@ -83,7 +85,7 @@ impl Server {
         }
     }
 
-    /// Host and port.
+    /// Returns host and port.
     pub(crate) fn address(&self) -> String {
         self.url.split("//").nth(1).unwrap().to_owned()
     }
@@ -143,14 +145,21 @@ impl Server {
         self.send("POST", &format!("/v1/models/{name}/loads"), &headers, Some(&body))
     }
 
-    /// Waits until everything posted was looked at, and returns the phase's state.
+    /// Posts loads of a run.
+    pub(crate) fn loads_of(&self, name: &str, run: &str, loads: &Loads) -> Reply {
+        let body = evenkeel_serve::binary::encode(loads);
+        let headers = [("content-type", evenkeel_serve::binary::CONTENT_TYPE)];
+        self.send("POST", &format!("/v1/models/{name}/loads?run={run}"), &headers, Some(&body))
+    }
+
+    /// Waits until all posted steps are processed, and returns the phase's state.
     pub(crate) fn settled(&self, name: &str, phase: &str) -> Value {
         let begun = Instant::now();
         loop {
             let state = self.get(&format!("/v1/models/{name}")).json();
             let phases = state["phases"].as_array().unwrap();
             let found = phases.iter().find(|p| p["phase"] == phase).cloned();
-            if let Some(found) = found.filter(|p| p["behind"] == 0 && p["planning"] == false) {
+            if let Some(found) = found.filter(|p| p["lag"] == 0 && p["planning"] == false) {
                 return found;
             }
             assert!(begun.elapsed() < PATIENCE, "{state}");
@@ -159,11 +168,11 @@ impl Server {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {}", self.child.id())]).status();
         assert!(sent.unwrap().success());
     }
 
-    /// Ends it in order; its log.
+    /// Ends the server by SIGTERM and returns its log.
     pub(crate) fn terminate(mut self) -> Vec<String> {
         self.signal("TERM");
         assert!(self.wait().success());
@@ -171,7 +180,7 @@ impl Server {
         lines.iter().collect()
     }
 
-    /// Kills it at once.
+    /// Kills the server.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -192,7 +201,7 @@ impl Server {
         }
     }
 
-    /// The first log line from now on that has these words.
+    /// Returns the first log line from now on that contains these words.
     pub(crate) fn said(&self, words: &str) -> String {
         let begun = Instant::now();
         loop {
@@ -217,7 +226,7 @@ impl Drop for Server {
     }
 }
 
-/// The one line that a server says which cannot start.
+/// Returns the only line that a server prints if it cannot start.
 pub(crate) fn refusal(mut command: Command) -> String {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let begun = Instant::now();
@@ -233,59 +242,72 @@ pub(crate) fn refusal(mut command: Command) -> String {
     text
 }
 
-/// Layers of the made-up model.
+/// Returns a number from 0 to 1 by a small generator, so that kills and damages occur at varying places.
+pub(crate) fn noise(seed: u64) -> f64 {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bf0_3635;
+    x ^= x >> 29;
+    x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^= x >> 32;
+    (x >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Layers of the artificial model.
 pub(crate) const LAYERS: usize = 3;
-/// Its experts.
+/// Experts of the artificial model.
 pub(crate) const EXPERTS: usize = 16;
 
-/// Its group: 4 ranks x 6 slots, so that one may go.
-pub(crate) fn shape() -> Shape {
+/// Returns the cluster of the artificial model: 4 ranks x 6 slots, enough to lose one rank.
+pub(crate) fn shape() -> ModelSpec {
     serde_json::from_value(json!({"ranks": 4, "redundant": 8})).unwrap()
 }
 
-/// One step of the made-up model: the hot experts change every 12 steps.
-pub(crate) fn step(id: u64) -> Step {
+/// Returns one step of the artificial model. Its hot experts change every 12 steps.
+pub(crate) fn step(id: u64) -> StepLoads {
     let count = |at: usize| {
         let (layer, expert) = (at / EXPERTS, (at % EXPERTS) as u64);
         let hot = (id / 12 * 5 + layer as u64) % 16;
         20 + ((id * 7 + expert * 13 + layer as u64 * 3) % 11) as u32 + 120 * u32::from(expert == hot)
     };
-    Step { id, counts: (0..LAYERS * EXPERTS).map(count).collect() }
+    StepLoads { id, counts: (0..LAYERS * EXPERTS).map(count).collect() }
 }
 
-/// Consecutive steps of it.
+/// Returns consecutive steps of the artificial model.
 pub(crate) fn loads(ids: std::ops::Range<u64>) -> Loads {
     Loads { phase: Phase::All, layers: vec![1, 2, 5], experts: EXPERTS, steps: ids.map(step).collect() }
 }
 
-/// Decisions every few steps, by a fast policy.
-pub(crate) const CONFIG: &str = "[decide]\npolicy = \"eplb\"\nfirst_after = 4\nevery = 6\nmin_every = 3\nmax_moves = 3\nwindow = 16\njudged = 8\nmove_cost = 0.5\nmax_behind = 100000\n";
+/// Configuration with decisions every few steps, by a fast policy.
+pub(crate) const CONFIG: &str = "[decide]\npolicy = \"eplb\"\nfirst_after = 4\nevery = 6\nmin_every = 3\nmax_moves = 3\nwindow = 16\njudged = 8\nmove_cost = 0.5\nmax_lag = 100000\n";
 
-/// The options of [`CONFIG`].
-pub(crate) fn options() -> DecideOptions {
-    evenkeel::serve::Config::from_toml(CONFIG, Path::new("test")).unwrap().options(None).unwrap()
+/// Returns the options of [`CONFIG`].
+pub(crate) fn options() -> ControllerConfig {
+    evenkeel_serve::ServiceConfig::from_toml(CONFIG, Path::new("test"))
+        .unwrap()
+        .controller_config(None)
+        .unwrap()
 }
 
-/// The plan that these steps lead to, worked out without a server.
+/// Returns the version and the text of the plan after these steps, computed without a server.
 pub(crate) fn plan_of(steps: std::ops::Range<u64>) -> (u64, String) {
-    let mut lane = Lane::new(shape(), options(), Phase::All, vec![1, 2, 5], EXPERTS).unwrap();
+    let mut lane = PhaseState::new(shape(), options(), Phase::All, vec![1, 2, 5], EXPERTS).unwrap();
     let never = AtomicBool::new(false);
     for id in steps {
-        let seen = Seen { accepted: lane.accepted() + 1, id, counts: step(id).counts };
-        if let Some(trigger) = lane.step(seen, 0).unwrap() {
-            let proposal = lane.propose(&Ask::Replan { trigger, dry_run: false }, &never).unwrap().unwrap();
-            lane.apply(&proposal).unwrap();
+        let seen = AcceptedStep { accepted: lane.accepted_steps() + 1, id, counts: step(id).counts };
+        if let Some(trigger) = lane.apply_step(seen, 0).unwrap() {
+            let proposal =
+                lane.propose(&PhaseCommand::Replan { trigger, dry_run: false }, &never).unwrap().unwrap();
+            lane.apply_proposal(&proposal).unwrap();
         }
     }
-    (lane.version(), lane.plan().map(|plan| plan.to_json().unwrap()).unwrap_or_default())
+    (lane.plan_version(), lane.current_plan().map(|plan| plan.to_json().unwrap()).unwrap_or_default())
 }
 
-/// A folder that is gone after the test.
+/// Returns a folder that is deleted after the test.
 pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// The store in a data folder.
+/// Returns the store in a data folder.
 pub(crate) fn store(data: &Path) -> PathBuf {
     data.join("evenkeel.redb")
 }

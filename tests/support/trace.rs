@@ -12,7 +12,7 @@ use std::io::{Cursor, Write};
 use std::path::PathBuf;
 use zip::write::SimpleFileOptions;
 
-/// A folder that goes away with the test.
+/// A folder that is deleted with the test.
 pub struct Folder(pub tempfile::TempDir);
 
 impl Folder {
@@ -31,7 +31,7 @@ impl Folder {
     }
 }
 
-/// A NumPy array, version 1.
+/// Returns a NumPy array, format version 1.
 pub fn npy(descr: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
     let shape = shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ") + ",";
     let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
@@ -46,7 +46,7 @@ pub fn npy(descr: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A zip; deflated members where asked for.
+/// Returns a zip archive, with deflated members if `deflate` is set.
 pub fn zip(members: &[(&str, &[u8])], deflate: bool) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
     let method = if deflate { zip::CompressionMethod::Deflated } else { zip::CompressionMethod::Stored };
@@ -81,7 +81,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// A contiguous tensor that fills its storage.
+    /// Returns a contiguous tensor that fills its storage.
     pub fn plain(storage: &'static str, key: &str, shape: &[u64]) -> Self {
         let mut strides = vec![1; shape.len()];
         for dim in (1..shape.len()).rev() {
@@ -103,7 +103,7 @@ pub fn dict(items: Vec<(&str, Py)>) -> Py {
     Py::Dict(items.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
-/// Pickles a value, protocol 2.
+/// Pickles a value with protocol 2.
 pub fn pickle(value: &Py) -> Vec<u8> {
     let mut out = vec![0x80, 2];
     put(value, &mut out);
@@ -161,12 +161,12 @@ fn string(text: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// A file as `torch.save` writes it.
+/// Returns a file as `torch.save` writes it.
 pub fn pt(root: &Py, storages: &[(&str, Vec<u8>)]) -> Vec<u8> {
     pt_raw(&pickle(root), storages)
 }
 
-/// The same around any pickle.
+/// Returns such a file around any pickle.
 pub fn pt_raw(pickle: &[u8], storages: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let names: Vec<String> = storages.iter().map(|(key, _)| format!("dump/data/{key}")).collect();
     let mut members: Vec<(&str, &[u8])> = vec![("dump/data.pkl", pickle), ("dump/byteorder", b"little")];
@@ -184,7 +184,7 @@ pub fn i64s(values: &[i64]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// `{"logical_count": tensor}` of int64.
+/// Returns a file with `{"logical_count": tensor}` of int64.
 pub fn stat(shape: &[u64], counts: &[i64]) -> Vec<u8> {
     let root = dict(vec![
         ("rank", Py::Int(0)),
@@ -194,7 +194,7 @@ pub fn stat(shape: &[u64], counts: &[i64]) -> Vec<u8> {
     pt(&root, &[("0", i64s(counts))])
 }
 
-/// Two passes of one rank: 2 layers, 4 slots for 3 experts.
+/// Returns two passes of one rank: 2 layers, 4 slots for 3 experts.
 pub fn records(rank: i64, counts: &[i32; 16]) -> Vec<u8> {
     let tensor =
         |offset: u64| Py::Tensor(Tensor { length: 16, offset, ..Tensor::plain("IntStorage", "0", &[2, 4]) });
@@ -213,7 +213,7 @@ pub fn records(rank: i64, counts: &[i32; 16]) -> Vec<u8> {
     pt(&root, &[("0", i32s(counts)), ("1", i64s(&[0, 1, 2, 0, 2, 1, 0, 1]))])
 }
 
-/// A safetensors file of int64 vectors.
+/// Returns a safetensors file of int64 vectors.
 pub fn safetensors(tensors: &[(&str, Vec<i64>)]) -> Vec<u8> {
     let data: Vec<(&str, Vec<u8>, usize)> =
         tensors.iter().map(|(name, values)| (*name, i64s(values), values.len())).collect();

@@ -1,31 +1,32 @@
-//! Further traces to plan for at the same time: `--and TRACE:WEIGHT`.
+//! Additional traces to plan for at the same time: `--blend TRACE:WEIGHT`.
 
-use super::explicit::Explicit;
-use super::trace_args::TraceArgs;
+use crate::args::stated::StatedOptions;
+use crate::args::trace::TraceArgs;
 use anyhow::Context as _;
+use evenkeel::evaluate::{SummaryStats, evaluate_layer};
 use evenkeel::plan::Plan;
-use evenkeel::simulate::{Summary, judge};
-use evenkeel::split::Method;
+use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// `TRACE:WEIGHT`, `TRACE:WEIGHT:decode=N`, `TRACE:WEIGHT:prefill=N`.
+/// Argument of the form `TRACE:WEIGHT`, `TRACE:WEIGHT:decode=N` or `TRACE:WEIGHT:prefill=N`.
 #[derive(Debug, Clone)]
-pub(crate) struct And {
+pub(crate) struct BlendSpec {
     path: PathBuf,
     weight: f64,
-    batches: Option<Batches>,
+    batches: Option<BatchSize>,
 }
 
+/// Size of the batches of one trace of a blend.
 #[derive(Debug, Clone, Copy)]
-enum Batches {
+enum BatchSize {
     Decode(usize),
     Prefill(usize),
 }
 
-impl FromStr for And {
+impl FromStr for BlendSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -35,8 +36,8 @@ impl FromStr for And {
         let (rest, batches) = match text.rsplit_once(':').ok_or_else(expected)? {
             (rest, last) if last.contains('=') => {
                 let batches = match last.split_once('=') {
-                    Some(("decode", n)) => Batches::Decode(n.parse().map_err(|_| expected())?),
-                    Some(("prefill", n)) => Batches::Prefill(n.parse().map_err(|_| expected())?),
+                    Some(("decode", n)) => BatchSize::Decode(n.parse().map_err(|_| expected())?),
+                    Some(("prefill", n)) => BatchSize::Prefill(n.parse().map_err(|_| expected())?),
                     _ => return Err(expected()),
                 };
                 (rest, Some(batches))
@@ -48,91 +49,103 @@ impl FromStr for And {
         if !(weight > 0.0 && weight <= 1e6) || path.is_empty() {
             return Err(format!("a weight of {weight}: {}", expected()));
         }
-        Ok(And { path: path.into(), weight, batches })
+        Ok(BlendSpec { path: path.into(), weight, batches })
     }
 }
 
-/// The traces that were blended, each as it was read.
+/// The traces of a blend, each as it was read.
 #[derive(Debug)]
-pub(super) struct Blend {
+pub(crate) struct BlendParts {
     parts: Vec<(String, Trace)>,
 }
 
-/// Reads the further traces and blends them in.
-pub(super) fn blend(first: Trace, args: &TraceArgs, and: &[And]) -> anyhow::Result<(Trace, Option<Blend>)> {
-    if and.is_empty() {
+/// Reads the additional traces and blends them with the first one.
+pub(crate) fn blend_traces(
+    first: Trace,
+    args: &TraceArgs,
+    specs: &[BlendSpec],
+) -> anyhow::Result<(Trace, Option<BlendParts>)> {
+    if specs.is_empty() {
         return Ok((first, None));
     }
     let mut others = Vec::new();
-    for and in and {
-        // Options of the first trace may have no effect on this one; what is behind its name has to.
+    for spec in specs {
+        // Options of the first trace may have no effect on this one. Options in its own argument must have
+        // one.
         let mut own =
-            TraceArgs { traces: vec![and.path.clone()], explicit: Explicit::default(), ..args.clone() };
+            TraceArgs { traces: vec![spec.path.clone()], stated: StatedOptions::default(), ..args.clone() };
         own.top_k = own.top_k.or(first.resampling().map(|resampling| resampling.top_k));
-        match and.batches {
-            Some(Batches::Decode(requests)) => {
-                (own.decode_batch, own.explicit) = (Some(requests), Explicit::only(&["decode_batch"]));
+        match spec.batches {
+            Some(BatchSize::Decode(requests)) => {
+                (own.decode_batch, own.stated) = (Some(requests), StatedOptions::with_ids(&["decode_batch"]));
             }
-            Some(Batches::Prefill(tokens)) => {
+            Some(BatchSize::Prefill(tokens)) => {
                 (own.decode_batch, own.batch_tokens) = (None, tokens);
-                own.explicit = Explicit::only(&["batch_tokens"]);
+                own.stated = StatedOptions::with_ids(&["batch_tokens"]);
             }
             None => {}
         }
-        let trace = own.read().with_context(|| format!("--and {}", and.path.display()))?;
-        others.push((trace, and.weight));
+        let trace = own.read().with_context(|| format!("--blend {}", spec.path.display()))?;
+        others.push((trace, spec.weight));
     }
-    let blended = first.blended(&others).context("--and")?;
-    let names = args.traces.first().into_iter().chain(and.iter().map(|and| &and.path));
+    let blended = first.blend_with(&others).context("--blend")?;
+    let names = args.traces.first().into_iter().chain(specs.iter().map(|spec| &spec.path));
     let names: Vec<String> = names.map(|path| path.display().to_string()).collect();
     let traces = std::iter::once(first).chain(others.into_iter().map(|(trace, _)| trace));
-    Ok((blended, Some(Blend { parts: names.into_iter().zip(traces).collect() })))
+    Ok((blended, Some(BlendParts { parts: names.into_iter().zip(traces).collect() })))
 }
 
-/// What the plan achieves on each trace alone.
+/// Results of the plan on each trace alone.
 #[derive(Debug)]
-pub(super) struct Parts(Vec<(String, Summary)>);
+pub(crate) struct PartFigures(Vec<(String, Option<SummaryStats>)>);
 
-impl Blend {
+impl BlendParts {
     /// Judges the plan on each trace.
-    pub(super) fn judged(&self, plan: &Plan) -> anyhow::Result<Parts> {
-        let one = |(name, trace): &(String, Trace)| {
+    pub(crate) fn evaluate_plan(&self, plan: &Plan) -> anyhow::Result<PartFigures> {
+        let evaluate_part = |(name, trace): &(String, Trace)| {
             let mut all = Vec::new();
             for layer in &plan.layers {
                 let Ok(index) = trace.layers().binary_search(&layer.layer) else { continue };
-                let judged = judge(trace, index, 0..trace.steps().len(), &layer.placement, Method::Exact)?;
+                let judged = evaluate_layer(
+                    trace,
+                    index,
+                    0..trace.steps().len(),
+                    &layer.placement,
+                    SplitMethod::Exact,
+                )?;
                 all.extend((0..judged.peaks.len()).map(|b| judged.imbalance(b)));
             }
-            Ok((name.clone(), Summary::of(all)))
+            Ok((name.clone(), (!all.is_empty()).then(|| SummaryStats::from_values(all))))
         };
-        Ok(Parts(self.parts.iter().map(one).collect::<anyhow::Result<_>>()?))
+        Ok(PartFigures(self.parts.iter().map(evaluate_part).collect::<anyhow::Result<_>>()?))
     }
 
-    /// The batches of the blend, in words.
-    pub(super) fn words(&self, first: &str, and: &[And]) -> String {
-        let others = and.iter().zip(&self.parts[1..]).map(|(and, (name, trace))| {
+    /// Returns a description of the batches of the blend.
+    pub(crate) fn describe_batches(&self, first: &str, specs: &[BlendSpec]) -> String {
+        let others = specs.iter().zip(&self.parts[1..]).map(|(spec, (name, trace))| {
             let file = std::path::Path::new(name).file_name().unwrap_or_default().to_string_lossy();
-            let how = match (trace.resampling(), and.batches) {
+            let how = match (trace.resampling(), spec.batches) {
                 (Some(resampling), _) => format!(", {resampling}"),
-                (None, Some(Batches::Decode(requests))) => format!(", decode batches of {requests}"),
-                (None, Some(Batches::Prefill(tokens))) => format!(", batches of {tokens} tokens"),
+                (None, Some(BatchSize::Decode(requests))) => format!(", decode batches of {requests}"),
+                (None, Some(BatchSize::Prefill(tokens))) => format!(", batches of {tokens} tokens"),
                 (None, None) => String::new(),
             };
-            format!("; blended with {} steps of {file}, weight {}{how}", trace.steps().len(), and.weight)
+            format!("; blended with {} steps of {file}, weight {}{how}", trace.steps().len(), spec.weight)
         });
         std::iter::once(first.to_owned()).chain(others).collect()
     }
 }
 
-impl Parts {
-    pub(super) fn words(&self) -> String {
-        let line = |(name, s): &(String, Summary)| {
-            format!("  on {name} alone: mean {:.3}, p95 {:.3}\n", s.mean, s.p95)
+impl PartFigures {
+    pub(crate) fn to_text(&self) -> String {
+        let line = |(name, summary): &(String, Option<SummaryStats>)| match summary {
+            Some(s) => format!("  on {name} alone: mean {:.3}, p95 {:.3}\n", s.mean, s.p95),
+            None => format!("  on {name} alone: no tokens, nothing was judged\n"),
         };
         self.0.iter().map(line).collect()
     }
 
-    pub(super) fn document(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         self.0.iter().map(|(name, s)| json!({ "trace": name, "imbalance": s })).collect()
     }
 }

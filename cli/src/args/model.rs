@@ -1,15 +1,16 @@
-//! A model on a GPU, as given on the command line.
+//! A model, and a model on a GPU, from the command line.
 
 use anyhow::Context as _;
-use evenkeel::gpu::Gpu;
-use evenkeel::model::Model;
+use clap::Args;
+use evenkeel::gpu::GpuSpec;
+use evenkeel::model::MoeModel;
 use std::str::FromStr;
 
-/// `MODEL,GPU`.
+/// Argument of the form `MODEL,GPU`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ModelOnGpu {
-    pub(crate) model: Model,
-    pub(crate) gpu: Gpu,
+    pub(crate) model: MoeModel,
+    pub(crate) gpu: GpuSpec,
 }
 
 impl FromStr for ModelOnGpu {
@@ -24,15 +25,15 @@ impl FromStr for ModelOnGpu {
     }
 }
 
-/// `MODEL` or `MODEL,GPU`, where what an expert weighs may be enough.
+/// Argument of the form `MODEL` or `MODEL,GPU`, for options that may only need the size of an expert.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ModelPerhapsOnGpu {
-    pub(crate) model: Model,
-    gpu: Option<Gpu>,
+pub(crate) struct ModelMaybeOnGpu {
+    pub(crate) model: MoeModel,
+    gpu: Option<GpuSpec>,
 }
 
-impl ModelPerhapsOnGpu {
-    /// The same where `option` needs to know the GPU.
+impl ModelMaybeOnGpu {
+    /// Returns both, or an error if the GPU is missing. `option` names the option that needs the GPU.
     pub(crate) fn with_gpu(self, option: &str) -> anyhow::Result<ModelOnGpu> {
         let model = self.model;
         let missing = || format!("--model {model}: {option} needs the GPU too, as in {model},h100");
@@ -40,7 +41,7 @@ impl ModelPerhapsOnGpu {
     }
 }
 
-impl FromStr for ModelPerhapsOnGpu {
+impl FromStr for ModelMaybeOnGpu {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -51,4 +52,16 @@ impl FromStr for ModelPerhapsOnGpu {
         let model = text.trim().parse().map_err(|e: evenkeel::model::UnknownModel| e.to_string())?;
         Ok(Self { model, gpu: None })
     }
+}
+
+/// The model that runs, for the size of its experts.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelArgs {
+    /// Model that runs, as in deepseek-v3 or deepseek-v3,h100: states the memory of redundant slots
+    ///
+    /// Its top-k also applies where batches are drawn. Without this option, the memory is that of the known
+    /// models that have the experts and layers of the trace, where they agree. Options that need times need
+    /// the GPU too.
+    #[arg(long, value_name = "MODEL[,GPU]", hide_short_help = true, help_heading = "Cluster")]
+    pub(crate) model: Option<ModelMaybeOnGpu>,
 }

@@ -1,132 +1,164 @@
-//! The arguments of every command that reads traces.
+//! Arguments of every command that reads traces.
 //!
 //! In: the command line. Out: [`TraceArgs`], and from it [`ReadOptions`] and the [`Trace`].
 
-use super::explicit::Explicit;
-use super::output::Bar;
-use super::unused_options;
-use evenkeel::model::Model;
-use evenkeel::trace::synth::Resampling;
-use evenkeel::trace::{Batching, Format, LayerSet, Order, ReadOptions, TokenTrace, Trace};
+use crate::args::stated::StatedOptions;
+use crate::args::unused_options;
+use crate::output::StderrBar;
+use evenkeel::model::MoeModel;
+use evenkeel_trace::synth::Resampling;
+use evenkeel_trace::{Batching, LayerSet, ReadOptions, RequestOrder, TokenTrace, Trace, TraceFormat};
 use std::path::PathBuf;
 
-/// Batches that are drawn from a trace of totals where nobody said how many.
-const DRAWN: usize = 128;
+/// Default number of batches that are drawn from a trace of totals.
+const DEFAULT_DRAWN_BATCHES: usize = 128;
 
 /// Formats of SGLang's recorder, which can also record batches.
-const SGLANG: [Format; 3] = [Format::SglangPt, Format::SglangJson, Format::SglangCsv];
+const SGLANG_FORMATS: [TraceFormat; 3] =
+    [TraceFormat::SglangPt, TraceFormat::SglangJson, TraceFormat::SglangCsv];
 
-/// Which traces to read, and how.
+/// Traces to read, and the options of reading.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct TraceArgs {
-    // First: those that follow take their values out of what was parsed.
+    // This field is first because the fields after it take their values out of the parsed arguments.
     #[command(flatten)]
-    pub(crate) explicit: Explicit,
+    pub(crate) stated: StatedOptions,
 
-    /// Files or folders; several are taken one after the other
+    /// Trace files or folders; several are read one after the other
     ///
-    /// A folder may hold a per-token array with its requests.csv or sequences.csv, one dump per
-    /// rank (summed), or several independent dumps (one after the other).
+    /// A folder may hold a per-token array with its requests.csv or sequences.csv, or one dump per rank
+    /// (summed). It may also hold parts of one table (part-0.parquet, rank0.csv, step=7/data.csv: added up),
+    /// or independent dumps (one after the other). Subfolders are read after their folder. A pipe is read
+    /// once: <(zcat trace.gz), /dev/stdin.
     #[arg(value_name = "TRACE", required = true)]
     pub(crate) traces: Vec<PathBuf>,
 
-    /// Format of the files, where their content shall not decide
+    /// Format of the files, instead of detection by content
     ///
-    /// csv, parquet, sglang-pt, sglang-json, sglang-csv, trtllm, vllm-jsonl, npy or npz.
-    #[arg(long, help_heading = "Reading")]
-    pub(crate) format: Option<Format>,
+    /// csv, parquet, sglang-pt, sglang-json, sglang-csv, trtllm, vllm-jsonl, npy, npz or npy-counts.
+    /// npy-counts reads an .npy or .npz of counts, [layers, experts] or [steps, layers, experts]. Without it,
+    /// arrays hold expert ids.
+    #[arg(long, hide_short_help = true, help_heading = "Reading")]
+    pub(crate) format: Option<TraceFormat>,
 
     /// Layers to use, by their ids in the model: 0,3,6 or 3-60
-    #[arg(long, value_name = "LIST", help_heading = "Reading")]
+    #[arg(long, value_name = "LIST", hide_short_help = true, help_heading = "Reading")]
     pub(crate) layers: Option<LayerSet>,
 
-    /// Experts per layer, where the files do not say (default: highest id + 1)
-    #[arg(long, value_name = "N", help_heading = "Reading")]
+    /// Experts per layer, where the files do not say [default: highest id + 1]
+    ///
+    /// In per-token arrays, ids of N or above that repeat in a row are padding.
+    #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Reading")]
     pub(crate) experts: Option<usize>,
 
-    /// CSV or Parquet column whose values are the steps, in order of appearance (default: step)
-    #[arg(long, value_name = "NAME", help_heading = "Reading")]
+    /// CSV or Parquet column whose values are the steps, in order of appearance [default: step]
+    #[arg(long, value_name = "NAME", hide_short_help = true, help_heading = "Reading")]
     pub(crate) step_column: Option<String>,
 
-    /// Arrays of an .npz to take, in this order (default: all, in file order)
-    #[arg(long, value_name = "NAME,..", value_delimiter = ',', help_heading = "Reading")]
+    /// Arrays of an .npz to read, in this order [default: all that hold ids, in file order]
+    #[arg(
+        long,
+        value_name = "NAME,..",
+        value_delimiter = ',',
+        hide_short_help = true,
+        help_heading = "Reading"
+    )]
     pub(crate) arrays: Vec<String>,
 
-    /// Per-token arrays: cut into prefill batches of this many consecutive tokens; also the size of drawn batches
-    #[arg(long, value_name = "TOKENS", default_value = "512", help_heading = "Batches")]
+    /// Tokens of a prefill batch that is cut from a per-token array, or drawn
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        default_value = "512",
+        hide_short_help = true,
+        help_heading = "Batches"
+    )]
     pub(crate) batch_tokens: usize,
 
-    /// Per-token arrays: decode batches, one token each of this many requests in flight; also the size of drawn batches
+    /// Requests of a decode batch, one token each, that is cut from a per-token array, or drawn
     ///
-    /// Needs the requests table. The first requests start at random offsets (--seed); a finished
-    /// request is replaced by the next one; the run ends when none is left.
-    #[arg(long, value_name = "REQUESTS", conflicts_with = "batch_tokens", help_heading = "Batches")]
+    /// Per-token arrays need the requests table. The first requests start at random offsets (--seed). The
+    /// next request replaces a finished one. The run ends when none is left. With more than half of the
+    /// requests in flight, the last steps run short.
+    #[arg(
+        long,
+        value_name = "REQUESTS",
+        conflicts_with = "batch_tokens",
+        hide_short_help = true,
+        help_heading = "Batches"
+    )]
     pub(crate) decode_batch: Option<usize>,
 
-    /// Per-token arrays: take requests as recorded, or shuffled by --seed
-    #[arg(long, value_name = "recorded|shuffled", default_value = "recorded", help_heading = "Batches")]
-    pub(crate) order: Order,
+    /// Order of the requests of a per-token array: recorded, or shuffled by --seed
+    #[arg(
+        long,
+        value_name = "recorded|shuffled",
+        default_value = "recorded",
+        hide_short_help = true,
+        help_heading = "Batches"
+    )]
+    pub(crate) order: RequestOrder,
 
-    /// Seed of everything random
-    #[arg(long, value_name = "N", default_value = "0", help_heading = "Batches")]
+    /// Seed of all random choices
+    #[arg(long, value_name = "N", default_value = "0", hide_short_help = true, help_heading = "Batches")]
     pub(crate) seed: u64,
 
-    /// Draw this many batches from the recorded totals, over-dispersed as real ones are [default: 128 where a trace of
-    /// counts has a single step, which holds totals; 0: never]
+    /// Batches to draw from the recorded totals, as over-dispersed as real ones [default: 128 for a trace of
+    /// counts with a single step, which holds totals; 0: none]
     ///
-    /// Every recorded step becomes a kind of request. --batch-tokens or --decode-batch is the size of a batch in
-    /// tokens, --top-k the experts that each token draws. Figures on such batches are models, not measurements.
-    #[arg(long, value_name = "STEPS", help_heading = "Batches")]
+    /// Every recorded step becomes a kind of request. --batch-tokens or --decode-batch sets the tokens of a
+    /// batch, --top-k the experts per token. Figures on such batches are models, not measurements.
+    #[arg(long, value_name = "STEPS", hide_short_help = true, help_heading = "Batches")]
     pub(crate) resample: Option<usize>,
 
-    /// Where batches are drawn: experts that each token draws [default: as --model says, or the known models of the
-    /// trace's experts and layers]
-    #[arg(long, value_name = "K", help_heading = "Batches")]
+    /// Experts per token of drawn batches [default: that of --model, or of the known models with the trace's
+    /// experts and layers]
+    #[arg(long, value_name = "K", hide_short_help = true, help_heading = "Batches")]
     pub(crate) top_k: Option<usize>,
 
-    /// Memory for held steps in MiB; longer traces keep every 2nd, 4th, .. step, totals stay exact
-    #[arg(long, value_name = "MIB", default_value = "512", help_heading = "Reading")]
+    /// Memory for steps in MiB; a longer trace keeps every 2nd, 4th, .. step, and its totals stay exact
+    #[arg(long, value_name = "MIB", default_value = "512", hide_short_help = true, help_heading = "Reading")]
     pub(crate) memory: u64,
 }
 
 impl TraceArgs {
     /// Reads the traces as batches to plan on, with a progress bar on a terminal.
     pub(crate) fn read(&self) -> anyhow::Result<Trace> {
-        self.read_for(None)
+        self.read_for_model(None)
     }
 
     /// Reads the traces as batches of `model` to plan on. From totals, batches are drawn.
-    pub(crate) fn read_for(&self, model: Option<Model>) -> anyhow::Result<Trace> {
-        self.read_or_draw(model, Some(DRAWN))
+    pub(crate) fn read_for_model(&self, model: Option<MoeModel>) -> anyhow::Result<Trace> {
+        self.read_or_draw(model, Some(DEFAULT_DRAWN_BATCHES))
     }
 
-    /// Reads the traces as they are recorded. Batches are drawn where --resample asks for it.
+    /// Reads the traces as they are recorded. Batches are drawn only if --resample is stated.
     pub(crate) fn read_recorded(&self) -> anyhow::Result<Trace> {
         self.read_or_draw(None, None)
     }
 
-    fn read_or_draw(&self, model: Option<Model>, from_totals: Option<usize>) -> anyhow::Result<Trace> {
-        let bar = Bar::bytes();
-        let trace = evenkeel::trace::read(&self.traces, &self.options(), &bar)?;
+    fn read_or_draw(&self, model: Option<MoeModel>, from_totals: Option<usize>) -> anyhow::Result<Trace> {
+        let bar = StderrBar::for_reading();
+        let trace = evenkeel_trace::read(&self.traces, &self.read_options(), &bar)?;
         drop(bar);
         let implied = from_totals.filter(|_| trace.holds_totals() && !trace.is_empty());
         let steps = self.resample.or(implied).filter(|&steps| steps > 0);
-        unused_options::check(self, &trace, steps.is_some())?;
+        unused_options::check_used(self, &trace, steps.is_some())?;
         let Some(steps) = steps else { return Ok(trace) };
-        let (top_k, source) = self.top_k(&trace, model)?;
-        let resampling = Resampling { steps, top_k, batching: self.options().batching, seed: self.seed };
-        let mut drawn = resampling.draw(&trace)?;
+        let (top_k, source) = self.resolve_top_k(&trace, model)?;
+        let resampling = Resampling { steps, top_k, batching: self.read_options().batching, seed: self.seed };
+        let mut drawn = evenkeel_trace::synth::draw_batches(&resampling, &trace)?;
         if self.resample.is_none() {
-            drawn.note(format!(
+            drawn.add_notice(format!(
                 "{} holds totals and no batches, so batches are drawn; --resample 0 keeps the totals as they are",
-                self.name()
+                self.display_name()
             ));
         }
         if self.top_k.is_none() {
-            drawn.note(format!("top-k {top_k} is that of {source}; --top-k states another"));
+            drawn.add_notice(format!("top-k {top_k} is that of {source}; --top-k states another"));
         }
-        if trace.formats().iter().any(|format| SGLANG.contains(format)) {
-            drawn.note(
+        if trace.formats().iter().any(|format| SGLANG_FORMATS.contains(format)) {
+            drawn.add_notice(
                 "SGLang records real batches with --expert-distribution-recorder-mode per_pass or per_token"
                     .into(),
             );
@@ -134,8 +166,8 @@ impl TraceArgs {
         Ok(drawn)
     }
 
-    /// Experts that each token draws, and whose figure that is.
-    fn top_k(&self, trace: &Trace, model: Option<Model>) -> anyhow::Result<(usize, String)> {
+    /// Returns the number of experts that each token draws, and the source of that number.
+    fn resolve_top_k(&self, trace: &Trace, model: Option<MoeModel>) -> anyhow::Result<(usize, String)> {
         let (experts, layers) = (trace.experts(), trace.layers().len() - trace.idle_layers().len());
         if let Some(top_k) = self.top_k {
             return Ok((top_k, "--top-k".into()));
@@ -146,35 +178,35 @@ impl TraceArgs {
                     "--model {model} has {} experts per layer, {} has {experts}: expected --top-k K, the experts that \
                      each token visits",
                     model.experts,
-                    self.name()
+                    self.display_name()
                 );
             }
             return Ok((model.top_k, format!("--model {model}")));
         }
         match self.known_model(trace, |model| model.top_k) {
-            Some(model) => Ok((model.top_k, format!("{} ({})", model.name, model.shape()))),
+            Some(model) => Ok((model.top_k, format!("{} ({})", model.name, model.shape_text()))),
             None => anyhow::bail!(
                 "{} holds totals of {experts} experts x {layers} MoE layers, no shape with one known top-k: expected \
                  --top-k K, the experts that each token visits, so that batches can be drawn (--resample 0 draws none)",
-                self.name()
+                self.display_name()
             ),
         }
     }
 
-    /// The first known model that the trace can be of, if all such models agree on `figure`. With --layers, the trace may hold
-    /// some of the model's layers only.
+    /// Returns the first known model that fits the trace, if all fitting models agree on `figure`. With
+    /// --layers, the trace may hold only some of the model's layers.
     pub(crate) fn known_model<T: PartialEq>(
         &self,
         trace: &Trace,
-        figure: impl Fn(&Model) -> T,
-    ) -> Option<Model> {
+        figure: impl Fn(&MoeModel) -> T,
+    ) -> Option<MoeModel> {
         let layers = trace.layers().len() - trace.idle_layers().len();
         let most = if self.layers.is_some() { usize::MAX } else { layers };
-        Model::of_shape(trace.experts(), layers..=most, figure)
+        MoeModel::find_by_shape(trace.experts(), layers..=most, figure)
     }
 
-    /// The traces in a message.
-    pub(crate) fn name(&self) -> String {
+    /// Returns the name of the traces in messages.
+    pub(crate) fn display_name(&self) -> String {
         match self.traces.as_slice() {
             [] => "the trace".into(),
             [only] => only.display().to_string(),
@@ -184,23 +216,20 @@ impl TraceArgs {
 
     /// Reads per-token arrays, keeping the ids of every token.
     pub(crate) fn read_tokens(&self) -> anyhow::Result<TokenTrace> {
-        if self.resample.is_some_and(|steps| steps > 0) {
-            anyhow::bail!("--locality: resampled batches have no tokens; expected a per-token array");
-        }
-        let bar = Bar::bytes();
-        let tokens = evenkeel::trace::read_tokens(&self.traces, &self.options(), &bar)?;
-        unused_options::check(self, tokens.trace(), false)?;
+        let bar = StderrBar::for_reading();
+        let tokens = evenkeel_trace::read_tokens(&self.traces, &self.read_options(), &bar)?;
+        unused_options::check_used(self, tokens.trace(), false)?;
         Ok(tokens)
     }
 
-    /// How the batches of the trace that was read came about, in words.
-    pub(crate) fn batches(&self, trace: &Trace) -> String {
-        let recorded = || self.options().batches_in_words(trace.format());
+    /// Returns a description of the origin of the batches.
+    pub(crate) fn describe_batches(&self, trace: &Trace) -> String {
+        let recorded = || self.read_options().describe_batches(trace.format());
         trace.resampling().map_or_else(recorded, ToString::to_string)
     }
 
-    /// What the readers take.
-    pub(crate) fn options(&self) -> ReadOptions {
+    /// Returns the options of the readers.
+    pub(crate) fn read_options(&self) -> ReadOptions {
         ReadOptions {
             format: self.format,
             step_column: self.step_column.clone(),

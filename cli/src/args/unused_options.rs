@@ -1,19 +1,20 @@
-//! Options that have no effect on the trace that was read: each is an error that says why.
+//! Options that have no effect on the trace. Each is an error that states the reason.
 //!
-//! In: the stated options and the trace. Out: nothing, or one message with the option, the trace, its format, and what would make
-//! the option count.
+//! In: the stated options and the trace. Out: nothing, or one message with the option, the trace, its format,
+//! and a way to make the option effective.
 
-use super::trace_args::TraceArgs;
+use crate::args::trace::TraceArgs;
 use anyhow::bail;
-use evenkeel::trace::{Format, Order, Trace};
+use evenkeel::trace::{RequestOrder, Trace, TraceFormat};
 
-/// Refuses the first stated option that the trace cannot follow. `drawn`: batches are drawn from the trace.
-pub(super) fn check(args: &TraceArgs, trace: &Trace, drawn: bool) -> anyhow::Result<()> {
-    let stated = |id| args.explicit.has(id);
-    let has = |formats: &[Format]| trace.formats().iter().any(|format| formats.contains(format));
+/// Refuses the first stated option that the trace cannot follow. `drawn` states that batches are drawn from
+/// the trace.
+pub(crate) fn check_used(args: &TraceArgs, trace: &Trace, drawn: bool) -> anyhow::Result<()> {
+    let stated = |id| args.stated.has(id);
+    let has = |formats: &[TraceFormat]| trace.formats().iter().any(|format| formats.contains(format));
     let counts = !trace.formats().iter().any(|format| format.holds_tokens());
     let names: Vec<String> = trace.formats().iter().map(ToString::to_string).collect();
-    let read = format!("{} ({})", args.name(), names.join(", "));
+    let read = format!("{} ({})", args.display_name(), names.join(", "));
 
     let size = match args.decode_batch {
         Some(requests) if stated("decode_batch") => Some(format!("--decode-batch {requests}")),
@@ -33,7 +34,7 @@ pub(super) fn check(args: &TraceArgs, trace: &Trace, drawn: bool) -> anyhow::Res
             args.order
         );
     }
-    let shuffled = args.order == Order::Shuffled || args.decode_batch.is_some();
+    let shuffled = args.order == RequestOrder::Shuffled || args.decode_batch.is_some();
     if stated("seed") && !drawn && (counts || !shuffled) {
         let instead = if counts { "--resample STEPS" } else { "--order shuffled or --decode-batch REQUESTS" };
         bail!(
@@ -53,12 +54,12 @@ pub(super) fn check(args: &TraceArgs, trace: &Trace, drawn: bool) -> anyhow::Res
         );
     }
     if let Some(column) = args.step_column.as_ref().filter(|_| stated("step_column"))
-        && !has(&[Format::Csv, Format::Parquet])
+        && !has(&[TraceFormat::Csv, TraceFormat::Parquet])
     {
         bail!("--step-column {column} has no effect: {read} has no columns; expected csv or parquet");
     }
     if let Some(layers) = args.layers.as_ref().filter(|_| stated("layers"))
-        && let Some(part) = layers.unmatched(trace.layers())
+        && let Some(part) = layers.first_unmatched(trace.layers())
     {
         bail!("--layers {part}: {read} has no such layer");
     }

@@ -1,37 +1,32 @@
 //! `evenkeel serve`: the sidecar.
 
-use super::output::{Output, print};
+use crate::config;
+use crate::output::{Output, escape_control, print_text};
 use anyhow::Context as _;
-use evenkeel::serve::{Config, Setup, serve};
+use evenkeel_serve::{ServerSetup, ServiceConfig, serve};
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The file that is read where none is named, if it is there.
-const CONFIG: &str = "evenkeel.toml";
-
-/// Keep plans up to date while a model runs: take loads, decide, serve plans and a page
+/// Keep plans up to date while a model runs: accept loads, decide, serve plans and a page
 ///
-/// Without any file it listens on 127.0.0.1:8787 and keeps its store in the user's state folder. The first line on stdout is the
-/// URL; decisions are logged on stderr. SIGTERM ends it in order, SIGHUP reads the configuration again. docs/serve.md has the
-/// interface and all keys of the configuration.
+/// Without a file, the service listens on 127.0.0.1:8787 and keeps its store in the user's state folder. The
+/// first line on stdout is the URL. Decisions are logged on stderr. SIGTERM shuts it down in order, SIGHUP
+/// reloads the configuration. docs/serve.md describes the interface and all keys of the configuration.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  evenkeel serve\n  evenkeel trace replay TRACE --to http://127.0.0.1:8787 --speed 10   # in another \
+    after_long_help = "Examples:\n  evenkeel serve\n  evenkeel trace replay TRACE --to http://127.0.0.1:8787 --speed 10   # in another \
     terminal\n  evenkeel serve --config evenkeel.toml --data /var/lib/evenkeel\n  evenkeel serve --listen 0.0.0.0:8787 --token-file TOKENS --dry-run"
 )]
 pub(crate) struct ServeArgs {
-    /// Configuration [default: evenkeel.toml, if it is there]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
     /// Folder of the store [default: $XDG_STATE_HOME/evenkeel or ~/.local/state/evenkeel]
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
-    /// Address and port; port 0 takes a free one [default: 127.0.0.1:8787]
+    /// Address and port; port 0 selects a free one [default: 127.0.0.1:8787]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// File with bearer tokens, one per line
+    /// File with bearer tokens, one per line; a line that begins with `#` is a comment
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Decide and record, but publish no plan
@@ -41,35 +36,36 @@ pub(crate) struct ServeArgs {
 
 pub(crate) fn run(args: ServeArgs, output: Output) -> anyhow::Result<()> {
     let args = Arc::new(args);
-    let config = args.configuration()?;
+    let config = args.read_config()?;
     let folder = match (&args.data, &config.data) {
         (Some(folder), _) | (None, Some(folder)) => folder.clone(),
         (None, None) => state_folder()?,
     };
-    let log: evenkeel::serve::Log = Arc::new(|line: &str| drop(writeln!(std::io::stderr(), "{line}")));
-    if output.verbose() {
+    let log: evenkeel_serve::LogCallback =
+        Arc::new(|line: &str| drop(writeln!(std::io::stderr(), "{}", escape_control(line))));
+    if output.is_verbose() {
         log(&format!("store in {}", folder.display()));
     }
-    let again = args.clone();
-    let setup = Setup { config, folder, reload: Box::new(move || again.configuration()), log };
+    let reloaded = args.clone();
+    let setup = ServerSetup { config, folder, reload: Arc::new(move || reloaded.read_config()), log };
     let ready = |url: &str| {
-        let line = if output.json() {
+        let line = if output.is_json() {
             format!("{}\n", serde_json::json!({ "url": url }))
         } else {
             format!("{url}\n")
         };
-        let _ = print(&line);
+        let _ = print_text(&line);
     };
     Ok(serve(&setup, ready)?)
 }
 
 impl ServeArgs {
-    /// The file, and what the command line says otherwise.
-    fn configuration(&self) -> Result<Config, evenkeel::serve::ConfigError> {
-        let mut config = match &self.config {
-            Some(path) => Config::read(path)?,
-            None if Path::new(CONFIG).exists() => Config::read(Path::new(CONFIG))?,
-            None => Config::default(),
+    /// Returns the configuration of the file with the overrides of the command line.
+    fn read_config(&self) -> Result<ServiceConfig, evenkeel_serve::ConfigError> {
+        // A file found at the start has to exist at every later reload.
+        let mut config = match config::path() {
+            Some(path) => ServiceConfig::read_shared(&path, config::service_text)?,
+            None => ServiceConfig::default(),
         };
         if let Some(listen) = self.listen {
             config.listen = listen;
@@ -78,13 +74,13 @@ impl ServeArgs {
             config.token_file = Some(file.clone());
         }
         if self.dry_run {
-            config.publish_nothing();
+            config.set_dry_run();
         }
         Ok(config)
     }
 }
 
-/// Where programs keep state.
+/// Returns the folder in which programs keep state.
 fn state_folder() -> anyhow::Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")));

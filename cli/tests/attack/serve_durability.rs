@@ -1,33 +1,23 @@
-//! What survives: kill -9 at any instant, full disks, damaged and foreign stores; how the service ends and reads its file again.
+//! State that must survive: kill -9 at any instant, full disks, damaged and foreign stores. Also the orderly
+//! end of the service, and the reload of its file.
 //!
-//! The number of kills is `EVENKEEL_KILLS`, 10 unless set; `make faults` makes 200.
+//! The number of kills is `EVENKEEL_KILLS`, by default 10. `make faults` makes 200.
 
 #![cfg(feature = "serve")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-mod serve_support;
-
+use crate::serve_support::{CONFIG, Server, command, folder, loads, noise, plan_of, refusal, shape, store};
 use redb::{Database, TableDefinition};
 use serde_json::json;
-use serve_support::{CONFIG, Server, command, folder, loads, plan_of, refusal, shape, store};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-
-/// Steps between 0 and 1 behind any decimal point: a small generator, so that kills fall anywhere.
-fn noise(seed: u64) -> f64 {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bf0_3635;
-    x ^= x >> 29;
-    x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x ^= x >> 32;
-    (x >> 11) as f64 / (1u64 << 53) as f64
-}
 
 #[test]
 fn kills_lose_nothing_that_was_acknowledged() {
     let kills: u64 = std::env::var("EVENKEEL_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
     let data = folder();
-    // The next step to post; all before it are acknowledged.
+    // The next step to post. All steps before it are acknowledged.
     let mut next = 0u64;
     let mut unclear = 0;
     for kill in 0..kills {
@@ -35,7 +25,8 @@ fn kills_lose_nothing_that_was_acknowledged() {
         if kill == 0 {
             assert_eq!(server.put_model("m", &json!(shape())).status, 201);
         } else if next > 0 {
-            // Everything acknowledged is known: posted again, it is only repeated. The last hundred, and one long ago.
+            // The service knows all acknowledged steps, so a second post only repeats them. The test posts
+            // the last hundred, and one old step.
             let from = next.saturating_sub(100);
             let again = server.loads("m", &loads(from..next));
             assert_eq!(again.status, 200, "kill {kill}: {}", again.text);
@@ -50,12 +41,12 @@ fn kills_lose_nothing_that_was_acknowledged() {
                 let agent = ureq::Agent::new_with_defaults();
                 while !stop.load(Ordering::Relaxed) {
                     let at = acknowledged.load(Ordering::Relaxed);
-                    // One to three steps in a post.
+                    // One to three steps per post.
                     let end = at + 1 + at % 3;
-                    let body = evenkeel::serve::binary::encode(&loads(at..end));
+                    let body = evenkeel_serve::binary::encode(&loads(at..end));
                     let posted = agent
                         .post(format!("{url}/v1/models/m/loads"))
-                        .header("content-type", evenkeel::serve::binary::CONTENT_TYPE)
+                        .header("content-type", evenkeel_serve::binary::CONTENT_TYPE)
                         .send(&body[..]);
                     match posted {
                         Ok(_) => acknowledged.store(end, Ordering::Relaxed),
@@ -73,7 +64,7 @@ fn kills_lose_nothing_that_was_acknowledged() {
         next = acknowledged.load(Ordering::Relaxed);
     }
     let server = Server::start(data.path(), CONFIG);
-    // What was under way at the last kill may be there or not: posting it again settles that.
+    // Steps in flight at the last kill may be stored or not. A second post settles that.
     let end = next + 1 + next % 3;
     assert_eq!(server.loads("m", &loads(next..end)).status, 200);
     let state = server.settled("m", "all");
@@ -93,12 +84,12 @@ fn ending_in_order_saves_and_starting_goes_on() {
     server.loads("m", &loads(0..20));
     server.settled("m", "all");
     server.post("/v1/models/m/ranks/3/down");
-    // The view without what passes from one look to the next.
+    // The view without fields that change between two requests.
     let seen = |server: &Server| {
         let mut view = server.get("/v1/models/m/view").json();
         let state = view["state"].as_object_mut().unwrap();
         assert!(state.remove("quiet_seconds").is_some_and(|quiet| quiet.is_u64()));
-        assert!(state.remove("fed_at").is_some_and(|at| at.is_u64()));
+        assert!(state.remove("last_step_unix_s").is_some_and(|at| at.is_u64()));
         view
     };
     let (plan, view) = (server.get("/v1/models/m/plan"), seen(&server));
@@ -117,7 +108,7 @@ fn ending_in_order_saves_and_starting_goes_on() {
 fn a_full_disk_is_told_and_the_plan_is_served_on() {
     let data = folder();
     let served = command(data.path(), CONFIG);
-    // Files may not grow beyond 1.5 MB: what a full disk does, for one process.
+    // Files may not grow beyond 1.5 MB, which simulates a full disk for one process.
     let mut limited = Command::new("bash");
     limited.arg("-c").arg("trap '' XFSZ; ulimit -f 1500; exec \"$@\"").arg("bash").arg(served.get_program());
     limited.args(served.get_args());
@@ -141,10 +132,10 @@ fn a_full_disk_is_told_and_the_plan_is_served_on() {
     let now = server.get("/v1/models/m/plan");
     assert!(now.status == 200 && !plan.is_empty());
     assert_eq!(server.get("/healthz").status, 200);
-    // A rank can go all the same.
+    // A rank can still be removed.
     assert_eq!(server.post("/v1/models/m/ranks/1/down").status, 200);
     server.kill();
-    // With room again nothing that was acknowledged is missing, and the refused post is taken.
+    // After space is available again, no acknowledged step is missing, and the refused post is accepted.
     let server = Server::start(data.path(), CONFIG);
     server.settled("m", "all");
     let again = server.loads("m", &loads(at - 100..at));
@@ -165,7 +156,7 @@ fn stores_that_cannot_be_used_are_refused_with_advice() {
     let good = std::fs::read(store(data.path())).unwrap();
 
     let meta: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
-    for (schema, part) in [("2", "use the evenkeel that wrote it"), ("0", "another --data folder")] {
+    for (schema, part) in [("3", "use the evenkeel that wrote it"), ("1", "another --data folder")] {
         let db = Database::create(store(data.path())).unwrap();
         let tx = db.begin_write().unwrap();
         tx.open_table(meta).unwrap().insert("schema", schema).unwrap();
@@ -174,7 +165,7 @@ fn stores_that_cannot_be_used_are_refused_with_advice() {
         let message = refusal(command(data.path(), CONFIG));
         assert!(message.contains(&format!("has layout {schema}")) && message.contains(part), "{message}");
     }
-    // Damage of many kinds: refused with advice, or harmless; never a panic.
+    // Many kinds of damage are refused with advice, or harmless. None causes a panic.
     let mut refused = 0;
     for seed in 0..24u64 {
         let mut bad = good.clone();
@@ -222,14 +213,14 @@ fn the_configuration_is_read_again() {
         &format!("{}\n[models.n]\nranks = 2\n", CONFIG.replace("every = 6", "every = 7")),
     ));
     server.signal("HUP");
-    server.said("configuration read again");
+    server.said("configuration reloaded");
     assert_eq!(every(&server), Some(7));
     assert_eq!(server.get("/v1/models/n").status, 200);
     drop(command(data.path(), "evry = 7"));
     server.signal("HUP");
-    assert!(server.said("kept as it was").contains("unknown field `evry`"));
+    assert!(server.said("not reloaded").contains("unknown field `evry`"));
     drop(command(data.path(), &format!("data = \"elsewhere\"\n{CONFIG}")));
     server.signal("HUP");
-    assert!(server.said("configuration read again").contains("for data start anew"));
+    assert!(server.said("configuration reloaded").contains("restart the service to change data"));
     server.terminate();
 }

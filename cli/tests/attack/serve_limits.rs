@@ -1,21 +1,19 @@
-//! What `evenkeel serve` refuses: strangers, floods, the slow and the large; TLS.
+//! Requests that `evenkeel serve` refuses: unauthorised, too many, too slow and too large ones. Also TLS.
 
 #![cfg(feature = "serve")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-mod serve_support;
-
+use crate::serve_support::{CONFIG, PATIENCE, Server, command, folder, loads, refusal, shape};
 use serde_json::json;
-use serve_support::{CONFIG, PATIENCE, Server, command, folder, loads, refusal, shape};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 const TOKEN: &str = "a-token-of-many-letters";
+const JSON: &str = "content-type: application/json\r\n";
 
-/// Sends bytes as they are and reads until the other side closes.
+/// Sends raw bytes and reads until the service closes the connection.
 fn raw(server: &Server, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(server.address()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -29,7 +27,7 @@ fn raw(server: &Server, bytes: &[u8]) -> String {
 fn strangers_are_refused() {
     let data = folder();
     let tokens = data.path().join("tokens");
-    std::fs::write(&tokens, format!("# who\n{TOKEN}  # the poster\nanother-long-token-123\n")).unwrap();
+    std::fs::write(&tokens, format!("# the poster\n  {TOKEN}  \nanother-long-token-123\n")).unwrap();
     let mut start = command(data.path(), CONFIG);
     start.arg("--token-file").arg(&tokens);
     let server = Server::run(start, None);
@@ -52,10 +50,10 @@ fn strangers_are_refused() {
     ] {
         assert_eq!(with(&value), status, "{value}");
     }
-    // Another file of tokens, read on SIGHUP.
+    // Another token file, read on SIGHUP.
     std::fs::write(&tokens, "a-token-that-is-new-now\n").unwrap();
     server.signal("HUP");
-    server.said("configuration read again");
+    server.said("configuration reloaded");
     assert_eq!((with(&format!("Bearer {TOKEN}")), with("Bearer a-token-that-is-new-now")), (401, 200));
     server.terminate();
 }
@@ -81,7 +79,7 @@ fn nobody_listens_to_everybody_without_a_token() {
     open.args(["serve", "--listen", "0.0.0.0:0", "--data"]).arg(data.path()).current_dir(data.path());
     let message = refusal(open);
     assert!(
-        message.contains("can be reached from elsewhere") && message.contains("--token-file"),
+        message.contains("is reachable from other machines") && message.contains("--token-file"),
         "{message}"
     );
     for (config, part) in
@@ -100,12 +98,12 @@ fn large_and_slow_requests_end() {
     server.put_model("m", &json!(shape()));
     let path = "/v1/models/m/loads";
     let large = vec![b' '; (1 << 20) + 5000];
-    let announced = server.send("POST", path, &[], Some(&large));
+    let announced = server.send("POST", path, &[("content-type", "application/json")], Some(&large));
     assert_eq!(announced.status, 413, "{}", announced.text);
     assert!(announced.json()["expected"].as_str().unwrap().contains("limits.body_mib"));
-    // Without saying so first.
+    // The length is not announced.
     let mut chunked = format!(
-        "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{JSON}transfer-encoding: chunked\r\n\r\n"
     )
     .into_bytes();
     for _ in 0..17 {
@@ -115,12 +113,12 @@ fn large_and_slow_requests_end() {
     }
     chunked.extend_from_slice(b"0\r\n\r\n");
     assert!(raw(&server, &chunked).starts_with("HTTP/1.1 413"));
-    // A header that never ends, and a body that never comes.
+    // A header that never ends, and a body that never arrives.
     let begun = Instant::now();
     raw(&server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nx-slow: ");
     let slow = raw(
         &server,
-        format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{{").as_bytes(),
+        format!("POST {path} HTTP/1.1\r\nhost: localhost\r\n{JSON}content-length: 10\r\n\r\n{{").as_bytes(),
     );
     assert!(slow.starts_with("HTTP/1.1 408") && slow.contains("limits.body_seconds"), "{slow}");
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
@@ -149,6 +147,7 @@ fn connections_and_streams_are_limited() {
     let data = folder();
     let server = Server::start(data.path(), &format!("[limits]\nconnections = 5\nstreams = 2\n{CONFIG}"));
     server.put_model("m", &json!(shape()));
+    server.loads("m", &loads(0..1));
     let open = || {
         let mut stream = TcpStream::connect(server.address()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -162,12 +161,19 @@ fn connections_and_streams_are_limited() {
     let (third, begin) = open();
     assert!(begin.ends_with("503"), "{begin}");
     drop(third);
-    // Two streams and the client's own connection are open: two more fit, then no more, once the third is known to be gone.
-    let mut idle: Vec<TcpStream> = vec![];
+    // Idle connections make room for others, also beyond the limit.
+    let mut idle: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+    assert!(
+        raw(&server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            .contains(" 200 ")
+    );
+    // Active connections stay: waiting plan requests, and two streams.
     let begun = Instant::now();
     loop {
-        idle.extend((0..6).map(|_| TcpStream::connect(server.address()).unwrap()));
-        std::thread::sleep(Duration::from_millis(100));
+        let mut waiting = TcpStream::connect(server.address()).unwrap();
+        write!(waiting, "GET /v1/models/m/plan?wait=60 HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        idle.push(waiting);
+        std::thread::sleep(Duration::from_millis(50));
         let refused = raw(&server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         if refused.starts_with("HTTP/1.1 503") || refused.is_empty() {
             break;
@@ -186,40 +192,13 @@ fn connections_and_streams_are_limited() {
 #[test]
 fn steps_wait_in_bounded_number() {
     let data = folder();
-    // A decision that takes a while: what comes meanwhile waits.
-    let config = "[limits]\nbehind_steps = 3\n[decide]\nfirst_after = 1\nevery = 1\nmax_behind = 1000\nmax_moves = 8\n";
+    // A slow decision makes all later steps wait.
+    let config =
+        "[limits]\nlag_steps = 3\n[decide]\nfirst_after = 1\nevery = 1\nmax_lag = 1000\nmax_moves = 8\n";
     let server = Server::start(data.path(), config);
     server.put_model("m", &json!(shape()));
     let refused =
         (0..400).map(|at| server.loads("m", &loads(at..at + 1))).find(|reply| reply.status != 200).unwrap();
     assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")), "{}", refused.text);
     server.kill();
-}
-
-#[test]
-fn tls_is_spoken() {
-    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/serve");
-    let (cert, key) = (files.join("cert.pem"), files.join("key.pem"));
-    let data = folder();
-    let config = format!("{CONFIG}\n[tls]\ncert = {cert:?}\nkey = {key:?}\n");
-    let server = Server::start(data.path(), &config);
-    assert!(server.url.starts_with("https://127.0.0.1:"), "{}", server.url);
-    assert!(server.try_send("GET", "/healthz", &[], None).is_err(), "an unknown certificate is not trusted");
-    assert!(
-        !raw(&server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").contains("200"),
-        "nothing is told in the clear"
-    );
-    let trace = data.path().join("t.csv");
-    std::fs::write(&trace, "step,layer,expert,tokens\n0,0,0,5\n0,0,1,3\n1,0,3,9\n").unwrap();
-    let done = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
-        .args(["trace", "replay", "--json", "--ranks", "2", "--redundant", "2", "--to", &server.url, "--ca"])
-        .args([&cert, &trace])
-        .output()
-        .unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let told: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
-    assert_eq!((told["model"].as_str(), told["accepted"].as_u64()), (Some("t"), Some(2)));
-    let message = refusal(command(data.path(), &format!("[tls]\ncert = {key:?}\nkey = {key:?}\n")));
-    assert!(message.contains("tls.cert"), "{message}");
-    server.terminate();
 }

@@ -1,15 +1,13 @@
-//! The command as a user runs it: documents, tables, errors and exit codes.
+//! The command line program as users run it: documents, tables, errors and exit codes.
 
 #![allow(clippy::unwrap_used)]
 
-mod command;
-
-use command::{document, evenkeel, stdout};
+use crate::command::{document, evenkeel, stdout};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The message of a command that must fail with exit code 1, and say so in one line.
+/// Returns the message of a command that must fail with exit code 1 and one line.
 fn refusal(args: &[&str]) -> String {
     let output = evenkeel(args);
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -21,7 +19,7 @@ fn refusal(args: &[&str]) -> String {
     errors[0].to_owned()
 }
 
-/// A trace of 20 steps x 2 layers (ids 3 and 5) x 16 experts with a heavy and a drifting expert.
+/// Writes a trace of 20 steps x 2 layers (ids 3 and 5) x 16 experts with a heavy and a drifting expert.
 fn trace_file(folder: &Path) -> PathBuf {
     let mut text = String::from("step,layer,expert,tokens\n");
     for step in 0..20u64 {
@@ -143,9 +141,9 @@ fn a_plan_is_written_checked_and_judged_again() {
         refusal(&["plan", "check", path.to_str().unwrap()])
     };
     assert!(damaged("plan/1", "plan/9").contains("expected \"evenkeel.plan/1\""));
-    assert!(damaged("\"layer\":5", "\"layer\":3").contains("layer 3 is out of order or there twice"));
+    assert!(damaged("\"layer\":5", "\"layer\":3").contains("layer 3 is out of order or repeated"));
     assert!(damaged("\"slots_per_rank\":6", "\"slots_per_rank\":7").contains("rank 0 has 6 slots"));
-    assert!(damaged("\"experts\":16", "\"experts\":17").contains("expert 16 has no copy"));
+    assert!(damaged("\"experts\":16", "\"experts\":17").contains("expert 16 has no replica"));
     assert!(damaged("\"nodes\":1", "\"nodes\":3").contains("3 nodes"));
     assert!(damaged("\"policy\"", "\"polizei\"").contains("unknown field `polizei`"));
     let truncated = folder.path().join("half.json");
@@ -174,7 +172,7 @@ fn refusals_name_what_is_wrong_and_what_was_expected() {
     );
     assert!(simulate(&["--ranks", "0"]).contains("0 ranks: expected 1 to 1024"));
     assert!(simulate(&["--ranks", "4", "--nodes", "3"]).contains("divisor"));
-    assert!(simulate(&["--ranks", "4", "--plan-on", "1"]).contains("more than 0 and less than 1"));
+    assert!(simulate(&["--ranks", "4", "--train-fraction", "1"]).contains("more than 0 and less than 1"));
     assert!(refusal(&["plan", "/nowhere.csv", "--ranks", "4"]).contains("/nowhere.csv"));
     let usage = evenkeel(&["simulate", trace, "--ranks", "4", "--splits", "half"]);
     assert_eq!(usage.status.code(), Some(2));
@@ -202,20 +200,22 @@ fn topologies_from_files() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pairs.json");
     fs::write(&file, "[[1,2],[0,3],[3,0],[2,1]]").unwrap();
-    let d = document(&["topology", file.to_str().unwrap(), "torus:8x4", "--json"]);
+    let d = document(&["plan", "topology", file.to_str().unwrap(), "torus:8x4", "--json"]);
     assert_eq!(d["topologies"][0]["group"], 4);
     assert_eq!(d["topologies"][0]["parallel_edges"], 4);
     assert_eq!(d["topologies"][1]["edge_connectivity"], 4);
     fs::write(&file, "[[1],[0,3]]").unwrap();
-    assert!(refusal(&["topology", file.to_str().unwrap()]).contains("row 1 has 2 entries, row 0 has 1"));
+    assert!(
+        refusal(&["plan", "topology", file.to_str().unwrap()]).contains("row 1 has 2 entries, row 0 has 1")
+    );
     fs::write(&file, "{}").unwrap();
-    assert!(refusal(&["topology", file.to_str().unwrap()]).contains("one row per rank"));
+    assert!(refusal(&["plan", "topology", file.to_str().unwrap()]).contains("one row per rank"));
 }
 
 #[test]
 fn output_may_be_cut_short() {
     let mut child = Command::new("sh")
-        .args(["-c", &format!("'{}' topology ring -v | true", env!("CARGO_BIN_EXE_evenkeel"))])
+        .args(["-c", &format!("'{}' plan topology ring -v | true", env!("CARGO_BIN_EXE_evenkeel"))])
         .spawn()
         .unwrap();
     assert!(child.wait().unwrap().success());
@@ -225,17 +225,18 @@ fn output_may_be_cut_short() {
 fn other_goals_are_measured_beside_the_usual_splits() {
     let folder = tempfile::tempdir().unwrap();
     let trace = trace_file(folder.path());
-    let base =
-        ["simulate", trace.to_str().unwrap(), "--ranks", "4", "--redundant", "4", "--policies", "lplb:ring"];
+    let trace = trace.to_str().unwrap();
+    let plain = ["simulate", trace, "--ranks", "4", "--redundant", "4", "--policies", "lplb:ring"];
+    let base = [&["simulate", "objective"], &plain[1..]].concat();
     for goal in [
         &["--cost", "tokens"][..],
         &["--cost", "tiles:16"],
-        &["--cost", "tiles:16", "--then", "vector"],
+        &["--cost", "tiles:16", "--tie-break", "vector"],
         &["--cost", "active"],
         &["--cost", "roofline:qwen3-30b-a3b,h20"],
-        &["--then", "vector"],
+        &["--tie-break", "vector"],
         &["--speeds", "1,2,3,4"],
-        &["--base", "0,50,0,9"],
+        &["--base-load", "0,50,0,9"],
         &["--shared-expert", "2"],
         &["--min-piece", "8"],
         &["--cost", "active", "--speeds", "1,2,2,1", "--shared-expert", "4"],
@@ -253,13 +254,14 @@ fn other_goals_are_measured_beside_the_usual_splits() {
             assert_eq!(rows[2]["at_bound"], 1.0, "{goal:?}");
         }
     }
-    assert!(document(&[&base[..], &["--json"]].concat())["goal"].is_null());
-    // Placing for the speeds is another policy, and no worse at them.
+    assert!(document(&[&plain[..], &["--json"]].concat())["goal"].is_null());
+    assert!(refusal(&base).contains("no objective is stated"));
+    // Placement for the speeds is another policy, and no worse under them.
     let d = document(&[&base[..], &["--speeds", "1,2,3,4", "--place-for-speeds", "--json"]].concat());
     let rows = d["goal"].as_array().unwrap();
     assert_eq!((rows.len(), &rows[5]["policy"]), (6, &"lplb:ring, for speeds".into()));
     assert!(rows[5]["imbalance"]["mean"].as_f64() < rows[2]["imbalance"]["mean"].as_f64(), "{rows:?}");
-    let plan = ["plan", trace.to_str().unwrap(), "--ranks", "4", "--redundant", "4", "--policy", "eplb"];
+    let plan = ["plan", trace, "--ranks", "4", "--redundant", "4", "--policy", "eplb"];
     let d = document(&[&plan[..], &["--speeds", "1,2,3,4", "--json"]].concat());
     let by_speed = d["by_speed"]["imbalance"]["mean"].as_f64().unwrap();
     assert!((1.0..1.5).contains(&by_speed), "{by_speed}");
@@ -272,7 +274,7 @@ fn other_goals_are_measured_beside_the_usual_splits() {
     assert!(wrong.contains("2 speeds") && wrong.contains('4'), "{wrong}");
     let wrong = refusal(&[&base[..], &["--speeds", "1,2,0,1"]].concat());
     assert!(wrong.contains("speed") && wrong.contains('2'), "{wrong}");
-    let wrong = refusal(&[&base[..], &["--min-piece", "3", "--then", "vector"]].concat());
+    let wrong = refusal(&[&base[..], &["--min-piece", "3", "--tie-break", "vector"]].concat());
     assert!(wrong.contains("vector"), "{wrong}");
 }
 
@@ -280,23 +282,24 @@ fn other_goals_are_measured_beside_the_usual_splits() {
 fn planning_less_never_costs_more_and_tables_say_so() {
     let folder = tempfile::tempdir().unwrap();
     let trace = trace_file(folder.path());
-    let base =
-        ["simulate", trace.to_str().unwrap(), "--ranks", "4", "--redundant", "4", "--policies", "eplb"];
-    let d = document(&[&base[..], &["--worth", "deepseek-v3,h20", "--plan-us", "1000", "--json"]].concat());
+    let trace = trace.to_str().unwrap();
+    let base = ["simulate", "planning-cost", trace, "--ranks", "4", "--redundant", "4", "--policies", "eplb"];
+    let d =
+        document(&[&base[..], &["--model-gpu", "deepseek-v3,h20", "--plan-us", "1000", "--json"]].concat());
     let row = &d["worth"][0];
-    // 12 judged steps of 2 layers; the first of each layer has to be planned.
+    // 12 judged steps of 2 layers. The first step of each layer has to be planned.
     assert_eq!((row["batches"].as_u64(), row["planned_batches"].as_u64()), (Some(24), Some(2)), "{row}");
     assert!(row["rule_us"].as_f64() < row["always_us"].as_f64());
-    let text = stdout(&[&base[..], &["--worth", "deepseek-v3:bf16,h100"]].concat());
+    let text = stdout(&[&base[..], &["--model-gpu", "deepseek-v3:bf16,h100"]].concat());
     assert!(text.contains("deepseek-v3:bf16 on h100, 20 us per plan"), "{text}");
-    let wrong = refusal(&[&base[..], &["--worth", "deepseek-v3,h20", "--plan-us", "nan"]].concat());
+    let wrong = refusal(&[&base[..], &["--model-gpu", "deepseek-v3,h20", "--plan-us", "nan"]].concat());
     assert!(wrong.contains("--plan-us"), "{wrong}");
-    let wrong = evenkeel(&[&base[..], &["--worth", "deepseek-v9,h20"]].concat());
+    let wrong = evenkeel(&[&base[..], &["--model-gpu", "deepseek-v9,h20"]].concat());
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("kimi-k2"));
 }
 
-/// 64 tokens of two layers, top-2 of eight experts, as NumPy writes it.
+/// Writes 64 tokens of two layers, top-2 of eight experts, in NumPy's format.
 fn token_file(folder: &Path) -> PathBuf {
     let header = "{'descr': '|u1', 'fortran_order': False, 'shape': (64, 2, 2), }";
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
@@ -318,23 +321,14 @@ fn token_file(folder: &Path) -> PathBuf {
 fn every_token_is_followed_where_ids_are_known() {
     let folder = tempfile::tempdir().unwrap();
     let tokens = token_file(folder.path());
-    let base = [
-        "--ranks",
-        "4",
-        "--nodes",
-        "2",
-        "--redundant",
-        "4",
-        "--policies",
-        "lplb:ring",
-        "--locality",
-        "--json",
-    ];
-    let d = document(&[&["simulate", tokens.to_str().unwrap(), "--batch-tokens", "8"], &base[..]].concat());
+    let base = ["--ranks", "4", "--nodes", "2", "--redundant", "4", "--policies", "lplb:ring", "--json"];
+    let d = document(
+        &[&["simulate", "traffic", tokens.to_str().unwrap(), "--batch-tokens", "8"], &base[..]].concat(),
+    );
     let rows = d["locality"].as_array().unwrap();
     let splits: Vec<&str> = rows.iter().map(|row| row["split"].as_str().unwrap()).collect();
     assert_eq!(splits, ["peak", "peak, traffic", "peak, vector, traffic"]);
-    // 8 steps of which 3 are planned on, 8 tokens, 2 layers, top-2.
+    // 8 steps with 3 to plan on, 8 tokens, 2 layers, top-2.
     for row in rows {
         let pairs: u64 =
             ["own_rank", "own_node", "elsewhere"].iter().map(|k| row["pairs"][k].as_u64().unwrap()).sum();
@@ -345,7 +339,7 @@ fn every_token_is_followed_where_ids_are_known() {
     let elsewhere = |row: usize| rows[row]["pairs"]["elsewhere"].as_u64().unwrap();
     assert!(elsewhere(1) <= elsewhere(0) && elsewhere(1) <= elsewhere(2));
     let counts = trace_file(folder.path());
-    let wrong = refusal(&[&["simulate", counts.to_str().unwrap()], &base[..9]].concat());
+    let wrong = refusal(&[&["simulate", "traffic", counts.to_str().unwrap()], &base[..8]].concat());
     assert!(wrong.contains("no ids of single tokens"), "{wrong}");
 }
 
@@ -361,7 +355,18 @@ fn files_of_serving_stacks_are_checked_and_judged_beside_the_policies() {
     for dialect in ["sglang", "trtllm", "vllm", "vllm-ascend", "eplb"] {
         let file = folder.path().join(dialect);
         let file = file.to_str().unwrap();
-        stdout(&["export", plan.to_str().unwrap(), "--to", dialect, "-o", file]);
+        // The trace has no data on layer 4.
+        stdout(&[
+            "plan",
+            "export",
+            plan.to_str().unwrap(),
+            "--to",
+            dialect,
+            "--moe-layers",
+            "3,5",
+            "-o",
+            file,
+        ]);
         let checked = document(&["plan", "check", file, "--ranks", "4", "--json"]);
         assert_eq!((&checked["dialect"], &checked["ranks"]), (&dialect.into(), &4.into()), "{checked}");
         files.push(file.to_owned());

@@ -1,4 +1,4 @@
-//! Calibration through the binary: measured, fitted, written, and taken by a split.
+//! Calibration through the program: measured, fitted, written, and used by a split.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -14,6 +14,7 @@ fn a_fit_is_written_shown_and_aimed_at() {
     let (json, html) = (folder.path().join("roofline.json"), folder.path().join("fit.html"));
     let calibrated = evenkeel(&[
         "calibrate",
+        "experts",
         "--model",
         "qwen3-30b-a3b",
         "--hidden",
@@ -43,10 +44,11 @@ fn a_fit_is_written_shown_and_aimed_at() {
         page.contains("Time of one expert") && page.contains("class=\"fit\"") && !page.contains("<script")
     );
 
-    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sample-decode.csv.zst");
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../traces/sample-decode.csv.zst");
     let cost = format!("roofline:{}", json.display());
     let simulated = evenkeel(&[
         "simulate",
+        "objective",
         sample,
         "--ranks",
         "8",
@@ -62,7 +64,7 @@ fn a_fit_is_written_shown_and_aimed_at() {
     let document: serde_json::Value = serde_json::from_slice(&simulated.stdout).unwrap();
     assert_eq!(document["goal"].as_array().unwrap().len(), 3);
     std::fs::write(&json, "{}").unwrap();
-    let refused = evenkeel(&["simulate", sample, "--ranks", "8", "--cost", &cost]);
+    let refused = evenkeel(&["simulate", "objective", sample, "--ranks", "8", "--cost", &cost]);
     assert!(
         refused.status.code() == Some(2)
             && String::from_utf8_lossy(&refused.stderr).contains("roofline.json")

@@ -1,19 +1,17 @@
-//! Weights in the namings of published checkpoints, written here and read back; and files that are broken.
+//! Weights in the naming schemes of published checkpoints, written here and read back. Also broken files.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-mod exec_support;
-
-use evenkeel::exec::checkpoint::{Checkpoint, Naming};
-use evenkeel::exec::router::Router;
-use evenkeel::exec::weights::{Dtype, ExpertWeights, Matrix, RandomWeights, WeightSource};
-use evenkeel::model::Model;
-use exec_support::small;
+use crate::exec_support::small;
+use evenkeel::model::MoeModel;
+use evenkeel_exec::checkpoint::{Checkpoint, TensorNaming};
+use evenkeel_exec::router::Router;
+use evenkeel_exec::weights::{Dtype, ExpertWeights, Matrix, RandomWeights, WeightSource};
 use safetensors::tensor::{Dtype as Stored, TensorView, serialize_to_file};
 use std::fs;
 use std::path::Path;
 
-/// A tensor to be written.
+/// Tensor to write.
 struct Out(String, Stored, Vec<usize>, Vec<u8>);
 
 fn f32s(name: String, shape: &[usize], numbers: &[f32]) -> Out {
@@ -46,18 +44,19 @@ fn three(names: [String; 3], expert: &ExpertWeights, hidden: usize) -> [Out; 3] 
     ]
 }
 
-/// A checkpoint of two MoE layers, ids 1 and 2, over two files, as Mixtral or as Qwen and DeepSeek name it.
-fn publish(folder: &Path, model: Model, weights: &RandomWeights, mixtral: bool) {
+/// Writes a checkpoint of two MoE layers, ids 1 and 2, over two files, in the naming of Mixtral or of Qwen
+/// and DeepSeek.
+fn publish(folder: &Path, model: MoeModel, weights: &RandomWeights, mixtral: bool) {
     let hidden = model.hidden as usize;
     for layer in 0..2 {
         let of = |rest: String| format!("model.layers.{}.{rest}", layer + 1);
         let mut out = vec![f32s(
             of("post_attention_layernorm.weight".into()),
             &[hidden],
-            &weights.norm(layer).unwrap(),
+            &weights.norm_weights(layer).unwrap(),
         )];
         let router = if mixtral { "block_sparse_moe.gate" } else { "mlp.gate" };
-        let gate = weights.gate(layer).unwrap();
+        let gate = weights.router_weights(layer).unwrap();
         out.push(matrix(of(format!("{router}.weight")), [model.experts, hidden], &gate.weight));
         if model.name == "deepseek-v3" {
             let bias: Vec<f32> = (0..model.experts).map(|e| e as f32 / 8.0).collect();
@@ -69,9 +68,9 @@ fn publish(folder: &Path, model: Model, weights: &RandomWeights, mixtral: bool) 
             } else {
                 ["gate_proj", "up_proj", "down_proj"].map(|m| of(format!("mlp.experts.{e}.{m}.weight")))
             };
-            out.extend(three(names, &weights.expert(layer, e).unwrap(), hidden));
+            out.extend(three(names, &weights.expert_weights(layer, e).unwrap(), hidden));
         }
-        if let Some(shared) = weights.shared(layer).unwrap() {
+        if let Some(shared) = weights.shared_weights(layer).unwrap() {
             let names =
                 ["gate_proj", "up_proj", "down_proj"].map(|m| of(format!("mlp.shared_experts.{m}.weight")));
             out.extend(three(names, &shared, hidden));
@@ -80,7 +79,7 @@ fn publish(folder: &Path, model: Model, weights: &RandomWeights, mixtral: bool) 
     }
 }
 
-fn random(model: Model, dtype: Dtype) -> RandomWeights {
+fn random(model: MoeModel, dtype: Dtype) -> RandomWeights {
     RandomWeights { model, width: model.experts, dtype, seed: 5 }
 }
 
@@ -98,33 +97,42 @@ fn published_names_are_read_back() {
             let written = random(model, dtype);
             publish(folder.path(), model, &written, mixtral);
             let read = Checkpoint::open(folder.path(), model, dtype).unwrap();
-            assert_eq!(read.layers(), [1, 2]);
-            assert_eq!(read.naming(), if mixtral { Naming::Mixtral } else { Naming::Qwen });
+            assert_eq!(read.layer_ids(), [1, 2]);
+            assert_eq!(read.naming(), if mixtral { TensorNaming::Mixtral } else { TensorNaming::Qwen });
             for layer in 0..2 {
                 for e in 0..4 {
-                    assert_eq!(read.expert(layer, e).unwrap(), written.expert(layer, e).unwrap(), "{name}");
+                    assert_eq!(
+                        read.expert_weights(layer, e).unwrap(),
+                        written.expert_weights(layer, e).unwrap(),
+                        "{name}"
+                    );
                 }
-                assert_eq!(read.norm(layer).unwrap(), written.norm(layer).unwrap());
-                assert_eq!(read.shared(layer).unwrap(), written.shared(layer).unwrap());
-                let gate = read.gate(layer).unwrap();
-                assert_eq!(gate.bias, written.gate(layer).unwrap().bias);
+                assert_eq!(read.norm_weights(layer).unwrap(), written.norm_weights(layer).unwrap());
+                assert_eq!(read.shared_weights(layer).unwrap(), written.shared_weights(layer).unwrap());
+                let gate = read.router_weights(layer).unwrap();
+                assert_eq!(gate.bias, written.router_weights(layer).unwrap().bias);
                 let selection: &[f64] = if name == "deepseek-v3" { &[0.0, 0.125, 0.25, 0.375] } else { &[] };
                 assert_eq!(gate.selection, selection);
                 if dtype == Dtype::F32 {
-                    assert_eq!(gate.weight, written.gate(layer).unwrap().weight);
+                    assert_eq!(gate.weight, written.router_weights(layer).unwrap().weight);
                 }
             }
-            assert!(read.expert(2, 0).unwrap_err().to_string().contains("there are 2 with experts"));
-            assert!(read.expert(0, 4).is_err());
+            assert!(
+                read.expert_weights(2, 0)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("the checkpoint has 2 layers with experts")
+            );
+            assert!(read.expert_weights(0, 4).is_err());
         }
     }
 }
 
-/// gpt-oss, in four bits as published or in plain numbers as others convert it.
-fn gpt_oss(folder: &Path, plain: bool) -> (Model, Vec<ExpertWeights>) {
-    let model = Model { hidden: 64, intermediate: 32, ..small("gpt-oss-20b", 3, 2) };
+/// Writes gpt-oss, in four bits as published, or in plain numbers as converted by others.
+fn gpt_oss(folder: &Path, plain: bool) -> (MoeModel, Vec<ExpertWeights>) {
+    let model = MoeModel { hidden: 64, intermediate: 32, ..small("gpt-oss-20b", 3, 2) };
     let of = |rest: &str| format!("model.layers.0.{rest}");
-    // Every number is one that four bits hold, under a scale of 2 or a half per block.
+    // Four bits hold every number exactly, under a scale of 2 or a half per block.
     let sizes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
     let bits = |tensor: usize, at: usize| ((at * 7 + at / 5 + tensor * 3) % 16) as u8;
     let scale = |at: usize| if (at / 32).is_multiple_of(2) { 2.0 } else { 0.5 };
@@ -165,7 +173,7 @@ fn gpt_oss(folder: &Path, plain: bool) -> (Model, Vec<ExpertWeights>) {
             gate: Some(Matrix::F32(rows(0))),
             up: Matrix::F32(rows(1)),
             down: Matrix::F32((0..64 * 32).map(|at| value(1, e * 64 * 32 + at)).collect()),
-            biases: Some(evenkeel::exec::weights::Biases {
+            biases: Some(evenkeel_exec::weights::Biases {
                 gate: bias(0),
                 up: bias(1),
                 down: (0..64).map(|h| -((e * 64 + h) as f32)).collect(),
@@ -181,13 +189,13 @@ fn gpt_oss_is_unpacked_and_taken_apart() {
         let folder = tempfile::tempdir().unwrap();
         let (model, experts) = gpt_oss(folder.path(), plain);
         let read = Checkpoint::open(folder.path(), model, Dtype::F32).unwrap();
-        assert_eq!(read.naming(), Naming::GptOss);
+        assert_eq!(read.naming(), TensorNaming::GptOss);
         for (e, expected) in experts.iter().enumerate() {
-            assert_eq!(read.expert(0, e).unwrap(), *expected, "expert {e}, plain {plain}");
+            assert_eq!(read.expert_weights(0, e).unwrap(), *expected, "expert {e}, plain {plain}");
         }
-        let gate = read.gate(0).unwrap();
+        let gate = read.router_weights(0).unwrap();
         assert_eq!((gate.bias.as_slice(), gate.selection.len()), (&[0.5, 0.0, -0.5][..], 0));
-        assert_eq!(Router::of(&model), Router::TopkSoftmax);
+        assert_eq!(Router::for_model(&model), Router::TopkSoftmax);
     }
 }
 
@@ -195,7 +203,7 @@ fn gpt_oss_is_unpacked_and_taken_apart() {
 #[allow(clippy::float_cmp, reason = "these are exact")]
 fn fp8_comes_with_its_scales() {
     let folder = tempfile::tempdir().unwrap();
-    let model = Model { hidden: 130, intermediate: 3, shared: 0, ..small("deepseek-v3", 1, 1) };
+    let model = MoeModel { hidden: 130, intermediate: 3, shared: 0, ..small("deepseek-v3", 1, 1) };
     let of = |rest: &str| format!("model.layers.7.mlp.{rest}");
     let mut out = vec![f32s(of("gate.weight"), &[1, 130], &[0.0; 130])];
     for (m, shape) in [("gate_proj", [3, 130]), ("up_proj", [3, 130]), ("down_proj", [130, 3])] {
@@ -206,14 +214,15 @@ fn fp8_comes_with_its_scales() {
         out.push(f32s(of(&format!("experts.0.{m}.weight_scale_inv")), &scales, &[0.5, 4.0]));
     }
     write(&folder.path().join("model.safetensors"), &out);
-    let expert = Checkpoint::open(folder.path(), model, Dtype::F32).unwrap().expert(0, 0).unwrap();
-    let (up, down) = (expert.up.wide(), expert.down.wide());
+    let expert = Checkpoint::open(folder.path(), model, Dtype::F32).unwrap().expert_weights(0, 0).unwrap();
+    let (up, down) = (expert.up.to_f32(), expert.down.to_f32());
     assert_eq!([up[0], up[1], up[127], up[128], up[129], up[130]], [0.5, -1.0, -1.0, 4.0, -8.0, 0.5]);
     assert_eq!([down[0], down[127 * 3], down[128 * 3], down[129 * 3 + 2]], [0.5, -1.0, 4.0, -8.0]);
-    // Finite numbers by a finite scale, but not what they make.
+    // Numbers and scale are finite, their product is not.
     out[2].3 = f32::MAX.to_le_bytes().repeat(2);
     write(&folder.path().join("model.safetensors"), &out);
-    let infinite = Checkpoint::open(folder.path(), model, Dtype::F32).unwrap().expert(0, 0).unwrap_err();
+    let infinite =
+        Checkpoint::open(folder.path(), model, Dtype::F32).unwrap().expert_weights(0, 0).unwrap_err();
     assert!(infinite.to_string().contains("not finite"), "{infinite}");
 }
 
@@ -234,7 +243,8 @@ fn broken_files_are_one_clear_error() {
 
     write(&path, &[f32s("model.layers.0.mlp.gate.weight".into(), &[4, 64], &[0.0; 256])]);
     let whole = fs::read(&path).unwrap();
-    // Cut anywhere, or with any byte of the header changed: an error or a checkpoint, never a panic.
+    // A cut at any place, or a change of any byte of the header, gives an error or a checkpoint, never a
+    // panic.
     for cut in 0..whole.len() {
         fs::write(&path, &whole[..cut]).unwrap();
         assert!(message(model).contains("model.safetensors"), "cut at {cut}");
@@ -246,7 +256,12 @@ fn broken_files_are_one_clear_error() {
             bytes[at] = other;
             fs::write(&path, &bytes).unwrap();
             if let Ok(open) = open(model) {
-                let _ = (open.gate(0), open.expert(0, 1), open.norm(0), open.shared(0));
+                let _ = (
+                    open.router_weights(0),
+                    open.expert_weights(0, 1),
+                    open.norm_weights(0),
+                    open.shared_weights(0),
+                );
             }
         }
     }
@@ -261,19 +276,19 @@ fn broken_files_are_one_clear_error() {
     assert!(
         open(model)
             .unwrap()
-            .expert(0, 0)
+            .expert_weights(0, 0)
             .unwrap_err()
             .to_string()
             .contains("no tensor model.layers.0.mlp.experts.0")
     );
-    let wider = Model { hidden: 128, ..model };
-    let shape = open(wider).unwrap().gate(0).unwrap_err().to_string();
+    let wider = MoeModel { hidden: 128, ..model };
+    let shape = open(wider).unwrap().router_weights(0).unwrap_err().to_string();
     assert!(shape.contains("[4, 64]") && shape.contains("[4, 128]"), "{shape}");
     fs::copy(&path, folder.path().join("again.safetensors")).unwrap();
     assert!(message(model).contains("as well"));
     fs::remove_file(folder.path().join("again.safetensors")).unwrap();
     write(&path, &[f32s("model.layers.0.mlp.gate.weight".into(), &[4, 64], &[f32::NAN; 256])]);
-    assert!(open(model).unwrap().gate(0).unwrap_err().to_string().contains("not finite"));
+    assert!(open(model).unwrap().router_weights(0).unwrap_err().to_string().contains("not finite"));
     write(&path, &[f32s("something.weight".into(), &[1], &[0.0])]);
     assert!(message(model).contains("no layer with a router"));
 }
@@ -294,5 +309,8 @@ fn a_run_takes_them() {
     assert_eq!(document["check"]["ok"], true);
     let bad = run("3");
     let message = String::from_utf8(bad.stderr).unwrap();
-    assert!(bad.status.code() == Some(1) && message.contains("there are 2 with experts"), "{message}");
+    assert!(
+        bad.status.code() == Some(1) && message.contains("the checkpoint has 2 layers with experts"),
+        "{message}"
+    );
 }

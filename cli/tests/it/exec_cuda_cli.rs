@@ -1,10 +1,9 @@
-//! `--backend cuda` as a user runs it: without a driver, without a device, and on the driver of our own.
+//! `--backend cuda` as users run it: without a driver, without a device, and on the simulated driver.
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-mod driver_support;
-
-use driver_support::host_driver;
+use crate::driver_support::host_driver;
+use crate::skip_support::skipped;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -22,7 +21,7 @@ fn evenkeel(folder: &Path, args: &str, environment: &[(&str, &str)]) -> Output {
         .unwrap()
 }
 
-/// The one line of a command that must fail with exit code 1.
+/// Returns the only line of a command that must fail with exit code 1.
 fn refusal(folder: &Path, args: &str, environment: &[(&str, &str)]) -> String {
     let output = evenkeel(folder, args, environment);
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -32,7 +31,8 @@ fn refusal(folder: &Path, args: &str, environment: &[(&str, &str)]) -> String {
     errors[0].to_owned()
 }
 
-/// A driver that lists no device, and one that is broken: `CUDA_ERROR_NO_DEVICE` is 100, `CUDA_ERROR_UNKNOWN` 999.
+/// Tests a driver that lists no device, and a broken one: `CUDA_ERROR_NO_DEVICE` is 100, `CUDA_ERROR_UNKNOWN`
+/// 999.
 #[test]
 fn a_driver_that_finds_nothing_is_one_message() {
     for (code, name) in [(100, "CUDA_ERROR_NO_DEVICE"), (999, "CUDA_ERROR_UNKNOWN")] {
@@ -42,10 +42,10 @@ fn a_driver_that_finds_nothing_is_one_message() {
         let library = folder.path().join("libcuda.so");
         let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(library).arg(&source).status();
         if !built.is_ok_and(|status| status.success()) {
-            println!("skipped: no C compiler");
+            skipped("no C compiler");
             return;
         }
-        for args in [RUN, "calibrate --model qwen3-30b-a3b --backend cuda"] {
+        for args in [RUN, "calibrate experts --model qwen3-30b-a3b --backend cuda"] {
             let message = refusal(folder.path(), args, &[]);
             assert!(
                 message.contains("the cuda backend is not available") && message.contains(name),
@@ -57,12 +57,12 @@ fn a_driver_that_finds_nothing_is_one_message() {
 
 #[test]
 fn no_driver_is_one_message() {
-    if evenkeel::cuda::probe().is_ok() {
-        println!("skipped: this machine has a driver");
+    if evenkeel_cuda::probe_devices().is_ok() {
+        skipped("this machine has a GPU");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    for args in [RUN, "calibrate --model qwen3-30b-a3b --backend cuda"] {
+    for args in [RUN, "calibrate experts --model qwen3-30b-a3b --backend cuda"] {
         let message = refusal(folder.path(), args, &[]);
         assert!(message.contains("the cuda backend is not available: no"), "{message}");
     }
@@ -84,7 +84,7 @@ fn a_run_is_checked_and_served_to_the_token() {
         assert_eq!(run["imbalance"]["to_the_token"], true);
         assert!(run["check"]["max_rel_err"].as_f64().unwrap() > 0.0);
     }
-    let fitted = "calibrate --backend cuda --model qwen3-30b-a3b --hidden 64 --intermediate 48 --tokens 1,16 --experts 1,3 \
+    let fitted = "calibrate experts --backend cuda --model qwen3-30b-a3b --hidden 64 --intermediate 48 --tokens 1,16 --experts 1,3 \
                   --rounds 1 --json";
     let output = evenkeel(&folder, fitted, &[]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -96,14 +96,15 @@ fn a_run_is_checked_and_served_to_the_token() {
 fn what_does_not_fit_is_one_message() {
     let Some(folder) = host_driver("cli-refused", &["-O1"]) else { return };
     let message = refusal(&folder, RUN, &[("EK_MEMORY", "100000")]);
-    assert!(message.contains("weights take") && message.contains("MiB are free"), "{message}");
+    assert!(message.contains("memory for weights") && message.contains("MiB free"), "{message}");
     let message = refusal(&folder, RUN, &[("EK_MEMORY", "1300000")]);
-    assert!(message.contains("buffers take") && message.contains("MiB are free"), "{message}");
+    assert!(message.contains("memory for buffers") && message.contains("MiB free"), "{message}");
     let message = refusal(&folder, &format!("{RUN} --gpu 3"), &[]);
     assert!(message.contains("there is no CUDA device 3: this machine has 1"), "{message}");
-    for args in
-        [format!("{RUN} --dtype f32"), "calibrate --backend cuda --dtype f32 --model qwen3-30b-a3b".into()]
-    {
+    for args in [
+        format!("{RUN} --dtype f32"),
+        "calibrate experts --backend cuda --dtype f32 --model qwen3-30b-a3b".into(),
+    ] {
         let message = refusal(&folder, &args, &[]);
         assert!(message.contains("bf16"), "{message}");
     }

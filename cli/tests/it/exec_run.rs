@@ -1,7 +1,8 @@
-//! `evenkeel run` as a user runs it: what the ranks serve is what `simulate` says, and the reference agrees.
+//! `evenkeel run` as users run it: the loads equal those of `simulate`, and the reference agrees.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use crate::skip_support::skipped;
 use serde_json::Value;
 use std::process::{Command, Output};
 
@@ -16,7 +17,7 @@ fn document(args: &str, more: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The one line of a command that must fail with exit code 1.
+/// Returns the only line of a command that must fail with exit code 1.
 fn refusal(args: &str) -> String {
     let output = evenkeel(args, &[]);
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -26,13 +27,13 @@ fn refusal(args: &str) -> String {
     errors[0].to_owned()
 }
 
-/// Runs all judged steps of the first two layers and compares with a simulation of the same.
+/// Runs all judged steps of the first two layers and compares them with a simulation of the same steps.
 fn as_simulated(trace: &str, reading: &str, model: &str, policy: &str, split: &str) {
     let common = format!("{reading} --ranks 8 --redundant 8");
     let run = document(
         &format!(
             "run {common} {model} --num-layers 2 --hidden 64 --intermediate 32 --policy {policy} --split {split} --steps \
-             100000 --alone --check --json"
+             100000 --no-baseline --check --json"
         ),
         &[trace],
     );
@@ -52,7 +53,7 @@ fn as_simulated(trace: &str, reading: &str, model: &str, policy: &str, split: &s
     assert!(run["check"]["max_rel_err"].as_f64().unwrap() > 0.0);
 }
 
-const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sample-decode.csv.zst");
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../traces/sample-decode.csv.zst");
 const SMALL: &str =
     "run --model qwen3-30b-a3b --hidden 64 --intermediate 48 --experts 16 --experts-per-token 3 --ranks 4";
 
@@ -68,7 +69,7 @@ fn what_the_ranks_serve_is_what_a_simulation_says() {
 #[test]
 fn so_it_is_on_a_real_recording() {
     let Some(folder) = std::env::var_os("EVENKEEL_REAL_TRACES") else {
-        println!("skipped: no real traces");
+        skipped("no real traces");
         return;
     };
     let trace = std::path::PathBuf::from(folder).join("gptoss20b-decode");
@@ -100,7 +101,7 @@ fn a_router_of_its_own_drifts_and_the_plan_follows() {
         assert!(d["tokens_per_s"]["modelled_parallel"]["none"].as_f64().unwrap() > 0.0);
         assert_eq!(d["ranks"].as_array().unwrap().len(), 4);
     }
-    // What was recorded is a trace like any other.
+    // The recorded loads form a valid trace.
     let inspected = document("trace inspect --json", &[loads.to_str().unwrap()]);
     assert_eq!((inspected["steps"].as_u64(), inspected["experts"].as_u64()), (Some(30), Some(16)));
     let html = std::fs::read_to_string(report).unwrap();
@@ -113,7 +114,7 @@ fn planning_again_moves_no_more_than_it_may() {
         let d = document(
             &format!(
                 "{SMALL} --redundant 8 --num-layers 2 --policy {policy} --batch-tokens 96 --steps 24 --drift 0.08 \
-                 --replan-every 4 --max-moves {most} --check --alone --json"
+                 --replan-every 4 --max-moves {most} --check --no-baseline --json"
             ),
             &[],
         );
@@ -123,7 +124,7 @@ fn planning_again_moves_no_more_than_it_may() {
         assert!(plans >= 4 && copies <= plans * 2 * most, "{policy} {most}: {}", d["moves"]);
         assert_eq!(copies == 0, most == 0, "{policy} {most}: {}", d["moves"]);
     }
-    // A limit on nothing.
+    // A limit without anything to limit.
     assert_eq!(evenkeel(&format!("{SMALL} --max-moves 2"), &[]).status.code(), Some(2));
 }
 
@@ -138,7 +139,10 @@ fn capacity_drops_and_soft_mixtures_run_too() {
 #[test]
 fn the_same_seed_serves_the_same_tokens() {
     let peaks = |seed: &str| {
-        let d = document(&format!("{SMALL} --policy contiguous --steps 5 --seed {seed} --alone --json"), &[]);
+        let d = document(
+            &format!("{SMALL} --policy contiguous --steps 5 --seed {seed} --no-baseline --json"),
+            &[],
+        );
         d["steps"].as_array().unwrap().iter().map(|step| step["peaks"].clone()).collect::<Vec<_>>()
     };
     assert_eq!(peaks("1"), peaks("1"));
@@ -155,8 +159,11 @@ fn what_cannot_run_says_why() {
         (format!("{SMALL} --hidden 0"), "cannot be used multiple times"),
         (format!("run {SAMPLE} --model qwen3-30b-a3b --ranks 8"), "expected the same"),
         (format!("run {SAMPLE} --model gpt-oss-20b --ranks 8 --num-layers 99"), "expected 1 to 16"),
-        (format!("run {SAMPLE} --model gpt-oss-20b --ranks 8 --router softmax"), "leave TRACE out"),
-        (format!("{SMALL} --plan-on 1"), "--plan-on 1"),
+        (
+            format!("run {SAMPLE} --model gpt-oss-20b --ranks 8 --router softmax"),
+            "the trace determines the routing",
+        ),
+        (format!("{SMALL} --train-fraction 1"), "--train-fraction 1"),
         (format!("{SMALL} --skew nan"), "--skew NaN"),
         (format!("{SMALL} --capacity=-1"), "--capacity"),
         ("run --model olmoe-1b-7b --ranks 4 --hidden 0".into(), "--hidden 0"),

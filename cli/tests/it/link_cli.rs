@@ -1,10 +1,8 @@
-//! Planning again within a link budget, as a user runs it.
+//! Re-planning within a link budget, as users run it.
 
 #![allow(clippy::unwrap_used)]
 
-mod command;
-
-use command::{document, evenkeel, refusal, stdout, trace_file};
+use crate::command::{document, evenkeel, refusal, stdout, trace_file};
 use serde_json::Value;
 use std::fs;
 
@@ -12,16 +10,16 @@ fn plan(trace: &str, out: &str, more: &[&str]) -> Value {
     document(&[&["plan", trace, "-o", out, "--json"], more].concat())
 }
 
-/// The slots of every layer of a plan file.
+/// Returns the slots of every layer of a plan file.
 fn slots(path: &str) -> Vec<Value> {
     let plan: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     plan["layers"].as_array().unwrap().iter().map(|layer| layer["slots"].clone()).collect()
 }
 
-/// Planned again from `previous` with so many MiB for each receiver; an expert has 42.
+/// Re-plans from `previous` with `mib` MiB for each receiver. An expert has 42 MiB.
 fn linked(trace: &str, previous: &str, out: &str, mib: &str, more: &[&str]) -> Value {
-    let base = ["--previous", previous, "--link-budget", mib, "--model", "deepseek-v3"];
-    plan(trace, out, &[&base[..], more].concat())
+    let base = ["plan", "replan", previous, trace, "-o", out, "--json", "--link-budget", mib];
+    document(&[&base[..], &["--model", "deepseek-v3"], more].concat())
 }
 
 #[test]
@@ -35,13 +33,13 @@ fn a_link_budget_limits_the_busiest_receiver() {
         let policy = ["--policy", policy];
         plan(&old, &first, &[&["--ranks", "4"], &policy[..]].concat());
         let mut least = u64::MAX;
-        // An expert of DeepSeek-V3 has 42 MiB: below that nothing moves.
+        // An expert of DeepSeek-V3 has 42 MiB, so nothing moves below that.
         for mib in ["0", "41", "42", "84", "100", "168", "1000000"] {
             let d = linked(&new, &first, &next, mib, &policy);
             let (links, room) = (&d["link_budget"], mib.parse::<f64>().unwrap());
             let busiest = links["busiest_mib"].as_f64().unwrap();
             assert!(busiest <= room && links["budget_mib"] == room && links["expert_mib"] == 42.0, "{d}");
-            // What is told is what the listed moves weigh.
+            // The reported bytes are those of the listed moves.
             let mut received = [0.0; 4];
             for m in
                 d["moves"]["layers"].as_array().unwrap().iter().flat_map(|l| l["moves"].as_array().unwrap())
@@ -59,11 +57,11 @@ fn a_link_budget_limits_the_busiest_receiver() {
             assert!(sum <= least && links["sum_of_peaks"]["before"].as_u64().unwrap() >= sum, "{mib}: {d}");
             least = sum;
         }
-        let words = ["plan", &new, "--previous", &first, "--link-budget", "84", "--model", "deepseek-v3"];
+        let words = ["plan", "replan", &first, &new, "--link-budget", "84", "--model", "deepseek-v3"];
         let text = stdout(&[&words[..], &policy].concat());
         assert!(text.contains("of 84.0 MiB used by the busiest receiver (rank "), "{text}");
     }
-    // At most so many moves in each layer beside it.
+    // A limit of moves in each layer applies in addition.
     let d = linked(&new, &first, &next, "100000", &["--max-moves", "1"]);
     assert!(
         d["moves"]["layers"].as_array().unwrap().iter().all(|l| l["moves"].as_array().unwrap().len() <= 1)
@@ -78,41 +76,32 @@ fn what_a_link_budget_needs_is_told() {
     let first = at("first.json");
     plan(&trace, &first, &["--ranks", "4", "--policy", "eplb"]);
     let usage = |more: &[&str]| {
-        let output = evenkeel(&[&["plan", &trace], more].concat());
+        let output = evenkeel(&[&["plan", "replan", &first, &trace], more].concat());
         assert_eq!(output.status.code(), Some(2), "{more:?}");
         String::from_utf8(output.stderr).unwrap()
     };
-    let previous = ["--previous", &first, "--link-budget", "9"];
-    assert!(usage(&["--ranks", "4", "--link-budget", "9", "--model", "deepseek-v3"]).contains("--previous"));
-    assert!(usage(&previous).contains("--model"));
-    // The model alone says what redundancy costs in memory.
-    stdout(&["plan", &trace, "--previous", &first, "--model", "deepseek-v3"]);
-    for (more, named) in [
-        (&["--nodes", "2"][..], "--nodes 2: the previous plan leaves 1"),
-        (&["--uneven"], "--uneven has no effect"),
-    ] {
-        let said = refusal(&[&["plan", &trace, "--previous", &first], more].concat());
-        assert!(said.contains(named), "{said}");
-    }
+    let budget = ["--link-budget", "9"];
+    assert!(usage(&budget).contains("--model"));
+    // The model alone determines the memory of redundancy.
+    stdout(&["plan", "replan", &first, &trace, "--model", "deepseek-v3"]);
     for (more, named) in [
         (&["--model", "gpt-9"][..], "unknown model"),
-        (&["--model", "deepseek-v3", "--without-rank", "1"], "--without-rank"),
-        (&["--model", "deepseek-v3", "--secure", "1"], "--secure"),
+        (&["--model", "deepseek-v3", "--lost-ranks", "1"], "--lost-ranks"),
+        (&["--model", "deepseek-v3", "--survive-rank-loss", "1"], "--survive-rank-loss"),
         (&["--model", "deepseek-v3", "--speeds", "1,1,1,2"], "--speeds"),
     ] {
-        let said = usage(&[&previous[..], more].concat());
+        let said = usage(&[&budget[..], more].concat());
         assert!(said.contains(named), "{said}");
     }
-    let past = ["plan", &trace, "--previous", &first, "--model", "deepseek-v3"];
+    let past = ["plan", "replan", &first, &trace, "--model", "deepseek-v3"];
     let wrong = refusal(&[&past[..], &["--horizon-steps", "9", "--link-gbps", "400"]].concat());
     assert!(wrong.contains("--horizon-steps needs the GPU too, as in deepseek-v3:fp8,h100"), "{wrong}");
     let wrong = refusal(&[&past[..], &["--link-budget", "18446744073709551615"]].concat());
     assert!(wrong.contains("too many bytes"), "{wrong}");
-    // A layer that the plan does not have.
+    // A layer that the plan lacks.
     let text = fs::read_to_string(&trace).unwrap() + "0,6,2,9\n";
     let wider = at("wider.csv");
     fs::write(&wider, text).unwrap();
-    let wrong =
-        refusal(&["plan", &wider, "--previous", &first, "--link-budget", "84", "--model", "deepseek-v3"]);
-    assert!(wrong.contains("layer 6") && wrong.contains("the previous plan does not have it"), "{wrong}");
+    let wrong = refusal(&["plan", "replan", &first, &wider, "--link-budget", "84", "--model", "deepseek-v3"]);
+    assert!(wrong.contains("layer 6") && wrong.contains("the previous plan lacks this layer"), "{wrong}");
 }

@@ -1,32 +1,32 @@
-//! Predicted times of exchanges against published ones, against a hand's calculation and against each other.
+//! Predicted times of exchanges, compared with published ones, with calculations by hand and with each other.
 //!
-//! `cargo test --test network -- --nocapture` prints the tables of docs/network.md.
+//! `cargo test -p evenkeel-cli --test it -- --nocapture network::` prints the tables of docs/network.md.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use crate::skip_support::skipped;
 use evenkeel::cluster::{Cluster, Network};
 use evenkeel::place::{self, Policy};
-use evenkeel::simulate::network::{
-    Batches, LayerTime, OneCopyPer, Pace, Predicted, RowBytes, Traffic, predict,
+use evenkeel::split::{Roofline, SplitMethod};
+use evenkeel_simulate::network::{
+    LayerTime, PredictionInput, RowAggregation, RowBytes, RowTraffic, StepCostModel, StepPrediction,
+    predict_steps,
 };
-use evenkeel::simulate::{Config, Outcome, simulate};
-use evenkeel::split::{Method, Roofline};
-use evenkeel::trace::{self, Batching, ReadOptions, Trace};
+use evenkeel_simulate::{SimulationConfig, SimulationResult, simulate};
+use evenkeel_trace::{self as trace, Batching, ReadOptions, Trace};
 use proptest::prelude::*;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Command;
 
-mod trace_support;
-
 const HIDDEN: u64 = 7168;
-/// As DeepEP's own benchmarks count them: FP8 with its scales, and BF16.
+/// Bytes of a row in DeepEP's own benchmarks: FP8 with its scales, and BF16.
 const FP8: u64 = HIDDEN + HIDDEN / 128 * 4;
 const BF16: u64 = 2 * HIDDEN;
 const EXPERTS: usize = 256;
 const TOP_K: usize = 8;
 
-fn pace(network: &str, one_copy: OneCopyPer, bytes: [u64; 2]) -> Pace {
-    Pace {
+fn pace(network: &str, one_copy: RowAggregation, bytes: [u64; 2]) -> StepCostModel {
+    StepCostModel {
         network: network.parse().unwrap(),
         one_copy,
         bytes: RowBytes { dispatch: bytes[0], combine: bytes[1], visit: 0, count: 8 },
@@ -44,15 +44,15 @@ fn nodes(ranks: usize) -> usize {
     ranks.div_ceil(8)
 }
 
-/// The prediction for a trace of counts on the contiguous placement, evenly split.
-fn contiguous(trace: &Trace, cluster: Cluster, pace: &Pace) -> Predicted {
+/// Returns the prediction for a trace of counts on the contiguous placement, evenly split.
+fn contiguous(trace: &Trace, cluster: Cluster, pace: &StepCostModel) -> StepPrediction {
     let policies: Vec<Box<dyn Policy>> = vec![place::policy("contiguous", 1, &cluster).unwrap()];
-    let config = Config::first_part(trace, cluster, vec![Method::Even], 0.5).unwrap();
+    let config = SimulationConfig::first_part(trace, cluster, vec![SplitMethod::Even], 0.5).unwrap();
     let outcome = simulate(trace, &config, &policies, &()).unwrap();
-    predict(Batches::Counts(trace), &config, &outcome, pace, &()).unwrap().remove(0)
+    predict_steps(PredictionInput::Counts(trace), &config, &outcome, pace, &()).unwrap().remove(0)
 }
 
-/// Two steps of one layer in which every expert has as many tokens.
+/// Returns two steps of one layer in which all experts have the same load.
 fn uniform(experts: usize, load: u64) -> Trace {
     let steps = vec!["0".into(), "1".into()];
     Trace::from_loads(experts, vec![0], steps, vec![load; 2 * experts]).unwrap()
@@ -62,16 +62,16 @@ fn off(predicted: f64, published: f64) -> f64 {
     predicted / published - 1.0
 }
 
-/// A layer of 128 tokens per rank, a row per visit.
+/// Returns the times of a layer with 128 tokens per rank and a row per visit.
 fn low_latency(ranks: usize, network: &str) -> LayerTime {
     let cluster = Cluster::new(ranks, nodes(ranks), EXPERTS, 0).unwrap();
-    // Rows carry 16 bytes of their own.
-    let pace = pace(network, OneCopyPer::Visit, [FP8 + 16, BF16]);
+    // Each row carries 16 more bytes.
+    let pace = pace(network, RowAggregation::Visit, [FP8 + 16, BF16]);
     contiguous(&uniform(EXPERTS, (128 * ranks * TOP_K / EXPERTS) as u64), cluster, &pace).layer
 }
 
-/// DeepEP, docs/legacy.md: low-latency kernels on H800, 128 tokens per rank. `ib-ndr` is fitted to dispatch at EP16 and EP256,
-/// `nvlink4-h800-ll` to dispatch at EP8; the nine others are predicted.
+/// Source: DeepEP, docs/legacy.md, low-latency kernels on H800, 128 tokens per rank. `ib-ndr` is fitted to
+/// dispatch at EP16 and EP256, `nvlink4-h800-ll` to dispatch at EP8. The nine other figures are predicted.
 #[test]
 fn low_latency_kernels_of_deepep_are_predicted() {
     let published = [
@@ -98,8 +98,9 @@ fn low_latency_kernels_of_deepep_are_predicted() {
     }
 }
 
-/// UCCL-EP, ep/README.md: low-latency kernels over EFA on p5en. `efa-v3`'s alpha is fitted to dispatch at EP16. Its messages, one per
-/// visit, bind larger groups, and the preset knows nothing of them; docs/network.md says so.
+/// Source: UCCL-EP, ep/README.md, low-latency kernels over EFA on p5en. The alpha of `efa-v3` is fitted to
+/// dispatch at EP16. In larger groups its messages, one per visit, are the bottleneck, which the preset does
+/// not model. docs/network.md states that.
 #[test]
 fn low_latency_kernels_over_efa_are_predicted_for_small_groups_alone() {
     println!("p5en: EP   dispatch us  published      off   combine us  published      off");
@@ -117,7 +118,7 @@ fn low_latency_kernels_over_efa_are_predicted_for_small_groups_alone() {
     }
 }
 
-/// A generator of our own, so that tables stay as they are.
+/// A generator with a fixed definition, so that tables do not change.
 struct Dice(u64);
 
 impl Dice {
@@ -127,7 +128,8 @@ impl Dice {
     }
 }
 
-/// The experts of one token: the `TOP_K` best of the best four groups, one group per node, as DeepEP's benchmark draws them.
+/// Returns the experts of one token: the `TOP_K` best of the best four groups, one group per node, as
+/// DeepEP's benchmark draws them.
 fn grouped(dice: &mut Dice, nodes: usize) -> impl Iterator<Item = i32> + use<> {
     let mut groups: Vec<Vec<(f64, usize)>> = vec![Vec::new(); nodes];
     (0..EXPERTS).for_each(|expert| groups[expert * nodes / EXPERTS].push((dice.next(), expert)));
@@ -138,11 +140,12 @@ fn grouped(dice: &mut Dice, nodes: usize) -> impl Iterator<Item = i32> + use<> {
     scores.into_iter().take(TOP_K).map(|(_, expert)| expert as i32)
 }
 
-/// 4096 tokens per rank of one layer, and the mean token's rows: ranks and nodes that serve it, its own included.
-fn normal(ranks: usize) -> (Traffic, [f64; 2]) {
+/// Returns the traffic of 4096 tokens per rank in one layer, and the mean token's rows: ranks and nodes that
+/// serve it, its own included.
+fn normal(ranks: usize) -> (RowTraffic, [f64; 2]) {
     const TOKENS: usize = 4096;
     let cluster = Cluster::new(ranks, nodes(ranks), EXPERTS, 0).unwrap();
-    let mut traffic = Traffic::new(&cluster, OneCopyPer::Node);
+    let mut traffic = RowTraffic::new(&cluster, RowAggregation::Node);
     let (mut dice, mut served) = (Dice(1), [0usize; 2]);
     for source in 0..ranks {
         let slots: Vec<i32> = (0..TOKENS).flat_map(|_| grouped(&mut dice, nodes(ranks))).collect();
@@ -154,25 +157,27 @@ fn normal(ranks: usize) -> (Traffic, [f64; 2]) {
                 *served += all.len();
             }
         }
-        traffic.add(&slots, TOP_K, source, EXPERTS / ranks);
+        traffic.add_source(&slots, TOP_K, source, EXPERTS / ranks);
     }
     (traffic, served.map(|rows| rows as f64 / (TOKENS * ranks) as f64))
 }
 
-fn layer(ranks: usize, network: &str, traffic: &Traffic) -> LayerTime {
+fn layer(ranks: usize, network: &str, traffic: &RowTraffic) -> LayerTime {
     let cluster = Cluster::new(ranks, nodes(ranks), EXPERTS, 0).unwrap();
-    pace(network, OneCopyPer::Node, [FP8, BF16]).layer(&cluster, traffic, &[0; EXPERTS], 0.0, false)
+    pace(network, RowAggregation::Node, [FP8, BF16]).layer_time(&cluster, traffic, &[0; EXPERTS], 0.0, false)
 }
 
-/// Published as rows times their bytes over time, the rows being those to nodes (those to ranks on one node), own ones included.
+/// Returns the bandwidth as published: rows times their bytes over time. The rows are those to nodes (on one
+/// node, those to ranks), own ones included.
 fn logical(us: f64, rows: [f64; 2], ranks: usize, bytes: u64) -> f64 {
     let rows = if ranks <= 8 { rows[0] } else { rows[1] };
     4096.0 * rows * bytes as f64 / us / 1e3
 }
 
-/// DeepEP, docs/legacy.md: normal kernels on H800, 4096 tokens per rank. `nvlink4-h800` is fitted to dispatch at EP8; `ib-ndr` comes
-/// from the low-latency kernels; the seven others are predicted. UCCL-EP, ep/README.md, the same on MI300X with ConnectX-7:
-/// `xgmi` is fitted to dispatch at EP8.
+/// Source: DeepEP, docs/legacy.md, normal kernels on H800, 4096 tokens per rank. `nvlink4-h800` is fitted to
+/// dispatch at EP8. `ib-ndr` comes from the low-latency kernels. The seven other figures are predicted.
+/// Second source: UCCL-EP, ep/README.md, the same on MI300X with ConnectX-7. `xgmi` is fitted to dispatch at
+/// EP8.
 #[test]
 fn normal_kernels_are_predicted() {
     let deepep = [(8, 153.0, 158.0), (16, 43.0, 43.0), (32, 58.0, 57.0), (64, 51.0, 50.0)];
@@ -197,8 +202,9 @@ fn normal_kernels_are_predicted() {
     }
 }
 
-/// UCCL-EP, ep/README.md: normal kernels over EFA, microseconds. `efa-v3` is fitted to dispatch at EP32 on p5en. Small groups and
-/// p5en's combine are far off; docs/network.md says so. What is held here is the rest.
+/// Source: UCCL-EP, ep/README.md, normal kernels over EFA, microseconds. `efa-v3` is fitted to dispatch at
+/// EP32 on p5en. Small groups and p5en's combine are far off, as docs/network.md states. The test asserts all
+/// other figures.
 #[test]
 fn large_groups_over_efa_are_predicted() {
     let p5en = [(16, 1196.0, 6379.0), (32, 2022.0, 4899.0)];
@@ -221,37 +227,49 @@ fn large_groups_over_efa_are_predicted() {
     }
 }
 
-/// Two nodes of two ranks, one expert each, top-2, 12 tokens of which each expert serves 6.
+/// Two nodes of two ranks, one expert each, top-2, and 12 tokens of which each expert serves 6.
 #[test]
 fn a_layer_by_hand() {
     let network = "h800,node.alpha_us=1,node.gb_s=0.1,cross.alpha_us=10,cross.gb_s=0.01,cross.message_us=2";
     let cluster = Cluster::new(4, 2, 4, 0).unwrap();
-    let pace = Pace { top_k: 2, experts: 4, ..pace(network, OneCopyPer::Visit, [100, 200]) };
+    let pace = StepCostModel { top_k: 2, experts: 4, ..pace(network, RowAggregation::Visit, [100, 200]) };
     let layer = contiguous(&uniform(4, 6), cluster, &pace).layer;
-    // 3 tokens per rank, half a visit of each to every expert: 1.5 rows in the node, 3 to the other. Inside 1 + 150 / 100 us;
-    // between 10 + 2 messages of 2 us + 300 bytes at 10 per us.
+    // Each rank has 3 tokens, which send half a visit to every expert: 1.5 rows within the node, 3 to the
+    // other node. Within the node: 1 + 150 / 100 us. Between nodes: 10 us + 2 messages of 2 us + 300 bytes at
+    // 10 bytes per us.
     assert!((layer.dispatch - 44.0).abs() < 1e-6, "{layer:?}");
     assert!((layer.combine - 74.0).abs() < 1e-6);
-    // An expert's 6 tokens are read, not multiplied.
+    // Reading the weights takes longer than multiplying an expert's 6 tokens.
     assert!((layer.experts - 1.0).abs() < 1e-6);
     assert!((layer.total - 119.0).abs() < 1e-6 && (layer.exposed - 118.0).abs() < 1e-6);
     assert!((layer.balanced - layer.total).abs() < 1e-6);
-    // One copy per rank is the same where a rank has one expert; per node, a token goes to the other node unless both of its
-    // experts are here: 5 of 6 tokens, 2.5 rows, and one message.
-    let by_node = contiguous(&uniform(4, 6), cluster, &Pace { one_copy: OneCopyPer::Node, ..pace.clone() });
+    // One copy per rank equals one per visit if a rank has one expert. With one per node, a token goes to the
+    // other node unless both of its experts are on this one: 5 of 6 tokens, 2.5 rows, and one message.
+    let by_node = contiguous(
+        &uniform(4, 6),
+        cluster,
+        &StepCostModel { one_copy: RowAggregation::Node, ..pace.clone() },
+    );
     assert!((by_node.layer.dispatch - 37.0).abs() < 1e-6, "{:?}", by_node.layer);
-    // Halves that take turns: twice the longer of both.
-    let halves = contiguous(&uniform(4, 6), cluster, &Pace { overlap: true, other_us: 500.0, ..pace }).layer;
+    // Two halves alternate: twice the longer of both times.
+    let halves =
+        contiguous(&uniform(4, 6), cluster, &StepCostModel { overlap: true, other_us: 500.0, ..pace }).layer;
     assert!((halves.total - 2.0 * (250.0 + 1.0)).abs() < 1e-6 && halves.exposed.abs() < 1e-6, "{halves:?}");
 }
 
-/// Every policy and split on a trace of counts.
-fn rows(trace: &Trace, cluster: Cluster, pace: &Pace) -> (Config, Outcome, Vec<Predicted>) {
+/// Returns the predictions of every policy and split on a trace of counts.
+fn rows(
+    trace: &Trace,
+    cluster: Cluster,
+    pace: &StepCostModel,
+) -> (SimulationConfig, SimulationResult, Vec<StepPrediction>) {
     let policies: Vec<Box<dyn Policy>> =
         ["contiguous", "eplb"].map(|name| place::policy(name, 1, &cluster).unwrap()).into();
-    let config = Config::first_part(trace, cluster, vec![Method::Even, Method::Exact], 0.5).unwrap();
+    let config =
+        SimulationConfig::first_part(trace, cluster, vec![SplitMethod::Even, SplitMethod::Exact], 0.5)
+            .unwrap();
     let outcome = simulate(trace, &config, &policies, &()).unwrap();
-    let rows = predict(Batches::Counts(trace), &config, &outcome, pace, &()).unwrap();
+    let rows = predict_steps(PredictionInput::Counts(trace), &config, &outcome, pace, &()).unwrap();
     (config, outcome, rows)
 }
 
@@ -267,28 +285,28 @@ proptest! {
         prop_assume!(loads[32..48].iter().any(|&load| load > 0) && loads[48..].iter().any(|&load| load > 0));
         let trace = Trace::from_loads(16, vec![3, 4], vec!["0".into(), "1".into()], loads).unwrap();
         let cluster = Cluster::new(8, nodes, 16, 8).unwrap();
-        let base = Pace { experts: 16, top_k: 2, overlap, ..pace("h800", OneCopyPer::Rank, [1000, 2000]) };
+        let base = StepCostModel { experts: 16, top_k: 2, overlap, ..pace("h800", RowAggregation::Rank, [1000, 2000]) };
         let (_, _, by_rank) = rows(&trace, cluster, &base);
         for row in &by_rank {
             let time = row.layer;
             prop_assert!(time.total.is_finite() && time.balanced <= time.total * (1.0 + 1e-9));
-            prop_assert!((0.0..=1.0).contains(&row.communication()) && (-1e-9..1.0).contains(&row.lost()));
+            prop_assert!((0.0..=1.0).contains(&row.communication_share()) && (-1e-9..1.0).contains(&row.imbalance_share()));
             prop_assert!(nodes > 1 || row.rows[1] == 0.0);
             prop_assert!(nodes < 8 || row.rows[0] == 0.0);
-            let sum = time.communication() + time.experts + time.other;
+            let sum = time.communication_us() + time.experts + time.other;
             let adds_up = (time.total - sum).abs() < 1e-6 * sum;
             prop_assert!(adds_up || (overlap && time.total < sum));
         }
         let bytes = RowBytes { dispatch: 5000, combine: 9000, ..base.bytes };
-        let (_, _, heavier) = rows(&trace, cluster, &Pace { bytes, ..base.clone() });
+        let (_, _, heavier) = rows(&trace, cluster, &StepCostModel { bytes, ..base.clone() });
         for (heavy, light) in heavier.iter().zip(&by_rank) {
             prop_assert!(heavy.layer.total >= light.layer.total);
             prop_assert_eq!(heavy.rows.map(f64::to_bits), light.rows.map(f64::to_bits));
         }
-        let (_, _, by_visit) = rows(&trace, cluster, &Pace { one_copy: OneCopyPer::Visit, ..base.clone() });
-        let (_, _, by_node) = rows(&trace, cluster, &Pace { one_copy: OneCopyPer::Node, ..base });
+        let (_, _, by_visit) = rows(&trace, cluster, &StepCostModel { one_copy: RowAggregation::Visit, ..base.clone() });
+        let (_, _, by_node) = rows(&trace, cluster, &StepCostModel { one_copy: RowAggregation::Node, ..base });
         for ((visit, rank), node) in by_visit.iter().zip(&by_rank).zip(&by_node) {
-            // Weights meet frequencies to a few per mille.
+            // Weights match frequencies up to a few per mille.
             let most = 1.01;
             prop_assert!(rank.rows[0] <= visit.rows[0] * most && rank.rows[1] <= visit.rows[1] * most + 1e-9);
             prop_assert!(node.rows[1] <= rank.rows[1] * most + 1e-9, "{:?} {:?}", node.rows, rank.rows);
@@ -296,12 +314,12 @@ proptest! {
     }
 }
 
-/// Tokens that are drawn as the expectation takes them to be: the rows counted are those expected.
+/// The tokens are drawn as the expectation assumes. The counted rows must be the expected ones.
 #[test]
 fn expected_rows_are_those_counted_where_tokens_are_independent() {
     let (experts, top_k, tokens, steps) = (32, 4, 2048, 4);
     let mut dice = Dice(7);
-    // Unequal experts: the best of noise and a bias.
+    // Unequal experts: the best by noise plus a bias.
     let mut ids = Vec::new();
     for _ in 0..tokens * steps {
         let mut scores: Vec<(f64, i32)> =
@@ -309,17 +327,17 @@ fn expected_rows_are_those_counted_where_tokens_are_independent() {
         scores.sort_by(|a, b| a.0.total_cmp(&b.0));
         ids.extend(scores[..top_k].iter().map(|&(_, e)| e as u8));
     }
-    let dir = trace_support::Folder::new();
-    let file = dir.file("ids.npy", &trace_support::npy("|u1", &[tokens * steps, 1, top_k], &ids));
+    let dir = crate::trace_support::Folder::new();
+    let file = dir.file("ids.npy", &crate::trace_support::npy("|u1", &[tokens * steps, 1, top_k], &ids));
     let options = ReadOptions { batching: Batching::Prefill { tokens }, ..ReadOptions::default() };
     compared(&[file], &options, &["contiguous", "eplb", "lplb:ring"], 0.03);
 }
 
-/// Recorded tokens are not independent; docs/network.md has the table.
+/// Recorded tokens are not independent. docs/network.md has the table.
 #[test]
 fn expected_rows_are_near_those_counted_in_recordings() {
     let Some(root) = std::env::var_os("EVENKEEL_REAL_TRACES").map(PathBuf::from) else {
-        println!("skipped: no real traces");
+        skipped("no real traces");
         return;
     };
     let prefill = ReadOptions { batching: Batching::Prefill { tokens: 512 }, ..ReadOptions::default() };
@@ -334,14 +352,17 @@ fn compared(files: &[PathBuf], options: &ReadOptions, policies: &[&str], bound: 
     let cluster = Cluster::new(16, 4, trace.experts(), 16).unwrap();
     let policies: Vec<Box<dyn Policy>> =
         policies.iter().map(|name| place::policy(name, 1, &cluster).unwrap()).collect();
-    let config = Config::first_part(trace, cluster, vec![Method::Exact], 0.4).unwrap();
+    let config = SimulationConfig::first_part(trace, cluster, vec![SplitMethod::Exact], 0.4).unwrap();
     let outcome = simulate(trace, &config, &policies, &()).unwrap();
     println!("{}: rows per rank in node and to others, counted and expected", files[0].display());
-    for one_copy in [OneCopyPer::Visit, OneCopyPer::Rank, OneCopyPer::Node] {
-        let pace =
-            Pace { experts: trace.experts(), top_k: tokens.top_k(), ..pace("h800", one_copy, [1000, 2000]) };
-        let counted = predict(Batches::Tokens(&tokens), &config, &outcome, &pace, &()).unwrap();
-        let expected = predict(Batches::Counts(trace), &config, &outcome, &pace, &()).unwrap();
+    for one_copy in [RowAggregation::Visit, RowAggregation::Rank, RowAggregation::Node] {
+        let pace = StepCostModel {
+            experts: trace.experts(),
+            top_k: tokens.top_k(),
+            ..pace("h800", one_copy, [1000, 2000])
+        };
+        let counted = predict_steps(PredictionInput::Tokens(&tokens), &config, &outcome, &pace, &()).unwrap();
+        let expected = predict_steps(PredictionInput::Counts(trace), &config, &outcome, &pace, &()).unwrap();
         for (counted, expected) in counted.iter().zip(&expected) {
             let name = &outcome.planned[counted.planned].policy;
             let errors = [0, 1].map(|link| off(expected.rows[link], counted.rows[link]));
@@ -363,7 +384,7 @@ fn evenkeel(args: &str) -> std::process::Output {
     Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args.split_whitespace()).output().unwrap()
 }
 
-const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sample-decode.csv.zst");
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../traces/sample-decode.csv.zst");
 
 #[test]
 fn the_command_predicts_and_is_as_it_was_without() {
@@ -375,8 +396,9 @@ fn the_command_predicts_and_is_as_it_was_without() {
     };
     assert!(document(&base).get("network").is_none());
     let network =
-        "--network p5en,cross.alpha_us=10 --model gpt-oss-20b,h200 --one-copy-per node --other-us 7";
-    let d = &document(&format!("{base} {network}"))["network"];
+        "--network p5en,cross.alpha_us=10 --model gpt-oss-20b,h200 --one-copy-per node --extra-layer-us 7";
+    let study = base.replace("simulate", "simulate network");
+    let d = &document(&format!("{study} {network}"))["network"];
     assert_eq!(
         (&d["rows"], &d["network"]["cross"]["alpha_us"]),
         (&Value::from("expected"), &Value::from(10.0))
@@ -396,25 +418,25 @@ fn the_command_predicts_and_is_as_it_was_without() {
 
 #[test]
 fn what_cannot_be_predicted_is_one_error() {
-    let dir = trace_support::Folder::new();
+    let dir = crate::trace_support::Folder::new();
     let bad = dir.file("net.json", br#"{"format":"evenkeel.network/1","name":"x","node":{"alpha_us":1,"gb_s":0},"cross":{"alpha_us":1,"gb_s":1}}"#);
     let bad = bad.display().to_string();
     for (args, part) in [
         ("--network infiniband --model gpt-oss-20b,h100".to_owned(), "nvlink4-h800"),
         ("--network h800".to_owned(), "--model"),
         ("--model gpt-oss-20b,h100 --efficiency 0.5".to_owned(), "--network"),
-        ("--model gpt-oss-20b,h100 --other-us 5".to_owned(), "--network"),
+        ("--model gpt-oss-20b,h100 --extra-layer-us 5".to_owned(), "--network"),
         ("--one-copy-per node".to_owned(), "--network"),
         ("--network h800 --model gpt-oss-20b".to_owned(), "needs the GPU"),
         ("--network h800 --model deepseek-v3,h800".to_owned(), "256 experts"),
         ("--network h800 --model gpt-oss-20b,h800 --efficiency 2".to_owned(), "--efficiency 2"),
-        ("--network h800 --model gpt-oss-20b,h800 --rows int4".to_owned(), "fp8"),
+        ("--network h800 --model gpt-oss-20b,h800 --row-format int4".to_owned(), "fp8"),
         ("--network h800 --model gpt-oss-20b --expert-time missing.json".to_owned(), "missing.json"),
         ("--network no/such.json --model gpt-oss-20b,h800".to_owned(), "no/such.json"),
         (format!("--network {bad} --model gpt-oss-20b,h800"), "node.gb_s is 0"),
     ] {
         let output =
-            evenkeel(&format!("simulate {SAMPLE} --layers 0 --ranks 8 --policies contiguous {args}"));
+            evenkeel(&format!("simulate network {SAMPLE} --layers 0 --ranks 8 --policies contiguous {args}"));
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && stderr.contains(part), "{args}: {stderr}");
         assert_eq!(stderr.matches("error:").count(), 1, "{stderr}");
@@ -424,48 +446,20 @@ fn what_cannot_be_predicted_is_one_error() {
 #[cfg(not(feature = "mpi"))]
 #[test]
 fn exchanges_cannot_be_measured_without_mpi() {
-    let output = evenkeel("calibrate --network");
+    let output = evenkeel("calibrate network");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && stderr.contains("--features mpi"), "{stderr}");
-}
-
-/// Two processes measure, and what they write is read.
-#[cfg(all(feature = "mpi", target_os = "linux"))]
-#[test]
-fn processes_measure_a_network() {
-    let dir = trace_support::Folder::new();
-    let file = dir.path().join("net.json");
-    let mut command = Command::new("timeout");
-    command.args([
-        "--kill-after=10",
-        "300",
-        "mpirun",
-        "--oversubscribe",
-        "-n",
-        "2",
-        env!("CARGO_BIN_EXE_evenkeel"),
-    ]);
-    command.args(["calibrate", "--network", "--nodes", "2", "--rounds", "2", "-o"]).arg(&file);
-    // Open MPI refuses to run as root without.
-    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let network = Network::from_json(&std::fs::read_to_string(&file).unwrap()).unwrap();
-    assert!(network.cross.gb_s > 0.0 && network.cross.message_us > 0.0);
-    let alone = evenkeel("calibrate --network");
-    let stderr = String::from_utf8_lossy(&alone.stderr);
-    assert!(!alone.status.success() && stderr.contains("mpirun -n 2"), "{stderr}");
 }
 
 #[test]
 fn a_network_that_was_measured_is_one_that_is_read() {
     let network: Network = "h800".parse().unwrap();
     let text = serde_json::json!({ "format": "evenkeel.network/1", "name": "here", "node": network.node, "cross": network.cross });
-    let dir = trace_support::Folder::new();
+    let dir = crate::trace_support::Folder::new();
     let file = dir.file("net.json", text.to_string().as_bytes());
     let args = |network: &str| {
         format!(
-            "simulate {SAMPLE} --layers 0 --ranks 8 --nodes 2 --policies contiguous --json --network {network} --model gpt-oss-20b,h100"
+            "simulate network {SAMPLE} --layers 0 --ranks 8 --nodes 2 --policies contiguous --json --network {network} --model gpt-oss-20b,h100"
         )
     };
     let rows = |network: &str| -> Value {

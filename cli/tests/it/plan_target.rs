@@ -1,14 +1,13 @@
-//! The split that a plan is for, from `--for` to the stack's file, compared with EPLB.
+//! The split that a plan is computed for, from `--for` to the stack's file, compared with EPLB.
 
 #![allow(clippy::unwrap_used)]
 
-mod command;
-
-use command::{document, evenkeel};
+use crate::command::{document, evenkeel};
+use crate::skip_support::skipped;
 use serde_json::Value;
 use std::path::Path;
 
-const SAMPLE: &str = "traces/sample-decode.csv.zst";
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../traces/sample-decode.csv.zst");
 const SHAPE: [&str; 6] = ["--ranks", "8", "--redundant", "8", "--policy", "recourse:iterations=2000"];
 
 fn notes(args: &[&str]) -> String {
@@ -42,8 +41,9 @@ fn without_a_target_both_figures_are_shown_and_eplb_is_not_better_under_the_even
     assert!(mean(&exact["imbalance"]) < mean(&exact["eplb"]), "{exact}");
     assert!(exact["runs_in"].as_str().unwrap().contains("EVENKEEL_SPLIT=exact"));
 
-    // The stack's file is written with the figure of the split that the stack does, and with EPLB's.
-    let notes = notes(&["export", out.to_str().unwrap(), "--to", "sglang", "-o", file.to_str().unwrap()]);
+    // A note on the stack's file has the figure of the stack's split, and EPLB's.
+    let notes =
+        notes(&["plan", "export", out.to_str().unwrap(), "--to", "sglang", "-o", file.to_str().unwrap()]);
     let said =
         format!("with the even split: {:.3} (EPLB {:.3})", mean(&even["imbalance"]), mean(&even["eplb"]));
     assert!(notes.contains(&said), "{said}: {notes}");
@@ -73,17 +73,17 @@ fn the_target_decides_what_is_planned_and_judged() {
         let [found, eplb] = ["imbalance", "eplb"].map(|of| own[of]["mean"].as_f64().unwrap());
         assert!(found <= 1.005 * eplb, "{own}");
     }
-    // A plan for one stack, written for another: said.
+    // A plan for one stack that is written for another causes a note.
     let out = folder.path().join("p.json");
     plan(&out, &["--for", "evenkeel"]);
-    let notes = notes(&["export", out.to_str().unwrap(), "--to", "vllm", "-o", "-"]);
+    let notes = notes(&["plan", "export", out.to_str().unwrap(), "--to", "vllm", "-o", "-"]);
     assert!(notes.contains("the plan was made for evenkeel; vllm does the vllm split"), "{notes}");
 }
 
 #[test]
 fn a_recorded_dump_goes_to_sglang_with_the_even_figure() {
     let Some(traces) = std::env::var_os("EVENKEEL_REAL_TRACES") else {
-        println!("skipped: no real traces");
+        skipped("no real traces");
         return;
     };
     let dump = Path::new(&traces).join("deepseek-r1-sglang-dumps/expert_distribution_fp4_8k1k_compressed.pt");
@@ -106,7 +106,7 @@ fn a_recorded_dump_goes_to_sglang_with_the_even_figure() {
     let even = figure(&d["figures"], "even");
     let mean = |value: &Value| value["mean"].as_f64().unwrap();
     assert!(mean(&even["imbalance"]) <= 1.002 * mean(&even["eplb"]), "{even}");
-    let notes = notes(&["export", out, "--to", "sglang", "-o", file.to_str().unwrap()]);
+    let notes = notes(&["plan", "export", out, "--to", "sglang", "-o", file.to_str().unwrap()]);
     assert!(
         notes.contains(&format!(
             "even split: {:.3} (EPLB {:.3})",
@@ -116,7 +116,7 @@ fn a_recorded_dump_goes_to_sglang_with_the_even_figure() {
         "{notes}"
     );
     assert!(notes.contains("--ep-num-redundant-experts 32"), "{notes}");
-    // Batches are drawn from the totals; the check draws the same.
+    // Batches are drawn from the totals, and the check draws the same ones.
     assert_eq!(d["memory"]["redundant_bytes_per_rank"], 2_554_331_136u64);
     let check = document(&["plan", "check", out, "--trace", dump, "--json"]);
     assert_eq!(check["judged_again"]["mean"], even["imbalance"]["mean"]);

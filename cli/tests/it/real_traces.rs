@@ -1,50 +1,64 @@
-//! The acceptance on recorded traces, found through `EVENKEEL_REAL_TRACES`; skipped without it.
+//! Acceptance tests on recorded traces, found through `EVENKEEL_REAL_TRACES` and skipped without it.
 //!
-//! `cargo test --test real_traces -- --nocapture` prints the tables.
+//! `cargo test -p evenkeel-cli --test it -- --nocapture real_traces::` prints the tables.
 
 #![allow(clippy::unwrap_used)]
 
+use crate::skip_support::skipped;
 use evenkeel::cluster::Cluster;
 use evenkeel::place::{self, Policy};
 use evenkeel::planner::Planner;
-use evenkeel::simulate::{Config, Outcome, locality, simulate, worth};
-use evenkeel::split::{Keep, Method, Traffic, roofline};
-use evenkeel::trace::{self, Batching, Order, ReadOptions, Trace};
+use evenkeel::split::{PrimaryObjective, SplitMethod, TokenTraffic, expert_roofline};
+use evenkeel_simulate::{
+    SimulationConfig, SimulationResult, compare_planning_cost, measure_locality, simulate,
+};
+use evenkeel_trace::{self as trace, Batching, ReadOptions, RequestOrder, Trace};
 use std::path::PathBuf;
 
 fn folder(name: &str) -> Option<PathBuf> {
     let found = std::env::var_os("EVENKEEL_REAL_TRACES").map(|root| PathBuf::from(root).join(name));
     let found = found.filter(|path| path.is_dir());
     if found.is_none() {
-        println!("skipped: no real traces");
+        skipped("no real traces");
     }
     found
 }
 
-fn decode(path: PathBuf, in_flight: usize, order: Order, seed: u64) -> Trace {
+fn decode(path: PathBuf, in_flight: usize, order: RequestOrder, seed: u64) -> Trace {
     let options =
         ReadOptions { batching: Batching::Decode { in_flight }, order, seed, ..ReadOptions::default() };
     trace::read(&[path], &options, &()).unwrap()
 }
 
-fn run(trace: &Trace, ranks: usize, redundant: usize, policies: &[&str], methods: &[Method]) -> Outcome {
+fn run(
+    trace: &Trace,
+    ranks: usize,
+    redundant: usize,
+    policies: &[&str],
+    methods: &[SplitMethod],
+) -> SimulationResult {
     let cluster = Cluster::new(ranks, 1, trace.experts(), redundant).unwrap();
     let policies: Vec<Box<dyn Policy>> =
         policies.iter().map(|name| place::policy(name, 1, &cluster).unwrap()).collect();
-    let config = Config::first_part(trace, cluster, methods.to_vec(), 0.4).unwrap();
+    let config = SimulationConfig::first_part(trace, cluster, methods.to_vec(), 0.4).unwrap();
     simulate(trace, &config, &policies, &()).unwrap()
 }
 
-/// DESIGN 4.3's ordering on `gptoss20b-decode`, 8 ranks x 5 slots, decode batch 64, planned on the first 40 %.
+/// Ordering of policies on `gptoss20b-decode`, 8 ranks x 5 slots, decode batch 64, planned on the first 40 %.
 #[test]
 fn gptoss_decode_ordering_over_five_seeds() {
     let Some(path) = folder("gptoss20b-decode") else { return };
     println!("order     seed  contiguous-even  eplb-even  eplb-exact  lplb:ring-exact   (mean imbalance)");
-    for order in [Order::Shuffled, Order::Recorded] {
+    for order in [RequestOrder::Shuffled, RequestOrder::Recorded] {
         for seed in 0..5 {
             let trace = decode(path.clone(), 64, order, seed);
-            let outcome =
-                run(&trace, 8, 8, &["contiguous", "eplb", "lplb:ring"], &[Method::Even, Method::Exact]);
+            let outcome = run(
+                &trace,
+                8,
+                8,
+                &["contiguous", "eplb", "lplb:ring"],
+                &[SplitMethod::Even, SplitMethod::Exact],
+            );
             let mean = |row: usize| outcome.rows[row].imbalance.mean;
             let table = [mean(0), mean(2), mean(3), mean(5)];
             println!(
@@ -56,7 +70,7 @@ fn gptoss_decode_ordering_over_five_seeds() {
     }
 }
 
-/// The exact split is at or below every other in every single batch, on every real trace with batches.
+/// The exact split is at or below every other one in every single batch of every real trace with batches.
 #[test]
 fn exact_is_never_above_any_other_split() {
     let cases = [
@@ -68,9 +82,9 @@ fn exact_is_never_above_any_other_split() {
         let options = ReadOptions { batching, ..ReadOptions::default() };
         let trace = trace::read(&[path], &options, &()).unwrap();
         let redundant = ranks; // one per rank
-        let outcome = run(&trace, ranks, redundant, &["contiguous", "eplb", "lplb:ring"], &Method::ALL);
-        let methods = Method::ALL.len();
-        let exact = Method::ALL.iter().position(|&m| m == Method::Exact).unwrap();
+        let outcome = run(&trace, ranks, redundant, &["contiguous", "eplb", "lplb:ring"], &SplitMethod::ALL);
+        let methods = SplitMethod::ALL.len();
+        let exact = SplitMethod::ALL.iter().position(|&m| m == SplitMethod::Exact).unwrap();
         let mut compared = 0;
         for policy in outcome.rows.chunks(methods) {
             for other in policy {
@@ -92,7 +106,8 @@ fn exact_is_never_above_any_other_split() {
     }
 }
 
-/// Three of the six recorder dumps hold nothing but zeros: a notice when read, a clear error when planned.
+/// Three of the six recorder dumps contain only zeros. They cause a notice when read and a clear error when
+/// planned.
 #[test]
 fn all_zero_dumps_are_told() {
     let Some(path) = folder("deepseek-r1-sglang-dumps") else { return };
@@ -104,28 +119,36 @@ fn all_zero_dumps_are_told() {
             "{:?}",
             trace.notices()
         );
-        let error = evenkeel::simulate::busy_layers(&trace).unwrap_err().to_string();
+        let error = evenkeel::evaluate::busy_layers(&trace).unwrap_err().to_string();
         assert!(error.contains("holds no tokens"), "{error}");
     }
     let trace = trace::read(&[path], &ReadOptions::default(), &()).unwrap();
     assert_eq!((trace.experts(), trace.layers().len(), trace.idle_layers()), (256, 61, vec![0, 1, 2]));
 }
 
-/// The worth-it rule on recorded decode batches: beside never and always planning.
+/// The rule that plans only if planning may pay, on recorded decode batches. It is compared with never and
+/// always planning.
 #[test]
 fn planning_where_it_may_pay_on_decode_batches() {
     let Some(path) = folder("gptoss20b-decode") else { return };
     println!("batch  plan us  policy      even us  always us  rule us  planned");
     let (model, gpu) = ("gpt-oss-20b".parse().unwrap(), "h100".parse().unwrap());
     for in_flight in [16, 64] {
-        let trace = decode(path.clone(), in_flight, Order::Recorded, 0);
+        let trace = decode(path.clone(), in_flight, RequestOrder::Recorded, 0);
         let cluster = Cluster::new(8, 1, trace.experts(), 8).unwrap();
         let policies: Vec<Box<dyn Policy>> =
             ["eplb", "lplb:ring"].map(|name| place::policy(name, 1, &cluster).unwrap()).into();
-        let config = Config::first_part(&trace, cluster, vec![Method::Exact], 0.4).unwrap();
+        let config = SimulationConfig::first_part(&trace, cluster, vec![SplitMethod::Exact], 0.4).unwrap();
         let outcome = simulate(&trace, &config, &policies, &()).unwrap();
         for plan_us in [1, 5, 20, 100] {
-            let rows = worth(&trace, &config, &outcome, roofline(&model, &gpu), plan_us * 1_000_000).unwrap();
+            let rows = compare_planning_cost(
+                &trace,
+                &config,
+                &outcome,
+                expert_roofline(&model, &gpu),
+                plan_us * 1_000_000,
+            )
+            .unwrap();
             for row in rows {
                 let us = |ps: u64| ps as f64 / 1e6 / row.batches as f64;
                 println!(
@@ -138,15 +161,15 @@ fn planning_where_it_may_pay_on_decode_batches() {
                 );
                 assert!(row.rule_ps <= row.always_ps, "planning less must not cost more: {row:?}");
                 assert!(row.bound_ps <= row.rule_ps);
-                // Where a plan costs more than most batches could gain, most batches are spared it.
+                // If a plan costs more than most batches could gain, most batches skip it.
                 assert!(plan_us < 20 || row.planned_batches * 10 < row.batches, "{row:?}");
             }
         }
     }
 }
 
-/// Every token of every real trace redirected: the slots meet their quotas to the token, and least traffic is at the
-/// same peak. Totals have no tokens; theirs are dealt out to the sources in turn.
+/// Every token of every real trace is redirected. The slots meet their quotas to the token, and least traffic
+/// has the same peak. Totals have no tokens, so their tokens are dealt to the sources in turn.
 #[test]
 fn tokens_meet_their_quotas_on_every_real_trace() {
     println!("trace                    split                 own rank  own node  elsewhere");
@@ -160,10 +183,11 @@ fn tokens_meet_their_quotas_on_every_real_trace() {
         let tokens = trace::read_tokens(&[path], &options, &()).unwrap();
         let cluster = Cluster::new(ranks, 2, tokens.trace().experts(), redundant).unwrap();
         let policies = vec![place::policy("lplb:ring", 1, &cluster).unwrap()];
-        let config = Config::first_part(tokens.trace(), cluster, vec![Method::Exact], 0.4).unwrap();
+        let config =
+            SimulationConfig::first_part(tokens.trace(), cluster, vec![SplitMethod::Exact], 0.4).unwrap();
         let outcome = simulate(tokens.trace(), &config, &policies, &()).unwrap();
         // An unmet quota would be an error.
-        let rows = locality(&tokens, &config, &outcome).unwrap();
+        let rows = measure_locality(&tokens, &config, &outcome).unwrap();
         assert!(rows.iter().all(|row| row.peaks == rows[0].peaks && row.batches == outcome.batches));
         for row in &rows {
             print_traffic(name, row.keep, row.traffic);
@@ -174,14 +198,14 @@ fn tokens_meet_their_quotas_on_every_real_trace() {
         let Some(path) = folder(name) else { return };
         let trace = trace::read(&[path], &ReadOptions::default(), &()).unwrap();
         let cluster = Cluster::new(ranks, 4, trace.experts(), redundant).unwrap();
-        let mut sums = [Traffic::default(); 3];
-        for &layer in &evenkeel::simulate::busy_layers(&trace).unwrap() {
-            let history = evenkeel::forecast::History::whole(&trace, layer);
+        let mut sums = [TokenTraffic::default(); 3];
+        for &layer in &evenkeel::evaluate::busy_layers(&trace).unwrap() {
+            let history = evenkeel::forecast::History::from_trace(&trace, layer);
             let placement = place::policy("eplb", 1, &cluster).unwrap().place(&history, &cluster).unwrap();
             let mut planners = [
                 Planner::new(placement.clone(), cluster).unwrap(),
-                Planner::local(placement.clone(), cluster, Keep::Peak).unwrap(),
-                Planner::local(placement.clone(), cluster, Keep::Vector).unwrap(),
+                Planner::with_min_traffic(placement.clone(), cluster, PrimaryObjective::Peak).unwrap(),
+                Planner::with_min_traffic(placement.clone(), cluster, PrimaryObjective::Vector).unwrap(),
             ];
             for step in 0..trace.steps().len() {
                 let ids = dealt(trace.loads(step, layer), ranks);
@@ -203,18 +227,20 @@ fn tokens_meet_their_quotas_on_every_real_trace() {
                 assert!(peaks.iter().all(|&peak| peak == peaks[0]));
             }
         }
-        for (keep, sum) in [None, Some(Keep::Peak), Some(Keep::Vector)].into_iter().zip(sums) {
+        for (keep, sum) in
+            [None, Some(PrimaryObjective::Peak), Some(PrimaryObjective::Vector)].into_iter().zip(sums)
+        {
             print_traffic(name, keep, sum);
         }
     }
 }
 
-fn print_traffic(name: &str, keep: Option<Keep>, traffic: Traffic) {
+fn print_traffic(name: &str, keep: Option<PrimaryObjective>, traffic: TokenTraffic) {
     let share = |pairs: u64| 100.0 * pairs as f64 / traffic.pairs() as f64;
     let split = match keep {
         None => "peak",
-        Some(Keep::Peak) => "peak, traffic",
-        Some(Keep::Vector) => "peak, vector, traffic",
+        Some(PrimaryObjective::Peak) => "peak, traffic",
+        Some(PrimaryObjective::Vector) => "peak, vector, traffic",
     };
     println!(
         "{name:24} {split:21} {:7.1}%  {:7.1}%  {:8.1}%",
@@ -224,7 +250,8 @@ fn print_traffic(name: &str, keep: Option<Keep>, traffic: Traffic) {
     );
 }
 
-/// One id per token, dealt out to the sources in blocks of unequal size; at most 40 000 tokens of a batch.
+/// Returns one id per token, dealt to the sources in blocks of unequal size. A batch has at most 40 000
+/// tokens.
 fn dealt(loads: &[u64], ranks: usize) -> Vec<Vec<i32>> {
     let most = loads.iter().sum::<u64>().div_ceil(40_000).max(1);
     let mut ids = vec![vec![]; ranks];

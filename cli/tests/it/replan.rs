@@ -1,10 +1,8 @@
-//! Planning again, with a past, after losses and under budgets: as a user runs it.
+//! Re-planning from a previous plan, after losses and under budgets, as users run it.
 
 #![allow(clippy::unwrap_used)]
 
-mod command;
-
-use command::{document, evenkeel, refusal, stdout, trace_file};
+use crate::command::{document, evenkeel, refusal, stdout, trace_file};
 use serde_json::Value;
 use std::fs;
 
@@ -12,11 +10,12 @@ use std::fs;
 fn replanning_follows_a_drift_and_counts_its_moves() {
     let folder = tempfile::tempdir().unwrap();
     let trace = trace_file(folder.path(), "drift.csv", 40, |step| step / 8);
-    let base = ["simulate", &trace, "--ranks", "4", "--policies", "contiguous,eplb,lplb:ring", "--json"];
+    let base =
+        ["simulate", "replay", &trace, "--ranks", "4", "--policies", "contiguous,eplb,lplb:ring", "--json"];
     for window in [&["--window", "auto"][..], &["--window", "4"], &["--decay", "3"]] {
         let d = document(&[&base[..], &["--replan-every", "4", "--max-moves", "1,3"], window].concat());
         let rows = d["replan"]["rows"].as_array().unwrap();
-        // Three policies, two splits; never, again, two limits, oracle.
+        // Three policies, two splits, and five rows: never, again, two limits, oracle.
         assert_eq!(rows.len(), 3 * 2 * 5);
         for rows in rows.chunks(5) {
             let names: Vec<&str> = rows.iter().map(|row| row["planned_again"].as_str().unwrap()).collect();
@@ -24,20 +23,21 @@ fn replanning_follows_a_drift_and_counts_its_moves() {
             for (row, limit) in rows.iter().zip([Some(0), None, Some(1), Some(3), None]) {
                 assert!(row["imbalance"]["mean"].as_f64() >= Some(1.0) && row["plan_ms"].is_f64());
                 if let Some(limit) = limit {
-                    // Two layers.
+                    // The limit applies to each of two layers.
                     assert!(row["moves"].as_u64().unwrap() <= 2 * limit * row["replans"].as_u64().unwrap());
                 }
             }
         }
-        // The plain table is the row that is never planned again.
+        // The plain table equals the row that is never re-planned.
         let never = rows.iter().find(|row| row["policy"] == "eplb" && row["split"] == "exact").unwrap();
         let plain = d["results"].as_array().unwrap();
         let plain = plain.iter().find(|row| row["policy"] == "eplb" && row["split"] == "exact").unwrap();
         assert_eq!(never["imbalance"], plain["imbalance"]);
     }
-    let text = stdout(&[&base[..6], &["--replan-every", "4", "--max-moves", "2"]].concat());
+    let text = stdout(&[&base[..7], &["--replan-every", "4", "--max-moves", "2"]].concat());
     assert!(text.contains("Planned again every 4 steps") && text.contains("<= 2 moves"), "{text}");
-    assert!(document(&base)["replan"].is_null());
+    let plain = [&base[..1], &base[2..]].concat();
+    assert!(document(&plain)["replan"].is_null());
     assert!(refusal(&[&base[..], &["--replan-every", "0"]].concat()).contains("--replan-every 0"));
     assert!(refusal(&[&base[..], &["--replan-every", "2", "--decay", "0"]].concat()).contains("--decay 0"));
     let usage = evenkeel(&[&base[..], &["--replan-every", "2", "--window", "0"]].concat());
@@ -49,7 +49,18 @@ fn replaying_does_not_depend_on_threads() {
     let folder = tempfile::tempdir().unwrap();
     let trace = trace_file(folder.path(), "drift.csv", 30, |step| step / 5);
     let rows = |threads: &str| {
-        let args = ["simulate", &trace, "--ranks", "4", "--replan-every", "3", "--max-moves", "2", "--json"];
+        let args = [
+            "simulate",
+            "replay",
+            &trace,
+            "--ranks",
+            "4",
+            "--replan-every",
+            "3",
+            "--max-moves",
+            "2",
+            "--json",
+        ];
         let mut d = document(&[&args[..], &["--threads", threads]].concat());
         for row in d["replan"]["rows"].as_array_mut().unwrap() {
             row["plan_ms"] = Value::Null;
@@ -63,7 +74,11 @@ fn plan(trace: &str, out: &str, more: &[&str]) -> Value {
     document(&[&["plan", trace, "-o", out, "--json"], more].concat())
 }
 
-/// The ranks of every expert in every layer of a plan file: `[layer][expert]`.
+fn replan(previous: &str, trace: &str, out: &str, more: &[&str]) -> Value {
+    document(&[&["plan", "replan", previous, trace, "-o", out, "--json"], more].concat())
+}
+
+/// Returns the ranks of every expert in every layer of a plan file: `[layer][expert]`.
 fn hosts(path: &str) -> Vec<Vec<Vec<usize>>> {
     let plan: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let experts = plan["model"]["experts"].as_u64().unwrap() as usize;
@@ -90,12 +105,12 @@ fn a_plan_with_a_past_keeps_what_it_can() {
         (trace_file(folder.path(), "old.csv", 10, |_| 0), trace_file(folder.path(), "new.csv", 10, |_| 4));
     let (first, next) = (at("first.json"), at("next.json"));
     plan(&old, &first, &["--ranks", "4"]);
-    // The same trace again: nothing moves.
-    let same = plan(&old, &next, &["--previous", &first]);
+    // On the same trace nothing moves.
+    let same = replan(&first, &old, &next, &[]);
     assert_eq!((same["moves"]["total"].as_u64(), hosts(&next)), (Some(0), hosts(&first)));
     assert_eq!(fs::read_to_string(&next).unwrap(), fs::read_to_string(&first).unwrap());
-    // Another trace, few moves: what is listed has come, nothing else.
-    let moved = plan(&new, &next, &["--previous", &first, "--max-moves", "2"]);
+    // On another trace with few moves, exactly the listed moves have happened.
+    let moved = replan(&first, &new, &next, &["--max-moves", "2"]);
     let (before, after) = (hosts(&first), hosts(&next));
     for (at, layer) in moved["moves"]["layers"].as_array().unwrap().iter().enumerate() {
         let moves = layer["moves"].as_array().unwrap();
@@ -113,15 +128,17 @@ fn a_plan_with_a_past_keeps_what_it_can() {
         assert_eq!(listed, come);
     }
     let imbalance = |d: &Value| d["expected"]["imbalance"]["mean"].as_f64().unwrap();
-    let stayed = plan(&new, &next, &["--previous", &first, "--max-moves", "0"]);
+    let stayed = replan(&first, &new, &next, &["--max-moves", "0"]);
     assert!(imbalance(&moved) < imbalance(&stayed));
-    let table = stdout(&["plan", &new, "--previous", &first, "-v"]);
+    let table = stdout(&["plan", "replan", &first, &new, "-v"]);
     assert!(table.contains("moves in 2 layers") && table.contains("from rank"), "{table}");
 
-    let wrong = |more: &[&str]| refusal(&[&["plan", &new, "--previous", &first], more].concat());
-    assert!(wrong(&["--ranks", "8"]).contains("--ranks 8: the previous plan leaves 4"));
-    assert!(wrong(&["--redundant", "8"]).contains("--redundant 8: the previous plan leaves 4"));
-    assert!(refusal(&["plan", &new, "--previous", "/nowhere.json"]).contains("--previous /nowhere.json"));
+    // The plan determines the cluster.
+    for option in ["--ranks", "--redundant", "--nodes"] {
+        let usage = evenkeel(&["plan", "replan", &first, &new, option, "4"]);
+        assert_eq!(usage.status.code(), Some(2), "{option}");
+    }
+    assert!(refusal(&["plan", "replan", "/nowhere.json", &new]).contains("/nowhere.json"));
     assert!(refusal(&["plan", &new]).contains("--ranks is missing"));
 }
 
@@ -135,7 +152,7 @@ fn a_move_is_made_only_if_it_pays() {
     plan(&old, &first, &["--ranks", "4"]);
     let pays = |steps: &str| {
         let more = ["--link-gbps", "400", "--model", "deepseek-v3,h100", "--max-moves", "2"];
-        plan(&new, &next, &[&["--previous", &first, "--horizon-steps", steps], &more[..]].concat())
+        replan(&first, &new, &next, &[&["--horizon-steps", steps], &more[..]].concat())
     };
     let layers = |d: &Value| d["moves"]["layers"].as_array().unwrap().clone();
     for layer in layers(&pays("1")) {
@@ -143,7 +160,7 @@ fn a_move_is_made_only_if_it_pays() {
             (layer["pays"]["made"].as_bool(), layer["moves"].as_array().unwrap().len()),
             (Some(false), 0)
         );
-        // 44 MB over 400 Gb/s: 881 us per copy that the busiest rank receives.
+        // 44 MB over 400 Gb/s: 881 us per expert that the busiest rank receives.
         let cost = layer["pays"]["cost_us"].as_f64().unwrap();
         assert!(
             (cost / 880.8).round() >= 1.0 && (cost / 880.803_84 - (cost / 880.8).round()).abs() < 1e-3,
@@ -158,9 +175,9 @@ fn a_move_is_made_only_if_it_pays() {
     }
     let text = stdout(&[
         "plan",
-        &new,
-        "--previous",
+        "replan",
         &first,
+        &new,
         "--horizon-steps",
         "100",
         "--link-gbps",
@@ -169,7 +186,7 @@ fn a_move_is_made_only_if_it_pays() {
         "deepseek-v3,h100",
     ]);
     assert!(text.contains("over 100 steps for") && text.contains("it does not pay in 2 layers"), "{text}");
-    let usage = evenkeel(&["plan", &new, "--previous", &first, "--horizon-steps", "100"]);
+    let usage = evenkeel(&["plan", "replan", &first, &new, "--horizon-steps", "100"]);
     assert_eq!(usage.status.code(), Some(2));
 }
 
@@ -180,7 +197,7 @@ fn after_a_loss_the_others_keep_what_they_have() {
     let trace = trace_file(folder.path(), "old.csv", 10, |_| 0);
     let (first, next) = (at("first.json"), at("next.json"));
     plan(&trace, &first, &["--ranks", "8", "--redundant", "8", "--nodes", "2"]);
-    let d = plan(&trace, &next, &["--previous", &first, "--without-rank", "5"]);
+    let d = replan(&first, &trace, &next, &["--lost-ranks", "5"]);
     assert_eq!((d["cluster"]["ranks"].as_u64(), d["cluster"]["usable_slots"].as_u64()), (Some(7), Some(21)));
     let (before, after) = (hosts(&first), hosts(&next));
     for (at, layer) in d["moves"]["layers"].as_array().unwrap().iter().enumerate() {
@@ -197,9 +214,9 @@ fn after_a_loss_the_others_keep_what_they_have() {
         }
     }
     assert_eq!(document(&["plan", "check", &next, "--json"])["valid"], true);
-    let wrong = |more: &[&str]| refusal(&[&["plan", &trace, "--previous", &first], more].concat());
-    assert!(wrong(&["--without-rank", "8"]).contains("rank 8 of only 8"));
-    assert!(wrong(&["--without-rank", "0,1,2"]).contains("15 slots are left, 16 experts need one each"));
+    let wrong = |more: &[&str]| refusal(&[&["plan", "replan", &first, &trace], more].concat());
+    assert!(wrong(&["--lost-ranks", "8"]).contains("rank 8 of only 8"));
+    assert!(wrong(&["--lost-ranks", "0,1,2"]).contains("15 slots are left, 16 experts need one each"));
 }
 
 #[test]
@@ -217,11 +234,14 @@ fn secure_plans_survive_every_loss() {
         "recourse:iterations=500",
         "lp-round",
     ] {
-        let d =
-            plan(&trace, &out, &["--ranks", "4", "--redundant", "16", "--policy", policy, "--secure", "1"]);
+        let d = plan(
+            &trace,
+            &out,
+            &["--ranks", "4", "--redundant", "16", "--policy", policy, "--survive-rank-loss", "1"],
+        );
         assert_eq!(d["after_loss"]["every_expert_survives"], true, "{policy}");
         assert!(d["after_loss"]["worst_imbalance"]["mean"].as_f64() >= Some(1.0));
-        // Exhaustively: whichever rank goes, every expert has another.
+        // Exhaustive check: after the loss of any rank, every expert has another replica.
         for layer in hosts(&out) {
             for lost in 0..4 {
                 assert!(layer.iter().all(|ranks| ranks.iter().any(|&rank| rank != lost)), "{policy} {lost}");
@@ -230,26 +250,30 @@ fn secure_plans_survive_every_loss() {
         assert_eq!(document(&["plan", "check", &out, "--json"])["survives_any_loss"], true);
     }
     assert!(stdout(&["plan", "check", &out]).contains("every expert survives the loss of any one rank"));
-    // With the trace, what each loss does is told, the same as when planning.
-    let d = plan(&trace, &out, &["--ranks", "4", "--redundant", "16", "--policy", "eplb", "--secure", "1"]);
+    // With the trace, the check reports the consequences of each loss, equal to those of planning.
+    let d = plan(
+        &trace,
+        &out,
+        &["--ranks", "4", "--redundant", "16", "--policy", "eplb", "--survive-rank-loss", "1"],
+    );
     let checked = document(&["plan", "check", &out, "--trace", &trace, "--json"]);
     assert_eq!(checked["after_loss"], d["after_loss"]);
     let text = stdout(&["plan", "check", &out, "--trace", &trace]);
     assert!(text.contains("after the loss of a rank: mean imbalance"), "{text}");
-    let few = ["plan", &trace, "--ranks", "4", "--redundant", "8", "-o", &out, "--secure"];
+    let few = ["plan", &trace, "--ranks", "4", "--redundant", "8", "-o", &out, "--survive-rank-loss"];
     let wrong = refusal(&[&few[..], &["1"]].concat());
     assert!(wrong.contains("16 experts need 32 slots (--redundant 16 or more), there are 24"), "{wrong}");
     let best = document(&[&few[..], &["best", "--json"]].concat());
     assert_eq!(best["after_loss"]["every_expert_survives"], false);
     assert!(best["after_loss"]["most_at_risk"]["tokens"].as_u64() > Some(0));
-    // Eight of sixteen are covered, the heaviest among them.
+    // Eight of sixteen are covered, including the heaviest.
     for layer in hosts(&out) {
         assert!(layer.iter().filter(|ranks| ranks.len() >= 2).count() >= 8);
     }
     assert_eq!(document(&["plan", "check", &out, "--json"])["survives_any_loss"], false);
-    // Secure with a past.
-    plan(&trace, &out, &["--ranks", "4", "--redundant", "16", "--secure", "1"]);
-    let again = plan(&trace, &at("next.json"), &["--previous", &out, "--secure", "1"]);
+    // Fault tolerance with a previous plan.
+    plan(&trace, &out, &["--ranks", "4", "--redundant", "16", "--survive-rank-loss", "1"]);
+    let again = replan(&out, &trace, &at("next.json"), &["--survive-rank-loss", "1"]);
     assert_eq!(
         (&again["moves"]["total"], &again["after_loss"]["every_expert_survives"]),
         (&0.into(), &true.into())
@@ -264,22 +288,29 @@ fn slots_need_not_divide() {
     let out = at("plan.json");
     let uneven = ["--ranks", "6", "--redundant", "4", "--uneven"];
     let wrong = refusal(&[&["plan", &trace, "--policy", "eplb"], &uneven[..]].concat());
-    assert!(wrong.contains("eplb: 20 slots do not divide over 6 ranks: expected as many on each"), "{wrong}");
-    let d = plan(&trace, &out, &[&["--policy", "contiguous", "--secure", "best"], &uneven[..]].concat());
+    assert!(
+        wrong.contains("eplb: 20 slots do not divide over 6 ranks: expected the same number on each"),
+        "{wrong}"
+    );
+    let d = plan(
+        &trace,
+        &out,
+        &[&["--policy", "contiguous", "--survive-rank-loss", "best"], &uneven[..]].concat(),
+    );
     assert_eq!(
         (d["cluster"]["slots_per_rank"].as_u64(), d["cluster"]["usable_slots"].as_u64()),
         (Some(4), Some(20))
     );
     assert_eq!(document(&["plan", "check", &out, "--json"])["empty_slots"], 2 * 4);
-    // A plan knows which slots are of no use.
+    // A plan records its unusable slots.
     let text = fs::read_to_string(&out).unwrap();
     let damaged = at("damaged.json");
     fs::write(&damaged, text.replace("\"usable_slots\":20", "\"usable_slots\":19")).unwrap();
-    assert!(refusal(&["plan", "check", &damaged]).contains("has no use of slot 3"), "{text}");
+    assert!(refusal(&["plan", "check", &damaged]).contains("cannot use slot 3"), "{text}");
     fs::write(&damaged, text.replace("\"usable_slots\":20", "\"usable_slots\":18")).unwrap();
     assert!(refusal(&["plan", "check", &damaged]).contains("cluster.usable_slots"));
-    // And it can be a past.
-    let again = plan(&trace, &at("next.json"), &["--policy", "contiguous", "--previous", &out]);
+    // Such a plan can be a previous plan.
+    let again = replan(&out, &trace, &at("next.json"), &["--policy", "contiguous"]);
     assert_eq!(again["cluster"]["usable_slots"], 20);
 }
 
@@ -287,7 +318,7 @@ fn slots_need_not_divide() {
 fn a_budget_goes_where_it_helps() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    // Layer 0 is level, layer 1 is not.
+    // Layer 0 is balanced, layer 1 is not.
     let mut text = String::from("step,layer,expert,tokens\n");
     for step in 0..6 {
         for expert in 0..16 {
@@ -303,10 +334,10 @@ fn a_budget_goes_where_it_helps() {
     assert_eq!(d["redundant_by_layer"], serde_json::json!([0, 4]), "four slots are enough: {d}");
     assert_eq!(document(&["plan", "check", &out, "--json"])["empty_slots"], 4);
     assert_eq!(with("0")["redundant_by_layer"], serde_json::json!([0, 0]));
-    // Slots are bought for all ranks at once.
+    // Slots are added for all ranks at once.
     assert_eq!(with("3")["redundant_by_layer"], serde_json::json!([0, 0]));
     let few = refusal(&["plan", &trace, "--ranks", "4", "--policy", "lplb:ring:4", "--memory-budget", "7"]);
-    assert!(few.contains("needs 8 redundant slots at least"), "{few}");
+    assert!(few.contains("need at least 8 redundant slots"), "{few}");
     assert!(
         stdout(&["plan", &trace, "--ranks", "4", "--memory-budget", "8", "-v"])
             .contains("4 redundant slots in all")
@@ -322,25 +353,25 @@ fn two_kinds_of_traffic_are_planned_for_together() {
         let base = ["plan", &prefill, "--ranks", "4", "--policy", "recourse:iterations=2000", "--json"];
         document(&[&base[..], more].concat())
     };
-    let (apart, both) = (with(&[]), with(&["--and", &format!("{decode}:1")]));
+    let (apart, both) = (with(&[]), with(&["--blend", &format!("{decode}:1")]));
     assert!(apart["on_each_trace"].is_null());
     let on = |d: &Value, which: usize| d["on_each_trace"][which]["imbalance"]["mean"].as_f64().unwrap();
     assert_eq!(both["on_each_trace"].as_array().unwrap().len(), 2);
     assert_eq!(both["expected"]["batches"], 2 * 24, "two layers, as many batches of each");
-    // Planned for prefill alone and judged on decode, it is worse there.
+    // A plan for prefill alone is worse on decode.
     let out = folder.path().join("plan.json");
     let out = out.to_str().unwrap();
     with(&["-o", out]);
     let alone = evenkeel(&["plan", "check", out, "--trace", &decode, "--json"]);
     let alone: Value = serde_json::from_slice(&alone.stdout).unwrap();
     assert!(on(&both, 1) < alone["judged_again"]["mean"].as_f64().unwrap(), "{both} {alone}");
-    // A light weight: one batch of twelve.
-    assert_eq!(with(&["--and", &format!("{decode}:0.1")])["expected"]["batches"], 2 * 13);
+    // A light weight gives one batch of twelve.
+    assert_eq!(with(&["--blend", &format!("{decode}:0.1")])["expected"]["batches"], 2 * 13);
     let text =
-        stdout(&["plan", &prefill, "--ranks", "4", "--policy", "eplb", "--and", &format!("{decode}:2")]);
+        stdout(&["plan", &prefill, "--ranks", "4", "--policy", "eplb", "--blend", &format!("{decode}:2")]);
     assert!(text.contains("decode.csv alone: mean") && text.contains("weight 2"), "{text}");
     for wrong in ["decode.csv", "decode.csv:0", "decode.csv:x", "decode.csv:1:both=3"] {
-        let usage = evenkeel(&["plan", &prefill, "--ranks", "4", "--and", wrong]);
+        let usage = evenkeel(&["plan", &prefill, "--ranks", "4", "--blend", wrong]);
         let said = String::from_utf8_lossy(&usage.stderr).into_owned();
         assert!(usage.status.code() == Some(2) && said.contains("TRACE:WEIGHT"), "{said}");
     }
@@ -359,13 +390,13 @@ fn programmes_place_small_cases_beside_the_search() {
     let trace = folder.path().join("small.csv");
     fs::write(&trace, text).unwrap();
     let trace = trace.to_str().unwrap();
-    // Bounds and programmes are of exact splits.
+    // Bounds and linear programmes refer to exact splits.
     let exact = ["--for", "evenkeel", "--json"];
     let plan =
         |policy: &str| document(&[&["plan", trace, "--ranks", "6", "--policy", policy], &exact[..]].concat());
     let mean = |d: &Value| d["expected"]["imbalance"]["mean"].as_f64().unwrap();
     let rounded = plan("lp-round");
-    // Ten batches of six experts: all placements are tried.
+    // With ten batches of six experts, all placements are evaluated.
     let bound = &rounded["layers"][0]["placement_bound"];
     assert_eq!(bound["proof"], "all placements tried");
     let bound = bound["imbalance"].as_f64().unwrap();
@@ -389,7 +420,8 @@ fn programmes_place_small_cases_beside_the_search() {
 fn replaying_moves_only_where_that_pays() {
     let folder = tempfile::tempdir().unwrap();
     let trace = trace_file(folder.path(), "drift.csv", 40, |step| step / 8);
-    let base = ["simulate", &trace, "--ranks", "4", "--policies", "eplb", "--splits", "exact", "--json"];
+    let base =
+        ["simulate", "replay", &trace, "--ranks", "4", "--policies", "eplb", "--splits", "exact", "--json"];
     let moves = |gbps: &str| {
         let pays = ["--replan-every", "4", "--link-gbps", gbps, "--model", "deepseek-v3,h100"];
         let d = document(&[&base[..], &pays].concat());

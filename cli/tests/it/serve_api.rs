@@ -1,15 +1,13 @@
-//! `evenkeel serve` as its clients see it: every path, through the real binary on loopback.
+//! `evenkeel serve` from the view of its clients: every path, through the real program on loopback.
 
 #![cfg(feature = "serve")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-mod serve_support;
-
+use crate::serve_support::{CONFIG, Server, folder, loads, plan_of, shape};
 use evenkeel::export::{Dialect, write};
 use evenkeel::plan::Plan;
-use evenkeel::serve::{Loads, Phase, binary};
+use evenkeel_serve::{Loads, Phase, binary};
 use serde_json::{Value, json};
-use serve_support::{CONFIG, Server, folder, loads, plan_of, shape};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -25,6 +23,7 @@ fn with_model(config: &str) -> (tempfile::TempDir, Server) {
 fn models_are_made_once_and_told_by_name() {
     let (_data, server) = with_model(CONFIG);
     assert_eq!(server.put_model("m", &json!(shape())).status, 200);
+    server.loads("m", &loads(0..1));
     let other = server.put_model("m", &json!({"ranks": 8}));
     assert_eq!(other.status, 409, "{}", other.text);
     assert!(other.json()["expected"].as_str().unwrap().contains("\"ranks\":4"));
@@ -56,7 +55,7 @@ fn loads_are_taken_once_in_both_forms() {
     let kind = [("content-type", binary::CONTENT_TYPE)];
     let again = server.send("POST", path, &kind, Some(&binary::encode(&loads(1..5)))).json();
     assert_eq!((again["accepted"].as_u64(), again["repeated"].as_u64()), (Some(2), Some(2)));
-    // Step 2 with other counts: nothing of the post is taken.
+    // Step 2 arrives with other counts, so the whole post is refused.
     let mut wrong = loads(7..9);
     wrong.steps[1].id = 2;
     let refused = server.loads("m", &wrong);
@@ -111,12 +110,12 @@ fn the_plan_is_that_of_the_decision_core_in_every_dialect() {
     ] {
         assert_eq!(server.get(&format!("/v1/models/m/plan{query}")).status, status, "{query}");
     }
-    // History: every step once, a decision for every change of plan, reasons in words.
+    // The history has every step once, a decision for every change of plan, and reasons in words.
     let history = server.get("/v1/models/m/history").json();
     let points = history["points"].as_array().unwrap();
     assert_eq!(points.iter().map(|p| p["steps"].as_u64().unwrap()).sum::<u64>(), 40);
     let decisions = history["decisions"].as_array().unwrap();
-    let acted = decisions.iter().filter(|d| d["outcome"] == "acted").count();
+    let acted = decisions.iter().filter(|d| d["outcome"] == "applied").count();
     assert_eq!(acted as u64, version);
     assert!(decisions.iter().all(|d| !d["reason"].as_str().unwrap().is_empty()));
     server.terminate();
@@ -153,7 +152,7 @@ fn waiting_for_a_plan_ends_when_it_comes() {
 fn what_happens_is_streamed() {
     let (_data, server) = with_model(CONFIG);
     let mut stream = TcpStream::connect(server.address()).unwrap();
-    stream.set_read_timeout(Some(serve_support::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(crate::serve_support::PATIENCE)).unwrap();
     write!(stream, "GET /v1/models/m/events HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
     assert!(lines.next().unwrap().contains("200"));
@@ -184,7 +183,7 @@ fn asking_shows_before_it_acts() {
     let before = server.settled("m", "all");
     let shown = server.post("/v1/models/m/replan?dry_run=true").json();
     assert_eq!(shown["decision"]["outcome"], "dry_run", "{shown}");
-    let moves = shown["next"]["moves"].as_array().unwrap().len();
+    let moves = shown["preview"]["moves"].as_array().unwrap().len();
     assert!(moves > 0 && shown["decision"]["moves"].as_u64() == Some(moves as u64));
     assert!(
         shown["decision"]["imbalance"]["after"].as_f64() < shown["decision"]["imbalance"]["before"].as_f64()
@@ -197,8 +196,8 @@ fn asking_shows_before_it_acts() {
     );
     let made = server.post("/v1/models/m/replan").json();
     assert_eq!(
-        (made["decision"]["outcome"].as_str(), &made["next"]["moves"]),
-        (Some("acted"), &shown["next"]["moves"])
+        (made["decision"]["outcome"].as_str(), &made["preview"]["moves"]),
+        (Some("applied"), &shown["preview"]["moves"])
     );
     assert_eq!(server.settled("m", "all")["plan"], 2);
     server.terminate();
@@ -225,7 +224,7 @@ fn ranks_go_and_come_back() {
     let decision = &down["decisions"][0];
     assert_eq!(
         (decision["trigger"].as_str(), decision["outcome"].as_str()),
-        (Some("rank_down"), Some("acted")),
+        (Some("rank_down"), Some("applied")),
         "{down}"
     );
     let reply = server.get("/v1/models/m/plan");
@@ -238,14 +237,14 @@ fn ranks_go_and_come_back() {
     assert!(
         view["heat"].as_array().unwrap().iter().all(|layer| layer["ranks"].as_array().unwrap().len() == 3)
     );
-    // Planning goes on without it, and again with it.
+    // Planning continues without the rank, and later with it again.
     server.loads("m", &loads(10..20));
     server.settled("m", "all");
     let up = server.post("/v1/models/m/ranks/2/up").json();
-    assert_eq!(up["decisions"][0]["outcome"], "acted");
+    assert_eq!(up["decisions"][0]["outcome"], "applied");
     let plan = Plan::from_json(&server.get("/v1/models/m/plan").text).unwrap();
     assert_eq!(plan.cluster.ranks(), 4);
-    // With one more down, 12 slots are left for 16 experts.
+    // With one more rank down, 12 slots remain for 16 experts.
     assert_eq!(server.post("/v1/models/m/ranks/0/down").status, 200);
     let last = server.post("/v1/models/m/ranks/1/down");
     assert!(last.status == 422 && last.text.contains("12 slots are left"), "{}", last.text);
@@ -279,14 +278,14 @@ fn the_view_has_what_a_page_shows_and_metrics_are_bounded() {
     let view = server.get("/v1/models/m/view").json();
     assert_eq!((view["heat"].as_array().unwrap().len(), view["steps"].as_u64()), (3, Some(16)));
     let hot = &view["hottest"][0];
-    assert!(hot["over_mean"].as_f64().unwrap() > 2.0 && hot["copies"].as_u64().unwrap() >= 1, "{hot}");
-    assert_eq!(hot["ranks"].as_array().unwrap().len() as u64, hot["copies"].as_u64().unwrap());
+    assert!(hot["over_mean"].as_f64().unwrap() > 2.0 && hot["replicas"].as_u64().unwrap() >= 1, "{hot}");
+    assert_eq!(hot["ranks"].as_array().unwrap().len() as u64, hot["replicas"].as_u64().unwrap());
     assert!(
-        view["next"]["layers"]
+        view["preview"]["layers"].as_array().unwrap().iter().all(|l| l["ranks_after"]
             .as_array()
             .unwrap()
-            .iter()
-            .all(|l| l["ranks_after"].as_array().unwrap().len() == 4)
+            .len()
+            == 4)
     );
     let metrics = server.get("/metrics").text;
     let series = metrics.lines().filter(|line| !line.starts_with('#')).count();
@@ -317,7 +316,7 @@ fn the_view_has_what_a_page_shows_and_metrics_are_bounded() {
     server.terminate();
 }
 
-/// The blocks of a language in a Markdown file.
+/// Returns the blocks of a language in a Markdown file.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
     text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
@@ -325,15 +324,17 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
 
 #[test]
 fn the_documentation_lists_the_defaults() {
-    use evenkeel::serve::Config;
+    use evenkeel_serve::ServiceConfig;
     use std::path::Path;
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/serve.md")).unwrap();
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/serve.md")).unwrap();
     let [all, models] = blocks(&text, "toml").try_into().unwrap();
-    let (listed, default) = (Config::from_toml(&all, Path::new("docs")).unwrap(), Config::default());
-    assert_eq!(listed.options(None).unwrap(), default.options(None).unwrap());
-    let keys = serde_json::to_value(default.options(None).unwrap()).unwrap();
+    let (listed, default) =
+        (ServiceConfig::from_toml(&all, Path::new("docs")).unwrap(), ServiceConfig::default());
+    assert_eq!(listed.controller_config(None).unwrap(), default.controller_config(None).unwrap());
+    let keys = serde_json::to_value(default.controller_config(None).unwrap()).unwrap();
     assert_eq!(listed.decide.len(), keys.as_object().unwrap().len(), "every key of [decide] is listed");
-    assert_eq!(Config { decide: default.decide.clone(), ..listed }, default);
-    let config = Config::from_toml(&models, Path::new("docs")).unwrap();
+    assert_eq!(ServiceConfig { decide: default.decide.clone(), ..listed }, default);
+    let config = ServiceConfig::from_toml(&models, Path::new("docs")).unwrap();
     assert_eq!((config.models["r1"].ranks, config.source.len()), (32, 1));
 }

@@ -1,23 +1,22 @@
-//! The price of a move in `evenkeel serve`: what is assumed, that it is said, and that copies keep to their share of the time.
+//! The price of a move in `evenkeel serve`. The tests cover assumed values, their report, and the share of
+//! time that copies may take.
 
 #![cfg(feature = "serve")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-mod command;
-mod serve_support;
-
-use command::{document, refusal, stdout};
-use evenkeel::serve::{
-    Ask, DecideOptions, Decision, Lane, Online, Outcome, Phase, Seen, Shape, Trigger, online,
+use crate::command::{document, refusal, stdout};
+use crate::serve_support::{EXPERTS, Server, folder, loads, step};
+use evenkeel_serve::{
+    AcceptedStep, Backtest, ControllerConfig, Decision, DecisionOutcome, ModelSpec, Phase, PhaseCommand,
+    PhaseState, Trigger, backtest,
 };
-use evenkeel::trace::{self, ReadOptions, Trace};
+use evenkeel_trace::{self as trace, ReadOptions, Trace};
 use serde_json::{Value, json};
-use serve_support::{EXPERTS, Server, folder, loads, step};
 use std::sync::atomic::AtomicBool;
 
-const SAMPLE: &str = "traces/sample-decode.csv.zst";
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../traces/sample-decode.csv.zst");
 
-/// The first steps of two layers of the sample.
+/// Returns the first steps of two layers of the sample.
 fn sample(steps: usize) -> Trace {
     let trace = trace::read(&[SAMPLE.into()], &ReadOptions::default(), &()).unwrap();
     let layers = [0, 1];
@@ -28,23 +27,24 @@ fn sample(steps: usize) -> Trace {
         .unwrap()
 }
 
-fn shape_of(value: Value) -> Shape {
+fn shape_of(value: Value) -> ModelSpec {
     serde_json::from_value(value).unwrap()
 }
 
-/// The real policy with few iterations, deciding often.
-fn often() -> DecideOptions {
-    DecideOptions {
+/// Returns options with the real policy, few iterations and frequent decisions.
+fn often() -> ControllerConfig {
+    ControllerConfig {
         policy: "recourse:iterations=1000".into(),
         every: 8,
         drift: 0.0,
         min_gain: 0.0,
-        ..DecideOptions::default()
+        ..ControllerConfig::default()
     }
 }
 
-/// Asserts at every decision that copies, one after the other over one link, took at most this share of the steps' time.
-fn keeps_to(share: f64, step_ms: f64, online: &Online) {
+/// Asserts at every decision that copies, one after the other over one link, have taken at most this share of
+/// the steps' time.
+fn keeps_to(share: f64, step_ms: f64, online: &Backtest) {
     let mut spent = 0.0;
     for decision in &online.decisions {
         spent += decision.copy_ms;
@@ -61,20 +61,20 @@ fn copies_take_at_most_one_percent_of_the_time() {
     // The defaults, over a link that is fast enough for moves to pay.
     let fast = shape_of(json!({"ranks": 16, "redundant": 16, "link_gbps": 8000}));
     for shape in [&shape, &fast] {
-        keeps_to(0.01, 10.0, &online(&trace, shape, &often()).unwrap());
+        keeps_to(0.01, 10.0, &backtest(&trace, shape, &often()).unwrap());
     }
-    // A price that nearly every move pays: the share alone holds moves back.
-    let cheap = DecideOptions { move_cost: Some(0.05), ..often() };
-    let unlimited = online(&trace, &shape, &cheap).unwrap();
+    // At a price that nearly every move pays, only the share limits moves.
+    let cheap = ControllerConfig { move_cost: Some(0.05), ..often() };
+    let unlimited = backtest(&trace, &shape, &cheap).unwrap();
     assert_eq!(unlimited.copies.copy_share, None);
     assert!(unlimited.copies.spent_share > 0.02, "{:?}", unlimited.copies);
-    let limited = online(&trace, &shape, &DecideOptions { copy_share: Some(0.01), ..cheap }).unwrap();
+    let limited = backtest(&trace, &shape, &ControllerConfig { copy_share: Some(0.01), ..cheap }).unwrap();
     keeps_to(0.01, 10.0, &limited);
     assert!(limited.copies.spent_share > 0.005, "{:?}", limited.copies);
     assert!(limited.decisions.iter().any(|d| d.reason.contains("wait: copies may take 1 % of the time")));
     // Longer steps leave time for more copies.
-    let cheap = DecideOptions { move_cost: Some(0.05), copy_share: Some(0.01), step_ms: 25.0, ..often() };
-    let longer = online(&trace, &shape, &cheap).unwrap();
+    let cheap = ControllerConfig { move_cost: Some(0.05), copy_share: Some(0.01), step_ms: 25.0, ..often() };
+    let longer = backtest(&trace, &shape, &cheap).unwrap();
     keeps_to(0.01, 25.0, &longer);
     assert!(longer.moves > limited.moves, "{} {}", longer.moves, limited.moves);
 }
@@ -82,39 +82,47 @@ fn copies_take_at_most_one_percent_of_the_time() {
 #[test]
 fn a_stated_price_is_the_price_and_sets_no_limit() {
     let trace = sample(64);
-    let options = DecideOptions { move_cost: Some(0.4), ..often() };
-    let bare = online(&trace, &shape_of(json!({"ranks": 16, "redundant": 16})), &options).unwrap();
+    let options = ControllerConfig { move_cost: Some(0.4), ..often() };
+    let bare = backtest(&trace, &shape_of(json!({"ranks": 16, "redundant": 16})), &options).unwrap();
     let shape =
         json!({"ranks": 16, "redundant": 16, "model": "gpt-oss-20b", "gpu": "h100", "link_gbps": 400});
-    let named = online(&trace, &shape_of(shape), &options).unwrap();
+    let named = backtest(&trace, &shape_of(shape), &options).unwrap();
     assert!(bare.moves > 0);
     assert_eq!(bare.moves, named.moves);
     for (one, other) in bare.decisions.iter().zip(&named.decisions) {
-        assert!((one.cost - 0.4 * one.moves as f64).abs() < 1e-9 || one.outcome == Outcome::Kept, "{one:?}");
+        assert!(
+            (one.cost - 0.4 * one.moves as f64).abs() < 1e-9 || one.outcome == DecisionOutcome::Kept,
+            "{one:?}"
+        );
         assert_eq!((one.cost, one.gain, &one.reason), (other.cost, other.gain, &other.reason));
     }
     assert_eq!((bare.copies.move_cost, bare.copies.copy_share), (Some(0.4), None));
 }
 
-/// Decisions without what the clock says.
+/// Returns decisions without the fields that depend on the clock.
 fn timeless(decisions: Vec<Decision>) -> Vec<Decision> {
-    decisions.into_iter().map(|decision| Decision { took_ms: 0.0, at: 0, ..decision }).collect()
+    decisions
+        .into_iter()
+        .map(|decision| Decision { duration_ms: 0.0, timestamp_unix_s: 0, ..decision })
+        .collect()
 }
 
 #[test]
 fn a_killed_service_goes_on_with_what_copies_have_left() {
     let config = "[decide]\npolicy = \"eplb\"\nfirst_after = 4\nevery = 6\nmin_every = 3\nmax_moves = 3\nwindow = 16\njudged = 8\n\
-                  max_behind = 100000\nmove_cost = 0.5\ncopy_share = 0.01\nstep_ms = 60\n";
-    let options = evenkeel::serve::Config::from_toml(config, std::path::Path::new("test")).unwrap();
-    let options = options.options(None).unwrap();
+                  max_lag = 100000\nmove_cost = 0.5\ncopy_share = 0.01\nstep_ms = 60\n";
+    let options = evenkeel_serve::ServiceConfig::from_toml(config, std::path::Path::new("test")).unwrap();
+    let options = options.controller_config(None).unwrap();
     let shape = json!({"ranks": 4, "redundant": 8});
-    let mut lane = Lane::new(shape_of(shape.clone()), options, Phase::All, vec![1, 2, 5], EXPERTS).unwrap();
+    let mut lane =
+        PhaseState::new(shape_of(shape.clone()), options, Phase::All, vec![1, 2, 5], EXPERTS).unwrap();
     let (mut decisions, never) = (vec![], AtomicBool::new(false));
     for id in 0..90 {
-        let seen = Seen { accepted: id + 1, id, counts: step(id).counts };
-        if let Some(trigger) = lane.step(seen, 0).unwrap() {
-            let proposal = lane.propose(&Ask::Replan { trigger, dry_run: false }, &never).unwrap().unwrap();
-            lane.apply(&proposal).unwrap();
+        let seen = AcceptedStep { accepted: id + 1, id, counts: step(id).counts };
+        if let Some(trigger) = lane.apply_step(seen, 0).unwrap() {
+            let proposal =
+                lane.propose(&PhaseCommand::Replan { trigger, dry_run: false }, &never).unwrap().unwrap();
+            lane.apply_proposal(&proposal).unwrap();
             decisions.push(proposal.decision);
         }
     }
@@ -133,32 +141,32 @@ fn a_killed_service_goes_on_with_what_copies_have_left() {
     let history: Vec<Decision> =
         serde_json::from_value(server.get("/v1/models/m/history").json()["decisions"].clone()).unwrap();
     assert_eq!(timeless(history), timeless(decisions));
-    assert_eq!(state["copies"], serde_json::to_value(lane.copies()).unwrap());
+    assert_eq!(state["copies"], serde_json::to_value(lane.copy_status()).unwrap());
     server.terminate();
 }
 
 #[test]
 fn copies_that_cannot_wait_are_a_debt() {
-    let options = DecideOptions { policy: "eplb".into(), first_after: 4, ..DecideOptions::default() };
+    let options = ControllerConfig { policy: "eplb".into(), first_after: 4, ..ControllerConfig::default() };
     let shape = shape_of(json!({"ranks": 4, "redundant": 8}));
-    let mut lane = Lane::new(shape, options, Phase::All, vec![1, 2, 5], EXPERTS).unwrap();
+    let mut lane = PhaseState::new(shape, options, Phase::All, vec![1, 2, 5], EXPERTS).unwrap();
     let never = AtomicBool::new(false);
-    let ask = |lane: &mut Lane, ask: Ask| {
+    let ask = |lane: &mut PhaseState, ask: PhaseCommand| {
         let proposal = lane.propose(&ask, &never).unwrap().unwrap();
-        lane.apply(&proposal).unwrap();
+        lane.apply_proposal(&proposal).unwrap();
         proposal.decision
     };
     for id in 0..4 {
-        lane.step(Seen { accepted: id + 1, id, counts: step(id).counts }, 0).unwrap();
+        lane.apply_step(AcceptedStep { accepted: id + 1, id, counts: step(id).counts }, 0).unwrap();
     }
-    let first = ask(&mut lane, Ask::Replan { trigger: Trigger::First, dry_run: false });
+    let first = ask(&mut lane, PhaseCommand::Replan { trigger: Trigger::First, dry_run: false });
     assert_eq!(
         (first.outcome, first.copy_ms),
-        (Outcome::Acted, 0.0),
+        (DecisionOutcome::Applied, 0.0),
         "the first plan comes with the weights"
     );
-    let down = ask(&mut lane, Ask::Down(1));
-    let copies = lane.copies();
+    let down = ask(&mut lane, PhaseCommand::Down(1));
+    let copies = lane.copy_status();
     assert!(down.moves > 0 && copies.available_ms.unwrap() < 0.0, "{copies:?}");
     assert!((copies.spent_ms - down.copy_ms).abs() < 1e-9);
 }
@@ -193,7 +201,7 @@ fn what_is_assumed_is_said() {
         (&json!("gpt-oss-20b:fp8"), &json!("h200"), &json!(400))
     );
     assert_eq!(model["phases"][0]["copies"]["assumed"], json!([]));
-    // A link alone can be stated; the model is still assumed.
+    // A link can be stated alone. The model is still assumed.
     run(replay("link", &["--ranks", "16", "--redundant", "16", "--link-gbps", "50"]));
     let model = server.get("/v1/models/link").json();
     assert_eq!(model["phases"][0]["copies"]["assumed"], json!(["model", "gpu"]));
@@ -206,8 +214,8 @@ fn what_is_assumed_is_said() {
 #[test]
 fn a_trace_without_a_server_has_the_same_price() {
     let args = [
-        "bench",
-        "online",
+        "simulate",
+        "backtest",
         SAMPLE,
         "--ranks",
         "16",

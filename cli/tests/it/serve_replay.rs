@@ -1,21 +1,18 @@
-//! `evenkeel trace replay` and `evenkeel bench online`: what a trace comes to, through the service and without it.
+//! `evenkeel trace replay` and `evenkeel simulate backtest`: a trace with and without the service.
 
 #![cfg(feature = "serve")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-mod command;
-mod serve_support;
-
-use command::{document, refusal};
+use crate::command::{document, refusal};
+use crate::serve_support::{CONFIG, Server, folder};
 use serde_json::Value;
-use serve_support::{CONFIG, Server, folder};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const SAMPLE: &str = "traces/sample-prefill.csv.zst";
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../traces/sample-prefill.csv.zst");
 
-/// Few iterations of the real policy: the same rules, faster.
-const RECOURSE: &str = "policy = \"recourse:iterations=1000\"\nfirst_after = 8\nevery = 8\nmin_every = 2\nmax_moves = 2\nmove_cost = 0.05\nmax_behind = 100000";
+/// Options with few iterations of the real policy: the same rules, faster.
+const RECOURSE: &str = "policy = \"recourse:iterations=1000\"\nfirst_after = 8\nevery = 8\nmin_every = 2\nmax_moves = 2\nmove_cost = 0.05\nmax_lag = 100000";
 
 fn replay(server: &Server, more: &[&str]) -> Value {
     let args = ["trace", "replay", SAMPLE, "--to", &server.url, "--name", "s", "--json", "--layers", "1,9"];
@@ -26,14 +23,14 @@ fn replay(server: &Server, more: &[&str]) -> Value {
 fn the_service_and_the_decision_core_agree() {
     let data = folder();
     let server = Server::start(data.path(), &format!("[decide]\n{RECOURSE}\n"));
-    // Posted as fast as they are taken: what is decided depends on the order of steps alone.
+    // Steps are posted as fast as they are accepted. Decisions depend on the order of steps alone.
     let told = replay(&server, &["--ranks", "8", "--redundant", "8"]);
     assert_eq!((told["accepted"].as_u64(), told["repeated"].as_u64()), (Some(48), Some(0)));
     server.settled("s", "all");
     let decide = RECOURSE.replace('\n', ", ");
     let alone = document(&[
-        "bench",
-        "online",
+        "simulate",
+        "backtest",
         SAMPLE,
         "--ranks",
         "8",
@@ -51,8 +48,8 @@ fn the_service_and_the_decision_core_agree() {
         let mut decisions = document["decisions"].as_array().unwrap().clone();
         for decision in &mut decisions {
             let decision = decision.as_object_mut().unwrap();
-            decision.remove("took_ms");
-            decision.remove("at");
+            decision.remove("duration_ms");
+            decision.remove("timestamp_unix_s");
         }
         decisions
     };
@@ -65,7 +62,7 @@ fn the_service_and_the_decision_core_agree() {
     let foreseen: f64 = told(&alone)
         .iter()
         .skip(1)
-        .filter(|d| d["outcome"] == "acted" && d["accepted"] != 48)
+        .filter(|d| d["outcome"] == "applied" && d["accepted"] != 48)
         .map(|d| d["gain"].as_f64().unwrap())
         .sum();
     assert!(foreseen > 0.0 && (alone["foreseen"].as_f64().unwrap() - foreseen).abs() < 1e-9, "{foreseen}");
@@ -78,7 +75,7 @@ fn a_replay_goes_on_where_it_was() {
     let data = folder();
     let server = Server::start(data.path(), CONFIG);
     let url = server.url.clone();
-    // The service is killed and started anew while a replay runs: it waits and goes on.
+    // The service is killed and restarted during a replay. The replay waits and continues.
     let port = server.address().split(':').nth(1).unwrap().to_owned();
     let running = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
         .args(["trace", "replay", SAMPLE, "--to", &url, "--name", "s", "--json", "--speed", "40"])
@@ -88,19 +85,19 @@ fn a_replay_goes_on_where_it_was() {
     std::thread::sleep(Duration::from_millis(600));
     server.kill();
     std::thread::sleep(Duration::from_millis(200));
-    let again = Server::run(on_port(&serve_support::command(data.path(), CONFIG), &port), None);
+    let again = Server::run(on_port(&crate::serve_support::command(data.path(), CONFIG), &port), None);
     let done = running.wait_with_output().unwrap();
     assert!(done.status.success());
     let told: Value = serde_json::from_slice(&done.stdout).unwrap();
     assert!(told["retries"].as_u64().unwrap() > 0, "{told}");
     assert_eq!(again.settled("s", "all")["accepted"], 48);
-    // Once more: all is known.
+    // In a second replay all steps are known.
     let told = document(&["trace", "replay", SAMPLE, "--to", &url, "--name", "s", "--json"]);
     assert_eq!((told["accepted"].as_u64(), told["repeated"].as_u64()), (Some(0), Some(48)));
     again.terminate();
 }
 
-/// The same command on a given port.
+/// Returns the same command on a given port.
 fn on_port(command: &Command, port: &str) -> Command {
     let mut other = Command::new(command.get_program());
     let mut args: Vec<std::ffi::OsString> = command.get_args().map(std::ffi::OsStr::to_owned).collect();

@@ -1,11 +1,10 @@
-//! Loads that `evenkeel serve` fetches itself: a growing file, a folder of dumps, a SGLang server's recorder.
+//! Loads that `evenkeel serve` fetches itself: a growing file, a folder of dumps, and the recorder of an
+//! SGLang server.
 
 #![cfg(feature = "serve")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-mod serve_support;
-
-use serve_support::{CONFIG, PATIENCE, Server, folder};
+use crate::serve_support::{CONFIG, PATIENCE, Server, folder};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -41,7 +40,7 @@ fn a_file_is_followed_as_it_grows() {
     let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
     let mut write = |steps: std::ops::Range<u64>| {
         for step in steps {
-            // Experts without tokens are left out: only the first step has all six.
+            // Experts without tokens are left out. Only the first step has all six.
             for expert in (0..6).filter(|expert| step == 0 || expert % 2 == step % 2) {
                 writeln!(file, "{step},3,{expert},{}", 5 + expert).unwrap();
             }
@@ -53,7 +52,7 @@ fn a_file_is_followed_as_it_grows() {
     write(5..9);
     accepted(&server, 9);
     server.terminate();
-    // Started again it reads the file from the beginning, and counts nothing twice.
+    // After a restart it reads the file from the beginning, and counts nothing twice.
     write(9..12);
     let server = Server::start(data.path(), &config(&path, ""));
     accepted(&server, 12);
@@ -62,7 +61,60 @@ fn a_file_is_followed_as_it_grows() {
     server.terminate();
 }
 
-/// A dump as SGLang's JSON has it: `steps` x 2 layers x 6 experts, then a row that was never used.
+#[test]
+fn bad_lines_rotation_and_restarts_stop_nothing() {
+    let data = folder();
+    let path = data.path().join("loads.csv");
+    let rows = |steps: std::ops::Range<u64>, tokens: u64| -> String {
+        steps.fold(String::new(), |text, step| {
+            text + &format!("{step},3,0,{tokens}\n{step},3,5,{}\n", step + 1)
+        })
+    };
+    let header = "step,layer,expert,tokens\n";
+    fs::write(&path, format!("{header}{}not a row\n{}", rows(0..3, 7), rows(3..6, 7))).unwrap();
+    let server = Server::start(data.path(), &config(&path, ""));
+    assert!(server.said("line 8 is skipped").contains("expected"));
+    accepted(&server, 6);
+    let source = server.get("/v1/models/m").json()["sources"][0].clone();
+    assert_eq!((source["skipped_lines"].as_u64(), source["up"].as_bool()), (Some(1), Some(true)), "{source}");
+    assert!(source["last_skipped"].as_str().unwrap().starts_with("line 8: "), "{source}");
+    let metrics = server.get("/metrics").text;
+    assert!(
+        metrics
+            .lines()
+            .any(|line| { line.starts_with("evenkeel_source_skipped_lines_total{") && line.ends_with(" 1") })
+    );
+    // After a rotation, another file has the same numbers.
+    fs::rename(&path, data.path().join("loads.csv.1")).unwrap();
+    fs::write(&path, format!("{header}{}", rows(0..4, 9))).unwrap();
+    accepted(&server, 10);
+    server.said("run 2");
+    // The engine restarts within the file.
+    let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    file.write_all(rows(0..2, 11).as_bytes()).unwrap();
+    accepted(&server, 12);
+    server.terminate();
+    // After a restart it reads the file from the beginning, and counts nothing twice.
+    let server = Server::start(data.path(), &config(&path, ""));
+    file.write_all(rows(2..3, 11).as_bytes()).unwrap();
+    accepted(&server, 13);
+    assert_eq!(server.get("/v1/models/m").json()["sources"][0]["errors"], 0);
+    server.terminate();
+}
+
+#[test]
+fn a_fifo_holds_nobody_up() {
+    let data = folder();
+    let path = data.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let server = Server::start(data.path(), &config(&path, ""));
+    assert!(server.said("fifo").contains("expected one of these"));
+    let begun = Instant::now();
+    server.terminate();
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+/// Writes a dump in SGLang's JSON: `steps` x 2 layers x 6 experts, then an unused row.
 fn dump(folder: &Path, name: &str, steps: u64) {
     let step = |at: u64| {
         let layer = |l: u64| {
@@ -99,7 +151,7 @@ fn a_recorder_is_asked_for_dumps() {
     let data = folder();
     let dumps = data.path().join("dumps");
     fs::create_dir(&dumps).unwrap();
-    // What a SGLang server does: 200 to POST, and a file in its folder for every dump.
+    // Stand-in for an SGLang server: 200 to POST, and a file in its folder for every dump.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (told, asked) = mpsc::channel();

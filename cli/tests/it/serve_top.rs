@@ -1,4 +1,4 @@
-//! `evenkeel top` against a running service, as a user runs it.
+//! `evenkeel top` against a running service, as users run it.
 #![cfg(feature = "serve")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -109,7 +109,7 @@ fn one_frame_as_text_and_as_a_document() {
     }
     assert!(frame.lines().all(|line| line.chars().count() <= 100), "{frame}");
     assert!(!frame.contains('\u{1b}'), "plain text");
-    // Layer 0 with its eight ranks and its peak, all in numbers.
+    // Layer 0 with its eight ranks and its peak, all as numbers.
     let heat = frame.lines().skip_while(|line| !line.starts_with("layer")).nth(1).unwrap();
     let numbers: Vec<f64> = heat.split_whitespace().map(|number| number.parse().unwrap()).collect();
     assert_eq!(numbers.len(), 1 + 8 + 1, "{heat}");
@@ -130,9 +130,9 @@ fn what_is_wrong_is_said() {
         (vec!["top", "http://127.0.0.1:1", "--once"], vec!["http://127.0.0.1:1", "evenkeel serve"]),
         (vec!["top", "localhost", "--once"], vec!["localhost", "expected http://HOST:PORT"]),
         (vec!["top", url, "--name", "x", "--once"], vec!["--name x: no such model"]),
-        (vec!["top", url, "--phase", "decode", "--once"], vec!["--phase decode: no model is fed that"]),
+        (vec!["top", url, "--phase", "decode", "--once"], vec!["--phase decode: no model has loads of it"]),
         (vec!["top", url, "--every", "0"], vec!["--every 0", "expected 0.1 to 3600"]),
-        (vec!["top", url], vec!["stdout is no terminal", "--once"]),
+        (vec!["top", url], vec!["stdout is not a terminal", "--once"]),
     ] {
         let message = refused(&arguments);
         for part in parts {
@@ -146,4 +146,133 @@ fn what_is_wrong_is_said() {
         .unwrap();
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && message.contains("no token (401)"), "{message}");
+}
+
+/// Answers every request with the document of its path.
+fn answering(documents: Vec<(&'static str, Vec<u8>)>) -> String {
+    use std::io::Write as _;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut line = String::new();
+            if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                continue;
+            }
+            let mut header = String::new();
+            while reader.read_line(&mut header).unwrap_or(0) > 2 {
+                header.clear();
+            }
+            let path = line.split(' ').nth(1).unwrap_or_default();
+            let found = documents.iter().find(|(part, _)| path.contains(part));
+            let body = found.map_or(&b"{}"[..], |(_, body)| body);
+            let head =
+                format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        }
+    });
+    url
+}
+
+/// Collects the JSON pointers of a document. Of lists it takes the first two items.
+fn pointers(value: &serde_json::Value, at: &str, all: &mut Vec<String>) {
+    all.push(at.to_owned());
+    match value {
+        serde_json::Value::Array(list) => {
+            for (index, inner) in list.iter().enumerate().take(2) {
+                pointers(inner, &format!("{at}/{index}"), all);
+            }
+        }
+        serde_json::Value::Object(map) => {
+            for (key, inner) in map {
+                pointers(inner, &format!("{at}/{key}"), all);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Returns variants of a document. Each replaces the value of one place by one odd value, in a fixed order.
+fn variants(document: &serde_json::Value) -> Vec<serde_json::Value> {
+    use serde_json::json;
+    let odd = [
+        json!(null),
+        json!([]),
+        json!({}),
+        json!(-1),
+        json!(1e308),
+        json!(u64::MAX),
+        json!("\u{1b}[31m\u{7}\u{202e}\n"),
+        json!("x".repeat(5000)),
+        json!([[[]]]),
+    ];
+    let mut all = vec![];
+    pointers(document, "", &mut all);
+    let mut made = vec![];
+    for (turn, pointer) in all.iter().enumerate() {
+        let mut variant = document.clone();
+        if let Some(place) = variant.pointer_mut(pointer) {
+            *place = odd[turn % odd.len()].clone();
+            made.push(variant);
+        }
+    }
+    made
+}
+
+#[test]
+fn any_answer_is_survived() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path());
+    let fed = [
+        "trace",
+        "replay",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../traces/sample-decode.csv.zst"),
+        "--to",
+        &service.url,
+        "--name",
+        "m",
+        "--layers",
+        "1,2",
+    ];
+    text(&evenkeel(&fed));
+    let shown = text(&evenkeel(&["top", &service.url, "--json"]));
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let models = serde_json::json!({ "models": shown["models"] });
+    let bytes = |value: &serde_json::Value| serde_json::to_vec(value).unwrap();
+    let whole = || {
+        vec![
+            ("/view", bytes(&shown["view"])),
+            ("/history", bytes(&shown["history"])),
+            ("/v1/models", bytes(&models)),
+        ]
+    };
+    let run = |documents: Vec<(&'static str, Vec<u8>)>| {
+        let url = answering(documents);
+        for more in [&["--once"][..], &["--json"]] {
+            let output = evenkeel(&[&["top", &url], more].concat());
+            let both = [&output.stdout[..], &output.stderr].concat();
+            let said = String::from_utf8_lossy(&both);
+            assert!(matches!(output.status.code(), Some(0 | 1)), "{:?}: {said}", output.status);
+            assert!(!said.contains("panicked"), "{said}");
+            assert!(more != ["--once"] || !both.iter().any(|&byte| byte == 0x1b || byte == 7), "{said}");
+        }
+    };
+    run(whole());
+    // The test alternates over all places of every document. It adds text that is no JSON, truncated text,
+    // deep nesting and an array.
+    let every = if std::env::var("EVENKEEL_ATTACK").is_ok_and(|form| form == "full") { 1 } else { 8 };
+    for (at, part) in ["/view", "/history", "/v1/models"].into_iter().enumerate() {
+        let document: serde_json::Value = serde_json::from_slice(&whole()[at].1).unwrap();
+        for variant in variants(&document).iter().step_by(every) {
+            let mut documents = whole();
+            documents[at].1 = bytes(variant);
+            run(documents);
+        }
+        for odd in ["", "[]", "7", "{", "\u{0}", &"[".repeat(100_000), "null"] {
+            let mut documents = whole();
+            documents[at] = (part, odd.as_bytes().to_vec());
+            run(documents);
+        }
+    }
 }

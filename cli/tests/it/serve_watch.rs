@@ -1,12 +1,10 @@
-//! Truth of what `evenkeel serve` shows of itself: counters, a feed that stopped, sources that fail, a port in use.
+//! Correctness of the status of `evenkeel serve`: counters, a stopped feed, failing sources, a port in use.
 
 #![cfg(feature = "serve")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-mod serve_support;
-
+use crate::serve_support::{CONFIG, PATIENCE, Server, command, folder, loads, refusal, shape};
 use serde_json::Value;
-use serve_support::{CONFIG, PATIENCE, Server, command, folder, loads, refusal, shape};
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
@@ -19,14 +17,14 @@ fn config(path: &Path, more: &str) -> String {
     )
 }
 
-/// The value of a metric whose line begins so.
+/// Returns the value of the metric whose line begins with `begin`.
 fn metric(server: &Server, begin: &str) -> Option<f64> {
     let text = server.get("/metrics").text;
     let line = text.lines().find(|line| line.starts_with(begin))?.to_owned();
     Some(line.rsplit(' ').next().unwrap().parse().unwrap())
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 fn until(what: &str, is: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is() {
@@ -57,7 +55,7 @@ fn steps_of_sources_count_as_posted_ones_do() {
     until("nine steps", || accepted(&server) == Some(9.0));
     assert_eq!(metric(&server, "evenkeel_posts_total"), Some(0.0));
     server.terminate();
-    // After a restart the file is read again: repeated steps are counted as such.
+    // After a restart the file is read again, and repeated steps are counted as such.
     let server = Server::start(data.path(), &config(&path, ""));
     until("nine repeated steps", || metric(&server, "evenkeel_steps_repeated_total") == Some(9.0));
     assert_eq!(accepted(&server), Some(0.0));
@@ -81,9 +79,12 @@ fn a_feed_that_stops_is_seen_to_have_stopped() {
     server.settled("m", "all");
     std::thread::sleep(Duration::from_millis(2100));
     let state = server.settled("m", "all");
-    assert_eq!((state["fed_at"].as_f64(), state["stopped_after_seconds"].as_u64()), (Some(fed), Some(10)));
+    assert_eq!(
+        (state["last_step_unix_s"].as_f64(), state["stopped_after_seconds"].as_u64()),
+        (Some(fed), Some(10))
+    );
     assert!((2..PATIENCE.as_secs()).contains(&state["quiet_seconds"].as_u64().unwrap()), "{state}");
-    // Steps that are known already are no new loads.
+    // Known steps are no new loads.
     server.loads("m", &loads(0..5));
     assert_eq!(metric(&server, name), Some(fed));
     // A restart does not make a feed live.
@@ -112,16 +113,16 @@ fn sources_that_fail_are_counted_and_named() {
         (&false.into(), &"decode".into(), path.to_str())
     );
     assert!(state["error"].as_str().unwrap().contains("No such file"), "{state}");
-    assert!(state["since"].as_f64().unwrap() <= now() && state["errors"].as_u64() > Some(1));
-    // A file that cannot be read is another error; one that can ends it.
-    fs::write(&path, "step,layer,expert,tokens\n0,3,0,many\n1,3,0,1\n").unwrap();
+    assert!(state["since_unix_s"].as_f64().unwrap() <= now() && state["errors"].as_u64() > Some(1));
+    // An unreadable file is another error. A readable one ends it.
+    fs::write(&path, "step,layer,expert,many\n0,3,0,1\n1,3,0,1\n").unwrap();
     until("what is wrong with the file", || {
-        source(&server)["error"].as_str().is_some_and(|e| e.contains("many"))
+        source(&server)["error"].as_str().is_some_and(|e| e.contains("tokens"))
     });
     fs::write(&path, "step,layer,expert,tokens\n0,3,0,7\n0,3,1,2\n").unwrap();
     until("the source to be up", || metric(&server, &up) == Some(1.0));
     let state = source(&server);
-    assert_eq!((&state["error"], &state["since"]), (&Value::Null, &Value::Null), "{state}");
+    assert_eq!((&state["error"], &state["since_unix_s"]), (&Value::Null, &Value::Null), "{state}");
     let counted = metric(&server, &errors);
     until("the step", || metric(&server, "evenkeel_steps_accepted_total") == Some(1.0));
     assert_eq!(metric(&server, &errors), counted, "nothing fails any more");
@@ -141,7 +142,7 @@ fn a_recorder_that_does_not_answer_is_no_secret() {
     assert!(state["error"].as_str().unwrap().contains("refused"), "{state}");
     assert_eq!(state["sglang"], format!("http://{closed}"));
     assert!(server.said("start_expert_distribution_record").contains("refused"));
-    // Between two tries it is down still, and every try is counted.
+    // Between two attempts the source stays down, and every attempt is counted.
     for _ in 0..20 {
         assert_eq!(source(&server)["up"], false);
         std::thread::sleep(Duration::from_millis(20));
@@ -164,5 +165,5 @@ fn a_taken_port_is_one_error_with_a_way_out() {
     let text = refusal(start);
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.starts_with(&format!("error: cannot listen on {address}: ")), "{text}");
-    assert!(text.trim_end().ends_with("--listen 127.0.0.1:0 takes a free port"), "{text}");
+    assert!(text.trim_end().ends_with("--listen 127.0.0.1:0 selects a free port"), "{text}");
 }

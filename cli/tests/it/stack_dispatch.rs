@@ -1,22 +1,23 @@
-//! The serving stacks' own rules: what holds of each, and that counts say what ids do where they can.
+//! The serving stacks' own rules: their properties, and the agreement of counts with ids if counts determine
+//! the result.
 
 #![allow(clippy::unwrap_used)]
 
-mod command;
-
-use command::{document, trace_file};
+use crate::command::{document, trace_file};
+use crate::skip_support::skipped;
 use evenkeel::cluster::Cluster;
 use evenkeel::place::{self, Placement};
-use evenkeel::simulate::{Config, simulate};
 use evenkeel::split::{
-    Method, RouterError, RouterOptions, Split, SplitError, Splitter, StackDispatch, StackRouter,
+    Split, SplitError, SplitMethod, Splitter, StackDispatch, StackRouter, StackRouterError,
+    StackRouterOptions,
 };
-use evenkeel::trace::{self, Batching, ReadOptions};
+use evenkeel_simulate::{SimulationConfig, simulate};
+use evenkeel_trace::{self as trace, Batching, ReadOptions};
 use proptest::prelude::*;
 use std::path::PathBuf;
 
-/// Placements of three layers with random replicas on `nodes` x `per_node` ranks, and how many ids of each
-/// expert every source has, in an order of its own.
+/// Placements of three layers with random replicas on `nodes` x `per_node` ranks, with the number of ids of
+/// each expert on every source, in its own order.
 #[derive(Debug, Clone)]
 struct Case {
     nodes: usize,
@@ -50,11 +51,12 @@ impl Case {
         self.layers[0].ranks()
     }
 
-    fn router(&self, stack: StackDispatch, options: RouterOptions) -> StackRouter {
-        StackRouter::new(stack, self.layers.clone(), RouterOptions { nodes: self.nodes, ..options }).unwrap()
+    fn router(&self, stack: StackDispatch, options: StackRouterOptions) -> StackRouter {
+        StackRouter::new(stack, self.layers.clone(), StackRouterOptions { nodes: self.nodes, ..options })
+            .unwrap()
     }
 
-    /// The same number of ids of each expert on every source, strewn differently.
+    /// Returns a source's ids. Every source has the same number of ids of each expert, in a different order.
     fn ids(&self, source: usize) -> Vec<i32> {
         let mut ids: Vec<i32> =
             self.loads.iter().enumerate().flat_map(|(e, &n)| vec![e as i32; n as usize]).collect();
@@ -64,7 +66,7 @@ impl Case {
         ids
     }
 
-    /// The same tokens on every source, by slot and by what the router says of ranks.
+    /// Returns the loads if every source has the same tokens: by slot, and by rank according to the router.
     fn served(&self, router: &StackRouter, layer: usize) -> (Vec<u64>, Vec<u64>) {
         let mut served = vec![0; self.layers[layer].slots().len()];
         let ids: Vec<Vec<i32>> = (0..self.ranks()).map(|source| self.ids(source)).collect();
@@ -78,7 +80,7 @@ impl Case {
     }
 }
 
-fn split(placement: &Placement, method: Method, nodes: usize, loads: &[u64]) -> Split {
+fn split(placement: &Placement, method: SplitMethod, nodes: usize, loads: &[u64]) -> Split {
     let mut splitter = Splitter::on_nodes(placement.clone(), method, nodes).unwrap();
     let mut split = Split::default();
     splitter.split(loads, &mut split).unwrap();
@@ -93,8 +95,8 @@ proptest! {
     fn every_token_is_served_and_the_same_every_time(case in cases(), shift in 0u64..51) {
         let loads: Vec<u64> = case.loads.iter().map(|load| load << shift).collect();
         for stack in StackDispatch::ALL {
-            let first = split(&case.layers[0], Method::Stack(stack), case.nodes, &loads);
-            prop_assert_eq!(&first, &split(&case.layers[0], Method::Stack(stack), case.nodes, &loads));
+            let first = split(&case.layers[0], SplitMethod::Stack(stack), case.nodes, &loads);
+            prop_assert_eq!(&first, &split(&case.layers[0], SplitMethod::Stack(stack), case.nodes, &loads));
             prop_assert_eq!(first.rank_loads.iter().sum::<u64>(), loads.iter().sum::<u64>());
         }
     }
@@ -106,13 +108,13 @@ proptest! {
         let map = (0..slots).map(|slot| (slot < experts).then_some(slot as u32)).collect();
         let single = Placement::new(experts, ranks, map).unwrap();
         for stack in StackDispatch::ALL {
-            let options = RouterOptions { nodes: case.nodes, ..RouterOptions::default() };
+            let options = StackRouterOptions { nodes: case.nodes, ..StackRouterOptions::default() };
             let router = StackRouter::new(stack, [single.clone()], options).unwrap();
             let ids: Vec<i32> = (0..experts as i32).collect();
             prop_assert_eq!(router.redirect(0, &ids, 1, ranks - 1).unwrap(), ids);
             prop_assert_eq!(
-                split(&single, Method::Stack(stack), case.nodes, &case.loads),
-                split(&single, Method::Even, 1, &case.loads)
+                split(&single, SplitMethod::Stack(stack), case.nodes, &case.loads),
+                split(&single, SplitMethod::Even, 1, &case.loads)
             );
         }
     }
@@ -120,7 +122,7 @@ proptest! {
     #[test]
     fn tokens_go_where_their_expert_is(case in cases(), rebalanced in any::<bool>()) {
         for stack in StackDispatch::ALL {
-            let router = case.router(stack, RouterOptions { rebalanced, ..RouterOptions::default() });
+            let router = case.router(stack, StackRouterOptions { rebalanced, ..StackRouterOptions::default() });
             for (layer, placement) in case.layers.iter().enumerate() {
                 let mut ids = case.ids(0);
                 ids.push(-1);
@@ -140,19 +142,19 @@ proptest! {
 
     #[test]
     fn counts_say_what_ids_do_where_the_source_decides(case in cases()) {
-        // One block of TensorRT-LLM each.
+        // Each source's ids fit into one block of TensorRT-LLM.
         prop_assume!(case.loads.iter().sum::<u64>() <= 1024);
         let (ranks, placement) = (case.ranks() as u64, &case.layers[1]);
         let loads: Vec<u64> = case.loads.iter().map(|load| load * ranks).collect();
         for stack in [StackDispatch::VllmAscend, StackDispatch::Trtllm] {
-            let router = case.router(stack, RouterOptions::default());
-            let quotas = split(placement, Method::Stack(stack), case.nodes, &loads).quotas;
+            let router = case.router(stack, StackRouterOptions::default());
+            let quotas = split(placement, SplitMethod::Stack(stack), case.nodes, &loads).quotas;
             prop_assert_eq!(quotas, case.served(&router, 1).0, "{}", stack);
         }
-        // SGLang's choices are fair where all sources draw the same: a source more or less.
+        // SGLang's choices are fair if all sources draw the same, up to the load of one source.
         let stack = StackDispatch::SglangStatic;
-        let router = case.router(stack, RouterOptions { rebalanced: true, ..RouterOptions::default() });
-        let quotas = split(placement, Method::Stack(stack), case.nodes, &loads).quotas;
+        let router = case.router(stack, StackRouterOptions { rebalanced: true, ..StackRouterOptions::default() });
+        let quotas = split(placement, SplitMethod::Stack(stack), case.nodes, &loads).quotas;
         for (slot, (&quota, served)) in quotas.iter().zip(case.served(&router, 1).0).enumerate() {
             let one_source = placement.slots()[slot].map_or(0, |expert| case.loads[expert as usize]);
             prop_assert!(quota.abs_diff(served) <= one_source, "slot {}: {} for {}", slot, quota, served);
@@ -160,7 +162,8 @@ proptest! {
     }
 }
 
-/// 2 nodes x 2 ranks x 2 slots: expert 0 on ranks 0 and 1, expert 1 on ranks 0 and 3, expert 2 on all.
+/// Returns a placement of 2 nodes x 2 ranks x 2 slots: expert 0 on ranks 0 and 1, expert 1 on ranks 0 and 3,
+/// expert 2 on all.
 fn two_nodes() -> Placement {
     let slots = [0, 1, 0, 2, 2, 3, 1, 2].map(Some);
     Placement::new(4, 4, slots.to_vec()).unwrap()
@@ -168,13 +171,14 @@ fn two_nodes() -> Placement {
 
 #[test]
 fn sglang_looks_at_the_own_gpu_then_the_own_node() {
-    let quotas = |stack, nodes| split(&two_nodes(), Method::Stack(stack), nodes, &[80, 80, 80, 8]).quotas;
+    let quotas =
+        |stack, nodes| split(&two_nodes(), SplitMethod::Stack(stack), nodes, &[80, 80, 80, 8]).quotas;
     let ranks = quotas(StackDispatch::SglangStatic, 2);
-    // Expert 0: node 0 has all of its replicas, so ranks 2 and 3 take either.
+    // Expert 0: node 0 has both of its replicas, so ranks 2 and 3 use either.
     assert_eq!((ranks[0], ranks[2]), (40, 40));
     // Expert 1: one replica on each node.
     assert_eq!((ranks[1], ranks[6]), (40, 40));
-    // Expert 2: ranks 1, 2 and 3 have it, and rank 0 takes that of rank 1 on its node.
+    // Expert 2: ranks 1, 2 and 3 have it, and rank 0 uses that of rank 1 on its node.
     assert_eq!((ranks[3], ranks[4], ranks[7]), (40, 20, 20));
     let one_node = quotas(StackDispatch::SglangStatic, 1);
     assert_eq!((one_node[3], one_node[4], one_node[7]), (27, 27, 26), "rank 0 takes any of the three");
@@ -185,9 +189,10 @@ fn sglang_looks_at_the_own_gpu_then_the_own_node() {
 
 #[test]
 fn rows_and_sources_decide_as_published() {
-    let of = |stack, options: RouterOptions| StackRouter::new(stack, [two_nodes()], options).unwrap();
+    let of = |stack, options: StackRouterOptions| StackRouter::new(stack, [two_nodes()], options).unwrap();
     let ids = [2, 0, 2, 1, 2, -1, 2, 1];
-    let redirect = |stack, source| of(stack, RouterOptions::default()).redirect(0, &ids, 2, source).unwrap();
+    let redirect =
+        |stack, source| of(stack, StackRouterOptions::default()).redirect(0, &ids, 2, source).unwrap();
     assert_eq!(redirect(StackDispatch::SglangDynamic, 3), [3, 0, 4, 6, 7, -1, 3, 6]);
     // 2654435769 * (0, 1, 2, 3), low 32 bits: 0, 2654435769, 1013904242, 3668340011; modulo 3: 0, 0, 2, 2;
     // modulo 2: 0, 1, 0, 1.
@@ -195,13 +200,14 @@ fn rows_and_sources_decide_as_published() {
     assert_eq!(redirect(StackDispatch::VllmAscend, 3), [3, 2, 3, 6, 3, -1, 3, 6]);
     assert_eq!(redirect(StackDispatch::VllmAscend, 1), [4, 2, 4, 6, 4, -1, 4, 6]);
     // (1 + 1 + 2) modulo 3 of expert 2, (1 + 1 + 0) modulo 2 of expert 0, (1 + 1 + 1) modulo 2 of expert 1.
-    let tp = RouterOptions { tp_size: 2, ..RouterOptions::default() };
+    let tp = StackRouterOptions { tp_size: 2, ..StackRouterOptions::default() };
     let tp = of(StackDispatch::VllmAscend, tp).redirect(0, &ids, 2, 3).unwrap();
     assert_eq!(tp, [4, 0, 4, 6, 4, -1, 4, 6]);
     assert_eq!(redirect(StackDispatch::Trtllm, 0), [3, 0, 4, 1, 7, -1, 3, 6]);
     assert_eq!(redirect(StackDispatch::Trtllm, 1), [4, 2, 7, 6, 3, -1, 4, 1]);
-    // A second block begins one replica further on.
-    let long = of(StackDispatch::Trtllm, RouterOptions::default()).redirect(0, &[2i64; 1026], 2, 0).unwrap();
+    // A second block begins one replica further.
+    let long =
+        of(StackDispatch::Trtllm, StackRouterOptions::default()).redirect(0, &[2i64; 1026], 2, 0).unwrap();
     assert_eq!((long[0], long[1023], long[1024], long[1025]), (3, 3, 4, 7));
 }
 
@@ -210,7 +216,7 @@ fn chance_is_seeded_and_fair() {
     let placement = Placement::new(1, 2, vec![Some(0), Some(0)]).unwrap();
     let mut peaks = 0;
     for batch in 0..400 {
-        let quotas = split(&placement, Method::Stack(StackDispatch::Vllm), 1, &[1000 + batch]).quotas;
+        let quotas = split(&placement, SplitMethod::Stack(StackDispatch::Vllm), 1, &[1000 + batch]).quotas;
         let deviation = quotas[0] as f64 - (1000 + batch) as f64 / 2.0;
         peaks += u64::from(deviation.abs() > ((1000 + batch) as f64).sqrt());
     }
@@ -220,7 +226,7 @@ fn chance_is_seeded_and_fair() {
     let four = Placement::new(2, 4, [0, 0, 0, 1].map(Some).to_vec()).unwrap();
     let ids = [0i32; 600];
     let sample = |seed, rebalanced, source| {
-        let options = RouterOptions { seed, rebalanced, ..RouterOptions::default() };
+        let options = StackRouterOptions { seed, rebalanced, ..StackRouterOptions::default() };
         let router = StackRouter::new(StackDispatch::SglangRandom, [four.clone()], options).unwrap();
         router.redirect(0, &ids, 1, source).unwrap()
     };
@@ -239,8 +245,8 @@ fn chance_is_seeded_and_fair() {
 fn names_are_parsed_and_listed() {
     for stack in StackDispatch::ALL {
         assert_eq!(stack.to_string().parse::<StackDispatch>().unwrap(), stack);
-        assert_eq!(stack.name().parse::<Method>().unwrap(), Method::Stack(stack));
-        let message = "sglang".parse::<Method>().unwrap_err().to_string();
+        assert_eq!(stack.name().parse::<SplitMethod>().unwrap(), SplitMethod::Stack(stack));
+        let message = "sglang".parse::<SplitMethod>().unwrap_err().to_string();
         assert!(message.contains(stack.name()) && message.contains("exact"), "{message}");
         assert!("even".parse::<StackDispatch>().unwrap_err().to_string().contains(stack.name()));
     }
@@ -248,7 +254,7 @@ fn names_are_parsed_and_listed() {
 
 #[test]
 fn what_cannot_be_routed_is_refused() {
-    let options = RouterOptions::default();
+    let options = StackRouterOptions::default();
     let new = |placements: Vec<Placement>, options| {
         StackRouter::new(StackDispatch::Vllm, placements, options).map(|_| ()).unwrap_err().to_string()
     };
@@ -258,10 +264,10 @@ fn what_cannot_be_routed_is_refused() {
         new(vec![two_nodes(), other], options).contains("layer 1 has (experts, ranks, slots) = (4, 2, 4)")
     );
     assert_eq!(
-        new(vec![two_nodes()], RouterOptions { nodes: 3, ..options }),
+        new(vec![two_nodes()], StackRouterOptions { nodes: 3, ..options }),
         "nodes 3: expected a divisor of 4, the ranks"
     );
-    assert!(new(vec![two_nodes()], RouterOptions { tp_size: 0, ..options }).contains("tp_size 0"));
+    assert!(new(vec![two_nodes()], StackRouterOptions { tp_size: 0, ..options }).contains("tp_size 0"));
     let router = StackRouter::new(StackDispatch::Vllm, [two_nodes()], options).unwrap();
     let refused = |layer, ids: &[i64], top_k, source| {
         router.redirect(layer, ids, top_k, source).unwrap_err().to_string()
@@ -272,8 +278,8 @@ fn what_cannot_be_routed_is_refused() {
     assert_eq!(refused(0, &[0], 0, 0), "top_k 0: expected a divisor of 1, the ids");
     assert_eq!(refused(0, &[0, 4], 2, 0), "position 1: expert id 4, expected -1 (no expert) to 3");
     let room = router.redirect_into(0, &[0i32], 1, 0, &mut [0, 0]);
-    assert_eq!(room, Err(RouterError::Room { ids: 1, room: 2 }));
-    let nodes = Splitter::on_nodes(two_nodes(), Method::Even, 3).unwrap_err();
+    assert_eq!(room, Err(StackRouterError::Room { ids: 1, room: 2 }));
+    let nodes = Splitter::on_nodes(two_nodes(), SplitMethod::Even, 3).unwrap_err();
     assert!(matches!(nodes, SplitError::Nodes { ranks: 4, nodes: 3 }));
 }
 
@@ -303,14 +309,15 @@ fn the_command_compares_stacks() {
     assert!(apart(of(&one, "sglang-static"), of(&two, "sglang-static")));
 }
 
-/// Compares recorded batches on 8 ranks x 5 slots in two nodes: `simulate`, from counts alone, and every
-/// token redirected, the batch being dealt out in equal consecutive parts. `--nocapture` prints both.
+/// Compares two predictions for recorded batches on 8 ranks x 5 slots in two nodes. One is `simulate`, from
+/// counts alone. The other redirects every token, with the batch dealt out in equal consecutive parts.
+/// `--nocapture` prints both.
 #[test]
 fn counts_foretell_recorded_batches() {
     let root =
         std::env::var_os("EVENKEEL_REAL_TRACES").map(|root| PathBuf::from(root).join("gptoss20b-decode"));
     let Some(path) = root.filter(|path| path.is_dir()) else {
-        println!("skipped: no real traces");
+        skipped("no real traces");
         return;
     };
     println!("batches                rule            from counts  from tokens   (mean imbalance)");
@@ -320,16 +327,16 @@ fn counts_foretell_recorded_batches() {
         let tokens = trace::read_tokens(std::slice::from_ref(&path), &options, &()).unwrap();
         let (trace, top_k) = (tokens.trace(), tokens.top_k());
         let cluster = Cluster::new(8, 2, trace.experts(), 8).unwrap();
-        let methods = StackDispatch::ALL.map(Method::Stack).to_vec();
-        let config = Config::first_part(trace, cluster, methods, 0.4).unwrap();
+        let methods = StackDispatch::ALL.map(SplitMethod::Stack).to_vec();
+        let config = SimulationConfig::first_part(trace, cluster, methods, 0.4).unwrap();
         let outcome = simulate(trace, &config, &[place::policy("eplb", 1, &cluster).unwrap()], &()).unwrap();
         for (stack, row) in StackDispatch::ALL.into_iter().zip(&outcome.rows) {
-            let options = RouterOptions { nodes: 2, ..RouterOptions::default() };
+            let options = StackRouterOptions { nodes: 2, ..StackRouterOptions::default() };
             let router = StackRouter::new(stack, outcome.planned[0].placements.clone(), options).unwrap();
             let (mut sum, mut batches) = (0.0, 0.0);
             for step in config.judge_on.clone() {
                 for (at, &layer) in outcome.layers.iter().enumerate() {
-                    let ids = tokens.ids(step, layer);
+                    let ids = tokens.expert_ids(step, layer);
                     let start = |rank: usize| rank * (ids.len() / top_k) / 8 * top_k;
                     let parts: Vec<&[i32]> = match stack {
                         StackDispatch::SglangDynamic => vec![&ids],

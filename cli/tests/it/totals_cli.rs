@@ -1,16 +1,15 @@
-//! Traces that hold totals only, lists of shapes, memory, and options without effect, as a user meets them.
+//! Traces with totals only, lists of shapes, memory, and options without effect, as users run them.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-mod command;
-mod trace_support;
-
-use command::{document, evenkeel, refusal, stdout};
-use evenkeel::trace::synth::Resampling;
+use crate::command::{document, evenkeel, refusal, stdout};
+use crate::skip_support::skipped;
+use crate::trace_support::{Folder, npy, stat};
+use evenkeel_trace::synth::Resampling;
 use serde_json::Value;
-use trace_support::{Folder, npy, stat};
 
-/// A dump of SGLang's recorder in mode `stat`: one step of `layers` x `experts`, skewed; the first layer is dense.
+/// Writes a dump of SGLang's recorder in mode `stat`: one step of `layers` x `experts`, skewed. The first
+/// layer is dense.
 fn dump(folder: &Folder, layers: usize, experts: usize) -> String {
     let count = |at: usize| match (at / experts, at % experts) {
         (0, _) => 0,
@@ -61,11 +60,12 @@ fn one_dump_of_totals_is_enough() {
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
-    // mixtral-8x22b has the same top-k in 56 layers: some of the layers are enough for that, and not for memory.
+    // mixtral-8x22b has the same top-k in 56 layers. Some of the layers determine the top-k, but not the
+    // memory.
     let d = document(&[&simulate[..], &["--layers", "1-9", "--json"]].concat());
     assert_eq!(d["trace"]["batching"], "128 batches of 32 tokens drawn from totals, top-k 2, seed 0");
     assert!(d["memory"].is_null(), "{}", d["memory"]);
-    // What is said of the top-k is said of where it came from.
+    // The note on the top-k states its source.
     let said = notes(&[&simulate[..], &["--model", "mixtral-8x7b"]].concat());
     assert!(said.contains("top-k 2 is that of --model mixtral-8x7b:bf16"), "{said}");
     let said = notes(&[&simulate[..], &["--top-k", "3"]].concat());
@@ -73,7 +73,7 @@ fn one_dump_of_totals_is_enough() {
     let d = document(&[&simulate[..], &["--resample", "10", "--seed", "4", "--json"]].concat());
     assert_eq!(d["trace"]["batching"], "10 batches of 32 tokens drawn from totals, top-k 2, seed 4");
 
-    // Who looks at what is recorded sees it.
+    // An inspection of the recorded trace shows the recorded step.
     let inspected = stdout(&["trace", "inspect", &dump]);
     assert!(inspected.contains("steps      1 ") && !inspected.contains("drawn"), "{inspected}");
 }
@@ -91,7 +91,7 @@ fn a_plan_of_a_dump_keeps_its_layers_and_says_how_its_batches_were_drawn() {
     let written: Value = serde_json::from_str(&std::fs::read_to_string(&plan).unwrap()).unwrap();
     let words = written["provenance"]["batches"].as_str().unwrap();
     assert_eq!(words.parse::<Resampling>().unwrap().steps, 128, "{words}");
-    // Policies that plan for averages plan on what was recorded.
+    // Policies that plan for averages use the recorded totals.
     let recorded = document(&[&make[..], &["--resample", "0", "--json"]].concat());
     assert_eq!(recorded["expected"]["batches"], 32);
     let placements = |more: &[&str]| {
@@ -102,7 +102,7 @@ fn a_plan_of_a_dump_keeps_its_layers_and_says_how_its_batches_were_drawn() {
     };
     assert_eq!(placements(&[]), placements(&["--resample", "0"]));
 
-    // The plan's own words draw the same batches again, also of some of the layers.
+    // The plan's description of its batches draws the same batches again, also for some of the layers.
     for more in [&["--batch-tokens", "40"][..], &["--layers", "3,7-9", "--seed", "5"]] {
         let more = [more, &["-o", plan.to_str().unwrap(), "--model", "mixtral-8x7b"]].concat();
         let text = stdout(&[&make[..], &more].concat());
@@ -110,7 +110,7 @@ fn a_plan_of_a_dump_keeps_its_layers_and_says_how_its_batches_were_drawn() {
         let text = stdout(&["plan", "check", plan.to_str().unwrap(), "--trace", &dump]);
         assert!(text.contains(": as promised"), "{text}");
     }
-    // Under a budget for all layers, memory is that of the slots that layers get.
+    // Under a budget for all layers, the memory is that of the slots that the layers receive.
     let budget = ["plan", &dump, "--ranks", "4", "--policy", "eplb", "--memory-budget", "40", "--json"];
     let d = document(&budget);
     let slots: u64 = d["redundant_by_layer"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
@@ -118,9 +118,9 @@ fn a_plan_of_a_dump_keeps_its_layers_and_says_how_its_batches_were_drawn() {
     let message = refusal(&[&make[..7], &["recourse", "--groups", "2"]].concat());
     assert!(message.contains("--groups 2 has no effect"), "{message}");
 
-    // Prefill and decode together: both are drawn.
+    // Prefill and decode together: batches of both are drawn.
     let both = format!("{dump}:1:decode=16");
-    let d = document(&[&make[..], &["--and", &both, "--json"]].concat());
+    let d = document(&[&make[..], &["--blend", &both, "--json"]].concat());
     assert_eq!(d["expected"]["batches"], 2 * 128 * 32);
 }
 
@@ -198,14 +198,13 @@ fn lists_of_ranks_and_slots_are_one_table() {
     for (more, parts) in [
         (&["--ranks", "3,5", "--redundant", "0"][..], &["no combination", "nearest"][..]),
         (&["--ranks", "2,4", "--report", "r.html"], &["--report looks at one cluster"]),
-        (&["--ranks", "2,4", "--shared-expert", "2"], &["--shared-expert looks at one cluster"]),
-        (&["--ranks", "2,4", "--replan-every", "2"], &["--replan-every looks at one cluster"]),
+        (&["--ranks", "2,4", "--placement", "p.json"], &["--placement looks at one cluster"]),
         (&["--redundant", "0,4"], &["--ranks is missing"]),
     ] {
         let message = refusal(&[&base[..], more].concat());
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     }
-    // Only what does not fit a policy is left out of it.
+    // Only shapes that do not fit a policy are left out for it.
     let output = evenkeel(&[
         "simulate",
         &dump,
@@ -265,7 +264,7 @@ fn options_without_effect_are_errors() {
     assert!(message.contains("writes what is recorded") && !out.exists(), "{message}");
     let message = refusal(&["simulate", &tokens, "--ranks", "4", "--batch-tokens", "16"]);
     assert!(message.contains("fewer than 2 batches") && message.contains("--batch-tokens"), "{message}");
-    // The same options count where they have an effect, defaults included.
+    // The same options are accepted if they have an effect, even with their default values.
     let served = folder.path().join("served");
     std::fs::create_dir(&served).unwrap();
     std::fs::copy(&tokens, served.join("ids.npy")).unwrap();
@@ -273,11 +272,11 @@ fn options_without_effect_are_errors() {
     let shuffled = ["--batch-tokens", "4", "--order", "shuffled", "--seed", "3"];
     stdout(&[&["simulate", served.to_str().unwrap(), "--ranks", "4"], &shuffled[..]].concat());
     stdout(&["simulate", &csv, "--ranks", "4", "--resample", "4", "--top-k", "2", "--seed", "0"]);
-    // What another trace follows is no error on this one.
+    // An option that another trace uses is no error on this one.
     let and = format!("{csv}:1");
-    stdout(&["plan", &tokens, "--ranks", "4", "--batch-tokens", "4", "--policy", "eplb", "--and", &and]);
+    stdout(&["plan", &tokens, "--ranks", "4", "--batch-tokens", "4", "--policy", "eplb", "--blend", &and]);
     let and = format!("{csv}:1:decode=4");
-    let message = refusal(&["plan", &tokens, "--ranks", "4", "--batch-tokens", "4", "--and", &and]);
+    let message = refusal(&["plan", &tokens, "--ranks", "4", "--batch-tokens", "4", "--blend", &and]);
     assert!(message.contains("--decode-batch 4 has no effect"), "{message}");
 }
 
@@ -310,7 +309,7 @@ fn memory_of_redundancy_is_printed_where_the_model_is_known() {
     assert!(text.contains("memory for redundancy: 2.55 GB per rank"), "{text}");
     let d = document(&[
         "simulate",
-        "traces/sample-decode.csv.zst",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../traces/sample-decode.csv.zst"),
         "--ranks",
         "8",
         "--policies",
@@ -320,11 +319,11 @@ fn memory_of_redundancy_is_printed_where_the_model_is_known() {
     assert!(d["memory"].is_null(), "16 of the 24 layers of gpt-oss-20b are no known model");
 }
 
-/// The question of a DeepSeek-R1 user, on a published dump.
+/// The sizing question of a DeepSeek-R1 user, on a published dump.
 #[test]
 fn a_published_dump_of_deepseek_r1_is_sized_in_one_command() {
     let Some(root) = std::env::var_os("EVENKEEL_REAL_TRACES") else {
-        println!("skipped: no real traces");
+        skipped("no real traces");
         return;
     };
     let dumps = std::path::PathBuf::from(root).join("deepseek-r1-sglang-dumps");
@@ -346,8 +345,8 @@ fn a_published_dump_of_deepseek_r1_is_sized_in_one_command() {
     assert!(mean(&of(32, 32, "eplb", "even")) < 1.3);
     assert_eq!(of(32, 32, "eplb", "even")["memory"]["redundant_bytes_per_rank"], 2_554_331_136u64);
     assert_eq!(of(8, 32, "eplb", "even")["memory"]["redundant_bytes_per_rank"], 4 * 2_554_331_136u64);
-    // The dumps in fp8 are all zero.
-    // Some of its layers are still a part of the only models of 256 experts.
+    // The dumps in fp8 contain only zeros. A part of the layers still identifies the only models of 256
+    // experts.
     let some = ["simulate", dump, "--layers", "3,30", "--ranks", "32", "--policies", "eplb", "--json"];
     let d = document(&some);
     assert_eq!(d["trace"]["batching"], "128 batches of 512 tokens drawn from totals, top-k 8, seed 0");

@@ -1,10 +1,8 @@
-//! `evenkeel trace` as a user runs it.
+//! `evenkeel trace` as users run it.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-mod trace_support;
-
+use crate::trace_support::{Folder, npy, stat};
 use std::process::{Command, Output};
-use trace_support::{Folder, npy, stat};
 
 fn evenkeel(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_evenkeel")).arg("trace").args(arguments).output().unwrap()

@@ -1,29 +1,28 @@
-//! Ranks as processes over MPI, as a user starts them: the same as in one process, and an end when one is gone.
+//! Ranks as processes over MPI, as users start them. Results equal those of one process, and the job ends if
+//! a rank is lost.
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-mod mpirun_support;
-mod processes_support;
-
-use mpirun_support::{ENDLESS, EVENKEEL, Job, errors, plan_without_a_rank};
-use processes_support::{assert_same, parsed};
+use crate::mpirun_support::{ENDLESS, EVENKEEL, Job, errors, plan_without_a_rank};
+use crate::processes_support::{assert_same, parsed, variable_of};
+use crate::skip_support::skipped;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sample-decode.csv.zst");
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../traces/sample-decode.csv.zst");
 const SMALL: &str = "run --model qwen3-30b-a3b --hidden 64 --intermediate 48 --experts 16 --experts-per-token 3 --num-layers 2";
 
 fn mpirun(processes: usize, args: &str) -> Output {
     Job::start(&[(processes, format!("{args} --transport mpi"))], None, &[]).end()
 }
 
-/// The same run over MPI and in one process; their results are the same to the last digit.
+/// Runs the same arguments over MPI and in one process. The results must agree to the last digit.
 fn as_in_one_process(processes: usize, args: &str) -> Value {
     let args = format!("{args} --ranks {processes} --check --json");
-    let mpi = parsed(&mpirun(processes, &format!("{args} --prove-plans")));
+    let mpi = parsed(&mpirun(processes, &format!("{args} --verify-plans")));
     let mut alone: Vec<&str> = args.split_whitespace().collect();
     // In one process nothing travels.
     if let Some(at) = alone.iter().position(|&arg| arg == "--chunks") {
@@ -42,7 +41,7 @@ fn processes_do_what_ranks_of_one_process_do() {
     for (processes, more) in [
         (4, "--policy eplb --dtype f32"),
         (4, "--policy eplb --nodes 2 --aggregate node --chunks 3"),
-        (8, "--policy lplb:ring --nodes 2 --then traffic"),
+        (8, "--policy lplb:ring --nodes 2 --tie-break traffic"),
     ] {
         let document = as_in_one_process(processes, &format!("{replayed} {more}"));
         assert_eq!(far(&document, "dispatch") > 0, more.contains("nodes"));
@@ -55,7 +54,7 @@ fn processes_do_what_ranks_of_one_process_do() {
     );
 }
 
-/// Bytes to other nodes.
+/// Returns the bytes to other nodes.
 fn far(document: &Value, purpose: &str) -> u64 {
     document["transport"]["sent"][purpose]["other_nodes_bytes"].as_u64().unwrap()
 }
@@ -64,7 +63,7 @@ fn far(document: &Value, purpose: &str) -> u64 {
 fn with_gateways_one_row_per_token_and_node_comes_back() {
     let args = format!(
         "run {SAMPLE} --model gpt-oss-20b --hidden 64 --intermediate 32 --num-layers 2 --redundant 8 --policy eplb --steps 12 \
-         --nodes 2 --alone --replan-every 5 --max-moves 4"
+         --nodes 2 --no-baseline --replan-every 5 --max-moves 4"
     );
     for (aggregate, chunks) in [("none", 2), ("node", 1), ("node", 4)] {
         let more = format!("{args} --aggregate {aggregate} --chunks {chunks}");
@@ -94,13 +93,13 @@ fn experts_move_between_processes() {
 #[test]
 fn so_it_is_on_a_real_recording() {
     let Some(folder) = std::env::var_os("EVENKEEL_REAL_TRACES") else {
-        println!("skipped: no real traces");
+        skipped("no real traces");
         return;
     };
     let trace = std::path::PathBuf::from(folder).join("gptoss20b-decode");
     let args = format!(
         "run {} --decode-batch 64 --model gpt-oss-20b --hidden 64 --intermediate 32 --num-layers 2 --redundant 8 --policy lplb:ring \
-         --steps 200 --alone --replan-every 50 --max-moves 4",
+         --steps 200 --no-baseline --replan-every 50 --max-moves 4",
         trace.display()
     );
     for processes in [4, 8] {
@@ -110,8 +109,8 @@ fn so_it_is_on_a_real_recording() {
 
 /// Stops one of four ranks by a signal in the middle of a run.
 fn without(signal: &str, within: Duration) {
-    let endless = format!("{SMALL} --redundant 8 --alone {ENDLESS}");
-    mpirun_support::without(&endless, &[], signal, within);
+    let endless = format!("{SMALL} --redundant 8 --no-baseline {ENDLESS}");
+    crate::mpirun_support::without(&endless, &[], signal, within);
 }
 
 #[test]
@@ -121,8 +120,87 @@ fn a_killed_rank_ends_the_job_and_survivors_name_it() {
 
 #[test]
 fn a_hung_rank_ends_the_job_in_time() {
-    // The timeout of 4 s, 1 s for the roll, and the end.
+    // The limit covers the timeout of 4 s, 1 s for the roll, and the end.
     without("-STOP", Duration::from_secs(15));
+}
+
+/// A job of four ranks after rank 2 got a signal during its start.
+struct SignalledJob {
+    /// Stderr of each rank.
+    said: Vec<String>,
+    /// Stderr of mpirun.
+    mpirun: String,
+    /// Survivors that watched `MPI_Init` before the signal.
+    watching: Vec<usize>,
+}
+
+/// Returns the survivors that have begun to watch `MPI_Init`, according to their files in the launcher's
+/// folder.
+fn survivors_that_watch(job: &Job) -> Vec<usize> {
+    let watches = |&(rank, process): &(usize, u32)| {
+        let Some(folder) = variable_of(process, "PMIX_SERVER_TMPDIR") else { return false };
+        let suffix = format!(".MPI_Init.here.{rank}");
+        let mut files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        files.any(|file| file.file_name().to_string_lossy().ends_with(&suffix))
+    };
+    let survivors = job.ranks().into_iter().filter(|(rank, _)| *rank != 2);
+    survivors.filter(watches).map(|(rank, _)| rank).collect()
+}
+
+/// Runs a job of four ranks and sends rank 2 a signal `delay` after its process appears.
+fn signalled_at_start(signal: &str, delay: Duration) -> SignalledJob {
+    let folder = tempfile::tempdir().unwrap();
+    let endless = format!("{SMALL} --redundant 8 --no-baseline {ENDLESS}");
+    let job = Job::start(&[(4, endless)], Some(folder.path()), &[]);
+    let begun = Instant::now();
+    let victim = loop {
+        if let Some((_, process)) = job.ranks().into_iter().find(|(rank, _)| *rank == 2) {
+            break process;
+        }
+        assert!(begun.elapsed() < Duration::from_mins(1), "it does not start");
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    std::thread::sleep(delay);
+    let watching = survivors_that_watch(&job);
+    let signalled = Instant::now();
+    assert!(Command::new("sh").args(["-c", &format!("kill {signal} {victim}")]).status().unwrap().success());
+    // The limit covers the timeout of 4 s, 1 s for the roll, 1 s for the reports of the others, and the end.
+    let output = job.end();
+    assert!(signalled.elapsed() < Duration::from_secs(15), "{signal}, {delay:?}: {:?}", signalled.elapsed());
+    assert!(!output.status.success());
+    let said =
+        |rank: usize| std::fs::read_to_string(folder.path().join(rank.to_string())).unwrap_or_default();
+    let mpirun = String::from_utf8_lossy(&output.stderr).into_owned();
+    SignalledJob { said: (0..4).map(said).collect(), mpirun, watching }
+}
+
+/// Returns whether a survivor's errors name rank 2. They must name no other rank.
+fn names_rank_2(said: &str) -> bool {
+    let mut named = said.lines().filter(|line| line.starts_with("error: ") && line.contains("not answer"));
+    let all = named.by_ref().collect::<Vec<_>>();
+    assert!(all.iter().all(|line| line.contains("rank 2 does not answer")), "{said}");
+    !all.is_empty()
+}
+
+#[test]
+fn a_rank_that_hangs_while_the_job_starts_is_named_by_all_others() {
+    for delay in [0, 20, 50, 100, 150, 200, 300].map(Duration::from_millis) {
+        let SignalledJob { said, mpirun, .. } = signalled_at_start("-STOP", delay);
+        for survivor in [0, 1, 3] {
+            assert!(names_rank_2(&said[survivor]), "{delay:?}: rank {survivor}: {said:?}\n{mpirun}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_is_killed_while_the_job_starts_is_named() {
+    for delay in [0, 20, 50, 100, 150, 200, 250, 300, 600].map(Duration::from_millis) {
+        let SignalledJob { said, mpirun, watching } = signalled_at_start("-KILL", delay);
+        let named = [0, 1, 3].map(|survivor| names_rank_2(&said[survivor])).contains(&true);
+        // If the survivors have not reached evenkeel, mpirun ends the job itself, and does not always state
+        // the reason.
+        assert!(named || watching.is_empty(), "{delay:?}: {watching:?} watched: {said:?}\n{mpirun}");
+    }
 }
 
 #[test]
@@ -139,12 +217,12 @@ fn a_run_goes_on_without_a_lost_rank() {
     let document = parsed(&mpirun(3, &on));
     assert!(document["moves"]["plans"].as_u64().unwrap() > 0);
     assert_eq!(document["check"]["ok"], true);
-    // All find out alike, when they plan.
+    // All ranks find the same error when they plan.
     let errors = errors(&mpirun(3, &format!("{run} --redundant {}", redundant + 3)));
     assert!(errors.len() == 1 && errors[0].contains(" fits)"), "{errors:?}");
 }
 
-/// A checkpoint of one layer as Qwen names it; `first` is the first number of its router.
+/// Writes a checkpoint of one layer in Qwen's naming. `first` is the first number of its router.
 fn checkpoint(folder: &Path, first: f32) -> String {
     let (hidden, inner, experts) = (64, 48, 16);
     let numbers = |count: usize, first: f32| -> Vec<u8> {

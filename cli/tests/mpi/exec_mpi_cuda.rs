@@ -1,29 +1,25 @@
-//! Ranks as processes of an MPI job with GPUs: the same as in one process, whether MPI is handed device memory or the host's, and an end
-//! when one is gone.
+//! Ranks as processes of an MPI job with GPUs. Results equal those of one process, with device memory or host
+//! memory given to MPI. The job ends if a rank is lost.
 //!
-//! GPUs and driver are those on the host (`kernels/host/driver.cpp`), whose device memory any MPI library can read and write; MPI,
-//! processes and signals are real.
+//! GPUs and driver are simulated on the host (`crates/cuda/tests/cuda-sim/driver.cpp`). Any MPI library can
+//! read and write their device memory. MPI, processes and signals are real.
 #![cfg(all(feature = "mpi", feature = "cuda", target_os = "linux"))]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-mod driver_support;
-mod mpirun_support;
-mod processes_support;
-
-use driver_support::host_driver;
-use mpirun_support::{ENDLESS, EVENKEEL, Job, errors, plan_without_a_rank, without};
-use processes_support::{assert_same, parsed};
+use crate::driver_support::host_driver;
+use crate::mpirun_support::{ENDLESS, EVENKEEL, Job, errors, plan_without_a_rank, without};
+use crate::processes_support::{assert_same, parsed};
 use serde_json::Value;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sample-decode.csv.zst");
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../traces/sample-decode.csv.zst");
 const SMALL: &str = "run --model qwen3-30b-a3b --hidden 64 --intermediate 48 --experts 16 --experts-per-token 3 --num-layers 2 \
                      --redundant 8 --backend cuda";
 const TWO: &str = "--ranks 2 --policy eplb --batch-tokens 20 --steps 2 --transport mpi";
 
-/// Where the ranks find the driver on the host; `None` without a C++ compiler.
+/// Returns the variables by which ranks find the simulated driver; `None` without a C++ compiler.
 fn libraries() -> Option<[(&'static str, &'static str); 2]> {
     static FOLDER: OnceLock<Option<String>> = OnceLock::new();
     let folder = || Some(host_driver("mpi", &["-O2"])?.to_str().unwrap().to_owned());
@@ -31,11 +27,11 @@ fn libraries() -> Option<[(&'static str, &'static str); 2]> {
     Some([("LD_LIBRARY_PATH", folder), ("EVENKEEL_CACHE", folder)])
 }
 
-/// The same run over MPI and in one process; their results are the same to the last digit.
+/// Runs the same arguments over MPI and in one process. The results must agree to the last digit.
 fn as_in_one_process(processes: usize, aware: &str, args: &str) -> Option<Value> {
     let libraries = libraries()?;
     let args = format!("{args} --ranks {processes} --check --json");
-    let mpi = format!("{args} --transport mpi --cuda-aware {aware} --prove-plans");
+    let mpi = format!("{args} --transport mpi --cuda-aware {aware} --verify-plans");
     let mpi = parsed(&Job::start(&[(processes, mpi)], None, &libraries).end());
     let here =
         parsed(&Command::new(EVENKEEL).args(args.split_whitespace()).envs(libraries).output().unwrap());
@@ -65,7 +61,7 @@ fn processes_find_what_one_process_finds() {
             (4, "qwen3-30b-a3b", "--batch-tokens 50 --capacity 0.7"),
             // Some ranks have no tokens.
             (4, "deepseek-v2-lite", "--batch-tokens 2"),
-            // Splits, and sizes of products, are the host's.
+            // The host computes splits and sizes of products.
             (3, "mixtral-8x7b", "--batch-tokens 40 --split even --ffn cublas --router gshard"),
             (1, "qwen3-30b-a3b", "--batch-tokens 20"),
         ] {
@@ -90,7 +86,7 @@ fn experts_move_between_gpus() {
 fn a_killed_rank_ends_the_job_and_survivors_name_it() {
     for aware in ["yes", "no"] {
         let Some(libraries) = libraries() else { return };
-        let endless = format!("{SMALL} --alone {ENDLESS} --cuda-aware {aware}");
+        let endless = format!("{SMALL} --no-baseline {ENDLESS} --cuda-aware {aware}");
         without(&endless, &libraries, "-KILL", Duration::from_secs(10));
     }
 }
@@ -99,9 +95,10 @@ fn a_killed_rank_ends_the_job_and_survivors_name_it() {
 fn a_hung_rank_ends_the_job_in_time() {
     for aware in ["yes", "no"] {
         let Some(libraries) = libraries() else { return };
-        // Weights are on their way, too.
-        let endless = format!("{SMALL} --alone {ENDLESS} --cuda-aware {aware} --drift 0.05 --replan-every 2");
-        // The timeout of 4 s, 1 s for the roll, and the end.
+        // Weights are in transit, too.
+        let endless =
+            format!("{SMALL} --no-baseline {ENDLESS} --cuda-aware {aware} --drift 0.05 --replan-every 2");
+        // The limit covers the timeout of 4 s, 1 s for the roll, and the end.
         without(&endless, &libraries, "-STOP", Duration::from_secs(15));
     }
 }
@@ -120,7 +117,7 @@ fn several_ranks_may_share_a_gpu() {
     assert!(output.status.success(), "{said}");
     assert_eq!(said.matches("note: ranks share a GPU, and").count(), 1, "{said}");
     assert!(said.contains("ranks 0, 1, 2 and 3 of "), "{said}");
-    // What the MPI library says of itself, if this one takes no device memory.
+    // The output reports whether the MPI library accepts device memory.
     assert!(printed.contains("over mpi, device memory "), "{printed}");
     let document = parsed(&run(&format!("{args} --json"), "2"));
     assert_eq!(document["check"]["ok"], true);
@@ -165,7 +162,7 @@ fn ranks_that_cannot_run_are_told_why() {
         (vec![(1, good.clone()), (1, on_cpu.clone())], None, "--backend is cuda on rank 0 and cpu on rank 1"),
         (all(""), Some(("EK_DEVICES", "0")), "no usable CUDA device"),
         (all("--gpu 2"), Some(("EK_DEVICES", "2")), "there is no CUDA device 2: this machine has 2"),
-        (all(""), Some(("EK_MEMORY", "100000")), "weights take "),
+        (all(""), Some(("EK_MEMORY", "100000")), "memory for weights: "),
     ] {
         let environment: Vec<_> = libraries.into_iter().chain(more).collect();
         let said = errors(&Job::start(&groups, None, &environment).end());

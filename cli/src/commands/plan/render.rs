@@ -1,102 +1,106 @@
-//! What `evenkeel plan` tells of a plan, in words and as a document.
+//! Report of `evenkeel plan` on a plan, in words and as a document.
 
-use super::and_args::Parts;
-use super::links::Links;
-use super::memory::Memory;
-use super::output::table;
-use super::speeds::BySpeed;
-use super::{figures, past_args, secure_args};
-use evenkeel::place::{AfterLoss, Bound, Proof};
-use evenkeel::plan::{Changed, Horizon, Made, Plan};
+use super::fault_tolerance::{LayerLosses, losses_to_json, losses_to_text};
+use super::link_budget::LinkUsage;
+use super::moves::{moves_to_json, moves_to_text};
+use super::speeds::SpeedFigures;
+use crate::args::blend::PartFigures;
+use crate::render::cluster::cluster_to_json;
+use crate::render::memory::RedundancyMemory;
+use crate::render::split_figures::{figures_to_json, figures_to_text};
+use crate::render::table::render_table;
+use evenkeel::place::{BoundProof, PlacementBound};
+use evenkeel::plan::{Horizon, LayerChange, Plan, PlanReport};
 use evenkeel::trace::Trace;
 use serde_json::json;
 use std::path::Path;
 
-/// What is told of a plan beyond its imbalance.
+/// Results of a plan beyond its imbalance.
 #[derive(Debug, Default)]
-pub(super) struct Further {
+pub(super) struct PlanDetails {
     pub(super) horizon: Option<Horizon>,
-    /// What redundancy costs, where a model is known.
-    pub(super) memory: Option<Memory>,
-    pub(super) changes: Option<Vec<Changed>>,
-    /// What ranks receive, under a budget for all layers.
-    pub(super) links: Option<Links>,
-    pub(super) losses: Option<Vec<(u32, Vec<AfterLoss>)>>,
+    /// Memory cost of redundancy, if a model is known.
+    pub(super) memory: Option<RedundancyMemory>,
+    pub(super) changes: Option<Vec<LayerChange>>,
+    /// Received bytes of the ranks, under a budget for all layers.
+    pub(super) links: Option<LinkUsage>,
+    pub(super) losses: Option<LayerLosses>,
     /// Redundant slots of each layer, under a budget for all.
     pub(super) redundant: Option<Vec<usize>>,
-    pub(super) by_speed: Option<BySpeed>,
-    pub(super) parts: Option<Parts>,
+    pub(super) by_speed: Option<SpeedFigures>,
+    pub(super) parts: Option<PartFigures>,
 }
 
-impl Further {
-    pub(super) fn words(&self, plan: &Plan, verbose: bool) -> String {
-        let mut text = self.memory.as_ref().map_or(String::new(), Memory::words);
-        text += &self.parts.as_ref().map_or(String::new(), Parts::words);
+impl PlanDetails {
+    pub(super) fn to_text(&self, plan: &Plan, verbose: bool) -> String {
+        let mut text = self.memory.as_ref().map_or(String::new(), RedundancyMemory::render_text);
+        text += &self.parts.as_ref().map_or(String::new(), PartFigures::to_text);
         if let Some(redundant) = &self.redundant {
             let used: usize = redundant.iter().sum();
             text += &format!("{used} redundant slots in all layers\n");
             if verbose {
                 let rows = plan.layers.iter().zip(redundant);
                 let rows = rows.map(|(layer, slots)| vec![layer.layer.to_string(), slots.to_string()]);
-                text += &table(&["layer", "redundant slots"], rows.collect(), 0);
+                text += &render_table(&["layer", "redundant slots"], rows.collect(), 0);
             }
         }
         if let Some(changes) = &self.changes {
-            text += &past_args::words(plan, changes, self.horizon.as_ref(), verbose);
+            text += &moves_to_text(plan, changes, self.horizon.as_ref(), verbose);
         }
         if let Some(links) = &self.links {
-            text += &links.words();
+            text += &links.to_text();
         }
         if let Some(losses) = &self.losses {
-            text += &secure_args::words(losses);
+            text += &losses_to_text(losses);
         }
         if let Some(by_speed) = &self.by_speed {
-            text += &by_speed.words(verbose);
+            text += &by_speed.to_text(verbose);
         }
         text
     }
 }
 
-pub(super) fn document(
+pub(super) fn plan_to_json(
     output: Option<&Path>,
     trace: &Trace,
-    made: &Made,
-    more: &Further,
+    made: &PlanReport,
+    details: &PlanDetails,
 ) -> serde_json::Value {
     let plan = &made.plan;
     json!({
         "plan": output,
         "policy": plan.provenance.policy,
-        "cluster": super::cluster_args::document(&plan.cluster, plan.experts),
+        "cluster": cluster_to_json(&plan.cluster, plan.experts),
         "layers": plan.layers.iter().zip(&made.bounds).map(|(l, bound)| json!({
             "layer": l.layer,
             "imbalance": l.imbalance,
             "bound": l.bound,
             "placement_bound": { "imbalance": bound.imbalance, "proof": bound.proof.to_string() },
-            "doubled": l.placement.doubled(),
+            "doubled": l.placement.same_rank_duplicates(),
         })).collect::<Vec<_>>(),
         "idle_layers": plan.idle_layers,
+        "unrecorded_layers": plan.unrecorded_layers,
         "for": plan.provenance.target,
-        "memory": more.memory.as_ref().map(Memory::document),
-        "figures": figures::document(&plan.provenance),
+        "memory": details.memory.as_ref().map(RedundancyMemory::render_json),
+        "figures": figures_to_json(&plan.provenance),
         "expected": { "split": plan.provenance.split, "imbalance": plan.provenance.imbalance,
                       "batches": plan.provenance.judged },
-        "placement_bound": { "imbalance": Bound::of_all(&made.bounds).0,
-                             "layers_above_mean": Bound::of_all(&made.bounds).1 },
+        "placement_bound": { "imbalance": PlacementBound::mean_of_layers(&made.bounds).0,
+                             "layers_above_mean": PlacementBound::mean_of_layers(&made.bounds).1 },
         "plan_ms": made.plan_time.as_secs_f64() * 1e3,
-        "moves": more.changes.as_ref().map(|changes| past_args::document(plan, changes)),
-        "link_budget": more.links.as_ref().map(Links::document),
-        "after_loss": more.losses.as_ref().map(|losses| secure_args::document(losses)),
-        "redundant_by_layer": more.redundant,
-        "on_each_trace": more.parts.as_ref().map(Parts::document),
-        "by_speed": more.by_speed.as_ref().map(BySpeed::document),
+        "moves": details.changes.as_ref().map(|changes| moves_to_json(plan, changes)),
+        "link_budget": details.links.as_ref().map(LinkUsage::to_json),
+        "after_loss": details.losses.as_ref().map(|losses| losses_to_json(losses)),
+        "redundant_by_layer": details.redundant,
+        "on_each_trace": details.parts.as_ref().map(PartFigures::to_json),
+        "by_speed": details.by_speed.as_ref().map(SpeedFigures::to_json),
         "notices": trace.notices(),
     })
 }
 
-pub(super) fn summary(made: &Made, verbose: bool) -> String {
+pub(super) fn plan_to_text(made: &PlanReport, verbose: bool) -> String {
     let plan = &made.plan;
-    let doubled: usize = plan.layers.iter().map(|l| l.placement.doubled()).sum();
+    let doubled: usize = plan.layers.iter().map(|l| l.placement.same_rank_duplicates()).sum();
     let mut text = format!(
         "{} experts x {} layers on {} ranks x {} slots, by {}\n",
         plan.experts,
@@ -108,11 +112,12 @@ pub(super) fn summary(made: &Made, verbose: bool) -> String {
     if !plan.idle_layers.is_empty() {
         text += &format!("{} idle layers left out: {:?}\n", plan.idle_layers.len(), plan.idle_layers);
     }
-    text += &figures::words(&plan.provenance);
-    text += &placement_bound(&made.bounds);
+    text += &figures_to_text(&plan.provenance);
+    text += &bound_to_text(&made.bounds);
     if doubled > 0 {
-        text +=
-            &format!("{doubled} copies share a rank with another copy of their expert: memory without use\n");
+        text += &format!(
+            "{doubled} replicas share a rank with another replica of their expert: they use memory and serve nothing\n"
+        );
     }
     text += &format!("planned in {:.2} ms\n", made.plan_time.as_secs_f64() * 1e3);
     if verbose {
@@ -123,27 +128,27 @@ pub(super) fn summary(made: &Made, verbose: bool) -> String {
                 format!("{:.3}", l.bound),
                 format!("{:.3}", bound.imbalance),
                 bound.proof.to_string(),
-                l.placement.doubled().to_string(),
+                l.placement.same_rank_duplicates().to_string(),
             ]
         });
         let header = ["layer", "imbalance", "mean", "placement_bound", "proved by", "doubled"];
-        text += &table(&header, rows.collect(), 0);
+        text += &render_table(&header, rows.collect(), 0);
     }
     text
 }
 
-/// What is proved that no placement can be below, in one line.
-fn placement_bound(bounds: &[Bound]) -> String {
-    let (imbalance, better) = Bound::of_all(bounds);
-    let proved = |proof: Proof| bounds.iter().filter(|bound| bound.proof == proof).count();
+/// Returns the proved lower bound of all placements, in one line.
+fn bound_to_text(bounds: &[PlacementBound]) -> String {
+    let (imbalance, better) = PlacementBound::mean_of_layers(bounds);
+    let proved = |proof: BoundProof| bounds.iter().filter(|bound| bound.proof == proof).count();
     let how = match better {
         0 => "= mean: nothing better is proved".to_owned(),
         _ => format!(
             "of {} layers, {} by trying all placements, {} by counting copies, {} = mean",
             bounds.len(),
-            proved(Proof::Enumerated),
-            proved(Proof::Copies),
-            proved(Proof::Mean)
+            proved(BoundProof::Enumerated),
+            proved(BoundProof::ReplicaCount),
+            proved(BoundProof::Mean)
         ),
     };
     format!("placement_bound {imbalance:.3} ({how})\n")

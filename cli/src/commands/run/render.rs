@@ -1,37 +1,40 @@
-//! What a run found, as tables and as a document.
+//! Results of a run, as tables and as a document.
 
-use super::args::{BackendName, FfnName, RunArgs, TransportName};
-use crate::cli::output::table;
-use evenkeel::exec::Phase;
-use evenkeel::exec::feed::Feed;
-use evenkeel::exec::run::{Outcome, Run, Variant};
-use evenkeel::exec::weights::Dtype;
-use evenkeel::report::RunPage;
-use evenkeel::simulate::Summary;
+use super::args::{BackendName, FfnName, TransportName};
+use super::request::RunRequest;
+use crate::output::command_line;
+use crate::render::cluster::cluster_to_json;
+use crate::render::table::render_table;
+use evenkeel::evaluate::SummaryStats;
+use evenkeel_exec::LayerStage;
+use evenkeel_exec::batch_source::BatchSource;
+use evenkeel_exec::run::{ExecRun, RunReport, RunVariant};
+use evenkeel_exec::weights::Dtype;
+use evenkeel_report::RunPage;
 use serde_json::{Value, json};
 use std::ops::Range;
 use std::time::Duration;
 
-/// Which variants ran.
-fn variants(run: &Run<'_>) -> Vec<Variant> {
-    Variant::ALL.into_iter().filter(|&variant| variant == Variant::Plan || run.compare).collect()
+/// Returns the variants that ran.
+fn executed_variants(run: &ExecRun<'_>) -> Vec<RunVariant> {
+    RunVariant::ALL.into_iter().filter(|&variant| variant == RunVariant::Plan || run.compare).collect()
 }
 
-fn imbalance(outcome: &Outcome, variant: Variant) -> Option<Summary> {
+fn variant_imbalance(outcome: &RunReport, variant: RunVariant) -> Option<SummaryStats> {
     match variant {
-        Variant::None => Some(outcome.unplanned()),
-        Variant::Plan => Some(outcome.measured()),
-        Variant::Balanced => None,
+        RunVariant::None => Some(outcome.unplanned_imbalance()),
+        RunVariant::Plan => Some(outcome.measured_imbalance()),
+        RunVariant::Balanced => None,
     }
 }
 
-/// What ran, in one line.
-fn setting(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>) -> String {
+/// Returns the setting of the run in one line.
+fn run_setting(request: &RunRequest, run: &ExecRun<'_>, plan_on: &Range<usize>) -> String {
     let (exec, model) = (&run.exec, &run.exec.model);
     let routing = match run.feed {
-        Feed::Tokens(_) => "replayed token by token".to_owned(),
-        Feed::Counts { .. } => "replayed from counts, dealt out to tokens".to_owned(),
-        Feed::Made { .. } => format!("router {}", exec.router),
+        BatchSource::Tokens(_) => "replayed token by token".to_owned(),
+        BatchSource::Counts { .. } => "replayed from counts, dealt to tokens".to_owned(),
+        BatchSource::Synthetic { .. } => format!("router {}", exec.router),
     };
     format!(
         "{} of {} in {}: {} experts of {} x {}, top-{}; {routing}\n{} ranks x {} slots, {}, {} split; planned on {} steps, \
@@ -45,60 +48,65 @@ fn setting(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>) -> String {
         run.feed.top_k().or(exec.router.fixed_top_k()).unwrap_or(model.top_k),
         exec.cluster.ranks(),
         exec.cluster.slots_per_rank(),
-        args.policy_name(),
-        args.split,
+        request.policy_name(),
+        request.split,
         plan_on.len(),
         run.steps.len(),
-        match args.backend {
-            BackendName::Cpu if args.transport == TransportName::Mpi =>
+        match request.backend {
+            BackendName::Cpu if request.transport == TransportName::Mpi =>
                 "cpu, a process per rank (mpi)".to_owned(),
             BackendName::Cpu => "cpu".to_owned(),
             BackendName::Cuda =>
-                format!("gpu (cuda, {} products)", if args.ffn == FfnName::Own { "own" } else { "cublas" }),
+                format!("gpu (cuda, {} products)", if request.ffn == FfnName::Own { "own" } else { "cublas" }),
         },
     )
 }
 
-pub(super) fn text(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>, outcome: &Outcome) -> String {
-    let mut text = setting(args, run, plan_on);
-    let bound = run.exec.dtype.bound();
+pub(super) fn run_to_text(
+    request: &RunRequest,
+    run: &ExecRun<'_>,
+    plan_on: &Range<usize>,
+    outcome: &RunReport,
+) -> String {
+    let mut text = run_setting(request, run, plan_on);
+    let bound = run.exec.dtype.error_bound();
     if let Some(check) = outcome.check {
-        let verdict = if check.ok(run.exec.dtype) { "ok" } else { "FAILED" };
+        let verdict = if check.within_bounds(run.exec.dtype) { "ok" } else { "FAILED" };
         text += &format!(
             "\ncheck {verdict}: largest error of a token {:.1e} of {bound:.0e} allowed, of its logits {:.1e} of {:.0e}\n",
             check.output,
             check.logits,
-            Dtype::F32.bound()
+            Dtype::F32.error_bound()
         );
     }
     let batches = outcome.steps.len() * run.layers.len();
     text += &format!(
-        "\nServed as the split says, to the token: {} of {batches} batches\n\n",
-        if outcome.to_the_token() { batches.to_string() } else { "not all".to_owned() }
+        "\nLoads equal to the split, to the token: {} of {batches} batches\n\n",
+        if outcome.matches_prediction() { batches.to_string() } else { "not all".to_owned() }
     );
-    let row = |&variant: &Variant| {
+    let row = |&variant: &RunVariant| {
         let number = |x: Option<f64>, digits: usize| x.map_or("-".into(), |x| format!("{x:.digits$}"));
-        let imbalance = imbalance(outcome, variant);
+        let imbalance = variant_imbalance(outcome, variant);
         vec![
             variant.name().to_owned(),
             number(imbalance.map(|i| i.mean), 3),
             number(imbalance.map(|i| i.p95), 3),
             number(imbalance.map(|i| i.max), 3),
-            number(outcome.rate(variant, |time| time.modelled), 0),
+            number(outcome.token_rate(variant, |time| time.modelled), 0),
             number(outcome.share_of_balanced(variant).map(|share| share * 100.0), 1),
-            number(outcome.rate(variant, |time| time.wall), 0),
+            number(outcome.token_rate(variant, |time| time.wall), 0),
         ]
     };
     let header = ["", "imbalance", "p95", "max", "tokens/s modelled", "% of balanced", "tokens/s wall"];
-    text += &table(&header, variants(run).iter().map(row).collect(), 1);
-    text += &verdict(run, outcome);
+    text += &render_table(&header, executed_variants(run).iter().map(row).collect(), 1);
+    text += &speed_verdict(run, outcome);
     text += &format!(
         "\nMilliseconds per step on the plan, each rank timed alone ({} steps)\n{}",
-        outcome.timed().len(),
-        phases(run, outcome)
+        outcome.timed_steps().len(),
+        phase_table(run, outcome)
     );
     if run.replan.is_some() {
-        let moves = outcome.moves();
+        let moves = outcome.total_moves();
         text += &format!(
             "\n{} plans while running; {} experts copied, {:.1} MiB, {} layer switches; waited {:.1} ms for copies in all\n",
             outcome.replans,
@@ -111,14 +119,14 @@ pub(super) fn text(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>, outcom
     text
 }
 
-/// Modelled speed of the plan over that of no plan; `None` where one of them did not run.
-fn speedup(outcome: &Outcome) -> Option<f64> {
-    let rate = |variant| outcome.rate(variant, |time| time.modelled);
-    Some(rate(Variant::Plan)? / rate(Variant::None)?)
+/// Returns the modelled speed of the plan over that of no plan; `None` if one of them did not run.
+fn speedup(outcome: &RunReport) -> Option<f64> {
+    let rate = |variant| outcome.token_rate(variant, |time| time.modelled);
+    Some(rate(RunVariant::Plan)? / rate(RunVariant::None)?)
 }
 
-/// Whether the plan pays on this machine, in one line.
-fn verdict(run: &Run<'_>, outcome: &Outcome) -> String {
+/// Returns one line on whether the plan pays on this machine.
+fn speed_verdict(run: &ExecRun<'_>, outcome: &RunReport) -> String {
     let Some(ratio) = speedup(outcome) else { return String::new() };
     let tokens: usize = outcome.steps.iter().map(|step| step.tokens).sum();
     let model = &run.exec.model;
@@ -136,55 +144,61 @@ fn verdict(run: &Run<'_>, outcome: &Outcome) -> String {
     }
 }
 
-fn phases(run: &Run<'_>, outcome: &Outcome) -> String {
+fn phase_table(run: &ExecRun<'_>, outcome: &RunReport) -> String {
     let ms = |time: Duration| format!("{:.3}", time.as_secs_f64() * 1e3);
-    let moves = outcome.moves();
+    let moves = outcome.total_moves();
     let row = |rank: usize| {
         let mut cells = vec![rank.to_string()];
-        cells.extend(Phase::ALL.map(|phase| ms(outcome.phase(Variant::Plan, rank, phase))));
+        cells.extend(LayerStage::ALL.map(|phase| ms(outcome.stage_time(RunVariant::Plan, rank, phase))));
         cells.push(ms(moves.copied[rank] / outcome.steps.len().max(1) as u32));
         cells.extend(outcome.memory[rank].map(|bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 20))));
         cells
     };
     let mut header = vec!["rank"];
-    header.extend(Phase::ALL.map(Phase::name));
-    header.extend(["moves (beside)", "MiB", "staging MiB"]);
-    table(&header, (0..run.exec.cluster.ranks()).map(row).collect(), 0)
+    header.extend(LayerStage::ALL.map(LayerStage::name));
+    header.extend(["moves (background)", "MiB", "staging MiB"]);
+    render_table(&header, (0..run.exec.cluster.ranks()).map(row).collect(), 0)
 }
 
-pub(super) fn document(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>, outcome: &Outcome) -> Value {
+pub(super) fn run_to_json(
+    request: &RunRequest,
+    run: &ExecRun<'_>,
+    plan_on: &Range<usize>,
+    outcome: &RunReport,
+) -> Value {
     let (exec, model) = (&run.exec, &run.exec.model);
-    let rates = |of: fn(&evenkeel::exec::run::Timed) -> Duration| {
-        let of = |&variant: &Variant| (variant.name().to_owned(), json!(outcome.rate(variant, of)));
-        Value::Object(variants(run).iter().map(of).collect())
+    let rates = |of: fn(&evenkeel_exec::run::StepTime) -> Duration| {
+        let of = |&variant: &RunVariant| (variant.name().to_owned(), json!(outcome.token_rate(variant, of)));
+        Value::Object(executed_variants(run).iter().map(of).collect())
     };
     let rank = |rank: usize| {
-        let ms = |phase: Phase| outcome.phase(Variant::Plan, rank, phase).as_secs_f64() * 1e3;
+        let ms = |phase: LayerStage| outcome.stage_time(RunVariant::Plan, rank, phase).as_secs_f64() * 1e3;
         let mut of_rank: serde_json::Map<String, Value> =
-            Phase::ALL.iter().map(|&phase| (format!("{phase}_ms"), json!(ms(phase)))).collect();
-        let moves = outcome.moves().copied[rank].as_secs_f64() * 1e3 / outcome.steps.len().max(1) as f64;
+            LayerStage::ALL.iter().map(|&phase| (format!("{phase}_ms"), json!(ms(phase)))).collect();
+        let moves =
+            outcome.total_moves().copied[rank].as_secs_f64() * 1e3 / outcome.steps.len().max(1) as f64;
         of_rank.insert("moves_ms".into(), json!(moves));
         of_rank.insert("memory_bytes".into(), json!(outcome.memory[rank][0]));
         of_rank.insert("staging_bytes".into(), json!(outcome.memory[rank][1]));
         Value::Object(of_rank)
     };
-    let moves = outcome.moves();
+    let moves = outcome.total_moves();
     json!({
         "check": outcome.check.map(|check| json!({
-            "ok": check.ok(exec.dtype),
+            "ok": check.within_bounds(exec.dtype),
             "max_rel_err": check.output,
-            "bound": exec.dtype.bound(),
+            "bound": exec.dtype.error_bound(),
             "max_rel_err_of_logits": check.logits,
             "misrouted_sources": check.misrouted,
         })),
         "imbalance": {
-            "none": run.compare.then(|| outcome.unplanned()),
-            "plan": outcome.measured(),
-            "simulated": outcome.predicted(),
-            "to_the_token": outcome.to_the_token(),
+            "none": run.compare.then(|| outcome.unplanned_imbalance()),
+            "plan": outcome.measured_imbalance(),
+            "simulated": outcome.predicted_imbalance(),
+            "to_the_token": outcome.matches_prediction(),
         },
-        "share_of_balanced": outcome.share_of_balanced(Variant::Plan),
-        "share_of_balanced_without_plan": outcome.share_of_balanced(Variant::None),
+        "share_of_balanced": outcome.share_of_balanced(RunVariant::Plan),
+        "share_of_balanced_without_plan": outcome.share_of_balanced(RunVariant::None),
         "speedup_over_no_plan": speedup(outcome),
         "tokens_per_s": { "modelled_parallel": rates(|time| time.modelled), "wall_clock": rates(|time| time.wall) },
         "ranks": (0..exec.cluster.ranks()).map(rank).collect::<Vec<_>>(),
@@ -218,11 +232,11 @@ pub(super) fn document(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>, ou
             "shared": model.shared,
             "dtype": exec.dtype.to_string(),
         },
-        "cluster": crate::cli::cluster_args::document(&exec.cluster, model.experts),
-        "policy": args.policy_name(),
-        "split": args.split.to_string(),
-        "backend": args.backend.name(),
-        "layers": outcome.trace().map(|trace| trace.layers().to_vec()).unwrap_or_default(),
+        "cluster": cluster_to_json(&exec.cluster, model.experts),
+        "policy": request.policy_name(),
+        "split": request.split.to_string(),
+        "backend": request.backend.name(),
+        "layers": outcome.load_trace().map(|trace| trace.layers().to_vec()).unwrap_or_default(),
         "planned_steps": plan_on.len(),
         "steps": outcome.steps.iter().map(|step| json!({
             "tokens": step.tokens,
@@ -234,14 +248,14 @@ pub(super) fn document(args: &RunArgs, run: &Run<'_>, plan_on: &Range<usize>, ou
     })
 }
 
-/// The report.
-pub(super) fn page(args: &RunArgs, run: &Run<'_>, outcome: &Outcome) -> String {
+/// Returns the report page.
+pub(super) fn report_page(request: &RunRequest, run: &ExecRun<'_>, outcome: &RunReport) -> String {
     let page = RunPage {
         title: format!("Run of {}", run.exec.model.name),
-        command: crate::cli::command_line(),
-        setting: setting(args, run, &(0..0)),
+        command: command_line(),
+        setting: run_setting(request, run, &(0..0)),
         run,
         outcome,
     };
-    page.html()
+    page.to_html()
 }

@@ -1,44 +1,64 @@
-//! `evenkeel bench online`: what the decisions of `evenkeel serve` come to on a trace.
+//! `evenkeel simulate backtest`: results of the decisions of `evenkeel serve` on a trace.
 
-use super::cluster_args::ClusterArgs;
-use super::output::{Output, document, print, table};
-use super::price_args::PriceArgs;
-use super::trace_args::TraceArgs;
+use crate::args::cluster::{ClusterArgs, ClusterSpec};
+use crate::args::move_price::MovePriceArgs;
+use crate::args::trace::TraceArgs;
+use crate::output::{Output, print_json, print_text};
+use crate::render::table::render_table;
 use clap::Args;
-use evenkeel::serve::{Config, Decision, Online, Shape, every_batch, online};
+use evenkeel_serve::{
+    Backtest, ControllerConfig, Decision, ModelSpec, ServiceConfig, backtest, replan_every_batch,
+};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Instant;
 
-/// Replay a trace through the decisions of `evenkeel serve`, next to planning again before every batch
+/// Replay a trace through the decisions of `evenkeel serve`
 ///
-/// The same code decides as in the service, step after step, without a server; docs/serve.md explains the keys. Moves are those
-/// after the first plan. Planning before every batch takes long: --skip-every-batch leaves it out.
+/// The code of the service decides step after step, without a server. The table compares it with planning
+/// before every batch. Moves are those after the first plan. docs/serve.md explains the keys of --decide.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  evenkeel bench online traces/sample-prefill.csv.zst --ranks 16 --redundant 16 --layers 1,7 \\\n      \
-    --decide 'first_after = 8, every = 8, max_moves = 2'"
+    after_long_help = "Examples:\n  evenkeel simulate backtest traces/sample-prefill.csv.zst --ranks 16 --redundant 16 --layers \
+                       1,7 \\\n      --decide 'first_after = 8, every = 8, max_moves = 2'"
 )]
-pub(crate) struct OnlineArgs {
+pub(super) struct BacktestArgs {
     #[command(flatten)]
     trace: TraceArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]
-    price: PriceArgs,
-    /// Keys of [decide], as `KEY = VALUE, ..`
+    price: MovePriceArgs,
+    /// Keys of [decide] in the configuration of the service, as `KEY = VALUE, ..`
     #[arg(long, value_name = "KEYS", default_value = "")]
     decide: String,
-    /// Do not plan before every batch
+    /// Omit the comparison with planning before every batch, which takes long
     #[arg(long)]
     skip_every_batch: bool,
 }
 
-pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
+/// Backtest to run, from options that are valid together.
+#[derive(Debug)]
+pub(super) struct BacktestRequest {
+    cluster: ClusterSpec,
+    options: ControllerConfig,
+}
+
+impl BacktestArgs {
+    /// Checks the options.
+    pub(super) fn resolve(&self) -> anyhow::Result<BacktestRequest> {
+        let text = format!("decide = {{ {} }}", self.decide);
+        let options = ServiceConfig::from_toml(&text, Path::new("--decide"))?.controller_config(None)?;
+        Ok(BacktestRequest { cluster: self.cluster.resolve()?, options })
+    }
+}
+
+pub(super) fn run(args: &BacktestArgs, output: Output) -> anyhow::Result<()> {
+    let BacktestRequest { cluster, options } = args.resolve()?;
     let trace = args.trace.read()?;
-    output.notices(trace.notices());
-    let cluster = args.cluster.cluster(trace.experts())?;
-    let mut shape = Shape {
+    output.print_notices(trace.notices());
+    let cluster = cluster.for_experts(trace.experts())?;
+    let mut shape = ModelSpec {
         ranks: cluster.ranks(),
         redundant: cluster.usable_slots() - trace.experts(),
         nodes: cluster.nodes(),
@@ -47,24 +67,23 @@ pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
         gpu: None,
         link_gbps: None,
     };
-    args.price.fill(&mut shape);
-    let text = format!("decide = {{ {} }}", args.decide);
-    let options = Config::from_toml(&text, Path::new("--decide"))?.options(None)?;
+    args.price.fill_shape(&mut shape);
     let begun = Instant::now();
-    let service = online(&trace, &shape, &options)?;
+    let service = backtest(&trace, &shape, &options)?;
     let service_time = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
-    let every = if args.skip_every_batch { None } else { Some(every_batch(&trace, &shape, &options)?) };
+    let every =
+        if args.skip_every_batch { None } else { Some(replan_every_batch(&trace, &shape, &options)?) };
     let every_time = begun.elapsed().as_secs_f64();
-    if output.json() {
-        return document(&json!({
-            "trace": args.trace.traces, "batches": args.trace.batches(&trace), "layers": trace.layers().len(),
-            "decide": options, "online": row(&service, service_time),
-            "every_batch": every.as_ref().map(|every| row(every, every_time)), "decisions": service.decisions,
+    if output.is_json() {
+        return print_json(&json!({
+            "trace": args.trace.traces, "batches": args.trace.describe_batches(&trace), "layers": trace.layers().len(),
+            "decide": options, "online": result_to_json(&service, service_time),
+            "every_batch": every.as_ref().map(|every| result_to_json(every, every_time)), "decisions": service.decisions,
             "foreseen": service.foreseen, "gained": service.gained, "copies": service.copies,
         }));
     }
-    let cells = |name: &str, online: &Online, time: f64| {
+    let cells = |name: &str, online: &Backtest, time: f64| {
         vec![
             name.to_owned(),
             format!("{:.4}", online.imbalance),
@@ -76,7 +95,7 @@ pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
     };
     let mut rows = vec![cells("online", &service, service_time)];
     rows.extend(every.as_ref().map(|every| cells("every batch", every, every_time)));
-    let mut text = table(&["", "imbalance", "excess", "moves", "plans", "time"], rows, 1);
+    let mut text = render_table(&["", "imbalance", "excess", "moves", "plans", "time"], rows, 1);
     if let Some(every) = &every {
         let (excess, moves) =
             (service.excess() / every.excess(), service.moves as f64 / every.moves.max(1) as f64);
@@ -87,7 +106,7 @@ pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
     }
     if service.moves > 0 {
         text += &format!(
-            "moves were to gain {:.1} perfectly balanced batches of a layer within {} steps, and gained {:.1}\n",
+            "expected gain of the moves: {:.1} perfectly balanced batches of a layer within {} steps; measured: {:.1}\n",
             service.foreseen, options.horizon, service.gained
         );
     }
@@ -98,18 +117,29 @@ pub(crate) fn run(args: &OnlineArgs, output: Output) -> anyhow::Result<()> {
         service.copies.step_ms,
         service.copies
     );
-    if output.verbose() {
+    if output.is_verbose() {
         let reason = |d: &Decision| {
             format!("{} after step {}: {:?}: {}\n", d.number, d.step.unwrap_or(0), d.outcome, d.reason)
         };
         text.extend(service.decisions.iter().map(reason));
     }
-    print(&text)
+    print_text(&text)
 }
 
-fn row(online: &Online, seconds: f64) -> Value {
+fn result_to_json(online: &Backtest, seconds: f64) -> Value {
     json!({
         "imbalance": online.imbalance, "bound": online.bound, "excess": online.excess(), "steps": online.steps,
         "moves": online.moves, "plans": online.plans, "seconds": seconds, "series": online.series,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::refusal;
+
+    #[test]
+    fn missing_ranks_and_unknown_keys_are_refused() {
+        assert!(refusal("backtest t.csv").starts_with("--ranks is missing"));
+        assert!(refusal("backtest t.csv --ranks 8 --decide nonsense=1").contains("nonsense"));
+    }
 }

@@ -1,25 +1,30 @@
-//! What lies between the ranks and what they run, as given on the command line; predictions as a table and a document.
+//! `evenkeel simulate network`: predicts step times on a network model.
 
-use super::model_args::ModelPerhapsOnGpu;
-use super::output::{Bar, table};
-use anyhow::Context as _;
+use super::comparison::{Comparison, ComparisonSpec, StudyArgs};
+use crate::args::model::ModelMaybeOnGpu;
+use crate::output::{Output, StderrBar};
+use crate::render::table::render_table;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::cluster::Network;
-use evenkeel::exec::calibrate;
-use evenkeel::model::{Model, Precision};
-use evenkeel::simulate::network::{Batches, OneCopyPer, Pace, Predicted, RowBytes, RowFormat, predict};
-use evenkeel::simulate::{Config, Outcome};
-use evenkeel::split::{Roofline, roofline};
+use evenkeel::gpu::GpuSpec;
+use evenkeel::model::{MoeModel, Precision};
+use evenkeel::split::{Roofline, expert_roofline};
 use evenkeel::trace::{TokenTrace, Trace};
+use evenkeel_exec::calibrate;
+use evenkeel_simulate::SimulationResult;
+use evenkeel_simulate::network::{
+    PredictionInput, RowAggregation, RowBytes, RowFormat, StepCostModel, StepPrediction, predict_steps,
+};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// A preset, or a file that was read.
+/// A preset, or a network that was read from a file.
 #[derive(Debug, Clone)]
-pub(crate) struct NetworkName(pub(crate) Network);
+struct NetworkSource(Network);
 
-impl FromStr for NetworkName {
+impl FromStr for NetworkSource {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -28,23 +33,25 @@ impl FromStr for NetworkName {
             None => (text, None),
         };
         if !(Path::new(file).extension().is_some_and(|end| end == "json") || file.contains('/')) {
-            return Ok(Self(text.parse().map_err(|error: evenkeel::cluster::BadNetwork| error.to_string())?));
+            return Ok(Self(
+                text.parse().map_err(|error: evenkeel::cluster::NetworkError| error.to_string())?,
+            ));
         }
         let text = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
         let network = Network::from_json(&text).map_err(|error| format!("{file}: {error}"))?;
         let network = match settings {
-            Some(settings) => network.with(settings).map_err(|error| error.to_string())?,
+            Some(settings) => network.with_settings(settings).map_err(|error| error.to_string())?,
             None => network,
         };
         Ok(Self(network))
     }
 }
 
-/// What rows are dispatched and combined in: `fp8,bf16`, or one for both.
+/// Row formats of dispatch and combine: `fp8,bf16`, or one for both.
 #[derive(Debug, Clone, Copy)]
-struct Rows([RowFormat; 2]);
+struct RowFormats([RowFormat; 2]);
 
-impl FromStr for Rows {
+impl FromStr for RowFormats {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -53,152 +60,215 @@ impl FromStr for Rows {
     }
 }
 
-/// The time of steps on a network.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct NetworkArgs {
-    /// Predict step time, tokens/s and the share of communication on this network
+/// Predict step time, tokens/s and the share of communication on a network
+///
+/// Rows are counted token by token where TRACE holds token ids. Otherwise traffic is estimated from counts.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  evenkeel simulate network traces/sample-decode.csv.zst --ranks 8 --nodes 2 --redundant 8 \
+                       --layers 0-3 --network h800 --model gpt-oss-20b,h800\n  evenkeel simulate network TRACE --ranks 288 --nodes \
+                       36 --network h800 --model deepseek-v3,h800 --one-copy-per node"
+)]
+pub(super) struct NetworkArgs {
+    #[command(flatten)]
+    study: StudyArgs,
+    /// Network: the name of a system, NODE+CROSS links, or a file of `evenkeel calibrate network`
     ///
-    /// A system (h800, h800-ll, h100, b200, mi300x, p4d, p5en, p6-b200), NODE+CROSS of nvlink3, nvlink4, nvlink4-h800,
-    /// nvlink4-h800-ll, nvlink5, xgmi, ib-hdr, ib-ndr, ib-xdr, roce-400, efa-v1 to efa-v4, or a file of `evenkeel calibrate
-    /// --network`. Behind it, where wanted, numbers of one's own: h800,cross.gb_s=40,cross.alpha_us=50. Rows are counted token by
-    /// token where TRACE holds ids, else expected.
-    #[arg(long, value_name = "NAME|FILE", requires = "model", help_heading = "Network")]
-    pub(crate) network: Option<NetworkName>,
-    /// With --network: what experts take, measured by `evenkeel calibrate`, instead of the GPU's data sheet
-    #[arg(long, value_name = "FILE", requires = "network", help_heading = "Network")]
-    expert_time: Option<std::path::PathBuf>,
-    /// With --network: the share of the GPU's data sheet rates that kernels reach
+    /// Systems are h800, h800-ll, h100, b200, mi300x, p4d, p5en, p6-b200. Links are nvlink3, nvlink4,
+    /// nvlink4-h800, nvlink4-h800-ll, nvlink5, xgmi, ib-hdr, ib-ndr, ib-xdr, roce-400, efa-v1 to efa-v4.
+    /// Numbers after a name or file replace its own: h800,cross.gb_s=40,cross.alpha_us=50.
+    #[arg(long, value_name = "NAME|FILE", required = true, help_heading = "Network")]
+    network: NetworkSource,
+    /// Model and GPU that run, as in deepseek-v3,h800
+    ///
+    /// With --expert-time the GPU may be left out.
+    #[arg(long, value_name = "MODEL[,GPU]", required = true, help_heading = "Network")]
+    model: ModelMaybeOnGpu,
+    /// Times of experts, a file of `evenkeel calibrate experts`, instead of the GPU's data sheet
+    #[arg(long, value_name = "FILE", hide_short_help = true, help_heading = "Network")]
+    expert_time: Option<PathBuf>,
+    /// Share of the data sheet's rates that kernels reach
     #[arg(
         long,
         value_name = "SHARE",
         default_value_t = 0.7,
-        requires = "network",
         conflicts_with = "expert_time",
+        hide_short_help = true,
         help_heading = "Network"
     )]
     efficiency: f64,
-    /// With --network: another width of tokens than the model's
-    #[arg(long, value_name = "H", requires = "network", value_parser = clap::value_parser!(u64).range(1..=1 << 20), help_heading = "Network")]
-    hidden: Option<u64>,
-    /// With --network: what rows are dispatched and combined in: fp8, bf16 or f32 each [default: fp8,bf16 for models in fp8,
-    /// else bf16,bf16]
-    #[arg(long, value_name = "FORMAT,FORMAT", requires = "network", help_heading = "Network")]
-    rows: Option<Rows>,
-    /// With --network: how often a token's row is sent: for every visit to an expert, to every rank, or once per node
-    ///
-    /// visit is what DeepEP's low-latency kernels do, node what its normal kernels do, rank what `evenkeel run` does.
+    /// Width of tokens, instead of the model's
     #[arg(
         long,
-        value_name = "visit|rank|node",
-        default_value_t = OneCopyPer::Rank,
-        requires = "network",
+        value_name = "H",
+        value_parser = clap::value_parser!(u64).range(1..=1 << 20),
+        hide_short_help = true,
         help_heading = "Network"
     )]
-    one_copy_per: OneCopyPer,
-    /// With --network: the halves of a batch take turns, one computing while the other communicates
-    #[arg(long, requires = "network", help_heading = "Network")]
+    hidden: Option<u64>,
+    /// Formats of dispatched and combined rows: fp8, bf16 or f32 each [default: fp8,bf16 for models in fp8,
+    /// else bf16,bf16]
+    #[arg(long, value_name = "FORMAT,FORMAT", hide_short_help = true, help_heading = "Network")]
+    row_format: Option<RowFormats>,
+    /// Destinations of a token's row: every visit to an expert, every rank, or every node
+    ///
+    /// visit is the rule of DeepEP's low-latency kernels, node of its normal kernels, rank of `evenkeel run`.
+    #[arg(long, value_name = "visit|rank|node", default_value_t = RowAggregation::Rank, help_heading = "Network")]
+    one_copy_per: RowAggregation,
+    /// Overlap two halves of a batch: one computes while the other communicates
+    #[arg(long, help_heading = "Network")]
     overlap: bool,
-    /// With --network: what a layer takes beside its exchanges and experts, in microseconds: attention, router, norms
-    #[arg(long, value_name = "US", default_value_t = 0.0, requires = "network", help_heading = "Network")]
-    other_us: f64,
-    /// With --network: MoE layers of a step [default: the model's]
-    #[arg(long, value_name = "N", requires = "network", value_parser = clap::value_parser!(u64).range(1..=1 << 16), help_heading = "Network")]
+    /// Microseconds per layer besides exchanges and experts: attention, router, norms
+    #[arg(long, value_name = "US", default_value_t = 0.0, hide_short_help = true, help_heading = "Network")]
+    extra_layer_us: f64,
+    /// MoE layers of a step [default: the model's]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u64).range(1..=1 << 16),
+        hide_short_help = true,
+        help_heading = "Network"
+    )]
     num_layers: Option<u64>,
 }
 
+/// Source of the times of experts.
+#[derive(Debug, Clone)]
+enum ExpertTime {
+    /// A file of `evenkeel calibrate experts`.
+    Measured(PathBuf),
+    /// The data sheet of a GPU.
+    DataSheet(GpuSpec),
+}
+
+/// Prediction to compute, from options that are valid together.
+#[derive(Debug)]
+pub(super) struct NetworkRequest {
+    comparison: ComparisonSpec,
+    expert_time: ExpertTime,
+}
+
 impl NetworkArgs {
-    /// Whether the ids of single tokens are wanted: where files of this format hold them.
-    pub(super) fn wants_tokens(&self, trace: &Trace) -> bool {
-        self.network.is_some() && trace.format().holds_tokens() && trace.resampling().is_none()
+    /// Checks the options against each other.
+    pub(super) fn resolve(&self) -> anyhow::Result<NetworkRequest> {
+        if !(self.efficiency > 0.0 && self.efficiency <= 1.0) {
+            bail!("--efficiency {}: expected more than 0 and at most 1", self.efficiency);
+        }
+        if !(0.0..=1e9).contains(&self.extra_layer_us) {
+            bail!("--extra-layer-us {}: expected 0 to 1e9 microseconds", self.extra_layer_us);
+        }
+        let expert_time = match &self.expert_time {
+            Some(path) => ExpertTime::Measured(path.clone()),
+            None => ExpertTime::DataSheet(self.model.with_gpu("--network without --expert-time")?.gpu),
+        };
+        Ok(NetworkRequest { comparison: self.study.resolve(Some(self.model.model))?, expert_time })
     }
 
-    fn pace(
+    /// Returns the parameters of the prediction for a trace.
+    fn prediction_parameters(
         &self,
-        network: &Network,
-        on: ModelPerhapsOnGpu,
+        expert_time: &ExpertTime,
         trace: &Trace,
         tokens: Option<&TokenTrace>,
-    ) -> anyhow::Result<Pace> {
-        let model = Model { hidden: self.hidden.unwrap_or(on.model.hidden), ..on.model };
+    ) -> anyhow::Result<StepCostModel> {
+        let on = self.model.model;
+        let model = MoeModel { hidden: self.hidden.unwrap_or(on.hidden), ..on };
         if model.experts != trace.experts() {
-            let (name, experts, given) = (model.name, model.experts, trace.experts());
-            anyhow::bail!("--model {name} has {experts} experts per layer, the trace {given}");
+            let (name, experts, found) = (model.name, model.experts, trace.experts());
+            bail!("--model {name} has {experts} experts per layer, the trace {found}");
         }
         if let Some(tokens) = tokens.filter(|tokens| tokens.top_k() != model.top_k) {
-            let (name, top_k, given) = (model.name, model.top_k, tokens.top_k());
-            anyhow::bail!("tokens of --model {name} visit {top_k} experts, those of the trace {given}");
+            let (name, top_k, found) = (model.name, model.top_k, tokens.top_k());
+            bail!("tokens of --model {name} visit {top_k} experts, those of the trace {found}");
         }
-        if !(self.efficiency > 0.0 && self.efficiency <= 1.0) {
-            anyhow::bail!("--efficiency {}: expected more than 0 and at most 1", self.efficiency);
-        }
-        if !(0.0..=1e9).contains(&self.other_us) {
-            anyhow::bail!("--other-us {}: expected 0 to 1e9 microseconds", self.other_us);
-        }
-        let expert = if let Some(path) = &self.expert_time {
-            let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-            let read = calibrate::File::roofline(&text);
-            read.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?
-        } else {
-            let gpu = on.with_gpu("--network without --expert-time")?.gpu;
-            let peak = roofline(&model, &gpu);
-            let reached = |ps: u64| (ps as f64 / self.efficiency).round() as u64;
-            Roofline { read: reached(peak.read), token: reached(peak.token), ..peak }
+        let default_formats = match model.precision {
+            Precision::Fp8 => RowFormats([RowFormat::Fp8, RowFormat::Bf16]),
+            _ => RowFormats([RowFormat::Bf16; 2]),
         };
-        let usual = match model.precision {
-            Precision::Fp8 => Rows([RowFormat::Fp8, RowFormat::Bf16]),
-            _ => Rows([RowFormat::Bf16; 2]),
-        };
-        let bytes = RowBytes::of(model.hidden, self.rows.unwrap_or(usual).0);
-        Ok(Pace {
-            network: network.clone(),
+        Ok(StepCostModel {
+            network: self.network.0.clone(),
             one_copy: self.one_copy_per,
-            bytes,
-            expert,
+            bytes: RowBytes::for_width(model.hidden, self.row_format.unwrap_or(default_formats).0),
+            expert: expert_time.roofline(&model, self.efficiency)?,
             experts: model.experts,
             top_k: model.top_k,
             shared: model.shared,
             layers: self.num_layers.map_or(model.layers, |n| n as usize),
-            other_us: self.other_us,
+            other_us: self.extra_layer_us,
             overlap: self.overlap,
         })
     }
+}
 
-    /// The prediction, where it was asked for.
-    pub(super) fn ask(
-        &self,
-        model: Option<ModelPerhapsOnGpu>,
-        trace: &Trace,
-        tokens: Option<&TokenTrace>,
-        (config, outcome): (&Config, &Outcome),
-    ) -> anyhow::Result<Option<OnNetwork>> {
-        let (Some(NetworkName(network)), Some(on)) = (&self.network, model) else { return Ok(None) };
-        let pace = self.pace(network, on, trace, tokens)?;
-        let batches = tokens.map_or(Batches::Counts(trace), Batches::Tokens);
-        let bar = Bar::layers();
-        let rows = predict(batches, config, outcome, &pace, &bar)?;
-        Ok(Some(OnNetwork {
-            pace,
-            model: on.model.to_string(),
-            counted: tokens.is_some(),
-            ranks: config.cluster.ranks(),
-            rows,
-        }))
+impl ExpertTime {
+    fn roofline(&self, model: &MoeModel, efficiency: f64) -> anyhow::Result<Roofline> {
+        match self {
+            ExpertTime::Measured(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+                let read = calibrate::RooflineFile::parse_roofline(&text);
+                read.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
+            }
+            ExpertTime::DataSheet(gpu) => {
+                let peak = expert_roofline(model, gpu);
+                let at_efficiency = |ps: u64| (ps as f64 / efficiency).round() as u64;
+                let (read, token) = (at_efficiency(peak.read), at_efficiency(peak.token));
+                Ok(Roofline { read, token, ..peak })
+            }
+        }
     }
 }
 
-/// What was predicted.
-#[derive(Debug)]
-pub(super) struct OnNetwork {
-    pace: Pace,
-    model: String,
-    /// Whether rows were counted token by token.
-    counted: bool,
-    ranks: usize,
-    rows: Vec<Predicted>,
+pub(super) fn run(args: &NetworkArgs, output: Output) -> anyhow::Result<()> {
+    let NetworkRequest { comparison: spec, expert_time } = args.resolve()?;
+    let read = spec.trace.read_for_model(spec.model)?;
+    let tokens = read_token_ids(&spec, &read, output);
+    let trace = tokens.as_ref().map_or(&read, TokenTrace::trace);
+    output.print_notices(trace.notices());
+    let pace = args.prediction_parameters(&expert_time, trace, tokens.as_ref())?;
+    let comparison = Comparison::run(&spec, trace, output)?;
+    let Comparison { config, outcome, .. } = &comparison;
+    let batches = tokens.as_ref().map_or(PredictionInput::Counts(trace), PredictionInput::Tokens);
+    let bar = StderrBar::for_layers();
+    let rows = predict_steps(batches, config, outcome, &pace, &bar)?;
+    drop(bar);
+    let prediction = NetworkPrediction {
+        pace,
+        model: args.model.model.to_string(),
+        counted: tokens.is_some(),
+        ranks: config.cluster.ranks(),
+        rows,
+    };
+    let study = (prediction.to_text(outcome), prediction.to_json(outcome));
+    comparison.print_study("network", study, output)
 }
 
-impl OnNetwork {
-    pub(super) fn text(&self, outcome: &Outcome) -> String {
+/// Returns the ids of single tokens, if files of this format hold them and they can be read.
+fn read_token_ids(spec: &ComparisonSpec, trace: &Trace, output: Output) -> Option<TokenTrace> {
+    if !trace.format().holds_tokens() || trace.resampling().is_some() {
+        return None;
+    }
+    match spec.trace.read_tokens() {
+        Ok(tokens) => Some(tokens),
+        Err(error) => {
+            output.print_note(&format!("traffic is estimated from counts: {error:#}"));
+            None
+        }
+    }
+}
+
+/// A prediction of the step times on a network.
+#[derive(Debug)]
+struct NetworkPrediction {
+    pace: StepCostModel,
+    model: String,
+    /// True if rows were counted token by token.
+    counted: bool,
+    ranks: usize,
+    rows: Vec<StepPrediction>,
+}
+
+impl NetworkPrediction {
+    fn to_text(&self, outcome: &SimulationResult) -> String {
         let pace = &self.pace;
         let title = format!(
             "Predicted on {}: {} layers of {}, a row per {} ({}), {:.0} tokens per step{}",
@@ -218,7 +288,7 @@ impl OnNetwork {
             cells.extend([row.step_us.mean, row.step_us.p95].map(|us| format!("{:.3}", us / 1e3)));
             cells.push(format!("{:.0}", row.tokens_per_s));
             cells.push(format!("{:.0}", row.tokens_per_s / self.ranks as f64));
-            cells.extend([share(row.communication()), share(row.lost())]);
+            cells.extend([share(row.communication_share()), share(row.imbalance_share())]);
             cells.extend([layer.counts, layer.dispatch, layer.experts, layer.combine, layer.other].map(us));
             cells.extend(row.rows.map(us));
             cells
@@ -240,12 +310,12 @@ impl OnNetwork {
             "rows in node",
             "to others",
         ];
-        format!("\n{title}\n{}", table(&header, rows.collect(), 2))
+        format!("{title}\n{}", render_table(&header, rows.collect(), 2))
     }
 
-    pub(super) fn document(&self, outcome: &Outcome) -> Value {
+    fn to_json(&self, outcome: &SimulationResult) -> Value {
         let pace = &self.pace;
-        let row = |row: &Predicted| {
+        let row = |row: &StepPrediction| {
             let layer = &row.layer;
             json!({
                 "policy": outcome.planned[row.planned].policy,
@@ -255,8 +325,8 @@ impl OnNetwork {
                 "tokens_per_step": row.tokens,
                 "tokens_per_s": row.tokens_per_s,
                 "tokens_per_s_per_rank": row.tokens_per_s / self.ranks as f64,
-                "communication_share": row.communication(),
-                "imbalance_share": row.lost(),
+                "communication_share": row.communication_share(),
+                "imbalance_share": row.imbalance_share(),
                 "layer_us": {
                     "counts": layer.counts, "dispatch": layer.dispatch, "experts": layer.experts,
                     "combine": layer.combine, "other": layer.other, "total": layer.total,
@@ -280,5 +350,31 @@ impl OnNetwork {
             "overlap": pace.overlap,
             "results": self.rows.iter().map(row).collect::<Vec<_>>(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::refusal;
+
+    fn network_refusal(options: &str) -> String {
+        refusal(&format!("network t.csv --ranks 8 --network h800 {options}"))
+    }
+
+    #[test]
+    fn an_efficiency_out_of_range_is_refused() {
+        let message = network_refusal("--model gpt-oss-20b,h800 --efficiency 2");
+        assert!(message.starts_with("--efficiency 2"), "{message}");
+    }
+
+    #[test]
+    fn a_layer_time_out_of_range_is_refused() {
+        let message = network_refusal("--model gpt-oss-20b,h800 --extra-layer-us 2e9");
+        assert!(message.starts_with("--extra-layer-us 2000000000"), "{message}");
+    }
+
+    #[test]
+    fn a_model_without_a_gpu_or_measured_times_is_refused() {
+        assert!(network_refusal("--model gpt-oss-20b").contains("needs the GPU too"));
     }
 }

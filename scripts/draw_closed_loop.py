@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws docs/closed-loop.svg from the steps that the example wrote:
 
-    cargo run --release --example closed_loop -- 16 steps.csv && python3 docs/draw_closed_loop.py steps.csv
+    cargo run --release --example closed_loop -- 16 steps.csv && python3 scripts/draw_closed_loop.py steps.csv
 """
 
 import csv
@@ -54,7 +54,7 @@ def main():
         points = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in enumerate(series[name]))
         out.append(f'<path class="{name}" d="M{points}"/>')
         ends[name] = y(sum(series[name][-5:]) / 5)
-    # Labels at the lines' ends, none on another.
+    # The labels at the ends of the lines must not overlap.
     lowest = None
     for name, label in sorted(LINES, key=lambda line: -ends[line[0]]):
         at = ends[name] if lowest is None else min(ends[name], lowest - 18)
@@ -75,7 +75,7 @@ def main():
         at = LEFT + step * across
         out.append(f'<text x="{at:.1f}" y="{MOVES_FLOOR + 18}" text-anchor="middle">{step}</text>')
     out.append(f'<text x="{WIDTH - RIGHT + 22}" y="{MOVES_FLOOR + 18}">step</text></svg>')
-    Path(__file__).with_name("closed-loop.svg").write_text("\n".join(out) + "\n")
+    (Path(__file__).resolve().parent.parent / "docs/closed-loop.svg").write_text("\n".join(out) + "\n")
 
 
 if __name__ == "__main__":

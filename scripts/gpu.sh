@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# What the documentation says of a GPU, tested and measured by the programs in a folder that benches/gpu_kit.sh made (`make gpu` does
-# both). Needs the driver, NVRTC, cuBLAS where there is one, and for comparison a python3 with torch; no Rust. Each part says what it
-# is; a part that fails does not keep the others from running, and fails the whole in the end.
+# Tests and measures the claims of the documentation about a GPU, with the programs in a folder that
+# scripts/gpu_kit.sh built (`make gpu` does both). It needs the driver, NVRTC and, if installed, cuBLAS; for
+# comparison a python3 with torch; no Rust. Each part prints its name. A failed part does not stop the others,
+# but the script then fails at the end.
 #
-#   benches/gpu.sh target/gpu [tests|benches|layers|runs|nccl|sanitizer]..        all of it without a part
+#   scripts/gpu.sh target/gpu [tests|benches|layers|runs|nccl|sanitizer]..        all parts by default
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 kit=${1:-target/gpu} python=${PYTHON:-python3} failed=0
@@ -14,7 +15,8 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader ||
     echo "this wants a machine with an NVIDIA GPU and its driver" >&2
     exit 1
 }
-# CUDA's libraries, where the loader does not find them by itself: of a toolkit, or of what pip installed for torch.
+# Folders of CUDA's libraries, of a toolkit or of pip's packages for torch, in case the loader does not find
+# them.
 folders=$(ls -d /usr/local/cuda*/lib64 2>/dev/null
     "$python" -c 'import glob, site
 for base in site.getsitepackages():
@@ -29,16 +31,16 @@ part() {
     }
 }
 
-# The tests once more under compute-sanitizer, which comes with CUDA's toolkit.
+# Repeats the tests under compute-sanitizer, which is part of CUDA's toolkit.
 sanitize() {
     if ! command -v compute-sanitizer >/dev/null; then
         echo "skipped: no compute-sanitizer on the path"
         return 0
     fi
-    compute-sanitizer --tool "$1" --error-exitcode 1 "$2" --skip on_a_host --test-threads 1 | tail -n 20
+    compute-sanitizer --tool "$1" --error-exitcode 1 "$2" --skip on_a_host --test-threads 1 "$3" | tail -n 20
 }
 
-# Two ranks on two GPUs over NCCL, as a launcher would start them.
+# Runs two ranks on two GPUs over NCCL, as a launcher would start them.
 two_gpus() {
     if (($(nvidia-smi --list-gpus | wc -l) < 2)); then
         echo "skipped: NCCL takes a GPU per rank, and there is one"
@@ -60,8 +62,8 @@ run=("$kit/evenkeel" run --backend cuda --ranks 8 --redundant 8)
 for name in $parts; do
     case $name in
     tests)
-        part "$kit/test-cuda" --nocapture
-        part "$kit/test-exec_cuda" --nocapture --skip on_a_host
+        part "$kit/test-cuda" --nocapture cuda::
+        part "$kit/test-exec" --nocapture --skip on_a_host exec_cuda::
         ;;
     benches)
         part "$kit/bench-cuda"
@@ -81,18 +83,18 @@ for name in $parts; do
             part "${run[@]}" --model "$model" --policy recourse --batch-tokens 4096 --steps 10 --ffn cublas
         done
         part "${run[@]}" --model qwen3-30b-a3b --batch-tokens 128 --steps 6 --replan-every 2 --check
-        part "${run[@]}" --model gpt-oss-20b --batch-tokens 128 --steps 2 --check --alone
-        part "$kit/evenkeel" calibrate --backend cuda --model qwen3-30b-a3b
+        part "${run[@]}" --model gpt-oss-20b --batch-tokens 128 --steps 2 --check --no-baseline
+        part "$kit/evenkeel" calibrate experts --backend cuda --model qwen3-30b-a3b
         ;;
     nccl)
-        part two_gpus --batch-tokens 128 --steps 2 --check --prove-plans --alone
-        part two_gpus --batch-tokens 128 --steps 6 --replan-every 2 --check --prove-plans
+        part two_gpus --batch-tokens 128 --steps 2 --check --verify-plans --no-baseline
+        part two_gpus --batch-tokens 128 --steps 6 --replan-every 2 --check --verify-plans
         part two_gpus --batch-tokens 4096 --steps 10
         ;;
     sanitizer)
         for tool in memcheck racecheck synccheck initcheck; do
-            part sanitize "$tool" "$kit/test-cuda"
-            part sanitize "$tool" "$kit/test-exec_cuda"
+            part sanitize "$tool" "$kit/test-cuda" cuda::
+            part sanitize "$tool" "$kit/test-exec" exec_cuda::
         done
         ;;
     *)

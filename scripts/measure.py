@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Prints the tables of docs/results.md: each a loop over one `evenkeel simulate --json` command.
+"""Prints the tables of docs/results.md. Each loops over one `evenkeel simulate --json` command.
 
-    cargo build --release --features highs && python3 docs/measure.py [TABLE ...]
+    cargo build --release --features highs && python3 scripts/measure.py [TABLE ...]
 
 EVENKEEL_REAL_TRACES names the folder with the recorded traces. Only Python's standard library is used.
 """
@@ -42,7 +42,7 @@ def run(command):
 
 
 def fits(policy, ranks, per_rank, experts):
-    """Policies that this shape admits."""
+    """Returns whether this shape admits a policy."""
     if policy in ("contiguous", "eplb"):
         return True
     if per_rank > experts // ranks or experts % ranks:
@@ -53,7 +53,7 @@ def fits(policy, ranks, per_rank, experts):
 def table(name):
     heading, folder, options, experts, ranks_list = TABLES[name]
     print(f"### {heading}\n")
-    print(f"`python3 docs/measure.py {name}`, which for every row runs\n")
+    print(f"`python3 scripts/measure.py {name}`, which for every row runs\n")
     print(f"    evenkeel simulate $EVENKEEL_REAL_TRACES/{folder} {options} \\")
     print("        --ranks RANKS --redundant SLOTS --policies ... --splits even,exact --json\n")
     print("| ranks x slots | bound | " + " | ".join(f"{p} + {s}" for p, s in COLUMNS) + " |")

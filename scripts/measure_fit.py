@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Prints the table of traces/README.md: how close the synthetic presets come to the recordings that they are fitted to.
+"""Prints the table of traces/README.md, which compares the synthetic presets with their recordings.
 
-    cargo build --release && python3 docs/measure_fit.py
+    cargo build --release && python3 scripts/measure_fit.py
 
-EVENKEEL_REAL_TRACES names the folder with the recorded traces. A recording is averaged over five seeds of `--order
-shuffled`; the synthetic trace is the sample's own seed. Only Python's standard library is used.
+EVENKEEL_REAL_TRACES names the folder with the recorded traces. A recording is averaged over five seeds of
+`--order shuffled`. The synthetic trace has the seed of the sample. Only Python's standard library is used.
 """
 
 import json
@@ -24,7 +24,7 @@ FITS = [
 
 
 def excess(trace, ranks, options):
-    """Mean excess of eplb + even and lplb:ring + exact, one redundant slot per rank."""
+    """Returns the mean excess of eplb + even and of lplb:ring + exact, with one redundant slot per rank."""
     command = [EVENKEEL, "simulate", trace, "--ranks", ranks, "--redundant", ranks, "--policies", "eplb,lplb:ring", "--json"]
     done = subprocess.run([str(word) for word in command + options], capture_output=True, text=True, check=True)
     rows = {(r["policy"], r["split"]): r["excess"]["mean"] for r in json.loads(done.stdout)["results"]}

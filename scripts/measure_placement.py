@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Prints the tables of docs/placement.md: what `recourse` reaches beside the other policies on recorded traces.
+"""Prints the tables of docs/placement.md: `recourse` and the other policies on recorded traces.
 
-    cargo build --release && python3 docs/measure_placement.py [stationary|once|shifting|resampled|moves|budget|even ...]
+    cargo build --release && python3 scripts/measure_placement.py [TABLE ...]
 
-EVENKEEL_REAL_TRACES names the folder with the recorded traces. Every row is one `evenkeel simulate --json` command; the
-head of each table says which. Only Python's standard library is used.
+TABLE is stationary, once, shifting, resampled, moves, budget or even. EVENKEEL_REAL_TRACES names the folder
+with the recorded traces. Every row is one `evenkeel simulate --json` command, which the head of the table
+states. Only Python's standard library is used.
 """
 
 import json
@@ -30,16 +31,16 @@ COUNTS = {
     "DeepSeek-R1, resampled": ("deepseek-r1-sglang-dumps", "--resample 40 --top-k 8 --batch-tokens 2048", 256, 2048 * 8, 0),
     "Gemma-4-26B, resampled": ("gemma4-26b-families", "--step-column family --resample 60 --top-k 8 --batch-tokens 2048", 128, 2048 * 8, 0),
 }
-# Planning again is replayed on every sixth layer.
+# Re-planning is replayed on every sixth layer, which bounds the time of the run.
 SIXTH = "--layers 0,6,12,18"
 CLUSTERS = [(8, 1), (16, 1), (16, 2), (32, 1)]
 RECOURSE = ("recourse:exact", "exact")
-# The tables of recorded order were made with this budget, below the default.
+# Budget of the tables in recorded order, below the default.
 LESS = "recourse:exact:iterations=24000"
 
 
 def graphs(ranks, per_rank, experts):
-    """LPLB's replica graphs that fit the shape."""
+    """Returns LPLB's replica graphs that fit the shape."""
     if per_rank > experts // ranks:
         return []
     names = ["ring", "ring:4"] + ([f"ring:{ranks}"] if ranks > 8 else [])
@@ -49,7 +50,8 @@ def graphs(ranks, per_rank, experts):
 
 
 def simulate(folder, options, policies, ranks, per_rank, experts, *more):
-    command = [EVENKEEL, "simulate", f"{TRACES}/{folder}", *options.split(), "--experts", experts, "--ranks", ranks]
+    study = ["replay"] if "--replan-every" in more else []
+    command = [EVENKEEL, "simulate", *study, f"{TRACES}/{folder}", *options.split(), "--experts", experts, "--ranks", ranks]
     command += ["--redundant", ranks * per_rank, "--policies", ",".join(policies), "--splits", "even,exact", "--json", *more]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
@@ -62,13 +64,13 @@ def cell(result):
 
 
 class Sums:
-    """Excess summed over rows, and the rows that miss."""
+    """Excess summed over rows, and the rows in which `recourse` misses its target."""
 
     def __init__(self):
         self.sums, self.rows, self.best, self.misses, self.hindsight = {}, 0, 0.0, [], 0.0
 
     def add(self, name, cells, token):
-        """Takes one row: results by (policy, split). Returns what to print of it."""
+        """Adds one row, results by (policy, split). Returns the cells to print."""
         mine, others = cells[RECOURSE], {k: c for k, c in cells.items() if not k[0].startswith(("recourse", "hindsight"))}
         self.rows += 1
         for key, result in cells.items():
@@ -134,24 +136,24 @@ def planned_once(rows, order, sums, recourse="recourse:exact"):
 
 
 def stationary():
-    print("### Stationary: requests and sequences shuffled\n\n`python3 docs/measure_placement.py stationary`: for every row\n")
+    print("### Stationary: requests and sequences shuffled\n\n`python3 scripts/measure_placement.py stationary`: for every row\n")
     planned_once(ROWS, "--order shuffled", Sums())
 
 
 def once():
-    print("### Shifting, planned once: requests and domains in recorded order\n\n`python3 docs/measure_placement.py once`: for every row\n")
+    print("### Shifting, planned once: requests and domains in recorded order\n\n`python3 scripts/measure_placement.py once`: for every row\n")
     planned_once(ROWS, "--order recorded", Sums(), LESS)
 
 
 def resampled():
-    print("### Totals only: **over-dispersed resamples**, in no sum above\n\n`python3 docs/measure_placement.py resampled`: for every row\n")
+    print("### Totals only: **over-dispersed resamples**, in no sum above\n\n`python3 scripts/measure_placement.py resampled`: for every row\n")
     planned_once(COUNTS, "", Sums())
 
 
 def shifting():
     print("### Shifting, planned again: requests and domains in recorded order\n")
-    print("`python3 docs/measure_placement.py shifting`: for every row, with K = 8192 decoded or 2048 prefill tokens,\n")
-    print("    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES --layers 0,6,12,18 --order recorded --replan-every K --window auto \\")
+    print("`python3 scripts/measure_placement.py shifting`: for every row, with K = 8192 decoded or 2048 prefill tokens,\n")
+    print("    evenkeel simulate replay $EVENKEEL_REAL_TRACES/FOLDER BATCHES --layers 0,6,12,18 --order recorded --replan-every K --window auto \\")
     print("        --ranks RANKS --redundant SLOTS --policies contiguous,eplb,lplb:..,recourse:exact:iterations=24000 --splits even,exact --json\n")
     print("| trace | ranks x redundant | contiguous + even | eplb + even | eplb + exact | best lplb + exact | recourse + exact | moves per plan: eplb, recourse | verdict |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -170,8 +172,8 @@ def shifting():
 
 
 def moves():
-    print("### Imbalance against moves\n\n`python3 docs/measure_placement.py moves`: for every row\n")
-    print("    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES --layers 0,6,12,18 --order recorded --replan-every K --max-moves 1,2,4,8 \\")
+    print("### Imbalance against moves\n\n`python3 scripts/measure_placement.py moves`: for every row\n")
+    print("    evenkeel simulate replay $EVENKEEL_REAL_TRACES/FOLDER BATCHES --layers 0,6,12,18 --order recorded --replan-every K --max-moves 1,2,4,8 \\")
     print("        --ranks RANKS --redundant SLOTS --policies eplb,recourse:exact:iterations=24000 --splits exact --json\n")
     print("Mean imbalance (moves of one layer in one re-planning). The tenth: the least limit at which `recourse` is no worse than")
     print("`eplb` without a limit, and its moves as a share of `eplb`'s.\n")
@@ -199,7 +201,7 @@ def moves():
 
 
 def budget():
-    print("### Imbalance against iterations\n\n`python3 docs/measure_placement.py budget`: shuffled, for every row\n")
+    print("### Imbalance against iterations\n\n`python3 scripts/measure_placement.py budget`: shuffled, for every row\n")
     print("    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES --layers 0,6,12,18 --order shuffled \\")
     print("        --ranks RANKS --redundant SLOTS --policies recourse:exact:iterations=N,.. --splits exact --json\n")
     budgets = [500, 2000, 8000, 32000, 128000]
@@ -234,7 +236,7 @@ EVEN_COUNTS = {
 
 
 def even():
-    print("### Under the even split\n\n`python3 docs/measure_placement.py even`: for every row\n")
+    print("### Under the even split\n\n`python3 scripts/measure_placement.py even`: for every row\n")
     print("    evenkeel simulate $EVENKEEL_REAL_TRACES/FOLDER BATCHES --ranks RANKS --redundant SLOTS \\")
     print("        --policies eplb,recourse:exact,recourse,recourse:even --splits even,exact --hindsight --json\n")
     print("Recorded tokens are shuffled (`--order shuffled`), all layers. Totals are resampled: 100 batches, on every eighth (DeepSeek-R1) or")
@@ -249,7 +251,8 @@ def even():
         sums, above = {}, []
         for name, (folder, options, experts, routed) in rows.items():
             for ranks, per_rank in EVEN_CLUSTERS:
-                # 32 experts on 64 ranks: the numbers of slots that divide are half a slot per rank off.
+                # 32 experts on 64 ranks need a number of slots that divides, which is half a slot per rank
+                # off.
                 redundant = ranks * per_rank - experts % ranks if experts % ranks else ranks * per_rank
                 command = [EVENKEEL, "simulate", f"{TRACES}/{folder}", *options.split(), "--experts", experts, "--ranks", ranks,
                            "--redundant", redundant, "--policies", "eplb,recourse:exact,recourse,recourse:even", "--splits",

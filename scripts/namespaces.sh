@@ -1,14 +1,16 @@
 #!/bin/sh
-# Two "nodes" as network namespaces of this machine, joined by one shaped link: ranks over MPI with and without aggregation, what
-# really crossed the link, and how long steps took. Nothing leaves the machine. Root, iproute2, Open MPI.
+# Runs ranks over MPI, with and without aggregation, in two network namespaces of this machine that represent
+# nodes. One shaped link joins them. Prints the bytes that crossed the link and the step times. Nothing leaves
+# the machine. Needs root, iproute2 and Open MPI.
 #
-#   benches/namespaces.sh EVENKEEL [RATE [DELAY]] -- [further arguments of evenkeel run]
+#   scripts/namespaces.sh EVENKEEL [RATE [DELAY]] -- [further arguments of evenkeel run]
 #
-# RANKS (8) is how many there are in all, WAYS ("none:1 node:1") what is compared, as AGGREGATE:CHUNKS.
+# RANKS (8) is the total number of ranks. WAYS ("none:1 node:1") are the compared variants, as
+# AGGREGATE:CHUNKS.
 set -eu
 
 skip() {
-	echo "skipped: $1"
+	"$(dirname "$0")/../.ci/skipped" "$1" "$0"
 	exit 0
 }
 
@@ -23,7 +25,7 @@ if [ $# -eq 0 ]; then
 	set -- --model gpt-oss-20b --hidden 1024 --intermediate 64 --batch-tokens 512 --steps 12 --policy eplb --check
 fi
 
-[ "$(id -u)" = 0 ] || skip "namespaces want root"
+[ "$(id -u)" = 0 ] || skip "no root for namespaces"
 for tool in ip tc mpirun unshare python3; do
 	command -v $tool >/dev/null || skip "no $tool"
 done
@@ -40,10 +42,11 @@ clean() {
 }
 trap clean EXIT INT TERM
 for node in a b; do
-	ip netns add $run-$node 2>"$folder/why" || skip "no network namespaces here: $(cat "$folder/why")"
+	ip netns add $run-$node 2>"$folder/why" || skip "no network namespaces ($(cat "$folder/why"))"
 done
-# Names of interfaces have at most 15 characters, and need to differ only until they are in their namespaces.
-ip link add ek$$a type veth peer name ek$$b 2>"$folder/why" || skip "no veth pairs here: $(cat "$folder/why")"
+# Names of interfaces have at most 15 characters. They only need to be unique until they are in their
+# namespaces.
+ip link add ek$$a type veth peer name ek$$b 2>"$folder/why" || skip "no veth pairs ($(cat "$folder/why"))"
 for node in a b; do
 	at=$([ $node = a ] && echo 1 || echo 2)
 	ip link set ek$$$node netns $run-$node
@@ -52,17 +55,17 @@ for node in a b; do
 	$in ip address add 10.77.0.$at/24 dev wire
 	$in ip link set lo up
 	$in ip link set wire up
-	# Not every kernel can delay; a token bucket keeps to the rate at least.
+	# Not every kernel can delay packets. A token bucket at least limits the rate.
 	if $in tc qdisc add dev wire root netem delay "$delay" rate "$rate" limit 100000 2>/dev/null; then
 		shaped="$rate, $delay each way"
 	elif $in tc qdisc add dev wire root tbf rate "$rate" burst 128kb latency 100ms 2>"$folder/why"; then
 		shaped="$rate, no delay (no netem in this kernel)"
 	else
-		skip "the link cannot be shaped: $(cat "$folder/why")"
+		skip "no shaped link ($(cat "$folder/why"))"
 	fi
 done
 
-# What mpirun calls instead of ssh: HOST COMMAND..
+# A replacement of ssh for mpirun, called as HOST COMMAND..
 cat >"$folder/agent" <<AGENT
 #!/bin/sh
 case \$1 in *.1) node=a ;; *) node=b ;; esac
@@ -82,7 +85,7 @@ for way in $ways; do
 	timeout 300 ip netns exec $run-a unshare --uts sh -c 'hostname a; exec "$@"' sh \
 		mpirun --allow-run-as-root --oversubscribe --host 10.77.0.1:$((ranks / 2)),10.77.0.2:$((ranks / 2)) -n "$ranks" --mca plm_rsh_agent "$folder/agent" \
 		--mca oob_tcp_if_include 10.77.0.0/24 --mca btl self,vader,tcp --mca btl_tcp_if_include 10.77.0.0/24 \
-		"$evenkeel" run "$@" --ranks "$ranks" --nodes 2 --redundant 8 --transport mpi --alone --json \
+		"$evenkeel" run "$@" --ranks "$ranks" --nodes 2 --redundant 8 --transport mpi --no-baseline --json \
 		--aggregate "${way%:*}" --chunks "${way#*:}" \
 		>"$folder/$way.json" || { echo "failed: $way"; exit 1; }
 	echo $(($(sent) - before)) >"$folder/$way.bytes"

@@ -23,9 +23,7 @@ use std::process::ExitCode;
     name = "evenkeel",
     version,
     max_term_width = 110,
-    after_help = "Start with:\n  evenkeel trace inspect TRACE                the content of a trace\n  \
-                  evenkeel simulate TRACE --ranks 8           the benefit of balancing, by policy\n  \
-                  evenkeel plan TRACE --ranks 8 -o plan.json  a placement to use",
+    after_help = "Start with `evenkeel trace inspect TRACE`, then `evenkeel simulate TRACE --ranks 8`.",
     after_long_help = "Start with:\n  evenkeel trace inspect TRACE                the content of a trace\n  \
                        evenkeel simulate TRACE --ranks 8           the benefit of balancing, by policy\n  \
                        evenkeel plan TRACE --ranks 8 -o plan.json  a placement to use\n\n\
@@ -48,7 +46,7 @@ struct GlobalArgs {
     #[arg(long, global = true)]
     json: bool,
     /// Print more: all notices, and one line per layer
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, hide_short_help = true)]
     verbose: bool,
     /// Threads; results do not depend on their number [default: one per core]
     #[arg(long, global = true, value_name = "N", hide_short_help = true)]
@@ -131,5 +129,24 @@ mod tests {
     #[test]
     fn the_command_tree_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Adds the lines of the short help of this command and of those below it.
+    fn short_helps(command: &mut clap::Command, path: &str, found: &mut Vec<(String, usize)>) {
+        found.push((path.to_owned(), command.render_help().to_string().lines().count()));
+        for sub in command.get_subcommands_mut() {
+            let below = format!("{path} {}", sub.get_name());
+            short_helps(sub, &below, found);
+        }
+    }
+
+    #[test]
+    fn short_help_fits_on_a_screen_of_24_lines() {
+        let mut program = config::command().term_width(100);
+        program.build();
+        let mut found = vec![];
+        short_helps(&mut program, "evenkeel", &mut found);
+        found.retain(|(_, lines)| *lines > 24);
+        assert!(found.is_empty(), "{found:?}");
     }
 }

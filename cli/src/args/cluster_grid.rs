@@ -16,7 +16,7 @@ pub(crate) struct ClusterGridArgs {
     /// Nodes that hold the ranks
     #[arg(long, value_name = "N", default_value_t = 1, hide_short_help = true, help_heading = "Cluster")]
     nodes: usize,
-    /// Redundant slots of all ranks together; a list as in 0,32,64 compares them
+    /// Redundant slots of all ranks together, as in 0,32,64
     ///
     /// The default is one per rank, or as many as make the slots divide.
     /// A redundant slot holds one replica of an expert in addition to its first instance.

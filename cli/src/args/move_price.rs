@@ -8,8 +8,10 @@ use std::str::FromStr;
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MovePriceArgs {
-    /// Model and GPU that price a move, as in deepseek-v3,h100 or deepseek-v3:bf16 [default: the model with
-    /// the experts and layers of the trace, else deepseek-v3; h100]
+    /// Model and GPU that price a move, as in deepseek-v3,h100
+    ///
+    /// A precision follows the model, as in deepseek-v3:bf16. The default is the model with the experts and
+    /// layers of the trace, else deepseek-v3, on h100.
     #[arg(long, value_name = "MODEL[,GPU]", help_heading = "Price of moves")]
     model: Option<ModelNames>,
     /// Gigabits per second that a rank receives, for the price of moves [default: 100]

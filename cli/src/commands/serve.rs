@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Keep plans up to date while a model runs: accept loads, decide, serve plans and a page
+/// Keep plans up to date while a model runs
 ///
+/// The service accepts loads, decides on moves, and serves plans and a page.
 /// Without a file, the service listens on 127.0.0.1:8787 and keeps its store in the user's state folder. The
 /// first line on stdout is the URL. Decisions are logged on stderr. SIGTERM shuts it down in order, SIGHUP
 /// reloads the configuration. docs/serve.md describes the interface and all keys of the configuration.

@@ -23,7 +23,9 @@ use clap::{Args, Subcommand};
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    mut_arg("policy", |arg| arg.hide_short_help(true)),
+    mut_arg("report", |arg| arg.hide_short_help(true))
 )]
 #[command(
     after_long_help = "Examples:\n  evenkeel plan traces/sample-prefill.csv.zst --ranks 8 --redundant 8 -o plan.json\n  \

@@ -50,10 +50,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Model")]
     pub(super) num_layers: usize,
     /// Width of tokens, instead of the model's, for small trials
-    #[arg(long, value_name = "H", help_heading = "Model")]
+    #[arg(long, value_name = "H", hide_short_help = true, help_heading = "Model")]
     pub(super) hidden: Option<u64>,
     /// Width inside experts, instead of the model's, for small trials
-    #[arg(long, value_name = "I", help_heading = "Model")]
+    #[arg(long, value_name = "I", hide_short_help = true, help_heading = "Model")]
     pub(super) intermediate: Option<u64>,
     /// Experts per token, instead of the model's, for small trials
     #[arg(long, value_name = "K", hide_short_help = true, help_heading = "Model")]
@@ -295,7 +295,7 @@ pub(crate) struct RunArgs {
     /// Write the loads of the run to this trace file
     ///
     /// Its suffix is .csv, .csv.gz, .csv.zst or .parquet.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub(super) record: Option<PathBuf>,
     /// Write a report to this file: one HTML page that needs no network
     #[arg(long, value_name = "FILE")]

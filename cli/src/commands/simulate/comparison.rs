@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 /// Policies and splits to compare, and the steps to plan on.
 #[derive(Debug, Clone, Args)]
 pub(super) struct ComparisonArgs {
-    /// Placement policies, as eplb or lplb:ring
+    /// Placement policies
     ///
     /// Names are contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, recourse, lp-round and milp.
     /// recourse:cvar=0.9 and recourse:worst minimise the worst batches. `evenkeel plan new --help` explains

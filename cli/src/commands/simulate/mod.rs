@@ -17,15 +17,18 @@ mod traffic;
 use crate::output::Output;
 use clap::{Args, Subcommand};
 
-/// Compare placement policies and splits: plan on the first part of a trace, judge on the rest
+/// Compare placement policies and splits on a recorded trace
 ///
+/// The policies plan on the first part of the trace, and their placements are judged on the rest.
 /// `evenkeel simulate TRACE` compares policies, as `evenkeel simulate policies TRACE` does. The other
 /// subcommands add a study to the comparison. `evenkeel simulate policies --help` explains the columns.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    mut_arg("splits", |arg| arg.hide_short_help(true)),
+    mut_arg("report", |arg| arg.hide_short_help(true))
 )]
 #[command(
     after_long_help = "Examples:\n  evenkeel simulate traces/sample-decode.csv.zst --ranks 8 --redundant 8\n  evenkeel \

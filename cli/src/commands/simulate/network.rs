@@ -110,12 +110,15 @@ pub(super) struct NetworkArgs {
     /// else bf16,bf16]
     #[arg(long, value_name = "FORMAT,FORMAT", hide_short_help = true, help_heading = "Network")]
     row_format: Option<RowFormats>,
-    /// Destinations of a token's row: every visit to an expert, every rank, or every node
+    /// Destinations of a token's row
     ///
+    /// A row goes to every visit to an expert, to every rank, or to every node.
     /// visit is the rule of DeepEP's low-latency kernels, node of its normal kernels, rank of `evenkeel run`.
     #[arg(long, value_name = "visit|rank|node", default_value_t = RowAggregation::Rank, help_heading = "Network")]
     one_copy_per: RowAggregation,
-    /// Overlap two halves of a batch: one computes while the other communicates
+    /// Overlap two halves of a batch
+    ///
+    /// One half computes while the other communicates.
     #[arg(long, help_heading = "Network")]
     overlap: bool,
     /// Microseconds per layer besides exchanges and experts: attention, router, norms

@@ -70,31 +70,45 @@ pub(super) struct ObjectiveArgs {
     study: StudyArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// Cost that counts as load: tokens, tiles:TOKENS, active, roofline:MODEL,GPU or roofline:FILE [default:
-    /// tokens]
+    /// Cost that counts as load, as in tiles:64 [default: tokens]
     ///
+    /// Costs are tokens, tiles:TOKENS, active, roofline:MODEL,GPU and roofline:FILE.
     /// tiles:64 counts rows of a grouped matrix multiplication in blocks of 64. active counts the experts
     /// that a rank reads, which bind small decode batches. roofline takes the longer of reading and
     /// multiplying, in picoseconds, by data sheets or by FILE of `evenkeel calibrate experts`. Its split is a
     /// heuristic with a proved bound. All other splits are exact.
     #[arg(long, value_name = "COST", help_heading = "Objective")]
     cost: Option<CostSpec>,
-    /// Objective after the peak: vector evens out the whole load vector
+    /// Objective after the peak: vector evens out all loads
     #[arg(long, value_name = "vector", value_parser = ["vector"], help_heading = "Objective")]
     tie_break: Option<String>,
-    /// Speed of each rank, one whole number per rank: a rank of speed 2 does twice the work
+    /// Speed of each rank, one whole number per rank
+    ///
+    /// A rank of speed 2 does twice the work.
     #[arg(long, value_name = "N,..", value_delimiter = ',', help_heading = "Objective")]
     speeds: Vec<u32>,
-    /// With --speeds: add every policy placing for these speeds instead of equal ranks
+    /// With --speeds: add every policy placing for these speeds
+    ///
+    /// The policies by themselves place for equal ranks.
     #[arg(long, requires = "speeds", help_heading = "Objective")]
     place_for_speeds: bool,
     /// Tokens that each rank serves in addition, one number per rank
-    #[arg(long, value_name = "TOKENS,..", value_delimiter = ',', help_heading = "Objective")]
+    #[arg(
+        long,
+        value_name = "TOKENS,..",
+        value_delimiter = ',',
+        hide_short_help = true,
+        help_heading = "Objective"
+    )]
     base_load: Vec<u64>,
-    /// Split a shared expert too, which every rank holds; K is the number of routed experts per token
+    /// Split a shared expert too; a token visits K routed ones
+    ///
+    /// Every rank holds the shared expert.
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Objective")]
     shared_expert: Option<u64>,
-    /// Minimum of tokens per replica, unless they are all of the expert; the gap to the bound shows the price
+    /// Minimum of tokens per replica
+    ///
+    /// A replica with fewer tokens has all of the expert's. The gap to the bound shows the price.
     #[arg(long, value_name = "TOKENS", conflicts_with = "cost", help_heading = "Objective")]
     min_piece: Option<u64>,
 }

@@ -33,7 +33,9 @@ pub(super) struct ReplayArgs {
     /// Judged steps between two plans
     #[arg(long, value_name = "K", required = true, help_heading = "Re-planning")]
     replan_every: usize,
-    /// Past steps to plan on: the last W, or the number that best predicts the latest steps
+    /// Past steps to plan on: the last W
+    ///
+    /// auto takes the number of steps that best predicts the latest ones.
     #[arg(long, value_name = "W|auto", default_value = "auto", help_heading = "Re-planning")]
     window: WindowLength,
     /// Plan on all past steps; the weight of a step halves every H steps
@@ -42,10 +44,9 @@ pub(super) struct ReplayArgs {
     /// Also re-plan with at most N moves per layer; a list gives a curve
     #[arg(long, value_name = "N,..", value_delimiter = ',', help_heading = "Re-planning")]
     max_moves: Vec<usize>,
-    /// Also move only if the time saved until the next plan exceeds the time of the copies; needs --model
-    /// MODEL,GPU
+    /// Also move only if that pays until the next plan; needs --model
     ///
-    /// The value is the link rate into a rank, in gigabits per second.
+    /// A move pays if the time saved exceeds the time of the copies. --model needs a GPU: MODEL,GPU. The value is the link rate into a rank, in gigabits per second.
     #[arg(long, value_name = "GBPS", requires = "model", help_heading = "Re-planning")]
     link_gbps: Option<u64>,
     /// Write a report to this file: one HTML page that needs no network

@@ -43,10 +43,14 @@ pub(crate) struct ReplayArgs {
     /// Phase of the steps: all, prefill or decode
     #[arg(long, default_value = "all")]
     phase: Phase,
-    /// Ranks of a model that the service does not know [default: 8, or the highest power of two that fits]
+    /// Ranks [default: 8, or the highest power of two that fits]
+    ///
+    /// The service creates a model that it does not know.
     #[arg(long, value_name = "N", help_heading = "A new model")]
     ranks: Option<usize>,
-    /// Redundant slots of all ranks together [default: one per rank, and as many as make the slots divide]
+    /// Redundant slots of all ranks together [default: one per rank]
+    ///
+    /// The default is larger if one per rank does not make the slots divide.
     #[arg(long, value_name = "SLOTS", help_heading = "A new model")]
     redundant: Option<usize>,
     /// Nodes that hold the ranks

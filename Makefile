@@ -16,6 +16,9 @@ ATTACKS := serve_
 FEATURES := highs,evenkeel-solver/oracle
 EVENKEEL := $(or $(CARGO_TARGET_DIR),target)/release/evenkeel
 AXE := .tools/axe/package/axe.min.js
+# A test among the targets selects the features with which `make test` compiles, so that nothing is compiled
+# twice.
+BUILD_BINS := build --workspace --features $(FEATURES) --bins --test c
 SAMPLE := traces/sample-prefill.csv.zst
 CLUSTER := --ranks 8 --redundant 8
 
@@ -114,12 +117,12 @@ page: ## Test the page of `evenkeel serve` in a headless Chromium; as root, inst
 	else .ci/skipped "no Chromium" "make page"; fi
 
 page-in-chromium: $(TOOLS)
-	$(WITH_TOOLS) $(CARGO) build --workspace --bins --features $(FEATURES)
+	$(WITH_TOOLS) $(CARGO) $(BUILD_BINS)
 	@[ -f $(AXE) ] || $(MAKE) $(AXE) || .ci/skipped "no axe-core" "make page"
 	EVENKEEL=$(or $(CARGO_TARGET_DIR),target)/debug/evenkeel AXE=$$([ -f $(AXE) ] && echo $(AXE)) $(PYTHON) crates/serve/tests/page/test_page.py
 
 conformance: $(TOOLS) .tools/schemathesis/ready ## Check the service against its OpenAPI document for CONFORMANCE_SECONDS (30).
-	$(WITH_TOOLS) $(CARGO) build --workspace --bins --features $(FEATURES)
+	$(WITH_TOOLS) $(CARGO) $(BUILD_BINS)
 	cli/tests/serve_conformance.sh $(or $(CARGO_TARGET_DIR),target)/debug/evenkeel .tools/schemathesis/bin/schemathesis \
 		$(CONFORMANCE_SECONDS)
 

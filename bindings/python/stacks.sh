@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 here=$PWD/.tools/stacks
 wheels=(vllm==0.33.0 sglang==0.5.23 vllm-ascend==0.23.0)
 folders="sglang/srt/ vllm/config/ vllm/distributed/ vllm/model_executor/layers/fused_moe/ vllm_ascend/eplb/"
-tests=(split sglang_split vllm_split active_split stacks stack_policies stack_dispatch acceptance)
+tests=(split_hook sglang_split vllm_split active_split stacks stack_policies stack_dispatch acceptance)
 mkdir -p "$here"
 
 # skip REASON DETAIL

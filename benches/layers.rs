@@ -8,7 +8,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
-use evenkeel::place;
+use evenkeel::place::{self, PlaceRequest};
 use evenkeel::split::{LayerSplitters, SplitMethod};
 use evenkeel_trace::{ReadOptions, read, synth};
 use std::hint::black_box;
@@ -23,7 +23,9 @@ fn layers(criterion: &mut Criterion) {
     for (ranks, redundant) in [(8, 16), (32, 32), (64, 64)] {
         let cluster = Cluster::new(ranks, 1, 256, redundant).unwrap();
         let policy = place::policy("lplb:ring", 1, &cluster).unwrap();
-        let place = |layer| policy.place(&History::from_trace(&trace, layer), &cluster).unwrap();
+        let place = |layer| {
+            policy.place(&PlaceRequest::new(&History::from_trace(&trace, layer), &cluster)).unwrap().placement
+        };
         let placements: Vec<_> = (0..58).map(place).collect();
         let batches: Vec<Vec<u64>> = (0..16)
             .map(|step| (0..58).flat_map(|layer| trace.loads(step, layer)).copied().collect())

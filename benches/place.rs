@@ -9,7 +9,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
-use evenkeel::place::{self, Placement};
+use evenkeel::place::{self, PlaceRequest, Placement};
 use evenkeel_trace::synth;
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -26,8 +26,10 @@ fn plans(criterion: &mut Criterion) {
         let policy = place::policy(name, 1, &cluster).unwrap();
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let place =
-                    |layer| policy.place(&History::from_trace(black_box(&trace), layer), &cluster).unwrap();
+                let place = |layer| {
+                    let history = History::from_trace(black_box(&trace), layer);
+                    policy.place(&PlaceRequest::new(&history, &cluster)).unwrap().placement
+                };
                 (0..58usize).into_par_iter().map(place).collect::<Vec<Placement>>()
             });
         });

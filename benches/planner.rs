@@ -9,7 +9,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
-use evenkeel::place;
+use evenkeel::place::{self, PlaceRequest};
 use evenkeel::planner::Planner;
 use evenkeel_trace::synth;
 use std::hint::black_box;
@@ -21,9 +21,10 @@ fn calls(criterion: &mut Criterion) {
     let trace = synth::generate(&synth::SynthSpec { experts: EXPERTS, top_k: 8, layers: 1, ..base }).unwrap();
     for (ranks, per_rank) in [(8, 1), (8, 2), (16, 2), (32, 2), (64, 2)] {
         let cluster = Cluster::new(ranks, 1, EXPERTS, ranks * per_rank).unwrap();
-        let placement =
-            place::policy("lplb:ring", 1, &cluster).unwrap().place(&History::from_trace(&trace, 0), &cluster);
-        let mut planner = Planner::new(placement.unwrap(), cluster).unwrap();
+        let history = History::from_trace(&trace, 0);
+        let policy = place::policy("lplb:ring", 1, &cluster).unwrap();
+        let placed = policy.place(&PlaceRequest::new(&history, &cluster)).unwrap();
+        let mut planner = Planner::new(placed.placement, cluster).unwrap();
         let batches: Vec<Vec<u64>> = (0..64usize.saturating_sub(ranks))
             .step_by(8)
             .chain([0])
@@ -39,8 +40,9 @@ fn calls(criterion: &mut Criterion) {
     }
     let cluster = Cluster::new(8, 1, EXPERTS, 16).unwrap();
     let policy = place::policy("lplb:ring", 1, &cluster).unwrap();
-    let mut planner =
-        Planner::new(policy.place(&History::from_trace(&trace, 0), &cluster).unwrap(), cluster).unwrap();
+    let history = History::from_trace(&trace, 0);
+    let placed = policy.place(&PlaceRequest::new(&history, &cluster)).unwrap();
+    let mut planner = Planner::new(placed.placement, cluster).unwrap();
     let mut ids: Vec<i32> = Vec::new();
     let loads = trace.totals(0);
     let total: u64 = loads.iter().sum();

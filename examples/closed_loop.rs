@@ -13,7 +13,7 @@
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
 use evenkeel::model::MoeModel;
-use evenkeel::place::{self, Contiguous, Placement};
+use evenkeel::place::{self, Contiguous, PlaceRequest, Placement};
 use evenkeel::split::{Split, SplitMethod, Splitter};
 use evenkeel::trace::Trace;
 use evenkeel_exec::activations::ActivationGenerator;
@@ -111,7 +111,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let recent = History::from_steps(&trace, 0, window * WINDOW..(window + 1) * WINDOW);
         // The first plan has no predecessor, so its moves are not limited.
         let limit = if first.is_some() { max_moves } else { None };
-        let placement = policy.replan(&recent, &cluster, backend.placement(0), limit)?;
+        let request = PlaceRequest::new(&recent, &cluster).previous(backend.placement(0)).max_moves(limit);
+        let placement = policy.place(&request)?.placement;
         first.get_or_insert_with(|| placement.clone());
         mover.set_target(&backend, 0, placement);
     }

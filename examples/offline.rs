@@ -4,7 +4,7 @@
 
 use evenkeel::cluster::Cluster;
 use evenkeel::place;
-use evenkeel::plan::{BatchProvenance, Plan};
+use evenkeel::plan::{Plan, PlanRequest};
 use evenkeel_trace::{Batching, synth};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for name in ["contiguous", "eplb", "lplb:torus:4x4"] {
         let cluster = if name.ends_with("4x4") { Cluster::new(16, 2, trace.experts(), 32)? } else { cluster };
         let policy = place::policy(name, 1, &cluster)?;
-        let made = Plan::build(&trace, &cluster, policy.as_ref(), BatchProvenance::default(), &())?;
+        let made = PlanRequest::new(&trace, cluster, policy.as_ref()).run(&())?;
         let expected = made.plan.provenance.imbalance;
         println!(
             "{name:15} {} slots per rank: mean imbalance {:.3}, p95 {:.3}",

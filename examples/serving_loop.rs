@@ -5,7 +5,7 @@
 
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
-use evenkeel::place;
+use evenkeel::place::{self, PlaceRequest};
 use evenkeel::split::{Split, SplitMethod, Splitter};
 use evenkeel_trace::{Batching, synth};
 
@@ -20,8 +20,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cluster = Cluster::new(8, 1, trace.experts(), 8)?;
 
     // The slow loop runs occasionally: it places experts on past loads (here, the first 20 batches).
-    let placement =
-        place::policy("lplb:ring", 1, &cluster)?.place(&History::from_steps(&trace, 0, 0..20), &cluster)?;
+    let history = History::from_steps(&trace, 0, 0..20);
+    let policy = place::policy("lplb:ring", 1, &cluster)?;
+    let placement = policy.place(&PlaceRequest::new(&history, &cluster))?.placement;
 
     // The fast loop runs for every batch: counts per expert in, whole tokens per slot out. The memory is
     // reused.

@@ -11,7 +11,7 @@
 use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::{SummaryStats, evaluate_layer};
 use evenkeel::forecast::History;
-use evenkeel::place::{Lplb, Policy, Topology};
+use evenkeel::place::{Lplb, PlaceRequest, Policy, Topology};
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use rand_chacha::ChaCha8Rng;
@@ -56,7 +56,7 @@ fn balance(
         let trace = trace(ranks, sigma, seed)?;
         let cluster = Cluster::new(ranks, 1, trace.experts(), topology.slots() * ranks)?;
         let history = History::from_steps(&trace, 0, 0..1);
-        let placement = Lplb::new(topology.clone(), 1).place(&history, &cluster)?;
+        let placement = Lplb::new(topology.clone(), 1).place(&PlaceRequest::new(&history, &cluster))?.placement;
         let judged = evaluate_layer(&trace, 0, 1..BATCHES + 1, &placement, SplitMethod::Exact)?;
         all.extend((0..judged.peaks.len()).map(|b| judged.imbalance(b)));
     }

@@ -29,7 +29,7 @@
 //! ```
 //! use evenkeel::cluster::Cluster;
 //! use evenkeel::forecast::History;
-//! use evenkeel::place;
+//! use evenkeel::place::{self, PlaceRequest};
 //! use evenkeel::split::{SplitMethod, Split, Splitter};
 //! use evenkeel::trace::Trace;
 //!
@@ -38,8 +38,9 @@
 //! let trace = Trace::from_loads(8, vec![0], vec!["0".into(), "1".into()], loads)?;
 //! let cluster = Cluster::new(4, 1, 8, 4)?;
 //!
-//! let placement = place::policy("eplb", 1, &cluster)?.place(&History::from_trace(&trace, 0), &cluster)?;
-//! let mut splitter = Splitter::new(placement, SplitMethod::Exact)?;
+//! let history = History::from_trace(&trace, 0);
+//! let placed = place::policy("eplb", 1, &cluster)?.place(&PlaceRequest::new(&history, &cluster))?;
+//! let mut splitter = Splitter::new(placed.placement, SplitMethod::Exact)?;
 //! let mut split = Split::default();
 //! splitter.split(trace.loads(0, 0), &mut split)?;
 //! splitter.check(trace.loads(0, 0), &split)?; // feasible, conserving, certified

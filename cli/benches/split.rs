@@ -11,7 +11,7 @@ use clap::Parser;
 use comfy_table::{CellAlignment, Table};
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
-use evenkeel::place;
+use evenkeel::place::{self, PlaceRequest};
 use evenkeel::trace::Trace;
 use evenkeel_solver::Problem;
 use evenkeel_solver::bench::corpus::{BatchSeries, LoadLaw, SIZES};
@@ -166,7 +166,8 @@ fn trace_batches(
     let per_layer = batches.div_ceil(layers.max(1)).clamp(1, steps.max(1));
     let mut corpus = Vec::new();
     for layer in (0..layers).step_by(layers.div_ceil(batches.max(1)).max(1)) {
-        let placement = policy.place(&History::from_trace(trace, layer), cluster)?;
+        let history = History::from_trace(trace, layer);
+        let placement = policy.place(&PlaceRequest::new(&history, cluster))?.placement;
         let counts = |step: usize| -> anyhow::Result<Vec<u32>> {
             let loads = trace.loads(step, layer).iter().map(|&load| u32::try_from(load));
             loads.collect::<Result<_, _>>().with_context(|| format!("step {step}: a count beyond 32 bits"))

@@ -1,8 +1,7 @@
 //! Experts in order without further replicas, as in a model without any balancing.
 
-use super::{PlaceError, Placement, Policy};
+use super::{PlaceError, PlaceRequest, PlaceResponse, Placement, Policy};
 use crate::cluster::Cluster;
-use crate::forecast::History;
 
 /// Policy that places experts in order over the ranks, as evenly as they divide. Redundant slots stay empty.
 ///
@@ -39,8 +38,8 @@ impl Policy for Contiguous {
         "contiguous".into()
     }
 
-    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
-        Self::placement(history.experts(), cluster)
+    fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError> {
+        request.respond_with(Self::placement(request.history.experts(), request.cluster)?)
     }
 }
 

@@ -4,7 +4,7 @@
 //! weights are `f32`, so ties between replicas depend on `f32` values. Sorts are stable, so equal weights
 //! keep the order of their indices.
 
-use super::{PlaceError, Placement, Policy};
+use super::{PlaceError, PlaceRequest, PlaceResponse, Placement, Policy};
 use crate::cluster::{Cluster, MAX_EXPERTS, MAX_RANKS, MAX_SLOTS};
 use crate::forecast::History;
 use std::cmp::Reverse;
@@ -128,7 +128,13 @@ impl Policy for Eplb {
         }
     }
 
-    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
+    fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError> {
+        request.respond_with(self.place_from_scratch(request.history, request.cluster)?)
+    }
+}
+
+impl Eplb {
+    fn place_from_scratch(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
         if !cluster.is_even() {
             let reason = format!(
                 "{} slots do not divide over {} ranks: expected the same number on each",

@@ -42,7 +42,7 @@ impl<'a> PeakEvaluator<'a> {
     }
 
     /// Sets the speeds of the ranks, `[R]`, at least 1 each.
-    pub(super) fn with_speeds(self, speeds: &[u32]) -> Self {
+    pub(crate) fn with_speeds(self, speeds: &[u32]) -> Self {
         Self { speeds: speeds.to_vec(), ..self }
     }
 
@@ -62,6 +62,17 @@ impl<'a> PeakEvaluator<'a> {
             return load;
         }
         u64::try_from((u128::from(load) << 16) / u128::from(speed.max(1))).unwrap_or(u64::MAX)
+    }
+
+    /// Returns the fall of the sum of peaks that a move has to reach: so many thousandths of the mean load of
+    /// a rank, at least 1.
+    pub(super) fn least_gain(&self, ranks: usize, permille: u64) -> u64 {
+        let tokens: u64 = self.batches.iter().flat_map(|batch| batch.iter()).sum();
+        let mean = match self.speeds.iter().map(|&speed| u64::from(speed)).sum() {
+            0 => tokens / ranks as u64,
+            speeds => self.to_units(tokens, speeds),
+        };
+        (mean / 1000 * permille + mean % 1000 * permille / 1000).max(1)
     }
 
     /// Returns the lowest peak of every batch.

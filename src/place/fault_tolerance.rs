@@ -16,11 +16,12 @@
 //!
 //! In both cases one more expert has enough replicas, and none has fewer.
 
+use super::evaluate::PeakEvaluator;
 use super::partial::PartialPlacement;
-use super::refine::{RefineLimits, refine_placement};
-use super::{PlaceError, Placement, Policy};
+use super::refine::{RefineLimits, refine_on_batches};
+use super::{PlaceError, PlaceRequest, Placement};
 use crate::cluster::Cluster;
-use crate::forecast::History;
+use std::cmp::Reverse;
 
 /// Experts that have to survive a loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,72 +29,114 @@ use crate::forecast::History;
 pub enum Coverage {
     /// All experts.
     All,
-    /// As many experts as the slots allow, heaviest first.
+    /// As many experts as the slots and the limit of moves allow, heaviest first.
     Heaviest,
 }
 
-/// Policy whose placements survive a loss ([`ensure_coverage()`]).
+impl Coverage {
+    /// Checks that the cluster has room for the second replicas.
+    pub(super) fn check_room(self, experts: usize, cluster: &Cluster) -> Result<(), PlaceError> {
+        if cluster.ranks() < 2 {
+            let reason = "one rank alone cannot be lost: expected 2 ranks or more".to_owned();
+            return Err(PlaceError::Shape { policy: "secure".into(), reason });
+        }
+        let usable = cluster.usable_slots();
+        if self == Coverage::All && usable < 2 * experts {
+            return Err(PlaceError::Secure { experts, usable });
+        }
+        Ok(())
+    }
+}
+
+/// Experts that get second replicas, heaviest first.
 #[derive(Debug)]
-pub struct FaultTolerant<P> {
-    policy: P,
-    cover: Coverage,
+pub(super) struct Covering<'a> {
+    request: PlaceRequest<'a>,
+    heaviest: Vec<usize>,
+    /// Number of ranks that hold each expert at least, `[E]`.
+    needs: Vec<usize>,
 }
 
-impl<P: std::ops::Deref<Target = dyn Policy>> FaultTolerant<P> {
-    /// Creates the policy from any policy and the experts that have to survive.
-    pub fn new(policy: P, cover: Coverage) -> Self {
-        Self { policy, cover }
-    }
-}
-
-impl<P: std::ops::Deref<Target = dyn Policy> + Send + Sync> Policy for FaultTolerant<P> {
-    fn name(&self) -> String {
-        let what = if self.cover == Coverage::All { "1" } else { "best" };
-        format!("{}, secure {what}", self.policy.name())
+impl<'a> Covering<'a> {
+    /// Selects as many experts as the slots of the request's cluster allow.
+    pub(super) fn of_request(request: &PlaceRequest<'a>) -> Self {
+        let (experts, totals) = (request.history.experts(), request.history.totals());
+        let mut heaviest: Vec<usize> = (0..experts).collect();
+        heaviest.sort_by_key(|&e| Reverse(totals[e]));
+        heaviest.truncate(request.cluster.usable_slots().saturating_sub(experts));
+        Self { request: *request, heaviest, needs: vec![1; experts] }
     }
 
-    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
-        if self.cover == Coverage::All && cluster.usable_slots() < 2 * history.experts() {
-            return Err(PlaceError::Secure { experts: history.experts(), usable: cluster.usable_slots() });
+    /// Returns the number of ranks that hold each expert at least, `[E]`, as far as experts are covered.
+    pub(super) fn needs(&self) -> &[usize] {
+        &self.needs
+    }
+
+    /// Adds missing second replicas. Then it refines the placement without giving up any second replica.
+    /// `scenarios` are the batches of the request.
+    ///
+    /// # Errors
+    /// Fails if the solver refuses the loads.
+    pub(super) fn cover(
+        mut self,
+        placement: &Placement,
+        scenarios: &mut PeakEvaluator<'_>,
+    ) -> Result<Placement, PlaceError> {
+        let covered = self.add_replicas(placement, |_| true)?;
+        let cluster = self.request.cluster;
+        let how = RefineLimits { needs: &self.needs, ..RefineLimits::of_moves(cluster.ranks()) };
+        refine_on_batches(&covered, scenarios, cluster, &how)
+    }
+
+    /// Adds missing second replicas to the placement that runs now, within a limit of moves.
+    ///
+    /// # Errors
+    /// Returns [`PlaceError::TooFewMoves`] if [`Coverage::All`] needs more moves.
+    pub(super) fn cover_within_moves(
+        &mut self,
+        previous: &Placement,
+        coverage: Coverage,
+        max_moves: usize,
+    ) -> Result<Placement, PlaceError> {
+        let before = PartialPlacement::from_placement(previous);
+        if coverage == Coverage::Heaviest {
+            return self.add_replicas(previous, |next| next.moves_from(&before) <= max_moves);
         }
-        ensure_coverage(&self.policy.place(history, cluster)?, history, cluster, self.cover)
-    }
-}
-
-/// Adds missing second replicas. Then it refines the placement without giving up any second replica.
-///
-/// # Errors
-/// Returns [`PlaceError::Secure`] if [`Coverage::All`] needs more slots than there are, and
-/// [`PlaceError::Shape`] for a single rank.
-pub fn ensure_coverage(
-    placement: &Placement,
-    history: &History<'_>,
-    cluster: &Cluster,
-    cover: Coverage,
-) -> Result<Placement, PlaceError> {
-    let (experts, usable) = (placement.experts(), cluster.usable_slots());
-    if cluster.ranks() < 2 {
-        let reason = "one rank alone cannot be lost: expected 2 ranks or more".to_owned();
-        return Err(PlaceError::Shape { policy: "secure".into(), reason });
-    }
-    if cover == Coverage::All && usable < 2 * experts {
-        return Err(PlaceError::Secure { experts, usable });
-    }
-    let totals = history.totals();
-    let mut order: Vec<usize> = (0..experts).collect();
-    order.sort_by_key(|&e| std::cmp::Reverse(totals[e]));
-    let mut needs = vec![1; experts];
-    for &expert in order.iter().take(usable.saturating_sub(experts)) {
-        needs[expert] = 2;
-    }
-    let mut state = PartialPlacement::from_placement(placement);
-    for &expert in order.iter().filter(|&&expert| needs[expert] == 2) {
-        if state.host_count(expert) < 2 {
-            add_second_replica(&mut state, expert as u32, totals, cluster, &needs)?;
+        let covered = self.add_replicas(previous, |_| true)?;
+        let needed = covered.moves_from(previous);
+        if needed > max_moves {
+            let cause = "two replicas of every expert".into();
+            return Err(PlaceError::TooFewMoves { cause, needed, allowed: max_moves });
         }
+        Ok(covered)
     }
-    let how = RefineLimits { towards: None, max_moves: cluster.ranks(), least_gain: 0, needs: &needs };
-    refine_placement(&state.placement()?, history, cluster, &how)
+
+    /// Adds the missing second replicas while `allows` holds.
+    fn add_replicas(
+        &mut self,
+        placement: &Placement,
+        allows: impl Fn(&PartialPlacement) -> bool,
+    ) -> Result<Placement, PlaceError> {
+        let (cluster, totals) = (self.request.cluster, self.request.history.totals());
+        let mut state = PartialPlacement::from_placement(placement);
+        // A replica that a later expert needs must not be spare for an earlier one.
+        let mut wanted = self.needs.clone();
+        for &expert in &self.heaviest {
+            wanted[expert] = 2;
+        }
+        for &expert in &self.heaviest {
+            if state.host_count(expert) < 2 {
+                let mut next = state.clone();
+                add_second_replica(&mut next, expert as u32, totals, cluster, &wanted)?;
+                if !allows(&next) {
+                    continue;
+                }
+                state = next;
+            }
+            self.needs[expert] = 2;
+        }
+        Ok(state.placement()?)
+    }
 }
 
 /// Puts an expert that has one host on a second rank.
@@ -136,9 +179,16 @@ fn add_second_replica(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place::{self, Contiguous};
+    use crate::forecast::History;
+    use crate::place::refine::MAX_JUDGED_BATCHES;
+    use crate::place::{self, Constrained, Contiguous, Policy as _};
     use crate::trace::Trace;
     use proptest::prelude::*;
+
+    fn cover(placed: &Placement, request: &PlaceRequest<'_>) -> Placement {
+        let mut scenarios = PeakEvaluator::from_history(request.history, MAX_JUDGED_BATCHES);
+        Covering::of_request(request).cover(placed, &mut scenarios).unwrap()
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(128))]
@@ -154,10 +204,11 @@ mod tests {
             // If a rank has more slots than experts, some slots are useless.
             prop_assume!(cluster.slots_per_rank() <= experts);
             let history = History::from_trace(&trace, 0);
-            let placed = place::policy(start, 1, &cluster).unwrap().place(&history, &cluster)
+            let request = PlaceRequest::new(&history, &cluster);
+            let placed = place::policy(start, 1, &cluster).unwrap().place(&request).map(|placed| placed.placement)
                 .or_else(|_| Contiguous::placement(experts, &cluster)).unwrap();
             let covered = extra.min(experts);
-            let safe = ensure_coverage(&placed, &history, &cluster, Coverage::Heaviest).unwrap();
+            let safe = cover(&placed, &request);
             let twice: Vec<usize> = (0..experts).filter(|&e| safe.ranks_of(e).len() >= 2).collect();
             prop_assert!(twice.len() >= covered, "{} of {covered}", twice.len());
             let mut order: Vec<usize> = (0..experts).collect();
@@ -170,12 +221,44 @@ mod tests {
                     prop_assert!(safe.ranks_of(expert).iter().any(|&host| host as usize != rank));
                 }
             }
-            let all = ensure_coverage(&placed, &history, &cluster, Coverage::All);
+            let all = Coverage::All.check_room(experts, &cluster);
             if extra >= experts {
-                prop_assert_eq!(all.unwrap(), safe);
+                prop_assert!(all.is_ok());
             } else {
                 let message = all.unwrap_err().to_string();
                 prop_assert!(message.contains(&format!("{} slots", 2 * experts)), "{}", message);
+            }
+        }
+
+        #[test]
+        fn second_replicas_come_first_within_a_limit_of_moves(
+            loads in prop::collection::vec(0u64..50, 3 * 8),
+            start in prop::sample::select(vec!["contiguous", "eplb"]),
+            most in 0usize..12,
+        ) {
+            let steps = (0..3).map(|s| s.to_string()).collect();
+            let trace = Trace::from_loads(8, vec![0], steps, loads).unwrap();
+            let cluster = Cluster::new(4, 1, 8, 8).unwrap();
+            let history = History::from_trace(&trace, 0);
+            let policy = place::policy(start, 1, &cluster).unwrap();
+            let request = PlaceRequest::new(&history, &cluster);
+            let previous = policy.place(&request).unwrap().placement;
+            let request = request.previous(&previous).max_moves(most);
+            let single = (0..8).filter(|&e| previous.ranks_of(e).len() < 2).count();
+            match Constrained::new(&policy).coverage(Coverage::All).place(&request) {
+                Ok(all) => {
+                    prop_assert!(all.placement.moves_from(&previous) <= most);
+                    prop_assert!((0..8).all(|e| all.placement.ranks_of(e).len() >= 2));
+                }
+                Err(PlaceError::TooFewMoves { needed, allowed, .. }) => {
+                    prop_assert!(allowed == most && needed > most && needed >= single, "{} {}", needed, single);
+                }
+                Err(error) => prop_assert!(false, "{}", error),
+            }
+            let best = Constrained::new(&policy).coverage(Coverage::Heaviest).place(&request).unwrap().placement;
+            prop_assert!(best.moves_from(&previous) <= most);
+            for expert in 0..8 {
+                prop_assert!(best.ranks_of(expert).len() >= previous.ranks_of(expert).len().min(2));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Placement for unequal ranks: faster ranks should carry more.
 //!
-//! In: any policy and the speed of each rank. Out: the policy that places for these speeds. Policies plan for
-//! equal ranks, and their result is one start here. In it, the parts with the highest load go to the fastest
+//! In: a placement for equal ranks, and the speed of each rank. Out: a placement for these speeds. The
+//! placement for equal ranks is one start. In it, the parts with the highest load go to the fastest
 //! ranks of the same node. A second start distributes replicas from scratch. The heaviest comes first, and
 //! each goes to the rank with the lowest load for its speed. The second start ignores groups, so it is used
 //! on one node only. The better start, by exact splits at these speeds, is refined by single moves. They are
@@ -9,92 +9,28 @@
 
 use super::evaluate::PeakEvaluator;
 use super::partial::PartialPlacement;
-use super::refine::{MAX_JUDGED_BATCHES, RefineLimits, refine_on_batches};
-use super::relabel::relabel_equals;
-use super::{PlaceError, Placement, Policy};
+use super::refine::{RefineLimits, refine_on_batches};
+use super::{PlaceError, PlaceRequest, Placement};
 use crate::cluster::Cluster;
-use crate::forecast::History;
 use std::cmp::Reverse;
 
-/// Policy for ranks of unequal speeds.
-#[derive(Debug)]
-pub struct SpeedAware<P> {
-    policy: P,
-    speeds: Vec<u32>,
-}
-
-impl<P: std::ops::Deref<Target = dyn Policy>> SpeedAware<P> {
-    /// Creates the policy from any policy and the speed of each rank, `[R]`. A rank of speed 2 does twice the
-    /// work.
-    pub fn new(policy: P, speeds: Vec<u32>) -> Self {
-        Self { policy, speeds }
+/// Returns a placement for ranks of these speeds, `[R]`, from a placement for equal ranks. `scenarios` are
+/// judged at the speeds.
+pub(super) fn place_for_speeds(
+    equal: &Placement,
+    request: &PlaceRequest<'_>,
+    speeds: &[u32],
+    scenarios: &mut PeakEvaluator<'_>,
+) -> Result<Placement, PlaceError> {
+    let (totals, cluster) = (request.history.totals(), request.cluster);
+    let mut best = permute_by_speed(equal, totals, cluster, speeds)?;
+    if cluster.nodes() == 1
+        && let Some(start) = place_by_speed(totals, cluster, speeds)
+        && scenarios.sum_for_placement(&start)? < scenarios.sum_for_placement(&best)?
+    {
+        best = start;
     }
-
-    fn refine_for_speeds(
-        &self,
-        from: &Placement,
-        towards: Option<&Placement>,
-        max_moves: usize,
-        history: &History<'_>,
-        cluster: &Cluster,
-    ) -> Result<Placement, PlaceError> {
-        let how = RefineLimits { towards, max_moves, least_gain: 0, needs: &[] };
-        refine_on_batches(from, &mut self.peak_evaluator(history), cluster, &how)
-    }
-
-    fn peak_evaluator<'a>(&self, history: &History<'a>) -> PeakEvaluator<'a> {
-        PeakEvaluator::from_history(history, MAX_JUDGED_BATCHES).with_speeds(&self.speeds)
-    }
-}
-
-impl<P: std::ops::Deref<Target = dyn Policy> + Send + Sync> Policy for SpeedAware<P> {
-    fn name(&self) -> String {
-        format!("{}, for speeds", self.policy.name())
-    }
-
-    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
-        if self.speeds.len() != cluster.ranks() || self.speeds.contains(&0) {
-            let reason = format!(
-                "{} speeds for {} ranks: expected one whole number from 1 for each rank",
-                self.speeds.len(),
-                cluster.ranks()
-            );
-            return Err(PlaceError::Shape { policy: self.name(), reason });
-        }
-        let equal = self.policy.place(history, cluster)?;
-        let mut starts = vec![permute_by_speed(&equal, history.totals(), cluster, &self.speeds)?];
-        if cluster.nodes() == 1 {
-            starts.extend(place_by_speed(history.totals(), cluster, &self.speeds));
-        }
-        let mut scenarios = self.peak_evaluator(history);
-        let mut best: Option<(u64, Placement)> = None;
-        for start in starts {
-            let sum = scenarios.sum_for_placement(&start)?;
-            if best.as_ref().is_none_or(|(least, _)| sum < *least) {
-                best = Some((sum, start));
-            }
-        }
-        let start = best.map_or(equal, |(_, start)| start);
-        self.refine_for_speeds(&start, None, cluster.slots(), history, cluster)
-    }
-
-    fn replan(
-        &self,
-        history: &History<'_>,
-        cluster: &Cluster,
-        previous: &Placement,
-        max_moves: Option<usize>,
-    ) -> Result<Placement, PlaceError> {
-        let new = self.place(history, cluster)?;
-        // Only ranks of the same speed may exchange names.
-        let new = relabel_equals(previous, &new, cluster, |old, new| self.speeds[old] == self.speeds[new])?;
-        match max_moves {
-            Some(most) if new.moves_from(previous) > most => {
-                self.refine_for_speeds(previous, Some(&new), most, history, cluster)
-            }
-            _ => Ok(new),
-        }
-    }
+    refine_on_batches(&best, scenarios, cluster, &RefineLimits::of_moves(cluster.slots()))
 }
 
 /// Moves the parts to other ranks of their node: the part with the highest load, evenly split, goes to the
@@ -162,7 +98,9 @@ fn place_by_speed(totals: &[u64], cluster: &Cluster, speeds: &[u32]) -> Option<P
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place;
+    use crate::forecast::History;
+    use crate::place::refine::MAX_JUDGED_BATCHES;
+    use crate::place::{self, Constrained, Policy as _};
     use crate::trace::Trace;
     use proptest::prelude::*;
 
@@ -186,16 +124,18 @@ mod tests {
             let cluster = Cluster::new(4, 1, 12, 4).unwrap();
             let history = History::from_trace(&trace, 0);
             let plain = place::policy(name, 1, &cluster).unwrap();
-            let equal = plain.place(&history, &cluster).unwrap();
-            let fast = SpeedAware::new(plain, speeds.clone());
-            let placed = fast.place(&history, &cluster).unwrap();
+            let request = PlaceRequest::new(&history, &cluster);
+            let equal = plain.place(&request).unwrap().placement;
+            let fast = Constrained::new(plain).speeds(speeds.clone());
+            let placed = fast.place(&request).unwrap().placement;
             let turned = permute_by_speed(&equal, history.totals(), &cluster, &speeds).unwrap();
             prop_assert!(sum(&placed, &history, &speeds) <= sum(&turned, &history, &speeds));
-            let after = fast.replan(&history, &cluster, &equal, Some(most)).unwrap();
+            let after = fast.place(&request.previous(&equal).max_moves(most)).unwrap().placement;
             prop_assert!(after.moves_from(&equal) <= most);
             prop_assert!(sum(&after, &history, &speeds) <= sum(&equal, &history, &speeds));
             // A placement that already fits the speeds does not change.
-            prop_assert_eq!(fast.replan(&history, &cluster, &placed, None).unwrap().moves_from(&placed), 0);
+            let again = fast.place(&request.previous(&placed)).unwrap().placement;
+            prop_assert_eq!(again.moves_from(&placed), 0);
         }
     }
 
@@ -204,11 +144,12 @@ mod tests {
         let trace = Trace::from_loads(4, vec![0], vec!["0".into()], vec![30, 30, 20, 20]).unwrap();
         let cluster = Cluster::new(2, 1, 4, 0).unwrap();
         let history = History::from_trace(&trace, 0);
-        let policy = SpeedAware::new(place::policy("contiguous", 1, &cluster).unwrap(), vec![2, 3]);
-        let placed = policy.place(&history, &cluster).unwrap();
+        let request = PlaceRequest::new(&history, &cluster);
+        let policy = Constrained::new(place::policy("contiguous", 1, &cluster).unwrap()).speeds(vec![2, 3]);
+        let placed = policy.place(&request).unwrap().placement;
         assert_eq!((placed.ranks_of(0), placed.ranks_of(1)), (vec![1], vec![1]));
-        let wrong = SpeedAware::new(place::policy("contiguous", 1, &cluster).unwrap(), vec![2]);
-        let message = wrong.place(&history, &cluster).unwrap_err().to_string();
+        let wrong = Constrained::new(place::policy("contiguous", 1, &cluster).unwrap()).speeds(vec![2]);
+        let message = wrong.place(&request).unwrap_err().to_string();
         assert!(message.contains("1 speeds for 2 ranks"), "{message}");
     }
 }

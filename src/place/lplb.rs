@@ -5,7 +5,7 @@
 //! `Planner.update_redundancy_mapping`. It first re-orders experts over the ranks by EPLB without
 //! replication. Then it sorts them by load within each rank, heaviest first.
 
-use super::{Eplb, PlaceError, Placement, Policy, TieBreak, Topology};
+use super::{Eplb, PlaceError, PlaceRequest, PlaceResponse, Placement, Policy, TieBreak, Topology};
 use crate::cluster::Cluster;
 use crate::forecast::History;
 
@@ -65,7 +65,13 @@ impl Policy for Lplb {
         format!("lplb:{}", self.topology.name())
     }
 
-    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
+    fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError> {
+        request.respond_with(self.place_from_scratch(request.history, request.cluster)?)
+    }
+}
+
+impl Lplb {
+    fn place_from_scratch(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
         let (loads, ranks) = (history.totals(), cluster.ranks());
         if !cluster.is_even() {
             let reason = format!(
@@ -104,7 +110,8 @@ mod tests {
         let experts = loads.len();
         let trace = Trace::from_loads(experts, vec![0], vec!["0".into()], loads).unwrap();
         let cluster = Cluster::new(ranks, 1, experts, redundant).unwrap();
-        Lplb::new(Topology::from_name(topology, ranks)?, 1).place(&History::from_trace(&trace, 0), &cluster)
+        let policy = Lplb::new(Topology::from_name(topology, ranks)?, 1);
+        policy.place_from_scratch(&History::from_trace(&trace, 0), &cluster)
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The slow loop: the replicas of each expert and their slots.
 //!
-//! In: a layer's [`History`] and a [`Cluster`]. Out: a [`Placement`]. Each algorithm is one file behind the
-//! trait [`Policy`]. [`policy`] finds it by the name of the command line. A policy also plans again from the
+//! In: a layer's [`PlaceRequest`]. Out: a [`Placement`]. Each algorithm is one file behind the trait
+//! [`Policy`]. [`policy`] finds it by the name of the command line. A policy also plans again from the
 //! current placement with few moves. [`relabel`](relabel()) renames ranks and slots. If moves are limited,
 //! only the most useful ones are executed.
 
 mod assignment;
 mod bound;
+mod changed_ranks;
+mod constrained;
 mod contiguous;
 mod eplb;
 mod evaluate;
@@ -23,33 +25,32 @@ mod rank_failure;
 mod recourse;
 mod refine;
 mod relabel;
+mod request;
 #[cfg(feature = "baselines")]
 mod topology;
 
 pub use bound::{BoundProof, PlacementBound, placement_bound};
+pub use changed_ranks::{RecoveredPlacement, rank_origins};
+pub use constrained::Constrained;
 pub use contiguous::Contiguous;
 pub use eplb::{Eplb, TieBreak};
 pub(crate) use evaluate::PeakEvaluator;
 pub use exhaustive::{ProvedOptimum, find_optimum};
-pub use fault_tolerance::{Coverage, FaultTolerant, ensure_coverage};
-pub use heterogeneous::SpeedAware;
+pub use fault_tolerance::Coverage;
 #[cfg(feature = "baselines")]
 pub use lp::{LpRound, Milp};
 #[cfg(feature = "baselines")]
 pub use lplb::Lplb;
 pub use placement::{ExpertMove, Placement, PlacementError};
-pub use rank_failure::{
-    RankLossEffect, RecoveredPlacement, rank_loss_effects, recover_placement, without_ranks,
-};
+pub use rank_failure::{RankLossEffect, rank_loss_effects, without_ranks};
 pub use recourse::{Recourse, ScenarioObjective};
 pub use relabel::relabel;
+pub use request::{PlaceRequest, PlaceResponse};
 #[cfg(feature = "baselines")]
 pub use topology::{GraphConnectivity, Topology, TopologyError};
 
 use crate::cluster::Cluster;
-use crate::forecast::History;
 use crate::split::SplitMethod;
-use refine::{RefineLimits, refine_placement};
 use thiserror::Error;
 
 /// Algorithm that places one layer's experts.
@@ -59,64 +60,33 @@ pub trait Policy: Send + Sync {
     /// Returns the name by which [`policy`] finds it.
     fn name(&self) -> String;
 
-    /// Places the experts of one layer.
+    /// Places the experts of one layer, from scratch or from the previous placement of the request.
+    ///
+    /// A policy that plans from scratch passes its placement to [`PlaceRequest::respond_with`].
     ///
     /// # Errors
     /// Fails if the policy does not support this shape. The message states the shapes that it supports.
-    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError>;
+    fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError>;
+}
 
-    /// Places the experts of one layer again, starting from `previous`, with at most `max_moves` moves
-    /// ([`Placement::moves_from`]).
-    ///
-    /// The default plans from scratch and renames ranks and slots so that most experts stay in place. If that
-    /// exceeds the allowed moves, it makes only single changes towards the new placement. Each change is the
-    /// one that lowers the exact mean peak of the latest batches most. It stops when none does.
-    ///
-    /// # Errors
-    /// Fails as [`Policy::place`] does.
-    fn replan(
-        &self,
-        history: &History<'_>,
-        cluster: &Cluster,
-        previous: &Placement,
-        max_moves: Option<usize>,
-    ) -> Result<Placement, PlaceError> {
-        let new = relabel(previous, &self.place(history, cluster)?, cluster)?;
-        match max_moves {
-            Some(max_moves) if new.moves_from(previous) > max_moves => {
-                let how = RefineLimits { towards: Some(&new), max_moves, least_gain: 0, needs: &[] };
-                refine_placement(previous, history, cluster, &how)
-            }
-            _ => Ok(new),
-        }
+impl<P: Policy + ?Sized> Policy for &P {
+    fn name(&self) -> String {
+        (**self).name()
     }
 
-    /// Places again as [`Policy::replan`] does, where every move has to lower the mean imbalance of the
-    /// coming batches by `price`. The price is the cost of a transfer over the batches that the plan will
-    /// serve, in perfectly balanced batches. Returns `None` if the policy does not support prices.
-    ///
-    /// # Errors
-    /// Fails as [`Policy::place`] does.
-    fn replan_priced(
-        &self,
-        history: &History<'_>,
-        cluster: &Cluster,
-        previous: &Placement,
-        max_moves: Option<usize>,
-        price: f64,
-    ) -> Result<Option<PricedPlacement>, PlaceError> {
-        let _ = (history, cluster, previous, max_moves, price);
-        Ok(None)
+    fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError> {
+        (**self).place(request)
     }
 }
 
-/// Placement whose moves pay.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PricedPlacement {
-    /// Placement found.
-    pub placement: Placement,
-    /// Expected reduction of the mean imbalance of the coming batches.
-    pub gain: f64,
+impl<P: Policy + ?Sized> Policy for Box<P> {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
+    fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError> {
+        (**self).place(request)
+    }
 }
 
 /// Reasons for which a policy cannot place a layer.
@@ -158,6 +128,16 @@ pub enum PlaceError {
         experts: usize,
         /// Number of usable slots.
         usable: usize,
+    },
+    /// The limit of moves is too low.
+    #[error("{cause} need {needed} moves: expected as many or more (--max-moves), not {allowed}")]
+    TooFewMoves {
+        /// Experts or replicas that have to move, in the plural.
+        cause: String,
+        /// Lowest number of moves found.
+        needed: usize,
+        /// Allowed number of moves.
+        allowed: usize,
     },
     /// A batch could not be split.
     #[error(transparent)]

@@ -201,9 +201,21 @@ impl Placement {
     /// Returns the moves that [`Placement::moves_from`] counts, by rank, then expert. Any replica in `old`
     /// can be the source of a transfer. The move names the lowest.
     pub fn moves(&self, old: &Placement) -> Vec<ExpertMove> {
+        let origins: Vec<Option<usize>> =
+            (0..self.ranks).map(|rank| (rank < old.ranks).then_some(rank)).collect();
+        self.moves_from_origins(old, &origins)
+    }
+
+    /// Returns the moves as [`Placement::moves`] does, on changed ranks: `origins` holds the rank of `old` of
+    /// each rank here, `None` for a rank that joins. All numbers of ranks are those of this placement.
+    /// [`ExpertMove::from`] is `None` if no rank that stays has held the expert.
+    pub fn moves_from_origins(&self, old: &Placement, origins: &[Option<usize>]) -> Vec<ExpertMove> {
         let mut moves = Vec::new();
         for expert in 0..self.experts() {
-            let before = if expert < old.experts() { old.ranks_of(expert) } else { vec![] };
+            let held = if expert < old.experts() { old.ranks_of(expert) } else { vec![] };
+            let holds = |origin: &Option<usize>| origin.is_some_and(|was| held.contains(&(was as u32)));
+            let before: Vec<u32> =
+                (0u32..).zip(origins).filter(|(_, origin)| holds(origin)).map(|(rank, _)| rank).collect();
             let mut last = None;
             for &slot in self.replicas(expert) {
                 let to = self.rank_of(slot) as u32;

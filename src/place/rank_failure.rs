@@ -1,23 +1,14 @@
-//! Loss of ranks: the effect of each loss, and recovery with few moves.
+//! Loss of ranks: its effect on the peaks, and the cluster that is left.
 //!
-//! In: a placement and the lost ranks. Out: the exact peaks without them ([`rank_loss_effects`]), or a
-//! placement on the remaining ranks ([`recover_placement`]). The remaining ranks keep their experts. Experts
-//! that lost their last replica take the slots whose content is needed least. Then single replicas are
-//! replaced while each replacement makes a difference.
+//! In: a placement and the lost ranks. Out: the exact peaks without them ([`rank_loss_effects`]), or the
+//! cluster without them ([`without_ranks`]). [`Constrained::place_on_changed_ranks`] places the experts
+//! there.
+//!
+//! [`Constrained::place_on_changed_ranks`]: super::Constrained::place_on_changed_ranks
 
-use super::evaluate::PeakEvaluator;
-use super::partial::PartialPlacement;
-use super::refine::{MAX_JUDGED_BATCHES, RefineLimits, refine_placement};
-use super::{ExpertMove, PlaceError, Placement};
+use super::{PlaceError, Placement};
 use crate::cluster::Cluster;
-use crate::forecast::History;
 use evenkeel_solver::{Hosts, Problem, RankSplit, Workspace, solve_into};
-
-/// Gain that justifies a replacement: it has to lower the mean peak by this many thousandths of a rank's mean
-/// load.
-const MIN_MOVE_GAIN_PERMILLE: u64 = 2;
-/// Number of slots that are evaluated exactly for an expert without a replica.
-const CANDIDATES_EVALUATED: usize = 16;
 
 /// Effect of the loss of one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -114,120 +105,9 @@ pub fn without_ranks(cluster: &Cluster, experts: usize, lost: &[usize]) -> Resul
     Cluster::with_uneven_slots(left.len(), nodes, experts, redundant).or_else(|error| fail(error.to_string()))
 }
 
-/// Placement after a loss.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecoveredPlacement {
-    /// Placement on the remaining ranks, renumbered without gaps.
-    pub placement: Placement,
-    /// Moves to execute, with the new numbers of ranks. `from` is `None` if no replica remains.
-    pub moves: Vec<ExpertMove>,
-    /// Number of experts whose last replica was lost.
-    pub unplaced: usize,
-}
-
-/// Places the experts without some ranks. The remaining ranks, `cluster` of [`without_ranks`], keep their
-/// experts.
-///
-/// Without `max_moves` there are at most as many moves as lost replicas.
-///
-/// # Errors
-/// Fails if more experts lost their last replica than moves are allowed, or if the solver refuses the loads.
-pub fn recover_placement(
-    previous: &Placement,
-    lost: &[usize],
-    history: &History<'_>,
-    cluster: &Cluster,
-    max_moves: Option<usize>,
-) -> Result<RecoveredPlacement, PlaceError> {
-    let per_rank = previous.slots_per_rank();
-    let left: Vec<usize> = (0..previous.ranks()).filter(|rank| !lost.contains(rank)).collect();
-    let width = cluster.slots_per_rank();
-    let mut slots = Vec::with_capacity(cluster.slots());
-    for &rank in &left {
-        let mut own = previous.slots()[rank * per_rank..(rank + 1) * per_rank].to_vec();
-        own.resize(width, None);
-        slots.extend(own);
-    }
-    let before = PartialPlacement::from_slots(previous.experts(), left.len(), slots);
-    let mut homeless: Vec<usize> =
-        (0..previous.experts()).filter(|&expert| before.hosts[expert].is_empty()).collect();
-    homeless.sort_by_key(|&expert| std::cmp::Reverse(history.totals()[expert]));
-    let allowed = max_moves.unwrap_or(lost.len() * per_rank);
-    if allowed < homeless.len() {
-        let reason = format!(
-            "{} experts lost their last replica: expected at least as many moves (--max-moves), not {allowed}",
-            homeless.len()
-        );
-        return Err(PlaceError::Shape { policy: "lost-ranks".into(), reason });
-    }
-    let mut state = before.clone();
-    let mut scenarios = PeakEvaluator::from_history(history, MAX_JUDGED_BATCHES);
-    for &expert in &homeless {
-        place_expert(&mut state, expert as u32, history.totals(), cluster, &mut scenarios)?;
-    }
-    let how = RefineLimits {
-        towards: None,
-        max_moves: allowed - homeless.len(),
-        least_gain: MIN_MOVE_GAIN_PERMILLE,
-        needs: &[],
-    };
-    let placement = refine_placement(&state.placement()?, history, cluster, &how)?;
-    let mut moves = Vec::new();
-    for expert in 0..placement.experts() {
-        let held = &before.hosts[expert];
-        for to in placement.ranks_of(expert).into_iter().filter(|rank| !held.contains(rank)) {
-            let slot =
-                placement.replicas(expert).iter().copied().find(|&s| placement.rank_of(s) == to as usize);
-            let slot = slot.unwrap_or_default();
-            moves.push(ExpertMove { expert: expert as u32, to, slot, from: held.first().copied() });
-        }
-    }
-    moves.sort_by_key(|m| (m.to, m.expert));
-    Ok(RecoveredPlacement { placement, moves, unplaced: homeless.len() })
-}
-
-/// Puts an expert without a replica into the slot whose content is needed least.
-fn place_expert(
-    state: &mut PartialPlacement,
-    expert: u32,
-    totals: &[u64],
-    cluster: &Cluster,
-    scenarios: &mut PeakEvaluator<'_>,
-) -> Result<(), PlaceError> {
-    let per_rank = state.per_rank;
-    let loads = state.even_loads(totals);
-    let mut spare: Vec<(u64, usize)> = Vec::new();
-    for slot in (0..state.slots.len()).filter(|&slot| slot % per_rank < cluster.slots_of(slot / per_rank)) {
-        if state.is_spare(slot, |_| 1) {
-            let share = |e: u32| totals[e as usize] / state.hosts[e as usize].len().max(1) as u64;
-            let freed = state.slots[slot].map_or(0, share);
-            spare.push((loads[slot / per_rank].saturating_sub(freed), slot));
-        }
-    }
-    spare.sort_unstable();
-    let mut best: Option<(u64, PartialPlacement)> = None;
-    for &(_, slot) in spare.iter().take(CANDIDATES_EVALUATED) {
-        let mut next = state.clone();
-        next.set_slot(slot, Some(expert));
-        let sum = scenarios.sum_of_peaks(next.solver_hosts()?)?;
-        if best.as_ref().is_none_or(|(least, _)| sum < *least) {
-            best = Some((sum, next));
-        }
-    }
-    let Some((_, next)) = best else {
-        let reason = format!("no slot can be spared for expert {expert}");
-        return Err(PlaceError::Shape { policy: "lost-ranks".into(), reason });
-    };
-    *state = next;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place::{Eplb, Policy as _, TieBreak};
-    use crate::trace::Trace;
-    use proptest::prelude::*;
 
     #[test]
     fn the_cluster_that_is_left() {
@@ -242,38 +122,6 @@ mod tests {
         assert!(left(&[8]).unwrap_err().to_string().contains("rank 8 of only 8"));
         let roomy = Cluster::new(4, 2, 4, 12).unwrap();
         assert_eq!(without_ranks(&roomy, 4, &[0, 1]).unwrap(), Cluster::new(2, 1, 4, 4).unwrap());
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn survivors_keep_what_they_have(
-            loads in prop::collection::vec(0u64..100, 5 * 12), lost in 0usize..4, more in 0usize..3
-        ) {
-            let trace = Trace::from_loads(12, vec![0], (0..5).map(|s| s.to_string()).collect(), loads).unwrap();
-            let cluster = Cluster::new(4, 1, 12, 8).unwrap();
-            let history = History::from_trace(&trace, 0);
-            let previous = Eplb::new(1, TieBreak::LowestExpert).place(&history, &cluster).unwrap();
-            let left = without_ranks(&cluster, 12, &[lost]).unwrap();
-            let least = recover_placement(&previous, &[lost], &history, &left, None).unwrap();
-            let homeless = (0..12).filter(|&e| previous.ranks_of(e) == [lost as u32]).count();
-            prop_assert_eq!(least.unplaced, homeless);
-            prop_assert!(least.moves.len() >= homeless && least.moves.len() <= 5);
-            let limited = recover_placement(&previous, &[lost], &history, &left, Some(homeless + more)).unwrap();
-            prop_assert!(limited.moves.len() <= homeless + more);
-            // The listed experts are new on their rank, and all others were there before.
-            for expert in 0..12 {
-                for rank in limited.placement.ranks_of(expert) {
-                    let was = rank + u32::from(rank >= lost as u32);
-                    let listed = limited.moves.iter().any(|m| m.expert as usize == expert && m.to == rank);
-                    prop_assert_eq!(previous.ranks_of(expert).contains(&was), !listed);
-                }
-            }
-            if homeless > 0 {
-                let message = recover_placement(&previous, &[lost], &history, &left, Some(0)).unwrap_err().to_string();
-                prop_assert!(message.contains("lost their last replica"), "{}", message);
-            }
-        }
     }
 
     #[test]

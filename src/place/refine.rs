@@ -23,7 +23,7 @@ pub(super) const MAX_JUDGED_BATCHES: usize = 32;
 const CANDIDATES_EVALUATED: usize = 8;
 
 /// Limits of a refinement.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct RefineLimits<'a> {
     /// Target. Only replicas of the target are added, and only replicas that it lacks are removed. `None`
     /// allows any change.
@@ -35,6 +35,15 @@ pub(super) struct RefineLimits<'a> {
     pub(super) least_gain: u64,
     /// Number of ranks that every expert must keep, `[E]`. Empty means one.
     pub(super) needs: &'a [usize],
+    /// Original placement, from which moves count. `None` is the one that is refined.
+    pub(super) counted_from: Option<&'a Placement>,
+}
+
+impl RefineLimits<'_> {
+    /// Returns the limits that allow any change of at most this many moves.
+    pub(super) fn of_moves(max_moves: usize) -> Self {
+        Self { max_moves, ..Self::default() }
+    }
 }
 
 /// Contents of slots to set, one after the other.
@@ -66,12 +75,10 @@ pub(super) fn refine_on_batches(
     if scenarios.batches().is_empty() || how.max_moves == 0 {
         return Ok(placement.clone());
     }
-    let before = PartialPlacement::from_placement(placement);
-    let mut state = before.clone();
-    let within_nodes = how.towards.is_none() && keeps_nodes(&before, cluster);
-    let tokens: u64 = scenarios.batches().iter().flat_map(|batch| batch.iter()).sum();
-    // The unit is tokens of all batches together.
-    let least_gain = (tokens / cluster.ranks() as u64 * how.least_gain / 1000).max(1);
+    let mut state = PartialPlacement::from_placement(placement);
+    let before = how.counted_from.map_or_else(|| state.clone(), PartialPlacement::from_placement);
+    let within_nodes = how.towards.is_none() && keeps_nodes(&state, cluster);
+    let least_gain = scenarios.least_gain(cluster.ranks(), how.least_gain);
     loop {
         let (sum, bottlenecks) = scenarios.bottlenecks(state.solver_hosts()?)?;
         let spent = state.moves_from(&before);
@@ -198,7 +205,7 @@ fn room_changes(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place::{Eplb, Policy as _, TieBreak};
+    use crate::place::{Eplb, PlaceRequest, Policy as _, TieBreak};
     use crate::trace::Trace;
     use proptest::prelude::*;
 
@@ -214,11 +221,12 @@ mod tests {
             let trace = Trace::from_loads(12, vec![0], steps, loads).unwrap();
             let cluster = Cluster::new(4, 1, 12, 4).unwrap();
             let eplb = Eplb::new(1, TieBreak::LowestExpert);
-            let before = eplb.place(&History::from_steps(&trace, 0, 0..2), &cluster).unwrap();
+            let place = |history: &History<'_>| eplb.place(&PlaceRequest::new(history, &cluster)).unwrap().placement;
+            let before = place(&History::from_steps(&trace, 0, 0..2));
             let history = History::from_steps(&trace, 0, 2..6);
-            let target = eplb.place(&history, &cluster).unwrap();
+            let target = place(&history);
             let towards = (!free).then_some(&target);
-            let how = RefineLimits { towards, max_moves, least_gain: 0, needs: &[] };
+            let how = RefineLimits { towards, ..RefineLimits::of_moves(max_moves) };
             let after = refine_placement(&before, &history, &cluster, &how).unwrap();
             prop_assert!(after.moves_from(&before) <= max_moves);
             let mut scenarios = PeakEvaluator::from_history(&history, MAX_JUDGED_BATCHES);
@@ -237,8 +245,9 @@ mod tests {
         let trace = Trace::from_loads(16, vec![0], (0..3).map(|s| s.to_string()).collect(), loads).unwrap();
         let cluster = Cluster::new(8, 2, 16, 8).unwrap();
         let (plan, all) = (History::from_steps(&trace, 0, 0..1), History::from_trace(&trace, 0));
-        let before = Eplb::new(4, TieBreak::LowestExpert).place(&plan, &cluster).unwrap();
-        let how = RefineLimits { towards: None, max_moves: 99, least_gain: 0, needs: &[] };
+        let eplb = Eplb::new(4, TieBreak::LowestExpert);
+        let before = eplb.place(&PlaceRequest::new(&plan, &cluster)).unwrap().placement;
+        let how = RefineLimits::of_moves(99);
         let after = refine_placement(&before, &all, &cluster, &how).unwrap();
         assert_ne!(before, after);
         for expert in 0..16 {
@@ -255,7 +264,7 @@ mod tests {
         let slots = [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7];
         let before = Placement::new(8, 4, slots.map(Some).to_vec()).unwrap();
         let history = History::from_trace(&trace, 0);
-        let how = |needs| RefineLimits { towards: None, max_moves: 9, least_gain: 0, needs };
+        let how = |needs| RefineLimits { needs, ..RefineLimits::of_moves(9) };
         let free = refine_placement(&before, &history, &cluster, &how(&[])).unwrap();
         assert_eq!(free.ranks_of(0), [0, 1, 2, 3], "the heavy expert goes everywhere");
         let kept = refine_placement(&before, &history, &cluster, &how(&[2; 8])).unwrap();

@@ -1,13 +1,15 @@
-//! Creation of a plan: every busy layer is placed, and then judged on the trace of the planning.
+//! Evaluation of a plan: every busy layer is placed, and then judged on the trace of the planning.
 
-use super::{LayerPlan, Plan, PlanProvenance, SplitFigure, TraceFile};
+use super::{LayerChange, LayerPlan, LinkUse, Plan, PlanProvenance, SplitFigure, TraceFile};
 use crate::cluster::Cluster;
 use crate::evaluate::{
     EvaluateError, LayerEvaluation, Progress, SummaryStats, busy_layers, evaluate_on_nodes,
 };
 use crate::export::RuntimeTarget;
 use crate::forecast::History;
-use crate::place::{Eplb, PlaceError, Placement, PlacementBound, Policy, TieBreak, placement_bound};
+use crate::place::{
+    Eplb, PlaceError, PlaceRequest, Placement, PlacementBound, Policy as _, TieBreak, placement_bound,
+};
 use crate::split::SplitMethod;
 use crate::trace::Trace;
 use rayon::prelude::*;
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 
 /// Plan with its figures and the time of planning.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct PlanReport {
     /// Plan itself.
     pub plan: Plan,
@@ -25,6 +28,12 @@ pub struct PlanReport {
     pub bounds: Vec<PlacementBound>,
     /// Planning time summed over the layers, without judging.
     pub plan_time: Duration,
+    /// Changes from the previous plan, one entry per planned layer. Empty without a previous plan.
+    pub changes: Vec<LayerChange>,
+    /// Use of the link budget, if there is one.
+    pub links: Option<LinkUse>,
+    /// Redundant slots of each planned layer, if they share a memory budget.
+    pub redundant: Option<Vec<usize>>,
 }
 
 /// Part of a plan's [`PlanProvenance`] that neither the trace nor the policy determines.
@@ -65,34 +74,13 @@ fn compared_splits(split: SplitMethod) -> Vec<SplitMethod> {
 }
 
 impl Plan {
-    /// Places every layer that routed tokens, with the whole trace as history. Judges each placement on all
-    /// held steps with the split of `origin`, the even and the exact split. Judges EPLB's placement in the
-    /// same way.
-    ///
-    /// # Errors
-    /// Fails if no layer holds a token, if the policy does not support the shape, or if a split fails.
-    pub fn build(
-        trace: &Trace,
-        cluster: &Cluster,
-        policy: &dyn Policy,
-        origin: BatchProvenance,
-        progress: &dyn Progress,
-    ) -> Result<PlanReport, EvaluateError> {
-        Self::build_with(trace, cluster, &policy.name(), origin, progress, |_, history| {
-            policy.place(history, cluster)
-        })
-    }
-
-    /// Plans as [`Plan::build`] does, with a function that places a layer. It receives the layer's index and
-    /// history. Placements must have the ranks and slots of `cluster`.
-    ///
-    /// # Errors
-    /// Fails as [`Plan::build`] does. [`EvaluateError::Place`] names the layer for which `place` fails.
-    pub fn build_with(
+    /// Places every busy layer by `place`, which receives the layer's index and history, and judges the
+    /// placements. They must have the ranks and slots of `cluster`. `policy` is the name of the policy.
+    pub(super) fn evaluate_layers(
         trace: &Trace,
         cluster: &Cluster,
         policy: &str,
-        origin: BatchProvenance,
+        origin: &BatchProvenance,
         progress: &dyn Progress,
         place: impl Fn(usize, &History<'_>) -> Result<Placement, PlaceError> + Sync,
     ) -> Result<PlanReport, EvaluateError> {
@@ -118,8 +106,8 @@ impl Plan {
                 if judged.iter().all(|judged| judged.peaks.is_empty()) {
                     return Err(EvaluateError::NoBatch { layer: trace.layers()[layer] });
                 }
-                let eplb = Eplb::new(1, TieBreak::LowestExpert).place(&history, cluster).ok();
-                let eplb = eplb.map(|placement| judge(&placement)).transpose()?;
+                let eplb = Eplb::new(1, TieBreak::LowestExpert).place(&PlaceRequest::new(&history, cluster));
+                let eplb = eplb.ok().map(|placed| judge(&placed.placement)).transpose()?;
                 let bound = placement_bound(&history, cluster, Some(&placement)).map_err(failed)?;
                 progress.report_layers(done.fetch_add(1, Ordering::Relaxed) + 1, busy.len());
                 Ok(PlacedLayer { placement, evaluations: judged, eplb, bound, plan_time })
@@ -171,7 +159,7 @@ impl Plan {
                 target: origin.target.map(|target| target.to_string()),
                 split: origin.split.to_string(),
                 seed: origin.seed,
-                batches: origin.batches,
+                batches: origin.batches.clone(),
                 judged: placed.iter().map(|one| one.evaluations[0].peaks.len()).sum(),
                 imbalance: figures.first().map_or_else(SummaryStats::default, |figure| figure.imbalance),
                 figures,
@@ -186,6 +174,7 @@ impl Plan {
         let plan_time = placed.iter().map(|one| one.plan_time).sum();
         let bounds = placed.iter().map(|one| one.bound).collect();
         let judged = placed.into_iter().map(|mut one| one.evaluations.swap_remove(0)).collect();
-        Ok(PlanReport { plan, evaluations: judged, bounds, plan_time })
+        let (changes, links, redundant) = (vec![], None, None);
+        Ok(PlanReport { plan, evaluations: judged, bounds, plan_time, changes, links, redundant })
     }
 }

@@ -1,10 +1,11 @@
 //! Fixed placements: read from a file, and judged like those of the policies.
 
-use super::Plan;
-use crate::cluster::Cluster;
+use super::{LayerPlan, Plan, PlanProvenance};
+use crate::cluster::{Cluster, ClusterError};
+use crate::evaluate::SummaryStats;
 use crate::export::ImportedPlan;
 use crate::forecast::History;
-use crate::place::{PlaceError, Placement, Policy};
+use crate::place::{PlaceError, PlaceRequest, PlaceResponse, Placement, Policy};
 use std::collections::BTreeMap;
 
 /// Policy that returns the same placement for any history, one per layer.
@@ -25,12 +26,57 @@ impl FixedPlacement {
     /// Creates the policy from the placements of a stack's file, with the given name. `moe_layers` holds the
     /// real ids of the layers that route tokens, ascending. Dialects that count only those layers need it.
     pub fn from_imported(name: String, imported: &ImportedPlan, moe_layers: &[u32]) -> Self {
-        let counted = imported.dialect.counts_moe_layers_only();
-        let real = |id: u32| if counted { moe_layers.get(id as usize).copied() } else { Some(id) };
-        let layers =
-            imported.layers.iter().filter_map(|(id, placement)| Some((real(*id)?, placement.clone())));
-        Self { name, layers: layers.collect() }
+        Self { name, layers: real_layers(imported, moe_layers).collect() }
     }
+}
+
+impl Plan {
+    /// Creates a plan from the placements of a stack's file, as a plan to start from. It has no figures.
+    /// `name` describes its origin, and `moe_layers` is that of [`FixedPlacement::from_imported`].
+    ///
+    /// # Errors
+    /// Fails if the file has no layer, or if its layers have different slots.
+    pub fn from_imported(
+        name: String,
+        imported: &ImportedPlan,
+        moe_layers: &[u32],
+    ) -> Result<Self, ClusterError> {
+        let shape = imported.layers.first().map(|(_, first)| (first.ranks(), first.slots().len()));
+        let (ranks, slots) = shape.unwrap_or((0, 0));
+        let cluster = Cluster::new(ranks, 1, imported.experts, slots.saturating_sub(imported.experts))?;
+        let layers = real_layers(imported, moe_layers)
+            .filter(|(_, placement)| (placement.ranks(), placement.slots().len()) == (ranks, slots))
+            .map(|(layer, placement)| LayerPlan { layer, placement, imbalance: 0.0, bound: 0.0 });
+        Ok(Self {
+            cluster,
+            experts: imported.experts,
+            layers: layers.collect(),
+            idle_layers: vec![],
+            unrecorded_layers: vec![],
+            provenance: PlanProvenance {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                policy: name,
+                target: None,
+                split: "even".into(),
+                seed: 0,
+                batches: String::new(),
+                judged: 0,
+                imbalance: SummaryStats::default(),
+                figures: vec![],
+                trace: vec![],
+            },
+        })
+    }
+}
+
+/// Returns the placements of a file by real layer id.
+fn real_layers<'a>(
+    imported: &'a ImportedPlan,
+    moe_layers: &'a [u32],
+) -> impl Iterator<Item = (u32, Placement)> + 'a {
+    let counted = imported.dialect.counts_moe_layers_only();
+    let real = move |id: u32| if counted { moe_layers.get(id as usize).copied() } else { Some(id) };
+    imported.layers.iter().filter_map(move |(id, placement)| Some((real(*id)?, placement.clone())))
 }
 
 impl Policy for FixedPlacement {
@@ -38,7 +84,13 @@ impl Policy for FixedPlacement {
         self.name.clone()
     }
 
-    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
+    fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError> {
+        request.respond_with(self.place_from_scratch(request.history, request.cluster)?)
+    }
+}
+
+impl FixedPlacement {
+    fn place_from_scratch(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
         let layer = history.layer();
         let fail = |reason: String| Err(PlaceError::Shape { policy: self.name.clone(), reason });
         let Some(placement) = self.layers.get(&layer) else {
@@ -64,7 +116,7 @@ mod tests {
     use super::*;
     use crate::export::{Dialect, read, write};
     use crate::place::Contiguous;
-    use crate::plan::BatchProvenance;
+    use crate::plan::PlanRequest;
     use crate::trace::Trace;
 
     #[test]
@@ -73,7 +125,7 @@ mod tests {
         let loads = (0..48).map(|at| if at < 16 { 0 } else { at }).collect();
         let trace = Trace::from_loads(16, vec![0, 1, 2], vec!["0".into()], loads).unwrap();
         let cluster = Cluster::new(4, 1, 16, 0).unwrap();
-        let made = Plan::build(&trace, &cluster, &Contiguous, BatchProvenance::default(), &()).unwrap();
+        let made = PlanRequest::new(&trace, cluster, &Contiguous).run(&()).unwrap();
         let mut policies = vec![FixedPlacement::from_plan("plan".into(), &made.plan)];
         for dialect in Dialect::ALL {
             let imported = read(&write(&made.plan, dialect).unwrap(), 4).unwrap();
@@ -81,11 +133,15 @@ mod tests {
         }
         for policy in policies {
             for (index, planned) in [1, 2].into_iter().zip(&made.plan.layers) {
-                let placed = policy.place(&History::from_trace(&trace, index), &cluster).unwrap();
+                let history = History::from_trace(&trace, index);
+                let placed = policy.place(&PlaceRequest::new(&history, &cluster)).unwrap().placement;
                 assert_eq!(placed, planned.placement, "{}", policy.name());
             }
             let wrong = Cluster::new(2, 1, 16, 0).unwrap();
-            let message = policy.place(&History::from_trace(&trace, 1), &wrong).unwrap_err().to_string();
+            let message = policy
+                .place(&PlaceRequest::new(&History::from_trace(&trace, 1), &wrong))
+                .unwrap_err()
+                .to_string();
             assert!(message.contains("16 experts on 4 ranks x 4 slots, expected 16 on 2 x 8"), "{message}");
         }
         let none = FixedPlacement::from_imported(
@@ -93,7 +149,10 @@ mod tests {
             &read("{\"physical_to_logical_map\": [[0, 1]]}", 2).unwrap(),
             &[],
         );
-        let message = none.place(&History::from_trace(&trace, 2), &cluster).unwrap_err().to_string();
+        let message = none
+            .place(&PlaceRequest::new(&History::from_trace(&trace, 2), &cluster))
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("no placement for layer 2"), "{message}");
     }
 }

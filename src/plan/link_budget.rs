@@ -6,12 +6,11 @@
 //! receiver has room ([`choose_candidates`]).
 
 use super::knapsack::convex_envelope;
-use super::{BatchProvenance, LayerChange, Plan, PlanReport, ReplanRequest, SlotOption};
-use crate::cluster::Cluster;
+use super::layer_stage::{LayerStage, PlacedLayer};
+use super::{ConstraintError, LayerChange, Plan, PlanReport, PlanRequest, PlanRequestError, SlotOption};
 use crate::evaluate::{EvaluateError, Progress, busy_layers};
 use crate::forecast::History;
-use crate::place::{ExpertMove, PeakEvaluator, PlaceError, Placement, Policy};
-use crate::trace::Trace;
+use crate::place::{ExpertMove, PeakEvaluator, PlaceError, Placement};
 use rayon::prelude::*;
 use std::cmp::Reverse;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,69 +25,54 @@ pub struct LinkBudget {
     pub expert_bytes: u64,
 }
 
-/// Plan within a [`LinkBudget`].
-#[derive(Debug, Clone)]
-pub struct LinkedPlan {
-    /// Plan with its figures.
-    pub report: PlanReport,
-    /// Changes, one entry per planned layer.
-    pub changes: Vec<LayerChange>,
+/// Use of a [`LinkBudget`] by a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LinkUse {
     /// Bytes that each rank receives over all layers, `[R]`.
     pub received: Vec<u64>,
-    /// Sums of the exact peaks of all batches and layers, in tokens: with the previous placements, and as
-    /// planned.
-    pub peaks: [u64; 2],
+    /// Sum of the exact peaks of all batches and layers with the fewest moves, in tokens.
+    pub peaks_before: u64,
+    /// Sum of the exact peaks of all batches and layers as planned, in tokens.
+    pub peaks_after: u64,
 }
 
 /// Candidate placement of one layer.
 #[derive(Debug)]
 struct CandidatePlacement {
     placement: Placement,
-    moves: Vec<ExpertMove>,
+    change: LayerChange,
     /// Sum of the exact peaks of the layer's batches.
     peaks: u64,
 }
 
-impl Plan {
-    /// Plans as [`Plan::replan`] does, except that no rank receives more than the budget's bytes over all
-    /// layers. It chooses the moves that lower the peaks most. [`ReplanRequest::max_moves`] also applies per
-    /// layer.
+impl PlanRequest<'_> {
+    /// Plans so that no rank receives more than the budget's bytes over all layers. It chooses the moves that
+    /// lower the peaks most. The limit of moves also applies per layer.
     ///
     /// A larger budget never yields a larger sum of peaks. With an unlimited budget each layer takes the best
     /// of the evaluated placements. On these batches it is never worse than the policy's own plan, and has no
     /// more moves.
-    ///
-    /// # Errors
-    /// Fails as [`Plan::build`] does. Fails if ranks are lost or a horizon is set, which link budgets do not
-    /// support. Fails if the previous plan lacks a layer of the trace, because all its weights would have to
-    /// be transferred.
-    pub fn replan_within_links(
-        trace: &Trace,
-        cluster: &Cluster,
-        policy: &dyn Policy,
-        (past, budget): (&ReplanRequest<'_>, LinkBudget),
-        origin: BatchProvenance,
+    pub(super) fn run_within_links(
+        &self,
+        stage: &LayerStage<'_>,
+        budget: LinkBudget,
         progress: &dyn Progress,
-    ) -> Result<LinkedPlan, EvaluateError> {
+    ) -> Result<PlanReport, PlanRequestError> {
+        let (trace, ranks) = (self.trace, self.cluster.ranks());
         let busy = busy_layers(trace)?;
         let id = |layer: usize| trace.layers()[layer];
-        let named = |layer: usize| move |source| EvaluateError::Place { layer: id(layer), source };
-        let refused = |reason: &str| PlaceError::Shape { policy: policy.name(), reason: reason.to_owned() };
-        if !past.lost.is_empty() || past.horizon.is_some() {
-            let reason = "a link budget allows neither lost ranks nor a horizon";
-            return Err(named(busy[0])(refused(reason)));
+        if let Some(&layer) = busy.iter().find(|&&layer| stage.previous_layer(layer).is_none()) {
+            return Err(ConstraintError::NewLayer(id(layer)).into());
         }
         let done = AtomicUsize::new(0);
         let tried: Vec<(Vec<CandidatePlacement>, Duration)> = busy
             .par_iter()
             .map(|&layer| {
                 let begun = Instant::now();
-                let before = past.previous.layers.iter().find(|planned| planned.layer == id(layer));
-                let reason = "the previous plan lacks this layer: a link budget covers moves, not new layers";
-                let before = before.ok_or_else(|| named(layer)(refused(reason)))?;
-                let history = History::from_trace(trace, layer);
-                let choices = layer_candidates(&history, cluster, policy, &before.placement, past.max_moves)
-                    .map_err(named(layer))?;
+                let choices = self
+                    .layer_candidates(stage, layer)
+                    .map_err(|source| EvaluateError::Place { layer: id(layer), source })?;
                 progress.report_layers(done.fetch_add(1, Ordering::Relaxed) + 1, busy.len());
                 Ok((choices, begun.elapsed()))
             })
@@ -96,72 +80,84 @@ impl Plan {
         let time: Duration = tried.iter().map(|(_, time)| *time).sum();
         let layers: Vec<Vec<CandidatePlacement>> = tried.into_iter().map(|(choices, _)| choices).collect();
         let copies = budget.bytes.checked_div(budget.expert_bytes).unwrap_or(u64::MAX);
-        let chosen = choose_candidates(&layers, cluster.ranks(), copies);
-        let mut made = Self::build_with(trace, cluster, &policy.name(), origin, &(), |layer, history| {
-            match busy.iter().position(|&other| other == layer) {
-                Some(at) => Ok(layers[at][chosen[at]].placement.clone()),
-                None => policy.place(history, cluster),
-            }
-        })?;
-        made.plan_time += time;
-        let bought = || chosen.iter().zip(&layers).map(|(&at, choices)| &choices[at]);
-        let mut received = vec![0u64; cluster.ranks()];
-        for m in bought().flat_map(|choice| &choice.moves) {
-            received[m.to as usize] += budget.expert_bytes;
+        let received = |chosen: &mut dyn Iterator<Item = &CandidatePlacement>| {
+            let mut received = vec![0u64; ranks];
+            chosen.flat_map(|choice| &choice.change.moves).for_each(|m| received[m.to as usize] += 1);
+            received
+        };
+        let necessary = received(&mut layers.iter().map(|choices| &choices[0]));
+        let (most, rank) = (0..ranks).map(|rank| (necessary[rank], rank)).max().unwrap_or((0, 0));
+        if most > copies {
+            let needed = most.saturating_mul(budget.expert_bytes);
+            return Err(ConstraintError::LinkBudget { rank, needed, budget: budget.bytes }.into());
         }
+        let chosen = choose_candidates(&layers, &necessary, copies);
+        let place = |layer: usize, history: &History<'_>| match busy.iter().position(|&other| other == layer) {
+            Some(at) => Ok(layers[at][chosen[at]].placement.clone()),
+            None => Ok(stage.place_layer(layer, history, &self.cluster, Some(0))?.placement),
+        };
+        let mut report =
+            Plan::evaluate_layers(trace, &self.cluster, &stage.name(), &self.origin, &(), place)?;
+        report.plan_time += time;
+        let bought = || chosen.iter().zip(&layers).map(|(&at, choices)| &choices[at]);
         let sum = |peaks: &mut dyn Iterator<Item = u64>| peaks.fold(0, u64::saturating_add);
-        let peaks = [
-            sum(&mut layers.iter().map(|choices| choices[0].peaks)),
-            sum(&mut bought().map(|choice| choice.peaks)),
-        ];
-        let changes = bought()
-            .map(|choice| LayerChange { moves: choice.moves.clone(), ..LayerChange::default() })
-            .collect();
-        Ok(LinkedPlan { report: made, changes, received, peaks })
+        report.links = Some(LinkUse {
+            received: received(&mut bought())
+                .into_iter()
+                .map(|count| count.saturating_mul(budget.expert_bytes))
+                .collect(),
+            peaks_before: sum(&mut layers.iter().map(|choices| choices[0].peaks)),
+            peaks_after: sum(&mut bought().map(|choice| choice.peaks)),
+        });
+        report.changes = bought().map(|choice| choice.change.clone()).collect();
+        Ok(report)
     }
-}
 
-/// Returns the candidates of a layer by ascending moves: the current placement, those within 1, 2, 4, ..
-/// moves, and the policy's unlimited one.
-fn layer_candidates(
-    history: &History<'_>,
-    cluster: &Cluster,
-    policy: &dyn Policy,
-    before: &Placement,
-    max_moves: Option<usize>,
-) -> Result<Vec<CandidatePlacement>, PlaceError> {
-    let mut scenarios = PeakEvaluator::from_history(history, usize::MAX);
-    let mut choice = |placement: Placement| -> Result<CandidatePlacement, PlaceError> {
-        let peaks = scenarios.sum_for_placement(&placement)?;
-        Ok(CandidatePlacement { moves: placement.moves(before), placement, peaks })
-    };
-    let last = choice(policy.replan(history, cluster, before, max_moves)?)?;
-    let mut all = vec![choice(before.clone())?];
-    let limits = std::iter::successors(Some(1usize), |limit| limit.checked_mul(2));
-    for limit in limits.take_while(|&limit| limit < last.moves.len()) {
-        all.push(choice(policy.replan(history, cluster, before, Some(limit))?)?);
+    /// Returns the candidates of a layer by ascending moves: the one with the fewest, those within 1, 2, 4,
+    /// .. moves, and the unlimited one.
+    fn layer_candidates(
+        &self,
+        stage: &LayerStage<'_>,
+        layer: usize,
+    ) -> Result<Vec<CandidatePlacement>, PlaceError> {
+        let (history, cluster) = (History::from_trace(self.trace, layer), &self.cluster);
+        let mut scenarios =
+            PeakEvaluator::from_history(&history, usize::MAX).with_speeds(&self.constraints.speeds);
+        let mut choice = |placed: PlacedLayer| -> Result<CandidatePlacement, PlaceError> {
+            let peaks = scenarios.sum_for_placement(&placed.placement)?;
+            Ok(CandidatePlacement { change: placed.change, placement: placed.placement, peaks })
+        };
+        let last = choice(stage.place_layer(layer, &history, cluster, self.constraints.max_moves)?)?;
+        let least = choice(stage.place_with_fewest_moves(layer, &history, cluster)?)?;
+        let (fewest, most) = (least.change.moves.len(), last.change.moves.len());
+        let mut all = vec![least];
+        let limits = std::iter::successors(Some(1usize), |limit| limit.checked_mul(2));
+        for limit in limits.take_while(|&limit| limit < most).filter(|&limit| limit > fewest) {
+            all.push(choice(stage.place_layer(layer, &history, cluster, Some(limit))?)?);
+        }
+        all.push(last);
+        // The sort is stable, so the current placement stays before any other without a move.
+        all.sort_by_key(|choice| (choice.change.moves.len(), choice.peaks));
+        all.dedup_by_key(|choice| choice.change.moves.len());
+        Ok(all)
     }
-    all.push(last);
-    // The sort is stable, so the current placement stays before any other without a move.
-    all.sort_by_key(|choice| (choice.moves.len(), choice.peaks));
-    all.dedup_by_key(|choice| choice.moves.len());
-    Ok(all)
 }
 
 /// Chooses a candidate for each layer, by index, so that no rank receives more than `copies` experts.
 ///
 /// It takes the best result, by the sum of peaks, of [`fill_budget`] for this budget and every smaller one. A
 /// larger budget is therefore never worse, although filling alone may be.
-fn choose_candidates(layers: &[Vec<CandidatePlacement>], ranks: usize, copies: u64) -> Vec<usize> {
+fn choose_candidates(layers: &[Vec<CandidatePlacement>], necessary: &[u64], copies: u64) -> Vec<usize> {
     let order = candidate_order(layers);
     // Upper limit of what a rank receives, reached if every layer takes the candidate that gives it most.
     let room: u64 =
-        layers.iter().map(|c| c.iter().map(|c| max_received(&c.moves, ranks)).max().unwrap_or(0)).sum();
+        layers.iter().map(|c| c.iter().map(|c| max_received(&c.change.moves, necessary.len())).max().unwrap_or(0)).sum();
     let peaks = |at: &[usize]| -> u128 { at.iter().zip(layers).map(|(&k, c)| u128::from(c[k].peaks)).sum() };
-    let moves = |at: &[usize]| -> usize { at.iter().zip(layers).map(|(&k, c)| c[k].moves.len()).sum() };
+    let moves = |at: &[usize]| -> usize { at.iter().zip(layers).map(|(&k, c)| c[k].change.moves.len()).sum() };
     let mut best = vec![0; layers.len()];
-    for copies in 1..=copies.min(room) {
-        let next = fill_budget(layers, &order, ranks, copies);
+    let least = necessary.iter().copied().max().unwrap_or(0).max(1);
+    for copies in least..=copies.min(room) {
+        let next = fill_budget(layers, &order, necessary, copies);
         if (peaks(&next), moves(&next)) < (peaks(&best), moves(&best)) {
             best = next;
         }
@@ -173,19 +169,19 @@ fn choose_candidates(layers: &[Vec<CandidatePlacement>], ranks: usize, copies: u
 fn fill_budget(
     layers: &[Vec<CandidatePlacement>],
     order: &[(usize, usize)],
-    ranks: usize,
+    necessary: &[u64],
     copies: u64,
 ) -> Vec<usize> {
     let mut at = vec![0usize; layers.len()];
-    let mut received = vec![0u64; ranks];
+    let mut received = necessary.to_vec();
     for &(layer, to) in order {
         let (old, new) = (&layers[layer][at[layer]], &layers[layer][to]);
         if new.peaks >= old.peaks {
             continue;
         }
         let mut next = received.clone();
-        old.moves.iter().for_each(|m| next[m.to as usize] -= 1);
-        new.moves.iter().for_each(|m| next[m.to as usize] += 1);
+        old.change.moves.iter().for_each(|m| next[m.to as usize] -= 1);
+        new.change.moves.iter().for_each(|m| next[m.to as usize] += 1);
         if next.iter().all(|&received| received <= copies) {
             (received, at[layer]) = (next, to);
         }
@@ -200,7 +196,7 @@ fn candidate_order(layers: &[Vec<CandidatePlacement>]) -> Vec<(usize, usize)> {
     let mut steps = Vec::new();
     for (layer, choices) in layers.iter().enumerate() {
         let levels: Vec<SlotOption> =
-            choices.iter().map(|c| SlotOption { cost: c.moves.len(), peaks: c.peaks }).collect();
+            choices.iter().map(|c| SlotOption { cost: c.change.moves.len(), peaks: c.peaks }).collect();
         let envelope = convex_envelope(&levels);
         let pairs = envelope.windows(2).map(|pair| (0, pair[0], pair[1]));
         for (later, from, to) in pairs.chain((1..levels.len()).map(|to| (1, 0, to))) {

@@ -6,17 +6,19 @@
 mod build;
 mod fixed;
 mod knapsack;
+mod layer_stage;
 mod link_budget;
 mod moe_layers;
-mod replan;
+mod request;
 mod slot_budget;
 
 pub use crate::split::{Horizon, MoveVerdict};
 pub use build::{BatchProvenance, PlanReport};
 pub use fixed::FixedPlacement;
 pub use knapsack::{SlotOption, allocate_slots};
-pub use link_budget::{LinkBudget, LinkedPlan};
-pub use replan::{LayerChange, ReplanRequest};
+pub use layer_stage::LayerChange;
+pub use link_budget::{LinkBudget, LinkUse};
+pub use request::{ConstraintError, Constraints, PlanRequest, PlanRequestError};
 
 use crate::cluster::{Cluster, ClusterError};
 use crate::evaluate::SummaryStats;

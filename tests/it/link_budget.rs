@@ -5,7 +5,7 @@
 
 use evenkeel::cluster::Cluster;
 use evenkeel::place::{self, Policy};
-use evenkeel::plan::{BatchProvenance, LinkBudget, LinkedPlan, Plan, ReplanRequest};
+use evenkeel::plan::{ConstraintError, LinkBudget, Plan, PlanReport, PlanRequest, PlanRequestError};
 use evenkeel::trace::Trace;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -24,14 +24,24 @@ fn trace(loads: &[u64]) -> Trace {
     Trace::from_loads(EXPERTS, vec![2, 3, 7], names, loads.to_vec()).unwrap()
 }
 
-fn past(previous: &Plan, max_moves: Option<usize>) -> ReplanRequest<'_> {
-    ReplanRequest { previous, lost: &[], max_moves, horizon: None }
+fn plan(trace: &Trace, policy: &dyn Policy) -> Plan {
+    PlanRequest::new(trace, cluster(), policy).run(&()).unwrap().plan
 }
 
-fn linked(trace: &Trace, policy: &dyn Policy, past: &ReplanRequest<'_>, bytes: u64) -> LinkedPlan {
+fn replan(trace: &Trace, policy: &dyn Policy, previous: &Plan, max_moves: Option<usize>) -> PlanReport {
+    PlanRequest::new(trace, cluster(), policy).previous(previous).max_moves(max_moves).run(&()).unwrap()
+}
+
+fn linked(
+    trace: &Trace,
+    policy: &dyn Policy,
+    previous: &Plan,
+    max_moves: Option<usize>,
+    bytes: u64,
+) -> PlanReport {
     let budget = LinkBudget { bytes, expert_bytes: EXPERT_BYTES };
-    Plan::replan_within_links(trace, &cluster(), policy, (past, budget), BatchProvenance::default(), &())
-        .unwrap()
+    let request = PlanRequest::new(trace, cluster(), policy).previous(previous).max_moves(max_moves);
+    request.link_budget(budget).run(&()).unwrap()
 }
 
 fn placements(plan: &Plan) -> Vec<&place::Placement> {
@@ -62,40 +72,39 @@ proptest! {
     ) {
         let (old, new) = (trace(&old), trace(&new));
         let policy = place::policy(policy, 1, &cluster()).unwrap();
-        let first = Plan::build(&old, &cluster(), policy.as_ref(), BatchProvenance::default(), &()).unwrap().plan;
-        let past = past(&first, max_moves);
-        let (free, changes) =
-            Plan::replan(&new, &cluster(), policy.as_ref(), &past, BatchProvenance::default(), &()).unwrap();
+        let first = plan(&old, policy.as_ref());
+        let free = replan(&new, policy.as_ref(), &first, max_moves);
         let mut least = u64::MAX;
         for copies in [0, 1, 2, 3, 4, 6, 9, 1000] {
             // Budgets need not be multiples of an expert.
             let bytes = copies * EXPERT_BYTES + EXPERT_BYTES / 2;
-            let found = linked(&new, policy.as_ref(), &past, bytes);
+            let found = linked(&new, policy.as_ref(), &first, max_moves, bytes);
             let mut received = [0; 4];
-            for (before, (layer, changed)) in first.layers.iter().zip(found.report.plan.layers.iter().zip(&found.changes)) {
+            for (before, (layer, changed)) in first.layers.iter().zip(found.plan.layers.iter().zip(&found.changes)) {
                 prop_assert_eq!(layer.placement.moves(&before.placement), changed.moves.clone());
                 prop_assert!(changed.moves.len() <= max_moves.unwrap_or(usize::MAX));
                 changed.moves.iter().for_each(|m| received[m.to as usize] += EXPERT_BYTES);
             }
-            prop_assert_eq!(&found.received[..], received);
+            let links = found.links.clone().unwrap();
+            prop_assert_eq!(&links.received[..], received);
             prop_assert!(received.iter().all(|&received| received <= bytes));
-            let sum = sum_of_peaks(&found.report);
-            prop_assert!(found.peaks == [found.peaks[0], sum] && sum <= least.min(found.peaks[0]));
+            let sum = sum_of_peaks(&found);
+            prop_assert!(links.peaks_after == sum && sum <= least.min(links.peaks_before));
             least = sum;
             if copies == 0 {
-                prop_assert_eq!(placements(&found.report.plan), placements(&first));
+                prop_assert_eq!(placements(&found.plan), placements(&first));
             }
         }
         // With room for everything, the plan is at least as good as without a budget, and has no more moves.
-        let roomy = linked(&new, policy.as_ref(), &past, u64::MAX);
-        prop_assert_eq!(sum_of_peaks(&roomy.report), least);
+        let roomy = linked(&new, policy.as_ref(), &first, max_moves, u64::MAX);
+        prop_assert_eq!(sum_of_peaks(&roomy), least);
         prop_assert!(least <= sum_of_peaks(&free));
-        for (with, without) in roomy.changes.iter().zip(&changes) {
+        for (with, without) in roomy.changes.iter().zip(&free.changes) {
             prop_assert!(with.moves.len() <= without.moves.len());
         }
         // If the policy's own plan is the best of the evaluated ones, it is chosen.
-        if roomy.changes.iter().zip(&changes).all(|(with, without)| with.moves.len() == without.moves.len()) {
-            prop_assert_eq!(experts_by_rank(&roomy.report.plan), experts_by_rank(&free.plan));
+        if roomy.changes.iter().zip(&free.changes).all(|(with, without)| with.moves.len() == without.moves.len()) {
+            prop_assert_eq!(experts_by_rank(&roomy.plan), experts_by_rank(&free.plan));
         }
     }
 }
@@ -112,30 +121,35 @@ fn room_for_everything_is_as_no_budget_where_the_policy_plans_best() {
     };
     let (old, new) = (trace(&loads(0)), trace(&loads(5)));
     let policy = place::policy("recourse", 1, &cluster()).unwrap();
-    let first = Plan::build(&old, &cluster(), policy.as_ref(), BatchProvenance::default(), &()).unwrap().plan;
-    let past = past(&first, None);
-    let (free, changes) =
-        Plan::replan(&new, &cluster(), policy.as_ref(), &past, BatchProvenance::default(), &()).unwrap();
-    assert!(changes.iter().any(|changed| !changed.moves.is_empty()));
-    let roomy = linked(&new, policy.as_ref(), &past, u64::MAX);
-    assert_eq!((roomy.report.plan, roomy.changes), (free.plan, changes));
+    let first = plan(&old, policy.as_ref());
+    let free = replan(&new, policy.as_ref(), &first, None);
+    assert!(free.changes.iter().any(|changed| !changed.moves.is_empty()));
+    let roomy = linked(&new, policy.as_ref(), &first, None, u64::MAX);
+    assert_eq!((roomy.plan, roomy.changes), (free.plan, free.changes));
 }
 
 #[test]
-fn losses_are_not_planned_for_within_a_link_budget() {
+fn a_loss_needs_room_on_the_links_for_what_was_lost() {
     let trace = trace(&[5; LAYERS * EXPERTS]);
     let policy = place::policy("eplb", 1, &cluster()).unwrap();
-    let first =
-        Plan::build(&trace, &cluster(), policy.as_ref(), BatchProvenance::default(), &()).unwrap().plan;
-    let past = ReplanRequest { lost: &[1], ..past(&first, None) };
-    let budget = LinkBudget { bytes: 9, expert_bytes: 1 };
-    let wrong = Plan::replan_within_links(
-        &trace,
-        &cluster(),
-        policy.as_ref(),
-        (&past, budget),
-        BatchProvenance::default(),
-        &(),
+    let first = plan(&trace, policy.as_ref());
+    let left = place::without_ranks(&cluster(), EXPERTS, &[1]).unwrap();
+    let request = |bytes| {
+        let budget = LinkBudget { bytes, expert_bytes: 1 };
+        PlanRequest::new(&trace, left, policy.as_ref()).previous(&first).lost_ranks(&[1]).link_budget(budget).run(&())
+    };
+    let homeless: usize = first
+        .layers
+        .iter()
+        .map(|layer| (0..EXPERTS).filter(|&expert| layer.placement.ranks_of(expert) == [1]).count())
+        .sum();
+    assert!(homeless > 0);
+    let error = request(0).unwrap_err();
+    assert!(
+        matches!(error, PlanRequestError::Constraints(ConstraintError::LinkBudget { budget: 0, .. })),
+        "{error}"
     );
-    assert!(wrong.unwrap_err().to_string().contains("allows neither lost ranks nor a horizon"));
+    let roomy = request(homeless as u64).unwrap();
+    assert!(roomy.links.unwrap().received.iter().all(|&bytes| bytes <= homeless as u64));
+    assert_eq!(roomy.changes.iter().map(|layer| layer.unplaced).sum::<usize>(), homeless);
 }

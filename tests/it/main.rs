@@ -4,8 +4,10 @@
 #[path = "../support/api.rs"]
 mod api_support;
 
+mod constraints;
 mod eplb;
 mod export;
+mod growing;
 mod link_budget;
 mod lplb;
 mod placement_referee;

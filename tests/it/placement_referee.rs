@@ -12,7 +12,7 @@
 use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::evaluate_layer;
 use evenkeel::forecast::History;
-use evenkeel::place::{self, Contiguous, Milp, Placement, Policy, Recourse};
+use evenkeel::place::{self, Contiguous, Milp, PlaceRequest, Placement, Policy, Recourse};
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use rand_chacha::ChaCha8Rng;
@@ -97,7 +97,8 @@ fn recourse_is_within_one_percent_of_the_optimum() {
         .par_iter()
         .map(|&(size, seed)| {
             let case = case(size, seed);
-            let placement = recourse.place(&case.history(), &case.cluster).unwrap();
+            let history = case.history();
+            let placement = recourse.place(&PlaceRequest::new(&history, &case.cluster)).unwrap().placement;
             let (found, optimum) = (case.peaks(&placement), case.optimum(&placement));
             Judged { size, seed, mean: MEAN, found, optimum }
         })
@@ -167,7 +168,9 @@ fn policies_that_solve_programmes_hold_on_small_cases() {
     let contiguous = case.peaks(&Contiguous::placement(6, &case.cluster).unwrap());
     let best = case.optimum(&Contiguous::placement(6, &case.cluster).unwrap()).unwrap();
     let rounded = place::policy("lp-round", 1, &case.cluster).unwrap();
-    let found = case.peaks(&rounded.place(&case.history(), &case.cluster).unwrap());
+    let history = case.history();
+    let rounded = rounded.place(&PlaceRequest::new(&history, &case.cluster)).unwrap().placement;
+    let found = case.peaks(&rounded);
     println!("mean {MEAN}, optimum {best}, lp-round {found}, contiguous {contiguous}");
     assert!(best <= found && found < contiguous);
     let large = Trace::from_loads(9, vec![0], vec!["0".into()], vec![1; 9]).unwrap();

@@ -5,7 +5,7 @@
 use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::evaluate_layer;
 use evenkeel::forecast::History;
-use evenkeel::place::{self, Placement, Policy, Recourse, ScenarioObjective};
+use evenkeel::place::{self, PlaceError, PlaceRequest, Placement, Policy, Recourse, ScenarioObjective};
 use evenkeel::split::{SplitMethod, StackDispatch};
 use evenkeel_trace::{Trace, synth};
 use proptest::prelude::*;
@@ -24,7 +24,18 @@ fn trace(experts: usize, steps: usize, seed: u64) -> Trace {
 }
 
 fn place(policy: &Recourse, trace: &Trace, cluster: &Cluster) -> Placement {
-    policy.place(&History::from_trace(trace, 0), cluster).unwrap()
+    policy.place(&PlaceRequest::new(&History::from_trace(trace, 0), cluster)).unwrap().placement
+}
+
+fn replan(
+    policy: &Recourse,
+    history: &History<'_>,
+    cluster: &Cluster,
+    previous: &Placement,
+    max_moves: Option<usize>,
+) -> Result<Placement, PlaceError> {
+    let request = PlaceRequest::new(history, cluster).previous(previous).max_moves(max_moves);
+    policy.place(&request).map(|placed| placed.placement)
 }
 
 /// Returns the sum of the peaks of all steps, each split exactly and checked.
@@ -85,7 +96,7 @@ proptest! {
         let cluster = Cluster::with_uneven_slots(6, 1, 20, spare).unwrap();
         let (before, after) = (trace(20, 12, seed), trace(20, 12, seed.wrapping_add(1)));
         let old = place(&quick(), &before, &cluster);
-        let new = quick().replan(&History::from_trace(&after, 0), &cluster, &old, most).unwrap();
+        let new = replan(&quick(), &History::from_trace(&after, 0), &cluster, &old, most).unwrap();
         prop_assert!(most.is_none_or(|most| new.moves_from(&old) <= most));
         prop_assert_eq!(new.same_rank_duplicates(), 0);
         for (rank, slots) in new.slots().chunks(cluster.slots_per_rank()).enumerate() {
@@ -99,7 +110,7 @@ proptest! {
         let cluster = Cluster::new(8, 1, 32, 8).unwrap();
         let (before, after) = (trace(32, 12, seed), trace(32, 12, seed.wrapping_add(1)));
         let old = place(&quick(), &before, &cluster);
-        let new = quick().replan(&History::from_trace(&after, 0), &cluster, &old, Some(most)).unwrap();
+        let new = replan(&quick(), &History::from_trace(&after, 0), &cluster, &old, Some(most)).unwrap();
         prop_assert!(new.moves_from(&old) <= most);
         prop_assert_eq!(new.same_rank_duplicates(), 0);
         let changed = old.slots().iter().zip(new.slots()).filter(|(a, b)| a != b).count();
@@ -114,12 +125,14 @@ proptest! {
         let (before, after) = (trace(32, 12, seed), trace(32, 12, seed.wrapping_add(1)));
         let old = place(&quick(), &before, &cluster);
         let history = History::from_trace(&after, 0);
-        let priced = |price| quick().replan_priced(&history, &cluster, &old, Some(most), price).unwrap().unwrap();
+        let request = PlaceRequest::new(&history, &cluster).previous(&old).max_moves(most);
+        let priced = |price| quick().place(&request.move_price(price)).unwrap();
         let new = priced(price);
         let moves = new.placement.moves_from(&old);
         prop_assert!(moves <= most);
         prop_assert_eq!(new.placement.same_rank_duplicates(), 0);
-        prop_assert!(new.gain >= price * moves as f64 - 1e-5, "{} for {moves} moves at {price}", new.gain);
+        let gain = new.expected_gain.unwrap();
+        prop_assert!(gain >= price * moves as f64 - 1e-5, "{gain} for {moves} moves at {price}");
         prop_assert_eq!(&priced(100.0).placement, &old);
     }
 
@@ -155,7 +168,7 @@ fn nothing_moves_for_noise() {
     let history = History::from_trace(&trace, 0);
     let policy = Recourse::default().for_split(SplitMethod::Exact);
     let old = place(&policy, &trace, &cluster);
-    let new = policy.with_seed(9).replan(&history, &cluster, &old, None).unwrap();
+    let new = replan(&policy.with_seed(9), &history, &cluster, &old, None).unwrap();
     assert!(new.moves_from(&old) <= 4, "{} moves", new.moves_from(&old));
 }
 
@@ -200,10 +213,10 @@ fn tails_are_better_served_by_their_own_objective() {
 fn impossible_shapes_are_told() {
     let cluster = Cluster::new(4, 1, 8, 0).unwrap();
     let history = trace(9, 3, 0);
-    let error = quick().place(&History::from_trace(&history, 0), &cluster).unwrap_err().to_string();
+    let error = quick().place(&PlaceRequest::new(&History::from_trace(&history, 0), &cluster)).unwrap_err().to_string();
     assert!(error.contains("8 slots cannot hold 9 experts"), "{error}");
     let other = place(&quick(), &trace(8, 3, 0), &Cluster::new(2, 1, 8, 0).unwrap());
-    let error = quick().replan(&History::from_trace(&trace(8, 3, 0), 0), &cluster, &other, Some(3));
+    let error = replan(&quick(), &History::from_trace(&trace(8, 3, 0), 0), &cluster, &other, Some(3));
     assert!(error.unwrap_err().to_string().contains("expected 8 on 4 x 2"));
     assert!(place::policy("recourse:best", 1, &cluster).is_err());
 }
@@ -278,7 +291,7 @@ fn eplb_is_not_better_under_the_split_that_runs() {
         let trace = trace(32, 200, seed);
         let history = History::from_steps(&trace, 0, 0..80);
         for (name, policy) in &policies {
-            let placement = policy.place(&history, &cluster).unwrap();
+            let placement = policy.place(&PlaceRequest::new(&history, &cluster)).unwrap().placement;
             for method in [SplitMethod::Even, SplitMethod::Exact] {
                 *sums.entry((*name, method.to_string())).or_insert(0) +=
                     peaks_by(&trace, 80..200, &placement, method);
@@ -303,7 +316,7 @@ fn totals_planned_for_the_even_split_hold_against_eplb() {
         let batches = trace(32, 60, seed);
         let totals = Trace::from_loads(32, vec![0], vec!["all".into()], batches.totals(0).to_vec()).unwrap();
         let eplb = place::policy("eplb", 1, &cluster).unwrap();
-        let eplb = eplb.place(&History::from_trace(&totals, 0), &cluster).unwrap();
+        let eplb = eplb.place(&PlaceRequest::new(&History::from_trace(&totals, 0), &cluster)).unwrap().placement;
         let even = place(&quick().for_split(SplitMethod::Even), &totals, &cluster);
         let [found, eplb] = [&even, &eplb].map(|p| peaks_by(&batches, 0..60, p, SplitMethod::Even));
         assert!(found as f64 <= 1.02 * eplb as f64, "seed {seed}: {found} above {eplb}");
@@ -321,10 +334,11 @@ fn planning_again_on_totals_holds_against_eplb() {
         let totals = Trace::from_loads(32, vec![0], vec!["all".into()], batches.totals(0).to_vec()).unwrap();
         let history = History::from_trace(&totals, 0);
         let policy = Recourse::default().for_split(SplitMethod::Even).with_iterations(4000);
-        let eplb = place::policy("eplb", 1, &cluster).unwrap().place(&history, &cluster).unwrap();
-        let again = policy.replan(&history, &cluster, &start, None).unwrap();
+        let request = PlaceRequest::new(&history, &cluster);
+        let eplb = place::policy("eplb", 1, &cluster).unwrap().place(&request).unwrap().placement;
+        let again = replan(&policy, &history, &cluster, &start, None).unwrap();
         let [found, eplb] = [&again, &eplb].map(|p| peaks_by(&batches, 0..60, p, SplitMethod::Even));
         assert!(found * 1000 <= eplb * 1002, "seed {seed}: {found} above {eplb}");
-        assert_eq!(policy.replan(&history, &cluster, &again, None).unwrap(), again);
+        assert_eq!(replan(&policy, &history, &cluster, &again, None).unwrap(), again);
     }
 }

@@ -15,10 +15,44 @@ def said():
     return lib.ek_last_error().decode()
 
 
+class Options(ctypes.Structure):
+    """Mirrors ek_plan_options."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("ranks", ctypes.c_size_t),
+        ("nodes", ctypes.c_size_t),
+        ("redundant", ctypes.c_size_t),
+        ("groups", ctypes.c_size_t),
+        ("policy", ctypes.c_char_p),
+        ("uneven", ctypes.c_bool),
+        ("coverage", ctypes.c_uint32),
+        ("speeds", ctypes.POINTER(ctypes.c_uint32)),
+        ("speed_count", ctypes.c_size_t),
+        ("has_memory_budget", ctypes.c_bool),
+        ("memory_budget", ctypes.c_size_t),
+        ("previous", ctypes.c_void_p),
+        ("lost_ranks", ctypes.POINTER(ctypes.c_size_t)),
+        ("lost_rank_count", ctypes.c_size_t),
+        ("has_max_moves", ctypes.c_bool),
+        ("max_moves", ctypes.c_size_t),
+        ("horizon_steps", ctypes.c_uint64),
+        ("link_gbps", ctypes.c_uint64),
+        ("link_bytes", ctypes.c_uint64),
+        ("model", ctypes.c_char_p),
+        ("gpu", ctypes.c_char_p),
+    ]
+
+
+def make_plan(out, ranks, redundant, **more):
+    options = Options(ctypes.sizeof(Options), ranks, 1, redundant, 1, b"eplb", **more)
+    return lib.ek_plan_new(trace, ctypes.byref(options), ctypes.byref(out))
+
+
 samples = os.path.join(os.path.dirname(__file__), "..", "..", "..", "traces")
 plan, planner = handle(), handle()
 trace = os.path.join(samples, "sample-decode.csv.zst").encode()
-assert lib.ek_plan_new(trace, 8, 1, 8, 1, b"eplb", ctypes.byref(plan)) == OK, said()
+assert make_plan(plan, 8, 8) == OK, said()
 shape = [ctypes.c_size_t() for _ in range(4)]
 assert lib.ek_plan_shape(plan, *map(ctypes.byref, shape)) == OK
 layers, experts, ranks, per_rank = (number.value for number in shape)
@@ -55,9 +89,33 @@ for wanted, number in ((2**31, 8), (2**33, 8), (2**64 - 1, 8), (0, 8), (8, 2**32
     status = lib.ek_planner_new(held, ctypes.c_size_t(8), ctypes.c_size_t(wanted), ctypes.c_size_t(number), ctypes.c_size_t(1), ctypes.byref(wrong))
     assert status == INVALID and "expected" in said() or "ranks" in said(), said()
 for size in (2**31, 2**62, 2**64 - 1):
-    sizes = [ctypes.c_size_t(size)] * 2
-    assert lib.ek_plan_new(trace, *sizes, ctypes.c_size_t(1), ctypes.c_size_t(1), b"eplb", ctypes.byref(wrong)) == INVALID, said()
+    assert make_plan(wrong, size, 1) == INVALID, said()
     assert lib.ek_planner_split(planner, counts, ctypes.c_size_t(2**63), None, None) == INVALID, said()
+
+# Plans that follow another one, and their constraints.
+following = handle()
+lost = (ctypes.c_size_t * 1)(3)
+assert make_plan(following, 7, 7 * per_rank - experts, previous=plan, lost_ranks=lost, lost_rank_count=1) == OK, said()
+assert lib.ek_plan_shape(following, None, None, ctypes.byref(shape[2]), None) == OK and shape[2].value == 7
+lib.ek_plan_free(following)
+assert make_plan(following, 8, 8, previous=plan, has_max_moves=True, max_moves=0) == OK, said()
+assert lib.ek_plan_layer(following, 0, None, held) == OK
+lib.ek_plan_free(following)
+assert make_plan(following, 8, experts, coverage=1, previous=plan, link_bytes=2**40, model=b"gpt-oss-20b") == OK, said()
+lib.ek_plan_free(following)
+for options, words in (
+    ({"has_max_moves": True}, "expected a previous plan"),
+    ({"coverage": 3}, "expected 0 to 2"),
+    ({"link_bytes": 1}, "expected model too"),
+    ({"horizon_steps": 1, "model": b"gpt-oss-20b"}, "expected model and gpu too"),
+    ({"horizon_steps": 1, "model": b"gpt-oss-20b", "gpu": b"h100"}, "link_gbps 0"),
+    ({"speeds": (ctypes.c_uint32 * 1)(1), "speed_count": 1}, "1 speeds for 8 ranks"),
+    ({"previous": plan, "has_memory_budget": True, "memory_budget": 9, "link_bytes": 1, "model": b"gpt-oss-20b"}, "expected one of them"),
+):
+    assert make_plan(wrong, 8, 8, **options) == INVALID and words in said(), (options, said())
+short = Options(8, 8, 1, 8, 1)
+assert lib.ek_plan_new(trace, ctypes.byref(short), ctypes.byref(wrong)) == INVALID and "size 8" in said()
+assert lib.ek_plan_new(trace, None, ctypes.byref(wrong)) == INVALID and "options: null" in said()
 
 device = handle()
 status = lib.ek_device_planner_new(held, 1, slots, experts, ranks, 1, 0, 1024, 0, ctypes.byref(device))

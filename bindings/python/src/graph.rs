@@ -5,7 +5,7 @@ use crate::convert::check_size;
 use crate::errors::{input_error, library_error};
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
-use evenkeel::place::{Lplb, Policy, Topology};
+use evenkeel::place::{Lplb, PlaceRequest, Policy, Topology};
 use evenkeel::trace::Trace;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
@@ -57,7 +57,8 @@ pub(crate) fn replicate<'py>(
             }
             let trace = Trace::from_loads(experts, vec![0], vec!["0".into()], loads.as_slice()?.to_vec());
             let trace = trace.map_err(library_error)?;
-            lplb.place(&History::from_trace(&trace, 0), &cluster)
+            let history = History::from_trace(&trace, 0);
+            lplb.place(&PlaceRequest::new(&history, &cluster)).map(|placed| placed.placement)
         }
     };
     Ok(placed.map_err(library_error)?.slot_ids().collect::<Vec<_>>().into_pyarray(py))

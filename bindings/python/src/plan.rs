@@ -8,13 +8,18 @@ use crate::policy::with_split;
 use crate::trace::Trace;
 use evenkeel::cluster::Cluster;
 use evenkeel::export::{self, Dialect};
-use evenkeel::place;
-use evenkeel::plan::{self as core, BatchProvenance};
+use evenkeel::gpu::GpuSpec;
+use evenkeel::model::MoeModel;
+use evenkeel::place::{self, Coverage};
+use evenkeel::plan::{
+    self as core, BatchProvenance, Constraints, Horizon, LayerChange, LinkBudget, PlanRequest,
+};
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::LayerSet;
 use numpy::{IntoPyArray, PyArray1, PyArray2};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,6 +28,8 @@ use std::path::PathBuf;
 #[pyclass(frozen, module = "evenkeel")]
 pub(crate) struct Plan {
     pub(crate) inner: core::Plan,
+    /// Changes from the plan before it. Empty without one.
+    changes: Vec<LayerChange>,
 }
 
 /// Plans the placement of every layer's experts.
@@ -37,11 +44,26 @@ pub(crate) struct Plan {
 /// `moe_layers` are the ids of all layers that route tokens. By default these are the layers with tokens, and
 /// the layers without tokens behind the first of them.
 ///
+/// `previous` is the plan that runs now. Its layers stay where they are good enough, and `Plan.moves` lists
+/// the moves. `ranks` are those of the next plan: the ranks that are not in `lost_ranks` come first, and
+/// further ranks join.
+///
+/// Constraints may be combined as on the command line:
+///
+/// - `uneven`: some ranks have one slot less where the slots do not divide.
+/// - `survive_rank_loss`: "1" for all experts, "best" for as many as the slots allow.
+/// - `speeds`: speed of each rank, one whole number per rank.
+/// - `memory_budget`: redundant slots of all layers together; `redundant` is not needed then.
+/// - `max_moves`: highest number of moves per layer.
+/// - `horizon_steps` with `link_gbps`, `model` and `gpu`: move in a layer only if the move pays.
+/// - `link_budget_bytes` with `model`: bytes that a rank may receive over all layers.
+///
 /// Raises `Error` if the shape does not fit, or if `redundant` and its alias differ. Also raises it if
-/// `split` contradicts `policy`: the policy is not recourse or names another split.
+/// `split` contradicts `policy`: the policy is not recourse or names another split. Also raises it if
+/// constraints contradict each other.
 #[pyfunction]
 #[pyo3(signature = (trace, ranks, redundant=None, *, policy="recourse", nodes=1, groups=1, split=None,
-                    moe_layers=None, num_redundant_experts=None))]
+                    moe_layers=None, num_redundant_experts=None, uneven=false, previous=None, **limits))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub(crate) fn plan(
     py: Python<'_>,
@@ -54,9 +76,18 @@ pub(crate) fn plan(
     split: Option<&str>,
     moe_layers: Option<BoundedList<u32>>,
     num_redundant_experts: Option<usize>,
+    uneven: bool,
+    previous: Option<PyRef<'_, Plan>>,
+    limits: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<Plan> {
-    let redundant = redundant_slots(redundant, num_redundant_experts)?;
-    let cluster = Cluster::new(ranks, nodes, trace.inner.experts(), redundant).map_err(library_error)?;
+    let limits = limits.map_or_else(|| Ok(Constraints::default()), constraints)?;
+    let experts = trace.inner.experts();
+    let redundant = match (limits.memory_budget, redundant, num_redundant_experts) {
+        (Some(_), None, None) => (ranks - experts.checked_rem(ranks).unwrap_or(0)) % ranks.max(1),
+        _ => redundant_slots(redundant, num_redundant_experts)?,
+    };
+    let cluster = if uneven { Cluster::with_uneven_slots } else { Cluster::new };
+    let cluster = cluster(ranks, nodes, experts, redundant).map_err(library_error)?;
     // The plan's imbalance is that of the split which `split` or `policy` names. Otherwise it is that of the
     // even split, as on the command line.
     let named = split
@@ -65,16 +96,67 @@ pub(crate) fn plan(
     let origin = BatchProvenance { split: judged, ..BatchProvenance::default() };
     let policy = split.map_or_else(|| Ok(policy.to_owned()), |split| with_split(policy, split))?;
     let policy = place::policy(&policy, groups, &cluster).map_err(library_error)?;
+    let before = previous.as_ref().map(|plan| plan.inner.clone());
     let made = py.detach(|| {
         crate::rebalance::with_threads(|| {
-            core::Plan::build(&trace.inner, &cluster, policy.as_ref(), origin, &()).map_err(library_error)
+            let request = PlanRequest::new(&trace.inner, cluster, policy.as_ref()).provenance(origin);
+            request.previous(before.as_ref()).constraints(limits).run(&()).map_err(library_error)
         })
     })?;
     let mut inner = made.plan;
     if let Some(ids) = moe_layers {
         inner.set_moe_layers(&layer_set(&ids.0)?).map_err(library_error)?;
     }
-    Ok(Plan { inner })
+    Ok(Plan { inner, changes: made.changes })
+}
+
+/// Returns the constraints that keyword arguments state.
+fn constraints(arguments: &Bound<'_, PyDict>) -> PyResult<Constraints> {
+    let mut limits = Constraints::default();
+    let (mut steps, mut gbps, mut link_bytes) = (None, None, None);
+    let (mut model, mut gpu): (Option<MoeModel>, Option<GpuSpec>) = (None, None);
+    for (name, value) in arguments {
+        if value.is_none() {
+            continue;
+        }
+        match name.extract::<String>()?.as_str() {
+            "lost_ranks" => limits.lost_ranks = value.extract::<BoundedList<usize>>()?.0,
+            "max_moves" => limits.max_moves = Some(value.extract()?),
+            "speeds" => limits.speeds = value.extract::<BoundedList<u32>>()?.0,
+            "memory_budget" => limits.memory_budget = Some(value.extract()?),
+            "survive_rank_loss" => {
+                limits.coverage = Some(match value.extract::<String>()?.as_str() {
+                    "1" => Coverage::All,
+                    "best" => Coverage::Heaviest,
+                    other => {
+                        return Err(input_error(format!("survive_rank_loss {other:?}: expected \"1\" or \"best\"")));
+                    }
+                });
+            }
+            "horizon_steps" => steps = Some(value.extract::<u64>()?),
+            "link_gbps" => gbps = Some(value.extract::<u64>()?),
+            "link_budget_bytes" => link_bytes = Some(value.extract::<u64>()?),
+            "model" => model = Some(value.extract::<String>()?.parse().map_err(library_error)?),
+            "gpu" => gpu = Some(value.extract::<String>()?.parse().map_err(library_error)?),
+            other => {
+                return Err(PyTypeError::new_err(format!("plan() got an unexpected keyword argument '{other}'")));
+            }
+        }
+    }
+    if let Some(steps) = steps {
+        let (Some(gbps), Some(model), Some(gpu)) = (gbps, model, gpu) else {
+            return Err(input_error("horizon_steps: expected link_gbps, model and gpu too".into()));
+        };
+        let horizon = Horizon::on_link(steps, gbps, &model, &gpu);
+        limits.horizon = Some(horizon.ok_or_else(|| input_error("link_gbps 0: expected 1 or more".into()))?);
+    }
+    if let Some(bytes) = link_bytes {
+        let Some(model) = model else {
+            return Err(input_error("link_budget_bytes: expected model too".into()));
+        };
+        limits.link_budget = Some(LinkBudget { bytes, expert_bytes: model.expert_bytes() });
+    }
+    Ok(limits)
 }
 
 /// Returns the number of redundant slots, from the argument `redundant` or from its alias.
@@ -100,13 +182,14 @@ impl Plan {
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let inner = py.detach(|| core::Plan::read(&path));
-        Ok(Self { inner: inner.map_err(|e| input_error(format!("{}: {e}", path.display())))? })
+        let inner = inner.map_err(|e| input_error(format!("{}: {e}", path.display())))?;
+        Ok(Self { inner, changes: vec![] })
     }
 
     /// Reads and checks a plan from its JSON text.
     #[staticmethod]
     fn from_json(text: &str) -> PyResult<Self> {
-        Ok(Self { inner: core::Plan::from_json(text).map_err(library_error)? })
+        Ok(Self { inner: core::Plan::from_json(text).map_err(library_error)?, changes: vec![] })
     }
 
     /// Returns the plan as JSON text.
@@ -138,6 +221,16 @@ impl Plan {
     #[getter]
     fn unrecorded_layers(&self) -> Vec<u32> {
         self.inner.unrecorded_layers.clone()
+    }
+
+    /// Moves from the previous plan: {layer: [(expert, from rank, to rank, slot), ..]}, with layers by real
+    /// id. The source rank is None if every rank with the expert was lost. Without a previous plan, and after
+    /// reading a file, it is empty.
+    #[getter]
+    fn moves(&self) -> BTreeMap<u32, Vec<(u32, Option<u32>, u32, u32)>> {
+        let layers = self.inner.layers.iter().zip(&self.changes);
+        let moves = |change: &LayerChange| change.moves.iter().map(|m| (m.expert, m.from, m.to, m.slot)).collect();
+        layers.map(|(layer, change)| (layer.layer, moves(change))).collect()
     }
 
     /// Ranks of the group.

@@ -6,7 +6,7 @@ use crate::errors::{input_error, library_error};
 use evenkeel::cluster::Cluster;
 use evenkeel::export::fill_empty_slots;
 use evenkeel::forecast::History;
-use evenkeel::place::{self, Eplb, Placement, TieBreak};
+use evenkeel::place::{self, Eplb, PlaceRequest, Placement, TieBreak};
 use evenkeel::trace::Trace;
 use numpy::ndarray::Array3;
 use numpy::{IntoPyArray, PyArray2, PyArray3, PyReadonlyArray2};
@@ -92,10 +92,9 @@ pub(crate) fn replan<'py>(
         with_threads(|| {
             let plan = |layer: usize| {
                 let history = History::from_trace(&trace, layer);
-                match &before {
-                    None => policy.place(&history, &cluster),
-                    Some(before) => policy.replan(&history, &cluster, &before[layer], max_moves),
-                }
+                let before = before.as_ref().map(|before| &before[layer]);
+                let request = PlaceRequest::new(&history, &cluster).previous(before).max_moves(max_moves);
+                policy.place(&request).map(|placed| placed.placement)
             };
             (0..layers).into_par_iter().map(plan).collect::<Result<Vec<_>, _>>().map_err(library_error)
         })

@@ -78,3 +78,48 @@ def test_redundant_slots_have_the_stacks_name_too():
         evenkeel.plan(trace, 4, 4, num_redundant_experts=8)
     with pytest.raises(TypeError, match="expected redundant or num_redundant_experts"):
         evenkeel.plan(trace, ranks=4)
+
+
+def test_plans_from_a_previous_plan():
+    trace = evenkeel.read_trace(f"{SAMPLES}/sample-decode.csv.zst")
+    first = evenkeel.plan(trace, 4, 4, policy="eplb")
+    assert first.moves == {}
+    again = evenkeel.plan(trace, 4, 4, policy="eplb", previous=first, max_moves=1)
+    assert list(again.moves) == first.layers.tolist() and all(len(moves) <= 1 for moves in again.moves.values())
+    left = evenkeel.plan(trace, 3, 3 * first.slots_per_rank - trace.experts, previous=first, lost_ranks=[1])
+    assert left.ranks == 3 and any(source is None for moves in left.moves.values() for _, source, _, _ in moves)
+    grown = evenkeel.plan(trace, 6, 6 * first.slots_per_rank - trace.experts, previous=first)
+    assert grown.ranks == 6 and all(source is not None for moves in grown.moves.values() for _, source, _, _ in moves)
+    safe = evenkeel.plan(trace, 4, trace.experts, survive_rank_loss="1", speeds=[1, 1, 2, 2])
+    hosts = safe.physical_to_logical.reshape(len(safe.layers), 4, -1)
+    assert all(((layer == expert).any(axis=1)).sum() >= 2 for layer in hosts for expert in range(trace.experts))
+    small = evenkeel.plan(trace, 4, memory_budget=8 * len(first.layers))
+    used = (small.physical_to_logical >= 0).sum() - trace.experts * len(small.layers)
+    assert used <= 8 * len(first.layers)
+    linked = evenkeel.plan(
+        trace, 4, 4, previous=first, link_budget_bytes=3 * 1024**3, model="gpt-oss-20b", horizon_steps=1, link_gbps=1, gpu="h100"
+    )
+    assert all(not moves for moves in linked.moves.values()), "nothing pays within one step"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_moves": 1}, "a limit of moves: expected a previous plan"),
+        ({"lost_ranks": [9]}, "lost ranks: expected a previous plan"),
+        ({"survive_rank_loss": "2"}, 'expected "1" or "best"'),
+        ({"horizon_steps": 5}, "expected link_gbps, model and gpu too"),
+        ({"link_budget_bytes": 5}, "expected model too"),
+        ({"speeds": [1, 2]}, "2 speeds for 4 ranks"),
+    ],
+)
+def test_constraints_that_do_not_fit(options, words):
+    trace = evenkeel.read_trace(f"{SAMPLES}/sample-decode.csv.zst")
+    with pytest.raises(evenkeel.Error, match=words):
+        evenkeel.plan(trace, 4, 4, **options)
+
+
+def test_an_unknown_constraint_is_a_type_error():
+    trace = evenkeel.read_trace(f"{SAMPLES}/sample-decode.csv.zst")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_move'"):
+        evenkeel.plan(trace, 4, 4, max_move=1)

@@ -1,11 +1,10 @@
 //! Options of re-planning: lost ranks, limits of moves, and their payback.
 
 use crate::args::model::ModelOnGpu;
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
 use evenkeel::model::MoeModel;
 use evenkeel::plan::{Horizon, LinkBudget};
-use evenkeel::split::expert_roofline;
 
 /// Bytes of a mebibyte.
 pub(crate) const MIB: u64 = 1 << 20;
@@ -13,19 +12,13 @@ pub(crate) const MIB: u64 = 1 << 20;
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct MoveArgs {
     /// Maximum of moves per layer; a move is an expert that a rank newly holds
-    #[arg(long, value_name = "N", conflicts_with = "survive_rank_loss", help_heading = "Moves")]
+    #[arg(long, value_name = "N", help_heading = "Moves")]
     pub(crate) max_moves: Option<usize>,
     /// Ranks of PLAN that have failed; the other ranks keep their experts
     ///
     /// Only lost experts and experts that are no longer balanced move, at most as many replicas as were lost
     /// unless --max-moves states another limit. The remaining ranks are renumbered without gaps.
-    #[arg(
-        long,
-        value_name = "RANK,..",
-        value_delimiter = ',',
-        conflicts_with_all = ["survive_rank_loss", "speeds"],
-        help_heading = "Moves"
-    )]
+    #[arg(long, value_name = "RANK,..", value_delimiter = ',', help_heading = "Moves")]
     pub(crate) lost_ranks: Vec<usize>,
     /// Maximum of MiB of expert weights that any one rank receives, all layers together; needs --model
     ///
@@ -35,7 +28,6 @@ pub(crate) struct MoveArgs {
         long,
         value_name = "MIB",
         requires = "model",
-        conflicts_with_all = ["lost_ranks", "horizon_steps", "survive_rank_loss", "speeds"],
         help_heading = "Moves"
     )]
     pub(crate) link_budget: Option<u64>,
@@ -44,7 +36,6 @@ pub(crate) struct MoveArgs {
         long,
         value_name = "STEPS",
         requires_all = ["link_gbps", "model"],
-        conflicts_with_all = ["lost_ranks", "speeds"],
         help_heading = "Moves"
     )]
     pub(crate) horizon_steps: Option<u64>,
@@ -56,12 +47,8 @@ pub(crate) struct MoveArgs {
 /// Returns the cost of a move at this many gigabits per second, together with the number of steps that a plan
 /// is used.
 pub(crate) fn move_horizon(steps: u64, gbps: u64, on: ModelOnGpu) -> anyhow::Result<Horizon> {
-    if gbps == 0 {
-        bail!("--link-gbps 0: expected at least 1 gigabit per second");
-    }
-    // 8 bits over 10^9 bits per second: 8000 / gbps picoseconds per byte.
-    let copy_ps = on.model.expert_bytes().saturating_mul(8_000) / gbps;
-    Ok(Horizon { steps, copy_ps, time: expert_roofline(&on.model, &on.gpu) })
+    Horizon::on_link(steps, gbps, &on.model, &on.gpu)
+        .with_context(|| format!("--link-gbps {gbps}: expected at least 1 gigabit per second"))
 }
 
 /// Returns the limit of received bytes per rank.

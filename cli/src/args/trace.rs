@@ -246,3 +246,10 @@ impl TraceArgs {
         }
     }
 }
+
+/// Returns the real ids of the layers that route tokens, ascending.
+pub(crate) fn busy_layer_ids(trace: &Trace) -> Vec<u32> {
+    let idle = trace.idle_layers();
+    let busy = (0..trace.layers().len()).filter(|layer| !idle.contains(layer));
+    busy.map(|layer| trace.layers()[layer]).collect()
+}

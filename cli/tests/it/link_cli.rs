@@ -86,9 +86,7 @@ fn what_a_link_budget_needs_is_told() {
     stdout(&["plan", "replan", &first, &trace, "--model", "deepseek-v3"]);
     for (more, named) in [
         (&["--model", "gpt-9"][..], "unknown model"),
-        (&["--model", "deepseek-v3", "--lost-ranks", "1"], "--lost-ranks"),
-        (&["--model", "deepseek-v3", "--survive-rank-loss", "1"], "--survive-rank-loss"),
-        (&["--model", "deepseek-v3", "--speeds", "1,1,1,2"], "--speeds"),
+        (&["--model", "deepseek-v3", "--horizon-steps", "9"], "--link-gbps"),
     ] {
         let said = usage(&[&budget[..], more].concat());
         assert!(said.contains(named), "{said}");
@@ -98,6 +96,8 @@ fn what_a_link_budget_needs_is_told() {
     assert!(wrong.contains("--horizon-steps needs the GPU too, as in deepseek-v3:fp8,h100"), "{wrong}");
     let wrong = refusal(&[&past[..], &["--link-budget", "18446744073709551615"]].concat());
     assert!(wrong.contains("too many bytes"), "{wrong}");
+    let wrong = refusal(&[&past[..], &["--link-budget", "84", "--memory-budget", "8"]].concat());
+    assert!(wrong.contains("a memory budget and a link budget: expected one of them"), "{wrong}");
     // A layer that the plan lacks.
     let text = fs::read_to_string(&trace).unwrap() + "0,6,2,9\n";
     let wider = at("wider.csv");

@@ -201,7 +201,8 @@ fn tokens_meet_their_quotas_on_every_real_trace() {
         let mut sums = [TokenTraffic::default(); 3];
         for &layer in &evenkeel::evaluate::busy_layers(&trace).unwrap() {
             let history = evenkeel::forecast::History::from_trace(&trace, layer);
-            let placement = place::policy("eplb", 1, &cluster).unwrap().place(&history, &cluster).unwrap();
+            let request = place::PlaceRequest::new(&history, &cluster);
+            let placement = place::policy("eplb", 1, &cluster).unwrap().place(&request).unwrap().placement;
             let mut planners = [
                 Planner::new(placement.clone(), cluster).unwrap(),
                 Planner::with_min_traffic(placement.clone(), cluster, PrimaryObjective::Peak).unwrap(),

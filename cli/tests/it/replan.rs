@@ -133,11 +133,9 @@ fn a_plan_with_a_past_keeps_what_it_can() {
     let table = stdout(&["plan", "replan", &first, &new, "-v"]);
     assert!(table.contains("moves in 2 layers") && table.contains("from rank"), "{table}");
 
-    // The plan determines the cluster.
-    for option in ["--ranks", "--redundant", "--nodes"] {
-        let usage = evenkeel(&["plan", "replan", &first, &new, option, "4"]);
-        assert_eq!(usage.status.code(), Some(2), "{option}");
-    }
+    // The plan determines the cluster, and a change has to name the ranks that leave.
+    let fewer = refusal(&["plan", "replan", &first, &new, "--ranks", "3"]);
+    assert!(fewer.contains("3 ranks, but 4 of the previous plan are left"), "{fewer}");
     assert!(refusal(&["plan", "replan", "/nowhere.json", &new]).contains("/nowhere.json"));
     assert!(refusal(&["plan", &new]).contains("--ranks is missing"));
 }
@@ -217,6 +215,63 @@ fn after_a_loss_the_others_keep_what_they_have() {
     let wrong = |more: &[&str]| refusal(&[&["plan", "replan", &first, &trace], more].concat());
     assert!(wrong(&["--lost-ranks", "8"]).contains("rank 8 of only 8"));
     assert!(wrong(&["--lost-ranks", "0,1,2"]).contains("15 slots are left, 16 experts need one each"));
+}
+
+#[test]
+fn ranks_may_join_and_ranks_that_stay_keep_what_they_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let trace = trace_file(folder.path(), "old.csv", 10, |_| 0);
+    let (first, next) = (at("first.json"), at("next.json"));
+    plan(&trace, &first, &["--ranks", "8", "--redundant", "8", "--nodes", "2"]);
+    let d = replan(&first, &trace, &next, &["--ranks", "12"]);
+    // Each rank keeps its three slots, and each node its four ranks.
+    assert_eq!(
+        (&d["cluster"]["ranks"], &d["cluster"]["usable_slots"], &d["cluster"]["nodes"]),
+        (&12.into(), &36.into(), &3.into())
+    );
+    assert!(d["moves"]["total"].as_u64() > Some(0));
+    let (before, after) = (hosts(&first), hosts(&next));
+    for (at, layer) in d["moves"]["layers"].as_array().unwrap().iter().enumerate() {
+        for m in layer["moves"].as_array().unwrap() {
+            assert!(m["from"].is_u64(), "{m}");
+        }
+        for expert in 0..16 {
+            for &rank in after[at][expert].iter().filter(|rank| !before[at][expert].contains(rank)) {
+                let moves = layer["moves"].as_array().unwrap();
+                assert!(moves.iter().any(|m| m["expert"] == expert && m["to"] == rank), "{expert} {rank}");
+            }
+        }
+    }
+    // A rank fails and two others take over, in one plan.
+    let d = replan(&first, &trace, &next, &["--lost-ranks", "5", "--ranks", "9"]);
+    assert_eq!(d["cluster"]["ranks"], 9);
+    assert_eq!(document(&["plan", "check", &next, "--json"])["valid"], true);
+    // The slots of each rank may change too.
+    let d = replan(&first, &trace, &next, &["--ranks", "12", "--redundant", "8"]);
+    assert_eq!((&d["cluster"]["slots_per_rank"], &d["cluster"]["usable_slots"]), (&2.into(), &24.into()));
+}
+
+#[test]
+fn a_previous_plan_may_be_a_stacks_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let trace = trace_file(folder.path(), "old.csv", 10, |_| 0);
+    let new = trace_file(folder.path(), "new.csv", 10, |_| 4);
+    let (first, file) = (at("first.json"), at("stack"));
+    plan(&trace, &first, &["--ranks", "4", "--policy", "eplb"]);
+    for dialect in ["sglang", "trtllm", "vllm", "vllm-ascend", "eplb"] {
+        stdout(&["plan", "export", &first, "--to", dialect, "-o", &file]);
+        let again = |previous: &str, more: &[&str]| {
+            document(&[&["plan", "replan", previous, &new, "--max-moves", "2", "--json"], more].concat())
+        };
+        let (plan, stack) = (again(&first, &[]), again(&file, &["--from-ranks", "4"]));
+        assert_eq!((&plan["moves"], &plan["layers"]), (&stack["moves"], &stack["layers"]), "{dialect}");
+        let grown = again(&file, &["--from-ranks", "4", "--ranks", "5", "--uneven"]);
+        assert_eq!(grown["cluster"]["ranks"], 5, "{dialect}");
+        let wrong = refusal(&["plan", "replan", &file, &new]);
+        assert!(wrong.contains("expected --from-ranks"), "{dialect}: {wrong}");
+    }
 }
 
 #[test]

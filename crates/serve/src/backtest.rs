@@ -11,7 +11,7 @@ use crate::controller::state::{AcceptedStep, PhaseError, PhaseState};
 use crate::wire::decision::{CopyStatus, Decision, DecisionOutcome};
 use evenkeel::evaluate::{EvaluateError, evaluate_layer};
 use evenkeel::forecast::HistoryWindow;
-use evenkeel::place::Placement;
+use evenkeel::place::{PlaceRequest, Placement};
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use rayon::prelude::*;
@@ -156,11 +156,8 @@ pub fn replan_every_batch(
             let (mut imbalances, mut bound, mut batches, mut moves) = (vec![], 0.0, 0, 0);
             for step in first..steps {
                 let history = window.history(trace, layer, step);
-                let next = match &placement {
-                    None => policy.place(&history, &cluster),
-                    Some(before) => policy.replan(&history, &cluster, before, None),
-                }
-                .map_err(failed)?;
+                let request = PlaceRequest::new(&history, &cluster).previous(placement.as_ref());
+                let next = policy.place(&request).map_err(failed)?.placement;
                 moves += placement.as_ref().map_or(0, |before| next.moves_from(before));
                 let judged = evaluate_layer(trace, layer, step..step + 1, &next, SplitMethod::Exact)
                     .map_err(|error| PhaseError::Invalid(evenkeel::error_chain(&error)))?;

@@ -25,7 +25,7 @@ use evenkeel::evaluate::{
     EvaluateError, LayerEvaluation, Progress, SummaryStats, busy_layers, evaluate_on_nodes, require_tokens,
 };
 use evenkeel::forecast::History;
-use evenkeel::place::{Contiguous, Placement, Policy};
+use evenkeel::place::{Contiguous, PlaceRequest, Placement, Policy};
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use rayon::prelude::*;
@@ -191,7 +191,8 @@ fn run_policy(
     let place_error = |source| EvaluateError::Place { layer: trace.layers()[layer], source };
     let history = History::from_steps(trace, layer, config.plan_on.clone());
     let begun = Instant::now();
-    let placement = policy.place(&history, &config.cluster).map_err(place_error)?;
+    let request = PlaceRequest::new(&history, &config.cluster);
+    let placement = policy.place(&request).map_err(place_error)?.placement;
     let plan_time = begun.elapsed();
     let before = Contiguous::placement(trace.experts(), &config.cluster).map_err(place_error)?;
     let judged = config

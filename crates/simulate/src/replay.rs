@@ -7,12 +7,11 @@
 //! batches that they serve.
 
 use super::SimulationConfig;
-use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::{
     EvaluateError, LayerEvaluation, Progress, SummaryStats, busy_layers, evaluate_on_nodes, require_tokens,
 };
 use evenkeel::forecast::{History, HistoryWindow};
-use evenkeel::place::{PlaceError, Placement, Policy};
+use evenkeel::place::{PlaceError, PlaceRequest, Placement, Policy};
 use evenkeel::split::{Horizon, SplitMethod};
 use evenkeel::trace::Trace;
 use rayon::prelude::*;
@@ -184,38 +183,33 @@ fn replay_layer(
     let mut placement: Option<Placement> = None;
     for stretch in replay.judged_intervals(&config.judge_on) {
         let begun = Instant::now();
-        let next = match (&placement, pace) {
+        let next = match (placement.as_ref(), pace) {
             (Some(placement), ReplanSchedule::Never) => placement.clone(),
             (None, ReplanSchedule::Never) => {
                 let history = History::from_steps(trace, layer, config.plan_on.clone());
-                policy.place(&history, cluster).map_err(failed)?
+                policy.place(&PlaceRequest::new(&history, cluster)).map_err(failed)?.placement
             }
             (before, ReplanSchedule::Periodic { max_moves }) => {
                 let history = replay.window.history(trace, layer, stretch.start);
-                match before {
-                    None => policy.place(&history, cluster),
-                    Some(before) => policy.replan(&history, cluster, before, max_moves),
-                }
-                .map_err(failed)?
+                let request = PlaceRequest::new(&history, cluster).previous(before).max_moves(max_moves);
+                policy.place(&request).map_err(failed)?.placement
             }
             (before, ReplanSchedule::IfItPays) => {
                 let history = replay.window.history(trace, layer, stretch.start);
+                let request = PlaceRequest::new(&history, cluster).previous(before);
                 match (before, replay.pays) {
                     (Some(before), Some(horizon)) => {
                         let limits = replay.max_moves.iter().copied().map(Some).chain([None]);
-                        best_paying_plan(policy, &history, cluster, before, limits, &horizon)
+                        best_paying_plan(policy, &request, before, limits, &horizon)
                     }
-                    _ => policy.place(&history, cluster),
+                    _ => policy.place(&request).map(|placed| placed.placement),
                 }
                 .map_err(failed)?
             }
             (before, ReplanSchedule::Oracle) => {
                 let history = History::from_steps(trace, layer, stretch.clone());
-                match before {
-                    None => policy.place(&history, cluster),
-                    Some(before) => policy.replan(&history, cluster, before, None),
-                }
-                .map_err(failed)?
+                let request = PlaceRequest::new(&history, cluster).previous(before);
+                policy.place(&request).map_err(failed)?.placement
             }
         };
         walk.plan_time += begun.elapsed();
@@ -236,16 +230,15 @@ fn replay_layer(
 /// the current placement if none gains.
 fn best_paying_plan(
     policy: &dyn Policy,
-    history: &History<'_>,
-    cluster: &Cluster,
+    request: &PlaceRequest<'_>,
     before: &Placement,
     limits: impl Iterator<Item = Option<usize>>,
     horizon: &Horizon,
 ) -> Result<Placement, PlaceError> {
     let mut best: Option<(i64, Placement)> = None;
     for limit in limits {
-        let after = policy.replan(history, cluster, before, limit)?;
-        let verdict = horizon.judge_moves(before, &after, history)?;
+        let after = policy.place(&request.max_moves(limit))?.placement;
+        let verdict = horizon.judge_moves(before, &after, request.history, &[])?;
         if verdict.accepted && best.as_ref().is_none_or(|(net, _)| verdict.net_ps() > *net) {
             best = Some((verdict.net_ps(), after));
         }
@@ -256,6 +249,7 @@ fn best_paying_plan(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use evenkeel::cluster::Cluster;
     use evenkeel::place;
     use evenkeel::split::Roofline;
 

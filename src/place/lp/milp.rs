@@ -17,7 +17,7 @@
 //! Chords that lie below the mean are left out. Ranks have no names in the programme, so there is no symmetry
 //! to break.
 
-use super::super::{PlaceError, Placement, Policy};
+use super::super::{PlaceError, PlaceRequest, PlaceResponse, Placement, Policy};
 use super::policy_error;
 use crate::cluster::Cluster;
 use crate::forecast::History;
@@ -57,8 +57,8 @@ impl Policy for Milp {
         "milp".into()
     }
 
-    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
-        Ok(self.solve(history, cluster)?.0)
+    fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError> {
+        request.respond_with(self.solve(request.history, request.cluster)?.0)
     }
 }
 

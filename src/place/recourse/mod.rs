@@ -39,7 +39,7 @@ mod share_rule;
 pub use options::Recourse;
 pub use score::ScenarioObjective;
 
-use super::{PlaceError, Placement, Policy, PricedPlacement};
+use super::{PlaceError, PlaceRequest, PlaceResponse, Placement, Policy};
 use crate::cluster::Cluster;
 use crate::forecast::History;
 use crate::rng::SeededRng;
@@ -72,44 +72,24 @@ impl Policy for Recourse {
         self.to_string()
     }
 
-    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
-        let layer = LayerProblem::new(self, history, cluster)?;
-        let mut dice = SeededRng::new(self.seed, RNG_STREAM);
-        let trust = layer.scenario_model(&mut dice).map_err(|e| self.shape_error(e.to_string()))?;
-        layer.place_from_scratch(&trust, &mut dice)
-    }
-
     /// Searches from the previous placement with few moves, then with more. Without a limit it also searches
     /// from scratch. Returns the result with the fewest moves that is within noise of the best.
-    fn replan(
-        &self,
-        history: &History<'_>,
-        cluster: &Cluster,
-        previous: &Placement,
-        max_moves: Option<usize>,
-    ) -> Result<Placement, PlaceError> {
-        replan::replan(&LayerProblem::new(self, history, cluster)?, cluster, previous, max_moves)
-    }
-
-    /// Searches with the price of moves in the objective, so that no move without gain is made. Of the
-    /// results with few and with many moves, it returns the most valuable on scenarios that no search has
+    ///
+    /// With a price of moves, the price is part of the objective, so that no move without gain is made. Of
+    /// the results with few and with many moves, it returns the most valuable on scenarios that no search has
     /// used.
-    fn replan_priced(
-        &self,
-        history: &History<'_>,
-        cluster: &Cluster,
-        previous: &Placement,
-        max_moves: Option<usize>,
-        price: f64,
-    ) -> Result<Option<PricedPlacement>, PlaceError> {
-        replan::replan_priced(
-            &LayerProblem::new(self, history, cluster)?,
-            cluster,
-            previous,
-            max_moves,
-            price,
-        )
-        .map(Some)
+    fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError> {
+        let (cluster, max_moves) = (request.cluster, request.max_moves);
+        let layer = LayerProblem::new(self, request.history, cluster)?;
+        let Some(previous) = request.previous else {
+            let mut dice = SeededRng::new(self.seed, RNG_STREAM);
+            let trust = layer.scenario_model(&mut dice).map_err(|e| self.shape_error(e.to_string()))?;
+            return Ok(PlaceResponse::new(layer.place_from_scratch(&trust, &mut dice)?));
+        };
+        match request.move_price {
+            Some(price) => replan::replan_priced(&layer, cluster, previous, max_moves, price),
+            None => Ok(PlaceResponse::new(replan::replan(&layer, cluster, previous, max_moves)?)),
+        }
     }
 }
 

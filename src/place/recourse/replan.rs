@@ -28,7 +28,7 @@ use super::search::{MoveLimits, SearchLimits, moves_between, search};
 use super::search_aim::SearchAim;
 use super::{COMPARISON_FACTOR, LayerProblem, RNG_STREAM, Recourse, against_eplb, initial};
 use crate::cluster::Cluster;
-use crate::place::{PlaceError, Placement, PricedPlacement, relabel};
+use crate::place::{PlaceError, PlaceResponse, Placement, relabel};
 use crate::rng::SeededRng;
 use evenkeel_solver::SolverError;
 
@@ -82,7 +82,7 @@ pub(super) fn replan_priced(
     previous: &Placement,
     max_moves: Option<usize>,
     price: f64,
-) -> Result<PricedPlacement, PlaceError> {
+) -> Result<PlaceResponse, PlaceError> {
     let failed = |error: SolverError| layer.policy.shape_error(error.to_string());
     let from = current_placement(layer, cluster, previous)?;
     let mut dice = SeededRng::new(layer.policy.seed, RNG_STREAM);
@@ -113,7 +113,8 @@ pub(super) fn replan_priced(
     let best = (0..tried.len()).min_by_key(cost).unwrap_or(0);
     // The first candidate is the current placement.
     let gain = (scores[0] as f64 - scores[best] as f64) / unit;
-    Ok(PricedPlacement { placement: tried[best].seating.placement_keeping_slots(previous)?, gain })
+    let placement = tried[best].seating.placement_keeping_slots(previous)?;
+    Ok(PlaceResponse { placement, expected_gain: Some(gain) })
 }
 
 /// Layer that is planned again.

@@ -64,6 +64,7 @@ class Plan:
     def to_json(self) -> str: ...
     def save(self, path: _Path) -> None: ...
     unrecorded_layers: List[int]
+    moves: Dict[int, List[Tuple[int, Optional[int], int, int]]]
     def export(self, to: str, *, moe_layers: Optional[Sequence[int]] = None) -> str: ...
     def planner(self, layer: int) -> Planner: ...
 
@@ -78,6 +79,18 @@ def plan(
     split: Optional[_Split] = None,
     moe_layers: Optional[Sequence[int]] = None,
     num_redundant_experts: Optional[int] = None,
+    uneven: bool = False,
+    previous: Optional[Plan] = None,
+    lost_ranks: Optional[Sequence[int]] = None,
+    max_moves: Optional[int] = None,
+    speeds: Optional[Sequence[int]] = None,
+    memory_budget: Optional[int] = None,
+    survive_rank_loss: Optional[Literal["1", "best"]] = None,
+    horizon_steps: Optional[int] = None,
+    link_gbps: Optional[int] = None,
+    link_budget_bytes: Optional[int] = None,
+    model: Optional[str] = None,
+    gpu: Optional[str] = None,
 ) -> Plan: ...
 
 class Split:

@@ -1,33 +1,26 @@
 //! The use of a link budget, in words and as a document.
 
 use crate::args::replan::MIB;
-use evenkeel::plan::{LinkBudget, LinkedPlan};
+use evenkeel::plan::{LinkBudget, LinkUse};
 use serde_json::{Value, json};
 
 /// Bytes that each rank receives, and the resulting reduction of the peaks.
 #[derive(Debug)]
 pub(super) struct LinkUsage {
-    budget: LinkBudget,
-    /// Received bytes by rank.
-    received: Vec<u64>,
-    /// Sum of exact peaks, in tokens: before and after.
-    peaks: [u64; 2],
+    pub(super) budget: LinkBudget,
+    pub(super) used: LinkUse,
 }
 
 impl LinkUsage {
-    pub(super) fn from_plan(linked: &LinkedPlan, budget: LinkBudget) -> Self {
-        Self { budget, received: linked.received.clone(), peaks: linked.peaks }
-    }
-
     /// Returns the first of the ranks that receive most, and its bytes.
     fn busiest_receiver(&self) -> (usize, u64) {
-        let all = self.received.iter().copied().enumerate();
+        let all = self.used.received.iter().copied().enumerate();
         all.reduce(|a, b| if b.1 > a.1 { b } else { a }).unwrap_or((0, 0))
     }
 
     pub(super) fn to_text(&self) -> String {
         let (rank, bytes) = self.busiest_receiver();
-        let [before, after] = self.peaks;
+        let (before, after) = (self.used.peaks_before, self.used.peaks_after);
         format!(
             "link budget: {:.1} of {:.1} MiB used by the busiest receiver (rank {rank}), {:.2} MiB per expert; peaks of all \
              batches {before} -> {after} tokens\n",
@@ -44,8 +37,8 @@ impl LinkUsage {
             "expert_mib": as_mib(self.budget.expert_bytes),
             "busiest_rank": rank,
             "busiest_mib": as_mib(bytes),
-            "received_mib": self.received.iter().map(|&bytes| as_mib(bytes)).collect::<Vec<_>>(),
-            "sum_of_peaks": { "before": self.peaks[0], "after": self.peaks[1] },
+            "received_mib": self.used.received.iter().map(|&bytes| as_mib(bytes)).collect::<Vec<_>>(),
+            "sum_of_peaks": { "before": self.used.peaks_before, "after": self.used.peaks_after },
         })
     }
 }

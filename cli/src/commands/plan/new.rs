@@ -1,6 +1,6 @@
 //! `evenkeel plan new`, the default of `plan`: from a trace to a placement.
 
-use super::pipeline::{PlanRequest, PlanStart};
+use super::pipeline::{PlanJob, PlanStart};
 use crate::args::cluster::ClusterArgs;
 use crate::args::planning::PlanningArgs;
 use crate::args::trace::TraceArgs;
@@ -29,17 +29,6 @@ pub(crate) struct NewPlanArgs {
     cluster: ClusterArgs,
     #[command(flatten)]
     planning: PlanningArgs,
-    /// Redundant slots of all layers together: a layer gets them where they lower its peaks most
-    ///
-    /// Slots that no layer gets stay empty.
-    #[arg(
-        long,
-        value_name = "SLOTS",
-        conflicts_with_all = ["redundant", "uneven", "survive_rank_loss", "speeds"],
-        hide_short_help = true,
-        help_heading = "Cluster"
-    )]
-    memory_budget: Option<usize>,
     /// Write a report to this file: one HTML page that needs no network
     #[arg(long, value_name = "FILE", conflicts_with_all = ["memory_budget", "speeds"])]
     report: Option<PathBuf>,
@@ -47,14 +36,10 @@ pub(crate) struct NewPlanArgs {
 
 impl NewPlanArgs {
     /// Checks the options against each other.
-    pub(super) fn resolve(&self) -> anyhow::Result<PlanRequest> {
+    pub(super) fn resolve(&self) -> anyhow::Result<PlanJob> {
         let cluster = self.cluster.resolve()?;
-        let start = match self.memory_budget {
-            Some(budget) => PlanStart::SharedSlots(cluster, budget),
-            None => PlanStart::Empty(cluster),
-        };
-        let request = PlanRequest::from_args(&self.trace, self.cluster.groups, &self.planning, start)?;
-        Ok(PlanRequest { report: self.report.clone(), ..request })
+        let job = PlanJob::from_args(&self.trace, self.cluster.groups, &self.planning, PlanStart::Empty(cluster))?;
+        Ok(PlanJob { report: self.report.clone(), ..job })
     }
 }
 

@@ -1,22 +1,22 @@
 //! The way from traces to a plan, for `plan new` and `plan replan`.
 
 use super::export::unrecorded_note;
-use super::fault_tolerance::{RankLossTarget, evaluate_losses};
+use super::fault_tolerance::evaluate_losses;
 use super::link_budget::LinkUsage;
 use super::render::{PlanDetails, plan_to_json, plan_to_text};
 use super::speeds::SpeedFigures;
 use crate::args::blend::{BlendSpec, blend_traces};
 use crate::args::cluster::{ClusterSpec, check_groups};
 use crate::args::planning::PlanningArgs;
-use crate::args::trace::TraceArgs;
+use crate::args::trace::{TraceArgs, busy_layer_ids};
 use crate::output::{Output, StderrBar, command_line, is_stdout, print_json, print_text, write_file};
 use crate::render::memory::RedundancyMemory;
 use anyhow::{Context as _, bail};
 use evenkeel::cluster::Cluster;
-use evenkeel::export::RuntimeTarget;
+use evenkeel::export::{self, RuntimeTarget};
 use evenkeel::model::MoeModel;
-use evenkeel::place::{self, Contiguous, Eplb, FaultTolerant, Policy, SpeedAware, TieBreak, without_ranks};
-use evenkeel::plan::{BatchProvenance, Horizon, LinkBudget, Plan, PlanReport, ReplanRequest};
+use evenkeel::place::{self, Contiguous, Eplb, Policy, TieBreak, without_ranks};
+use evenkeel::plan::{BatchProvenance, Constraints, FixedPlacement, Plan, PlanReport, PlanRequest};
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::{LayerSet, Trace};
 use evenkeel_report::SimulationPage;
@@ -25,14 +25,13 @@ use std::path::PathBuf;
 
 /// Plan to compute, from options that are valid together.
 #[derive(Debug)]
-pub(super) struct PlanRequest {
+pub(super) struct PlanJob {
     pub(super) trace: TraceArgs,
     pub(super) groups: usize,
     pub(super) policy: String,
     pub(super) target: Option<RuntimeTarget>,
     pub(super) blend: Vec<BlendSpec>,
-    pub(super) survive_rank_loss: Option<RankLossTarget>,
-    pub(super) speeds: Vec<u32>,
+    pub(super) constraints: Constraints,
     pub(super) moe_layers: Option<LayerSet>,
     pub(super) model: Option<MoeModel>,
     pub(super) start: PlanStart,
@@ -43,25 +42,52 @@ pub(super) struct PlanRequest {
 /// Placement that planning starts from.
 #[derive(Debug)]
 pub(super) enum PlanStart {
-    /// No placement; every layer of the cluster has the same slots.
+    /// No placement.
     Empty(ClusterSpec),
-    /// No placement; the layers share this number of redundant slots.
-    SharedSlots(ClusterSpec, usize),
-    /// The placements of a plan file.
+    /// The placements of a plan or of a stack's file.
     Previous(PreviousPlan),
 }
 
-/// A previous plan, and the limits of moves from it.
+/// Previous plan, and the change of its cluster.
 #[derive(Debug)]
 pub(super) struct PreviousPlan {
     pub(super) path: PathBuf,
-    pub(super) lost_ranks: Vec<usize>,
-    pub(super) max_moves: Option<usize>,
-    pub(super) horizon: Option<Horizon>,
-    pub(super) link_budget: Option<LinkBudget>,
+    /// Ranks of a stack's file.
+    pub(super) from_ranks: Option<usize>,
+    pub(super) change: RankChange,
 }
 
-impl PlanRequest {
+/// Change of a cluster by options. `None` keeps the value of the previous plan.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RankChange {
+    pub(super) ranks: Option<usize>,
+    pub(super) redundant: Option<usize>,
+    pub(super) nodes: Option<usize>,
+    pub(super) uneven: bool,
+}
+
+impl RankChange {
+    /// Returns the cluster that follows from `left`, the cluster of the previous plan without lost ranks.
+    fn apply(self, left: &Cluster, experts: usize) -> anyhow::Result<Cluster> {
+        if self.ranks.is_none() && self.redundant.is_none() && self.nodes.is_none() && !self.uneven {
+            return Ok(*left);
+        }
+        let ranks = self.ranks.unwrap_or(left.ranks());
+        let per_node = left.ranks() / left.nodes();
+        let nodes = if ranks.is_multiple_of(per_node) { ranks / per_node } else { 1 };
+        let slots = ranks.saturating_mul(left.slots_per_rank().min(experts));
+        let spec = ClusterSpec {
+            ranks,
+            nodes: self.nodes.unwrap_or(nodes),
+            redundant: Some(self.redundant.unwrap_or(slots.saturating_sub(experts))),
+            groups: 1,
+            uneven: self.uneven,
+        };
+        spec.for_experts(experts)
+    }
+}
+
+impl PlanJob {
     /// Checks the options that `plan new` and `plan replan` share.
     pub(super) fn from_args(
         trace: &TraceArgs,
@@ -71,14 +97,17 @@ impl PlanRequest {
     ) -> anyhow::Result<Self> {
         check_groups(trace.stated.has("groups"), groups, std::slice::from_ref(&planning.policy))?;
         let args = planning.clone();
+        let mut constraints = Constraints::default();
+        constraints.coverage = args.survive_rank_loss.map(|target| target.0);
+        constraints.speeds = args.speeds;
+        constraints.memory_budget = args.memory_budget;
         Ok(Self {
             trace: trace.clone(),
             groups,
             policy: args.policy,
             target: args.target,
             blend: args.blend,
-            survive_rank_loss: args.survive_rank_loss,
-            speeds: args.speeds,
+            constraints,
             moe_layers: args.moe_layers,
             model: args.model.map(|on| on.model),
             start,
@@ -92,7 +121,7 @@ impl PlanRequest {
         let first = self.trace.read_for_model(self.model)?;
         let (trace, blend) = blend_traces(first, &self.trace, &self.blend)?;
         output.print_notices(trace.notices());
-        let previous = self.read_previous()?;
+        let previous = self.read_previous(&trace)?;
         let cluster = self.cluster(previous.as_ref(), trace.experts(), output)?;
         let (policy, target) = self.policy(previous.as_ref(), &cluster)?;
         let split = target.map_or(SplitMethod::Even, RuntimeTarget::split);
@@ -100,44 +129,12 @@ impl PlanRequest {
         let batches =
             blend.as_ref().map_or(batches.clone(), |blend| blend.describe_batches(&batches, &self.blend));
         let origin = BatchProvenance { seed: self.trace.seed, batches, target, split };
-        let memory = RedundancyMemory::for_cluster(self.model, &self.trace, &trace, &cluster);
-        let mut details = PlanDetails { memory, ..PlanDetails::default() };
         let bar = StderrBar::for_layers();
-        let mut made = match (&self.start, &previous) {
-            (PlanStart::Previous(start), Some(previous)) => {
-                details.horizon = start.horizon;
-                let past = ReplanRequest {
-                    previous,
-                    lost: &start.lost_ranks,
-                    max_moves: start.max_moves,
-                    horizon: start.horizon,
-                };
-                if let Some(budget) = start.link_budget {
-                    let how = (&past, budget);
-                    let linked =
-                        Plan::replan_within_links(&trace, &cluster, policy.as_ref(), how, origin, &bar)?;
-                    details.links = Some(LinkUsage::from_plan(&linked, budget));
-                    details.changes = Some(linked.changes);
-                    linked.report
-                } else {
-                    let (made, changes) =
-                        Plan::replan(&trace, &cluster, policy.as_ref(), &past, origin, &bar)?;
-                    details.changes = Some(changes);
-                    made
-                }
-            }
-            (PlanStart::SharedSlots(_, budget), _) => {
-                let shape = (cluster.ranks(), cluster.nodes());
-                let (made, redundant) =
-                    Plan::build_within_slots(&trace, shape, policy.as_ref(), *budget, origin, &bar)?;
-                if let Some(memory) = &mut details.memory {
-                    memory.slots = redundant.iter().map(|&slots| slots as u64).sum();
-                }
-                details.redundant = Some(redundant);
-                made
-            }
-            _ => Plan::build(&trace, &cluster, policy.as_ref(), origin, &bar)?,
-        };
+        let mut made = PlanRequest::new(&trace, cluster, policy.as_ref())
+            .provenance(origin)
+            .previous(previous.as_ref())
+            .constraints(self.constraints.clone())
+            .run(&bar)?;
         drop(bar);
         if let Some(named) = &self.moe_layers {
             made.plan.set_moe_layers(named).context("--moe-layers")?;
@@ -145,17 +142,29 @@ impl PlanRequest {
         if let Some(note) = unrecorded_note(&made.plan) {
             output.print_note(&note);
         }
-        if self.survive_rank_loss.is_some() {
-            details.losses = Some(evaluate_losses(&made.plan, &trace)?);
+        let mut memory = RedundancyMemory::for_cluster(self.model, &self.trace, &trace, &cluster);
+        if let (Some(memory), Some(redundant)) = (&mut memory, &made.redundant) {
+            memory.slots = redundant.iter().map(|&slots| slots as u64).sum();
         }
-        details.parts = blend.map(|blend| blend.evaluate_plan(&made.plan)).transpose()?;
-        if !self.speeds.is_empty() {
-            details.by_speed = Some(SpeedFigures::evaluate_plan(&made.plan, &trace, &self.speeds)?);
-        }
+        let (limits, speeds) = (&self.constraints, &self.constraints.speeds);
+        let details = PlanDetails {
+            horizon: limits.horizon,
+            memory,
+            changes: previous.as_ref().map(|_| made.changes.clone()),
+            links: made.links.clone().zip(limits.link_budget).map(|(used, budget)| LinkUsage { budget, used }),
+            losses: limits.coverage.map(|_| evaluate_losses(&made.plan, &trace)).transpose()?,
+            redundant: made.redundant.clone(),
+            by_speed: match speeds.is_empty() {
+                true => None,
+                false => Some(SpeedFigures::evaluate_plan(&made.plan, &trace, speeds)?),
+            },
+            parts: blend.map(|blend| blend.evaluate_plan(&made.plan)).transpose()?,
+        };
         if let Some(path) = &self.output {
             write_file(path, &made.plan.to_json()?)?;
         }
         if let Some(path) = &self.report {
+            let policy: Box<dyn Policy> = Box::new(FixedPlacement::from_plan(policy.name(), &made.plan));
             write_file(path, &report_page(&trace, policy, &made, memory)?)?;
         }
         self.print_plan(&trace, &made, &details, output)
@@ -183,33 +192,51 @@ impl PlanRequest {
         Ok(())
     }
 
-    fn read_previous(&self) -> anyhow::Result<Option<Plan>> {
-        let PlanStart::Previous(PreviousPlan { path, .. }) = &self.start else { return Ok(None) };
-        Plan::read(path).map(Some).with_context(|| path.display().to_string())
+    fn read_previous(&self, trace: &Trace) -> anyhow::Result<Option<Plan>> {
+        let PlanStart::Previous(PreviousPlan { path, from_ranks, .. }) = &self.start else { return Ok(None) };
+        let shown = path.display();
+        let text = std::fs::read_to_string(path).with_context(|| format!("{shown}"))?;
+        if Plan::is_plan_document(&text) || export::read(&text, 1).is_err() {
+            return Plan::from_json(&text).map(Some).with_context(|| format!("{shown}"));
+        }
+        let Some(ranks) = *from_ranks else {
+            bail!(
+                "{shown} is a file of a serving stack: expected --from-ranks, the number of ranks that share its slots"
+            );
+        };
+        let imported = export::read(&text, ranks).with_context(|| format!("{shown}"))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let plan = Plan::from_imported(name, &imported, &busy_layer_ids(trace));
+        Ok(Some(plan.with_context(|| format!("{shown}"))?))
     }
 
-    /// Returns the cluster to plan for. After a previous plan it is that plan's, without the lost ranks.
+    /// Returns the cluster to plan for. After a previous plan it is that plan's, without the lost ranks, and
+    /// with the changes of the options.
     fn cluster(&self, previous: Option<&Plan>, experts: usize, output: Output) -> anyhow::Result<Cluster> {
         let (start, previous) = match (&self.start, previous) {
-            (PlanStart::Empty(cluster) | PlanStart::SharedSlots(cluster, _), _) => {
-                return cluster.for_experts(experts);
-            }
+            (PlanStart::Empty(cluster), _) => return cluster.for_experts(experts),
             (PlanStart::Previous(start), Some(previous)) => (start, previous),
             (PlanStart::Previous(start), None) => bail!("{}: not read", start.path.display()),
         };
         if previous.experts != experts {
             bail!("the previous plan has {} experts, the trace {experts}", previous.experts);
         }
-        if start.lost_ranks.is_empty() {
-            return Ok(previous.cluster);
+        if self.constraints.lost_ranks.is_empty() {
+            return start.change.apply(&previous.cluster, experts);
         }
-        let left = without_ranks(&previous.cluster, experts, &start.lost_ranks)?;
-        if left.nodes() == 1 && previous.cluster.nodes() > 1 {
+        let lost = &self.constraints.lost_ranks;
+        let left = without_ranks(&previous.cluster, experts, lost);
+        // Ranks that join can hold what those that are left cannot.
+        let left = match (left, start.change.ranks) {
+            (Err(_), Some(ranks)) if ranks > previous.cluster.ranks().saturating_sub(lost.len()) => previous.cluster,
+            (left, _) => left?,
+        };
+        if left.nodes() == 1 && previous.cluster.nodes() > 1 && start.change.nodes.is_none() {
             output.print_note(
                 "the remaining ranks are planned as one node, because the nodes no longer have equal ranks",
             );
         }
-        Ok(left)
+        start.change.apply(&left, experts)
     }
 
     /// Returns the policy, and the runtime that it plans for.
@@ -225,14 +252,7 @@ impl PlanRequest {
             Some(target) => place::policy_name_for_split(&self.policy, target.split()),
             None => self.policy.clone(),
         };
-        let mut policy = place::policy(&name, self.groups, cluster)?;
-        if let Some(RankLossTarget(cover)) = self.survive_rank_loss {
-            policy = Box::new(FaultTolerant::new(policy, cover));
-        }
-        if !self.speeds.is_empty() {
-            policy = Box::new(SpeedAware::new(policy, self.speeds.clone()));
-        }
-        Ok((policy, target))
+        Ok((place::policy(&name, self.groups, cluster)?, target))
     }
 }
 

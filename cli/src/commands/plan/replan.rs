@@ -1,6 +1,6 @@
 //! `evenkeel plan replan`: from a plan and a trace to the next plan.
 
-use super::pipeline::{PlanRequest, PlanStart, PreviousPlan};
+use super::pipeline::{PlanJob, PlanStart, PreviousPlan, RankChange};
 use crate::args::planning::PlanningArgs;
 use crate::args::replan::{MoveArgs, link_limit, move_horizon};
 use crate::args::trace::TraceArgs;
@@ -10,17 +10,22 @@ use std::path::PathBuf;
 
 /// Plan again from the placements of a plan, with few moves
 ///
-/// The cluster is that of PLAN. Experts keep their slots where that is as good. The command counts the moves
-/// from PLAN and lists them (-v, --json). A move is an expert that a rank newly holds.
+/// The cluster is that of PLAN, unless ranks are lost or --ranks, --redundant or --memory-budget changes it.
+/// Experts keep their slots where that is as good. Ranks that stay keep their experts if others leave or
+/// join. The command counts the moves from PLAN and lists them (-v, --json). A move is an expert that a rank
+/// newly holds.
 #[derive(Debug, Clone, Args)]
 #[command(
     after_long_help = "Examples:\n  evenkeel plan replan plan.json loads.csv --max-moves 2 -o next.json\n  evenkeel plan \
                              replan plan.json loads.csv --lost-ranks 7 -o next.json\n  evenkeel plan replan plan.json loads.csv \
                              --horizon-steps 20000 --link-gbps 400 --model deepseek-v2-lite,h20 -o next.json\n  evenkeel plan \
-                             replan plan.json loads.csv --link-budget 66 --model deepseek-v2-lite -o next.json"
+                             replan plan.json loads.csv --link-budget 66 --model deepseek-v2-lite -o next.json\n  evenkeel \
+                             plan replan plan.json loads.csv --ranks 40 -o next.json"
 )]
 pub(crate) struct ReplanArgs {
-    /// Plan that runs now
+    /// Plan that runs now, or a file of a serving stack
+    ///
+    /// Files for SGLang, TensorRT-LLM, vLLM, vllm-ascend or EPLB do not state their ranks: see --from-ranks.
     #[arg(value_name = "PLAN")]
     plan: PathBuf,
     #[command(flatten)]
@@ -34,11 +39,31 @@ pub(crate) struct ReplanArgs {
     /// EPLB and LPLB keep a group within a node where the groups divide by the nodes.
     #[arg(long, value_name = "G", default_value_t = 1, hide_short_help = true, help_heading = "Cluster")]
     groups: usize,
+    /// Ranks of the next plan: more than PLAN's without the lost ones let new ranks join [default: as many]
+    ///
+    /// The ranks that stay come first, in their order. New ranks follow without experts. An expert moves
+    /// between ranks that stay only if that lowers the mean peak by 0.2 % of a rank's mean load.
+    #[arg(long, value_name = "R", hide_short_help = true, help_heading = "Cluster")]
+    ranks: Option<usize>,
+    /// Redundant slots of all ranks together [default: ranks keep their number of slots]
+    #[arg(long, value_name = "SLOTS", hide_short_help = true, help_heading = "Cluster")]
+    redundant: Option<usize>,
+    /// Nodes that hold the ranks [default: nodes keep their number of ranks, if these divide]
+    #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Cluster")]
+    nodes: Option<usize>,
+    /// Let some ranks have one slot less than the others where the slots do not divide
+    ///
+    /// The policies `eplb` and `lplb` need equal numbers of slots and refuse.
+    #[arg(long, hide_short_help = true, help_heading = "Cluster")]
+    uneven: bool,
+    /// Ranks that share the slots of a serving stack's file; a plan states its own [default: --ranks]
+    #[arg(long, value_name = "R", hide_short_help = true, help_heading = "Cluster")]
+    from_ranks: Option<usize>,
 }
 
 impl ReplanArgs {
     /// Checks the options against each other.
-    pub(super) fn resolve(&self) -> anyhow::Result<PlanRequest> {
+    pub(super) fn resolve(&self) -> anyhow::Result<PlanJob> {
         let (moves, model) = (&self.moves, self.planning.model);
         let horizon = match (moves.horizon_steps, moves.link_gbps, model) {
             (Some(steps), Some(gbps), Some(on)) => {
@@ -52,12 +77,20 @@ impl ReplanArgs {
         };
         let start = PlanStart::Previous(PreviousPlan {
             path: self.plan.clone(),
-            lost_ranks: moves.lost_ranks.clone(),
-            max_moves: moves.max_moves,
-            horizon,
-            link_budget,
+            from_ranks: self.from_ranks.or(self.ranks),
+            change: RankChange {
+                ranks: self.ranks,
+                redundant: self.redundant,
+                nodes: self.nodes,
+                uneven: self.uneven,
+            },
         });
-        PlanRequest::from_args(&self.trace, self.groups, &self.planning, start)
+        let mut job = PlanJob::from_args(&self.trace, self.groups, &self.planning, start)?;
+        job.constraints.lost_ranks.clone_from(&moves.lost_ranks);
+        job.constraints.max_moves = moves.max_moves;
+        job.constraints.horizon = horizon;
+        job.constraints.link_budget = link_budget;
+        Ok(job)
     }
 }
 

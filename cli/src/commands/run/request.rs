@@ -5,9 +5,8 @@ use crate::args::cluster::ClusterSpec;
 use crate::args::trace::TraceArgs;
 use anyhow::{Context as _, bail};
 use evenkeel::cluster::Cluster;
-use evenkeel::forecast::History;
 use evenkeel::model::MoeModel;
-use evenkeel::place::{self, PlaceError, Placement, Policy};
+use evenkeel::place::{self, PlaceError, PlaceRequest, PlaceResponse, Policy};
 use evenkeel::plan::{FixedPlacement, Plan};
 use evenkeel::split::{PrimaryObjective, SplitMethod};
 use evenkeel_exec::Aggregate;
@@ -252,18 +251,11 @@ impl Policy for InitialPlacements {
         self.initial.name()
     }
 
-    fn place(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
-        self.initial.place(history, cluster)
-    }
-
-    fn replan(
-        &self,
-        history: &History<'_>,
-        cluster: &Cluster,
-        previous: &Placement,
-        max_moves: Option<usize>,
-    ) -> Result<Placement, PlaceError> {
-        self.planner.replan(history, cluster, previous, max_moves)
+    fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError> {
+        match request.previous {
+            None => self.initial.place(request),
+            Some(_) => self.planner.place(request),
+        }
     }
 }
 

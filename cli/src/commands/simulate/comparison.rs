@@ -5,7 +5,7 @@
 
 use super::policy_selection::{UnfitPolicy, select_policies};
 use crate::args::cluster::{ClusterArgs, ClusterSpec, check_groups};
-use crate::args::trace::TraceArgs;
+use crate::args::trace::{TraceArgs, busy_layer_ids};
 use crate::output::{Output, StderrBar, print_json, print_text};
 use crate::render::cluster::cluster_to_json;
 use crate::render::memory::RedundancyMemory;
@@ -223,10 +223,7 @@ fn read_placement(path: &Path, trace: &Trace, ranks: usize) -> anyhow::Result<Fi
         return Ok(FixedPlacement::from_plan(name, &plan));
     }
     let imported = export::read(&text, ranks).with_context(|| format!("{shown}"))?;
-    let idle = trace.idle_layers();
-    let busy = (0..trace.layers().len()).filter(|layer| !idle.contains(layer));
-    let moe_layers: Vec<u32> = busy.map(|layer| trace.layers()[layer]).collect();
-    Ok(FixedPlacement::from_imported(name, &imported, &moe_layers))
+    Ok(FixedPlacement::from_imported(name, &imported, &busy_layer_ids(trace)))
 }
 
 /// Returns the heading: the trace, the cluster, the steps planned on and the steps judged.

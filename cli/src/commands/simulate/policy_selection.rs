@@ -8,7 +8,7 @@ use anyhow::bail;
 use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::busy_layers;
 use evenkeel::forecast::History;
-use evenkeel::place::{self, PlaceError, Policy, SpeedAware, TopologyError};
+use evenkeel::place::{self, Constrained, PlaceError, PlaceRequest, Policy, TopologyError};
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
 
@@ -41,7 +41,7 @@ pub(super) fn select_policies(
             Ok(policy) => {
                 policies.push(policy);
                 if let Some(speeds) = speeds {
-                    policies.push(Box::new(SpeedAware::new(find()?, speeds.to_vec())));
+                    policies.push(Box::new(Constrained::new(find()?).speeds(speeds.to_vec())));
                 }
             }
             Err(error) if is_shape_error(&error) => {
@@ -70,7 +70,7 @@ fn check_fit(policy: &dyn Policy, name: &str, trace: &Trace, cluster: &Cluster) 
     if let (true, Ok(layers)) = (quick, busy_layers(trace))
         && let Some(&layer) = layers.first()
     {
-        policy.place(&History::from_steps(trace, layer, 0..1), cluster)?;
+        policy.place(&PlaceRequest::new(&History::from_steps(trace, layer, 0..1), cluster))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::program::repository;
 use super::token_ids;
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
-use evenkeel::place::{self, Placement};
+use evenkeel::place::{self, PlaceRequest, Placement};
 use evenkeel::planner::Planner;
 use evenkeel::split::{PrimaryObjective, Split, SplitMethod, Splitter, StackDispatch};
 use evenkeel_trace::{self as trace, ReadOptions, Trace};
@@ -22,7 +22,9 @@ fn sample(name: &str, layers: &str) -> Trace {
 /// Returns the placement of every layer by a policy that looks at the whole trace.
 fn placements(trace: &Trace, cluster: &Cluster, policy: &str) -> Vec<Placement> {
     let policy = place::policy(policy, 1, cluster).unwrap();
-    let place = |layer| policy.place(&History::from_trace(trace, layer), cluster).unwrap();
+    let place = |layer| {
+        policy.place(&PlaceRequest::new(&History::from_trace(trace, layer), cluster)).unwrap().placement
+    };
     (0..trace.layers().len()).map(place).collect()
 }
 

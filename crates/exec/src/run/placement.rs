@@ -5,7 +5,7 @@ use crate::backend::{Backend, ExecConfig};
 use crate::cpu::Cpu;
 use crate::error::ExecError;
 use evenkeel::forecast::History;
-use evenkeel::place::Placement;
+use evenkeel::place::{PlaceRequest, Placement};
 use evenkeel::trace::Trace;
 use std::ops::Range;
 
@@ -21,7 +21,8 @@ impl ExecRun<'_> {
         window: Range<usize>,
     ) -> Result<Vec<Placement>, ExecError> {
         let of = |&layer: &usize| {
-            Ok(self.policy.place(&History::from_steps(trace, layer, window.clone()), &self.exec.cluster)?)
+            let history = History::from_steps(trace, layer, window.clone());
+            Ok(self.policy.place(&PlaceRequest::new(&history, &self.exec.cluster))?.placement)
         };
         layers.iter().map(of).collect()
     }
@@ -39,7 +40,8 @@ impl ExecRun<'_> {
         max_moves: Option<usize>,
     ) -> Result<Placement, ExecError> {
         let history = History::from_steps(trace, layer, window);
-        Ok(self.policy.replan(&history, &self.exec.cluster, previous, max_moves)?)
+        let request = PlaceRequest::new(&history, &self.exec.cluster).previous(previous).max_moves(max_moves);
+        Ok(self.policy.place(&request)?.placement)
     }
 
     /// Runs steps on the contiguous placement, on the CPU. Returns their loads, with layers numbered from 0,

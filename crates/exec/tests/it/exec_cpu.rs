@@ -6,7 +6,7 @@ use crate::exec_support::{backend, config, placement, refuses_other_input, small
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::History;
 use evenkeel::model::Activation;
-use evenkeel::place::{self, Placement};
+use evenkeel::place::{self, PlaceRequest, Placement};
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use evenkeel_exec::cpu::Cpu;
@@ -98,7 +98,8 @@ fn every_policy_and_split_on_uneven_empty_and_single_tokens() {
     let loads = Trace::from_loads(8, vec![0], vec!["0".into()], vec![90, 1, 0, 0, 50, 3, 2, 2]).unwrap();
     for policy in ["contiguous", "eplb", "eplb:trtllm", "lplb:ring"] {
         let placement = place::policy(policy, 1, &cluster).unwrap();
-        let placement = placement.place(&History::from_trace(&loads, 0), &cluster).unwrap();
+        let history = History::from_trace(&loads, 0);
+        let placement = placement.place(&PlaceRequest::new(&history, &cluster)).unwrap().placement;
         for method in SplitMethod::ALL {
             let config = config(model, cluster, Router::Softmax { renormalise: true }, Dtype::F32);
             let config = ExecConfig { method: Some(method), ..config };

@@ -8,7 +8,9 @@ use super::propose::{LayerEstimate, PhaseCommand};
 use super::state::PhaseState;
 use evenkeel::cluster::Cluster;
 use evenkeel::forecast::{History, HistoryWindow};
-use evenkeel::place::{Contiguous, ExpertMove, PlaceError, Placement, Policy, recover_placement};
+use evenkeel::place::{
+    Constrained, Contiguous, ExpertMove, PlaceError, PlaceRequest, Placement, Policy, rank_origins,
+};
 use evenkeel::split::{Split, SplitError, SplitMethod, Splitter};
 use evenkeel::trace::Trace;
 
@@ -49,7 +51,7 @@ impl PhaseState {
                     let placement = Contiguous::placement(self.experts, cluster)?;
                     (placement.clone(), placement)
                 } else {
-                    (before.clone(), policy.place(&history, cluster)?)
+                    (before.clone(), policy.place(&PlaceRequest::new(&history, cluster))?.placement)
                 }
             }
             PhaseCommand::Replan { .. } if idle => return Ok(None),
@@ -58,7 +60,9 @@ impl PhaseState {
             }
             PhaseCommand::Down(rank) => {
                 let at = self.active_ranks().iter().position(|&r| r as usize == *rank).unwrap_or(0);
-                let found = recover_placement(before, &[at], &history, cluster, None)?;
+                let origins = rank_origins(before.ranks(), &[at], cluster.ranks());
+                let request = PlaceRequest::new(&history, cluster).previous(before);
+                let found = Constrained::new(policy).place_on_changed_ranks(&origins, &request)?;
                 let candidate = self.compare_placements(
                     trace,
                     layer,
@@ -73,8 +77,8 @@ impl PhaseState {
             PhaseCommand::Up(rank) => {
                 let from = self.with_returned_rank(before, *rank, cluster)?;
                 let room = Some(from.slots_per_rank());
-                let after =
-                    if idle { from.clone() } else { policy.replan(&history, cluster, &from, room)? };
+                let request = PlaceRequest::new(&history, cluster).previous(&from).max_moves(room);
+                let after = if idle { from.clone() } else { policy.place(&request)?.placement };
                 (from, after)
             }
         };
@@ -97,15 +101,17 @@ impl PhaseState {
         let latest = self.comparison_batches(trace, layer, history);
         let price = self.move_price(&latest) / self.options.horizon as f64;
         let most = Some(self.options.max_moves);
-        if let Some(found) = policy.replan_priced(history, cluster, before, most, price)? {
+        let request = PlaceRequest::new(history, cluster).previous(before);
+        let found = policy.place(&request.max_moves(most).move_price(price))?;
+        if let Some(gain) = found.expected_gain {
             let moves = found.placement.moves(before);
             let candidate =
                 self.compare_placements(trace, layer, history, before, found.placement, moves, false)?;
-            return Ok(LayerCandidate { gain: found.gain * self.options.horizon as f64, ..candidate });
+            return Ok(LayerCandidate { gain: gain * self.options.horizon as f64, ..candidate });
         }
         let mut best: Option<LayerCandidate> = None;
         for limit in move_limits(self.options.max_moves) {
-            let after = policy.replan(history, cluster, before, Some(limit))?;
+            let after = policy.place(&request.max_moves(limit))?.placement;
             let moves = after.moves(before);
             let few = moves.len() <= limit / 2;
             let candidate = self.compare_placements(trace, layer, history, before, after, moves, false)?;

@@ -56,7 +56,8 @@ fn balance(
         let trace = trace(ranks, sigma, seed)?;
         let cluster = Cluster::new(ranks, 1, trace.experts(), topology.slots() * ranks)?;
         let history = History::from_steps(&trace, 0, 0..1);
-        let placement = Lplb::new(topology.clone(), 1).place(&PlaceRequest::new(&history, &cluster))?.placement;
+        let placement =
+            Lplb::new(topology.clone(), 1).place(&PlaceRequest::new(&history, &cluster))?.placement;
         let judged = evaluate_layer(&trace, 0, 1..BATCHES + 1, &placement, SplitMethod::Exact)?;
         all.extend((0..judged.peaks.len()).map(|b| judged.imbalance(b)));
     }

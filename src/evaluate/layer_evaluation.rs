@@ -95,7 +95,11 @@ pub fn evaluate_on_nodes(
             source,
         }
     };
-    let mut splitter = Splitter::on_nodes(placement.clone(), method, nodes).map_err(failed(steps.start))?;
+    let mut splitter = Splitter::builder(placement.clone())
+        .method(method)
+        .nodes(nodes)
+        .build()
+        .map_err(failed(steps.start))?;
     let mut split = Split::default();
     let mut judged = LayerEvaluation {
         ranks: placement.ranks(),

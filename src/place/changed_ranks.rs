@@ -44,8 +44,8 @@ impl<P: Policy> Constrained<P> {
     /// previous ranks, which may have another number of slots.
     ///
     /// Every further move to a rank that stays has to lower the mean peak of the latest batches by 0.2 % of a
-    /// rank's mean load. Ranks that join fill up. If ranks only left, no limit of moves is set and no expert has to be covered, there
-    /// are at most as many moves as lost replicas.
+    /// rank's mean load. Ranks that join fill up. If ranks only left, no limit of moves is set and no expert
+    /// has to be covered, there are at most as many moves as lost replicas.
     ///
     /// # Errors
     /// Returns [`PlaceError::TooFewMoves`] if more experts need another rank than moves are allowed. Fails as
@@ -71,7 +71,8 @@ impl<P: Policy> Constrained<P> {
         let stayed = origins.iter().flatten().count();
         let grows = stayed < origins.len() || cluster.slots_per_rank() > previous.slots_per_rank();
         let lost_slots = (previous.ranks() - stayed.min(previous.ranks())) * previous.slots_per_rank();
-        let default_limit = if grows || self.coverage.is_some() { usize::MAX } else { lost_slots.max(homeless.len()) };
+        let default_limit =
+            if grows || self.coverage.is_some() { usize::MAX } else { lost_slots.max(homeless.len()) };
         let allowed = request.max_moves.unwrap_or(default_limit);
         if allowed < homeless.len() {
             let cause = if unplaced > 0 {

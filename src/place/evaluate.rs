@@ -64,8 +64,8 @@ impl<'a> PeakEvaluator<'a> {
         u64::try_from((u128::from(load) << 16) / u128::from(speed.max(1))).unwrap_or(u64::MAX)
     }
 
-    /// Returns the fall of the sum of peaks that a move has to reach: so many thousandths of the mean load of
-    /// a rank, at least 1.
+    /// Returns the fall of the sum of peaks that a move has to reach: `permille` thousandths of the mean load
+    /// of a rank, at least 1.
     pub(super) fn least_gain(&self, ranks: usize, permille: u64) -> u64 {
         let tokens: u64 = self.batches.iter().flat_map(|batch| batch.iter()).sum();
         let mean = match self.speeds.iter().map(|&speed| u64::from(speed)).sum() {

@@ -86,18 +86,14 @@ impl<'a> LayerStage<'a> {
     ) -> Result<PlacedLayer, PlaceError> {
         match self.previous_layer(layer) {
             None => self.place_layer(layer, history, cluster, None),
-            Some(before) => {
-                self.move_least(&PlaceRequest::new(history, cluster).previous(&before.placement))
-            }
+            Some(before) => self.move_least(&PlaceRequest::new(history, cluster).previous(&before.placement)),
         }
     }
 
     /// Returns the moves that lead to a placement of a layer. They are none for a new layer.
     pub(super) fn moves_to(&self, layer: usize, placement: &Placement) -> Vec<ExpertMove> {
         let before = self.previous_layer(layer);
-        before.map_or_else(Vec::new, |before| {
-            placement.moves_from_origins(&before.placement, &self.origins)
-        })
+        before.map_or_else(Vec::new, |before| placement.moves_from_origins(&before.placement, &self.origins))
     }
 
     /// Places a layer again from the previous placement of the request.
@@ -125,14 +121,14 @@ impl<'a> LayerStage<'a> {
     ) -> Result<PlacedLayer, PlaceError> {
         let least = self.move_least(request)?;
         let speeds = &self.request.constraints.speeds;
-        let verdict =
-            horizon.judge_moves(&least.placement, &found.placement, request.history, speeds)?;
+        let verdict = horizon.judge_moves(&least.placement, &found.placement, request.history, speeds)?;
         let mut kept = if verdict.accepted { found } else { least };
         kept.change.verdict = Some(verdict);
         Ok(kept)
     }
 
-    /// Returns the previous placement if it holds all constraints, and otherwise one with few moves that does.
+    /// Returns the previous placement if it holds all constraints. Otherwise returns one with few moves that
+    /// holds them.
     fn move_least(&self, request: &PlaceRequest<'_>) -> Result<PlacedLayer, PlaceError> {
         let mut limit = 0;
         loop {

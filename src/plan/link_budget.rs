@@ -92,7 +92,8 @@ impl PlanRequest<'_> {
             return Err(ConstraintError::LinkBudget { rank, needed, budget: budget.bytes }.into());
         }
         let chosen = choose_candidates(&layers, &necessary, copies);
-        let place = |layer: usize, history: &History<'_>| match busy.iter().position(|&other| other == layer) {
+        let place = |layer: usize, history: &History<'_>| match busy.iter().position(|&other| other == layer)
+        {
             Some(at) => Ok(layers[at][chosen[at]].placement.clone()),
             None => Ok(stage.place_layer(layer, history, &self.cluster, Some(0))?.placement),
         };
@@ -150,10 +151,13 @@ impl PlanRequest<'_> {
 fn choose_candidates(layers: &[Vec<CandidatePlacement>], necessary: &[u64], copies: u64) -> Vec<usize> {
     let order = candidate_order(layers);
     // Upper limit of what a rank receives, reached if every layer takes the candidate that gives it most.
-    let room: u64 =
-        layers.iter().map(|c| c.iter().map(|c| max_received(&c.change.moves, necessary.len())).max().unwrap_or(0)).sum();
+    let room: u64 = layers
+        .iter()
+        .map(|c| c.iter().map(|c| max_received(&c.change.moves, necessary.len())).max().unwrap_or(0))
+        .sum();
     let peaks = |at: &[usize]| -> u128 { at.iter().zip(layers).map(|(&k, c)| u128::from(c[k].peaks)).sum() };
-    let moves = |at: &[usize]| -> usize { at.iter().zip(layers).map(|(&k, c)| c[k].change.moves.len()).sum() };
+    let moves =
+        |at: &[usize]| -> usize { at.iter().zip(layers).map(|(&k, c)| c[k].change.moves.len()).sum() };
     let mut best = vec![0; layers.len()];
     let least = necessary.iter().copied().max().unwrap_or(0).max(1);
     for copies in least..=copies.min(room) {

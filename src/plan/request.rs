@@ -83,7 +83,9 @@ pub enum ConstraintError {
         kept: usize,
     },
     /// The link budget does not suffice for the necessary moves.
-    #[error("rank {rank} has to receive {needed} bytes: expected a link budget of as many or more, not {budget}")]
+    #[error(
+        "rank {rank} has to receive {needed} bytes: expected a link budget of as many or more, not {budget}"
+    )]
     LinkBudget {
         /// Rank that receives most.
         rank: usize,

@@ -61,7 +61,9 @@ impl PlanRequest<'_> {
             let at = busy.iter().position(|&other| other == layer).unwrap_or(0);
             match tried[at].1[chosen[at]].placement.with_slots_per_rank(width) {
                 Some(placement) => Ok(placement),
-                None => Ok(stage.place_layer(layer, history, &cluster, self.constraints.max_moves)?.placement),
+                None => {
+                    Ok(stage.place_layer(layer, history, &cluster, self.constraints.max_moves)?.placement)
+                }
             }
         };
         let mut report = Plan::evaluate_layers(trace, &cluster, &name, &self.origin, &(), place)?;

@@ -16,8 +16,7 @@ pub use token_copies::TokenCopies;
 use crate::cluster::Cluster;
 use crate::place::Placement;
 use crate::split::{
-    MinTrafficSplitter, PrimaryObjective, SourceShares, Split, SplitError, SplitMethod, Splitter,
-    TokenTraffic,
+    PrimaryObjective, SourceShares, Split, SplitError, SplitMethod, Splitter, SplitterBuilder, TokenTraffic,
 };
 use thiserror::Error;
 
@@ -25,22 +24,15 @@ use thiserror::Error;
 #[derive(Debug)]
 pub struct Planner {
     cluster: Cluster,
-    engine: PlannerEngine,
+    splitter: Splitter,
+    /// True if the splitter takes the counts of every source instead of their sums.
+    by_source: bool,
     split: Split,
     shares: SourceShares,
     /// Tokens per expert summed over the sources, `[E]`.
     totals: Vec<u64>,
     /// Per expert: the replica whose interval contains the next token, and the rest of that interval.
     cursor: Vec<(usize, u64)>,
-}
-
-/// Choice among the splits of lowest peak.
-#[derive(Debug)]
-enum PlannerEngine {
-    /// Any such split, computed in microseconds.
-    ByMethod(Splitter),
-    /// A split of least traffic.
-    MinTraffic(MinTrafficSplitter),
 }
 
 /// Reasons for which tokens cannot be redirected.
@@ -99,15 +91,6 @@ pub enum PlannerError {
     },
 }
 
-impl PlannerEngine {
-    fn placement(&self) -> &Placement {
-        match self {
-            PlannerEngine::ByMethod(splitter) => splitter.placement(),
-            PlannerEngine::MinTraffic(local) => local.placement(),
-        }
-    }
-}
-
 impl Planner {
     /// Creates a planner for one layer.
     ///
@@ -127,9 +110,7 @@ impl Planner {
         method: SplitMethod,
     ) -> Result<Self, PlannerError> {
         let nodes = cluster.nodes();
-        Self::with_engine(placement, cluster, |placement| {
-            Ok(PlannerEngine::ByMethod(Splitter::on_nodes(placement, method, nodes)?))
-        })
+        Self::with_splitter(placement, cluster, |builder| builder.method(method).nodes(nodes))
     }
 
     /// Creates a planner that takes, among the splits of lowest peak, one with the least traffic between
@@ -143,27 +124,29 @@ impl Planner {
         cluster: Cluster,
         keep: PrimaryObjective,
     ) -> Result<Self, PlannerError> {
-        Self::with_engine(placement, cluster, |placement| {
-            Ok(PlannerEngine::MinTraffic(MinTrafficSplitter::new(placement, &cluster, keep)?))
-        })
+        let planner =
+            Self::with_splitter(placement, cluster, |builder| builder.least_traffic(&cluster, keep))?;
+        Ok(Self { by_source: true, ..planner })
     }
 
-    fn with_engine(
+    fn with_splitter(
         placement: Placement,
         cluster: Cluster,
-        engine: impl FnOnce(Placement) -> Result<PlannerEngine, SplitError>,
+        parts: impl FnOnce(SplitterBuilder) -> SplitterBuilder,
     ) -> Result<Self, PlannerError> {
         if placement.ranks() != cluster.ranks() {
             return Err(PlannerError::Ranks { placement: placement.ranks(), cluster: cluster.ranks() });
         }
         let shares = SourceShares::new(&placement);
         let (totals, cursor) = (vec![0; placement.experts()], vec![(0, 0); placement.experts()]);
-        Ok(Self { cluster, engine: engine(placement)?, split: Split::default(), shares, totals, cursor })
+        let splitter = parts(Splitter::builder(placement)).build()?;
+        let split = Split::default();
+        Ok(Self { cluster, splitter, by_source: false, split, shares, totals, cursor })
     }
 
     /// Returns the placement on which tokens are redirected.
     pub fn placement(&self) -> &Placement {
-        self.engine.placement()
+        self.splitter.placement()
     }
 
     /// Splits one batch. `counts` is `[source][expert]`, the tokens that each rank routed to each expert.
@@ -188,11 +171,9 @@ impl Planner {
         if overflows {
             return Err(SplitError::Solver(evenkeel_solver::SolverError::Overflow).into());
         }
-        match &mut self.engine {
-            PlannerEngine::ByMethod(splitter) => splitter.split(&self.totals, &mut self.split)?,
-            PlannerEngine::MinTraffic(local) => local.split(counts, &mut self.split)?,
-        }
-        self.shares.assign_quotas(self.engine.placement(), &self.cluster, &self.split, counts)?;
+        let loads = if self.by_source { counts } else { &self.totals };
+        self.splitter.split(loads, &mut self.split)?;
+        self.shares.assign_quotas(self.splitter.placement(), &self.cluster, &self.split, counts)?;
         Ok(&self.split)
     }
 
@@ -203,11 +184,8 @@ impl Planner {
     /// # Errors
     /// Returns [`SplitError::Broken`] with the violated property.
     pub fn check(&self, counts: &[u64]) -> Result<(), PlannerError> {
-        match &self.engine {
-            PlannerEngine::ByMethod(splitter) => splitter.check(&self.totals, &self.split)?,
-            PlannerEngine::MinTraffic(local) => local.check(counts)?,
-        }
-        Ok(())
+        let loads = if self.by_source { counts } else { &self.totals };
+        Ok(self.splitter.check(loads, &self.split)?)
     }
 
     /// Returns the counts of the last batch's tokens by distance.
@@ -253,7 +231,7 @@ impl Planner {
         if slots.len() != topk_ids.len() {
             return Err(PlannerError::Room { ids: topk_ids.len(), room: slots.len() });
         }
-        let (experts, placement) = (self.totals.len(), self.engine.placement());
+        let (experts, placement) = (self.totals.len(), self.splitter.placement());
         for (expert, cursor) in self.cursor.iter_mut().enumerate() {
             *cursor = (0, self.shares.replica_tokens(source, expert)[0]);
         }

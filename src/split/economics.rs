@@ -4,10 +4,7 @@
 //! cost of a transfer. Out: a [`MoveVerdict`]. A batch is split exactly and takes as long as its slowest rank
 //! ([`step_time`]). The transfers take as long as the rank that receives the most experts.
 
-use super::{
-    ObjectiveSplitter, Roofline, Split, SplitError, SplitMethod, SplitObjective, Splitter, expert_roofline,
-    step_time,
-};
+use super::{Roofline, Split, SplitError, SplitMethod, SplitObjective, Splitter, expert_roofline, step_time};
 use crate::forecast::History;
 use crate::gpu::GpuSpec;
 use crate::model::MoeModel;
@@ -92,10 +89,11 @@ fn total_time(
     let mut sum = 0i128;
     if !speeds.is_empty() {
         let goal = SplitObjective { speeds: speeds.to_vec(), ..SplitObjective::default() };
-        let mut splitter = ObjectiveSplitter::new(placement.clone(), goal)?;
+        let mut splitter = Splitter::builder(placement.clone()).objective(goal).build()?;
+        let mut split = Split::default();
         for batch in history.batches() {
-            let quotas = splitter.split(batch, 0)?.quotas;
-            let ranks = quotas.chunks(placement.slots_per_rank()).zip(speeds);
+            splitter.split(batch, &mut split)?;
+            let ranks = split.quotas.chunks(placement.slots_per_rank()).zip(speeds);
             let slowest = ranks.map(|(slots, &speed)| {
                 step_time(time, slots, placement.slots_per_rank()).div_ceil(u64::from(speed.max(1)))
             });

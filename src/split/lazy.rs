@@ -22,13 +22,12 @@
 //! vain (docs/results.md has figures).
 
 use super::cost_model::{expert_time, step_time};
-use super::{Roofline, Split, SplitError, SplitMethod, Splitter};
+use super::{Roofline, Split, SplitError};
 use crate::place::Placement;
 
-/// Splitter of successive batches that plans only if a new plan may pay.
+/// Rule of [`SplitterBuilder::lazy`](super::SplitterBuilder::lazy), with the shares of the last plan.
 #[derive(Debug)]
-pub struct LazySplitter {
-    splitter: Splitter,
+pub(super) struct LazyRule {
     time: Roofline,
     plan_ps: u64,
     /// Tokens that each slot served in the last plan, `[R * S]`.
@@ -66,36 +65,36 @@ impl ReuseDecision {
     }
 }
 
-impl LazySplitter {
+impl LazyRule {
     /// Prepares a placement. `plan_ps` is the cost of a plan, from counting to redirected tokens, in
     /// picoseconds.
-    ///
-    /// # Errors
-    /// Fails if the solver refuses the shape of the placement.
-    pub fn new(placement: Placement, time: Roofline, plan_ps: u64) -> Result<Self, SplitError> {
+    pub(super) fn new(placement: &Placement, time: Roofline, plan_ps: u64) -> Self {
         let shares = vec![0; placement.slots().len()];
-        let splitter = Splitter::new(placement, SplitMethod::Exact)?;
-        Ok(Self { splitter, time, plan_ps, shares, kept: Split::default(), planned: false, miss_ps: 0 })
+        Self { time, plan_ps, shares, kept: Split::default(), planned: false, miss_ps: 0 }
     }
 
-    /// Splits one batch of `[E]` tokens per expert.
-    ///
-    /// # Errors
-    /// Fails as [`Splitter::split`] does.
-    pub fn split(&mut self, loads: &[u64], split: &mut Split) -> Result<ReuseDecision, SplitError> {
-        let per_rank = self.splitter.placement().slots_per_rank();
-        self.apply_old_shares(loads)?;
+    /// Splits one batch of `[E]` tokens per expert, by `solve` if that may pay.
+    pub(super) fn split(
+        &mut self,
+        placement: &Placement,
+        loads: &[u64],
+        split: &mut Split,
+        mut solve: impl FnMut(&mut Split) -> Result<(), SplitError>,
+    ) -> Result<(), SplitError> {
+        let per_rank = placement.slots_per_rank();
+        self.apply_old_shares(placement, loads);
         let kept_ps = step_time(&self.time, &self.kept.quotas, per_rank);
-        let bound_ps = self.time_bound(loads).min(kept_ps);
+        let bound_ps = self.time_bound(placement, loads).min(kept_ps);
         let miss_ps = self.miss_ps;
         let mut decision = ReuseDecision { planned: false, bound_ps, kept_ps, miss_ps, used_ps: kept_ps };
         // The first batch has no old split to keep.
         if self.planned && decision.predicted_gain_ps() <= self.plan_ps {
             self.miss_ps -= self.miss_ps.div_ceil(MISS_DECAY_DIVISOR);
             split.clone_from(&self.kept);
-            return Ok(decision);
+            split.reuse = Some(decision);
+            return Ok(());
         }
-        self.splitter.split(loads, split)?;
+        solve(split)?;
         decision.planned = true;
         let new_ps = step_time(&self.time, &split.quotas, per_rank);
         self.miss_ps = new_ps.saturating_sub(bound_ps);
@@ -106,19 +105,14 @@ impl LazySplitter {
             self.shares.clone_from(&split.quotas);
             self.planned = true;
         }
-        Ok(decision)
+        split.reuse = Some(decision);
+        Ok(())
     }
 
     /// Splits these loads by the old shares into `kept`. Each replica receives the growth of the running sum
     /// of shares, rounded down. An expert without tokens in the last plan goes to its first replica.
-    fn apply_old_shares(&mut self, loads: &[u64]) -> Result<(), SplitError> {
-        let placement = self.splitter.placement();
-        if loads.len() != placement.experts() {
-            return Err(SplitError::Shape { given: loads.len(), experts: placement.experts() });
-        }
-        self.kept.quotas.clear();
-        self.kept.quotas.resize(self.shares.len(), 0);
-        self.kept.certificate.clear();
+    fn apply_old_shares(&mut self, placement: &Placement, loads: &[u64]) {
+        self.kept.reset(self.shares.len());
         for (expert, &load) in loads.iter().enumerate() {
             let copies = placement.replicas(expert);
             let whole: u128 = copies.iter().map(|&slot| u128::from(self.shares[slot as usize])).sum();
@@ -131,14 +125,10 @@ impl LazySplitter {
                 given = upto;
             }
         }
-        self.kept.rank_loads.clear();
-        let ranks = self.kept.quotas.chunks(placement.slots_per_rank());
-        self.kept.rank_loads.extend(ranks.map(|rank| rank.iter().fold(0u64, |a, &b| a.saturating_add(b))));
-        Ok(())
+        self.kept.sum_ranks(placement.slots_per_rank());
     }
 
-    fn time_bound(&self, loads: &[u64]) -> u64 {
-        let placement = self.splitter.placement();
+    fn time_bound(&self, placement: &Placement, loads: &[u64]) -> u64 {
         let mut fixed = vec![0u64; placement.ranks()];
         let mut all = 0u64;
         for (expert, &load) in loads.iter().enumerate() {
@@ -156,6 +146,7 @@ impl LazySplitter {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{SplitMethod, Splitter};
     use super::*;
     use proptest::prelude::*;
 
@@ -168,18 +159,21 @@ mod tests {
 
     #[test]
     fn a_plan_is_made_where_it_can_pay_and_only_there() {
-        let mut worth = LazySplitter::new(placement(), TIME, 30).unwrap();
+        let mut worth = Splitter::builder(placement()).lazy(TIME, 30).build().unwrap();
         let mut split = Split::default();
         // The first batch is planned: 100 tokens on each rank.
-        assert!(worth.split(&[100, 20, 80], &mut split).unwrap().planned);
+        worth.split(&[100, 20, 80], &mut split).unwrap();
+        assert!(split.reuse.unwrap().planned);
         assert_eq!(split.rank_loads, [100, 100]);
         // The same shares give 120 and 100, and the best split gives 110. The gain is at most 10, the cost is
         // 30.
-        let second = worth.split(&[100, 40, 80], &mut split).unwrap();
+        worth.split(&[100, 40, 80], &mut split).unwrap();
+        let second = split.reuse.unwrap();
         assert_eq!((second.planned, second.predicted_gain_ps(), second.used_ps), (false, 10, 120));
         assert_eq!(split.quotas, [80, 40, 20, 80]);
         // The old shares give 180 and 40, so planning pays.
-        let third = worth.split(&[100, 100, 20], &mut split).unwrap();
+        worth.split(&[100, 100, 20], &mut split).unwrap();
+        let third = split.reuse.unwrap();
         assert_eq!((third.planned, third.kept_ps, third.used_ps), (true, 180, 110));
     }
 
@@ -191,11 +185,12 @@ mod tests {
             (read, tile) in (0u64..50, 1u64..40),
         ) {
             let time = Roofline { read, token: 1, tile };
-            let mut worth = LazySplitter::new(placement(), time, plan).unwrap();
+            let mut worth = Splitter::builder(placement()).lazy(time, plan).build().unwrap();
             let mut always = Splitter::new(placement(), SplitMethod::Exact).unwrap();
             let (mut split, mut new) = (Split::default(), Split::default());
             for loads in &batches {
-                let decision = worth.split(loads, &mut split).unwrap();
+                worth.split(loads, &mut split).unwrap();
+                let decision = split.reuse.unwrap();
                 always.split(loads, &mut new).unwrap();
                 for (expert, &load) in loads.iter().enumerate() {
                     let served: u64 = placement().replicas(expert).iter().map(|&s| split.quotas[s as usize]).sum();

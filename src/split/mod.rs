@@ -1,8 +1,9 @@
 //! The fast loop: the split of one batch's tokens over the replicas of each expert.
 //!
-//! In: a [`Placement`] (once) and the tokens per expert of a batch, `[E]`. Out: a [`Split`] with whole tokens
-//! per slot, `[R * S]`, and per rank, `[R]`. Each method is one file. Every method serves every token, by a
-//! slot that holds its expert.
+//! In: a [`Placement`](crate::place::Placement) (once) and the tokens per expert of a batch, `[E]`. Out: a
+//! [`Split`] with whole tokens per slot, `[R * S]`, and per rank, `[R]`. [`Splitter::builder`] selects the
+//! method, the objective, the tie-break and the reuse of an old split. Each of them is one file. Every method
+//! serves every token, by a slot that holds its expert.
 
 #[cfg(feature = "baselines")]
 mod affine5;
@@ -19,6 +20,7 @@ mod objective;
 #[cfg(feature = "baselines")]
 mod rounding;
 mod source_shares;
+mod splitter;
 mod stack;
 
 pub use batched::LayerSplitters;
@@ -27,14 +29,14 @@ pub use economics::{Horizon, MoveVerdict};
 pub use evenkeel_solver::Peak;
 pub use evenkeel_solver::objective::Roofline;
 pub use evenkeel_solver::objective::{Cost, PrimaryObjective};
-pub use lazy::{LazySplitter, ReuseDecision};
-pub use min_traffic::MinTrafficSplitter;
-pub use objective::{ObjectiveSplit, ObjectiveSplitter, SplitObjective};
+pub use lazy::ReuseDecision;
+pub use min_traffic::CrossingTokens;
+pub use objective::{ObjectiveFigures, SplitObjective};
 pub use source_shares::{SourceShares, TokenTraffic};
+pub use splitter::{Splitter, SplitterBuilder};
 pub(crate) use stack::{ReplicaShares, batch_seed};
 pub use stack::{StackDispatch, StackRouter, StackRouterError, StackRouterOptions};
 
-use crate::place::Placement;
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
@@ -121,6 +123,9 @@ pub enum SplitError {
         /// Number of experts of the placement.
         experts: usize,
     },
+    /// Parts of a splitter exclude each other.
+    #[error("{0}")]
+    Combination(&'static str),
     /// The sources' counts of an expert do not add up to its quotas.
     #[error("the sources' counts of expert {expert} do not add up to its quotas")]
     Counts {
@@ -152,14 +157,21 @@ pub enum SplitError {
 
 /// Quotas of one batch of one layer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Split {
     /// Tokens that each slot serves, `[R * S]`.
     pub quotas: Vec<u64>,
     /// Tokens that each rank serves, `[R]`.
     pub rank_loads: Vec<u64>,
-    /// Certificate of [`SplitMethod::Exact`]: the ranks whose confined experts prove that the peak cannot be
-    /// lower.
+    /// Certificate of an exact split of the lowest peak in tokens: the ranks whose confined experts prove
+    /// that the peak cannot be lower. Empty for all other splits.
     pub certificate: Vec<u32>,
+    /// Costs and bound under the objective of [`SplitterBuilder::objective`].
+    pub objective: Option<ObjectiveFigures>,
+    /// Tokens that cross ranks and nodes, for [`SplitterBuilder::least_traffic`].
+    pub crossing: Option<CrossingTokens>,
+    /// Decision between a new split and the old shares, for [`SplitterBuilder::lazy`].
+    pub reuse: Option<ReuseDecision>,
 }
 
 impl Split {
@@ -167,122 +179,19 @@ impl Split {
     pub fn peak(&self) -> u64 {
         self.rank_loads.iter().copied().max().unwrap_or(0)
     }
-}
 
-/// Splitter of successive batches on one placement by one method.
-#[derive(Debug)]
-pub struct Splitter {
-    placement: Placement,
-    method: SplitMethod,
-    engine: SplitEngine,
-}
-
-#[derive(Debug)]
-enum SplitEngine {
-    Even,
-    #[cfg(feature = "baselines")]
-    Lp(lp::LpSplitter),
-    Exact(Box<exact::ExactSplitter>),
-    #[cfg(feature = "baselines")]
-    Affine5(Box<affine5::Affine5Splitter>),
-    Stack(Box<stack::StackQuotas>),
-}
-
-impl Splitter {
-    /// Prepares a method for a placement on one node.
-    ///
-    /// # Errors
-    /// Fails if the solver refuses the shape of the placement.
-    pub fn new(placement: Placement, method: SplitMethod) -> Result<Self, SplitError> {
-        Self::on_nodes(placement, method, 1)
+    /// Sets all quotas of `slots` slots to zero and removes everything else.
+    fn reset(&mut self, slots: usize) {
+        self.quotas.clear();
+        self.quotas.resize(slots, 0);
+        self.certificate.clear();
+        (self.objective, self.crossing, self.reuse) = (None, None, None);
     }
 
-    /// Prepares a method for a placement on nodes of equally many consecutive ranks. Only SGLang's rules
-    /// depend on the nodes.
-    ///
-    /// # Errors
-    /// Fails if the solver refuses the shape of the placement, or if the ranks do not divide over the nodes.
-    pub fn on_nodes(placement: Placement, method: SplitMethod, nodes: usize) -> Result<Self, SplitError> {
-        if nodes == 0 || !placement.ranks().is_multiple_of(nodes) {
-            return Err(SplitError::Nodes { ranks: placement.ranks(), nodes });
-        }
-        let engine = match method {
-            SplitMethod::Even => SplitEngine::Even,
-            #[cfg(feature = "baselines")]
-            SplitMethod::Lp => SplitEngine::Lp(lp::LpSplitter::new(&placement)?),
-            SplitMethod::Exact => SplitEngine::Exact(Box::new(exact::ExactSplitter::new(&placement)?)),
-            #[cfg(feature = "baselines")]
-            SplitMethod::Affine5 => {
-                SplitEngine::Affine5(Box::new(affine5::Affine5Splitter::new(&placement)?))
-            }
-            #[cfg(not(feature = "baselines"))]
-            SplitMethod::Lp | SplitMethod::Affine5 => return Err(SplitError::NotBuilt(method)),
-            SplitMethod::Stack(stack) => {
-                SplitEngine::Stack(Box::new(stack::StackQuotas::new(&placement, stack, nodes)))
-            }
-        };
-        Ok(Self { placement, method, engine })
-    }
-
-    /// Returns the placement on which batches are split.
-    pub fn placement(&self) -> &Placement {
-        &self.placement
-    }
-
-    /// Splits one batch of `[E]` tokens per expert into `split`, whose memory is reused.
-    ///
-    /// # Errors
-    /// Fails if the loads are not `[E]`, if their sum overflows, or if an LP engine fails.
-    pub fn split(&mut self, loads: &[u64], split: &mut Split) -> Result<(), SplitError> {
-        if loads.len() != self.placement.experts() {
-            return Err(SplitError::Shape { given: loads.len(), experts: self.placement.experts() });
-        }
-        split.quotas.clear();
-        split.quotas.resize(self.placement.slots().len(), 0);
-        split.certificate.clear();
-        // The exact solver checks the sum itself.
-        let exact = matches!(self.engine, SplitEngine::Exact(_));
-        if !exact && loads.iter().try_fold(0u64, |sum, &load| sum.checked_add(load)).is_none() {
-            return Err(evenkeel_solver::SolverError::Overflow.into());
-        }
-        match &mut self.engine {
-            SplitEngine::Even => even::split(&self.placement, loads, &mut split.quotas),
-            #[cfg(feature = "baselines")]
-            SplitEngine::Lp(lp) => lp.split(&self.placement, loads, &mut split.quotas)?,
-            SplitEngine::Exact(exact) => return exact.split(loads, split),
-            #[cfg(feature = "baselines")]
-            SplitEngine::Affine5(affine) => affine.split(&self.placement, loads, &mut split.quotas)?,
-            SplitEngine::Stack(stack) => stack.split(loads, &mut split.quotas),
-        }
-        split.rank_loads.clear();
-        split.rank_loads.extend(
-            split.quotas.chunks(self.placement.slots_per_rank()).map(|rank| rank.iter().sum::<u64>()),
-        );
-        Ok(())
-    }
-
-    /// Checks that every token of the batch is served, by slots that hold its expert. For the exact method it
-    /// also checks that the certificate proves the peak.
-    ///
-    /// # Errors
-    /// Returns [`SplitError::Broken`] with the violated property.
-    pub fn check(&self, loads: &[u64], split: &Split) -> Result<(), SplitError> {
-        let broken = |reason: String| Err(SplitError::Broken { method: self.method, reason });
-        for (expert, &load) in loads.iter().enumerate() {
-            let served: u64 =
-                self.placement.replicas(expert).iter().map(|&slot| split.quotas[slot as usize]).sum();
-            if served != load {
-                return broken(format!("expert {expert}: {served} of {load} tokens served"));
-            }
-        }
-        if let Some(slot) =
-            (0..split.quotas.len()).find(|&s| self.placement.slots()[s].is_none() && split.quotas[s] > 0)
-        {
-            return broken(format!("empty slot {slot} serves tokens"));
-        }
-        match &self.engine {
-            SplitEngine::Exact(exact) => exact.check(loads, split).or_else(broken),
-            _ => Ok(()),
-        }
+    /// Sums the quotas of each rank.
+    fn sum_ranks(&mut self, slots_per_rank: usize) {
+        self.rank_loads.clear();
+        let ranks = self.quotas.chunks(slots_per_rank);
+        self.rank_loads.extend(ranks.map(|rank| rank.iter().fold(0u64, |sum, &q| sum.saturating_add(q))));
     }
 }

@@ -1,12 +1,12 @@
 //! Splits for other objectives than the lowest peak in tokens on equal ranks.
 //!
-//! In: a placement and a [`SplitObjective`] (once), then the loads of each batch. Out: an [`ObjectiveSplit`].
-//! It holds the tokens per slot, the cost of every rank and a bound on the peak. The methods are those of
+//! In: a placement and a [`SplitObjective`] (once), then the loads of each batch. Out: a [`Split`] with
+//! [`ObjectiveFigures`]: the cost of every rank and a bound on the peak. The methods are those of
 //! [`evenkeel_solver::objective`]. This file passes them speeds, base loads and the shared expert.
 
-use super::SplitError;
 use super::cost_model::expert_time;
 use super::exact::slots_of_hosts;
+use super::{Split, SplitError};
 use crate::place::Placement;
 use evenkeel_solver::objective::{Cost, Objective, ObjectiveResult, ObjectiveSolver};
 use evenkeel_solver::{Hosts, Peak, Problem};
@@ -26,11 +26,10 @@ pub struct SplitObjective {
     pub shared: bool,
 }
 
-/// Split for a goal.
+/// Figures of a split under an objective.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ObjectiveSplit {
-    /// Tokens that each slot serves, `[R * S]`.
-    pub quotas: Vec<u64>,
+#[non_exhaustive]
+pub struct ObjectiveFigures {
     /// Tokens of the shared expert that each rank serves, `[R]`. Empty if none joins the split.
     pub shared: Vec<u64>,
     /// Cost of each rank with its base load, `[R]`.
@@ -41,25 +40,54 @@ pub struct ObjectiveSplit {
     pub bound: Peak,
 }
 
-/// Splitter of successive batches for one goal.
+impl SplitObjective {
+    /// Returns the peak of any split of a batch on a placement, as the highest ratio of cost to speed.
+    /// `quotas` is `[R * S]`. `shared` is `[R]`, or empty.
+    pub fn peak_cost(&self, placement: &Placement, quotas: &[u64], shared: &[u64]) -> Peak {
+        let base = |rank: usize| self.base.get(rank).copied().unwrap_or(0);
+        let ranks = quotas.chunks(placement.slots_per_rank()).enumerate().map(|(rank, slots)| {
+            let own = slots
+                .iter()
+                .chain(shared.get(rank))
+                .fold(0u64, |sum, &q| sum.saturating_add(self.piece_cost(q)));
+            // The solver counts active experts of the batch alone, so the base load does not count.
+            let base = if self.cost == Cost::Active { 0 } else { self.piece_cost(base(rank)) };
+            Peak { load: own.saturating_add(base), speed: self.speeds.get(rank).copied().unwrap_or(1) }
+        });
+        ranks.max().unwrap_or(Peak { load: 0, speed: 1 })
+    }
+
+    /// Returns the mean cost of a batch on `ranks` ranks: the cost of every expert in one piece, plus base
+    /// loads, divided by the sum of all speeds. `loads` are those of [`Splitter::split`](super::Splitter).
+    pub fn mean_cost(&self, ranks: usize, loads: &[u64]) -> f64 {
+        let base = if self.cost == Cost::Active { &[] } else { self.base.as_slice() };
+        let all = loads.iter().chain(base).map(|&load| self.piece_cost(load) as f64).sum::<f64>();
+        let speeds: u64 = self.speeds.iter().map(|&speed| u64::from(speed)).sum();
+        all / if speeds == 0 { ranks as f64 } else { speeds as f64 }
+    }
+
+    fn piece_cost(&self, tokens: u64) -> u64 {
+        match self.cost {
+            Cost::Tokens | Cost::MinPiece(_) => tokens,
+            Cost::Tiles(tile) => tokens.div_ceil(tile.max(1)),
+            Cost::Active => u64::from(tokens > 0),
+            Cost::Roofline(time) => expert_time(&time, tokens),
+        }
+    }
+}
+
+/// Engine of [`SplitterBuilder::objective`](super::SplitterBuilder::objective).
 #[derive(Debug)]
-pub struct ObjectiveSplitter {
-    placement: Placement,
+pub(super) struct ObjectiveEngine {
     goal: SplitObjective,
     objectives: ObjectiveSolver,
     slot_of: Vec<u32>,
-    loads: Vec<u64>,
 }
 
-impl ObjectiveSplitter {
-    /// Prepares a placement for a goal.
-    ///
-    /// # Errors
-    /// Fails if the number of speeds or base loads differs from the number of ranks. Fails if the parts of
-    /// the goal cannot be combined.
-    pub fn new(placement: Placement, goal: SplitObjective) -> Result<Self, SplitError> {
+impl ObjectiveEngine {
+    pub(super) fn new(placement: &Placement, goal: SplitObjective) -> Result<Self, SplitError> {
         let routed = placement.hosts()?;
-        let slot_of = slots_of_hosts(&placement, &Problem::new(routed.clone()));
+        let slot_of = slots_of_hosts(placement, &Problem::new(routed.clone()));
         let hosts = if goal.shared {
             let everywhere: Vec<u32> = (0..placement.ranks() as u32).collect();
             let experts = (0..routed.items()).map(|expert| routed.ranks_of(expert));
@@ -77,71 +105,36 @@ impl ObjectiveSplitter {
         let objective = Objective::new(goal.cost);
         let objective = if goal.vector { objective.then_vector() } else { objective };
         let objectives = ObjectiveSolver::new(problem, objective)?;
-        Ok(Self { placement, goal, objectives, slot_of, loads: Vec::new() })
+        Ok(Self { goal, objectives, slot_of })
     }
 
-    /// Splits one batch of `[E]` tokens per expert. `tokens` is the load of the shared expert.
-    ///
-    /// # Errors
-    /// Fails if the loads are not `[E]`, or if their sum overflows in tokens or in cost.
-    pub fn split(&mut self, loads: &[u64], tokens: u64) -> Result<ObjectiveSplit, SplitError> {
-        if loads.len() != self.placement.experts() {
-            return Err(SplitError::Shape { given: loads.len(), experts: self.placement.experts() });
-        }
-        self.loads.clear();
-        self.loads.extend_from_slice(loads);
-        self.loads.extend(self.goal.shared.then_some(tokens));
-        let ObjectiveResult { quotas: pairs, rank_loads, peak, bound, .. } =
-            self.objectives.solve(&self.loads)?;
-        let mut quotas = vec![0; self.placement.slots().len()];
+    pub(super) fn goal(&self) -> &SplitObjective {
+        &self.goal
+    }
+
+    /// Splits one batch: `[E]`, and the tokens of the shared expert if it joins. All quotas of `split` are
+    /// zero before.
+    pub(super) fn split(
+        &mut self,
+        placement: &Placement,
+        loads: &[u64],
+        split: &mut Split,
+    ) -> Result<(), SplitError> {
+        let ObjectiveResult { quotas: pairs, rank_loads, peak, bound, .. } = self.objectives.solve(loads)?;
         for (&slot, &quota) in self.slot_of.iter().zip(&pairs) {
-            quotas[slot as usize] = quota;
+            split.quotas[slot as usize] = quota;
         }
+        split.sum_ranks(placement.slots_per_rank());
         // The pairs of the shared expert, the last item, follow all others.
         let shared = pairs[self.slot_of.len()..].to_vec();
-        Ok(ObjectiveSplit { quotas, shared, rank_costs: rank_loads, peak, bound })
-    }
-
-    /// Returns the peak of another split of the same batch, as the highest ratio of cost to speed. `shared`
-    /// is `[R]`, or empty.
-    pub fn peak_cost(&self, quotas: &[u64], shared: &[u64]) -> Peak {
-        let base = |rank: usize| self.goal.base.get(rank).copied().unwrap_or(0);
-        let ranks = quotas.chunks(self.placement.slots_per_rank()).enumerate().map(|(rank, slots)| {
-            let own = slots
-                .iter()
-                .chain(shared.get(rank))
-                .fold(0u64, |sum, &q| sum.saturating_add(self.piece_cost(q)));
-            // The solver counts active experts of the batch alone, so the base load does not count.
-            let base = if self.goal.cost == Cost::Active { 0 } else { self.piece_cost(base(rank)) };
-            Peak { load: own.saturating_add(base), speed: self.goal.speeds.get(rank).copied().unwrap_or(1) }
-        });
-        ranks.max().unwrap_or(Peak { load: 0, speed: 1 })
-    }
-
-    /// Returns the mean cost of the batch: the cost of every expert in one piece, plus base loads, divided by
-    /// the sum of all speeds.
-    pub fn mean_cost(&self, loads: &[u64], tokens: u64) -> f64 {
-        let base = if self.goal.cost == Cost::Active { &[] } else { self.goal.base.as_slice() };
-        let shared = self.goal.shared.then_some(tokens);
-        let all =
-            loads.iter().chain(base).chain(&shared).map(|&load| self.piece_cost(load) as f64).sum::<f64>();
-        let speeds: u64 = self.goal.speeds.iter().map(|&speed| u64::from(speed)).sum();
-        all / if speeds == 0 { self.placement.ranks() as f64 } else { speeds as f64 }
-    }
-
-    fn piece_cost(&self, tokens: u64) -> u64 {
-        match self.goal.cost {
-            Cost::Tokens | Cost::MinPiece(_) => tokens,
-            Cost::Tiles(tile) => tokens.div_ceil(tile.max(1)),
-            Cost::Active => u64::from(tokens > 0),
-            Cost::Roofline(time) => expert_time(&time, tokens),
-        }
+        split.objective = Some(ObjectiveFigures { shared, rank_costs: rank_loads, peak, bound });
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Roofline;
+    use super::super::{Roofline, Splitter};
     use super::*;
 
     fn placement() -> Placement {
@@ -149,32 +142,34 @@ mod tests {
         Placement::new(3, 2, vec![Some(0), Some(1), Some(0), Some(2)]).unwrap()
     }
 
+    fn solve(goal: &SplitObjective, loads: &[u64]) -> (Split, ObjectiveFigures) {
+        let mut splitter = Splitter::builder(placement()).objective(goal.clone()).build().unwrap();
+        let mut split = Split::default();
+        splitter.split(loads, &mut split).unwrap();
+        splitter.check(loads, &split).unwrap();
+        let figures = split.objective.clone().unwrap();
+        (split, figures)
+    }
+
     #[test]
     fn a_shared_expert_fills_the_light_ranks() {
         let goal = SplitObjective { shared: true, ..SplitObjective::default() };
-        let mut splitter = ObjectiveSplitter::new(placement(), goal).unwrap();
         // 70 routed pairs at top-1 mean that 70 tokens visit the shared expert.
-        let aimed = splitter.split(&[10, 50, 10], 70).unwrap();
+        let (split, aimed) = solve(&goal, &[10, 50, 10, 70]);
         assert_eq!((aimed.peak.load, aimed.rank_costs.as_slice()), (70, &[70, 70][..]));
         assert_eq!(aimed.shared.iter().sum::<u64>(), 70);
-        assert_eq!(aimed.quotas[0] + aimed.quotas[2], 10);
-        assert_eq!(splitter.peak_cost(&aimed.quotas, &aimed.shared), aimed.peak);
+        assert_eq!(split.quotas[0] + split.quotas[2], 10);
+        assert_eq!(goal.peak_cost(&placement(), &split.quotas, &aimed.shared), aimed.peak);
     }
 
     #[test]
     fn speeds_and_base_loads_count() {
         let goal = SplitObjective { speeds: vec![1, 3], base: vec![4, 0], ..SplitObjective::default() };
-        let mut splitter = ObjectiveSplitter::new(placement(), goal).unwrap();
-        let aimed = splitter.split(&[40, 2, 2], 0).unwrap();
+        let (_, aimed) = solve(&goal, &[40, 2, 2]);
         assert_eq!(aimed.rank_costs, [12, 36]);
-        assert!((splitter.mean_cost(&[40, 2, 2], 0) - 12.0).abs() < 1e-12);
-        assert!(
-            ObjectiveSplitter::new(
-                placement(),
-                SplitObjective { speeds: vec![1], ..SplitObjective::default() }
-            )
-            .is_err()
-        );
+        assert!((goal.mean_cost(2, &[40, 2, 2]) - 12.0).abs() < 1e-12);
+        let wrong = SplitObjective { speeds: vec![1], ..SplitObjective::default() };
+        assert!(Splitter::builder(placement()).objective(wrong).build().is_err());
     }
 
     #[test]
@@ -185,9 +180,8 @@ mod tests {
         {
             for (vector, base) in [(false, vec![]), (false, vec![5, 0])] {
                 let goal = SplitObjective { cost, vector, base, ..SplitObjective::default() };
-                let mut splitter = ObjectiveSplitter::new(placement(), goal).unwrap();
-                let aimed = splitter.split(&[90, 33, 7], 0).unwrap();
-                assert_eq!(splitter.peak_cost(&aimed.quotas, &[]), aimed.peak, "{cost:?}");
+                let (split, aimed) = solve(&goal, &[90, 33, 7]);
+                assert_eq!(goal.peak_cost(&placement(), &split.quotas, &[]), aimed.peak, "{cost:?}");
                 assert!(aimed.bound <= aimed.peak, "{cost:?}");
             }
         }

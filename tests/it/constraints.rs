@@ -141,7 +141,11 @@ fn check(kinds: &[Kind], report: &PlanReport, previous: Option<&Plan>) {
         }
         assert_eq!(change.moves.len(), moves, "{kinds:?}");
         assert!(limits.max_moves.is_none_or(|most| moves <= most), "{kinds:?}: {moves} moves");
-        assert_eq!(change.verdict.is_some(), limits.horizon.is_some() && limits.link_budget.is_none(), "{kinds:?}");
+        assert_eq!(
+            change.verdict.is_some(),
+            limits.horizon.is_some() && limits.link_budget.is_none(),
+            "{kinds:?}"
+        );
     }
     if let Some(budget) = limits.link_budget {
         assert_eq!(report.links.as_ref().unwrap().received, received, "{kinds:?}");

@@ -80,7 +80,11 @@ fn more_ranks_may_have_fewer_slots_each() {
         // Twelve of eighteen slots are left on each rank that stays.
         assert_eq!(new.placement.slots_per_rank(), 12);
         let moved = change.moves.iter().filter(|m| (m.to as usize) < 4).count();
-        assert!(moved <= 12, "{moved} experts moved between ranks that stay, of {}", old.placement.slots().len());
+        assert!(
+            moved <= 12,
+            "{moved} experts moved between ranks that stay, of {}",
+            old.placement.slots().len()
+        );
     }
     let fresh = plan(&trace, Cluster::new(6, 1, 64, 8).unwrap(), None, &[]);
     assert!(imbalance(&grown) <= imbalance(&fresh) * 1.03, "{} and {}", imbalance(&grown), imbalance(&fresh));

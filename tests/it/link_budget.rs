@@ -136,7 +136,11 @@ fn a_loss_needs_room_on_the_links_for_what_was_lost() {
     let left = place::without_ranks(&cluster(), EXPERTS, &[1]).unwrap();
     let request = |bytes| {
         let budget = LinkBudget { bytes, expert_bytes: 1 };
-        PlanRequest::new(&trace, left, policy.as_ref()).previous(&first).lost_ranks(&[1]).link_budget(budget).run(&())
+        PlanRequest::new(&trace, left, policy.as_ref())
+            .previous(&first)
+            .lost_ranks(&[1])
+            .link_budget(budget)
+            .run(&())
     };
     let homeless: usize = first
         .layers

@@ -213,7 +213,10 @@ fn tails_are_better_served_by_their_own_objective() {
 fn impossible_shapes_are_told() {
     let cluster = Cluster::new(4, 1, 8, 0).unwrap();
     let history = trace(9, 3, 0);
-    let error = quick().place(&PlaceRequest::new(&History::from_trace(&history, 0), &cluster)).unwrap_err().to_string();
+    let error = quick()
+        .place(&PlaceRequest::new(&History::from_trace(&history, 0), &cluster))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("8 slots cannot hold 9 experts"), "{error}");
     let other = place(&quick(), &trace(8, 3, 0), &Cluster::new(2, 1, 8, 0).unwrap());
     let error = replan(&quick(), &History::from_trace(&trace(8, 3, 0), 0), &cluster, &other, Some(3));
@@ -316,7 +319,8 @@ fn totals_planned_for_the_even_split_hold_against_eplb() {
         let batches = trace(32, 60, seed);
         let totals = Trace::from_loads(32, vec![0], vec!["all".into()], batches.totals(0).to_vec()).unwrap();
         let eplb = place::policy("eplb", 1, &cluster).unwrap();
-        let eplb = eplb.place(&PlaceRequest::new(&History::from_trace(&totals, 0), &cluster)).unwrap().placement;
+        let eplb =
+            eplb.place(&PlaceRequest::new(&History::from_trace(&totals, 0), &cluster)).unwrap().placement;
         let even = place(&quick().for_split(SplitMethod::Even), &totals, &cluster);
         let [found, eplb] = [&even, &eplb].map(|p| peaks_by(&batches, 0..60, p, SplitMethod::Even));
         assert!(found as f64 <= 1.02 * eplb as f64, "seed {seed}: {found} above {eplb}");

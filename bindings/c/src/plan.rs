@@ -2,8 +2,8 @@
 
 use crate::planner::ek_planner;
 use crate::status::{
-    CallFailure, array_from_raw, array_from_raw_mut, ek_status, free_handle, handle_from_raw, run_guarded, store_handle,
-    text_from_raw,
+    CallFailure, array_from_raw, array_from_raw_mut, ek_status, free_handle, handle_from_raw, run_guarded,
+    store_handle, text_from_raw,
 };
 use evenkeel::cluster::Cluster;
 use evenkeel::export::{self, Dialect};

@@ -129,7 +129,9 @@ fn constraints(arguments: &Bound<'_, PyDict>) -> PyResult<Constraints> {
                     "1" => Coverage::All,
                     "best" => Coverage::Heaviest,
                     other => {
-                        return Err(input_error(format!("survive_rank_loss {other:?}: expected \"1\" or \"best\"")));
+                        return Err(input_error(format!(
+                            "survive_rank_loss {other:?}: expected \"1\" or \"best\""
+                        )));
                     }
                 });
             }
@@ -139,20 +141,22 @@ fn constraints(arguments: &Bound<'_, PyDict>) -> PyResult<Constraints> {
             "model" => model = Some(value.extract::<String>()?.parse().map_err(library_error)?),
             "gpu" => gpu = Some(value.extract::<String>()?.parse().map_err(library_error)?),
             other => {
-                return Err(PyTypeError::new_err(format!("plan() got an unexpected keyword argument '{other}'")));
+                return Err(PyTypeError::new_err(format!(
+                    "plan() got an unexpected keyword argument '{other}'"
+                )));
             }
         }
     }
     if let Some(steps) = steps {
         let (Some(gbps), Some(model), Some(gpu)) = (gbps, model, gpu) else {
-            return Err(input_error("horizon_steps: expected link_gbps, model and gpu too".into()));
+            return Err(input_error("horizon_steps: expected link_gbps, model and gpu too"));
         };
         let horizon = Horizon::on_link(steps, gbps, &model, &gpu);
-        limits.horizon = Some(horizon.ok_or_else(|| input_error("link_gbps 0: expected 1 or more".into()))?);
+        limits.horizon = Some(horizon.ok_or_else(|| input_error("link_gbps 0: expected 1 or more"))?);
     }
     if let Some(bytes) = link_bytes {
         let Some(model) = model else {
-            return Err(input_error("link_budget_bytes: expected model too".into()));
+            return Err(input_error("link_budget_bytes: expected model too"));
         };
         limits.link_budget = Some(LinkBudget { bytes, expert_bytes: model.expert_bytes() });
     }
@@ -229,7 +233,8 @@ impl Plan {
     #[getter]
     fn moves(&self) -> BTreeMap<u32, Vec<(u32, Option<u32>, u32, u32)>> {
         let layers = self.inner.layers.iter().zip(&self.changes);
-        let moves = |change: &LayerChange| change.moves.iter().map(|m| (m.expert, m.from, m.to, m.slot)).collect();
+        let moves =
+            |change: &LayerChange| change.moves.iter().map(|m| (m.expert, m.from, m.to, m.slot)).collect();
         layers.map(|(layer, change)| (layer.layer, moves(change))).collect()
     }
 

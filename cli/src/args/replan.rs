@@ -24,12 +24,7 @@ pub(crate) struct MoveArgs {
     ///
     /// Every layer is planned with room for 1, 2, 4, .. moves. The command selects the moves that lower the
     /// exact peaks most per move, while every receiver has room.
-    #[arg(
-        long,
-        value_name = "MIB",
-        requires = "model",
-        help_heading = "Moves"
-    )]
+    #[arg(long, value_name = "MIB", requires = "model", help_heading = "Moves")]
     pub(crate) link_budget: Option<u64>,
     /// Move in a layer only if the move pays within this many steps; needs --link-gbps and --model MODEL,GPU
     #[arg(

@@ -81,7 +81,7 @@ impl Case {
 }
 
 fn split(placement: &Placement, method: SplitMethod, nodes: usize, loads: &[u64]) -> Split {
-    let mut splitter = Splitter::on_nodes(placement.clone(), method, nodes).unwrap();
+    let mut splitter = Splitter::builder(placement.clone()).method(method).nodes(nodes).build().unwrap();
     let mut split = Split::default();
     splitter.split(loads, &mut split).unwrap();
     splitter.check(loads, &split).unwrap();
@@ -279,7 +279,7 @@ fn what_cannot_be_routed_is_refused() {
     assert_eq!(refused(0, &[0, 4], 2, 0), "position 1: expert id 4, expected -1 (no expert) to 3");
     let room = router.redirect_into(0, &[0i32], 1, 0, &mut [0, 0]);
     assert_eq!(room, Err(StackRouterError::Room { ids: 1, room: 2 }));
-    let nodes = Splitter::on_nodes(two_nodes(), SplitMethod::Even, 3).unwrap_err();
+    let nodes = Splitter::builder(two_nodes()).method(SplitMethod::Even).nodes(3).build().unwrap_err();
     assert!(matches!(nodes, SplitError::Nodes { ranks: 4, nodes: 3 }));
 }
 

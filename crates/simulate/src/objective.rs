@@ -6,7 +6,7 @@
 use super::{SimulationConfig, SimulationResult};
 use evenkeel::evaluate::{EvaluateError, SummaryStats};
 use evenkeel::place::Placement;
-use evenkeel::split::{ObjectiveSplitter, Peak, Split, SplitError, SplitMethod, SplitObjective, Splitter};
+use evenkeel::split::{Peak, Split, SplitError, SplitMethod, SplitObjective, Splitter};
 use evenkeel::trace::Trace;
 use rayon::prelude::*;
 use std::time::Instant;
@@ -104,8 +104,9 @@ fn split_layer(
         .into_iter()
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed(first))?;
-    let mut aimed = ObjectiveSplitter::new(placement.clone(), goal.clone()).map_err(failed(first))?;
-    let mut split = Split::default();
+    let aimed = Splitter::builder(placement.clone()).objective(goal.clone()).build();
+    let mut aimed = aimed.map_err(failed(first))?;
+    let (mut split, mut shared_loads) = (Split::default(), Vec::new());
     let mut all: [Vec<SplitSample>; 3] = Default::default();
     for step in config.judge_on.clone() {
         let loads = trace.loads(step, layer);
@@ -114,10 +115,14 @@ fn split_layer(
             continue;
         }
         let tokens = total.div_ceil(top_k);
-        let mean = aimed.mean_cost(loads, tokens);
+        shared_loads.clear();
+        shared_loads.extend_from_slice(loads);
+        shared_loads.extend(goal.shared.then_some(tokens));
+        let mean = goal.mean_cost(placement.ranks(), &shared_loads);
         let begun = Instant::now();
-        let best = aimed.split(loads, tokens).map_err(failed(step))?;
+        aimed.split(&shared_loads, &mut split).map_err(failed(step))?;
         let taken = begun.elapsed().as_secs_f64();
+        let best = split.objective.take().unwrap_or_default();
         let one = |peak: Peak, seconds: f64| SplitSample {
             imbalance: peak.as_f64() / mean,
             bound: best.bound.as_f64() / mean,
@@ -130,7 +135,7 @@ fn split_layer(
         for (splitter, all) in plain.iter_mut().zip(&mut all) {
             let begun = Instant::now();
             splitter.split(loads, &mut split).map_err(failed(step))?;
-            all.push(one(aimed.peak_cost(&split.quotas, &own), begun.elapsed().as_secs_f64()));
+            all.push(one(goal.peak_cost(placement, &split.quotas, &own), begun.elapsed().as_secs_f64()));
         }
     }
     Ok(all)

@@ -2,12 +2,12 @@
 //!
 //! Input is the placements of a simulation, the time of an expert, and the cost of a plan. Output is one
 //! [`PlanningCostRow`] per policy. It has the time of all judged batches if none, all, or only the promising
-//! ones ([`LazySplitter`]) are planned, including the cost of planning.
+//! ones ([`lazy`](evenkeel::split::SplitterBuilder::lazy)) are planned, including the cost of planning.
 
 use super::{SimulationConfig, SimulationResult};
 use evenkeel::evaluate::EvaluateError;
 use evenkeel::place::Placement;
-use evenkeel::split::{LazySplitter, Roofline, Split, SplitError, SplitMethod, Splitter, step_time};
+use evenkeel::split::{Roofline, Split, SplitError, SplitMethod, Splitter, step_time};
 use evenkeel::trace::Trace;
 use rayon::prelude::*;
 
@@ -72,7 +72,8 @@ fn time_layer(
         }
     };
     let (first, per_rank) = (config.judge_on.start, placement.slots_per_rank());
-    let mut rule = LazySplitter::new(placement.clone(), time, plan_ps).map_err(failed(first))?;
+    let rule = Splitter::builder(placement.clone()).lazy(time, plan_ps).build();
+    let mut rule = rule.map_err(failed(first))?;
     let mut always = Splitter::new(placement.clone(), SplitMethod::Exact).map_err(failed(first))?;
     let mut even = Splitter::new(placement.clone(), SplitMethod::Even).map_err(failed(first))?;
     let mut split = Split::default();
@@ -82,7 +83,8 @@ fn time_layer(
         if loads.iter().all(|&load| load == 0) {
             continue;
         }
-        let decision = rule.split(loads, &mut split).map_err(failed(step))?;
+        rule.split(loads, &mut split).map_err(failed(step))?;
+        let Some(decision) = split.reuse else { continue };
         sum.batches += 1;
         sum.planned_batches += usize::from(decision.planned);
         sum.bound_ps = sum.bound_ps.saturating_add(decision.bound_ps);

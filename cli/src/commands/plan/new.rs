@@ -38,7 +38,8 @@ impl NewPlanArgs {
     /// Checks the options against each other.
     pub(super) fn resolve(&self) -> anyhow::Result<PlanJob> {
         let cluster = self.cluster.resolve()?;
-        let job = PlanJob::from_args(&self.trace, self.cluster.groups, &self.planning, PlanStart::Empty(cluster))?;
+        let job =
+            PlanJob::from_args(&self.trace, self.cluster.groups, &self.planning, PlanStart::Empty(cluster))?;
         Ok(PlanJob { report: self.report.clone(), ..job })
     }
 }

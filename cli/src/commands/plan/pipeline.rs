@@ -151,7 +151,11 @@ impl PlanJob {
             horizon: limits.horizon,
             memory,
             changes: previous.as_ref().map(|_| made.changes.clone()),
-            links: made.links.clone().zip(limits.link_budget).map(|(used, budget)| LinkUsage { budget, used }),
+            links: made
+                .links
+                .clone()
+                .zip(limits.link_budget)
+                .map(|(used, budget)| LinkUsage { budget, used }),
             losses: limits.coverage.map(|_| evaluate_losses(&made.plan, &trace)).transpose()?,
             redundant: made.redundant.clone(),
             by_speed: match speeds.is_empty() {
@@ -228,7 +232,9 @@ impl PlanJob {
         let left = without_ranks(&previous.cluster, experts, lost);
         // Ranks that join can hold what those that are left cannot.
         let left = match (left, start.change.ranks) {
-            (Err(_), Some(ranks)) if ranks > previous.cluster.ranks().saturating_sub(lost.len()) => previous.cluster,
+            (Err(_), Some(ranks)) if ranks > previous.cluster.ranks().saturating_sub(lost.len()) => {
+                previous.cluster
+            }
             (left, _) => left?,
         };
         if left.nodes() == 1 && previous.cluster.nodes() > 1 && start.change.nodes.is_none() {

@@ -3,7 +3,7 @@
 use crate::render::table::render_table;
 use evenkeel::evaluate::SummaryStats;
 use evenkeel::plan::Plan;
-use evenkeel::split::{ObjectiveSplitter, SplitObjective};
+use evenkeel::split::{Split, SplitObjective, Splitter};
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
 
@@ -22,12 +22,14 @@ impl SpeedFigures {
         for layer in &plan.layers {
             let Ok(index) = trace.layers().binary_search(&layer.layer) else { continue };
             let goal = SplitObjective { speeds: speeds.to_vec(), ..SplitObjective::default() };
-            let mut splitter = ObjectiveSplitter::new(layer.placement.clone(), goal)?;
-            let mut own = Vec::new();
+            let mut splitter = Splitter::builder(layer.placement.clone()).objective(goal.clone()).build()?;
+            let (mut split, mut own) = (Split::default(), Vec::new());
             for step in 0..trace.steps().len() {
                 let loads = trace.loads(step, index);
                 if loads.iter().any(|&load| load > 0) {
-                    own.push(splitter.split(loads, 0)?.peak.as_f64() / splitter.mean_cost(loads, 0));
+                    splitter.split(loads, &mut split)?;
+                    let peak = goal.peak_cost(&layer.placement, &split.quotas, &[]);
+                    own.push(peak.as_f64() / goal.mean_cost(layer.placement.ranks(), loads));
                 }
             }
             layers.push((layer.layer, (!own.is_empty()).then(|| SummaryStats::from_values(own.clone()))));

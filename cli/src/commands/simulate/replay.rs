@@ -46,7 +46,8 @@ pub(super) struct ReplayArgs {
     max_moves: Vec<usize>,
     /// Also move only if that pays until the next plan; needs --model
     ///
-    /// A move pays if the time saved exceeds the time of the copies. --model needs a GPU: MODEL,GPU. The value is the link rate into a rank, in gigabits per second.
+    /// A move pays if the time saved exceeds the time of the copies. --model needs a GPU: MODEL,GPU. The
+    /// value is the link rate into a rank, in gigabits per second.
     #[arg(long, value_name = "GBPS", requires = "model", help_heading = "Re-planning")]
     link_gbps: Option<u64>,
     /// Write a report to this file: one HTML page that needs no network

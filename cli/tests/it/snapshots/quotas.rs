@@ -34,7 +34,7 @@ fn digest(trace: &Trace, placements: &[Placement], nodes: usize, method: SplitMe
     let (mut hash, mut split) = (Sha256::new(), Split::default());
     let (mut batches, mut peaks) = (0, 0);
     for (layer, placement) in placements.iter().enumerate() {
-        let mut splitter = Splitter::on_nodes(placement.clone(), method, nodes).unwrap();
+        let mut splitter = Splitter::builder(placement.clone()).method(method).nodes(nodes).build().unwrap();
         for step in 0..trace.steps().len() {
             splitter.split(trace.loads(step, layer), &mut split).unwrap();
             split.quotas.iter().for_each(|quota| hash.update(quota.to_le_bytes()));

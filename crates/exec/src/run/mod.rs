@@ -212,7 +212,7 @@ impl ExecRun<'_> {
             }
             let nodes = self.exec.cluster.nodes();
             let (mut split, mut splitter) =
-                (Split::default(), Splitter::on_nodes(placement.clone(), method, nodes)?);
+                (Split::default(), Splitter::builder(placement.clone()).method(method).nodes(nodes).build()?);
             splitter.split(&run.counts, &mut split)?;
             splitter.check(&run.counts, &split)?;
             Ok(split.rank_loads)

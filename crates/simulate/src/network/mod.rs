@@ -179,7 +179,10 @@ fn predict_counts(
         let (layer, step) = (trace.layers()[layer], trace.steps()[step].clone());
         move |source: SplitError| EvaluateError::Split { layer, step, source }
     };
-    let mut splitter = Splitter::on_nodes(placement.clone(), method, config.cluster.nodes())
+    let mut splitter = Splitter::builder(placement.clone())
+        .method(method)
+        .nodes(config.cluster.nodes())
+        .build()
         .map_err(failed(config.judge_on.start))?;
     let planned = exchanges_counts(placement, method);
     let (mut split, mut traffic) = (Split::default(), RowTraffic::new(&config.cluster, pace.one_copy));

@@ -140,10 +140,8 @@ check: $(TOOLS) ## Check formatting, lints, documentation and sentences.
 	$(WITH_TOOLS) $(CARGO) clippy --workspace --all-targets --features $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace
 
-# `make mpi` builds with MPI, and `make test` with HiGHS and the oracle.
 features: $(TOOLS) .tools/hack/bin/cargo-hack ## Check that every package builds with each of its features alone.
-	export PATH="$(CURDIR)/.tools/hack/bin:$$PATH"; $(WITH_TOOLS) $(CARGO) hack check --each-feature --no-dev-deps --workspace \
-		--exclude-features highs,mpi,oracle
+	PATH="$(CURDIR)/.tools/hack/bin:$$PATH"; export PATH; $(WITH_TOOLS) CARGO=$(CARGO) PYTHON=$(PYTHON) scripts/check_features.sh
 
 examples: $(TOOLS) ## Build all examples and run each.
 	$(WITH_TOOLS) $(CARGO) build --workspace --examples --features $(FEATURES)

@@ -114,7 +114,11 @@ impl<P: Policy> Constrained<P> {
             let limits = if joined < left { vec![joined, left] } else { vec![left] };
             for limit in limits {
                 let limit = (limit < usize::MAX).then_some(limit);
-                let planned = self.place(&rest.max_moves(limit))?.placement;
+                let planned = match self.place(&rest.max_moves(limit)) {
+                    // The covered placement is one that the limit allows.
+                    Err(PlaceError::TooFewMoves { .. }) => continue,
+                    planned => planned?.placement,
+                };
                 let other = cost(&planned, &start, origins, &mut scenarios)?;
                 if other < best {
                     (placement, best) = (planned, other);

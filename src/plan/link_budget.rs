@@ -134,7 +134,10 @@ impl PlanRequest<'_> {
         let mut all = vec![least];
         let limits = std::iter::successors(Some(1usize), |limit| limit.checked_mul(2));
         for limit in limits.take_while(|&limit| limit < most).filter(|&limit| limit > fewest) {
-            all.push(choice(stage.place_layer(layer, &history, cluster, Some(limit))?)?);
+            match stage.place_layer(layer, &history, cluster, Some(limit)) {
+                Err(PlaceError::TooFewMoves { .. }) => {}
+                placed => all.push(choice(placed?)?),
+            }
         }
         all.push(last);
         // The sort is stable, so the current placement stays before any other without a move.

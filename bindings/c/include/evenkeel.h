@@ -37,6 +37,55 @@ typedef struct ek_plan ek_plan;
 // Planner that splits the batches of one layer and redirects their tokens to slots.
 typedef struct ek_planner ek_planner;
 
+// Cluster, policy and constraints of a plan. Set `size` to `sizeof(ek_plan_options)` and all other members
+// that have no value to 0, as `ek_plan_options options = {sizeof options, 8, 1, 8, 1};` does.
+typedef struct {
+  // Size of this structure in bytes.
+  size_t size;
+  // Ranks of the group.
+  size_t ranks;
+  // Nodes that hold the ranks.
+  size_t nodes;
+  // Slots beyond one per expert over all ranks. With `uneven`, some ranks have one slot less.
+  size_t redundant;
+  // Expert groups of the model, 1 if its router has none.
+  size_t groups;
+  // Name of the policy as on the command line ("recourse", "eplb", ..). NULL selects the default.
+  const char *policy;
+  // True if the slots need not divide over the ranks.
+  bool uneven;
+  // Experts that have to survive the loss of any one rank: 0 none, 1 all, 2 as many as possible.
+  uint32_t coverage;
+  // Speed of each rank, `[speed_count]`. NULL means equal ranks.
+  const uint32_t *speeds;
+  // Number of speeds.
+  size_t speed_count;
+  // True if all layers share `memory_budget` redundant slots.
+  bool has_memory_budget;
+  // Redundant slots of all layers together.
+  size_t memory_budget;
+  // Plan that runs now. NULL plans from scratch.
+  const ek_plan *previous;
+  // Ranks of `previous` that are lost, `[lost_rank_count]`.
+  const size_t *lost_ranks;
+  // Number of lost ranks.
+  size_t lost_rank_count;
+  // True if `max_moves` limits the moves of each layer.
+  bool has_max_moves;
+  // Highest number of moves per layer.
+  size_t max_moves;
+  // Steps within which moves have to pay. 0 accepts all moves.
+  uint64_t horizon_steps;
+  // Gigabits per second that a rank receives, for `horizon_steps`.
+  uint64_t link_gbps;
+  // Bytes that a rank may receive over all layers. 0 sets no limit.
+  uint64_t link_bytes;
+  // Model that runs, as in "deepseek-v3", for `horizon_steps` and `link_bytes`.
+  const char *model;
+  // GPU that runs it, as in "h100", for `horizon_steps`.
+  const char *gpu;
+} ek_plan_options;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -82,16 +131,8 @@ ek_status ek_device_planner_redirect(ek_device_planner *planner,
                                      void *slots,
                                      void *stream);
 
-// Plans from a trace file or folder in any format that evenkeel reads. `redundant` counts slots beyond one
-// per expert over all ranks. `policy` is a name as on the command line ("recourse", "eplb", ..). NULL
-// selects the default. `groups` is the number of expert groups of the model, 1 if its router has none.
-ek_status ek_plan_new(const char *trace,
-                      size_t ranks,
-                      size_t nodes,
-                      size_t redundant,
-                      size_t groups,
-                      const char *policy,
-                      ek_plan **out);
+// Plans from a trace file or folder in any format that evenkeel reads.
+ek_status ek_plan_new(const char *trace, const ek_plan_options *options, ek_plan **out);
 
 // Reads and checks a plan file.
 ek_status ek_plan_read(const char *path, ek_plan **out);

@@ -44,17 +44,6 @@ pub(crate) struct PlanningArgs {
     /// The command computes the imbalance after each possible loss exactly, and reports the worst.
     #[arg(long, value_name = "1|best", hide_short_help = true)]
     pub(crate) survive_rank_loss: Option<RankLossTarget>,
-    /// Redundant slots of all layers together: a layer gets them where they lower its peaks most
-    ///
-    /// Slots that no layer gets stay empty.
-    #[arg(
-        long,
-        value_name = "SLOTS",
-        conflicts_with_all = ["redundant", "uneven"],
-        hide_short_help = true,
-        help_heading = "Cluster"
-    )]
-    pub(crate) memory_budget: Option<usize>,
     /// Speed of each rank, one whole number per rank: faster ranks serve more
     ///
     /// The policy plans as for equal ranks. Exact splits at these speeds then refine its placement, or a

@@ -179,7 +179,10 @@ fn show_prints_values_with_their_sources() {
     assert_eq!(rows[0], ["file:", file.to_str().unwrap()]);
     assert_eq!(row("ranks")[..3], ["ranks", "4", "evenkeel.toml:2"]);
     assert!(row("ranks").contains(&"simulate,") && !row("ranks").contains(&"bench"), "{text}");
-    assert_eq!(row("memory-budget"), &["memory-budget", "64", "evenkeel.toml:5", "plan,", "plan", "new"]);
+    assert_eq!(
+        row("memory-budget"),
+        &["memory-budget", "64", "evenkeel.toml:5", "plan,", "plan", "new,", "plan", "replan"]
+    );
     assert_eq!(row("threads"), &["threads", "2", "flag", "every", "command"]);
     assert_eq!(row("split"), &["split", "even", "EVENKEEL_RUN_SPLIT", "run"]);
     assert!(text.contains("no option reads EVENKEEL_RANK; the nearest is EVENKEEL_RANKS"), "{text}");

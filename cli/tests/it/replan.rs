@@ -133,9 +133,11 @@ fn a_plan_with_a_past_keeps_what_it_can() {
     let table = stdout(&["plan", "replan", &first, &new, "-v"]);
     assert!(table.contains("moves in 2 layers") && table.contains("from rank"), "{table}");
 
-    // The plan determines the cluster, and a change has to name the ranks that leave.
-    let fewer = refusal(&["plan", "replan", &first, &new, "--ranks", "3"]);
-    assert!(fewer.contains("3 ranks, but 4 of the previous plan are left"), "{fewer}");
+    // The plan determines the cluster.
+    for option in ["--ranks", "--redundant", "--nodes"] {
+        let usage = evenkeel(&["plan", "replan", &first, &new, option, "4"]);
+        assert_eq!(usage.status.code(), Some(2), "{option}");
+    }
     assert!(refusal(&["plan", "replan", "/nowhere.json", &new]).contains("/nowhere.json"));
     assert!(refusal(&["plan", &new]).contains("--ranks is missing"));
 }
@@ -224,7 +226,7 @@ fn ranks_may_join_and_ranks_that_stay_keep_what_they_have() {
     let trace = trace_file(folder.path(), "old.csv", 10, |_| 0);
     let (first, next) = (at("first.json"), at("next.json"));
     plan(&trace, &first, &["--ranks", "8", "--redundant", "8", "--nodes", "2"]);
-    let d = replan(&first, &trace, &next, &["--ranks", "12"]);
+    let d = replan(&first, &trace, &next, &["--add-ranks", "4"]);
     // Each rank keeps its three slots, and each node its four ranks.
     assert_eq!(
         (&d["cluster"]["ranks"], &d["cluster"]["usable_slots"], &d["cluster"]["nodes"]),
@@ -244,12 +246,14 @@ fn ranks_may_join_and_ranks_that_stay_keep_what_they_have() {
         }
     }
     // A rank fails and two others take over, in one plan.
-    let d = replan(&first, &trace, &next, &["--lost-ranks", "5", "--ranks", "9"]);
+    let d = replan(&first, &trace, &next, &["--lost-ranks", "5", "--add-ranks", "2"]);
     assert_eq!(d["cluster"]["ranks"], 9);
     assert_eq!(document(&["plan", "check", &next, "--json"])["valid"], true);
     // The slots of each rank may change too.
-    let d = replan(&first, &trace, &next, &["--ranks", "12", "--redundant", "8"]);
+    let d = replan(&first, &trace, &next, &["--add-ranks", "4", "--slots-per-rank", "2"]);
     assert_eq!((&d["cluster"]["slots_per_rank"], &d["cluster"]["usable_slots"]), (&2.into(), &24.into()));
+    let few = refusal(&["plan", "replan", &first, &trace, "--slots-per-rank", "1"]);
+    assert!(few.contains("8 ranks x 1 slots cannot hold 16 experts"), "{few}");
 }
 
 #[test]
@@ -261,13 +265,13 @@ fn a_previous_plan_may_be_a_stacks_file() {
     let (first, file) = (at("first.json"), at("stack"));
     plan(&trace, &first, &["--ranks", "4", "--policy", "eplb"]);
     for dialect in ["sglang", "trtllm", "vllm", "vllm-ascend", "eplb"] {
-        stdout(&["plan", "export", &first, "--to", dialect, "-o", &file]);
+        stdout(&["plan", "export", &first, "--to", dialect, "--moe-layers", "3,5", "-o", &file]);
         let again = |previous: &str, more: &[&str]| {
             document(&[&["plan", "replan", previous, &new, "--max-moves", "2", "--json"], more].concat())
         };
         let (plan, stack) = (again(&first, &[]), again(&file, &["--from-ranks", "4"]));
         assert_eq!((&plan["moves"], &plan["layers"]), (&stack["moves"], &stack["layers"]), "{dialect}");
-        let grown = again(&file, &["--from-ranks", "4", "--ranks", "5", "--uneven"]);
+        let grown = again(&file, &["--from-ranks", "4", "--add-ranks", "1"]);
         assert_eq!(grown["cluster"]["ranks"], 5, "{dialect}");
         let wrong = refusal(&["plan", "replan", &file, &new]);
         assert!(wrong.contains("expected --from-ranks"), "{dialect}: {wrong}");

@@ -29,6 +29,17 @@ pub(crate) struct NewPlanArgs {
     cluster: ClusterArgs,
     #[command(flatten)]
     planning: PlanningArgs,
+    /// Redundant slots of all layers together: a layer gets them where they lower its peaks most
+    ///
+    /// Slots that no layer gets stay empty.
+    #[arg(
+        long,
+        value_name = "SLOTS",
+        conflicts_with_all = ["redundant", "uneven"],
+        hide_short_help = true,
+        help_heading = "Cluster"
+    )]
+    memory_budget: Option<usize>,
     /// Write a report to this file: one HTML page that needs no network
     #[arg(long, value_name = "FILE", conflicts_with_all = ["memory_budget", "speeds"])]
     report: Option<PathBuf>,
@@ -40,7 +51,9 @@ impl NewPlanArgs {
         let cluster = self.cluster.resolve()?;
         let job =
             PlanJob::from_args(&self.trace, self.cluster.groups, &self.planning, PlanStart::Empty(cluster))?;
-        Ok(PlanJob { report: self.report.clone(), ..job })
+        let mut job = PlanJob { report: self.report.clone(), ..job };
+        job.constraints.memory_budget = self.memory_budget;
+        Ok(job)
     }
 }
 

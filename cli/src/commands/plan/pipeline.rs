@@ -13,7 +13,7 @@ use crate::output::{Output, StderrBar, command_line, is_stdout, print_json, prin
 use crate::render::memory::RedundancyMemory;
 use anyhow::{Context as _, bail};
 use evenkeel::cluster::Cluster;
-use evenkeel::export::{self, RuntimeTarget};
+use evenkeel::export::{self, ExportError, RuntimeTarget};
 use evenkeel::model::MoeModel;
 use evenkeel::place::{self, Contiguous, Eplb, Policy, TieBreak, without_ranks};
 use evenkeel::plan::{BatchProvenance, Constraints, FixedPlacement, Plan, PlanReport, PlanRequest};
@@ -57,33 +57,31 @@ pub(super) struct PreviousPlan {
     pub(super) change: RankChange,
 }
 
-/// Change of a cluster by options. `None` keeps the value of the previous plan.
+/// Change of a cluster by options.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RankChange {
-    pub(super) ranks: Option<usize>,
-    pub(super) redundant: Option<usize>,
-    pub(super) nodes: Option<usize>,
-    pub(super) uneven: bool,
+    /// Number of ranks that join.
+    pub(super) add_ranks: usize,
+    /// Slots of each rank. `None` keeps those of the previous plan.
+    pub(super) slots_per_rank: Option<usize>,
 }
 
 impl RankChange {
     /// Returns the cluster that follows from `left`, the cluster of the previous plan without lost ranks.
-    fn apply(self, left: &Cluster, experts: usize) -> anyhow::Result<Cluster> {
-        if self.ranks.is_none() && self.redundant.is_none() && self.nodes.is_none() && !self.uneven {
+    fn apply(self, left: &Cluster, left_ranks: usize, experts: usize) -> anyhow::Result<Cluster> {
+        if self.add_ranks == 0 && self.slots_per_rank.is_none() {
             return Ok(*left);
         }
-        let ranks = self.ranks.unwrap_or(left.ranks());
+        let ranks = left_ranks.saturating_add(self.add_ranks);
         let per_node = left.ranks() / left.nodes();
         let nodes = if ranks.is_multiple_of(per_node) { ranks / per_node } else { 1 };
-        let slots = ranks.saturating_mul(left.slots_per_rank().min(experts));
-        let spec = ClusterSpec {
-            ranks,
-            nodes: self.nodes.unwrap_or(nodes),
-            redundant: Some(self.redundant.unwrap_or(slots.saturating_sub(experts))),
-            groups: 1,
-            uneven: self.uneven,
-        };
-        spec.for_experts(experts)
+        let width = self.slots_per_rank.unwrap_or(left.slots_per_rank());
+        let redundant = ranks.saturating_mul(width).checked_sub(experts).with_context(|| {
+            format!(
+                "{ranks} ranks x {width} slots cannot hold {experts} experts: expected more --slots-per-rank"
+            )
+        })?;
+        Ok(Cluster::new(ranks, nodes, experts, redundant)?)
     }
 }
 
@@ -100,7 +98,6 @@ impl PlanJob {
         let mut constraints = Constraints::default();
         constraints.coverage = args.survive_rank_loss.map(|target| target.0);
         constraints.speeds = args.speeds;
-        constraints.memory_budget = args.memory_budget;
         Ok(Self {
             trace: trace.clone(),
             groups,
@@ -200,13 +197,14 @@ impl PlanJob {
         let PlanStart::Previous(PreviousPlan { path, from_ranks, .. }) = &self.start else { return Ok(None) };
         let shown = path.display();
         let text = std::fs::read_to_string(path).with_context(|| format!("{shown}"))?;
-        if Plan::is_plan_document(&text) || export::read(&text, 1).is_err() {
-            return Plan::from_json(&text).map(Some).with_context(|| format!("{shown}"));
-        }
-        let Some(ranks) = *from_ranks else {
-            bail!(
+        let parsed = || Plan::from_json(&text).map(Some).with_context(|| format!("{shown}"));
+        let ranks = match *from_ranks {
+            _ if Plan::is_plan_document(&text) => return parsed(),
+            Some(ranks) => ranks,
+            None if matches!(export::read(&text, 1), Err(ExportError::Unrecognised(_))) => return parsed(),
+            None => bail!(
                 "{shown} is a file of a serving stack: expected --from-ranks, the number of ranks that share its slots"
-            );
+            ),
         };
         let imported = export::read(&text, ranks).with_context(|| format!("{shown}"))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -225,24 +223,25 @@ impl PlanJob {
         if previous.experts != experts {
             bail!("the previous plan has {} experts, the trace {experts}", previous.experts);
         }
-        if self.constraints.lost_ranks.is_empty() {
-            return start.change.apply(&previous.cluster, experts);
+        let (lost, before) = (&self.constraints.lost_ranks, &previous.cluster);
+        if lost.is_empty() {
+            return start.change.apply(before, before.ranks(), experts);
         }
-        let lost = &self.constraints.lost_ranks;
-        let left = without_ranks(&previous.cluster, experts, lost);
-        // Ranks that join can hold what those that are left cannot.
-        let left = match (left, start.change.ranks) {
-            (Err(_), Some(ranks)) if ranks > previous.cluster.ranks().saturating_sub(lost.len()) => {
-                previous.cluster
+        let left = match without_ranks(before, experts, lost) {
+            Ok(left) => left,
+            // Ranks that join can hold what those that are left cannot.
+            Err(_) if start.change.add_ranks > 0 && lost.iter().all(|&rank| rank < before.ranks()) => {
+                let left = (0..before.ranks()).filter(|rank| !lost.contains(rank)).count();
+                return start.change.apply(before, left, experts);
             }
-            (left, _) => left?,
+            Err(error) => return Err(error.into()),
         };
-        if left.nodes() == 1 && previous.cluster.nodes() > 1 && start.change.nodes.is_none() {
+        if left.nodes() == 1 && before.nodes() > 1 {
             output.print_note(
                 "the remaining ranks are planned as one node, because the nodes no longer have equal ranks",
             );
         }
-        start.change.apply(&left, experts)
+        start.change.apply(&left, left.ranks(), experts)
     }
 
     /// Returns the policy, and the runtime that it plans for.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 /// Plan again from the placements of a plan, with few moves
 ///
-/// The cluster is that of PLAN, unless ranks are lost or --ranks, --redundant or --memory-budget changes it.
+/// The cluster is that of PLAN, unless ranks are lost or join, or their slots change.
 /// Experts keep their slots where that is as good. Ranks that stay keep their experts if others leave or
 /// join. The command counts the moves from PLAN and lists them (-v, --json). A move is an expert that a rank
 /// newly holds.
@@ -20,7 +20,7 @@ use std::path::PathBuf;
                              replan plan.json loads.csv --lost-ranks 7 -o next.json\n  evenkeel plan replan plan.json loads.csv \
                              --horizon-steps 20000 --link-gbps 400 --model deepseek-v2-lite,h20 -o next.json\n  evenkeel plan \
                              replan plan.json loads.csv --link-budget 66 --model deepseek-v2-lite -o next.json\n  evenkeel \
-                             plan replan plan.json loads.csv --ranks 40 -o next.json"
+                             plan replan plan.json loads.csv --add-ranks 8 -o next.json"
 )]
 pub(crate) struct ReplanArgs {
     /// Plan that runs now, or a file of a serving stack
@@ -39,24 +39,27 @@ pub(crate) struct ReplanArgs {
     /// EPLB and LPLB keep a group within a node where the groups divide by the nodes.
     #[arg(long, value_name = "G", default_value_t = 1, hide_short_help = true, help_heading = "Cluster")]
     groups: usize,
-    /// Ranks of the next plan: more than PLAN's without the lost ones let new ranks join [default: as many]
+    /// Ranks that join, without experts; the ranks of PLAN come first
     ///
-    /// The ranks that stay come first, in their order. New ranks follow without experts. An expert moves
-    /// between ranks that stay only if that lowers the mean peak by 0.2 % of a rank's mean load.
-    #[arg(long, value_name = "R", hide_short_help = true, help_heading = "Cluster")]
-    ranks: Option<usize>,
-    /// Redundant slots of all ranks together [default: ranks keep their number of slots]
+    /// The ranks that stay keep their experts. An expert moves between them only if that lowers the mean peak
+    /// by 0.2 % of a rank's mean load.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_short_help = true, help_heading = "Cluster")]
+    add_ranks: usize,
+    /// Slots of each rank [default: those of PLAN]
     #[arg(long, value_name = "SLOTS", hide_short_help = true, help_heading = "Cluster")]
-    redundant: Option<usize>,
-    /// Nodes that hold the ranks [default: nodes keep their number of ranks, if these divide]
-    #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Cluster")]
-    nodes: Option<usize>,
-    /// Let some ranks have one slot less than the others where the slots do not divide
+    slots_per_rank: Option<usize>,
+    /// Redundant slots of all layers together: a layer gets them where they lower its peaks most
     ///
-    /// The policies `eplb` and `lplb` need equal numbers of slots and refuse.
-    #[arg(long, hide_short_help = true, help_heading = "Cluster")]
-    uneven: bool,
-    /// Ranks that share the slots of a serving stack's file; a plan states its own [default: --ranks]
+    /// Slots that no layer gets stay empty.
+    #[arg(
+        long,
+        value_name = "SLOTS",
+        conflicts_with = "slots_per_rank",
+        hide_short_help = true,
+        help_heading = "Cluster"
+    )]
+    memory_budget: Option<usize>,
+    /// Ranks that share the slots of PLAN, if it is a file of a serving stack
     #[arg(long, value_name = "R", hide_short_help = true, help_heading = "Cluster")]
     from_ranks: Option<usize>,
 }
@@ -77,15 +80,11 @@ impl ReplanArgs {
         };
         let start = PlanStart::Previous(PreviousPlan {
             path: self.plan.clone(),
-            from_ranks: self.from_ranks.or(self.ranks),
-            change: RankChange {
-                ranks: self.ranks,
-                redundant: self.redundant,
-                nodes: self.nodes,
-                uneven: self.uneven,
-            },
+            from_ranks: self.from_ranks,
+            change: RankChange { add_ranks: self.add_ranks, slots_per_rank: self.slots_per_rank },
         });
         let mut job = PlanJob::from_args(&self.trace, self.groups, &self.planning, start)?;
+        job.constraints.memory_budget = self.memory_budget;
         job.constraints.lost_ranks.clone_from(&moves.lost_ranks);
         job.constraints.max_moves = moves.max_moves;
         job.constraints.horizon = horizon;

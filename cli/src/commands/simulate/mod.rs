@@ -27,6 +27,7 @@ use clap::{Args, Subcommand};
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     disable_help_subcommand = true,
+    mut_arg("redundant", |arg| arg.hide_short_help(true)),
     mut_arg("splits", |arg| arg.hide_short_help(true)),
     mut_arg("report", |arg| arg.hide_short_help(true))
 )]

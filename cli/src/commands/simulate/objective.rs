@@ -80,7 +80,13 @@ pub(super) struct ObjectiveArgs {
     #[arg(long, value_name = "COST", help_heading = "Objective")]
     cost: Option<CostSpec>,
     /// Objective after the peak: vector evens out all loads
-    #[arg(long, value_name = "vector", value_parser = ["vector"], help_heading = "Objective")]
+    #[arg(
+        long,
+        value_name = "vector",
+        value_parser = ["vector"],
+        hide_possible_values = true,
+        help_heading = "Objective"
+    )]
     tie_break: Option<String>,
     /// Speed of each rank, one whole number per rank
     ///

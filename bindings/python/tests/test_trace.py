@@ -82,9 +82,9 @@ def test_redundant_slots_have_the_stacks_name_too():
 
 def test_plans_from_a_previous_plan():
     trace = evenkeel.read_trace(f"{SAMPLES}/sample-decode.csv.zst")
-    first = evenkeel.plan(trace, 4, 4, policy="eplb")
+    first = evenkeel.plan(trace, 4, 16, policy="eplb")
     assert first.moves == {}
-    again = evenkeel.plan(trace, 4, 4, policy="eplb", previous=first, max_moves=1)
+    again = evenkeel.plan(trace, 4, 16, policy="eplb", previous=first, max_moves=1)
     assert list(again.moves) == first.layers.tolist() and all(len(moves) <= 1 for moves in again.moves.values())
     left = evenkeel.plan(trace, 3, 3 * first.slots_per_rank - trace.experts, previous=first, lost_ranks=[1])
     assert left.ranks == 3 and any(source is None for moves in left.moves.values() for _, source, _, _ in moves)
@@ -97,7 +97,15 @@ def test_plans_from_a_previous_plan():
     used = (small.physical_to_logical >= 0).sum() - trace.experts * len(small.layers)
     assert used <= 8 * len(first.layers)
     linked = evenkeel.plan(
-        trace, 4, 4, previous=first, link_budget_bytes=3 * 1024**3, model="gpt-oss-20b", horizon_steps=1, link_gbps=1, gpu="h100"
+        trace,
+        4,
+        16,
+        previous=first,
+        link_budget_bytes=3 * 1024**3,
+        model="gpt-oss-20b",
+        horizon_steps=1,
+        link_gbps=1,
+        gpu="h100",
     )
     assert all(not moves for moves in linked.moves.values()), "nothing pays within one step"
 

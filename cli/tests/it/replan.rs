@@ -263,7 +263,9 @@ fn a_previous_plan_may_be_a_stacks_file() {
     let trace = trace_file(folder.path(), "old.csv", 10, |_| 0);
     let new = trace_file(folder.path(), "new.csv", 10, |_| 4);
     let (first, file) = (at("first.json"), at("stack"));
-    plan(&trace, &first, &["--ranks", "4", "--policy", "eplb"]);
+    // Without redundancy no expert is twice on a rank, which vllm-ascend refuses, so that all files hold the
+    // plan.
+    plan(&trace, &first, &["--ranks", "4", "--redundant", "0", "--policy", "eplb"]);
     for dialect in ["sglang", "trtllm", "vllm", "vllm-ascend", "eplb"] {
         stdout(&["plan", "export", &first, "--to", dialect, "--moe-layers", "3,5", "-o", &file]);
         let again = |previous: &str, more: &[&str]| {

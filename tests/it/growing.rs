@@ -47,7 +47,7 @@ fn grow(experts: usize, top_k: usize, (from, to): (usize, usize), per_rank: usiz
         // Every move between ranks that stay lowers the mean peak by 0.2 % of the mean load. A peak cannot
         // fall below the mean, so there are few.
         let room = (old.imbalance.max(new.imbalance) - 1.0).max(0.05) / 0.002;
-        assert!((stayed as f64) <= room, "{} moves between ranks that stay", stayed);
+        assert!((stayed as f64) <= room, "{stayed} moves between ranks that stay");
     }
     assert!(to_new > 0 && to_new <= 2 * (to - from) * per_rank);
     // The grown plan is about as good as one that may move everything.

@@ -95,9 +95,10 @@ pub unsafe extern "C" fn ek_plan_new(
         let cluster = cluster(options.ranks, options.nodes, trace.experts(), options.redundant)
             .map_err(CallFailure::from_error)?;
         let policy = place::policy(policy, options.groups, &cluster).map_err(CallFailure::from_error)?;
-        let previous = match options.previous.is_null() {
-            true => None,
-            false => Some(&unsafe { handle_from_raw(options.previous, "previous") }?.inner),
+        let previous = if options.previous.is_null() {
+            None
+        } else {
+            Some(&unsafe { handle_from_raw(options.previous, "previous") }?.inner)
         };
         let request = PlanRequest::new(&trace, cluster, policy.as_ref()).previous(previous);
         let made = request

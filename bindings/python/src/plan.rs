@@ -24,6 +24,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// Expert, source rank, target rank and slot of a move.
+type MoveTuple = (u32, Option<u32>, u32, u32);
+
 /// Placements for all busy layers of a model on one group of ranks.
 #[pyclass(frozen, module = "evenkeel")]
 pub(crate) struct Plan {
@@ -231,7 +234,7 @@ impl Plan {
     /// id. The source rank is None if every rank with the expert was lost. Without a previous plan, and after
     /// reading a file, it is empty.
     #[getter]
-    fn moves(&self) -> BTreeMap<u32, Vec<(u32, Option<u32>, u32, u32)>> {
+    fn moves(&self) -> BTreeMap<u32, Vec<MoveTuple>> {
         let layers = self.inner.layers.iter().zip(&self.changes);
         let moves =
             |change: &LayerChange| change.moves.iter().map(|m| (m.expert, m.from, m.to, m.slot)).collect();

@@ -42,12 +42,12 @@ impl Policy for LpRound {
     }
 
     fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError> {
-        request.respond_with(self.place_from_scratch(request.history, request.cluster)?)
+        request.respond_with(Self::place_from_scratch(request.history, request.cluster)?)
     }
 }
 
 impl LpRound {
-    fn place_from_scratch(&self, history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
+    fn place_from_scratch(history: &History<'_>, cluster: &Cluster) -> Result<Placement, PlaceError> {
         let (experts, ranks) = (history.experts(), cluster.ranks());
         let homes = assign_homes(history.totals(), cluster)?;
         let mut held: Vec<Vec<u32>> = vec![vec![]; ranks];
@@ -232,7 +232,7 @@ mod tests {
         let loads = vec![60, 10, 10, 10, 10, 10, 10, 10];
         let trace = Trace::from_loads(8, vec![0], vec!["0".into()], loads).unwrap();
         let cluster = Cluster::new(4, 1, 8, 4).unwrap();
-        let placement = LpRound.place_from_scratch(&History::from_trace(&trace, 0), &cluster).unwrap();
+        let placement = LpRound::place_from_scratch(&History::from_trace(&trace, 0), &cluster).unwrap();
         assert!(placement.replicas(0).len() >= 2, "{placement:?}");
         assert_eq!(placement.same_rank_duplicates(), 0);
     }
@@ -245,7 +245,7 @@ mod tests {
         ) {
             let trace = Trace::from_loads(10, vec![0], (0..3).map(|s| s.to_string()).collect(), loads).unwrap();
             let cluster = Cluster::with_uneven_slots(ranks, 1, 10, redundant).unwrap();
-            let placement = LpRound.place_from_scratch(&History::from_trace(&trace, 0), &cluster).unwrap();
+            let placement = LpRound::place_from_scratch(&History::from_trace(&trace, 0), &cluster).unwrap();
             prop_assert_eq!(placement.same_rank_duplicates(), 0);
             let filled = placement.slots().iter().flatten().count();
             prop_assert_eq!(filled, cluster.usable_slots().min(10 * ranks));

@@ -155,10 +155,9 @@ impl PlanJob {
                 .map(|(used, budget)| LinkUsage { budget, used }),
             losses: limits.coverage.map(|_| evaluate_losses(&made.plan, &trace)).transpose()?,
             redundant: made.redundant.clone(),
-            by_speed: match speeds.is_empty() {
-                true => None,
-                false => Some(SpeedFigures::evaluate_plan(&made.plan, &trace, speeds)?),
-            },
+            by_speed: (!speeds.is_empty())
+                .then(|| SpeedFigures::evaluate_plan(&made.plan, &trace, speeds))
+                .transpose()?,
             parts: blend.map(|blend| blend.evaluate_plan(&made.plan)).transpose()?,
         };
         if let Some(path) = &self.output {

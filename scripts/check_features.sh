@@ -15,7 +15,9 @@ import json, sys
 packages = json.load(sys.stdin)["packages"]
 print(*next(package["features"] for package in packages if package["name"] == "evenkeel"), sep="\n")'
 }
-for feature in "" $(root_features | grep -vxF "$(printf '%s\n' "${skipped[@]}")"); do
+# An assignment fails if the list cannot be read. A list within `for` would be empty.
+features=$(root_features | grep -vxF "$(printf '%s\n' "${skipped[@]}")")
+for feature in "" $features; do
     echo "checking evenkeel with ${feature:-no feature}"
     "${CARGO:-cargo}" check --package evenkeel --lib --no-default-features ${feature:+--features "$feature"}
 done

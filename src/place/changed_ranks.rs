@@ -61,6 +61,20 @@ impl<P: Policy> Constrained<P> {
             return Ok(RecoveredPlacement { placement, moves: vec![], unplaced: 0 });
         };
         self.check_request(request)?;
+        let known = origins.iter().flatten().all(|&rank| rank < previous.ranks());
+        if !known || origins.len() != cluster.ranks() || previous.experts() != history.experts() {
+            let reason = format!(
+                "{} origins for {} ranks, and a previous placement of {} experts on {} ranks: expected one origin below {} for \
+                 each rank, and {} experts",
+                origins.len(),
+                cluster.ranks(),
+                previous.experts(),
+                previous.ranks(),
+                previous.ranks(),
+                history.experts()
+            );
+            return Err(PlaceError::Shape { policy: self.name(), reason });
+        }
         let mut scenarios = self.peak_evaluator(history);
         let held = held_by_origins(previous, origins);
         let unplaced = held.hosts.iter().filter(|hosts| hosts.is_empty()).count();
@@ -110,7 +124,7 @@ impl<P: Policy> Constrained<P> {
         let mut placement = refine_on_batches(&filled, &mut scenarios, cluster, &how)?;
         if grows {
             let joined = cluster.usable_slots().saturating_sub(stayed * cluster.slots_per_rank());
-            let mut best = cost(&placement, &start, origins, &mut scenarios)?;
+            let mut best = priced_peaks(&placement, &start, origins, &mut scenarios)?;
             let limits = if joined < left { vec![joined, left] } else { vec![left] };
             for limit in limits {
                 let limit = (limit < usize::MAX).then_some(limit);
@@ -119,7 +133,7 @@ impl<P: Policy> Constrained<P> {
                     Err(PlaceError::TooFewMoves { .. }) => continue,
                     planned => planned?.placement,
                 };
-                let other = cost(&planned, &start, origins, &mut scenarios)?;
+                let other = priced_peaks(&planned, &start, origins, &mut scenarios)?;
                 if other < best {
                     (placement, best) = (planned, other);
                 }
@@ -132,7 +146,7 @@ impl<P: Policy> Constrained<P> {
 
 /// Returns the sum of peaks of a placement, and the gain that its moves between ranks that stay have to
 /// reach. Moves to ranks that join are free, because these ranks hold nothing.
-fn cost(
+fn priced_peaks(
     placement: &Placement,
     start: &Placement,
     origins: &[Option<usize>],
@@ -376,6 +390,18 @@ mod tests {
             let homeless = kept.hosts.iter().filter(|hosts| hosts.is_empty()).count();
             let least = policy.place_on_changed_ranks(&origins, &request.max_moves(homeless)).unwrap();
             prop_assert_eq!(least.moves.len(), homeless);
+        }
+    }
+
+    #[test]
+    fn origins_that_do_not_fit_are_refused() {
+        let trace = trace(8, vec![1; 8]);
+        let history = History::from_trace(&trace, 0);
+        let cluster = Cluster::new(2, 1, 8, 0).unwrap();
+        let previous = eplb(&history, &cluster);
+        for origins in [&[Some(0)][..], &[Some(0), Some(2)], &[Some(0), Some(1), None]] {
+            let error = recover(&previous, origins, (&history, &cluster), None).unwrap_err();
+            assert!(error.to_string().contains("expected one origin below 2 for each rank"), "{error}");
         }
     }
 

@@ -86,7 +86,8 @@ impl<'a> LayerStage<'a> {
     ) -> Result<PlacedLayer, PlaceError> {
         match self.previous_layer(layer) {
             None => self.place_layer(layer, history, cluster, None),
-            Some(before) => self.move_least(&PlaceRequest::new(history, cluster).previous(&before.placement)),
+            Some(before) => self
+                .place_with_necessary_moves(&PlaceRequest::new(history, cluster).previous(&before.placement)),
         }
     }
 
@@ -119,7 +120,7 @@ impl<'a> LayerStage<'a> {
         request: &PlaceRequest<'_>,
         horizon: &Horizon,
     ) -> Result<PlacedLayer, PlaceError> {
-        let least = self.move_least(request)?;
+        let least = self.place_with_necessary_moves(request)?;
         let speeds = &self.request.constraints.speeds;
         let verdict = horizon.judge_moves(&least.placement, &found.placement, request.history, speeds)?;
         let mut kept = if verdict.accepted { found } else { least };
@@ -129,7 +130,7 @@ impl<'a> LayerStage<'a> {
 
     /// Returns the previous placement if it holds all constraints. Otherwise returns one with few moves that
     /// holds them.
-    fn move_least(&self, request: &PlaceRequest<'_>) -> Result<PlacedLayer, PlaceError> {
+    fn place_with_necessary_moves(&self, request: &PlaceRequest<'_>) -> Result<PlacedLayer, PlaceError> {
         let mut limit = 0;
         loop {
             let unchanged = limit == 0

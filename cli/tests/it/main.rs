@@ -32,6 +32,7 @@ mod network;
 mod plan_target;
 mod real_traces;
 mod replan;
+mod replan_ranks;
 mod serve_api;
 mod serve_core;
 mod serve_price;

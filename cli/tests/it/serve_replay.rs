@@ -24,8 +24,8 @@ fn the_service_and_the_decision_core_agree() {
     let data = folder();
     let server = Server::start(data.path(), &format!("[decide]\n{RECOURSE}\n"));
     // Steps are posted as fast as they are accepted. Decisions depend on the order of steps alone.
-    let told = replay(&server, &["--ranks", "8", "--redundant", "8"]);
-    assert_eq!((told["accepted"].as_u64(), told["repeated"].as_u64()), (Some(48), Some(0)));
+    let answer = replay(&server, &["--ranks", "8", "--redundant", "8"]);
+    assert_eq!((answer["accepted"].as_u64(), answer["repeated"].as_u64()), (Some(48), Some(0)));
     server.settled("s", "all");
     let decide = RECOURSE.replace('\n', ", ");
     let alone = document(&[
@@ -44,7 +44,7 @@ fn the_service_and_the_decision_core_agree() {
         &decide,
     ]);
     let history = server.get("/v1/models/s/history").json();
-    let told = |document: &Value| -> Vec<Value> {
+    let decisions = |document: &Value| -> Vec<Value> {
         let mut decisions = document["decisions"].as_array().unwrap().clone();
         for decision in &mut decisions {
             let decision = decision.as_object_mut().unwrap();
@@ -53,13 +53,13 @@ fn the_service_and_the_decision_core_agree() {
         }
         decisions
     };
-    assert!(told(&history).len() >= 5);
-    assert_eq!(told(&history), told(&alone));
+    assert!(decisions(&history).len() >= 5);
+    assert_eq!(decisions(&history), decisions(&alone));
     let judged: Vec<&Value> =
         history["points"].as_array().unwrap().iter().filter(|p| p["plan"] != 0).collect();
     let mean = judged.iter().map(|p| p["mean"].as_f64().unwrap()).sum::<f64>() / judged.len() as f64;
     assert!((mean - alone["online"]["imbalance"].as_f64().unwrap()).abs() < 1e-9);
-    let foreseen: f64 = told(&alone)
+    let foreseen: f64 = decisions(&alone)
         .iter()
         .skip(1)
         .filter(|d| d["outcome"] == "applied" && d["accepted"] != 48)
@@ -88,12 +88,12 @@ fn a_replay_goes_on_where_it_was() {
     let again = Server::run(on_port(&crate::serve_support::command(data.path(), CONFIG), &port), None);
     let done = running.wait_with_output().unwrap();
     assert!(done.status.success());
-    let told: Value = serde_json::from_slice(&done.stdout).unwrap();
-    assert!(told["retries"].as_u64().unwrap() > 0, "{told}");
+    let answer: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(answer["retries"].as_u64().unwrap() > 0, "{answer}");
     assert_eq!(again.settled("s", "all")["accepted"], 48);
     // In a second replay all steps are known.
-    let told = document(&["trace", "replay", SAMPLE, "--to", &url, "--name", "s", "--json"]);
-    assert_eq!((told["accepted"].as_u64(), told["repeated"].as_u64()), (Some(0), Some(48)));
+    let answer = document(&["trace", "replay", SAMPLE, "--to", &url, "--name", "s", "--json"]);
+    assert_eq!((answer["accepted"].as_u64(), answer["repeated"].as_u64()), (Some(0), Some(48)));
     again.terminate();
 }
 

@@ -56,8 +56,8 @@ fn tls_is_spoken() {
     assert!(!String::from_utf8_lossy(&text).contains("200"), "nothing is said in the clear");
     let done = replay(&server, &cert, data.path());
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let told: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
-    assert_eq!((told["model"].as_str(), told["accepted"].as_u64()), (Some("t"), Some(2)));
+    let answer: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!((answer["model"].as_str(), answer["accepted"].as_u64()), (Some("t"), Some(2)));
     let message = refusal(command(data.path(), &config(&key, &key)));
     assert!(message.contains("tls.cert"), "{message}");
     server.terminate();

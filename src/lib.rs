@@ -14,6 +14,7 @@
 //! | forecast | [`forecast`] | a trace | the history that planning may read |
 //! | place | [`place`] | a layer's history, a [`cluster`] | the expert in each slot |
 //! | split | [`split`] | a placement, the loads of one batch | whole tokens per slot with a certificate, and the share of each source |
+//! | economics | [`economics`] | placements before and after, the time of a transfer | the moves that pay |
 //!
 //! [`planner`] combines the last two stations in one call for a serving loop: top-k ids in, slots out.
 //! [`evaluate`] judges a placement by splitting every batch. [`plan`] is the artefact that leaves the street.
@@ -54,6 +55,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::exit))]
 
 pub mod cluster;
+pub mod economics;
 mod error;
 pub mod evaluate;
 pub mod export;

@@ -9,19 +9,20 @@ use super::evaluate::PeakEvaluator;
 use super::fault_tolerance::Covering;
 use super::partial::PartialPlacement;
 use super::refine::{RefineLimits, refine_on_batches};
-use super::{Constrained, ExpertMove, PlaceError, PlaceRequest, Placement, Policy};
+use super::{Constrained, ExpertMove, PlaceError, PlaceRequest, PlaceResponse, Placement, Policy};
 use crate::cluster::Cluster;
 use std::cmp::Reverse;
 
-/// Gain that justifies a move: it has to lower the mean peak by this many thousandths of a rank's mean load.
-const MIN_MOVE_GAIN_PERMILLE: u64 = 2;
+/// Price of a move if the request states none: the fall of the mean imbalance that it has to reach. It keeps
+/// noise from moving experts.
+const DEFAULT_MOVE_PRICE: f64 = 0.002;
 /// Number of slots that are evaluated exactly for an expert without a replica.
 const CANDIDATES_EVALUATED: usize = 16;
 
-/// Placement on changed ranks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Placement that follows another one, with the moves that lead to it.
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct RecoveredPlacement {
+pub struct ReplannedPlacement {
     /// Placement on the new ranks.
     pub placement: Placement,
     /// Moves to execute, with the new numbers of ranks, by rank and expert. `from` is `None` if no replica
@@ -29,6 +30,22 @@ pub struct RecoveredPlacement {
     pub moves: Vec<ExpertMove>,
     /// Number of experts whose last replica was lost with its rank.
     pub unplaced: usize,
+    /// Expected fall of the mean imbalance of the coming batches, if the policy states it
+    /// ([`PlaceResponse::expected_gain`](super::PlaceResponse::expected_gain)).
+    pub expected_gain: Option<f64>,
+}
+
+impl ReplannedPlacement {
+    /// Creates the change from `previous` to the response of a policy, on the same ranks.
+    pub fn from_response(previous: &Placement, response: PlaceResponse) -> Self {
+        let PlaceResponse { placement, expected_gain } = response;
+        Self { moves: placement.moves(previous), placement, unplaced: 0, expected_gain }
+    }
+
+    /// Creates a change without moves.
+    pub fn without_moves(placement: Placement) -> Self {
+        Self { placement, moves: vec![], unplaced: 0, expected_gain: None }
+    }
 }
 
 /// Returns the previous rank of each rank that is left without `lost`, followed by `None` for every rank that
@@ -43,8 +60,8 @@ impl<P: Policy> Constrained<P> {
     /// request's cluster, `None` for a rank that joins. [`PlaceRequest::previous`] is the placement on the
     /// previous ranks, which may have another number of slots.
     ///
-    /// Every further move to a rank that stays has to lower the mean peak of the latest batches by 0.2 % of a
-    /// rank's mean load. Ranks that join fill up. If ranks only left, no limit of moves is set and no expert
+    /// Every further move to a rank that stays has to lower the mean imbalance of the latest batches by the
+    /// price of the request, 0.002 unless stated. Ranks that join fill up. If ranks only left, no limit of moves is set and no expert
     /// has to be covered, there are at most as many moves as lost replicas.
     ///
     /// # Errors
@@ -54,11 +71,11 @@ impl<P: Policy> Constrained<P> {
         &self,
         origins: &[Option<usize>],
         request: &PlaceRequest<'_>,
-    ) -> Result<RecoveredPlacement, PlaceError> {
+    ) -> Result<ReplannedPlacement, PlaceError> {
         let (cluster, history) = (request.cluster, request.history);
         let Some(previous) = request.previous else {
             let placement = self.place(request)?.placement;
-            return Ok(RecoveredPlacement { placement, moves: vec![], unplaced: 0 });
+            return Ok(ReplannedPlacement::without_moves(placement));
         };
         self.check_request(request)?;
         let known = origins.iter().flatten().all(|&rank| rank < previous.ranks());
@@ -75,6 +92,7 @@ impl<P: Policy> Constrained<P> {
             );
             return Err(PlaceError::Shape { policy: self.name(), reason });
         }
+        let price_ppm = (request.move_price.unwrap_or(DEFAULT_MOVE_PRICE).max(0.0) * 1e6) as u64;
         let mut scenarios = self.peak_evaluator(history);
         let held = held_by_origins(previous, origins);
         let unplaced = held.hosts.iter().filter(|hosts| hosts.is_empty()).count();
@@ -115,7 +133,7 @@ impl<P: Policy> Constrained<P> {
             }
         };
         let how = RefineLimits {
-            least_gain: MIN_MOVE_GAIN_PERMILLE,
+            price_ppm,
             needs: covering.needs(),
             counted_from: Some(&start),
             ..RefineLimits::of_moves(left)
@@ -124,7 +142,7 @@ impl<P: Policy> Constrained<P> {
         let mut placement = refine_on_batches(&filled, &mut scenarios, cluster, &how)?;
         if grows {
             let joined = cluster.usable_slots().saturating_sub(stayed * cluster.slots_per_rank());
-            let mut best = priced_peaks(&placement, &start, origins, &mut scenarios)?;
+            let mut best = priced_peaks(&placement, (&start, origins), price_ppm, &mut scenarios)?;
             let limits = if joined < left { vec![joined, left] } else { vec![left] };
             for limit in limits {
                 let limit = (limit < usize::MAX).then_some(limit);
@@ -133,14 +151,14 @@ impl<P: Policy> Constrained<P> {
                     Err(PlaceError::TooFewMoves { .. }) => continue,
                     planned => planned?.placement,
                 };
-                let other = priced_peaks(&planned, &start, origins, &mut scenarios)?;
+                let other = priced_peaks(&planned, (&start, origins), price_ppm, &mut scenarios)?;
                 if other < best {
                     (placement, best) = (planned, other);
                 }
             }
         }
         let moves = placement.moves_from_origins(previous, origins);
-        Ok(RecoveredPlacement { placement, moves, unplaced })
+        Ok(ReplannedPlacement { placement, moves, unplaced, expected_gain: None })
     }
 }
 
@@ -148,13 +166,13 @@ impl<P: Policy> Constrained<P> {
 /// reach. Moves to ranks that join are free, because these ranks hold nothing.
 fn priced_peaks(
     placement: &Placement,
-    start: &Placement,
-    origins: &[Option<usize>],
+    (start, origins): (&Placement, &[Option<usize>]),
+    price_ppm: u64,
     scenarios: &mut PeakEvaluator<'_>,
 ) -> Result<u64, PlaceError> {
     let stays = |to: u32| origins.get(to as usize).is_some_and(Option::is_some);
     let moves = placement.moves(start).iter().filter(|m| stays(m.to)).count() as u64;
-    let least = scenarios.least_gain(start.ranks(), MIN_MOVE_GAIN_PERMILLE);
+    let least = scenarios.least_gain(start.ranks(), price_ppm);
     Ok(scenarios.sum_for_placement(placement)?.saturating_add(least.saturating_mul(moves)))
 }
 
@@ -314,7 +332,7 @@ mod tests {
         origins: &[Option<usize>],
         (history, cluster): (&History<'_>, &Cluster),
         max_moves: Option<usize>,
-    ) -> Result<RecoveredPlacement, PlaceError> {
+    ) -> Result<ReplannedPlacement, PlaceError> {
         let request = PlaceRequest::new(history, cluster).previous(previous).max_moves(max_moves);
         let eplb = Eplb::new(1, TieBreak::LowestExpert);
         Constrained::new(eplb).place_on_changed_ranks(origins, &request)
@@ -326,7 +344,7 @@ mod tests {
     }
 
     /// Checks that the listed experts are new on their rank, and that all others were there before.
-    fn check_moves(found: &RecoveredPlacement, previous: &Placement, origins: &[Option<usize>]) {
+    fn check_moves(found: &ReplannedPlacement, previous: &Placement, origins: &[Option<usize>]) {
         for expert in 0..previous.experts() {
             for rank in found.placement.ranks_of(expert) {
                 let origin = origins[rank as usize];

@@ -64,15 +64,16 @@ impl<'a> PeakEvaluator<'a> {
         u64::try_from((u128::from(load) << 16) / u128::from(speed.max(1))).unwrap_or(u64::MAX)
     }
 
-    /// Returns the fall of the sum of peaks that a move has to reach: `permille` thousandths of the mean load
-    /// of a rank, at least 1.
-    pub(super) fn least_gain(&self, ranks: usize, permille: u64) -> u64 {
+    /// Returns the fall of the sum of peaks that a move has to reach at a price in millionths of the mean
+    /// imbalance: as many millionths of the mean load of a rank, at least 1.
+    pub(super) fn least_gain(&self, ranks: usize, price_ppm: u64) -> u64 {
         let tokens: u64 = self.batches.iter().flat_map(|batch| batch.iter()).sum();
         let mean = match self.speeds.iter().map(|&speed| u64::from(speed)).sum() {
             0 => tokens / ranks as u64,
             speeds => self.to_units(tokens, speeds),
         };
-        (mean / 1000 * permille + mean % 1000 * permille / 1000).max(1)
+        let gain = u128::from(mean) * u128::from(price_ppm) / 1_000_000;
+        u64::try_from(gain).unwrap_or(u64::MAX).max(1)
     }
 
     /// Returns the lowest peak of every batch.

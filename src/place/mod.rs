@@ -30,7 +30,7 @@ mod request;
 mod topology;
 
 pub use bound::{BoundProof, PlacementBound, placement_bound};
-pub use changed_ranks::{RecoveredPlacement, rank_origins};
+pub use changed_ranks::{ReplannedPlacement, rank_origins};
 pub use constrained::Constrained;
 pub use contiguous::Contiguous;
 pub use eplb::{Eplb, TieBreak};

@@ -30,9 +30,8 @@ pub(super) struct RefineLimits<'a> {
     pub(super) towards: Option<&'a Placement>,
     /// Highest number of moves from the original placement.
     pub(super) max_moves: usize,
-    /// Gain that a move has to reach, in thousandths of the mean load of a rank by which the mean peak falls.
-    /// 0 accepts any gain.
-    pub(super) least_gain: u64,
+    /// Price of a move, in millionths of the mean imbalance. 0 accepts any gain.
+    pub(super) price_ppm: u64,
     /// Number of ranks that every expert must keep, `[E]`. Empty means one.
     pub(super) needs: &'a [usize],
     /// Original placement, from which moves count. `None` is the one that is refined.
@@ -78,7 +77,7 @@ pub(super) fn refine_on_batches(
     let mut state = PartialPlacement::from_placement(placement);
     let before = how.counted_from.map_or_else(|| state.clone(), PartialPlacement::from_placement);
     let within_nodes = how.towards.is_none() && keeps_nodes(&state, cluster);
-    let least_gain = scenarios.least_gain(cluster.ranks(), how.least_gain);
+    let least_gain = scenarios.least_gain(cluster.ranks(), how.price_ppm);
     loop {
         let (sum, bottlenecks) = scenarios.bottlenecks(state.solver_hosts()?)?;
         let spent = state.moves_from(&before);
@@ -99,7 +98,7 @@ pub(super) fn refine_on_batches(
                 let gain = sum.saturating_sub(scenarios.sum_of_peaks(next.solver_hosts()?)?);
                 // More tokens saved per move win, and the first candidate wins ties.
                 let better = best.as_ref().is_none_or(|(most, at, _)| gain * *at as u64 > most * cost as u64);
-                if gain >= least_gain * cost as u64 && better {
+                if gain >= least_gain.saturating_mul(cost as u64) && better {
                     best = Some((gain, cost, next));
                 }
             }

@@ -6,9 +6,11 @@
 
 use super::{LayerPlan, Plan, PlanRequest};
 use crate::cluster::Cluster;
+use crate::economics::{MoveEconomics, MoveJudge, MoveVerdict};
 use crate::forecast::History;
-use crate::place::{Constrained, ExpertMove, PlaceError, PlaceRequest, Placement, Policy, rank_origins};
-use crate::split::{Horizon, MoveVerdict};
+use crate::place::{
+    Constrained, ExpertMove, PlaceError, PlaceRequest, Placement, Policy, ReplannedPlacement, rank_origins,
+};
 
 /// Change of one layer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -18,7 +20,7 @@ pub struct LayerChange {
     pub moves: Vec<ExpertMove>,
     /// Number of experts whose last replica was lost with its rank.
     pub unplaced: usize,
-    /// Verdict on the moves, if a horizon was set.
+    /// Verdict on the moves, if they have to pay.
     pub verdict: Option<MoveVerdict>,
 }
 
@@ -27,6 +29,13 @@ pub struct LayerChange {
 pub(super) struct PlacedLayer {
     pub(super) placement: Placement,
     pub(super) change: LayerChange,
+}
+
+impl From<ReplannedPlacement> for PlacedLayer {
+    fn from(found: ReplannedPlacement) -> Self {
+        let ReplannedPlacement { placement, moves, unplaced, .. } = found;
+        Self { placement, change: LayerChange { moves, unplaced, verdict: None } }
+    }
 }
 
 /// Stage that places single layers of a request.
@@ -70,10 +79,11 @@ impl<'a> LayerStage<'a> {
             return Ok(PlacedLayer { placement, change: LayerChange::default() });
         };
         let request = request.previous(before);
-        let found = self.place_again(&request.max_moves(max_moves))?;
-        match self.request.constraints.horizon {
-            Some(horizon) if max_moves != Some(0) => self.keep_if_it_pays(found, &request, &horizon),
-            _ => Ok(found),
+        match &self.request.constraints.economics {
+            Some(economics) if max_moves != Some(0) => {
+                self.place_if_it_pays(&request.max_moves(max_moves), economics)
+            }
+            _ => Ok(self.place_again(&request.max_moves(max_moves))?.into()),
         }
     }
 
@@ -86,8 +96,10 @@ impl<'a> LayerStage<'a> {
     ) -> Result<PlacedLayer, PlaceError> {
         match self.previous_layer(layer) {
             None => self.place_layer(layer, history, cluster, None),
-            Some(before) => self
-                .place_with_necessary_moves(&PlaceRequest::new(history, cluster).previous(&before.placement)),
+            Some(before) => {
+                let request = PlaceRequest::new(history, cluster).previous(&before.placement);
+                Ok(self.place_with_necessary_moves(&request)?.into())
+            }
         }
     }
 
@@ -98,46 +110,47 @@ impl<'a> LayerStage<'a> {
     }
 
     /// Places a layer again from the previous placement of the request.
-    fn place_again(&self, request: &PlaceRequest<'_>) -> Result<PlacedLayer, PlaceError> {
-        let Some(before) = request.previous else {
-            let placement = self.policy.place(request)?.placement;
-            return Ok(PlacedLayer { placement, change: LayerChange::default() });
-        };
-        if self.has_changed(request.cluster) {
-            let found = self.policy.place_on_changed_ranks(&self.origins, request)?;
-            let change = LayerChange { moves: found.moves, unplaced: found.unplaced, verdict: None };
-            return Ok(PlacedLayer { placement: found.placement, change });
+    fn place_again(&self, request: &PlaceRequest<'_>) -> Result<ReplannedPlacement, PlaceError> {
+        match request.previous {
+            Some(_) if self.has_changed(request.cluster) => {
+                self.policy.place_on_changed_ranks(&self.origins, request)
+            }
+            Some(before) => Ok(ReplannedPlacement::from_response(before, self.policy.place(request)?)),
+            None => Ok(ReplannedPlacement::without_moves(self.policy.place(request)?.placement)),
         }
-        let placement = self.policy.place(request)?.placement;
-        let moves = placement.moves(before);
-        Ok(PlacedLayer { placement, change: LayerChange { moves, ..LayerChange::default() } })
     }
 
-    /// Makes only the necessary moves if the others do not pay.
-    fn keep_if_it_pays(
+    /// Places a layer again, and makes only the necessary moves if the others do not pay.
+    fn place_if_it_pays(
         &self,
-        found: PlacedLayer,
         request: &PlaceRequest<'_>,
-        horizon: &Horizon,
+        economics: &MoveEconomics,
     ) -> Result<PlacedLayer, PlaceError> {
         let least = self.place_with_necessary_moves(request)?;
         let speeds = &self.request.constraints.speeds;
-        let verdict = horizon.judge_moves(&least.placement, &found.placement, request.history, speeds)?;
-        let mut kept = if verdict.accepted { found } else { least };
-        kept.change.verdict = Some(verdict);
+        let judge = MoveJudge::new(economics, request.cluster, request.history.batches(), speeds);
+        let chosen = judge.choose(&least, request.max_moves, |limit, price| {
+            self.place_again(&request.max_moves(limit).move_price(price))
+        })?;
+        let mut kept: PlacedLayer =
+            if chosen.verdict.accepted { chosen.replanned.into() } else { least.into() };
+        kept.change.verdict = Some(chosen.verdict);
         Ok(kept)
     }
 
     /// Returns the previous placement if it holds all constraints. Otherwise returns one with few moves that
     /// holds them.
-    fn place_with_necessary_moves(&self, request: &PlaceRequest<'_>) -> Result<PlacedLayer, PlaceError> {
+    fn place_with_necessary_moves(
+        &self,
+        request: &PlaceRequest<'_>,
+    ) -> Result<ReplannedPlacement, PlaceError> {
         let mut limit = 0;
         loop {
             let unchanged = limit == 0
                 && self.request.constraints.coverage.is_none()
                 && !self.has_changed(request.cluster);
             if let (true, Some(before)) = (unchanged, request.previous) {
-                return Ok(PlacedLayer { placement: before.clone(), change: LayerChange::default() });
+                return Ok(ReplannedPlacement::without_moves(before.clone()));
             }
             match self.place_again(&request.max_moves(limit)) {
                 Err(PlaceError::TooFewMoves { needed, .. }) if needed > limit => limit = needed,

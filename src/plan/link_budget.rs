@@ -2,17 +2,16 @@
 //!
 //! In: a trace, a policy, the previous plan, the bytes that a rank may receive. Out: a plan that moves the
 //! experts with the largest gain. Every layer is planned again with limits of 1, 2, 4, .. moves and without a
-//! limit. Each choice is judged by its exact peaks ([`layer_candidates`]). Then moves are bought while every
-//! receiver has room ([`choose_candidates`]).
+//! limit. Each choice is judged by its exact peaks. Then moves are bought while every receiver has room
+//! ([`select_moves`]). Without a cost model, a token of the peak counts as one unit of time.
 
-use super::knapsack::convex_envelope;
 use super::layer_stage::{LayerStage, PlacedLayer};
-use super::{ConstraintError, LayerChange, Plan, PlanReport, PlanRequest, PlanRequestError, SlotOption};
+use super::{ConstraintError, LayerChange, Plan, PlanReport, PlanRequest, PlanRequestError};
+use crate::economics::{MoveBudget, MoveJudge, MoveOption, select_moves};
 use crate::evaluate::{EvaluateError, Progress, busy_layers};
 use crate::forecast::History;
-use crate::place::{ExpertMove, PeakEvaluator, PlaceError, Placement};
+use crate::place::{PeakEvaluator, PlaceError, Placement};
 use rayon::prelude::*;
-use std::cmp::Reverse;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -44,6 +43,8 @@ struct CandidatePlacement {
     change: LayerChange,
     /// Sum of the exact peaks of the layer's batches.
     peaks: u64,
+    /// Time of the layer's batches by the cost model, or `peaks` without one.
+    time: u64,
 }
 
 impl PlanRequest<'_> {
@@ -91,7 +92,14 @@ impl PlanRequest<'_> {
             let needed = most.saturating_mul(budget.expert_bytes);
             return Err(ConstraintError::LinkBudget { rank, needed, budget: budget.bytes }.into());
         }
-        let chosen = choose_candidates(&layers, &necessary, copies);
+        let options: Vec<Vec<MoveOption<'_>>> = layers
+            .iter()
+            .map(|choices| {
+                choices.iter().map(|c| MoveOption { moves: &c.change.moves, time: c.time }).collect()
+            })
+            .collect();
+        let limit = MoveBudget { per_receiver: Some(copies), moves: None };
+        let chosen = select_moves(&options, ranks, &limit);
         let place = |layer: usize, history: &History<'_>| match busy.iter().position(|&other| other == layer)
         {
             Some(at) => Ok(layers[at][chosen[at]].placement.clone()),
@@ -124,9 +132,16 @@ impl PlanRequest<'_> {
         let (history, cluster) = (History::from_trace(self.trace, layer), &self.cluster);
         let mut scenarios =
             PeakEvaluator::from_history(&history, usize::MAX).with_speeds(&self.constraints.speeds);
+        let speeds = &self.constraints.speeds;
+        let economics = self.constraints.economics.as_ref();
+        let judge = economics.map(|economics| MoveJudge::new(economics, cluster, history.batches(), speeds));
         let mut choice = |placed: PlacedLayer| -> Result<CandidatePlacement, PlaceError> {
             let peaks = scenarios.sum_for_placement(&placed.placement)?;
-            Ok(CandidatePlacement { change: placed.change, placement: placed.placement, peaks })
+            let time = match &judge {
+                Some(judge) => u64::try_from(judge.figures(&placed.placement)?.time_ps).unwrap_or(u64::MAX),
+                None => peaks,
+            };
+            Ok(CandidatePlacement { change: placed.change, placement: placed.placement, peaks, time })
         };
         let last = choice(stage.place_layer(layer, &history, cluster, self.constraints.max_moves)?)?;
         let least = choice(stage.place_with_fewest_moves(layer, &history, cluster)?)?;
@@ -141,85 +156,8 @@ impl PlanRequest<'_> {
         }
         all.push(last);
         // The sort is stable, so the current placement stays before any other without a move.
-        all.sort_by_key(|choice| (choice.change.moves.len(), choice.peaks));
+        all.sort_by_key(|choice| (choice.change.moves.len(), choice.time));
         all.dedup_by_key(|choice| choice.change.moves.len());
         Ok(all)
     }
-}
-
-/// Chooses a candidate for each layer, by index, so that no rank receives more than `copies` experts.
-///
-/// It takes the best result, by the sum of peaks, of [`fill_budget`] for this budget and every smaller one. A
-/// larger budget is therefore never worse, although filling alone may be.
-fn choose_candidates(layers: &[Vec<CandidatePlacement>], necessary: &[u64], copies: u64) -> Vec<usize> {
-    let order = candidate_order(layers);
-    // Upper limit of what a rank receives, reached if every layer takes the candidate that gives it most.
-    let room: u64 = layers
-        .iter()
-        .map(|c| c.iter().map(|c| max_received(&c.change.moves, necessary.len())).max().unwrap_or(0))
-        .sum();
-    let peaks = |at: &[usize]| -> u128 { at.iter().zip(layers).map(|(&k, c)| u128::from(c[k].peaks)).sum() };
-    let moves =
-        |at: &[usize]| -> usize { at.iter().zip(layers).map(|(&k, c)| c[k].change.moves.len()).sum() };
-    let mut best = vec![0; layers.len()];
-    let least = necessary.iter().copied().max().unwrap_or(0).max(1);
-    for copies in least..=copies.min(room) {
-        let next = fill_budget(layers, &order, necessary, copies);
-        if (peaks(&next), moves(&next)) < (peaks(&best), moves(&best)) {
-            best = next;
-        }
-    }
-    best
-}
-
-/// Buys the candidates in the given order and skips those that do not fit.
-fn fill_budget(
-    layers: &[Vec<CandidatePlacement>],
-    order: &[(usize, usize)],
-    necessary: &[u64],
-    copies: u64,
-) -> Vec<usize> {
-    let mut at = vec![0usize; layers.len()];
-    let mut received = necessary.to_vec();
-    for &(layer, to) in order {
-        let (old, new) = (&layers[layer][at[layer]], &layers[layer][to]);
-        if new.peaks >= old.peaks {
-            continue;
-        }
-        let mut next = received.clone();
-        old.change.moves.iter().for_each(|m| next[m.to as usize] -= 1);
-        new.change.moves.iter().for_each(|m| next[m.to as usize] += 1);
-        if next.iter().all(|&received| received <= copies) {
-            (received, at[layer]) = (next, to);
-        }
-    }
-    at
-}
-
-/// Returns the candidates, as (layer, index), by tokens saved per move. Those on each layer's lower convex
-/// envelope come first, by their savings against the previous one. Then come all, by their savings against no
-/// move, to fill the rest of the budget.
-fn candidate_order(layers: &[Vec<CandidatePlacement>]) -> Vec<(usize, usize)> {
-    let mut steps = Vec::new();
-    for (layer, choices) in layers.iter().enumerate() {
-        let levels: Vec<SlotOption> =
-            choices.iter().map(|c| SlotOption { cost: c.change.moves.len(), peaks: c.peaks }).collect();
-        let envelope = convex_envelope(&levels);
-        let pairs = envelope.windows(2).map(|pair| (0, pair[0], pair[1]));
-        for (later, from, to) in pairs.chain((1..levels.len()).map(|to| (1, 0, to))) {
-            let saved = u128::from(levels[from].peaks.saturating_sub(levels[to].peaks));
-            // The unit is 2⁻³² of a token per move.
-            let per_move = (saved << 32) / (levels[to].cost - levels[from].cost).max(1) as u128;
-            steps.push((later, Reverse(per_move), layer, to));
-        }
-    }
-    steps.sort_unstable();
-    steps.into_iter().map(|(_, _, layer, to)| (layer, to)).collect()
-}
-
-/// Returns the highest number of experts that one rank receives.
-fn max_received(moves: &[ExpertMove], ranks: usize) -> u64 {
-    let mut received = vec![0u64; ranks];
-    moves.iter().for_each(|m| received[m.to as usize] += 1);
-    received.into_iter().max().unwrap_or(0)
 }

@@ -5,17 +5,14 @@
 
 mod build;
 mod fixed;
-mod knapsack;
 mod layer_stage;
 mod link_budget;
 mod moe_layers;
 mod request;
 mod slot_budget;
 
-pub use crate::split::{Horizon, MoveVerdict};
 pub use build::{BatchProvenance, PlanReport};
 pub use fixed::FixedPlacement;
-pub use knapsack::{SlotOption, allocate_slots};
 pub use layer_stage::LayerChange;
 pub use link_budget::{LinkBudget, LinkUse};
 pub use request::{ConstraintError, Constraints, PlanRequest, PlanRequestError};

@@ -8,10 +8,10 @@
 use super::layer_stage::{LayerStage, PlacedLayer};
 use super::{BatchProvenance, LayerChange, LinkBudget, Plan, PlanReport};
 use crate::cluster::Cluster;
+use crate::economics::MoveEconomics;
 use crate::evaluate::{EvaluateError, Progress};
 use crate::forecast::History;
 use crate::place::{Constrained, Coverage, PlaceError, Policy};
-use crate::split::Horizon;
 use crate::trace::Trace;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +20,7 @@ use thiserror::Error;
 /// Constraints of a plan. The default has none.
 ///
 /// Slots, nodes and unequal numbers of slots belong to the [`Cluster`], and groups of experts to the policy.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Constraints {
     /// Speed of each rank, `[R]`, at least 1 each. Empty means equal ranks.
@@ -34,8 +34,8 @@ pub struct Constraints {
     pub lost_ranks: Vec<usize>,
     /// Highest number of moves per layer.
     pub max_moves: Option<usize>,
-    /// Horizon over which moves have to pay. `None` accepts all moves.
-    pub horizon: Option<Horizon>,
+    /// Economics by which moves have to pay. `None` accepts all moves.
+    pub economics: Option<MoveEconomics>,
     /// Limit on the bytes that a rank receives.
     pub link_budget: Option<LinkBudget>,
 }
@@ -202,10 +202,10 @@ impl<'a> PlanRequest<'a> {
         self
     }
 
-    /// Sets [`Constraints::horizon`].
+    /// Sets [`Constraints::economics`].
     #[must_use]
-    pub fn horizon(mut self, horizon: impl Into<Option<Horizon>>) -> Self {
-        self.constraints.horizon = horizon.into();
+    pub fn economics(mut self, economics: impl Into<Option<MoveEconomics>>) -> Self {
+        self.constraints.economics = economics.into();
         self
     }
 
@@ -299,7 +299,7 @@ impl<'a> PlanRequest<'a> {
             let moves = [
                 ("a limit of moves", limits.max_moves.is_some()),
                 ("lost ranks", !limits.lost_ranks.is_empty()),
-                ("a horizon of moves", limits.horizon.is_some()),
+                ("a horizon of moves", limits.economics.is_some()),
                 ("a link budget", limits.link_budget.is_some()),
             ];
             return match moves.into_iter().find(|(_, is_set)| *is_set) {

@@ -5,10 +5,9 @@
 //! judged exactly. [`allocate_slots`] then buys the slots that save the most tokens.
 
 use super::layer_stage::{LayerStage, PlacedLayer};
-use super::{
-    ConstraintError, LayerChange, Plan, PlanReport, PlanRequest, PlanRequestError, SlotOption, allocate_slots,
-};
+use super::{ConstraintError, LayerChange, Plan, PlanReport, PlanRequest, PlanRequestError};
 use crate::cluster::{Cluster, ClusterError};
+use crate::economics::{SlotOption, allocate_slots};
 use crate::evaluate::{EvaluateError, Progress, busy_layers};
 use crate::forecast::History;
 use crate::place::{PeakEvaluator, PlaceError};

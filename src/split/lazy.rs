@@ -21,7 +21,7 @@
 //! as in decode batches that are bound by weight reads. Such a rule would plan these batches repeatedly in
 //! vain (docs/results.md has figures).
 
-use super::cost_model::{expert_time, step_time};
+use super::cost_model::{CostModel as _, step_time};
 use super::{Roofline, Split, SplitError};
 use crate::place::Placement;
 
@@ -83,7 +83,7 @@ impl LazyRule {
     ) -> Result<(), SplitError> {
         let per_rank = placement.slots_per_rank();
         self.apply_old_shares(placement, loads);
-        let kept_ps = step_time(&self.time, &self.kept.quotas, per_rank);
+        let kept_ps = step_time(&self.time, &self.kept.quotas, per_rank, &[]);
         let bound_ps = self.time_bound(placement, loads).min(kept_ps);
         let miss_ps = self.miss_ps;
         let mut decision = ReuseDecision { planned: false, bound_ps, kept_ps, miss_ps, used_ps: kept_ps };
@@ -96,7 +96,7 @@ impl LazyRule {
         }
         solve(split)?;
         decision.planned = true;
-        let new_ps = step_time(&self.time, &split.quotas, per_rank);
+        let new_ps = step_time(&self.time, &split.quotas, per_rank, &[]);
         self.miss_ps = new_ps.saturating_sub(bound_ps);
         if self.planned && kept_ps <= new_ps {
             split.clone_from(&self.kept);
@@ -132,7 +132,7 @@ impl LazyRule {
         let mut fixed = vec![0u64; placement.ranks()];
         let mut all = 0u64;
         for (expert, &load) in loads.iter().enumerate() {
-            let time = expert_time(&self.time, load);
+            let time = self.time.expert_ps(load);
             all = all.saturating_add(time);
             let copies = placement.replicas(expert);
             let home = placement.rank_of(copies[0]);
@@ -197,9 +197,9 @@ mod tests {
                     prop_assert_eq!(served, load);
                 }
                 let paid = if decision.planned { plan } else { 0 };
-                prop_assert_eq!(decision.used_ps, step_time(&time, &split.quotas, 2));
-                prop_assert!(decision.bound_ps <= step_time(&time, &new.quotas, 2));
-                let most = step_time(&time, &new.quotas, 2) + plan + decision.miss_ps;
+                prop_assert_eq!(decision.used_ps, step_time(&time, &split.quotas, 2, &[]));
+                prop_assert!(decision.bound_ps <= step_time(&time, &new.quotas, 2, &[]));
+                let most = step_time(&time, &new.quotas, 2, &[]) + plan + decision.miss_ps;
                 prop_assert!(decision.used_ps + paid <= most);
             }
         }

@@ -9,7 +9,6 @@
 mod affine5;
 mod batched;
 mod cost_model;
-mod economics;
 mod even;
 mod exact;
 mod lazy;
@@ -24,8 +23,9 @@ mod splitter;
 mod stack;
 
 pub use batched::LayerSplitters;
-pub use cost_model::{TILE_TOKENS, expert_roofline, step_time};
-pub use economics::{Horizon, MoveVerdict};
+pub use cost_model::{
+    CostModel, LinkedCost, MeasuredCost, NoMeasuredTime, TILE_TOKENS, expert_roofline, step_time, transfer_ps,
+};
 pub use evenkeel_solver::Peak;
 pub use evenkeel_solver::objective::Roofline;
 pub use evenkeel_solver::objective::{Cost, PrimaryObjective};

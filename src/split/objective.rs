@@ -4,7 +4,7 @@
 //! [`ObjectiveFigures`]: the cost of every rank and a bound on the peak. The methods are those of
 //! [`evenkeel_solver::objective`]. This file passes them speeds, base loads and the shared expert.
 
-use super::cost_model::expert_time;
+use super::cost_model::CostModel as _;
 use super::exact::slots_of_hosts;
 use super::{Split, SplitError};
 use crate::place::Placement;
@@ -71,7 +71,7 @@ impl SplitObjective {
             Cost::Tokens | Cost::MinPiece(_) => tokens,
             Cost::Tiles(tile) => tokens.div_ceil(tile.max(1)),
             Cost::Active => u64::from(tokens > 0),
-            Cost::Roofline(time) => expert_time(&time, tokens),
+            Cost::Roofline(time) => time.expert_ps(tokens),
         }
     }
 }

@@ -4,11 +4,13 @@
 //! `EVENKEEL_TABLE=write cargo test -p evenkeel --test it -- constraints::` rewrites the table.
 
 use evenkeel::cluster::Cluster;
+use evenkeel::economics::MoveEconomics;
 use evenkeel::place::{self, Coverage, Placement};
-use evenkeel::plan::{Constraints, Horizon, LinkBudget, Plan, PlanReport, PlanRequest, PlanRequestError};
+use evenkeel::plan::{Constraints, LinkBudget, Plan, PlanReport, PlanRequest, PlanRequestError};
 use evenkeel::split::Roofline;
 use evenkeel::trace::Trace;
 use std::path::Path;
+use std::sync::Arc;
 
 const EXPERTS: usize = 12;
 const LAYERS: usize = 3;
@@ -69,7 +71,8 @@ fn setup(kinds: &[Kind]) -> (Cluster, Constraints) {
     limits.lost_ranks = if has(Kind::LostRank) { vec![1] } else { vec![] };
     limits.max_moves = has(Kind::MaxMoves).then_some(MAX_MOVES);
     let time = Roofline { read: 1, token: 1000, tile: 1 };
-    limits.horizon = has(Kind::Horizon).then_some(Horizon { steps: 1000, copy_ps: 500_000, time });
+    limits.economics =
+        has(Kind::Horizon).then(|| MoveEconomics { steps: 1000, transfer_ps: 500_000, time: Arc::new(time) });
     limits.link_budget = has(Kind::LinkBudget)
         .then_some(LinkBudget { bytes: LINK_COPIES * EXPERT_BYTES, expert_bytes: EXPERT_BYTES });
     (Cluster::with_uneven_slots(ranks, 1, EXPERTS, redundant).unwrap(), limits)
@@ -143,7 +146,7 @@ fn check(kinds: &[Kind], report: &PlanReport, previous: Option<&Plan>) {
         assert!(limits.max_moves.is_none_or(|most| moves <= most), "{kinds:?}: {moves} moves");
         assert_eq!(
             change.verdict.is_some(),
-            limits.horizon.is_some() && limits.link_budget.is_none(),
+            limits.economics.is_some() && limits.link_budget.is_none(),
             "{kinds:?}"
         );
     }

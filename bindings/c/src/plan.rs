@@ -6,11 +6,12 @@ use crate::status::{
     store_handle, text_from_raw,
 };
 use evenkeel::cluster::Cluster;
+use evenkeel::economics::MoveEconomics;
 use evenkeel::export::{self, Dialect};
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::MoeModel;
 use evenkeel::place::{self, Coverage};
-use evenkeel::plan::{Constraints, Horizon, LinkBudget, Plan, PlanRequest};
+use evenkeel::plan::{Constraints, LinkBudget, Plan, PlanRequest};
 use evenkeel::planner::Planner;
 use evenkeel_trace::{ReadOptions, read};
 use std::ffi::c_char;
@@ -143,9 +144,9 @@ unsafe fn constraints(options: &ek_plan_options) -> Result<Constraints, CallFail
         let (Some(model), Some(gpu)) = (&model, &gpu) else {
             return Err(CallFailure::invalid_argument("horizon_steps: expected model and gpu too"));
         };
-        let horizon = Horizon::on_link(options.horizon_steps, options.link_gbps, model, gpu);
-        limits.horizon =
-            Some(horizon.ok_or_else(|| CallFailure::invalid_argument("link_gbps 0: expected 1 or more"))?);
+        let economics = MoveEconomics::on_link(options.horizon_steps, options.link_gbps, model, gpu);
+        limits.economics =
+            Some(economics.ok_or_else(|| CallFailure::invalid_argument("link_gbps 0: expected 1 or more"))?);
     }
     if options.link_bytes > 0 {
         let Some(model) = &model else {

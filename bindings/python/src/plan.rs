@@ -7,13 +7,12 @@ use crate::planner::Planner;
 use crate::policy::with_split;
 use crate::trace::Trace;
 use evenkeel::cluster::Cluster;
+use evenkeel::economics::MoveEconomics;
 use evenkeel::export::{self, Dialect};
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::MoeModel;
 use evenkeel::place::{self, Coverage};
-use evenkeel::plan::{
-    self as core, BatchProvenance, Constraints, Horizon, LayerChange, LinkBudget, PlanRequest,
-};
+use evenkeel::plan::{self as core, BatchProvenance, Constraints, LayerChange, LinkBudget, PlanRequest};
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::LayerSet;
 use numpy::{IntoPyArray, PyArray1, PyArray2};
@@ -154,8 +153,8 @@ fn constraints(arguments: &Bound<'_, PyDict>) -> PyResult<Constraints> {
         let (Some(gbps), Some(model), Some(gpu)) = (gbps, model, gpu) else {
             return Err(input_error("horizon_steps: expected link_gbps, model and gpu too"));
         };
-        let horizon = Horizon::on_link(steps, gbps, &model, &gpu);
-        limits.horizon = Some(horizon.ok_or_else(|| input_error("link_gbps 0: expected 1 or more"))?);
+        let economics = MoveEconomics::on_link(steps, gbps, &model, &gpu);
+        limits.economics = Some(economics.ok_or_else(|| input_error("link_gbps 0: expected 1 or more"))?);
     }
     if let Some(bytes) = link_bytes {
         let Some(model) = model else {

@@ -150,12 +150,13 @@ fn a_move_is_made_only_if_it_pays() {
     let new = trace_file(folder.path(), "new.csv", 10, |_| 4);
     let (first, next) = (at("first.json"), at("next.json"));
     plan(&old, &first, &["--ranks", "4"]);
-    let pays = |steps: &str| {
+    let pays = |policy: &str, steps: &str| {
         let more = ["--link-gbps", "400", "--model", "deepseek-v3,h100", "--max-moves", "2"];
-        replan(&first, &new, &next, &[&["--horizon-steps", steps], &more[..]].concat())
+        let options = ["--policy", policy, "--horizon-steps", steps];
+        replan(&first, &new, &next, &[&options, &more[..]].concat())
     };
     let layers = |d: &Value| d["moves"]["layers"].as_array().unwrap().clone();
-    for layer in layers(&pays("1")) {
+    for layer in layers(&pays("eplb", "1")) {
         assert_eq!(
             (layer["pays"]["made"].as_bool(), layer["moves"].as_array().unwrap().len()),
             (Some(false), 0)
@@ -168,16 +169,29 @@ fn a_move_is_made_only_if_it_pays() {
         );
     }
     assert_eq!(hosts(&next), hosts(&first));
-    let long = pays("100000000");
-    for layer in layers(&long) {
-        let gain = layer["pays"]["gain_us"].as_f64().unwrap();
-        assert_eq!(layer["pays"]["made"].as_bool(), Some(gain > layer["pays"]["cost_us"].as_f64().unwrap()));
+    // A policy that supports prices proposes no such move.
+    for layer in layers(&pays("recourse:exact", "1")) {
+        assert_eq!(
+            (layer["pays"]["considered"].as_u64(), layer["moves"].as_array().unwrap().len()),
+            (Some(0), 0)
+        );
+    }
+    assert_eq!(hosts(&next), hosts(&first));
+    for layer in ["eplb", "recourse:exact"].map(|policy| layers(&pays(policy, "100000000"))).concat() {
+        let pays = &layer["pays"];
+        let [gain, cost] = ["gain_us", "cost_us"].map(|key| pays[key].as_f64().unwrap());
+        assert_eq!(pays["made"].as_bool(), Some(gain > cost || pays["considered"] == 0), "{layer}");
+        let moves = layer["moves"].as_array().unwrap().len() as u64;
+        let made = if pays["made"] == true { pays["considered"].as_u64() } else { Some(0) };
+        assert_eq!(Some(moves), made, "{layer}");
     }
     let text = stdout(&[
         "plan",
         "replan",
         &first,
         &new,
+        "--policy",
+        "eplb",
         "--horizon-steps",
         "100",
         "--link-gbps",

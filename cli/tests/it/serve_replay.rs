@@ -63,10 +63,10 @@ fn the_service_and_the_decision_core_agree() {
         .iter()
         .skip(1)
         .filter(|d| d["outcome"] == "applied" && d["accepted"] != 48)
-        .map(|d| d["gain"].as_f64().unwrap())
+        .map(|d| d["gain_ms"].as_f64().unwrap())
         .sum();
-    assert!(foreseen > 0.0 && (alone["foreseen"].as_f64().unwrap() - foreseen).abs() < 1e-9, "{foreseen}");
-    assert!(alone["gained"].as_f64().is_some());
+    assert!(foreseen > 0.0 && (alone["foreseen_ms"].as_f64().unwrap() - foreseen).abs() < 1e-9, "{foreseen}");
+    assert!(alone["gained_ms"].as_f64().is_some());
     server.terminate();
 }
 

@@ -9,9 +9,9 @@ use crate::controller::config::{ControllerConfig, ModelSpec};
 use crate::controller::propose::PhaseCommand;
 use crate::controller::state::{AcceptedStep, PhaseError, PhaseState};
 use crate::wire::decision::{CopyStatus, Decision, DecisionOutcome};
-use evenkeel::evaluate::{EvaluateError, evaluate_layer};
+use evenkeel::evaluate::evaluate_layer;
 use evenkeel::forecast::HistoryWindow;
-use evenkeel::place::{PlaceRequest, Placement};
+use evenkeel::place::PlaceRequest;
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use rayon::prelude::*;
@@ -32,13 +32,12 @@ pub struct Backtest {
     pub moves: usize,
     /// The number of times that a plan became the current one, including the first.
     pub plans: usize,
-    /// The expected gain of the plans after the first over the horizon, in perfectly balanced batches of one
-    /// layer.
-    pub foreseen: f64,
-    /// The actual gain of these plans over the placements before them, in the same unit. It is measured on
-    /// the steps within the horizon. If the trace ends earlier, the mean of the remaining steps is
-    /// extrapolated to the horizon.
-    pub gained: f64,
+    /// The milliseconds that the plans after the first were expected to save over the horizon.
+    pub foreseen_ms: f64,
+    /// The milliseconds that these plans saved against the placements before them, by the same cost model. It
+    /// is measured on the steps within the horizon. If the trace ends earlier, the mean of the remaining
+    /// steps is extrapolated to the horizon.
+    pub gained_ms: f64,
     /// The cost of transfers, and the time that they took.
     pub copies: CopyStatus,
     /// All decisions, in order.
@@ -87,11 +86,11 @@ pub fn backtest(
             result.plans += 1;
             if state.plan_version() > 0 {
                 result.moves += proposal.decision.moves;
-                if let Some(gained) =
-                    realized_gain(trace, at, options.horizon, [&state.placements, &proposal.placements])?
-                {
-                    result.foreseen += proposal.decision.gain;
-                    result.gained += gained;
+                let ahead = usize::try_from(options.horizon).unwrap_or(usize::MAX);
+                let within = at + 1..trace.steps().len().min((at + 1).saturating_add(ahead));
+                if !within.is_empty() {
+                    result.foreseen_ms += proposal.decision.gain_ms;
+                    result.gained_ms += state.saved_ps(trace, within, &proposal.placements)? as f64 / 1e9;
                 }
             }
         }
@@ -103,33 +102,6 @@ pub fn backtest(
     result.imbalance /= steps;
     result.bound /= steps;
     Ok(result)
-}
-
-/// Returns the gain of placements over others after a step, in perfectly balanced batches over the horizon.
-/// Returns `None` after the last step.
-fn realized_gain(
-    trace: &Trace,
-    step: usize,
-    horizon: u64,
-    [before, after]: [&[Placement]; 2],
-) -> Result<Option<f64>, PhaseError> {
-    let ahead = usize::try_from(horizon).unwrap_or(usize::MAX);
-    let steps = step + 1..trace.steps().len().min((step + 1).saturating_add(ahead));
-    let mut gained = 0.0;
-    for (layer, (before, after)) in before.iter().zip(after).enumerate() {
-        if before == after || steps.is_empty() {
-            continue;
-        }
-        let mean = |placement| {
-            let judged = evaluate_layer(trace, layer, steps.clone(), placement, SplitMethod::Exact)?;
-            let batches = judged.peaks.len();
-            Ok((0..batches).map(|at| judged.imbalance(at)).sum::<f64>() / batches.max(1) as f64)
-        };
-        let both = mean(before).and_then(|before| Ok(before - mean(after)?));
-        gained += both.map_err(|error: EvaluateError| PhaseError::Invalid(evenkeel::error_chain(&error)))?
-            * horizon as f64;
-    }
-    Ok((!steps.is_empty()).then_some(gained))
 }
 
 /// Re-plans every layer before every step that [`backtest()`] judges, without a limit on moves.
@@ -182,8 +154,8 @@ pub fn replan_every_batch(
         steps: steps.saturating_sub(first),
         moves: layers.iter().map(|layer| layer.3).sum(),
         plans: steps.saturating_sub(first),
-        foreseen: 0.0,
-        gained: 0.0,
+        foreseen_ms: 0.0,
+        gained_ms: 0.0,
         copies: CopyStatus::default(),
         decisions: vec![],
     })

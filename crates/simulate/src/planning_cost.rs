@@ -91,10 +91,10 @@ fn time_layer(
         let paid = if decision.planned { plan_ps } else { 0 };
         sum.rule_ps = sum.rule_ps.saturating_add(decision.used_ps.saturating_add(paid));
         always.split(loads, &mut split).map_err(failed(step))?;
-        let taken = step_time(&time, &split.quotas, per_rank).saturating_add(plan_ps);
+        let taken = step_time(&time, &split.quotas, per_rank, &[]).saturating_add(plan_ps);
         sum.always_ps = sum.always_ps.saturating_add(taken);
         even.split(loads, &mut split).map_err(failed(step))?;
-        sum.even_ps = sum.even_ps.saturating_add(step_time(&time, &split.quotas, per_rank));
+        sum.even_ps = sum.even_ps.saturating_add(step_time(&time, &split.quotas, per_rank, &[]));
     }
     Ok(sum)
 }

@@ -7,12 +7,13 @@
 //! batches that they serve.
 
 use super::SimulationConfig;
+use evenkeel::economics::{MoveEconomics, MoveJudge};
 use evenkeel::evaluate::{
     EvaluateError, LayerEvaluation, Progress, SummaryStats, busy_layers, evaluate_on_nodes, require_tokens,
 };
 use evenkeel::forecast::{History, HistoryWindow};
-use evenkeel::place::{PlaceError, PlaceRequest, Placement, Policy};
-use evenkeel::split::{Horizon, SplitMethod};
+use evenkeel::place::{PlaceRequest, Placement, Policy};
+use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// The times and the data of re-planning.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ReplayOptions {
     /// The number of judged steps between two plans; at least 1.
     pub every: usize,
@@ -30,8 +31,8 @@ pub struct ReplayOptions {
     /// limit.
     pub max_moves: Vec<usize>,
     /// Adds a replay in which moves must pay for themselves ([`ReplanSchedule::IfItPays`]). The steps of the
-    /// horizon are those to the next plan.
-    pub pays: Option<Horizon>,
+    /// economics are those to the next plan.
+    pub economics: Option<MoveEconomics>,
 }
 
 /// The way in which a placement follows the trace.
@@ -44,8 +45,8 @@ pub enum ReplanSchedule {
         /// The most moves of one layer in one re-planning.
         max_moves: Option<usize>,
     },
-    /// A new plan with each of the limits and without one, of which the best replaces the current plan. Its
-    /// gain on the window of the past has to exceed the cost of its moves.
+    /// A new plan if its gain on the window of the past exceeds the cost of its moves
+    /// ([`MoveJudge::replan`]).
     IfItPays,
     /// A plan before every interval on that same interval. Its batches are unknown in practice, so it bounds
     /// the gain from better forecasts.
@@ -100,7 +101,7 @@ impl ReplayOptions {
     fn replay_schedules(&self) -> Vec<ReplanSchedule> {
         let mut paces = vec![ReplanSchedule::Never, ReplanSchedule::Periodic { max_moves: None }];
         paces.extend(self.max_moves.iter().map(|&moves| ReplanSchedule::Periodic { max_moves: Some(moves) }));
-        paces.extend(self.pays.map(|_| ReplanSchedule::IfItPays));
+        paces.extend(self.economics.as_ref().map(|_| ReplanSchedule::IfItPays));
         paces.push(ReplanSchedule::Oracle);
         paces
     }
@@ -197,10 +198,10 @@ fn replay_layer(
             (before, ReplanSchedule::IfItPays) => {
                 let history = replay.window.history(trace, layer, stretch.start);
                 let request = PlaceRequest::new(&history, cluster).previous(before);
-                match (before, replay.pays) {
-                    (Some(before), Some(horizon)) => {
-                        let limits = replay.max_moves.iter().copied().map(Some).chain([None]);
-                        best_paying_plan(policy, &request, before, limits, &horizon)
+                match (before, &replay.economics) {
+                    (Some(before), Some(economics)) => {
+                        let judge = MoveJudge::new(economics, cluster, history.batches(), &[]);
+                        judge.replan(policy, &request, before).map(|priced| priced.accepted_or(before))
                     }
                     _ => policy.place(&request).map(|placed| placed.placement),
                 }
@@ -226,32 +227,13 @@ fn replay_layer(
     Ok(walk)
 }
 
-/// Returns the plan with the highest gain after its moves are paid, among the plans with each limit. Returns
-/// the current placement if none gains.
-fn best_paying_plan(
-    policy: &dyn Policy,
-    request: &PlaceRequest<'_>,
-    before: &Placement,
-    limits: impl Iterator<Item = Option<usize>>,
-    horizon: &Horizon,
-) -> Result<Placement, PlaceError> {
-    let mut best: Option<(i64, Placement)> = None;
-    for limit in limits {
-        let after = policy.place(&request.max_moves(limit))?.placement;
-        let verdict = horizon.judge_moves(before, &after, request.history, &[])?;
-        if verdict.accepted && best.as_ref().is_none_or(|(net, _)| verdict.net_ps() > *net) {
-            best = Some((verdict.net_ps(), after));
-        }
-    }
-    Ok(best.map_or_else(|| before.clone(), |(_, after)| after))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use evenkeel::cluster::Cluster;
     use evenkeel::place;
     use evenkeel::split::Roofline;
+    use std::sync::Arc;
 
     /// Returns a trace of 8 experts for 4 ranks, in which the heavy expert changes every 10 steps.
     fn shifting() -> Trace {
@@ -268,7 +250,7 @@ mod tests {
         let cluster = Cluster::new(4, 1, 8, 4).unwrap();
         let config = SimulationConfig::first_part(&trace, cluster, vec![SplitMethod::Exact], 0.4).unwrap();
         let policies = ["contiguous", "eplb"].map(|name| place::policy(name, 1, &cluster).unwrap());
-        let how = ReplayOptions { every, window: HistoryWindow::Last(5), max_moves, pays: None };
+        let how = ReplayOptions { every, window: HistoryWindow::Last(5), max_moves, economics: None };
         replay_trace(&trace, &config, &how, &policies, &()).unwrap()
     }
 
@@ -305,10 +287,11 @@ mod tests {
         let cluster = Cluster::new(4, 1, 8, 4).unwrap();
         let config = SimulationConfig::first_part(&trace, cluster, vec![SplitMethod::Exact], 0.4).unwrap();
         let policies = ["eplb"].map(|name| place::policy(name, 1, &cluster).unwrap());
-        let moves = |copy_ps: u64| {
-            let time = Roofline { read: 1, token: 1000, tile: 1 };
-            let pays = Some(Horizon { steps: 5, copy_ps, time });
-            let how = ReplayOptions { every: 5, window: HistoryWindow::Last(5), max_moves: vec![1], pays };
+        let moves = |transfer_ps: u64| {
+            let time = Arc::new(Roofline { read: 1, token: 1000, tile: 1 });
+            let economics = Some(MoveEconomics { steps: 5, transfer_ps, time });
+            let how =
+                ReplayOptions { every: 5, window: HistoryWindow::Last(5), max_moves: vec![1], economics };
             let rows = replay_trace(&trace, &config, &how, &policies, &()).unwrap();
             let row = rows.iter().find(|row| row.schedule == ReplanSchedule::IfItPays).unwrap();
             (row.moves, row.imbalance.mean)

@@ -97,8 +97,8 @@ pub(super) fn replan_priced(
             };
             Replanner::with_scenarios(layer, (from, layer.default_aim()), PRICED_EFFORT_FACTOR, &mut draw)
         };
-    let rungs = move_limits(max_moves, again.from.slots());
     // If each move has to pay, few moves remain even under a high limit.
+    let rungs = move_limits(Some(max_moves.unwrap_or(usize::MAX)), again.from.slots());
     let last = &rungs[rungs.len().saturating_sub(PRICED_SEARCHES)..];
     let mut tried = again.search_within_limits(last, Some(price)).map_err(failed)?;
     tried.sort_by_key(|tried| tried.moves);

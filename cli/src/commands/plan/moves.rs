@@ -1,14 +1,14 @@
 //! Moves of a re-planned placement, in words and as a document.
 
 use crate::render::table::render_table;
-use evenkeel::plan::{Horizon, LayerChange, LayerPlan, Plan};
+use evenkeel::plan::{LayerChange, LayerPlan, Plan};
 use serde_json::{Value, json};
 
 /// Returns the changes in words, with the single moves if `verbose` is set.
 pub(super) fn moves_to_text(
     plan: &Plan,
     changes: &[LayerChange],
-    horizon: Option<&Horizon>,
+    horizon_steps: Option<u64>,
     verbose: bool,
 ) -> String {
     let moves: usize = changes.iter().map(|changed| changed.moves.len()).sum();
@@ -18,7 +18,7 @@ pub(super) fn moves_to_text(
         text += &format!("; {homeless} of them restore experts that lost their last replica");
     }
     text.push('\n');
-    text += &horizon.map_or(String::new(), |horizon| payback_text(changes, horizon));
+    text += &horizon_steps.map_or(String::new(), |steps| payback_text(changes, steps));
     if verbose {
         let rows = plan.layers.iter().zip(changes).flat_map(|(layer, changed)| {
             changed.moves.iter().map(|m| {
@@ -38,7 +38,7 @@ pub(super) fn moves_to_text(
 }
 
 /// Returns the number of layers in which moves pay, and in which they do not.
-fn payback_text(changes: &[LayerChange], horizon: &Horizon) -> String {
+fn payback_text(changes: &[LayerChange], horizon_steps: u64) -> String {
     let mut text = String::new();
     let verdicts = || changes.iter().filter_map(|changed| changed.verdict);
     for (made, outcome) in [(true, "it pays in"), (false, "it does not pay in")] {
@@ -49,22 +49,17 @@ fn payback_text(changes: &[LayerChange], horizon: &Horizon) -> String {
             continue;
         }
         text += &format!(
-            "{outcome} {} layers: {} moves would save {:.3} ms over {} steps for {:.3} ms of copies",
+            "{outcome} {} layers: {} moves would save {:.3} ms over {} steps for {:.3} ms of copies\n",
             these().count(),
             these().map(|v| v.considered).sum::<usize>(),
             gain as f64 / 1e9,
-            horizon.steps,
+            horizon_steps,
             cost as f64 / 1e9,
         );
-        if gain == 0 {
-            text +=
-                " (reading an expert takes longer than multiplying its tokens: peaks in tokens cost no time)";
-        }
-        text.push('\n');
     }
     let unchanged = verdicts().filter(|v| v.considered == 0).count();
     if unchanged > 0 {
-        text += &format!("nothing to move in {unchanged} layers\n");
+        text += &format!("no move pays in {unchanged} layers\n");
     }
     text
 }

@@ -145,7 +145,7 @@ impl PlanJob {
         }
         let (limits, speeds) = (&self.constraints, &self.constraints.speeds);
         let details = PlanDetails {
-            horizon: limits.horizon,
+            horizon_steps: limits.economics.as_ref().map(|economics| economics.steps),
             memory,
             changes: previous.as_ref().map(|_| made.changes.clone()),
             links: made

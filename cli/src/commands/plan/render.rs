@@ -10,7 +10,7 @@ use crate::render::memory::RedundancyMemory;
 use crate::render::split_figures::{figures_to_json, figures_to_text};
 use crate::render::table::render_table;
 use evenkeel::place::{BoundProof, PlacementBound};
-use evenkeel::plan::{Horizon, LayerChange, Plan, PlanReport};
+use evenkeel::plan::{LayerChange, Plan, PlanReport};
 use evenkeel::trace::Trace;
 use serde_json::json;
 use std::path::Path;
@@ -18,7 +18,8 @@ use std::path::Path;
 /// Results of a plan beyond its imbalance.
 #[derive(Debug, Default)]
 pub(super) struct PlanDetails {
-    pub(super) horizon: Option<Horizon>,
+    /// Steps within which moves have to pay.
+    pub(super) horizon_steps: Option<u64>,
     /// Memory cost of redundancy, if a model is known.
     pub(super) memory: Option<RedundancyMemory>,
     pub(super) changes: Option<Vec<LayerChange>>,
@@ -45,7 +46,7 @@ impl PlanDetails {
             }
         }
         if let Some(changes) = &self.changes {
-            text += &moves_to_text(plan, changes, self.horizon.as_ref(), verbose);
+            text += &moves_to_text(plan, changes, self.horizon_steps, verbose);
         }
         if let Some(links) = &self.links {
             text += &links.to_text();

@@ -163,6 +163,19 @@ pub(crate) struct RunArgs {
     /// With --replan-every: maximum of moves per layer and re-planning
     #[arg(long, value_name = "N", requires = "replan_every", hide_short_help = true, help_heading = "Plan")]
     pub(super) max_moves: Option<usize>,
+    /// With --replan-every: move only if that pays until the next plan, over a link of GBPS into each rank
+    #[arg(
+        long,
+        value_name = "GBPS",
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000),
+        requires_all = ["replan_every", "expert_time"],
+        hide_short_help = true,
+        help_heading = "Plan"
+    )]
+    pub(super) link_gbps: Option<u64>,
+    /// With --link-gbps: times of experts, a file of `evenkeel calibrate experts`
+    #[arg(long, value_name = "FILE", requires = "link_gbps", hide_short_help = true, help_heading = "Plan")]
+    pub(super) expert_time: Option<PathBuf>,
     /// Hardware that runs the layers: cpu or cuda
     #[arg(
         long,

@@ -40,7 +40,7 @@ pub(super) fn run_fingerprint(
         ),
         ("--ffn", format!("{:?}", request.ffn)),
         ("--skew and --drift", format!("{} {}", request.skew, request.drift)),
-        ("--replan-every, --move-budget and --max-moves", format!("{:?}", request.replan)),
+        ("--replan-every with its options", format!("{:?}", request.replan)),
         ("--check", request.check.to_string()),
         ("--no-baseline", request.no_baseline.to_string()),
         ("--verify-plans", request.verify_plans.to_string()),

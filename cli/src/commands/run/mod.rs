@@ -141,7 +141,7 @@ impl RunInputs {
                 ..ActivationGenerator::new(self.exec.model.hidden as usize, request.trace.seed)
             },
             policy: self.policy.as_ref(),
-            replan: request.replan,
+            replan: request.replan.clone(),
             check: request.check,
             compare: !request.no_baseline,
         }

@@ -2,9 +2,11 @@
 
 use super::args::{BackendName, ChunkCount, CudaAware, FfnName, RunArgs, TransportName};
 use crate::args::cluster::ClusterSpec;
+use crate::args::replan::read_expert_times;
 use crate::args::trace::TraceArgs;
 use anyhow::{Context as _, bail};
 use evenkeel::cluster::Cluster;
+use evenkeel::economics::MoveEconomics;
 use evenkeel::model::MoeModel;
 use evenkeel::place::{self, PlaceError, PlaceRequest, PlaceResponse, Policy};
 use evenkeel::plan::{FixedPlacement, Plan};
@@ -14,6 +16,7 @@ use evenkeel_exec::router::{Capacity, Router};
 use evenkeel_exec::run::RunReplan;
 use evenkeel_exec::weights::Dtype;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Policy that plans if none is stated.
 const DEFAULT_POLICY: &str = "recourse:exact";
@@ -73,8 +76,6 @@ impl RunArgs {
                 self.policy.as_deref().unwrap_or_default()
             );
         }
-        let max_moves = self.max_moves;
-        let budget = self.move_budget.saturating_mul(1 << 20);
         Ok(RunRequest {
             trace: self.trace.clone(),
             cluster: self.cluster.resolve()?,
@@ -91,7 +92,7 @@ impl RunArgs {
             split: self.split,
             tie_break: self.resolve_tie_break()?,
             train_fraction: self.train_fraction,
-            replan: self.replan_every.map(|every| RunReplan { every: every as usize, budget, max_moves }),
+            replan: self.resolve_replan(&model)?,
             backend: self.backend,
             ffn: self.ffn,
             gpu: self.gpu,
@@ -108,6 +109,20 @@ impl RunArgs {
             record: self.record.clone(),
             report: self.report.clone(),
         })
+    }
+
+    /// Returns the schedule of re-planning.
+    fn resolve_replan(&self, model: &MoeModel) -> anyhow::Result<Option<RunReplan>> {
+        let Some(every) = self.replan_every else { return Ok(None) };
+        let economics = match (self.link_gbps, &self.expert_time) {
+            (Some(gbps), Some(path)) => {
+                let times = Arc::new(read_expert_times(path)?);
+                MoveEconomics::with_expert_times(every, gbps, model, times)
+            }
+            _ => None,
+        };
+        let (budget, max_moves) = (self.move_budget.saturating_mul(1 << 20), self.max_moves);
+        Ok(Some(RunReplan { every: every as usize, budget, max_moves, economics }))
     }
 
     /// Checks the options of backends and processes against each other.

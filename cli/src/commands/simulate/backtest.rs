@@ -80,7 +80,7 @@ pub(super) fn run(args: &BacktestArgs, output: Output) -> anyhow::Result<()> {
             "trace": args.trace.traces, "batches": args.trace.describe_batches(&trace), "layers": trace.layers().len(),
             "decide": options, "online": result_to_json(&service, service_time),
             "every_batch": every.as_ref().map(|every| result_to_json(every, every_time)), "decisions": service.decisions,
-            "foreseen": service.foreseen, "gained": service.gained, "copies": service.copies,
+            "foreseen_ms": service.foreseen_ms, "gained_ms": service.gained_ms, "copies": service.copies,
         }));
     }
     let cells = |name: &str, online: &Backtest, time: f64| {
@@ -106,8 +106,8 @@ pub(super) fn run(args: &BacktestArgs, output: Output) -> anyhow::Result<()> {
     }
     if service.moves > 0 {
         text += &format!(
-            "expected gain of the moves: {:.1} perfectly balanced batches of a layer within {} steps; measured: {:.1}\n",
-            service.foreseen, options.horizon, service.gained
+            "the moves were expected to save {:.1} ms within {} steps; measured: {:.1} ms\n",
+            service.foreseen_ms, options.horizon, service.gained_ms
         );
     }
     text += &format!(

@@ -3,7 +3,7 @@
 use super::comparison::{Comparison, ComparisonSpec, StudyArgs};
 use super::policies::write_report;
 use crate::args::model::ModelArgs;
-use crate::args::replan::move_horizon;
+use crate::args::replan::move_economics;
 use crate::output::{Output, StderrBar};
 use crate::render::table::render_table;
 use anyhow::bail;
@@ -46,10 +46,19 @@ pub(super) struct ReplayArgs {
     max_moves: Vec<usize>,
     /// Also move only if that pays until the next plan; needs --model
     ///
-    /// A move pays if the time saved exceeds the time of the copies. --model needs a GPU: MODEL,GPU. The
-    /// value is the link rate into a rank, in gigabits per second.
+    /// A move pays if the time saved exceeds the time of the copies, as with `plan replan --horizon-steps`.
+    /// --model needs a GPU: MODEL,GPU. The value is the link rate into a rank, in gigabits per second.
     #[arg(long, value_name = "GBPS", requires = "model", help_heading = "Re-planning")]
     link_gbps: Option<u64>,
+    /// With --link-gbps: times of experts, a file of `evenkeel calibrate experts`, instead of the GPU's
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "link_gbps",
+        hide_short_help = true,
+        help_heading = "Re-planning"
+    )]
+    expert_time: Option<PathBuf>,
     /// Write a report to this file: one HTML page that needs no network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -94,13 +103,14 @@ impl ReplayArgs {
             (None, WindowLength::Steps(steps)) => HistoryWindow::Last(steps),
             (None, WindowLength::Auto) => HistoryWindow::Auto { ahead: every },
         };
-        let pays = match (self.link_gbps, self.model.model) {
-            (Some(gbps), Some(on)) => Some(move_horizon(every as u64, gbps, on.with_gpu("--link-gbps")?)?),
+        let times = self.expert_time.as_deref();
+        let economics = match (self.link_gbps, self.model.model) {
+            (Some(gbps), Some(on)) => Some(move_economics((every as u64, gbps), on, times, "--link-gbps")?),
             _ => None,
         };
         Ok(ReplayRequest {
             comparison: self.study.resolve(self.model.model.map(|on| on.model))?,
-            replay: ReplayOptions { every, window, max_moves: self.max_moves.clone(), pays },
+            replay: ReplayOptions { every, window, max_moves: self.max_moves.clone(), economics },
         })
     }
 }

@@ -16,7 +16,7 @@ use crate::run::StepProgress;
 use crate::weights::{ExpertWeights, WeightSource};
 use evenkeel::evaluate::SummaryStats;
 use evenkeel::model::MoeModel;
-use evenkeel::split::Roofline;
+use evenkeel::split::{MeasuredCost, Roofline};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -284,10 +284,7 @@ impl RooflineFile {
     /// # Errors
     /// Fails if the text is no such file, or if a split cannot use its numbers. The message states which.
     pub fn parse_roofline(text: &str) -> Result<Roofline, String> {
-        let file: RooflineFile = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        if file.format != ROOFLINE_FORMAT {
-            return Err(format!("format \"{}\", expected {ROOFLINE_FORMAT}", file.format));
-        }
+        let file = Self::parse(text)?;
         for (name, number) in [("read_ps", file.read_ps), ("token_ps", file.token_ps), ("tile", file.tile)] {
             if number == 0 {
                 return Err(format!("{name} is 0, expected a number from 1"));
@@ -295,11 +292,30 @@ impl RooflineFile {
         }
         Ok(Roofline { read: file.read_ps, token: file.token_ps, tile: file.tile })
     }
+
+    /// Parses the measured times of a file, as a cost model that follows them.
+    ///
+    /// # Errors
+    /// Fails if the text is no such file, or if it has no measurement.
+    pub fn parse_measured(text: &str) -> Result<MeasuredCost, String> {
+        let points = Self::parse(text)?.points;
+        let times = points.iter().map(|point| (point.tokens, point.cost_ps().round() as u64)).collect();
+        MeasuredCost::from_points(times).map_err(|error| format!("points: {error}"))
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let file: RooflineFile = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if file.format != ROOFLINE_FORMAT {
+            return Err(format!("format \"{}\", expected {ROOFLINE_FORMAT}", file.format));
+        }
+        Ok(file)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use evenkeel::split::CostModel as _;
 
     fn points(roofline: Roofline, wobble: f64) -> Vec<CostPoint> {
         let mut sign = 1.0;
@@ -335,6 +351,11 @@ mod tests {
         let file = fit.to_file(&"qwen3-30b-a3b".parse().unwrap(), "bf16", "cpu");
         let text = serde_json::to_string(&file).unwrap();
         assert_eq!(RooflineFile::parse_roofline(&text).unwrap(), fit.roofline);
+        let measured = RooflineFile::parse_measured(&text).unwrap();
+        assert_eq!((measured.expert_ps(1), measured.expert_ps(233)), (900, 40 * 240));
+        let without: RooflineFile = RooflineFile { points: vec![], ..file };
+        let error = RooflineFile::parse_measured(&serde_json::to_string(&without).unwrap()).unwrap_err();
+        assert!(error.starts_with("points: no measured time"), "{error}");
         assert!(
             RooflineFile::parse_roofline(&text.replace("\"tile\":8", "\"tile\":0"))
                 .unwrap_err()

@@ -28,13 +28,14 @@ use super::migration::{ExpertMigrator, MigrationStats};
 use super::reference::Reference;
 use super::router::Router;
 use super::weights::WeightSource;
+use evenkeel::economics::MoveEconomics;
 use evenkeel::place::{Contiguous, Placement, Policy};
 use evenkeel::split::{Split, Splitter};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// The schedule of re-planning during a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RunReplan {
     /// Steps between two re-plannings; each plans on the same number of past steps. A re-planning is skipped
     /// while the previous one is still being copied.
@@ -43,6 +44,8 @@ pub struct RunReplan {
     pub budget: u64,
     /// Maximum number of moves per layer and plan; `None` sets no limit.
     pub max_moves: Option<usize>,
+    /// Economics by which moves have to pay until the next plan; `None` accepts all moves.
+    pub economics: Option<MoveEconomics>,
 }
 
 /// The description of a run.
@@ -154,7 +157,7 @@ impl ExecRun<'_> {
         let contiguous = self.contiguous_placement()?;
         let mut reference = self.check.then(|| Reference::new(self.exec.clone(), Arc::clone(&self.weights)));
         let mut outcome = RunReport::new(self);
-        let mut mover = ExpertMigrator::new(self.replan.map_or(0, |replan| replan.budget));
+        let mut mover = ExpertMigrator::new(self.replan.as_ref().map_or(0, |replan| replan.budget));
         for (at, of_feed) in self.steps.clone().enumerate() {
             let moved = mover.between_steps(planned)?;
             let batch = StepBatch::new(self, of_feed, &contiguous, planned);
@@ -178,15 +181,14 @@ impl ExecRun<'_> {
             outcome.steps.push(row);
             // A plan that has not arrived yet is not replaced. Otherwise a small budget would never complete
             // one.
-            let due = |replan: &RunReplan| (at + 1).is_multiple_of(replan.every.max(1)) && mover.is_done();
-            if let Some(replan) = self.replan.filter(due) {
+            let due = |replan: &&RunReplan| (at + 1).is_multiple_of(replan.every.max(1)) && mover.is_done();
+            if let Some(replan) = self.replan.as_ref().filter(due) {
                 let recent = outcome.load_trace()?;
                 let window = (at + 1).saturating_sub(replan.every)..at + 1;
                 for layer in 0..self.layers.len() {
                     // No copy is under way, so the current plan is the one to start from.
                     let previous = planned.placement(layer);
-                    let placement =
-                        self.replan_layer(&recent, layer, window.clone(), previous, replan.max_moves)?;
+                    let placement = self.replan_layer(&recent, layer, window.clone(), previous, replan)?;
                     planned.check_next_placement(layer, &placement)?;
                     mover.set_target(planned, layer, placement);
                 }

@@ -1,9 +1,10 @@
 //! Computes placements for a run from a recorded trace, or from a few profiling steps.
 
-use super::{ExecRun, RunVariant, StepBatch, StepProgress};
+use super::{ExecRun, RunReplan, RunVariant, StepBatch, StepProgress};
 use crate::backend::{Backend, ExecConfig};
 use crate::cpu::Cpu;
 use crate::error::ExecError;
+use evenkeel::economics::MoveJudge;
 use evenkeel::forecast::History;
 use evenkeel::place::{PlaceRequest, Placement};
 use evenkeel::trace::Trace;
@@ -27,7 +28,8 @@ impl ExecRun<'_> {
         layers.iter().map(of).collect()
     }
 
-    /// Re-plans a layer (by index into `trace`) from a window of its steps, starting from `previous`.
+    /// Re-plans a layer (by index into `trace`) from a window of its steps, starting from `previous`, which
+    /// stays if moves do not pay.
     ///
     /// # Errors
     /// Fails if the policy does not support the shape.
@@ -37,11 +39,17 @@ impl ExecRun<'_> {
         layer: usize,
         window: Range<usize>,
         previous: &Placement,
-        max_moves: Option<usize>,
+        replan: &RunReplan,
     ) -> Result<Placement, ExecError> {
-        let history = History::from_steps(trace, layer, window);
-        let request = PlaceRequest::new(&history, &self.exec.cluster).previous(previous).max_moves(max_moves);
-        Ok(self.policy.place(&request)?.placement)
+        let (history, cluster) = (History::from_steps(trace, layer, window), &self.exec.cluster);
+        let request = PlaceRequest::new(&history, cluster).previous(previous).max_moves(replan.max_moves);
+        match &replan.economics {
+            Some(economics) => {
+                let judge = MoveJudge::new(economics, cluster, history.batches(), &[]);
+                Ok(judge.replan(self.policy, &request, previous)?.accepted_or(previous))
+            }
+            None => Ok(self.policy.place(&request)?.placement),
+        }
     }
 
     /// Runs steps on the contiguous placement, on the CPU. Returns their loads, with layers numbered from 0,

@@ -76,7 +76,7 @@ fn as_in_one_memory(config: &ExecConfig, policy: &str, tokens: usize, chunks: &[
             ..ActivationGenerator::new(config.model.hidden as usize, 1)
         },
         policy: policy.as_ref(),
-        replan: Some(RunReplan { every: 4, budget: 1 << 14, max_moves: None }),
+        replan: Some(RunReplan { every: 4, budget: 1 << 14, max_moves: None, economics: None }),
         check: true,
         compare: true,
         exec: config.clone(),

@@ -329,7 +329,8 @@ fn replayed_planning_shows_what_moves_buy() {
             .unwrap();
     let policies: Vec<_> =
         ["contiguous", "eplb"].iter().map(|name| place::policy(name, 1, &cluster).unwrap()).collect();
-    let how = ReplayOptions { every: 4, window: HistoryWindow::Last(6), max_moves: vec![1, 2], pays: None };
+    let how =
+        ReplayOptions { every: 4, window: HistoryWindow::Last(6), max_moves: vec![1, 2], economics: None };
     let replayed = replay_trace(&trace, &config, &how, &policies, &()).unwrap();
     let outcome = simulate(&trace, &config, &policies, &()).unwrap();
     let (title, command) = ("moves".to_owned(), "evenkeel simulate replay t.csv --replan-every 4".to_owned());

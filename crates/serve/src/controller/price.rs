@@ -1,20 +1,22 @@
 //! The cost of a transfer of one expert, and the share of the time that transfers may take.
 //!
 //! Input is a shape, options, and the numbers of layers and experts. Output is [`CopyPrice`] and
-//! [`CopyBudget`]. [`CopyPrice`] relates the time of one transfer to the time of one balanced batch of a
-//! layer. Every accepted step adds to [`CopyBudget`], and every move is paid from it. Defaults replace a
-//! model, GPU or link that the shape does not name. [`CopyStatus`] lists them.
+//! [`CopyBudget`]. [`CopyPrice`] has the times of a transfer and of a batch, as [`MoveEconomics`] wants them.
+//! Every accepted step adds to [`CopyBudget`], and the busiest receiver of every plan is paid from it.
+//! Defaults replace a model, GPU or link that the shape does not name. [`CopyStatus`] lists them.
 //!
 //! Time is counted in steps of an assumed duration, never by a clock. The same steps therefore give the same
 //! decisions, whether live, after a restart, or in a replay at any speed.
 
 use super::config::{ControllerConfig, ModelSpec, SpecError};
 use crate::wire::decision::CopyStatus;
+use evenkeel::cluster::Cluster;
+use evenkeel::economics::MoveEconomics;
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::{MODELS, MoeModel};
-use evenkeel::split::expert_roofline;
-use evenkeel_solver::objective::Roofline;
+use evenkeel::split::{Roofline, expert_roofline};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// The default model, if none is named and no known model fits the experts and layers.
 pub const DEFAULT_MODEL: &str = "deepseek-v3";
@@ -35,8 +37,8 @@ pub(super) struct CopyPrice {
     link_gbps: u64,
     /// The keys of the shape that have default values.
     assumed: Vec<&'static str>,
-    copy_ps: u64,
-    time: Roofline,
+    /// The times of transfers and batches, for a horizon of one step.
+    economics: MoveEconomics,
 }
 
 impl CopyPrice {
@@ -59,20 +61,28 @@ impl CopyPrice {
             assumed.push("link_gbps");
             DEFAULT_LINK_GBPS
         });
-        let copy_ps = model.expert_bytes().saturating_mul(8_000) / link_gbps.max(1);
-        Ok(Self { model, gpu, link_gbps, assumed, copy_ps, time: expert_roofline(&model, &gpu) })
+        let economics = MoveEconomics::on_link(1, link_gbps, &model, &gpu).ok_or(SpecError::Value {
+            key: "link_gbps",
+            reason: format!("{link_gbps}: expected at least 1 gigabit per second"),
+        })?;
+        Ok(Self { model, gpu, link_gbps, assumed, economics })
     }
 
-    /// Returns the price of one transfer in perfectly balanced batches of one layer, from the tokens and
-    /// slots of each rank.
-    pub(super) fn in_batches(&self, tokens_per_rank: f64, slots_per_rank: usize) -> f64 {
-        let reading = self.time.read as f64 * slots_per_rank as f64;
-        self.copy_ps as f64 / (tokens_per_rank * self.time.token as f64).max(reading).max(1.0)
+    /// Returns the economics of a stated price, in perfectly balanced batches of one layer. A batch then takes
+    /// a time in proportion to the tokens of its busiest rank.
+    fn stated_economics(&self, cost: f64, batches: &[&[u64]], cluster: &Cluster) -> MoveEconomics {
+        let tokens: u64 = batches.iter().flat_map(|batch| batch.iter()).sum();
+        let per_rank = (tokens as f64 / (batches.len().max(1) * cluster.ranks()) as f64).max(1.0);
+        let expert = expert_roofline(&self.model, &self.gpu);
+        let reading = expert.read as f64 * cluster.slots_per_rank() as f64;
+        let token = (reading / per_rank).max(expert.token as f64).max(1.0) as u64;
+        let transfer_ps = (cost * per_rank * token as f64) as u64;
+        MoveEconomics { steps: 1, transfer_ps, time: Arc::new(Roofline { read: 0, token, tile: 1 }) }
     }
 
     /// Returns the nanoseconds that one transfer takes.
     fn copy_ns(&self) -> u64 {
-        self.copy_ps.div_ceil(1_000)
+        self.economics.transfer_ps.div_ceil(1_000)
     }
 }
 
@@ -137,7 +147,7 @@ impl CopyBudget {
             most_ns: 0,
         };
         // The moves of one layer must fit, however long a transfer takes.
-        let least = budget.transfer_ns(options.max_moves);
+        let least = budget.transfer_ns(options.max_moves as u64);
         let kept = budget.per_step_ns().saturating_mul(CREDIT_STEPS).max(least);
         budget.most_ns = i64::try_from(kept).unwrap_or(i64::MAX);
         budget
@@ -152,14 +162,24 @@ impl CopyBudget {
         self.share.map_or(0, |share| (share * self.step_ns as f64) as u64)
     }
 
-    /// Returns the nanoseconds of sequential transfers over one link.
-    fn transfer_ns(&self, moves: usize) -> u64 {
-        self.price.copy_ns().saturating_mul(moves as u64)
+    /// Returns the economics of a layer's moves within `steps` steps. `batches` are those on which the moves
+    /// are judged.
+    pub(super) fn layer_economics(&self, steps: u64, batches: &[&[u64]], cluster: &Cluster) -> MoveEconomics {
+        let economics = match self.move_cost {
+            Some(cost) => self.price.stated_economics(cost, batches, cluster),
+            None => self.price.economics.clone(),
+        };
+        MoveEconomics { steps, ..economics }
     }
 
-    /// Returns the milliseconds of sequential transfers over one link.
-    pub(super) fn transfer_ms(&self, moves: usize) -> f64 {
-        self.transfer_ns(moves) as f64 / 1e6
+    /// Returns the nanoseconds in which a rank receives this many experts.
+    fn transfer_ns(&self, received: u64) -> u64 {
+        self.price.copy_ns().saturating_mul(received)
+    }
+
+    /// Returns the milliseconds in which a rank receives this many experts.
+    pub(super) fn transfer_ms(&self, received: u64) -> f64 {
+        self.transfer_ns(received) as f64 / 1e6
     }
 
     /// Adds the time of one step.
@@ -169,9 +189,9 @@ impl CopyBudget {
         self.ledger.available = self.ledger.available.saturating_add(more).min(self.most_ns);
     }
 
-    /// Pays for moves.
-    pub(super) fn charge_moves(&mut self, moves: usize) {
-        let time = self.transfer_ns(moves);
+    /// Pays for the experts that the busiest rank receives.
+    pub(super) fn charge_transfers(&mut self, received: u64) {
+        let time = self.transfer_ns(received);
         self.ledger.spent = self.ledger.spent.saturating_add(time);
         if self.share.is_some() {
             let time = i64::try_from(time).unwrap_or(i64::MAX);
@@ -179,11 +199,11 @@ impl CopyBudget {
         }
     }
 
-    /// Returns the number of moves that the budget allows now, or `None` without a limit.
-    pub(super) fn affordable_moves(&self) -> Option<usize> {
+    /// Returns the number of experts that each rank may receive now, or `None` without a limit.
+    pub(super) fn affordable_transfers(&self) -> Option<u64> {
         self.share?;
         let available = u64::try_from(self.ledger.available).unwrap_or(0);
-        Some(usize::try_from(available / self.price.copy_ns().max(1)).unwrap_or(usize::MAX))
+        Some(available / self.price.copy_ns().max(1))
     }
 
     /// Returns the public document of this budget.
@@ -233,14 +253,14 @@ mod tests {
             budget.accrue_step();
             // Spend all of the budget from time to time.
             if at % 977 == 0 {
-                budget.charge_moves(budget.affordable_moves().unwrap());
+                budget.charge_transfers(budget.affordable_transfers().unwrap());
             }
             assert!(budget.ledger.spent * 100 <= budget.ledger.passed);
         }
         assert!(budget.status().spent_share > 0.009, "{:?}", budget.status());
         // Transfers that could not wait leave a debt.
-        budget.charge_moves(1000);
-        assert_eq!(budget.affordable_moves(), Some(0));
+        budget.charge_transfers(1000);
+        assert_eq!(budget.affordable_transfers(), Some(0));
         assert!(budget.ledger.available < 0);
     }
 }

@@ -4,9 +4,8 @@
 //! their gain, and the reason for or against them.
 //!
 //! The policy re-plans every busy layer from the current placement. It uses the window length that best
-//! predicted the latest steps, and tries limits from few to many moves. [`super::candidate`] compares each
-//! result with the current placement by exact splits of the latest steps. [`super::select`] selects the
-//! moves that pay for themselves.
+//! predicted the latest steps. [`super::candidate`] compares the result with the current placement by exact
+//! splits of the latest steps. [`super::select`] selects the moves that pay for themselves.
 
 use super::candidate::LayerCandidate;
 use super::state::{PhaseError, PhaseState};
@@ -85,6 +84,8 @@ pub struct Proposal {
     pub(super) planned: Vec<bool>,
     pub(super) estimates: Vec<LayerEstimate>,
     pub(super) expected: f64,
+    /// The number of experts that the busiest receiver gets.
+    pub(super) busiest_transfers: u64,
     pub(super) plan_preview: Option<PlanPreview>,
 }
 
@@ -109,6 +110,13 @@ pub enum PhaseCommand {
     Down(usize),
     /// A rank is up again.
     Up(usize),
+}
+
+impl PhaseCommand {
+    /// Returns whether a rank goes down or comes up.
+    pub(super) fn is_rank_change(&self) -> bool {
+        !matches!(self, PhaseCommand::Replan { .. })
+    }
 }
 
 impl PhaseState {

@@ -1,14 +1,16 @@
 //! The decision over all layers, and its reason.
 //!
 //! Input is the result for each layer ([`LayerCandidate`]). Output is a [`Proposal`]. A layer moves if its
-//! gain exceeds the cost of its moves. Layers with the highest gain per move come first, up to the budget.
-//! Nothing moves unless the mean imbalance falls by `min_gain`.
+//! gain exceeds the cost of its moves. [`select_moves`] selects among these layers within the budgets of moves
+//! and of time. Nothing moves unless the mean imbalance falls by `min_gain`.
 
 use super::candidate::LayerCandidate;
 use super::propose::{LayerEstimate, LayerPreview, PlanPreview, Proposal};
 use super::state::PhaseState;
 use crate::wire::decision::{Decision, DecisionOutcome, Imbalances, MoveRecord, Trigger, format_percent};
 use evenkeel::cluster::Cluster;
+use evenkeel::economics::{MoveBudget, MoveOption, busiest_receiver, select_moves};
+use evenkeel::place::ExpertMove;
 use std::collections::BTreeSet;
 
 impl PhaseState {
@@ -20,12 +22,7 @@ impl PhaseState {
         (cluster, down): (Cluster, BTreeSet<usize>),
         candidates: Vec<Option<LayerCandidate>>,
     ) -> Proposal {
-        let pays = |candidate: &LayerCandidate| {
-            candidate.forced || (!candidate.moves.is_empty() && candidate.gain > candidate.cost)
-        };
-        let mut selected: Vec<bool> =
-            candidates.iter().map(|candidate| candidate.as_ref().is_some_and(pays)).collect();
-        let waiting = self.drop_over_budget(&candidates, &mut selected);
+        let (selected, waiting) = self.select_layers(&candidates, cluster.ranks());
         let mut imbalance = mean_imbalances(&candidates, &selected);
         let sums = SelectionTotals { waiting, ..SelectionTotals::from_candidates(&candidates, &selected) };
         let (acts, why) = self.judge_selection(trigger, cluster.ranks(), imbalance, &sums);
@@ -45,7 +42,8 @@ impl PhaseState {
         let counted =
             if publishes || outcome == DecisionOutcome::DryRun { (sums.moves, sums.layers) } else { (0, 0) };
         let expert_bytes = self.shape.parsed_model().ok().flatten().map(|model| model.expert_bytes());
-        let busiest = max_received_experts(&candidates, &selected, cluster.ranks());
+        let busiest =
+            if counted.0 > 0 { busiest_receiver(selected_moves(&candidates, &selected)) } else { 0 };
         let decision = Decision {
             number: self.decisions + 1,
             phase: self.phase,
@@ -62,9 +60,9 @@ impl PhaseState {
             rejected_moves: sums.proposed - counted.0,
             bytes: expert_bytes.map(|bytes| bytes.saturating_mul(counted.0 as u64)),
             busiest_bytes: expert_bytes.filter(|_| counted.0 > 0).map(|bytes| bytes.saturating_mul(busiest)),
-            gain: sums.gain,
-            cost: sums.cost,
-            copy_ms: self.copies.transfer_ms(counted.0),
+            gain_ms: picos_to_ms(sums.gain_ps),
+            cost_ms: picos_to_ms(sums.cost_ps),
+            copy_ms: self.copies.transfer_ms(busiest),
             duration_ms: 0.0,
             timestamp_unix_s: 0,
         };
@@ -77,6 +75,7 @@ impl PhaseState {
             planned: self.planned.clone(),
             estimates: self.estimates.clone(),
             expected: if publishes { imbalance.after } else { imbalance.before },
+            busiest_transfers: busiest,
             plan_preview,
             decision,
         };
@@ -87,7 +86,7 @@ impl PhaseState {
             if publishes && selected {
                 proposal.planned[layer] =
                     proposal.planned[layer] || (candidate.estimate.batches > 0 && !first);
-                proposal.placements[layer] = candidate.placement;
+                proposal.placements[layer] = candidate.replanned.placement;
             }
         }
         proposal
@@ -101,12 +100,16 @@ impl PhaseState {
         imbalance: Imbalances,
         sums: &SelectionTotals,
     ) -> (bool, String) {
-        let (SelectionTotals { moves, layers, proposed, waiting, gain, cost, forced }, horizon) =
+        let (SelectionTotals { moves, layers, proposed, waiting, forced, .. }, horizon) =
             (sums, self.options.horizon);
         let considered = format!(
-            "{moves} moves in {layers} layers lower the imbalance of the latest steps from {:.3} to {:.3} (bound {:.3}): gain {gain:.1} batches \
-             over {horizon} steps, transfer cost {cost:.1} batches",
-            imbalance.before, imbalance.after, imbalance.bound
+            "{moves} moves in {layers} layers lower the imbalance of the latest steps from {:.3} to {:.3} (bound {:.3}): they save \
+             {:.1} ms over {horizon} steps, for {:.1} ms of transfers",
+            imbalance.before,
+            imbalance.after,
+            imbalance.bound,
+            picos_to_ms(sums.gain_ps),
+            picos_to_ms(sums.cost_ps)
         );
         match trigger {
             Trigger::RankDown | Trigger::RankUp => (true, format!("{ranks} ranks are left: {moves} moves")),
@@ -152,33 +155,23 @@ impl PhaseState {
         }
     }
 
-    /// Drops the moves with the least gain per move until the rest fits the budgets of moves and of time.
-    /// Returns the number of dropped moves.
-    fn drop_over_budget(&self, candidates: &[Option<LayerCandidate>], selected: &mut [bool]) -> usize {
-        let most = (self.options.move_budget > 0).then_some(self.options.move_budget);
-        let Some(mut left) = most.into_iter().chain(self.copies.affordable_moves()).min() else { return 0 };
-        let mut order: Vec<(usize, f64, usize)> = (candidates.iter().enumerate())
-            .filter_map(|(layer, candidate)| {
-                candidate
-                    .as_ref()
-                    .filter(|candidate| selected[layer] && !candidate.forced)
-                    .map(|candidate| (layer, candidate))
-            })
-            .map(|(layer, candidate)| {
-                (layer, candidate.gain / candidate.moves.len().max(1) as f64, candidate.moves.len())
-            })
-            .collect();
-        order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    /// Returns whether each layer moves, and the number of accepted moves that exceed a budget.
+    fn select_layers(&self, candidates: &[Option<LayerCandidate>], ranks: usize) -> (Vec<bool>, usize) {
+        let options: Vec<Vec<MoveOption<'_>>> = candidates.iter().map(move_options).collect();
+        let budget = MoveBudget {
+            per_receiver: self.copies.affordable_transfers(),
+            moves: (self.options.move_budget > 0).then_some(self.options.move_budget),
+        };
+        let chosen = select_moves(&options, ranks, &budget);
         let mut waiting = 0;
-        for (layer, _, moves) in order {
-            if let Some(rest) = left.checked_sub(moves) {
-                left = rest;
-            } else {
-                selected[layer] = false;
-                waiting += moves;
+        let layers = candidates.iter().zip(options.iter().zip(chosen));
+        let selected = layers.map(|(candidate, (options, chosen))| {
+            if chosen + 1 < options.len() {
+                waiting += options.last().map_or(0, |option| option.moves.len());
             }
-        }
-        waiting
+            candidate.as_ref().is_some_and(|candidate| candidate.forced || chosen > 0)
+        });
+        (selected.collect(), waiting)
     }
 
     /// Returns the plan that was considered, move by move.
@@ -199,9 +192,9 @@ impl PhaseState {
                     Some((layer, candidate.as_ref()?, selected))
                 })
             };
-        let moves = each()
-            .filter(|(_, _, selected)| *selected)
-            .flat_map(|(layer, candidate, _)| candidate.moves.iter().map(move |m| (self.layers[layer], *m)));
+        let moves = each().filter(|(_, _, selected)| *selected).flat_map(|(layer, candidate, _)| {
+            candidate.replanned.moves.iter().map(move |m| (self.layers[layer], *m))
+        });
         PlanPreview {
             decision: self.decisions + 1,
             outcome,
@@ -224,7 +217,7 @@ impl PhaseState {
                     before: candidate.estimate.before,
                     after: if selected { candidate.estimate.after } else { candidate.estimate.before },
                     bound: candidate.estimate.bound,
-                    moves: if selected { candidate.moves.len() } else { 0 },
+                    moves: if selected { candidate.replanned.moves.len() } else { 0 },
                     ranks_before: candidate.ranks_before.clone(),
                     ranks_after: if selected {
                         candidate.ranks_after.clone()
@@ -246,8 +239,8 @@ struct SelectionTotals {
     proposed: usize,
     /// The profitable moves that exceed a budget.
     waiting: usize,
-    gain: f64,
-    cost: f64,
+    gain_ps: i64,
+    cost_ps: u64,
     forced: bool,
 }
 
@@ -256,13 +249,14 @@ impl SelectionTotals {
         let mut sums = Self::default();
         for (candidate, &selected) in candidates.iter().zip(selected) {
             let Some(candidate) = candidate else { continue };
-            sums.proposed += candidate.moves.len();
+            let moves = candidate.replanned.moves.len();
+            sums.proposed += moves;
             sums.forced |= candidate.forced;
             if selected {
-                sums.moves += candidate.moves.len();
-                sums.layers += usize::from(!candidate.moves.is_empty());
-                sums.gain += candidate.gain;
-                sums.cost += candidate.cost;
+                sums.moves += moves;
+                sums.layers += usize::from(moves > 0);
+                sums.gain_ps = sums.gain_ps.saturating_add(candidate.verdict.gain_ps);
+                sums.cost_ps = sums.cost_ps.saturating_add(candidate.verdict.cost_ps);
             }
         }
         sums
@@ -284,15 +278,34 @@ fn mean_imbalances(candidates: &[Option<LayerCandidate>], selected: &[bool]) -> 
     Imbalances { before: all.before / weight, after: all.after / weight, bound: all.bound / weight }
 }
 
-/// Returns the number of experts that the busiest receiver gets.
-fn max_received_experts(candidates: &[Option<LayerCandidate>], selected: &[bool], ranks: usize) -> u64 {
-    let mut received = vec![0u64; ranks];
-    for (candidate, _) in candidates.iter().zip(selected).filter(|&(_, &selected)| selected) {
-        for m in candidate.iter().flat_map(|candidate| &candidate.moves) {
-            if let Some(received) = received.get_mut(m.to as usize) {
-                *received += 1;
-            }
+/// Returns the options of a layer: to stay, and to make the moves of its candidate. A layer that has to change
+/// has no choice.
+fn move_options(candidate: &Option<LayerCandidate>) -> Vec<MoveOption<'_>> {
+    let stays = MoveOption { moves: &[], time: 0 };
+    match candidate {
+        Some(candidate) if candidate.forced => {
+            vec![MoveOption { moves: &candidate.replanned.moves, time: 0 }]
         }
+        Some(candidate) if candidate.is_accepted() => {
+            let saved = u64::try_from(candidate.verdict.gain_ps).unwrap_or(0);
+            vec![
+                MoveOption { time: saved, ..stays },
+                MoveOption { moves: &candidate.replanned.moves, time: 0 },
+            ]
+        }
+        _ => vec![stays],
     }
-    received.into_iter().max().unwrap_or(0)
+}
+
+/// Returns the moves of the selected layers.
+fn selected_moves<'a>(
+    candidates: &'a [Option<LayerCandidate>],
+    selected: &'a [bool],
+) -> impl Iterator<Item = &'a ExpertMove> {
+    let chosen = candidates.iter().zip(selected).filter(|&(_, &selected)| selected);
+    chosen.flat_map(|(candidate, _)| candidate.iter().flat_map(|candidate| &candidate.replanned.moves))
+}
+
+fn picos_to_ms<T: TryInto<i64>>(ps: T) -> f64 {
+    ps.try_into().unwrap_or(i64::MAX) as f64 / 1e9
 }

@@ -336,7 +336,7 @@ impl PhaseState {
         }
         if !proposal.preview {
             if proposal.changes_plan {
-                self.copies.charge_moves(proposal.decision.moves);
+                self.copies.charge_transfers(proposal.busiest_transfers);
             }
             self.record_noop(&proposal.decision);
             self.expected = proposal.expected;

@@ -78,7 +78,7 @@ function item(decision) {
   const figures = [`${ratio(imbalance.before)} → ${ratio(imbalance.after)}`, `least ${ratio(imbalance.bound)}`];
   if (moves > 0) figures.push(`${counted(moves, "move")} in ${counted(layers, "layer")}`);
   if (decision.bytes) figures.push(bytes(decision.bytes));
-  if (decision.gain > 0) figures.push(`gain ${amount(decision.gain)}${decision.cost > 0 ? ` for ${amount(decision.cost)}` : ""}`);
+  if (decision.gain_ms > 0) figures.push(`gain ${amount(decision.gain_ms)} ms${decision.cost_ms > 0 ? ` for ${amount(decision.cost_ms)} ms` : ""}`);
   figures.push(`${count(Math.max(decision.duration_ms, 1))} ms`);
   return el("li", null, head, el("p", { class: "figures" }, figures.join(" · ")),
     el("p", { class: "small" }, `Why now: ${TRIGGERS[decision.trigger] ?? decision.trigger}. ${sentence(decision.reason)}`));

@@ -54,8 +54,8 @@ export function facts(preview, decision, options, outcome = decision?.outcome) {
   if (decision) {
     const stays = outcome === "applied" || outcome === "dry_run" ? "Why" : "Why not";
     fact(stays, sentence(decision.reason));
-    if (decision.gain > 0) {
-      fact("Expected gain", `${amount(decision.gain)} balanced batches of a layer within ${counted(options?.horizon ?? 0, "step")}${decision.cost > 0 ? `, for ${amount(decision.cost)} of transfer cost` : ""}`);
+    if (decision.gain_ms > 0) {
+      fact("Expected gain", `${amount(decision.gain_ms)} ms within ${counted(options?.horizon ?? 0, "step")}${decision.cost_ms > 0 ? `, for ${amount(decision.cost_ms)} ms of transfers` : ""}`);
     }
     if (preview.moves.length > 0) {
       fact("To copy", decision.bytes === null || decision.bytes === undefined || decision.bytes === 0

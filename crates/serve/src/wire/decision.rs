@@ -82,11 +82,12 @@ pub struct Decision {
     pub bytes: Option<u64>,
     /// The bytes that the busiest receiver gets.
     pub busiest_bytes: Option<u64>,
-    /// The expected gain over the horizon, in perfectly balanced batches of one layer.
-    pub gain: f64,
-    /// The cost of the moves, in the same unit.
-    pub cost: f64,
-    /// The milliseconds that the transfers take, one after the other over one link.
+    /// The expected milliseconds saved over the horizon.
+    pub gain_ms: f64,
+    /// The milliseconds against which the gain is weighed: those of the busiest receiver of each layer.
+    pub cost_ms: f64,
+    /// The milliseconds in which the busiest receiver of all layers gets its experts. Ranks receive at the
+    /// same time.
     pub copy_ms: f64,
     /// The milliseconds that planning and judging took.
     pub duration_ms: f64,
@@ -117,7 +118,7 @@ pub struct CopyStatus {
     pub copy_share: Option<f64>,
     /// The milliseconds of all accepted steps.
     pub passed_ms: f64,
-    /// The milliseconds of all transfers after the first plan, one after the other over one link.
+    /// The milliseconds of all transfers after the first plan: those of the busiest receiver of each plan.
     pub spent_ms: f64,
     /// The share of the transfers in the time of all accepted steps.
     pub spent_share: f64,

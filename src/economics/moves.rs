@@ -3,8 +3,9 @@
 //! In: a placement with the fewest necessary moves, a way to plan others, and the batches that represent the
 //! coming ones. Out: a [`PricedPlacement`] with its [`MoveVerdict`].
 //!
-//! A policy that supports prices ([`PlaceRequest::move_price`]) chooses the moves itself. The other policies plan with the highest number of moves, half of it, and so on.
-//! Of all these placements, the one with the highest gain after its cost is chosen.
+//! A policy that supports prices ([`PlaceRequest::move_price`]) chooses the moves itself. The other policies
+//! plan with the highest number of moves, half of it, and so on. Of all these placements, the one with the
+//! highest gain after its cost is chosen.
 
 use crate::cluster::Cluster;
 use crate::gpu::GpuSpec;

@@ -61,8 +61,8 @@ impl<P: Policy> Constrained<P> {
     /// previous ranks, which may have another number of slots.
     ///
     /// Every further move to a rank that stays has to lower the mean imbalance of the latest batches by the
-    /// price of the request, 0.002 unless stated. Ranks that join fill up. If ranks only left, no limit of moves is set and no expert
-    /// has to be covered, there are at most as many moves as lost replicas.
+    /// price of the request, 0.002 unless stated. Ranks that join fill up. If ranks only left, no limit of
+    /// moves is set and no expert has to be covered, there are at most as many moves as lost replicas.
     ///
     /// # Errors
     /// Returns [`PlaceError::TooFewMoves`] if more experts need another rank than moves are allowed. Fails as

@@ -24,7 +24,7 @@
 //!
 //! **Module map.**
 //!
-//! - [`wire`]: the documents that cross HTTP (posted loads, receipts, decisions, events).
+//! - [`wire`]: the documents that cross HTTP (posted loads, receipts, decisions, events, states).
 //! - `controller`: the state machine of a phase, and its decisions. `controller::price` holds the cost of
 //!   transfers and their share of the time.
 //! - `store`: the log of accepted steps, snapshots, decisions and plans. `store::dedup` recognises
@@ -58,16 +58,16 @@ pub use backtest::{Backtest, backtest, replan_every_batch};
 pub use config::{ConfigError, ServiceConfig};
 pub use controller::config::{ControllerConfig, ModelSpec, STATED_PRICE_HORIZON, SpecError};
 pub use controller::price::{DEFAULT_COPY_SHARE, DEFAULT_GPU, DEFAULT_LINK_GBPS, DEFAULT_MODEL};
-pub use controller::propose::{LayerPreview, PhaseCommand, PlanPreview, Proposal};
+pub use controller::propose::{PhaseCommand, Proposal};
 pub use controller::state::{AcceptedStep, PhaseError, PhaseState, StepOutcome};
 pub use runtime::error::{ModelError, ServeError};
 pub use server::{ServerSetup, serve};
 pub use store::SCHEMA;
 pub use store::error::StateStoreError;
 pub use wire::{
-    CopyStatus, Decision, DecisionOutcome, HistoryPoint, Imbalances, Loads, LoadsBody, LoadsError,
-    MAX_POSTED_STEPS, MoveRecord, Phase, Receipt, Refusal, StepBody, StepLoads, Trigger, binary,
-    counts_digest,
+    CopyStatus, Decision, DecisionOutcome, HistoryPoint, Imbalances, LayerPreview, Loads, LoadsBody,
+    LoadsError, MAX_POSTED_STEPS, MoveRecord, Phase, PlanPreview, Receipt, Refusal, StepBody, StepLoads,
+    Trigger, binary, counts_digest,
 };
 
 pub(crate) use runtime::worker::PhaseWorker;

@@ -1,91 +1,15 @@
-//! Documents of the service, reduced to the displayed fields.
+//! Displayed data, as the service sends it.
 
 use crate::client::ServiceClient;
 use anyhow::Context as _;
-use evenkeel_serve::{Decision, HistoryPoint, ModelSpec, Phase, PlanPreview};
-use serde::Deserialize;
+use evenkeel_serve::Phase;
+use evenkeel_serve::wire::{ModelStatus, PhaseHistory, PhaseStatus, PhaseView};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// A model and its phases.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct ModelStatus {
-    pub(super) name: String,
-    pub(super) phases: Vec<PhaseState>,
-}
-
-/// State of a phase.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct PhaseState {
-    pub(super) phase: Phase,
-    pub(super) experts: usize,
-    pub(super) layers: Vec<u32>,
-    pub(super) step: Option<u64>,
-    pub(super) lag: u64,
-    pub(super) planning: bool,
-    pub(super) plan: u64,
-    pub(super) plan_step: Option<u64>,
-    pub(super) due_in: u64,
-    pub(super) decisions: u64,
-    pub(super) down: Vec<usize>,
-    pub(super) latest: Option<HistoryPoint>,
-    #[serde(default)]
-    pub(super) quiet_seconds: Option<u64>,
-    #[serde(default)]
-    pub(super) stopped_after_seconds: u64,
-}
-
-impl PhaseState {
-    /// Returns the seconds since the last loads, if they have stopped.
-    pub(super) fn stopped_seconds(&self) -> Option<u64> {
-        self.quiet_seconds.filter(|&quiet| quiet > self.stopped_after_seconds)
-    }
-}
-
-/// Document of `/view`.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct ModelView {
-    pub(super) model: String,
-    pub(super) shape: ModelSpec,
-    /// Real ranks, the columns of `heat`.
-    pub(super) ranks: Vec<u32>,
-    pub(super) state: PhaseState,
-    pub(super) heat: Vec<LayerHeat>,
-    pub(super) hottest: Vec<HotExpert>,
-    pub(super) preview: Option<PlanPreview>,
-    pub(super) decisions: Vec<Decision>,
-}
-
-/// One layer of the heat map.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct LayerHeat {
-    pub(super) layer: u32,
-    pub(super) imbalance: f64,
-    /// Load over mean, `[R]`.
-    pub(super) ranks: Vec<f32>,
-}
-
-/// One of the hottest experts.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct HotExpert {
-    pub(super) layer: u32,
-    pub(super) expert: u32,
-    pub(super) over_mean: f64,
-    pub(super) ranks: Vec<u32>,
-}
-
-/// Document of `/history`.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(super) struct ModelHistory {
-    pub(super) points: Vec<HistoryPoint>,
-    pub(super) decisions: Vec<Decision>,
-}
-
-/// Reply to a request for a re-planning.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct ReplanReply {
-    pub(super) decision: Decision,
-    pub(super) preview: Option<PlanPreview>,
+/// Returns the seconds since the last loads of a phase, if they have stopped.
+pub(super) fn stopped_seconds(state: &PhaseStatus) -> Option<u64> {
+    state.quiet_seconds.filter(|&quiet| quiet > state.stopped_after_seconds)
 }
 
 /// All displayed data.
@@ -93,8 +17,8 @@ pub(super) struct ReplanReply {
 pub(super) struct ServiceState {
     pub(super) models: Vec<ModelStatus>,
     /// View of the chosen phase; `None` before any loads arrive.
-    pub(super) view: Option<ModelView>,
-    pub(super) history: ModelHistory,
+    pub(super) view: Option<PhaseView>,
+    pub(super) history: PhaseHistory,
 }
 
 /// The displayed model and phase.

@@ -1,10 +1,11 @@
 //! The state of a service in words.
 
-use super::documents::{ModelView, ServiceState};
+use super::documents::{ServiceState, stopped_seconds};
+use evenkeel_serve::wire::PhaseView;
 use evenkeel_serve::{Decision, DecisionOutcome, MoveRecord, PlanPreview, Trigger};
 
 pub(super) fn result_sentence(
-    view: &ModelView,
+    view: &PhaseView,
     imbalance: Option<f64>,
     service: Option<&ServiceState>,
 ) -> String {
@@ -21,7 +22,7 @@ pub(super) fn result_sentence(
     )
 }
 
-pub(super) fn plan_sentence(view: &ModelView) -> String {
+pub(super) fn plan_sentence(view: &PhaseView) -> String {
     let state = &view.state;
     let steps = |step: Option<u64>| step.map_or("-".into(), |step| step.to_string());
     let plan = if state.plan == 0 {
@@ -35,7 +36,7 @@ pub(super) fn plan_sentence(view: &ModelView) -> String {
         format!("next decision within {} steps", state.due_in)
     };
     let lag = if state.lag > 0 { format!(", {} steps behind", state.lag) } else { String::new() };
-    let quiet = state.stopped_seconds().map_or(String::new(), |quiet| format!(", no loads for {quiet} s"));
+    let quiet = stopped_seconds(&state).map_or(String::new(), |quiet| format!(", no loads for {quiet} s"));
     let down = if state.down.is_empty() { String::new() } else { format!(", down: {:?}", state.down) };
     format!(
         "{plan}; step {}{lag}{quiet}; {due}; {} layers, {} experts, {} of {} ranks{down}",

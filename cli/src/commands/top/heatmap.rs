@@ -1,7 +1,7 @@
 //! The heat map of a terminal: layers down, ranks across. Cells are numbers if they fit, otherwise bars of
 //! one character.
 
-use super::documents::ModelView;
+use evenkeel_serve::wire::PhaseView;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
@@ -28,13 +28,13 @@ const LAYER_WIDTH: u16 = 6;
 const PEAK_WIDTH: u16 = 8;
 
 /// Returns the number of lines of a heat map: one per layer, and the ranks.
-pub(super) fn line_count(view: &ModelView) -> u16 {
+pub(super) fn line_count(view: &PhaseView) -> u16 {
     u16::try_from(view.heat.len() + 1).unwrap_or(u16::MAX)
 }
 
 /// Returns the columns of a heat map within `room`: enough for numbers if they fit, otherwise two characters
 /// or one per rank.
-pub(super) fn fitting_width(view: &ModelView, room: u16) -> u16 {
+pub(super) fn fitting_width(view: &PhaseView, room: u16) -> u16 {
     let width_for = |each: usize| {
         view.ranks.len().saturating_mul(each).saturating_add(usize::from(LAYER_WIDTH + PEAK_WIDTH))
     };
@@ -43,7 +43,7 @@ pub(super) fn fitting_width(view: &ModelView, room: u16) -> u16 {
 }
 
 /// Draws the layers from `from` on.
-pub(super) fn draw_heatmap(view: &ModelView, from: usize, colour: bool, area: Rect, buffer: &mut Buffer) {
+pub(super) fn draw_heatmap(view: &PhaseView, from: usize, colour: bool, area: Rect, buffer: &mut Buffer) {
     let soft = Style::new().add_modifier(Modifier::DIM);
     let room = usize::from(area.width.saturating_sub(LAYER_WIDTH + PEAK_WIDTH));
     let ranks = view.ranks.len().max(1);

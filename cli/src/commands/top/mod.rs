@@ -10,10 +10,9 @@ mod timeline;
 use crate::client::ServiceClient;
 use crate::output::{Output, print_json, print_text};
 use anyhow::{Context as _, bail};
-use documents::{
-    ModelStatus, PhaseChoice, ReplanReply, ServiceState, fetch_models, parse_document, resource_path,
-};
+use documents::{PhaseChoice, ServiceState, fetch_models, parse_document, resource_path, stopped_seconds};
 use evenkeel_serve::Phase;
+use evenkeel_serve::wire::{ModelStatus, ReplanResponse};
 use poller::{PollerReply, PollerRequest, ServicePoller, start_poller};
 use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
@@ -197,7 +196,7 @@ struct ScreenState {
     failure: Option<String>,
     from: usize,
     waiting: bool,
-    question: Option<(PhaseChoice, ReplanReply)>,
+    question: Option<(PhaseChoice, ReplanResponse)>,
     /// Result of the last confirmation, until the next key.
     status: Option<String>,
     colour: bool,
@@ -255,7 +254,7 @@ impl ScreenState {
             }
             Some(_) if self.failure.is_some() => "reconnecting".into(),
             Some(_) => {
-                match self.service.as_ref().and_then(|service| service.view.as_ref()?.state.stopped_seconds())
+                match self.service.as_ref().and_then(|service| stopped_seconds(&service.view.as_ref()?.state))
                 {
                     Some(quiet) => format!("no loads for {quiet} s"),
                     None => "live".to_owned(),

@@ -1,10 +1,8 @@
 //! The thread that polls the service, so that keys never wait for a reply.
 
-use super::documents::{
-    ModelHistory, ModelView, PhaseChoice, ReplanReply, ServiceState, fetch_models, parse_document,
-    resource_path,
-};
+use super::documents::{PhaseChoice, ServiceState, fetch_models, parse_document, resource_path};
 use crate::client::ServiceClient;
+use evenkeel_serve::wire::{PhaseHistory, PhaseView, ReplanResponse};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -23,8 +21,8 @@ pub(super) enum PollerRequest {
 #[derive(Debug)]
 pub(super) enum PollerReply {
     State(Box<ServiceState>),
-    ReplanPreview(Box<ReplanReply>),
-    Replanned(Box<ReplanReply>),
+    ReplanPreview(Box<ReplanResponse>),
+    Replanned(Box<ReplanResponse>),
     Failure(String),
 }
 
@@ -97,11 +95,11 @@ impl ServicePoller {
             return Ok(());
         };
         let known = self.state.shown_choice().as_ref() == Some(&choice);
-        let view: ModelView =
+        let view: PhaseView =
             parse_document(self.client.get_json(&resource_path(&choice, "/view?"))?, "/view")?;
         let decided = self.state.view.as_ref().is_none_or(|old| old.state.decisions != view.state.decisions);
         if !known || decided || self.history_time.is_none_or(|time| time.elapsed() >= HISTORY_INTERVAL) {
-            self.state.history = parse_document::<ModelHistory>(
+            self.state.history = parse_document::<PhaseHistory>(
                 self.client.get_json(&resource_path(&choice, "/history?"))?,
                 "/history",
             )?;
@@ -116,7 +114,7 @@ impl ServicePoller {
         Ok(())
     }
 
-    fn request_replan(&self, choice: &PhaseChoice, dry_run: bool) -> anyhow::Result<ReplanReply> {
+    fn request_replan(&self, choice: &PhaseChoice, dry_run: bool) -> anyhow::Result<ReplanResponse> {
         let rest = if dry_run { "/replan?dry_run=true&" } else { "/replan?" };
         parse_document(self.client.request_json("POST", &resource_path(choice, rest))?, "/replan")
     }

@@ -1,13 +1,14 @@
 //! One frame: the result in words, the imbalance over time, the heat map, decisions and moves, as far as they
 //! fit.
 
-use super::documents::{ModelView, ReplanReply, ServiceState};
+use super::documents::ServiceState;
 use super::format::{
     as_sentence, decision_figures, format_bytes, move_lines, moves_title, outcome_name, plan_sentence,
     result_sentence,
 };
 use super::heatmap::{draw_heatmap, fitting_width, line_count};
 use super::timeline::draw_timeline;
+use evenkeel_serve::wire::{PhaseView, ReplanResponse};
 use evenkeel_serve::{Decision, DecisionOutcome};
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -31,7 +32,7 @@ pub(super) struct ScreenFrame<'a> {
     /// First layer of the heat map.
     pub(super) from: usize,
     /// Changes that a re-planning would make, while the user is asked to confirm them.
-    pub(super) question: Option<&'a ReplanReply>,
+    pub(super) question: Option<&'a ReplanResponse>,
     /// Help line for the keys.
     pub(super) keys: &'a str,
     pub(super) colour: bool,
@@ -111,7 +112,7 @@ impl ScreenFrame<'_> {
         Paragraph::new(text).wrap(Wrap { trim: false }).render(area, buffer);
     }
 
-    fn draw_body(&self, service: &ServiceState, view: &ModelView, area: Rect, buffer: &mut Buffer) {
+    fn draw_body(&self, service: &ServiceState, view: &PhaseView, area: Rect, buffer: &mut Buffer) {
         let time = if area.height >= TIMELINE_ROWS + 6 { TIMELINE_ROWS } else { 0 };
         let [above, below] = Layout::vertical([Constraint::Length(time), Constraint::Min(0)]).areas(area);
         if time > 0 {
@@ -144,7 +145,7 @@ impl ScreenFrame<'_> {
         }
     }
 
-    fn draw_heat(&self, view: &ModelView, area: Rect, buffer: &mut Buffer) {
+    fn draw_heat(&self, view: &PhaseView, area: Rect, buffer: &mut Buffer) {
         let shown = usize::from(area.height.saturating_sub(2)).min(view.heat.len());
         let from = self.from.min(view.heat.len().saturating_sub(shown));
         let more = if shown < view.heat.len() {
@@ -200,7 +201,7 @@ fn draw_section(title: &str, area: Rect, buffer: &mut Buffer) -> Rect {
     Rect { y: area.y + 1, height: area.height.saturating_sub(1), ..area }.intersection(area)
 }
 
-fn draw_moves_and_experts(view: &ModelView, area: Rect, buffer: &mut Buffer) {
+fn draw_moves_and_experts(view: &PhaseView, area: Rect, buffer: &mut Buffer) {
     let [moves, experts] = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(area);
     let (title, list) = match &view.preview {
         Some(next) => (moves_title(next), move_lines(next, usize::from(area.height.saturating_sub(1)))),
@@ -225,7 +226,7 @@ fn draw_moves_and_experts(view: &ModelView, area: Rect, buffer: &mut Buffer) {
 }
 
 /// Draws the confirmation of a re-planning over everything else.
-fn draw_question(question: &ReplanReply, area: Rect, buffer: &mut Buffer) {
+fn draw_question(question: &ReplanResponse, area: Rect, buffer: &mut Buffer) {
     let decision = &question.decision;
     let mut lines = vec![Line::raw(as_sentence(&decision.reason)), Line::raw("")];
     if let Some(next) = &question.preview {

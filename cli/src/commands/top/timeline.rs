@@ -1,6 +1,6 @@
 //! The imbalance over time as bars, with a mark at each change of the plan.
 
-use super::documents::ModelHistory;
+use evenkeel_serve::wire::PhaseHistory;
 use evenkeel_serve::{DecisionOutcome, HistoryPoint};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -14,7 +14,7 @@ const SCALE_WIDTH: u16 = 7;
 const LINEAR_RANGE: f64 = 0.02;
 
 /// Draws marks above and bars below them.
-pub(super) fn draw_timeline(history: &ModelHistory, colour: bool, area: Rect, buffer: &mut Buffer) {
+pub(super) fn draw_timeline(history: &PhaseHistory, colour: bool, area: Rect, buffer: &mut Buffer) {
     let soft = Style::new().add_modifier(Modifier::DIM);
     let columns = usize::from(area.width.saturating_sub(SCALE_WIDTH + 1));
     let (Some(first), Some(last)) = (history.points.first(), history.points.last()) else {

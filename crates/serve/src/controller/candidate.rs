@@ -62,13 +62,13 @@ impl PhaseState {
             HistoryWindow::Auto { ahead: self.options.forecast_steps() }.history(trace, layer, steps);
         let idle = history.totals().iter().all(|&tokens| tokens == 0);
         let batches = self.comparison_batches(trace, layer, &history);
-        let economics = self.copies.layer_economics(self.options.horizon, &batches, cluster);
+        let economics = self.copy_budget.layer_economics(self.options.horizon, &batches, cluster);
         let judge = MoveJudge::new(&economics, cluster, batches, &[]);
-        let first = !self.planned[layer] && (self.version == 0 || !idle);
+        let first = !self.core.planned[layer] && (self.core.version == 0 || !idle);
         let (from, replanned) = match command {
             // No loads are known yet, so place the experts in order on the available ranks.
-            _ if first && (idle || (command.is_rank_change() && self.version == 0)) => {
-                let placement = Contiguous::placement(self.experts, cluster)?;
+            _ if first && (idle || (command.is_rank_change() && self.core.version == 0)) => {
+                let placement = Contiguous::placement(self.core.experts, cluster)?;
                 (placement.clone(), ReplannedPlacement::without_moves(placement))
             }
             _ if first => {
@@ -104,12 +104,12 @@ impl PhaseState {
                 (before.clone(), found)
             }
         };
-        let replanned = if self.planned[layer] {
+        let replanned = if self.core.planned[layer] {
             replanned
         } else {
             ReplannedPlacement::without_moves(replanned.placement)
         };
-        let forced = command.is_rank_change() || !self.planned[layer];
+        let forced = command.is_rank_change() || !self.core.planned[layer];
         let (old, new) = (judge.figures(&from)?, judge.figures(&replanned.placement)?);
         let verdict = judge.judge((&old, &[]), (&new, &replanned));
         let priced = PricedPlacement::new(replanned, verdict, new);
@@ -133,7 +133,7 @@ impl PhaseState {
                 continue;
             }
             let batches: Vec<&[u64]> = steps.clone().map(|step| trace.loads(step, layer)).collect();
-            let economics = self.copies.layer_economics(self.options.horizon, &batches, &self.cluster);
+            let economics = self.copy_budget.layer_economics(self.options.horizon, &batches, &self.cluster);
             let judge = MoveJudge::new(&economics, &self.cluster, batches, &[]);
             let replanned = ReplannedPlacement::without_moves(after.clone());
             let verdict = judge.judge((&judge.figures(before)?, &[]), (&judge.figures(after)?, &replanned));

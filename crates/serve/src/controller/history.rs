@@ -1,6 +1,7 @@
 //! The history of the imbalance in bounded memory: older points cover more steps.
 
 use crate::wire::decision::HistoryPoint;
+use serde::{Deserialize, Serialize};
 
 /// The most points. Above it, the older half is merged in pairs.
 pub(super) const MAX_POINTS: usize = 2048;
@@ -8,15 +9,10 @@ pub(super) const MAX_POINTS: usize = 2048;
 const RECENT_PAUSES: usize = 64;
 
 /// The history of the imbalance in ascending order.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct DownsampledSeries(Vec<HistoryPoint>);
 
 impl DownsampledSeries {
-    /// Returns a history from stored points.
-    pub(super) fn from_points(points: Vec<HistoryPoint>) -> Self {
-        Self(points)
-    }
-
     /// Returns all points, oldest first.
     pub(crate) fn as_slice(&self) -> &[HistoryPoint] {
         &self.0

@@ -16,3 +16,4 @@ pub(crate) mod propose;
 pub(crate) mod select;
 pub(crate) mod snapshot;
 pub(crate) mod state;
+mod view;

@@ -68,8 +68,9 @@ impl CopyPrice {
         Ok(Self { model, gpu, link_gbps, assumed, economics })
     }
 
-    /// Returns the economics of a stated price, in perfectly balanced batches of one layer. A batch then takes
-    /// a time in proportion to the tokens of its busiest rank.
+    /// Returns the economics of a stated price, in perfectly balanced batches of one layer.
+    ///
+    /// A batch then takes a time in proportion to the tokens of its busiest rank.
     fn stated_economics(&self, cost: f64, batches: &[&[u64]], cluster: &Cluster) -> MoveEconomics {
         let tokens: u64 = batches.iter().flat_map(|batch| batch.iter()).sum();
         let per_rank = (tokens as f64 / (batches.len().max(1) * cluster.ranks()) as f64).max(1.0);
@@ -111,7 +112,7 @@ fn assumed_model(layers: usize, experts: usize) -> Option<MoeModel> {
 
 /// The elapsed time and the part of it that transfers took. A phase keeps it across restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(super) struct CopyLedger {
+pub(crate) struct CopyLedger {
     /// Nanoseconds of all accepted steps.
     passed: u64,
     /// Nanoseconds of all transfers after the first plan.
@@ -124,7 +125,6 @@ pub(super) struct CopyLedger {
 #[derive(Debug, Clone)]
 pub(super) struct CopyBudget {
     pub(super) price: CopyPrice,
-    pub(super) ledger: CopyLedger,
     move_cost: Option<f64>,
     step_ns: u64,
     /// The share of the time that transfers may take, or `None` without a limit.
@@ -138,24 +138,12 @@ impl CopyBudget {
     pub(super) fn new(price: CopyPrice, options: &ControllerConfig) -> Self {
         let step_ns = (options.step_ms * 1e6) as u64;
         let share = options.copy_share_limit();
-        let mut budget = Self {
-            price,
-            ledger: CopyLedger::default(),
-            move_cost: options.move_cost,
-            step_ns,
-            share,
-            most_ns: 0,
-        };
+        let mut budget = Self { price, move_cost: options.move_cost, step_ns, share, most_ns: 0 };
         // The moves of one layer must fit, however long a transfer takes.
         let least = budget.transfer_ns(options.max_moves as u64);
         let kept = budget.per_step_ns().saturating_mul(CREDIT_STEPS).max(least);
         budget.most_ns = i64::try_from(kept).unwrap_or(i64::MAX);
         budget
-    }
-
-    /// Returns the same budget with the ledger of an earlier run of the service.
-    pub(super) fn with_ledger(self, ledger: CopyLedger) -> Self {
-        Self { ledger, ..self }
     }
 
     fn per_step_ns(&self) -> u64 {
@@ -183,32 +171,32 @@ impl CopyBudget {
     }
 
     /// Adds the time of one step.
-    pub(super) fn accrue_step(&mut self) {
-        self.ledger.passed = self.ledger.passed.saturating_add(self.step_ns);
+    pub(super) fn accrue_step(&self, ledger: &mut CopyLedger) {
+        ledger.passed = ledger.passed.saturating_add(self.step_ns);
         let more = i64::try_from(self.per_step_ns()).unwrap_or(i64::MAX);
-        self.ledger.available = self.ledger.available.saturating_add(more).min(self.most_ns);
+        ledger.available = ledger.available.saturating_add(more).min(self.most_ns);
     }
 
     /// Pays for the experts that the busiest rank receives.
-    pub(super) fn charge_transfers(&mut self, received: u64) {
+    pub(super) fn charge_transfers(&self, ledger: &mut CopyLedger, received: u64) {
         let time = self.transfer_ns(received);
-        self.ledger.spent = self.ledger.spent.saturating_add(time);
+        ledger.spent = ledger.spent.saturating_add(time);
         if self.share.is_some() {
             let time = i64::try_from(time).unwrap_or(i64::MAX);
-            self.ledger.available = self.ledger.available.saturating_sub(time);
+            ledger.available = ledger.available.saturating_sub(time);
         }
     }
 
     /// Returns the number of experts that each rank may receive now, or `None` without a limit.
-    pub(super) fn affordable_transfers(&self) -> Option<u64> {
+    pub(super) fn affordable_transfers(&self, ledger: &CopyLedger) -> Option<u64> {
         self.share?;
-        let available = u64::try_from(self.ledger.available).unwrap_or(0);
+        let available = u64::try_from(ledger.available).unwrap_or(0);
         Some(available / self.price.copy_ns().max(1))
     }
 
     /// Returns the public document of this budget.
-    pub(super) fn status(&self) -> CopyStatus {
-        let CopyLedger { passed, spent, available } = self.ledger;
+    pub(super) fn status(&self, ledger: &CopyLedger) -> CopyStatus {
+        let &CopyLedger { passed, spent, available } = ledger;
         CopyStatus {
             model: self.price.model.to_string(),
             gpu: self.price.gpu.to_string(),
@@ -248,19 +236,22 @@ mod tests {
         let price = CopyPrice::from_spec(&shape, 24, 32).unwrap();
         assert_eq!(price.assumed, ["model", "gpu", "link_gbps"]);
         assert_eq!(price.copy_ns(), 49_766_400 * 8 / 100);
-        let mut budget = CopyBudget::new(price, &ControllerConfig::default());
+        let budget = CopyBudget::new(price, &ControllerConfig::default());
+        let mut ledger = CopyLedger::default();
         for at in 0..100_000u64 {
-            budget.accrue_step();
+            budget.accrue_step(&mut ledger);
             // Spend all of the budget from time to time.
             if at % 977 == 0 {
-                budget.charge_transfers(budget.affordable_transfers().unwrap());
+                let received = budget.affordable_transfers(&ledger).unwrap();
+                budget.charge_transfers(&mut ledger, received);
             }
-            assert!(budget.ledger.spent * 100 <= budget.ledger.passed);
+            assert!(ledger.spent * 100 <= ledger.passed);
         }
-        assert!(budget.status().spent_share > 0.009, "{:?}", budget.status());
+        let status = budget.status(&ledger);
+        assert!(status.spent_share > 0.009, "{status:?}");
         // Transfers that could not wait leave a debt.
-        budget.charge_transfers(1000);
-        assert_eq!(budget.affordable_transfers(), Some(0));
-        assert!(budget.ledger.available < 0);
+        budget.charge_transfers(&mut ledger, 1000);
+        assert_eq!(budget.affordable_transfers(&ledger), Some(0));
+        assert!(ledger.available < 0);
     }
 }

@@ -9,7 +9,8 @@
 
 use super::candidate::LayerCandidate;
 use super::state::{PhaseError, PhaseState};
-use crate::wire::decision::{Decision, DecisionOutcome, Imbalances, MoveRecord, Trigger};
+use crate::wire::decision::{Decision, Trigger};
+use crate::wire::status::PlanPreview;
 use evenkeel::cluster::Cluster;
 use evenkeel::place::{Placement, Policy, Recourse, without_ranks};
 use evenkeel::split::SplitMethod;
@@ -19,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use utoipa::ToSchema;
 
 /// The expected figures of a layer: means over its latest batches.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -32,41 +32,6 @@ pub(super) struct LayerEstimate {
     pub(super) bound: f64,
     /// The number of batches behind these means.
     pub(super) batches: usize,
-}
-
-/// A plan that was considered, compared with the current one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct PlanPreview {
-    /// The number of the decision that considered it.
-    pub decision: u64,
-    /// The outcome of that decision.
-    pub outcome: DecisionOutcome,
-    /// The mean imbalance of all layers.
-    pub imbalance: Imbalances,
-    /// The moves from the current plan to this one.
-    pub moves: Vec<MoveRecord>,
-    /// The figures of each layer.
-    pub layers: Vec<LayerPreview>,
-}
-
-/// One layer of a plan that was considered.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct LayerPreview {
-    /// The real layer id.
-    pub layer: u32,
-    /// The imbalance of the latest steps on the current placement.
-    pub before: f64,
-    /// The imbalance of the latest steps on the considered placement.
-    pub after: f64,
-    /// The bound.
-    pub bound: f64,
-    /// The number of moves in this layer.
-    pub moves: usize,
-    /// The mean load of each rank over the latest steps, divided by the mean over ranks, on the current
-    /// placement, `[R]`.
-    pub ranks_before: Vec<f32>,
-    /// The same on the considered placement, `[R]`.
-    pub ranks_after: Vec<f32>,
 }
 
 /// The computed result of a request, ready to be applied.
@@ -146,13 +111,13 @@ impl PhaseState {
             }
             policy => policy?,
         };
-        let candidates: Vec<Option<LayerCandidate>> = (0..self.layers.len())
+        let candidates: Vec<Option<LayerCandidate>> = (0..self.core.layers.len())
             .into_par_iter()
             .map(|layer| {
                 if abort.load(Ordering::Relaxed) {
                     return Ok(None);
                 }
-                let failed = |source| PhaseError::Place { layer: self.layers[layer], source };
+                let failed = |source| PhaseError::Place { layer: self.core.layers[layer], source };
                 self.plan_layer(command, &trace, layer, &cluster, policy.as_ref()).map_err(failed)
             })
             .collect::<Result<_, PhaseError>>()?;
@@ -168,7 +133,7 @@ impl PhaseState {
 
     /// Returns the cluster after the request, and the ranks that are down in it.
     fn target_cluster(&self, command: &PhaseCommand) -> Result<(Cluster, BTreeSet<usize>), PhaseError> {
-        let mut down = self.down.clone();
+        let mut down = self.core.down.clone();
         let (rank, known) = match command {
             PhaseCommand::Replan { .. } => return Ok((self.cluster, down)),
             PhaseCommand::Down(rank) => (*rank, down.insert(*rank)),
@@ -184,7 +149,7 @@ impl PhaseState {
         }
         let lost: Vec<usize> = down.iter().copied().collect();
         let cluster =
-            if lost.is_empty() { self.base } else { without_ranks(&self.base, self.experts, &lost)? };
+            if lost.is_empty() { self.base } else { without_ranks(&self.base, self.core.experts, &lost)? };
         Ok((cluster, down))
     }
 
@@ -192,6 +157,6 @@ impl PhaseState {
     fn window_trace(&self) -> Result<Trace, PhaseError> {
         let labels = self.window.iter().map(|seen| seen.id.to_string()).collect();
         let loads = self.window.iter().flat_map(|seen| seen.counts.iter().map(|&count| u64::from(count)));
-        Ok(Trace::from_loads(self.experts, self.layers.clone(), labels, loads.collect())?)
+        Ok(Trace::from_loads(self.core.experts, self.core.layers.clone(), labels, loads.collect())?)
     }
 }

@@ -1,13 +1,14 @@
 //! The decision over all layers, and its reason.
 //!
 //! Input is the result for each layer ([`LayerCandidate`]). Output is a [`Proposal`]. A layer moves if its
-//! gain exceeds the cost of its moves. [`select_moves`] selects among these layers within the budgets of moves
-//! and of time. Nothing moves unless the mean imbalance falls by `min_gain`.
+//! gain exceeds the cost of its moves. [`select_moves`] selects among these layers within the budgets of
+//! moves and of time. Nothing moves unless the mean imbalance falls by `min_gain`.
 
 use super::candidate::LayerCandidate;
-use super::propose::{LayerEstimate, LayerPreview, PlanPreview, Proposal};
+use super::propose::{LayerEstimate, Proposal};
 use super::state::PhaseState;
 use crate::wire::decision::{Decision, DecisionOutcome, Imbalances, MoveRecord, Trigger, format_percent};
+use crate::wire::status::{LayerPreview, PlanPreview};
 use evenkeel::cluster::Cluster;
 use evenkeel::economics::{MoveBudget, MoveOption, busiest_receiver, select_moves};
 use evenkeel::place::ExpertMove;
@@ -37,18 +38,18 @@ impl PhaseState {
             imbalance.after = imbalance.before;
         }
         let publishes = outcome == DecisionOutcome::Applied;
-        let first = self.version == 0 && matches!(trigger, Trigger::RankDown | Trigger::RankUp);
-        let version = self.version + u64::from(publishes && !first);
+        let first = self.core.version == 0 && matches!(trigger, Trigger::RankDown | Trigger::RankUp);
+        let version = self.core.version + u64::from(publishes && !first);
         let counted =
             if publishes || outcome == DecisionOutcome::DryRun { (sums.moves, sums.layers) } else { (0, 0) };
         let expert_bytes = self.shape.parsed_model().ok().flatten().map(|model| model.expert_bytes());
         let busiest =
             if counted.0 > 0 { busiest_receiver(selected_moves(&candidates, &selected)) } else { 0 };
         let decision = Decision {
-            number: self.decisions + 1,
+            number: self.core.decisions + 1,
             phase: self.phase,
-            step: self.last_step,
-            accepted: self.accepted,
+            step: self.core.last_step,
+            accepted: self.core.accepted,
             trigger,
             outcome,
             reason: self.trigger_reason(trigger) + &why,
@@ -62,7 +63,7 @@ impl PhaseState {
             busiest_bytes: expert_bytes.filter(|_| counted.0 > 0).map(|bytes| bytes.saturating_mul(busiest)),
             gain_ms: picos_to_ms(sums.gain_ps),
             cost_ms: picos_to_ms(sums.cost_ps),
-            copy_ms: self.copies.transfer_ms(busiest),
+            copy_ms: self.copy_budget.transfer_ms(busiest),
             duration_ms: 0.0,
             timestamp_unix_s: 0,
         };
@@ -72,8 +73,8 @@ impl PhaseState {
             cluster,
             down,
             placements: self.placements.clone(),
-            planned: self.planned.clone(),
-            estimates: self.estimates.clone(),
+            planned: self.core.planned.clone(),
+            estimates: self.core.estimates.clone(),
             expected: if publishes { imbalance.after } else { imbalance.before },
             busiest_transfers: busiest,
             plan_preview,
@@ -113,7 +114,7 @@ impl PhaseState {
         );
         match trigger {
             Trigger::RankDown | Trigger::RankUp => (true, format!("{ranks} ranks are left: {moves} moves")),
-            _ if self.version == 0 => (true, format!("the first plan, after {} steps", self.live)),
+            _ if self.core.version == 0 => (true, format!("the first plan, after {} steps", self.core.live)),
             _ if *forced => (true, considered),
             _ if *proposed == 0 => (false, "the policy finds no move whose gain exceeds the noise".into()),
             _ if *moves == 0 && *waiting > 0 => (false, self.waiting_reason(*waiting)),
@@ -131,7 +132,7 @@ impl PhaseState {
 
     /// Returns the reason why profitable moves wait.
     fn waiting_reason(&self, waiting: usize) -> String {
-        let copies = self.copies.status();
+        let copies = self.copy_status();
         let Some((share, available)) = copies.copy_share.zip(copies.available_ms) else {
             return format!("{waiting} profitable moves exceed move_budget = {}", self.options.move_budget);
         };
@@ -147,7 +148,11 @@ impl PhaseState {
     fn trigger_reason(&self, trigger: Trigger) -> String {
         match trigger {
             Trigger::Drift => {
-                format!("the imbalance rose to {:.3} from {:.3}; ", self.recent_imbalance(), self.expected)
+                format!(
+                    "the imbalance rose to {:.3} from {:.3}; ",
+                    self.recent_imbalance(),
+                    self.core.expected
+                )
             }
             Trigger::Interval => format!("{} steps since the last decision; ", self.steps_since_decision()),
             Trigger::Manual => "requested by a client; ".into(),
@@ -159,7 +164,7 @@ impl PhaseState {
     fn select_layers(&self, candidates: &[Option<LayerCandidate>], ranks: usize) -> (Vec<bool>, usize) {
         let options: Vec<Vec<MoveOption<'_>>> = candidates.iter().map(move_options).collect();
         let budget = MoveBudget {
-            per_receiver: self.copies.affordable_transfers(),
+            per_receiver: self.copy_budget.affordable_transfers(&self.core.copies),
             moves: (self.options.move_budget > 0).then_some(self.options.move_budget),
         };
         let chosen = select_moves(&options, ranks, &budget);
@@ -193,10 +198,10 @@ impl PhaseState {
                 })
             };
         let moves = each().filter(|(_, _, selected)| *selected).flat_map(|(layer, candidate, _)| {
-            candidate.replanned.moves.iter().map(move |m| (self.layers[layer], *m))
+            candidate.replanned.moves.iter().map(move |m| (self.core.layers[layer], *m))
         });
         PlanPreview {
-            decision: self.decisions + 1,
+            decision: self.core.decisions + 1,
             outcome,
             imbalance,
             moves: moves
@@ -213,7 +218,7 @@ impl PhaseState {
                     candidate.estimate.batches > 0 && candidate.ranks_after.len() == cluster.ranks()
                 })
                 .map(|(layer, candidate, selected)| LayerPreview {
-                    layer: self.layers[layer],
+                    layer: self.core.layers[layer],
                     before: candidate.estimate.before,
                     after: if selected { candidate.estimate.after } else { candidate.estimate.before },
                     bound: candidate.estimate.bound,
@@ -278,8 +283,9 @@ fn mean_imbalances(candidates: &[Option<LayerCandidate>], selected: &[bool]) -> 
     Imbalances { before: all.before / weight, after: all.after / weight, bound: all.bound / weight }
 }
 
-/// Returns the options of a layer: to stay, and to make the moves of its candidate. A layer that has to change
-/// has no choice.
+/// Returns the options of a layer: to stay, and to make the moves of its candidate.
+///
+/// A layer that has to change has no choice.
 fn move_options(candidate: &Option<LayerCandidate>) -> Vec<MoveOption<'_>> {
     let stays = MoveOption { moves: &[], time: 0 };
     match candidate {

@@ -7,17 +7,17 @@
 
 use super::config::{ControllerConfig, ModelSpec, SpecError};
 use super::history::DownsampledSeries;
-use super::price::{CopyBudget, CopyPrice};
+use super::price::{CopyBudget, CopyLedger, CopyPrice};
 use super::propose::{LayerEstimate, Proposal};
-use crate::wire::decision::{CopyStatus, Decision, HistoryPoint, Trigger};
-use crate::{Phase, PlanPreview};
+use crate::Phase;
+use crate::wire::decision::{Decision, DecisionOutcome, HistoryPoint, Imbalances, Trigger};
+use crate::wire::status::PlanPreview;
 use evenkeel::cluster::Cluster;
-use evenkeel::evaluate::SummaryStats;
 use evenkeel::export::MAX_PLAN_SLOTS;
 use evenkeel::place::{Contiguous, PlaceError, Placement};
-use evenkeel::plan::{LayerPlan, Plan, PlanProvenance};
 use evenkeel::split::{LayerSplitters, SplitError, SplitMethod};
 use evenkeel::trace::TraceError;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use thiserror::Error;
@@ -103,51 +103,61 @@ pub enum PhaseError {
 /// One phase of one model.
 #[derive(Debug)]
 pub struct PhaseState {
-    pub(crate) shape: ModelSpec,
-    pub(crate) options: ControllerConfig,
-    pub(crate) phase: Phase,
-    /// Real layer ids, `[L]`.
-    pub(crate) layers: Vec<u32>,
-    pub(crate) experts: usize,
+    pub(super) shape: ModelSpec,
+    pub(super) options: ControllerConfig,
+    pub(super) phase: Phase,
     /// The cluster of all ranks.
     pub(super) base: Cluster,
     /// The cluster of the ranks that are up.
-    pub(crate) cluster: Cluster,
-    pub(super) down: BTreeSet<usize>,
+    pub(super) cluster: Cluster,
+    /// The stored part, without the placements.
+    pub(super) core: PhaseCore,
+    /// The current placements, `[L]`. They are contiguous until there is a plan.
+    pub(super) placements: Vec<Placement>,
+    pub(super) splitters: LayerSplitters,
+    /// Places, in the order of acceptance, of the steps without tokens since the state was last saved.
+    pub(super) idle: Vec<u64>,
+    /// The latest steps with tokens, for planning.
+    pub(super) window: VecDeque<AcceptedStep>,
+    /// The latest steps as the current plan serves them.
+    pub(super) recent: VecDeque<StepOutcome>,
+    /// The cost of transfers, and the share of the time that they may take.
+    pub(super) copy_budget: CopyBudget,
+    loads: Vec<u64>,
+}
+
+/// The stored part of a phase's state. Everything else follows from it, from the placements and from the
+/// stored steps.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct PhaseCore {
+    /// Real layer ids, `[L]`.
+    pub(crate) layers: Vec<u32>,
+    pub(crate) experts: usize,
     pub(crate) accepted: u64,
-    pub(crate) last_step: Option<u64>,
+    pub(super) last_step: Option<u64>,
     /// Accepted steps with tokens. Intervals are counted in these.
     pub(super) live: u64,
-    /// Places, in the order of acceptance, of the steps without tokens since the state was last saved.
-    pub(crate) idle: Vec<u64>,
-    /// The latest steps with tokens, for planning.
-    pub(crate) window: VecDeque<AcceptedStep>,
-    /// The current placements, `[L]`. They are contiguous until there is a plan.
-    pub(crate) placements: Vec<Placement>,
+    pub(super) down: BTreeSet<usize>,
     /// Flags of the layers that have been planned, `[L]`.
     pub(super) planned: Vec<bool>,
     /// The expected figures of each layer, `[L]`.
     pub(super) estimates: Vec<LayerEstimate>,
-    pub(super) splitters: LayerSplitters,
     /// The version of the current plan. Plans of a phase are numbered from 1; 0 means that there is none yet.
-    pub(crate) version: u64,
+    pub(super) version: u64,
     /// The number of steps accepted before the current plan was decided.
-    pub(crate) plan_accepted: u64,
-    pub(crate) plan_step: Option<u64>,
+    pub(super) plan_accepted: u64,
+    pub(super) plan_step: Option<u64>,
     /// The value of `live` at the last decision.
     pub(super) decided: u64,
     /// The imbalance that the last decision expected.
-    pub(crate) expected: f64,
+    pub(super) expected: f64,
     /// The number of decisions so far.
-    pub(crate) decisions: u64,
-    pub(crate) points: DownsampledSeries,
-    /// The cost of transfers, and the time that they may take.
-    pub(super) copies: CopyBudget,
-    /// The latest steps as the current plan serves them.
-    pub(crate) recent: VecDeque<StepOutcome>,
+    pub(super) decisions: u64,
+    pub(super) points: DownsampledSeries,
     /// The plan that was last considered.
-    pub(crate) preview: Option<PlanPreview>,
-    loads: Vec<u64>,
+    pub(super) preview: Option<PlanPreview>,
+    /// The time that transfers took, and the time that they may take now.
+    pub(super) copies: CopyLedger,
 }
 
 impl PhaseState {
@@ -172,34 +182,26 @@ impl PhaseState {
         let placement = Contiguous::placement(experts, &base)?;
         let placements = vec![placement; layers.len()];
         let price = CopyPrice::from_spec(&shape, layers.len(), experts)?;
-        Ok(Self {
-            splitters: LayerSplitters::new(placements.iter().cloned(), SplitMethod::Exact)?,
+        let core = PhaseCore {
             planned: vec![false; layers.len()],
             estimates: vec![LayerEstimate::default(); layers.len()],
+            layers,
+            experts,
+            ..PhaseCore::default()
+        };
+        Ok(Self {
+            splitters: LayerSplitters::new(placements.iter().cloned(), SplitMethod::Exact)?,
             placements,
-            copies: CopyBudget::new(price, &options),
+            copy_budget: CopyBudget::new(price, &options),
             shape,
             options,
             phase,
-            layers,
-            experts,
             base,
             cluster: base,
-            down: BTreeSet::new(),
-            accepted: 0,
-            last_step: None,
-            live: 0,
+            core,
             idle: vec![],
             window: VecDeque::new(),
-            version: 0,
-            plan_accepted: 0,
-            plan_step: None,
-            decided: 0,
-            expected: 0.0,
-            decisions: 0,
-            points: DownsampledSeries::default(),
             recent: VecDeque::new(),
-            preview: None,
             loads: Vec::new(),
         })
     }
@@ -213,17 +215,12 @@ impl PhaseState {
             splitters: LayerSplitters::new([], SplitMethod::Exact)?,
             shape: self.shape.clone(),
             options: self.options.clone(),
-            layers: self.layers.clone(),
-            down: self.down.clone(),
+            core: PhaseCore { points: DownsampledSeries::default(), preview: None, ..self.core.clone() },
             idle: vec![],
             window: self.window.clone(),
             placements: self.placements.clone(),
-            planned: self.planned.clone(),
-            estimates: self.estimates.clone(),
-            points: DownsampledSeries::default(),
-            copies: self.copies.clone(),
+            copy_budget: self.copy_budget.clone(),
             recent: self.recent.clone(),
-            preview: None,
             loads: vec![],
             ..*self
         })
@@ -238,26 +235,26 @@ impl PhaseState {
     /// Fails if the batch cannot be split: its counts do not fit, or their sum overflows.
     pub fn apply_step(&mut self, seen: AcceptedStep, at: u64) -> Result<Option<Trigger>, PhaseError> {
         if seen.is_idle() {
-            self.accepted = seen.accepted;
-            self.last_step = Some(seen.id);
-            self.copies.accrue_step();
+            self.core.accepted = seen.accepted;
+            self.core.last_step = Some(seen.id);
+            self.copy_budget.accrue_step(&mut self.core.copies);
             self.idle.push(seen.accepted);
             return Ok(self.pending_trigger());
         }
         let served = self.evaluate(&seen.counts)?;
         let (mean, max, bound) = served.imbalance(self.cluster.ranks());
-        self.accepted = seen.accepted;
-        self.last_step = Some(seen.id);
-        self.live += 1;
-        self.copies.accrue_step();
-        self.points.push(HistoryPoint {
+        self.core.accepted = seen.accepted;
+        self.core.last_step = Some(seen.id);
+        self.core.live += 1;
+        self.copy_budget.accrue_step(&mut self.core.copies);
+        self.core.points.push(HistoryPoint {
             accepted: seen.accepted,
             step: seen.id,
             steps: 1,
             mean,
             max,
             bound,
-            plan: self.version,
+            plan: self.core.version,
             timestamp_unix_s: at,
         });
         self.recent.push_back(served);
@@ -273,20 +270,21 @@ impl PhaseState {
 
     /// Returns the number of steps with tokens since the last decision.
     pub(crate) fn steps_since_decision(&self) -> u64 {
-        self.live.saturating_sub(self.decided)
+        self.core.live.saturating_sub(self.core.decided)
     }
 
     /// Returns the trigger of a decision if one is due.
     pub(crate) fn pending_trigger(&self) -> Option<Trigger> {
         let since = self.steps_since_decision();
-        if self.version == 0 {
+        if self.core.version == 0 {
             return (since >= self.options.first_after).then_some(Trigger::First);
         }
         if since >= self.options.every {
             return Some(Trigger::Interval);
         }
         let drifts = self.options.drift > 0.0 && since >= self.options.min_every;
-        (drifts && self.recent_imbalance() > self.expected + self.options.drift).then_some(Trigger::Drift)
+        (drifts && self.recent_imbalance() > self.core.expected + self.options.drift)
+            .then_some(Trigger::Drift)
     }
 
     /// Returns the mean imbalance of the last `min_every` steps.
@@ -323,32 +321,89 @@ impl PhaseState {
             let splitters = LayerSplitters::new(proposal.placements.iter().cloned(), SplitMethod::Exact)?;
             self.splitters = splitters;
             self.cluster = proposal.cluster;
-            self.down.clone_from(&proposal.down);
+            self.core.down.clone_from(&proposal.down);
             self.placements.clone_from(&proposal.placements);
-            self.planned.clone_from(&proposal.planned);
-            self.estimates.clone_from(&proposal.estimates);
-            if proposal.decision.plan > self.version {
-                self.version = proposal.decision.plan;
-                self.plan_accepted = self.accepted;
-                self.plan_step = self.last_step;
+            self.core.planned.clone_from(&proposal.planned);
+            self.core.estimates.clone_from(&proposal.estimates);
+            if proposal.decision.plan > self.core.version {
+                self.core.version = proposal.decision.plan;
+                self.core.plan_accepted = self.core.accepted;
+                self.core.plan_step = self.core.last_step;
             }
             self.evaluate_recent()?;
         }
         if !proposal.preview {
             if proposal.changes_plan {
-                self.copies.charge_transfers(proposal.busiest_transfers);
+                self.copy_budget.charge_transfers(&mut self.core.copies, proposal.busiest_transfers);
             }
             self.record_noop(&proposal.decision);
-            self.expected = proposal.expected;
+            self.core.expected = proposal.expected;
         }
-        self.preview.clone_from(&proposal.plan_preview);
+        self.core.preview.clone_from(&proposal.plan_preview);
         Ok(())
+    }
+
+    /// Records a decision that was due and not made. `at` is the clock, for display.
+    pub(crate) fn skip_decision(
+        &mut self,
+        trigger: Trigger,
+        outcome: DecisionOutcome,
+        reason: String,
+        at: u64,
+    ) -> Decision {
+        let decision = Decision {
+            number: self.core.decisions + 1,
+            phase: self.phase,
+            step: self.core.last_step,
+            accepted: self.core.accepted,
+            trigger,
+            outcome,
+            reason,
+            plan: self.core.version,
+            judged_steps: 0,
+            imbalance: Imbalances::default(),
+            moves: 0,
+            layers: 0,
+            rejected_moves: 0,
+            bytes: None,
+            busiest_bytes: None,
+            gain_ms: 0.0,
+            cost_ms: 0.0,
+            copy_ms: 0.0,
+            duration_ms: 0.0,
+            timestamp_unix_s: at,
+        };
+        self.core.expected = self.recent_imbalance();
+        self.record_noop(&decision);
+        decision
+    }
+
+    /// Shows a plan that a dry run considered, unless a decision was made meanwhile.
+    pub(crate) fn show_preview(&mut self, preview: PlanPreview) {
+        if preview.decision == self.core.decisions + 1 {
+            self.core.preview = Some(preview);
+        }
+    }
+
+    /// Removes all points of the history before a time.
+    pub(crate) fn forget_points_before(&mut self, at: u64) {
+        self.core.points.forget_before(at);
+    }
+
+    /// Returns and forgets the places of the steps without tokens since the last call.
+    pub(crate) fn take_idle_steps(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.idle)
+    }
+
+    /// Returns steps of [`PhaseState::take_idle_steps`] that could not be stored.
+    pub(crate) fn return_idle_steps(&mut self, steps: Vec<u64>) {
+        self.idle.extend(steps);
     }
 
     /// Counts a decision that changes nothing.
     pub fn record_noop(&mut self, decision: &Decision) {
-        self.decisions = decision.number;
-        self.decided = self.live;
+        self.core.decisions = decision.number;
+        self.core.decided = self.core.live;
     }
 
     /// Recomputes the loads of the latest steps under the current plan.
@@ -363,97 +418,9 @@ impl PhaseState {
         Ok(())
     }
 
-    /// Returns the real ranks, indexed by their numbers in the plan.
-    pub fn active_ranks(&self) -> Vec<u32> {
-        (0..self.base.ranks()).filter(|rank| !self.down.contains(rank)).map(|rank| rank as u32).collect()
-    }
-
-    /// Returns the ranks that are down.
-    pub fn down_ranks(&self) -> BTreeSet<usize> {
-        self.down.clone()
-    }
-
-    /// Returns the current plan, or `None` before the first one.
-    pub fn current_plan(&self) -> Option<Plan> {
-        if self.version == 0 {
-            return None;
-        }
-        let planned =
-            |planned: bool| (0..self.layers.len()).filter(move |&layer| self.planned[layer] == planned);
-        let layers: Vec<LayerPlan> = planned(true)
-            .map(|layer| LayerPlan {
-                layer: self.layers[layer],
-                placement: self.placements[layer].clone(),
-                imbalance: self.estimates[layer].after.max(self.estimates[layer].bound),
-                bound: self.estimates[layer].bound,
-            })
-            .collect();
-        let mut plan = Plan {
-            cluster: self.cluster,
-            experts: self.experts,
-            idle_layers: planned(false).map(|layer| self.layers[layer]).collect(),
-            unrecorded_layers: vec![],
-            provenance: PlanProvenance {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                policy: self.options.policy.clone(),
-                target: None,
-                split: SplitMethod::Exact.to_string(),
-                seed: 0,
-                batches: format!(
-                    "live steps ({}), decided after step {}, the {}th accepted",
-                    self.phase,
-                    self.plan_step.map_or("none".into(), |step| step.to_string()),
-                    self.plan_accepted
-                ),
-                judged: self.estimates.iter().map(|figures| figures.batches).sum(),
-                imbalance: SummaryStats::from_values(layers.iter().map(|layer| layer.imbalance).collect()),
-                figures: vec![],
-                trace: vec![],
-            },
-            layers,
-        };
-        plan.guess_moe_layers();
-        // Posters leave dense layers out, so the missing layers are dense.
-        let posted = |id: &u32| self.layers.binary_search(id).is_ok();
-        let last = self.layers.last().copied().unwrap_or(0);
-        plan.idle_layers.extend((0..last).filter(|id| !posted(id)));
-        plan.idle_layers.sort_unstable();
-        Some(plan)
-    }
-
-    /// Returns the number of accepted steps.
-    pub fn accepted_steps(&self) -> u64 {
-        self.accepted
-    }
-
-    /// Returns the version of the current plan, or 0 before the first one.
-    pub fn plan_version(&self) -> u64 {
-        self.version
-    }
-
-    /// Returns the current placements, `[L]`.
-    pub fn placements(&self) -> &[Placement] {
-        &self.placements
-    }
-
-    /// Returns the imbalance of the latest step: the mean over layers, the worst layer, and the bound.
-    pub fn last_imbalance(&self) -> Option<(f64, f64, f64)> {
-        self.recent.back().map(|served| served.imbalance(self.cluster.ranks()))
-    }
-
-    /// Returns the cost of transfers, the time that they may take, and the time that they took so far.
-    pub fn copy_status(&self) -> CopyStatus {
-        self.copies.status()
-    }
-
-    /// Returns the latest point of the history.
-    pub fn latest_point(&self) -> Option<&HistoryPoint> {
-        self.points.as_slice().last()
-    }
-
     /// Replaces the options from the next step on.
     pub fn set_options(&mut self, options: ControllerConfig) {
-        self.copies = CopyBudget::new(self.copies.price.clone(), &options).with_ledger(self.copies.ledger);
+        self.copy_budget = CopyBudget::new(self.copy_budget.price.clone(), &options);
         self.options = options;
     }
 }

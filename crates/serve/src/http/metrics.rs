@@ -134,10 +134,11 @@ fn register_phases(service: &Service, registry: &mut Registry) {
             copies.get_or_create(&of).set(state.copy_status().spent_share);
             lag.get_or_create(&of).set(worker.lag() as f64);
             version.get_or_create(&of).set(state.plan_version() as f64);
-            age.get_or_create(&of).set((state.accepted_steps() - state.plan_accepted) as f64);
-            decisions.get_or_create(&of).set(state.decisions as f64);
-            let Some(served) = state.recent.back() else { continue };
-            let (names, width) = (state.active_ranks(), state.cluster.ranks());
+            age.get_or_create(&of).set((state.accepted_steps() - state.plan_accepted()) as f64);
+            decisions.get_or_create(&of).set(state.decision_count() as f64);
+            let Some(served) = state.latest_outcome() else { continue };
+            let names = state.active_ranks();
+            let width = names.len();
             let total = served.rank_loads.iter().sum::<u64>().max(1) as f64 / width as f64;
             for (at, &rank) in names.iter().enumerate() {
                 let load: u64 = served.rank_loads.iter().skip(at).step_by(width).sum();

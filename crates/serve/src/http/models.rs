@@ -5,164 +5,72 @@ use super::auth::RequestPeer;
 use super::body::{JSON_TYPE, content_type, receive_body};
 use super::error::{ApiError, ErrorResponses};
 use crate::runtime::service::{ServedModel, Service};
-use crate::runtime::sources::SourceStatus;
 use crate::runtime::unix_seconds;
-use crate::wire::decision::{CopyStatus, HistoryPoint};
-use crate::{ControllerConfig, ModelSpec, Phase, PhaseWorker};
+use crate::wire::status::{ModelList, ModelStatus, PhaseStatus, RunStatus};
+use crate::{ModelSpec, Phase, PhaseWorker};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use utoipa::ToSchema;
 
 /// The most bytes of memory per byte of a shape.
 const SHAPE_COST: usize = 4;
 /// The fewest seconds without steps after which the loads of a phase count as stopped.
 const MIN_STOPPED_SECONDS: u64 = 10;
 
-/// All models.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct ModelList {
-    /// The models, sorted by name.
-    pub(crate) models: Vec<ModelStatus>,
-}
-
-/// The state of a model.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct ModelStatus {
-    /// The model's name.
-    pub(crate) name: String,
-    /// The shape of its expert-parallel group.
-    pub(crate) shape: ModelSpec,
-    /// The options of its decisions.
-    #[schema(value_type = Object)]
-    pub(crate) decide: ControllerConfig,
-    /// The phases with loads.
-    pub(crate) phases: Vec<PhaseStatus>,
-    /// The sources that fetch its loads.
-    pub(crate) sources: Vec<SourceStatus>,
-}
-
-/// The state of a phase of a model.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct PhaseStatus {
-    /// The phase.
-    pub(crate) phase: Phase,
-    /// Real layer ids.
-    pub(crate) layers: Vec<u32>,
-    /// The number of logical experts per layer.
-    pub(crate) experts: usize,
-    /// The number of processed steps.
-    pub(crate) accepted: u64,
-    /// The number of the last processed step.
-    pub(crate) step: Option<u64>,
-    /// The current run of the posts. Null before any step.
-    pub(crate) run: Option<RunStatus>,
-    /// The lag: accepted steps that are not processed yet.
-    pub(crate) lag: u64,
-    /// Flag that is set while a decision is being computed.
-    pub(crate) planning: bool,
-    /// The version of the current plan; 0 before the first one.
-    pub(crate) plan: u64,
-    /// The id of the step after which the plan was decided.
-    pub(crate) plan_step: Option<u64>,
-    /// The number of steps after which the next decision is due at the latest.
-    pub(crate) due_in: u64,
-    /// The number of decisions so far.
-    pub(crate) decisions: u64,
-    /// The ranks that are down.
-    pub(crate) down: Vec<usize>,
-    /// The imbalance of the latest step.
-    pub(crate) latest: Option<HistoryPoint>,
-    /// The seconds since 1970 at which steps were last accepted.
-    pub(crate) last_step_unix_s: Option<u64>,
-    /// The seconds since then, by the service's clock.
-    pub(crate) quiet_seconds: Option<u64>,
-    /// The seconds without steps after which the loads count as stopped: three times their usual pause, at
-    /// least 10.
-    pub(crate) stopped_after_seconds: u64,
-    /// The cost of transfers, and the time that they may take.
-    pub(crate) copies: CopyStatus,
-    /// The milliseconds between two of the latest steps, by the service's clock. They serve only for
-    /// comparison with `step_ms`.
-    pub(crate) observed_step_ms: Option<f64>,
-}
-
-/// A run: the time from one start of the engine to the next.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct RunStatus {
-    /// The number of the run. Runs of a phase are numbered from 1.
-    pub(crate) number: u32,
-    /// The poster's id of the run. Null if its posts have no id.
-    pub(crate) id: Option<String>,
-    /// The step with which the run began.
-    pub(crate) first: u64,
-}
-
-impl PhaseStatus {
-    pub(crate) fn from_worker(service: &Service, worker: &PhaseWorker) -> Self {
-        let last_step_unix_s = worker.last_step_unix_s();
-        let sources = service.sources();
-        let dumped = sources
-            .iter()
-            .filter(|source| source.model == worker.model && source.phase == worker.phase)
-            .filter_map(|source| source.dump_seconds);
-        let pause = dumped.max().unwrap_or(0);
-        let state = worker.state();
-        let wait = if state.plan_version() == 0 { state.options.first_after } else { state.options.every };
-        Self {
-            phase: worker.phase,
-            layers: state.layers.clone(),
-            experts: state.experts,
-            accepted: state.accepted_steps(),
-            step: state.last_step,
-            run: worker.current_run().map(|run| RunStatus {
-                number: run.number,
-                id: run.id,
-                first: run.first,
-            }),
-            lag: worker.lag(),
-            planning: worker.planning.load(Ordering::Relaxed),
-            // The published plan counts: one that is still being stored does not.
-            plan: worker.published_plan().map_or(0, |served| served.version),
-            plan_step: state.plan_step,
-            due_in: wait.saturating_sub(state.steps_since_decision()),
-            decisions: state.decisions,
-            down: state.down_ranks().into_iter().collect(),
-            latest: state.latest_point().copied(),
-            last_step_unix_s,
-            quiet_seconds: last_step_unix_s.map(|at| unix_seconds().saturating_sub(at)),
-            stopped_after_seconds: state
-                .points
-                .usual_pause()
-                .max(pause)
-                .saturating_mul(3)
-                .max(MIN_STOPPED_SECONDS),
-            copies: state.copy_status(),
-            observed_step_ms: state.points.step_ms(),
-        }
+/// Returns the state of a worker's phase.
+pub(crate) fn phase_status(service: &Service, worker: &PhaseWorker) -> PhaseStatus {
+    let last_step_unix_s = worker.last_step_unix_s();
+    let sources = service.sources();
+    let dumped = sources
+        .iter()
+        .filter(|source| source.model == worker.model && source.phase == worker.phase)
+        .filter_map(|source| source.dump_seconds);
+    let pause = dumped.max().unwrap_or(0);
+    let state = worker.state();
+    let options = state.options();
+    let wait = if state.plan_version() == 0 { options.first_after } else { options.every };
+    PhaseStatus {
+        phase: worker.phase,
+        layers: state.layers().to_vec(),
+        experts: state.experts(),
+        accepted: state.accepted_steps(),
+        step: state.last_step(),
+        run: worker.current_run().map(|run| RunStatus { number: run.number, id: run.id, first: run.first }),
+        lag: worker.lag(),
+        planning: worker.planning.load(Ordering::Relaxed),
+        // The published plan counts: one that is still being stored does not.
+        plan: worker.published_plan().map_or(0, |served| served.version),
+        plan_step: state.plan_step(),
+        due_in: wait.saturating_sub(state.steps_since_decision()),
+        decisions: state.decision_count(),
+        down: state.down_ranks().into_iter().collect(),
+        latest: state.latest_point().copied(),
+        last_step_unix_s,
+        quiet_seconds: last_step_unix_s.map(|at| unix_seconds().saturating_sub(at)),
+        stopped_after_seconds: state.usual_pause().max(pause).saturating_mul(3).max(MIN_STOPPED_SECONDS),
+        copies: state.copy_status(),
+        observed_step_ms: state.observed_step_ms(),
     }
 }
 
-impl ModelStatus {
-    fn from_model(service: &Service, model: &ServedModel) -> Self {
-        let options = model.options.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        Self {
-            name: model.name.clone(),
-            shape: model.shape.clone(),
-            decide: options,
-            phases: model.workers().iter().map(|worker| PhaseStatus::from_worker(service, worker)).collect(),
-            sources: service
-                .sources()
-                .iter()
-                .filter(|source| source.model == model.name)
-                .map(|source| source.state())
-                .collect(),
-        }
+/// Returns the state of a model.
+fn model_status(service: &Service, model: &ServedModel) -> ModelStatus {
+    let options = model.options.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    ModelStatus {
+        name: model.name.clone(),
+        shape: model.shape.clone(),
+        decide: options,
+        phases: model.workers().iter().map(|worker| phase_status(service, worker)).collect(),
+        sources: service
+            .sources()
+            .iter()
+            .filter(|source| source.model == model.name)
+            .map(|source| source.state())
+            .collect(),
     }
 }
 
@@ -170,9 +78,7 @@ impl ModelStatus {
 #[utoipa::path(get, path = "/v1/models", tag = "models", responses((status = 200, body = ModelList), ErrorResponses))]
 pub(super) async fn list_models(State(app): State<AppState>) -> Json<ModelList> {
     let models = app.service.models();
-    Json(ModelList {
-        models: models.iter().map(|model| ModelStatus::from_model(&app.service, model)).collect(),
-    })
+    Json(ModelList { models: models.iter().map(|model| model_status(&app.service, model)).collect() })
 }
 
 /// Show the state of a model
@@ -183,7 +89,7 @@ pub(super) async fn get_model(
     State(app): State<AppState>,
     Path(name): Path<String>,
 ) -> Result<Json<ModelStatus>, ApiError> {
-    Ok(Json(ModelStatus::from_model(&app.service, &*app.find_model(&name)?)))
+    Ok(Json(model_status(&app.service, &*app.find_model(&name)?)))
 }
 
 /// Create a model
@@ -209,7 +115,7 @@ pub(super) async fn put_model(
     let service = app.service.clone();
     let (model, new) = run_blocking(move || service.create_model(&name, &shape)).await??;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(ModelStatus::from_model(&app.service, &model))).into_response())
+    Ok((status, Json(model_status(&app.service, &model))).into_response())
 }
 
 /// Delete a model

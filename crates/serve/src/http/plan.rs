@@ -96,7 +96,7 @@ pub(super) async fn get_plan(
         served = worker.published_plan();
     }
     let Some(served) = served else {
-        let (accepted, after) = (worker.state().accepted_steps(), worker.state().options.first_after);
+        let (accepted, after) = (worker.state().accepted_steps(), worker.state().options().first_after);
         let error = format!("no plan yet: {accepted} steps were processed");
         return Err(ApiError::not_found(
             error,

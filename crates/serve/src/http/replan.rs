@@ -4,14 +4,14 @@ use super::AppState;
 use super::body::{StrictQuery, discard_body};
 use super::error::{ApiError, ErrorResponses};
 use crate::runtime::mailbox::manual_replan;
-use crate::wire::decision::Decision;
-use crate::{Phase, PhaseWorker, PlanPreview};
+use crate::wire::status::ReplanResponse;
+use crate::{Phase, PhaseWorker};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 /// The parameters of a re-planning.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -24,15 +24,6 @@ pub(super) struct ReplanQuery {
     #[serde(default)]
     #[param(default = false)]
     dry_run: bool,
-}
-
-/// A decision and the plan that it considered.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct ReplanResponse {
-    /// The decision.
-    pub(crate) decision: Decision,
-    /// The considered plan, move by move.
-    pub(crate) preview: Option<PlanPreview>,
 }
 
 /// Decide now
@@ -58,7 +49,7 @@ pub(super) async fn replan_phase(
     }
     let answer = worker.request_decision(manual_replan())?;
     let decision = answer.await.map_err(|_| stopping_error())??;
-    let preview = worker.state().preview.clone();
+    let preview = worker.state().preview().cloned();
     Ok(Json(ReplanResponse { decision, preview }))
 }
 

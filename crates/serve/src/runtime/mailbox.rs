@@ -4,8 +4,9 @@
 //! arrival. Every queue is bounded: one request per rank, one re-planning per phase, and
 //! `limits.lag_steps` steps.
 
+use crate::PlanPreview;
 use crate::controller::config::ControllerConfig;
-use crate::controller::propose::{PhaseCommand, PlanPreview};
+use crate::controller::propose::PhaseCommand;
 use crate::controller::state::{AcceptedStep, PhaseError};
 use crate::wire::decision::{Decision, Trigger};
 use std::collections::VecDeque;

@@ -375,7 +375,7 @@ impl Service {
             |width: u64, options: &ControllerConfig| width.saturating_mul(options.retained_steps() as u64);
         let width = (4 * loads.layers.len() * loads.experts) as u64;
         let workers = self.models().into_iter().flat_map(|model| model.workers());
-        let others: u64 = workers.map(|worker| bytes(worker.width, &worker.state().options)).sum();
+        let others: u64 = workers.map(|worker| bytes(worker.width, worker.state().options())).sum();
         let needed = others.saturating_add(bytes(width, &read_lock(&model.options))).div_ceil(1 << 20);
         let most = self.context.config().limits.window_mib;
         if needed <= most {
@@ -428,7 +428,8 @@ impl ServedModel {
         let broken = |what: &str| ModelError::Phase(PhaseError::Invalid(format!("{}: {what}", stored.phase)));
         let saved =
             WorkerSnapshot::from_bytes(&stored.state).ok_or_else(|| broken("its state cannot be read"))?;
-        let width = saved.phase.layers.len() * saved.phase.experts;
+        let core = &saved.phase.core;
+        let width = core.layers.len() * core.experts;
         let mut steps = Vec::with_capacity(stored.steps.len());
         // Steps and digests are sorted by their place in the order of acceptance.
         let mut digests = stored.ids.iter().peekable();
@@ -447,8 +448,7 @@ impl ServedModel {
             }
             steps.push(AcceptedStep { accepted: *accepted, id: *id, counts: counts.into() });
         }
-        let (layers, experts, processed) =
-            (saved.phase.layers.clone(), saved.phase.experts, saved.phase.accepted);
+        let (layers, experts, processed) = (core.layers.clone(), core.experts, core.accepted);
         let step_log = StepLog::new(layers, experts);
         let step_log =
             step_log.with_known_steps(&stored.ids, &stored.runs, &saved.forgotten_numbers, processed);

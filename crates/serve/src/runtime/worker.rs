@@ -11,9 +11,10 @@ use super::mailbox::{AbortFlags, BusyError, DecisionResult, Mailbox, PendingComm
 use super::plan_text::PlanTexts;
 use super::service::ServiceCounters;
 use super::unix_seconds;
+use crate::PlanPreview;
 use crate::config::ServiceConfig;
 use crate::controller::config::ControllerConfig;
-use crate::controller::propose::{PhaseCommand, PlanPreview};
+use crate::controller::propose::PhaseCommand;
 use crate::controller::snapshot::PhaseSnapshot;
 use crate::controller::state::{AcceptedStep, PhaseState};
 use crate::limits::HistoryLimits;
@@ -151,8 +152,8 @@ impl PhaseWorker {
         let unknown = if accepted > 0 { unix_seconds() } else { 0 };
         let last_step_unix_s = state.latest_point().map_or(unknown, |point| point.timestamp_unix_s);
         let worker = Arc::new(Self {
-            phase: state.phase,
-            width: 4 * (state.layers.len() * state.experts) as u64,
+            phase: state.phase(),
+            width: 4 * (state.layers().len() * state.experts()) as u64,
             processed: AtomicU64::new(accepted - waiting.len() as u64),
             accepted: AtomicU64::new(accepted),
             last_step_unix_s: AtomicU64::new(last_step_unix_s),

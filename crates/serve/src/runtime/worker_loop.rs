@@ -7,7 +7,7 @@ use super::worker::{PhaseWorker, PublishedPlan, WorkerSnapshot, lock_unpoisoned,
 use crate::controller::propose::PhaseCommand;
 use crate::controller::state::{AcceptedStep, PhaseError};
 use crate::store::StoreChange;
-use crate::wire::decision::{Decision, DecisionOutcome, Imbalances, Trigger};
+use crate::wire::decision::{Decision, DecisionOutcome, Trigger};
 use crate::wire::event::{LoadsEvent, ModelEvent, PlanEvent, PlanningEvent};
 use sha2::{Digest as _, Sha256};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,12 +36,7 @@ impl PhaseWorker {
             match self.next_job() {
                 WorkerJob::Stop => break,
                 WorkerJob::Config(options) => self.state_mut().set_options(options),
-                WorkerJob::Preview(next) => {
-                    let mut state = self.state_mut();
-                    if next.decision == state.decisions + 1 {
-                        state.preview = Some(next);
-                    }
-                }
+                WorkerJob::Preview(next) => self.state_mut().show_preview(next),
                 WorkerJob::Command(request) => self.answer_request(request),
                 WorkerJob::Step(seen) => {
                     let due = self.process_step(seen);
@@ -109,7 +104,7 @@ impl PhaseWorker {
 
     /// Makes a due decision. Returns false if it was interrupted.
     fn run_due_decision(&self, trigger: Trigger) -> bool {
-        let (max_lag, lag) = (self.state().options.max_lag, self.lag());
+        let (max_lag, lag) = (self.state().options().max_lag, self.lag());
         if lag > max_lag {
             let reason = format!("{lag} steps behind, more than {max_lag}");
             self.record_noop(trigger, DecisionOutcome::Skipped, reason);
@@ -154,35 +149,7 @@ impl PhaseWorker {
 
     /// Records a decision that changes nothing.
     fn record_noop(&self, trigger: Trigger, outcome: DecisionOutcome, reason: String) {
-        let decision = {
-            let mut state = self.state_mut();
-            let expected = state.recent_imbalance();
-            let decision = Decision {
-                number: state.decisions + 1,
-                phase: self.phase,
-                step: state.last_step,
-                accepted: state.accepted,
-                trigger,
-                outcome,
-                reason,
-                plan: state.version,
-                judged_steps: 0,
-                imbalance: Imbalances::default(),
-                moves: 0,
-                layers: 0,
-                rejected_moves: 0,
-                bytes: None,
-                busiest_bytes: None,
-                gain_ms: 0.0,
-                cost_ms: 0.0,
-                copy_ms: 0.0,
-                duration_ms: 0.0,
-                timestamp_unix_s: unix_seconds(),
-            };
-            state.record_noop(&decision);
-            state.expected = expected;
-            decision
-        };
+        let decision = self.state_mut().skip_decision(trigger, outcome, reason, unix_seconds());
         self.record_decision(&decision);
     }
 
@@ -229,12 +196,12 @@ impl PhaseWorker {
         let limits = self.context.history_limits();
         let (mut saved, steps, idle, decisions, plans) = {
             let mut state = self.state_mut();
-            state.points.forget_before(unix_seconds().saturating_sub(limits.days * 86_400));
-            let steps = state.window.front().map_or(0, |seen| seen.accepted);
-            let decisions = (state.decisions + 1).saturating_sub(limits.decisions as u64);
-            let plans = (state.version + 1).saturating_sub(limits.plans as u64);
+            state.forget_points_before(unix_seconds().saturating_sub(limits.days * 86_400));
+            let steps = state.oldest_step().unwrap_or(0);
+            let decisions = (state.decision_count() + 1).saturating_sub(limits.decisions as u64);
+            let plans = (state.plan_version() + 1).saturating_sub(limits.plans as u64);
             let saved = WorkerSnapshot { phase: state.to_snapshot(), forgotten_numbers: vec![] };
-            (saved, steps, std::mem::take(&mut state.idle), decisions, plans)
+            (saved, steps, state.take_idle_steps(), decisions, plans)
         };
         let ids = {
             let step_log = lock_unpoisoned(&self.step_log);
@@ -252,7 +219,7 @@ impl PhaseWorker {
         }
         if let Err(error) = self.context.store.write_durably(all) {
             (self.context.log)(&format!("{}/{}: not stored yet: {error}", self.model, self.phase));
-            self.state_mut().idle.extend(idle_kept);
+            self.state_mut().return_idle_steps(idle_kept);
             let mut unsaved = lock_unpoisoned(&self.unsaved);
             *unsaved = kept;
             let over = unsaved.len().saturating_sub(limits.decisions);
@@ -265,7 +232,7 @@ impl PhaseWorker {
         let (plan, version, step, accepted, ranks) = {
             let state = self.state();
             let Some(plan) = state.current_plan() else { return };
-            (plan, state.version, state.plan_step, state.plan_accepted, state.active_ranks())
+            (plan, state.plan_version(), state.plan_step(), state.plan_accepted(), state.active_ranks())
         };
         let text = plan.to_json().unwrap_or_default();
         let hash = Sha256::digest(format!("{ranks:?}{text}"));

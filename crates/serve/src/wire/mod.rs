@@ -1,4 +1,4 @@
-//! The documents that cross HTTP: posted loads, receipts, decisions and events.
+//! The documents that cross HTTP: posted loads, receipts, decisions, events and states.
 //!
 //! - Input: request bodies in JSON (`loads_json`) or in the [`binary`] form.
 //! - Output: checked [`Loads`], and the documents of replies and events.
@@ -10,8 +10,13 @@ pub(crate) mod loads;
 pub(crate) mod loads_json;
 pub(crate) mod phase;
 pub(crate) mod receipt;
+pub(crate) mod status;
 
 pub use decision::{CopyStatus, Decision, DecisionOutcome, HistoryPoint, Imbalances, MoveRecord, Trigger};
 pub use loads::{Loads, LoadsBody, LoadsError, MAX_POSTED_STEPS, StepBody, StepLoads, counts_digest};
 pub use phase::Phase;
 pub use receipt::{Receipt, Refusal};
+pub use status::{
+    HeatLayer, HotExpert, LayerPreview, ModelList, ModelStatus, PhaseHistory, PhaseStatus, PhaseView,
+    PlanPreview, ReplanResponse, RunStatus, SourceStatus,
+};

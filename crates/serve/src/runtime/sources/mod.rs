@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tail::TailedFile;
 use tokio::sync::oneshot;
 
-pub(crate) use status::{SourceMonitor, SourceStatus};
+pub(crate) use status::SourceMonitor;
 
 /// The bytes of counts in one post.
 const POST_BYTES: usize = 32 << 20;
@@ -185,7 +185,7 @@ impl SourceWatcher {
         // earlier parts.
         let known = model.worker(self.source.phase).map(|worker| {
             let state = worker.state();
-            (state.layers.clone(), state.experts)
+            (state.layers().to_vec(), state.experts())
         });
         let expected = model.shape.parsed_model().ok().flatten().map(|model| model.experts);
         let (layers, experts) = known.unwrap_or_else(|| {

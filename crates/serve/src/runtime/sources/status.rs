@@ -4,10 +4,9 @@
 use crate::Phase;
 use crate::config::SourceConfig;
 use crate::runtime::unix_seconds;
-use serde::Serialize;
+use crate::wire::status::SourceStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use utoipa::ToSchema;
 
 /// A part of a source that can fail separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,29 +39,6 @@ pub(crate) struct SourceMonitor {
     skipped_lines: AtomicU64,
     last_skipped: Mutex<Option<String>>,
     failures: Mutex<[Option<SourceFailure>; PART_COUNT]>,
-}
-
-/// The state of a source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct SourceStatus {
-    /// The phase that receives the loads.
-    pub(crate) phase: Phase,
-    /// The file or folder that is read.
-    pub(crate) path: String,
-    /// The SGLang server from which dumps are requested.
-    pub(crate) sglang: Option<String>,
-    /// Flag that is set while nothing fails.
-    pub(crate) up: bool,
-    /// The current error; null if there is none.
-    pub(crate) error: Option<String>,
-    /// The seconds since 1970 at which the error began.
-    pub(crate) since_unix_s: Option<u64>,
-    /// The number of failed looks and requests so far.
-    pub(crate) errors: u64,
-    /// The number of lines of a growing file that could not be parsed and were skipped.
-    pub(crate) skipped_lines: u64,
-    /// The last skipped line: its number and error.
-    pub(crate) last_skipped: Option<String>,
 }
 
 impl SourceMonitor {

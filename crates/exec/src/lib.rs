@@ -31,6 +31,7 @@ pub mod reference;
 pub mod router;
 pub mod run;
 mod simd;
+mod step_stats;
 pub mod transport;
 pub mod weights;
 

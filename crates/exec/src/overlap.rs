@@ -19,7 +19,7 @@ use super::backend::Aggregate;
 use super::calibrate::{CostSweep, RooflineFit, measure_experts};
 use super::error::ExecError;
 use super::run::ExecRun;
-use super::transport::{Communicator, Purpose, TransportError};
+use super::transport::{ProcessGroup, Purpose, TransportError};
 use evenkeel::split::Roofline;
 use std::time::{Duration, Instant};
 
@@ -42,14 +42,14 @@ impl ExchangeCost {
     ///
     /// # Errors
     /// Fails if another rank is lost.
-    pub fn measure(wire: &Communicator) -> Result<Self, TransportError> {
+    pub fn measure(wire: &ProcessGroup) -> Result<Self, TransportError> {
         let others = wire.ranks().saturating_sub(1) as u64;
         let mut times = [0u64; 2];
         for (time, bytes) in times.iter_mut().zip([0, TIMED_BYTES]) {
             let mut rounds = Vec::with_capacity(TIMING_ROUNDS);
             for _ in 0..TIMING_ROUNDS {
                 let begun = Instant::now();
-                wire.all_gather(Purpose::Control, vec![0; bytes as usize])?;
+                wire.all_gather(Purpose::Control, vec![vec![0; bytes as usize]])?;
                 rounds.push(begun.elapsed().as_nanos() as u64);
             }
             rounds.sort_unstable();
@@ -113,7 +113,7 @@ impl Overlap {
     ///
     /// # Errors
     /// Fails if experts cannot be read, or if another rank is lost.
-    pub fn measure(run: &ExecRun<'_>, wire: &Communicator) -> Result<Self, ExecError> {
+    pub fn measure(run: &ExecRun<'_>, wire: &ProcessGroup) -> Result<Self, ExecError> {
         let (exec, model) = (&run.exec, &run.exec.model);
         let link = ExchangeCost::measure(wire)?;
         let mut numbers = [0; 3];

@@ -16,13 +16,13 @@ use crate::output::{Output, ReportedError, StderrBar, print_error};
 use anyhow::Context as _;
 use evenkeel::cluster::Cluster;
 #[cfg(feature = "mpi")]
-use evenkeel_exec::cpu::PeerOptions;
+use evenkeel_exec::cpu::CpuOptions;
 #[cfg(feature = "mpi")]
 use evenkeel_exec::overlap::Overlap;
 use evenkeel_exec::run::StepProgress;
 #[cfg(all(feature = "mpi", feature = "cuda"))]
 use evenkeel_exec::transport::format_ranks;
-use evenkeel_exec::transport::{CallContext, Communicator, Purpose, TrafficStats, Transport, TransportError};
+use evenkeel_exec::transport::{CallContext, ProcessGroup, Purpose, TrafficStats, Transport, TransportError};
 #[cfg(feature = "cuda")]
 use evenkeel_exec::transport::{DeviceTransport, NcclTransport, rendezvous::Launch};
 #[cfg(all(feature = "mpi", feature = "cuda"))]
@@ -263,19 +263,19 @@ fn execute_rank(request: &RunRequest, output: Output, job: &RankJob) -> Result<(
     let ranks = job.transport().ranks();
     let group =
         Cluster::with_uneven_slots(ranks, 1, ranks, 0).map_err(|error| RankFault::Own(error.into()))?;
-    let wire = Communicator::new(job.transport(), group)?;
+    let wire = ProcessGroup::new(job.transport(), group)?;
     let fingerprint = inputs
         .as_ref()
         .map_err(|error| evenkeel::error_chain(error.as_ref()))
         .and_then(|inputs| run_fingerprint(request, inputs, job.host()));
     let encoded = serde_json::to_vec(&fingerprint).map_err(|error| RankFault::Own(error.into()))?;
-    let hosts = compare_fingerprints(wire.ranks(), &wire.all_gather(Purpose::Control, encoded)?)?;
+    let hosts = compare_fingerprints(wire.ranks(), &wire.all_gather(Purpose::Control, vec![encoded])?)?;
     let inputs = inputs?;
     let tokens = job.token_memory(request)?;
     let (memory, notices) = tokens.describe();
     output.print_notices(&notices);
 
-    let wire = Rc::new(Communicator::new(job.transport(), inputs.exec.cluster)?);
+    let wire = Rc::new(ProcessGroup::new(job.transport(), inputs.exec.cluster)?);
     let run = inputs.to_run(request);
     let bar = (wire.rank() == 0).then(StderrBar::for_execution);
     let progress: &dyn StepProgress = bar.as_ref().map_or(&(), |bar| bar);
@@ -300,7 +300,7 @@ fn execute_rank(request: &RunRequest, output: Output, job: &RankJob) -> Result<(
                 }
             };
             (
-                run.on_communicator(&wire, PeerOptions { verify_splits: prove, chunks }, place, progress)?,
+                run.on_communicator(&wire, CpuOptions { verify_splits: prove, chunks }, place, progress)?,
                 chunks,
                 overlap,
             )
@@ -328,14 +328,14 @@ fn execute_rank(request: &RunRequest, output: Output, job: &RankJob) -> Result<(
 
 /// Returns the result that every rank computed for itself. If one rank failed, all ranks return the same
 /// error.
-fn agree_on_result<T>(wire: &Communicator, result: anyhow::Result<T>) -> Result<T, RankFault> {
+fn agree_on_result<T>(wire: &ProcessGroup, result: anyhow::Result<T>) -> Result<T, RankFault> {
     let error = result.as_ref().err();
     let lost = matches!(error.and_then(|error| error.downcast_ref()), Some(ExecError::Transport(_)));
     // After the loss of a rank no exchange is possible.
     if !lost {
         let reason = error.map_or_else(String::new, |error| evenkeel::error_chain(error.as_ref()));
         let mut failed: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-        let all = wire.all_gather(Purpose::Control, reason.into_bytes())?;
+        let all = wire.all_gather(Purpose::Control, vec![reason.into_bytes()])?;
         for (rank, reason) in all.iter().enumerate().filter(|(_, reason)| !reason.is_empty()) {
             failed.entry(String::from_utf8_lossy(reason).into_owned()).or_default().push(rank);
         }
@@ -345,7 +345,7 @@ fn agree_on_result<T>(wire: &Communicator, result: anyhow::Result<T>) -> Result<
 }
 
 /// Returns the tallies of all ranks.
-fn gather_tallies(wire: &Communicator) -> Result<Vec<TrafficStats>, TransportError> {
+fn gather_tallies(wire: &ProcessGroup) -> Result<Vec<TrafficStats>, TransportError> {
     let own = wire.traffic_stats();
     let numbers: Vec<u64> = own
         .bytes

@@ -24,8 +24,8 @@ pub(super) struct CopyThread {
     jobs: Option<Sender<CopyJob>>,
     done: Receiver<CopyJob>,
     thread: Option<JoinHandle<()>>,
-    /// Layer, rank, expert and bytes of the jobs under way.
-    pub(super) begun: Vec<(usize, usize, u32, u64)>,
+    /// Number of jobs under way.
+    begun: usize,
 }
 
 impl CopyThread {
@@ -41,7 +41,7 @@ impl CopyThread {
                 }
             }
         });
-        Self { jobs: Some(jobs), done, thread: Some(thread), begun: Vec::new() }
+        Self { jobs: Some(jobs), done, thread: Some(thread), begun: 0 }
     }
 
     /// Begins to copy `weights`, which another rank holds.
@@ -52,16 +52,15 @@ impl CopyThread {
         expert: u32,
         weights: Arc<ExpertWeights>,
     ) -> Result<(), ExecError> {
-        self.begun.push((layer, rank, expert, weights.bytes()));
+        self.begun += 1;
         let job = CopyJob { layer, rank, expert, weights, took: Duration::ZERO };
         self.jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or(ExecError::Mover)
     }
 
     /// Waits for all jobs.
     pub(super) fn wait_for_copies(&mut self) -> Result<Vec<CopyJob>, ExecError> {
-        let waited = self.begun.iter().map(|_| self.done.recv().map_err(|_| ExecError::Mover)).collect();
-        self.begun.clear();
-        waited
+        let jobs = std::mem::take(&mut self.begun);
+        (0..jobs).map(|_| self.done.recv().map_err(|_| ExecError::Mover)).collect()
     }
 }
 

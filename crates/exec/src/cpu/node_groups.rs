@@ -6,7 +6,7 @@
 //! is forwarded.
 
 use crate::backend::Aggregate;
-use crate::weights::{Dtype, Matrix};
+use crate::weights::Matrix;
 use evenkeel::cluster::Cluster;
 
 /// The partition of the ranks into groups.
@@ -66,45 +66,4 @@ impl AnswerSum {
         out.push(&self.sum);
         self.sum.fill(0.0);
     }
-}
-
-/// Returns the answers that come back to `source` if every other group sums its own. The result contains
-/// tokens and their rows, in the order of ranks. It has one entry per rank of the source's own group and one
-/// per other group. `sent` and `answers` are `[R]`, with tokens ascending.
-pub(super) fn sum_answers(
-    groups: NodeGroups,
-    source: usize,
-    sent: &[Vec<u32>],
-    answers: Vec<Matrix>,
-    hidden: usize,
-    dtype: Dtype,
-) -> (Vec<Vec<u32>>, Vec<Matrix>) {
-    let (mut tokens, mut rows) = (Vec::new(), Vec::new());
-    let mut sum = AnswerSum::new(hidden);
-    let mut answers = answers.into_iter();
-    for (group, sent) in sent.chunks(groups.size).enumerate() {
-        let answers: Vec<Matrix> = answers.by_ref().take(groups.size).collect();
-        if group == groups.position_of(source).0 {
-            tokens.extend_from_slice(sent);
-            rows.extend(answers);
-            continue;
-        }
-        let mut all: Vec<u32> = sent.concat();
-        all.sort_unstable();
-        all.dedup();
-        let (mut next, mut of_group) =
-            (vec![0; groups.size], Matrix::with_capacity(dtype, all.len() * hidden));
-        for token in &all {
-            for ((sent, answer), next) in sent.iter().zip(&answers).zip(&mut next) {
-                if sent.get(*next) == Some(token) {
-                    sum.add_answer(answer, *next);
-                    *next += 1;
-                }
-            }
-            sum.flush_into(&mut of_group);
-        }
-        tokens.push(all);
-        rows.push(of_group);
-    }
-    (tokens, rows)
 }

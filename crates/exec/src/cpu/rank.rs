@@ -51,8 +51,11 @@ impl ReplicatedLayer {
 /// Experts in use, per slot.
 pub(super) type SlotWeights = Vec<Option<Arc<ExpertWeights>>>;
 
+/// One rank's experts, planners and buffers.
 #[derive(Debug)]
 pub(super) struct CpuRank {
+    /// Its number.
+    pub(super) own: usize,
     /// `[layer][S]`
     pub(super) slots: Vec<SlotWeights>,
     /// Experts staged for a later switch, by layer and expert.
@@ -60,6 +63,64 @@ pub(super) struct CpuRank {
     /// One planner per layer; empty without a split.
     pub(super) planners: Vec<Option<Planner>>,
     pub(super) ffn: Ffn,
+}
+
+impl CpuRank {
+    /// Builds the memory of a rank. `weights` returns the weights of an expert of a layer.
+    pub(super) fn new(
+        own: usize,
+        config: &ExecConfig,
+        placements: &[Placement],
+        weights: impl Fn(usize, u32) -> Result<Arc<ExpertWeights>, ExecError>,
+    ) -> Result<Self, ExecError> {
+        let (mut slots, mut planners) = (Vec::new(), Vec::new());
+        for (layer, placement) in placements.iter().enumerate() {
+            planners.push(config.create_planner(placement)?);
+            let of_slot = |&expert: &Option<u32>| expert.map(|expert| weights(layer, expert)).transpose();
+            let experts = experts_of_rank(placement, own);
+            slots.push(experts.iter().map(of_slot).collect::<Result<SlotWeights, _>>()?);
+        }
+        Ok(Self { own, slots, staged: HashMap::new(), planners, ffn: Ffn::default() })
+    }
+
+    /// Returns the weights of an expert that this rank holds in a slot of a layer with `placement`.
+    pub(super) fn held_weights(
+        &self,
+        placement: &Placement,
+        layer: usize,
+        expert: u32,
+    ) -> Option<Arc<ExpertWeights>> {
+        let at = experts_of_rank(placement, self.own).iter().position(|&held| held == Some(expert))?;
+        self.slots.get(layer)?.get(at)?.clone()
+    }
+
+    /// Returns the weights for every slot of the next placement, held or staged.
+    pub(super) fn next_slots(
+        &self,
+        [placement, next]: [&Placement; 2],
+        layer: usize,
+    ) -> Result<SlotWeights, ExecError> {
+        let of_slot = |&expert: &Option<u32>| {
+            let Some(expert) = expert else { return Ok(None) };
+            let staged = || self.staged.get(&(layer, expert)).cloned();
+            let ready = self.held_weights(placement, layer, expert).or_else(staged);
+            ready.map(Some).ok_or(ExecError::NotStaged { layer, rank: self.own, expert })
+        };
+        experts_of_rank(next, self.own).iter().map(of_slot).collect()
+    }
+
+    /// Switches a layer, whose staged experts are no longer needed.
+    pub(super) fn activate(&mut self, layer: usize, slots: SlotWeights, planner: Option<Planner>) {
+        self.slots[layer] = slots;
+        self.planners[layer] = planner;
+        self.staged.retain(|&(of, _), _| of != layer);
+    }
+}
+
+/// Returns the experts in one rank's slots, `[S]`.
+pub(super) fn experts_of_rank(placement: &Placement, rank: usize) -> &[Option<u32>] {
+    let per_rank = placement.slots_per_rank();
+    placement.slots().get(rank * per_rank..(rank + 1) * per_rank).unwrap_or_default()
 }
 
 /// The tokens of one source in one layer.

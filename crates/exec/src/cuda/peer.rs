@@ -11,10 +11,10 @@ use super::remote::RemoteRanks;
 use super::replicated::DeviceLayer;
 use super::{Cuda, CudaOptions};
 use crate::backend::{Backend, ExecConfig, LayerInput, LayerRun};
-use crate::cpu::gather_step_stats;
 use crate::error::ExecError;
 use crate::forward::StepRun;
-use crate::transport::{Communicator, DeviceOperation, DeviceTransport, placement_digest};
+use crate::step_stats::gather_step_stats;
+use crate::transport::{DeviceOperation, DeviceTransport, ProcessGroup, placement_digest};
 use crate::weights::WeightSource;
 use evenkeel::place::Placement;
 use evenkeel::split::SplitMethod;
@@ -43,7 +43,7 @@ impl CudaPeer {
         options: CudaOptions,
         source: &dyn WeightSource,
         placements: Vec<Placement>,
-        (wire, gpus): (Rc<Communicator>, Rc<dyn DeviceTransport>),
+        (wire, gpus): (Rc<ProcessGroup>, Rc<dyn DeviceTransport>),
         prove: bool,
     ) -> Result<Self, ExecError> {
         assert_same_placements(&wire, &placements)?;
@@ -72,10 +72,10 @@ impl CudaPeer {
     }
 }
 
-fn assert_same_placements(wire: &Communicator, placements: &[Placement]) -> Result<(), ExecError> {
+fn assert_same_placements(wire: &ProcessGroup, placements: &[Placement]) -> Result<(), ExecError> {
     for (layer, placement) in placements.iter().enumerate() {
         wire.set_context(None, Some(layer));
-        wire.assert_identical("the placement", placement_digest(placement, &[]))?;
+        wire.assert_identical("the placement", || placement_digest(placement, &[]))?;
     }
     Ok(())
 }
@@ -99,7 +99,7 @@ impl Backend for CudaPeer {
 
     fn check_next_placement(&mut self, layer: usize, placement: &Placement) -> Result<(), ExecError> {
         self.remote.wire.set_context(None, Some(layer));
-        Ok(self.remote.wire.assert_identical("the next placement", placement_digest(placement, &[]))?)
+        Ok(self.remote.wire.assert_identical("the next placement", || placement_digest(placement, &[]))?)
     }
 
     fn placement(&self, layer: usize) -> &Placement {

@@ -11,7 +11,7 @@ use super::layer_pass::{LayerPass, buffers_and_tables};
 use super::rank::{BufferSizes, CudaRank};
 use crate::error::ExecError;
 use crate::transport::{
-    Communicator, DeviceOperation, DeviceTransport, Purpose, TransportError, placement_digest,
+    DeviceOperation, DeviceTransport, ProcessGroup, Purpose, TransportError, placement_digest,
 };
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use cudarc::driver::{CudaEvent, CudaSlice, CudaViewMut, DevicePtr as _, DevicePtrMut as _};
@@ -27,7 +27,7 @@ const MAX_TOKENS_PER_RANK: u64 = 1 << 28;
 
 /// The other ranks of the group, as this rank reaches them.
 pub(super) struct RemoteRanks {
-    pub(super) wire: Rc<Communicator>,
+    pub(super) wire: Rc<ProcessGroup>,
     gpus: Rc<dyn DeviceTransport>,
     verifies_splits: bool,
     /// Transport error of an exchange started inside a CUDA callback, which can only return [`CudaError`].
@@ -48,7 +48,7 @@ impl fmt::Debug for RemoteRanks {
 }
 
 impl RemoteRanks {
-    pub(super) fn new(wire: Rc<Communicator>, gpus: Rc<dyn DeviceTransport>, prove: bool) -> Rc<Self> {
+    pub(super) fn new(wire: Rc<ProcessGroup>, gpus: Rc<dyn DeviceTransport>, prove: bool) -> Rc<Self> {
         Rc::new(Self {
             wire,
             gpus,
@@ -115,7 +115,7 @@ impl RemoteRanks {
     /// Compares the quotas of a batch with those of all other ranks, if enabled.
     pub(super) fn verify_split(&self, placement: &Placement, quotas: &[u64]) -> Result<(), ExecError> {
         if self.verifies_splits {
-            self.wire.assert_identical("the split", placement_digest(placement, quotas))?;
+            self.wire.assert_identical("the split", || placement_digest(placement, quotas))?;
         }
         Ok(())
     }
@@ -184,7 +184,7 @@ impl RemoteRanks {
         let (me, ranks, gpu) = (rank.own, self.wire.ranks(), rank.gpu.clone());
         let (buffers, _) = buffers_and_tables(rank)?;
         let own = (address(&buffers.sizes), 4 * ranks);
-        self.other_ranks().for_each(|other| self.wire.record_bytes(Purpose::Counts, other, 4 * ranks));
+        self.other_ranks().for_each(|other| self.wire.record_bytes(Purpose::Counts, [me, other], 4 * ranks));
         self.enqueue_exchange(
             Purpose::Counts,
             &gpu,
@@ -213,7 +213,7 @@ impl RemoteRanks {
                     DeviceOperation::To(other, (begin, tokens)),
                     DeviceOperation::To(other, (parcel_address(&buffers.parcels, other), bytes)),
                 ]);
-                self.wire.record_bytes(Purpose::Dispatch, other, 3 * n + tokens + bytes);
+                self.wire.record_bytes(Purpose::Dispatch, [me, other], 3 * n + tokens + bytes);
             }
             if let (Some(mirror), true) = (&buffers.mirrors[other], rows(other, me) > 0) {
                 let n = 4 * choices(other);
@@ -250,7 +250,7 @@ impl RemoteRanks {
                     other,
                     (parcel_address(&buffers.answers, other), bytes(other, me)),
                 ));
-                self.wire.record_bytes(Purpose::Combine, other, bytes(other, me));
+                self.wire.record_bytes(Purpose::Combine, [me, other], bytes(other, me));
             }
             if let (Some(mirror), true) = (&buffers.mirrors[other], bytes(me, other) > 0) {
                 exchange.push(DeviceOperation::From(other, (address(&mirror.answers), bytes(me, other))));
@@ -266,14 +266,15 @@ impl RemoteRanks {
         let here = |slot: &&i32| **slot >= first && **slot < first + room.per_rank as i32;
         let rows =
             slots.chunks_exact(top_k.max(1)).filter(|slots| slots.iter().any(|slot| here(&slot))).count();
-        self.wire.record_local(Purpose::Dispatch, (2 * rows * room.hidden) as u64);
-        self.wire.record_local(Purpose::Combine, (2 * rows * room.hidden) as u64);
+        for purpose in [Purpose::Dispatch, Purpose::Combine] {
+            self.wire.record_bytes(purpose, [self.rank(); 2], 2 * rows * room.hidden);
+        }
     }
 
     /// Begins to move an expert to another rank, or from one, in the background of the steps.
     pub(super) fn start_move(&self, gpu: &GpuContext, part: DeviceOperation) -> Result<(), ExecError> {
         if let DeviceOperation::To(to, (_, bytes)) = part {
-            self.wire.record_bytes(Purpose::Moves, to, bytes);
+            self.wire.record_bytes(Purpose::Moves, [self.rank(), to], bytes);
         }
         #[allow(unsafe_code, reason = "device memory passes to another process")]
         // SAFETY: callers keep the expert's memory until `moved` has returned, and forever if `clings`
@@ -324,7 +325,8 @@ impl DeviceGather for RemoteGather {
     ) -> Result<(), CudaError> {
         let (far, stream) = (&self.0, gpu.stream());
         let bytes = own.num_bytes();
-        far.other_ranks().for_each(|other| far.wire.record_bytes(Purpose::Counts, other, bytes));
+        far.other_ranks()
+            .for_each(|other| far.wire.record_bytes(Purpose::Counts, [far.rank(), other], bytes));
         // Event tracking is off, so the guards do nothing.
         let (from, to) = (own.device_ptr(stream).0, all.device_ptr_mut(stream).0);
         far.enqueue_exchange(Purpose::Counts, gpu, &[DeviceOperation::All((from, bytes), to)]).map_err(

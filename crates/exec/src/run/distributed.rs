@@ -3,13 +3,13 @@
 
 use super::{ExecRun, RunReport, StepProgress};
 use crate::backend::{Backend, ExecConfig};
-use crate::cpu::{CpuPeer, PeerOptions};
+use crate::cpu::{Cpu, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::cuda::{self, CudaOptions};
 use crate::error::ExecError;
-use crate::transport::Communicator;
 #[cfg(feature = "cuda")]
 use crate::transport::DeviceTransport;
+use crate::transport::ProcessGroup;
 use evenkeel::place::Placement;
 use std::rc::Rc;
 
@@ -19,18 +19,18 @@ impl ExecRun<'_> {
     /// profile on the backend without a plan.
     ///
     /// # Errors
-    /// Fails as [`ExecRun::run`], [`CpuPeer::new`] and `place` do, and if another rank is lost or has another
+    /// Fails as [`ExecRun::run`], [`Cpu::join`] and `place` do, and if another rank is lost or has another
     /// plan.
     pub fn on_communicator<E: From<ExecError>>(
         &self,
-        wire: &Rc<Communicator>,
-        options: PeerOptions,
+        wire: &Rc<ProcessGroup>,
+        options: CpuOptions,
         place: impl FnOnce(&mut dyn Backend) -> Result<Vec<Placement>, E>,
         progress: &dyn StepProgress,
     ) -> Result<RunReport, E> {
         let (weights, exec) = (self.weights.as_ref(), ExecConfig { method: None, ..self.exec.clone() });
         let contiguous = vec![self.contiguous_placement()?; self.layers.len()];
-        let mut plain = CpuPeer::new(exec, weights, contiguous, Rc::clone(wire), options)?;
+        let mut plain = Cpu::join(exec, weights, contiguous, Rc::clone(wire), options)?;
         let placements = place(&mut plain)?;
         let planned = plain.with_placements(weights, placements, self.exec.method)?;
         Ok(self.run_with_baseline(planned, plain, progress)?)
@@ -44,7 +44,7 @@ impl ExecRun<'_> {
     #[cfg(feature = "cuda")]
     pub fn on_gpus<E: From<ExecError>>(
         &self,
-        (wire, gpus): (&Rc<Communicator>, &Rc<dyn DeviceTransport>),
+        (wire, gpus): (&Rc<ProcessGroup>, &Rc<dyn DeviceTransport>),
         options: CudaOptions,
         prove: bool,
         place: impl FnOnce(&mut dyn Backend) -> Result<Vec<Placement>, E>,

@@ -1,61 +1,83 @@
 //! Exchanges between ranks with separate memories, and their transports.
 //!
 //! Input: one rank's bytes for every other rank. Output: the bytes of every other rank for this one. A
-//! [`Transport`] carries bytes and names lost ranks. A [`Communicator`] is one rank's end of it: it counts
-//! bytes by purpose and distance, and knows the rank's current activity for error messages.
+//! [`Transport`] carries bytes and names lost ranks. A [`ProcessGroup`] is one process's end of it: it counts
+//! bytes by purpose and distance, and knows the current activity for error messages.
 //!
-//! The ranks of [`ThreadTransport`] are threads of one process, those of `MpiTransport` (feature `mpi`)
-//! processes of an MPI job. Those of `NcclTransport` (feature `cuda`) are processes with one GPU each. A
-//! `DeviceTransport` carries device memory, over NCCL or, with `MpiDeviceTransport` (both features), over
-//! MPI.
+//! The ranks of [`LocalTransport`] share one thread of this process, those of [`ThreadTransport`] are threads
+//! of it. Those of `MpiTransport` (feature `mpi`) are processes of an MPI job, and those of `NcclTransport`
+//! (feature `cuda`) are processes with one GPU each. A `DeviceTransport` carries device memory, over NCCL or,
+//! with `MpiDeviceTransport` (both features), over MPI.
 
-mod communicator;
 #[cfg(feature = "cuda")]
 mod device;
 #[cfg(feature = "cuda")]
 mod gpu_selection;
+mod local;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "cuda")]
 mod nccl;
+mod process_group;
 #[cfg(feature = "cuda")]
 pub mod rendezvous;
 mod threads;
 
-pub(super) use communicator::placement_digest;
-pub use communicator::{Communicator, Distance, Purpose, TrafficStats};
 #[cfg(feature = "cuda")]
 pub use device::{DeviceOperation, DevicePiece, DeviceTransport, MessageMemory};
+pub use local::LocalTransport;
 #[cfg(all(feature = "mpi", feature = "cuda"))]
 pub use mpi::MpiDeviceTransport;
 #[cfg(feature = "mpi")]
 pub use mpi::{MpiTransport, StuckCall};
 #[cfg(feature = "cuda")]
 pub use nccl::NcclTransport;
+pub(super) use process_group::placement_digest;
+pub use process_group::{Distance, ProcessGroup, Purpose, TrafficStats};
 pub use threads::ThreadTransport;
 
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 use thiserror::Error;
 
-/// A carrier of bytes between the ranks of one group. Every rank calls the same methods in the same order.
+/// A carrier of bytes between the ranks of one group. A process has one rank of the group, or all. Every
+/// process calls the same methods in the same order.
 pub trait Transport: fmt::Debug {
     /// Returns the name that selects the transport.
     fn name(&self) -> &'static str;
 
-    /// Returns this rank, `0..R`.
-    fn rank(&self) -> usize;
-
     /// Returns the number of ranks of the group, `R`.
     fn ranks(&self) -> usize;
 
-    /// Exchanges buffers of any size between all ranks (all-to-all). `parcels` `[R]` go to their ranks, and
-    /// the result `[R]` contains theirs for this rank. The send buffer of this rank to itself returns
-    /// unchanged. `at` is the rank's current activity.
+    /// Returns the `L` ranks of this process: one, or all.
+    fn local_ranks(&self) -> Range<usize>;
+
+    /// Returns the rank of this process, the lowest one of several.
+    fn rank(&self) -> usize {
+        self.local_ranks().start
+    }
+
+    /// Exchanges buffers of any size between all ranks (all-to-all). `parcels` `[L][R]` contains a buffer for
+    /// every rank from each rank of this process. The result `[L][R]` contains the buffers from every rank. A
+    /// buffer of a rank to itself returns unchanged. `at` is the rank's current activity.
     ///
     /// # Errors
     /// Fails if another rank is lost, or does not answer in time.
     fn all_to_all_v(&self, at: CallContext, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError>;
+
+    /// Gathers a buffer of every rank. `own` contains those of the ranks of this process, and the result
+    /// `[R]` those of all.
+    ///
+    /// # Errors
+    /// Fails as [`Transport::all_to_all_v`] does.
+    fn all_gather(&self, at: CallContext, own: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
+        let ranks = self.ranks();
+        let parcels = own.into_iter().flat_map(|own| std::iter::repeat_n(own, ranks)).collect();
+        let mut came = self.all_to_all_v(at, parcels)?;
+        came.truncate(ranks);
+        Ok(came)
+    }
 
     /// Begins an exchange with some of the other ranks. Each entry of `to` goes to its rank, and one message
     /// is expected from each rank of `from`. All participants pass the same `number`, which no other exchange
@@ -90,25 +112,31 @@ pub trait Transport: fmt::Debug {
         Err(TransportError::not_started(number))
     }
 
-    /// Begins to send `bytes` to another rank, which must begin to receive them. Messages between two ranks
-    /// arrive in the order in which they were sent.
+    /// Begins to send `bytes` to another process, which must begin to receive them. Messages between two
+    /// ranks arrive in the order in which they were sent.
     ///
     /// # Errors
-    /// Fails if the other rank is known to be lost.
-    fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError>;
+    /// Fails if the other rank is known to be lost, or if there is no other process.
+    fn isend(&self, to: usize, _bytes: Vec<u8>) -> Result<(), TransportError> {
+        Err(TransportError::no_process("starting to send", to))
+    }
 
-    /// Begins to receive from another rank.
+    /// Begins to receive from another process.
     ///
     /// # Errors
-    /// Fails if the other rank is known to be lost.
-    fn irecv(&self, from: usize) -> Result<(), TransportError>;
+    /// Fails as [`Transport::isend`] does.
+    fn irecv(&self, from: usize) -> Result<(), TransportError> {
+        Err(TransportError::no_process("starting to receive", from))
+    }
 
     /// Waits for all sends and receives. Returns the received messages in the order in which their receives
     /// began.
     ///
     /// # Errors
     /// Fails as [`Transport::all_to_all_v`] does.
-    fn wait_all(&self, at: CallContext) -> Result<Vec<Vec<u8>>, TransportError>;
+    fn wait_all(&self, _at: CallContext) -> Result<Vec<Vec<u8>>, TransportError> {
+        Ok(Vec::new())
+    }
 }
 
 /// The current activity of a rank, for error messages.
@@ -120,6 +148,13 @@ pub struct CallContext {
     pub layer: Option<usize>,
     /// Purpose of the exchange.
     pub purpose: Purpose,
+}
+
+impl CallContext {
+    /// Returns the activity before the first step, and after the last one.
+    pub const fn outside(purpose: Purpose) -> Self {
+        Self { step: None, layer: None, purpose }
+    }
 }
 
 impl fmt::Display for CallContext {
@@ -226,6 +261,12 @@ pub enum TransportError {
 }
 
 impl TransportError {
+    /// Returns the error for a message to a rank that is in no other process. This is a defect of this
+    /// program.
+    pub(crate) fn no_process(call: &'static str, rank: usize) -> Self {
+        TransportError::Library { call, reason: format!("rank {rank} is in no other process") }
+    }
+
     /// Returns the error for the end of an exchange that was never begun. This is a defect of this program.
     pub(crate) fn not_started(number: u64) -> Self {
         let reason = format!("exchange {number} was not started");

@@ -3,6 +3,7 @@
 use super::{CallContext, Transport, TransportError};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -84,12 +85,12 @@ impl Transport for ThreadTransport {
         "threads"
     }
 
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
     fn ranks(&self) -> usize {
         self.to.len()
+    }
+
+    fn local_ranks(&self) -> Range<usize> {
+        self.rank..self.rank + 1
     }
 
     fn all_to_all_v(&self, at: CallContext, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {

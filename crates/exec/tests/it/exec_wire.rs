@@ -10,11 +10,11 @@ use evenkeel::planner::TokenCopies;
 use evenkeel::split::{PrimaryObjective, SplitMethod};
 use evenkeel_exec::activations::ActivationGenerator;
 use evenkeel_exec::batch_source::BatchSource;
-use evenkeel_exec::cpu::{Cpu, CpuPeer, PeerOptions};
+use evenkeel_exec::cpu::{Cpu, CpuOptions};
 use evenkeel_exec::forward::run_step;
 use evenkeel_exec::router::{Capacity, Overflow, Router};
 use evenkeel_exec::run::{ExecRun, RunReplan, RunReport};
-use evenkeel_exec::transport::{Communicator, Distance, Purpose, ThreadTransport, TransportError};
+use evenkeel_exec::transport::{Distance, ProcessGroup, Purpose, ThreadTransport, TransportError};
 use evenkeel_exec::weights::{Dtype, RandomWeights};
 use evenkeel_exec::{Aggregate, Backend, ExecConfig, ExecError, RoutingSource};
 use proptest::prelude::*;
@@ -28,13 +28,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn ranks<T: Send>(
     cluster: Cluster,
     timeout: Duration,
-    work: impl Fn(Rc<Communicator>) -> T + Sync,
+    work: impl Fn(Rc<ProcessGroup>) -> T + Sync,
 ) -> Vec<T> {
     let group = ThreadTransport::create_group(cluster.ranks(), timeout);
     std::thread::scope(|scope| {
         let work = &work;
         let start = |rank: ThreadTransport| {
-            scope.spawn(move || work(Rc::new(Communicator::new(Box::new(rank), cluster).unwrap())))
+            scope.spawn(move || work(Rc::new(ProcessGroup::new(Box::new(rank), cluster).unwrap())))
         };
         let threads: Vec<_> = group.into_iter().map(start).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -89,7 +89,7 @@ fn as_in_one_memory(config: &ExecConfig, policy: &str, tokens: usize, chunks: &[
         run.place_layers(&run.profile_on(plain, 0..3, &())?, &[0, 1], 0..3)
     };
     for &chunks in chunks {
-        let options = PeerOptions { verify_splits: true, chunks };
+        let options = CpuOptions { verify_splits: true, chunks };
         for outcome in
             ranks(cluster, PATIENCE, |wire| run.on_communicator(&wire, options, place, &()).unwrap())
         {
@@ -142,7 +142,7 @@ proptest! {
 fn far(config: &ExecConfig, chunks: usize, purpose: Purpose) -> [u64; 2] {
     let placements = || vec![placement(10, &config.cluster, 1), placement(10, &config.cluster, 3)];
     let sent = ranks(config.cluster, PATIENCE, |wire| {
-        let options = PeerOptions { verify_splits: false, chunks };
+        let options = CpuOptions { verify_splits: false, chunks };
         said(&wire, config.clone(), placements(), options).unwrap();
         wire.traffic_stats().bytes[purpose as usize]
     });
@@ -182,13 +182,13 @@ fn said_tokens(at: u64) -> Vec<Vec<f32>> {
 
 /// Runs three steps of two layers as one rank. Returns its error, if any.
 fn said(
-    wire: &Rc<Communicator>,
+    wire: &Rc<ProcessGroup>,
     config: ExecConfig,
     placements: Vec<Placement>,
-    options: PeerOptions,
+    options: CpuOptions,
 ) -> Result<(), ExecError> {
     let source = weights(&config);
-    let mut peer = CpuPeer::new(config, &source, placements, Rc::clone(wire), options)?;
+    let mut peer = Cpu::join(config, &source, placements, Rc::clone(wire), options)?;
     for at in 0..3 {
         let mut x = said_tokens(at);
         (0..4).filter(|&rank| !peer.is_local(rank)).for_each(|rank| x[rank].clear());
@@ -203,7 +203,7 @@ fn a_rank_with_another_plan_is_named_by_all() {
     let config = config(small("qwen3-30b-a3b", 10, 3), cluster, Router::TopkSoftmax, Dtype::F32);
     let of = |seed| vec![placement(10, &cluster, 1), placement(10, &cluster, seed)];
     for error in ranks(cluster, PATIENCE, |wire| {
-        said(&wire, config.clone(), of(if wire.rank() == 2 { 9 } else { 3 }), PeerOptions::default())
+        said(&wire, config.clone(), of(if wire.rank() == 2 { 9 } else { 3 }), CpuOptions::default())
             .unwrap_err()
     }) {
         assert!(
@@ -216,7 +216,7 @@ fn a_rank_with_another_plan_is_named_by_all() {
     let other = |rank| Some(if rank == 3 { SplitMethod::Even } else { SplitMethod::Exact });
     for error in ranks(cluster, PATIENCE, |wire| {
         let config = ExecConfig { method: other(wire.rank()), ..config.clone() };
-        said(&wire, config, of(3), PeerOptions { verify_splits: true, chunks: 1 }).unwrap_err()
+        said(&wire, config, of(3), CpuOptions { verify_splits: true, chunks: 1 }).unwrap_err()
     }) {
         let ExecError::Transport(TransportError::Differ { what, ranks, at }) = &error else {
             unreachable!("{error}")
@@ -235,11 +235,11 @@ fn a_rank_that_is_gone_is_named() {
         if wire.rank() == 1 {
             return None;
         }
-        Some(said(&wire, config.clone(), of(), PeerOptions::default()).unwrap_err().to_string())
+        Some(said(&wire, config.clone(), of(), CpuOptions::default()).unwrap_err().to_string())
     });
     assert!(all.iter().flatten().any(|error| error.contains("rank 1 does not answer")), "{all:?}");
     assert_eq!(all.iter().flatten().count(), 3);
     let alone = ThreadTransport::create_group(3, PATIENCE).remove(0);
-    let error = Communicator::new(Box::new(alone), cluster).unwrap_err();
+    let error = ProcessGroup::new(Box::new(alone), cluster).unwrap_err();
     assert!(error.to_string().contains("3 processes were started for 4 ranks"), "{error}");
 }

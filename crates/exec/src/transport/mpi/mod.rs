@@ -37,6 +37,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_int;
 use std::fmt;
 use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,7 +66,7 @@ const GRACE_LIMITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs
 const ENDING_GRACE: Duration = Duration::from_millis(300);
 
 /// The activity before the first exchange.
-const BEFORE_EXCHANGES: CallContext = CallContext { step: None, layer: None, purpose: Purpose::Control };
+const BEFORE_EXCHANGES: CallContext = CallContext::outside(Purpose::Control);
 
 /// One process of an MPI job. Clones share the connection.
 #[derive(Clone)]
@@ -373,12 +374,12 @@ impl Transport for MpiTransport {
         "mpi"
     }
 
-    fn rank(&self) -> usize {
-        self.0.rank
-    }
-
     fn ranks(&self) -> usize {
         self.0.ranks
+    }
+
+    fn local_ranks(&self) -> Range<usize> {
+        self.0.rank..self.0.rank + 1
     }
 
     fn all_to_all_v(

@@ -29,6 +29,7 @@ use evenkeel_cuda::GpuContext;
 use heartbeat::Heartbeat;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -314,12 +315,12 @@ impl Transport for NcclTransport {
         "nccl"
     }
 
-    fn rank(&self) -> usize {
-        self.0.launch.rank
-    }
-
     fn ranks(&self) -> usize {
         self.0.launch.ranks
+    }
+
+    fn local_ranks(&self) -> Range<usize> {
+        self.0.launch.rank..self.0.launch.rank + 1
     }
 
     fn all_to_all_v(

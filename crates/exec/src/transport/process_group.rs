@@ -1,11 +1,12 @@
-//! One rank's end of a transport: traffic by purpose and distance, activities for error messages, and checks
-//! that all ranks agree.
+//! One process's end of a transport: traffic by purpose and distance, activities for error messages, and
+//! checks that all ranks agree.
 
-use super::{CallContext, Transport, TransportError};
+use super::{CallContext, LocalTransport, Transport, TransportError};
 use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// The purpose of transferred bytes.
@@ -85,9 +86,9 @@ impl TrafficStats {
     }
 }
 
-/// One rank's end of a transport.
+/// One process's end of a transport: the ranks of this process, and the way to those of other processes.
 #[derive(Debug)]
-pub struct Communicator {
+pub struct ProcessGroup {
     transport: Box<dyn Transport>,
     cluster: Cluster,
     at: Cell<(Option<u64>, Option<usize>)>,
@@ -95,7 +96,7 @@ pub struct Communicator {
     numbers: Cell<u64>,
 }
 
-impl Communicator {
+impl ProcessGroup {
     /// Connects a transport with the group that it serves.
     ///
     /// # Errors
@@ -105,10 +106,19 @@ impl Communicator {
         if given != expected {
             return Err(TransportError::Ranks { given, expected });
         }
-        Ok(Self { transport, cluster, at: Cell::default(), tally: RefCell::default(), numbers: Cell::new(0) })
+        Ok(Self::connect(transport, cluster))
     }
 
-    /// Returns this rank.
+    /// Creates a group whose ranks are all in this process.
+    pub fn local(cluster: Cluster) -> Self {
+        Self::connect(Box::new(LocalTransport::new(cluster.ranks())), cluster)
+    }
+
+    fn connect(transport: Box<dyn Transport>, cluster: Cluster) -> Self {
+        Self { transport, cluster, at: Cell::default(), tally: RefCell::default(), numbers: Cell::new(0) }
+    }
+
+    /// Returns the rank of this process, the lowest one of several.
     pub fn rank(&self) -> usize {
         self.transport.rank()
     }
@@ -116,6 +126,21 @@ impl Communicator {
     /// Returns the number of ranks of the group.
     pub fn ranks(&self) -> usize {
         self.transport.ranks()
+    }
+
+    /// Returns the ranks of this process: one, or all.
+    pub fn local_ranks(&self) -> Range<usize> {
+        self.transport.local_ranks()
+    }
+
+    /// Returns whether a rank is in this process.
+    pub fn is_local(&self, rank: usize) -> bool {
+        self.local_ranks().contains(&rank)
+    }
+
+    /// Returns whether all ranks are in this process.
+    pub fn is_complete(&self) -> bool {
+        self.local_ranks().len() == self.ranks()
     }
 
     /// Returns the name of the transport.
@@ -139,20 +164,15 @@ impl Communicator {
         CallContext { step, layer, purpose }
     }
 
-    /// Counts bytes sent to a rank.
-    pub(crate) fn record_bytes(&self, purpose: Purpose, to: usize, bytes: usize) {
-        let (me, cluster) = (self.rank(), &self.cluster);
+    /// Counts bytes that a rank of this process sends to another rank.
+    pub(crate) fn record_bytes(&self, purpose: Purpose, [from, to]: [usize; 2], bytes: usize) {
+        let cluster = &self.cluster;
         let reach = match () {
-            () if to == me => Distance::Rank,
-            () if cluster.node_of(to) == cluster.node_of(me) => Distance::Node,
+            () if to == from => Distance::Rank,
+            () if cluster.node_of(to) == cluster.node_of(from) => Distance::Node,
             () => Distance::Cluster,
         };
         self.tally.borrow_mut().bytes[purpose as usize][reach as usize] += bytes as u64;
-    }
-
-    /// Counts bytes that stay on this rank and are not packed.
-    pub fn record_local(&self, purpose: Purpose, bytes: u64) {
-        self.record_bytes(purpose, self.rank(), bytes as usize);
     }
 
     /// Counts one layer, with the time from its dispatch to the end of its combine.
@@ -175,19 +195,6 @@ impl Communicator {
         done
     }
 
-    /// Exchanges buffers between all ranks; see [`Transport::all_to_all_v`].
-    ///
-    /// # Errors
-    /// Fails as [`Transport::all_to_all_v`] does.
-    pub fn all_to_all_v(
-        &self,
-        purpose: Purpose,
-        parcels: Vec<Vec<u8>>,
-    ) -> Result<Vec<Vec<u8>>, TransportError> {
-        parcels.iter().enumerate().for_each(|(to, parcel)| self.record_bytes(purpose, to, parcel.len()));
-        self.record_wait(purpose, || self.transport.all_to_all_v(self.context(purpose), parcels))
-    }
-
     /// Reserves `count` numbers for exchanges and returns the first. All ranks must call it alike, in the
     /// same order.
     pub fn reserve_ids(&self, count: u64) -> u64 {
@@ -207,7 +214,7 @@ impl Communicator {
         to: Vec<(usize, Vec<u8>)>,
         from: Vec<usize>,
     ) -> Result<(), TransportError> {
-        to.iter().for_each(|(to, bytes)| self.record_bytes(purpose, *to, bytes.len()));
+        to.iter().for_each(|(to, bytes)| self.record_bytes(purpose, [self.rank(), *to], bytes.len()));
         self.transport.start_exchange(number, to, from)
     }
 
@@ -227,23 +234,31 @@ impl Communicator {
         self.record_wait(purpose, || self.transport.wait(self.context(purpose), number))
     }
 
-    /// Returns the bytes of all ranks, `[R]`.
+    /// Returns the bytes of all ranks, `[R]`, from those of the ranks of this process.
     ///
     /// # Errors
     /// Fails as [`Transport::all_to_all_v`] does.
-    pub fn all_gather(&self, purpose: Purpose, own: Vec<u8>) -> Result<Vec<Vec<u8>>, TransportError> {
-        self.all_to_all_v(purpose, vec![own; self.ranks()])
+    pub fn all_gather(&self, purpose: Purpose, own: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
+        for (from, own) in self.local_ranks().zip(&own) {
+            (0..self.ranks()).for_each(|to| self.record_bytes(purpose, [from, to], own.len()));
+        }
+        self.record_wait(purpose, || self.transport.all_gather(self.context(purpose), own))
     }
 
-    /// Returns the numbers of all ranks, in the order of ranks. All ranks must pass equally many.
+    /// Returns the numbers of all ranks, in the order of ranks, from those of the ranks of this process. All
+    /// ranks must pass equally many.
     ///
     /// # Errors
     /// Fails as [`Transport::all_to_all_v`] does, and if a rank sends another number of them.
     pub fn all_gather_u64(&self, purpose: Purpose, own: &[u64]) -> Result<Vec<u64>, TransportError> {
-        let bytes = own.iter().flat_map(|number| number.to_le_bytes()).collect();
-        let mut all = Vec::with_capacity(own.len() * self.ranks());
+        let locals = self.local_ranks().len().max(1);
+        let each = own.len() / locals;
+        let encode =
+            |at: usize| own[at * each..][..each].iter().flat_map(|number| number.to_le_bytes()).collect();
+        let bytes = (0..locals).map(encode).collect();
+        let mut all = Vec::with_capacity(each * self.ranks());
         for (from, bytes) in self.all_gather(purpose, bytes)?.iter().enumerate() {
-            if bytes.len() != own.len() * 8 {
+            if bytes.len() != each * 8 {
                 return Err(self.malformed_message(
                     purpose,
                     from,
@@ -260,7 +275,7 @@ impl Communicator {
     /// # Errors
     /// Fails as [`Transport::isend`] does.
     pub fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
-        self.record_bytes(Purpose::Moves, to, bytes.len());
+        self.record_bytes(Purpose::Moves, [self.rank(), to], bytes.len());
         self.transport.isend(to, bytes)
     }
 
@@ -280,13 +295,21 @@ impl Communicator {
         self.record_wait(Purpose::Moves, || self.transport.wait_all(self.context(Purpose::Moves)))
     }
 
-    /// Checks that all ranks hold the same data, by comparing digests. The error is the same on all ranks.
+    /// Checks that all processes hold the same data, by comparing digests. The error is the same on all
+    /// ranks. `digest` is not called if all ranks are in this process.
     ///
     /// # Errors
     /// Returns [`TransportError::Differ`] with the ranks that differ from the majority. At a tie the digest
     /// of the lowest rank counts. Otherwise fails as [`Transport::all_to_all_v`] does.
-    pub fn assert_identical(&self, what: &'static str, digest: [u8; 32]) -> Result<(), TransportError> {
-        let all = self.all_gather(Purpose::Control, digest.to_vec())?;
+    pub fn assert_identical(
+        &self,
+        what: &'static str,
+        digest: impl FnOnce() -> [u8; 32],
+    ) -> Result<(), TransportError> {
+        if self.is_complete() {
+            return Ok(());
+        }
+        let all = self.all_gather(Purpose::Control, vec![digest().to_vec()])?;
         let votes = |digest: &Vec<u8>| all.iter().filter(|other| *other == digest).count();
         // The digest of the majority; at a tie, that of the lowest rank.
         let most = all.iter().rev().max_by_key(|digest| votes(digest));

@@ -1,9 +1,10 @@
 //! The tokens of one source in another group, on its gateway: forwarded within the group, with the sums of
 //! their answers.
 
+use super::all_to_all::append_answers;
 use super::codec::{self, ByteReader, DecodeError};
-use crate::cpu::node_groups::{AnswerSum, NodeGroups};
-use crate::cpu::send_buffer::{
+use super::node_groups::{AnswerSum, NodeGroups};
+use super::send_buffer::{
     Assignment, SlotChunks, answer_order, rows_answered_in, rows_sent_in, sort_by_chunk,
 };
 use crate::weights::{Dtype, Matrix};
@@ -123,9 +124,9 @@ impl Gateway {
         codec::decode_into(reader, rows * self.hidden, &mut bound.answers)
     }
 
-    /// Keeps the answer of the gateway itself, at its index in the group.
-    pub(super) fn add_own_answer(&mut self, rank: usize, answer: &Matrix) {
-        self.bound[rank].answers.append(answer);
+    /// Keeps answers of a rank of this group to the next chunk.
+    pub(super) fn add_answers(&mut self, rank: usize, answers: Matrix) {
+        append_answers(&mut self.bound[rank].answers, answers);
     }
 
     /// Sums the answers of this group that are complete with a chunk, in the order of ranks.

@@ -6,7 +6,7 @@ use crate::backend::{LayerRun, LayerStage};
 use crate::error::ExecError;
 use crate::forward::StepRun;
 use crate::reference::ReferenceCheck;
-use crate::transport::{Communicator, Purpose};
+use crate::transport::{ProcessGroup, Purpose};
 use evenkeel::planner::TokenCopies;
 use std::time::Duration;
 
@@ -15,13 +15,17 @@ const VALUES_PER_LAYER: usize = 1 + LayerStage::ALL.len() + 4 + 4;
 /// Numbers of a step after its layers.
 const VALUES_PER_STEP: usize = 4;
 
-/// Replaces the results of one rank by those of all. The time of the step is that of the slowest rank.
+/// Replaces the results of one rank by those of all, unless all are in this process. The time of the step is
+/// that of the slowest rank.
 pub(crate) fn gather_step_stats(
-    wire: &Communicator,
+    group: &ProcessGroup,
     experts: usize,
     run: &mut StepRun,
 ) -> Result<(), ExecError> {
-    let (me, ranks) = (wire.rank(), wire.ranks());
+    if group.is_complete() {
+        return Ok(());
+    }
+    let (me, ranks) = (group.rank(), group.ranks());
     let mut own = Vec::with_capacity(run.layers.len() * (VALUES_PER_LAYER + experts) + VALUES_PER_STEP);
     for layer in &run.layers {
         encode_layer(layer, me, &mut own);
@@ -29,7 +33,7 @@ pub(crate) fn gather_step_stats(
     let check = run.check.unwrap_or_default();
     own.extend([run.wall.as_nanos() as u64, check.output.to_bits(), check.logits.to_bits(), check.misrouted]);
 
-    let all = wire.all_gather_u64(Purpose::Control, &own)?;
+    let all = group.all_gather_u64(Purpose::Control, &own)?;
     for layer in &mut run.layers {
         layer.counts = vec![0; experts];
         layer.counts_by_source = Vec::with_capacity(ranks * experts);

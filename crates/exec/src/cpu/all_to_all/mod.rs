@@ -12,18 +12,22 @@
 //! ```
 //!
 //! If all ranks form one group, only `deal` and `gather` exist. All chunks begin at once. Received data is
-//! forwarded as soon as [`AllToAll::poll`] sees it, or when it is waited for.
+//! forwarded as soon as [`AllToAll::poll`] sees it, or when it is waited for. If several ranks are in this
+//! process, each of them must have begun a phase before one of them waits for it.
 
 mod combine;
 
+pub(super) use combine::append_answers;
+
 use super::codec::{self, ByteReader, DecodeError};
 use super::gateway::Gateway;
+use super::mailbox::{Mailbox, Message};
+use super::node_groups::NodeGroups;
+use super::send_buffer::{SendBuffer, SlotChunks, rows_sent_in};
 use crate::backend::{LayerStage, StageTimes};
 use crate::clock::time_work;
-use crate::cpu::node_groups::NodeGroups;
-use crate::cpu::send_buffer::{SendBuffer, SlotChunks, rows_sent_in};
 use crate::error::ExecError;
-use crate::transport::{Communicator, Purpose, TransportError};
+use crate::transport::{Purpose, TransportError};
 use crate::weights::{Dtype, Matrix};
 
 /// The exchanges of a chunk.
@@ -44,13 +48,21 @@ pub(super) struct ExchangeShape {
     pub(super) dtype: Dtype,
 }
 
+impl ExchangeShape {
+    /// Returns the number of exchanges of a layer.
+    pub(super) fn exchange_count(&self) -> u64 {
+        4 * self.chunks.count() as u64
+    }
+}
+
 /// Send buffers for one group or rank each, and the token of each row.
 pub(super) type PackedTokens = (Vec<SendBuffer>, Vec<Vec<u32>>);
 
-/// The tokens of a layer in transit.
+/// The tokens of one rank in transit, in one layer.
 #[derive(Debug)]
 pub(super) struct AllToAll<'a> {
-    wire: &'a Communicator,
+    mail: &'a Mailbox<'a>,
+    rank: usize,
     shape: ExchangeShape,
     /// This rank's group, and its index there.
     home: (usize, usize),
@@ -72,10 +84,11 @@ pub(super) struct AllToAll<'a> {
 }
 
 impl<'a> AllToAll<'a> {
-    /// Begins the dispatch of all chunks. `packed` contains the send buffers for the ranks of this rank's
-    /// group, then for every group (its own is empty).
+    /// Begins the dispatch of all chunks, with exchanges numbered from `first` on. `packed` contains the send
+    /// buffers for the ranks of this rank's group, then for every group (its own is empty).
     pub(super) fn start_dispatch(
-        wire: &'a Communicator,
+        mail: &'a Mailbox<'a>,
+        (rank, first): (usize, u64),
         shape: ExchangeShape,
         packed: PackedTokens,
         times: &mut StageTimes,
@@ -84,15 +97,16 @@ impl<'a> AllToAll<'a> {
         let (own, sent) = packed;
         let empty = || Matrix::with_capacity(dtype, 0);
         let mut flow = Self {
-            wire,
+            mail,
+            rank,
             shape,
-            home: groups.position_of(wire.rank()),
-            first: wire.reserve_ids(4 * chunks.count() as u64),
+            home: groups.position_of(rank),
+            first,
             answers: own.iter().map(|_| empty()).collect(),
             own,
             sent,
             relays: (0..groups.count).map(|_| None).collect(),
-            inbox: vec![SendBuffer::empty(dtype); wire.ranks()],
+            inbox: vec![SendBuffer::empty(dtype); mail.group.ranks()],
             forwarded_chunks: 0,
             summed_chunks: 0,
             received_chunks: 0,
@@ -100,7 +114,7 @@ impl<'a> AllToAll<'a> {
         };
         let (group, index) = flow.home;
         if groups.count == 1 {
-            (0..chunks.count()).try_for_each(|_| flow.forward_chunk(times))?;
+            flow.forward_until(chunks.count(), times)?;
             return Ok(flow);
         }
         for chunk in 0..chunks.count() {
@@ -111,12 +125,12 @@ impl<'a> AllToAll<'a> {
                     if !parcel.visits.is_empty() {
                         codec::encode_chunk(parcel, chunk, hidden, &mut bytes);
                     }
-                    (groups.rank_at(other, index), bytes)
+                    (groups.rank_at(other, index), Message::Encoded(bytes))
                 };
                 groups.other_groups(group).map(to).collect()
             });
-            let from = flow.gateway_peers();
-            wire.start_exchange(Purpose::Dispatch, flow.exchange_id(ExchangeStage::Cross, chunk), to, from)?;
+            let number = flow.exchange_id(ExchangeStage::Cross, chunk);
+            mail.start_exchange(Purpose::Dispatch, number, rank, to, &flow.gateway_peers())?;
         }
         Ok(flow)
     }
@@ -131,10 +145,10 @@ impl<'a> AllToAll<'a> {
         self.shape.groups.other_groups(group).map(|other| self.shape.groups.rank_at(other, index)).collect()
     }
 
-    /// Returns the other ranks of this group.
-    fn group_peers(&self) -> Vec<usize> {
-        let ((group, index), groups) = (self.home, self.shape.groups);
-        (0..groups.size).filter(|&other| other != index).map(|other| groups.rank_at(group, other)).collect()
+    /// Returns the ranks of this group, this one included.
+    fn group_ranks(&self) -> Vec<usize> {
+        let ((group, _), groups) = (self.home, self.shape.groups);
+        (0..groups.size).map(|index| groups.rank_at(group, index)).collect()
     }
 
     fn malformed_message(
@@ -142,23 +156,33 @@ impl<'a> AllToAll<'a> {
         purpose: Purpose,
         from: usize,
     ) -> impl Fn(DecodeError) -> TransportError + use<'a> {
-        let wire = self.wire;
-        move |reason| wire.malformed_message(purpose, from, reason)
+        let group = self.mail.group;
+        move |reason| group.malformed_message(purpose, from, reason)
+    }
+
+    /// Forwards tokens within the group until `chunks` chunks have been forwarded.
+    pub(super) fn forward_until(&mut self, chunks: usize, times: &mut StageTimes) -> Result<(), ExecError> {
+        while self.forwarded_chunks < chunks {
+            self.forward_chunk(times)?;
+        }
+        Ok(())
     }
 
     /// Receives the next chunk from other groups, if any, and forwards it within this one.
     fn forward_chunk(&mut self, times: &mut StageTimes) -> Result<(), ExecError> {
         let ExchangeShape { groups, chunks, hidden, dtype } = self.shape;
-        let (chunk, (group, index)) = (self.forwarded_chunks, self.home);
+        let (chunk, (group, index), peers) = (self.forwarded_chunks, self.home, self.group_ranks());
+        let cross = self.exchange_id(ExchangeStage::Cross, chunk);
         let came = match groups.count {
             1 => Vec::new(),
-            _ => self.wire.wait(Purpose::Dispatch, self.exchange_id(ExchangeStage::Cross, chunk))?,
+            _ => self.mail.wait(Purpose::Dispatch, cross, self.rank, &self.gateway_peers())?,
         };
         let time = &mut times[LayerStage::Dispatch as usize];
         let row_bytes = hidden * dtype.bytes() as usize;
-        time_work(time, || {
+        let to = time_work(time, || {
             for (other, message) in groups.other_groups(group).zip(came) {
                 let malformed = self.malformed_message(Purpose::Dispatch, groups.rank_at(other, index));
+                let message = message.into_bytes().map_err(&malformed)?;
                 match &mut self.relays[other] {
                     Some(relay) => relay.add_chunk(message, row_bytes).map_err(malformed)?,
                     none => {
@@ -168,19 +192,34 @@ impl<'a> AllToAll<'a> {
                     }
                 }
             }
-            Ok::<_, ExecError>(())
+            let part = |&to: &usize| (to, self.part_for_rank(to, chunk));
+            Ok::<_, ExecError>(peers.iter().map(part).collect())
         })?;
-        let to = time_work(time, || {
-            self.group_peers().into_iter().map(|to| (to, self.encode_for_rank(to, chunk))).collect()
-        });
-        self.wire.start_exchange(
-            Purpose::Dispatch,
-            self.exchange_id(ExchangeStage::Deal, chunk),
-            to,
-            self.group_peers(),
-        )?;
+        let deal = self.exchange_id(ExchangeStage::Deal, chunk);
+        self.mail.start_exchange(Purpose::Dispatch, deal, self.rank, to, &peers)?;
         self.forwarded_chunks += 1;
         Ok(())
+    }
+
+    /// Returns the part of a chunk for a rank of this group. A rank of this process gets the send buffer
+    /// itself, with the first chunk.
+    fn part_for_rank(&mut self, to: usize, chunk: usize) -> Message {
+        if !self.mail.group.is_local(to) {
+            return Message::Encoded(self.encode_for_rank(to, chunk));
+        }
+        let (group, index) = self.shape.groups.position_of(to);
+        let own = (chunk == 0).then(|| {
+            let own = &mut self.own[index];
+            let kept = SendBuffer { spans: own.spans.clone(), ..SendBuffer::empty(self.shape.dtype) };
+            std::mem::replace(own, kept)
+        });
+        let mut forwarded = Vec::new();
+        for other in self.shape.groups.other_groups(group) {
+            if let Some(relay) = &self.relays[other] {
+                relay.encode_chunk(index, chunk, &mut forwarded);
+            }
+        }
+        Message::Tokens { own, forwarded }
     }
 
     /// Encodes the part of a chunk for a rank of this group: tokens of every source whose gateway this rank
@@ -207,43 +246,36 @@ impl<'a> AllToAll<'a> {
     /// Waits for the next chunk. Then its rows are in [`AllToAll::inbox`], and with the first chunk also all
     /// assignments.
     pub(super) fn wait_chunk(&mut self, times: &mut StageTimes) -> Result<(), ExecError> {
-        let (chunk, (group, index)) = (self.received_chunks, self.home);
-        while self.forwarded_chunks <= chunk {
-            self.forward_chunk(times)?;
-        }
-        let came = self.wire.wait(Purpose::Dispatch, self.exchange_id(ExchangeStage::Deal, chunk))?;
-        let begun = self.group_peers();
+        let (chunk, peers) = (self.received_chunks, self.group_ranks());
+        self.forward_until(chunk + 1, times)?;
+        let deal = self.exchange_id(ExchangeStage::Deal, chunk);
+        let came = self.mail.wait(Purpose::Dispatch, deal, self.rank, &peers)?;
         time_work(&mut times[LayerStage::Dispatch as usize], || {
-            for (from, message) in begun.into_iter().zip(came) {
-                self.decode_chunk(from, chunk, &message)
+            for (from, message) in peers.into_iter().zip(came) {
+                self.accept_chunk(from, chunk, message)
                     .map_err(self.malformed_message(Purpose::Dispatch, from))?;
-            }
-            // Tokens for this rank that it received as a gateway, and its own tokens, which are not packed.
-            let me = self.wire.rank();
-            if self.shape.groups.count > 1 {
-                let mut here = Vec::new();
-                let groups = self.shape.groups;
-                for other in groups.other_groups(group) {
-                    if let Some(relay) = &self.relays[other] {
-                        here.clear();
-                        relay.encode_chunk(index, chunk, &mut here);
-                        self.wire.record_local(Purpose::Dispatch, here.len() as u64);
-                        let source = groups.rank_at(other, index);
-                        self.decode_source(source, chunk, &mut ByteReader(&here))
-                            .map_err(self.malformed_message(Purpose::Dispatch, source))?;
-                    }
-                }
-            }
-            if chunk == 0 {
-                let own = &mut self.own[index];
-                self.wire.record_local(Purpose::Dispatch, codec::encoded_len(own));
-                let kept = SendBuffer { spans: own.spans.clone(), ..SendBuffer::empty(self.shape.dtype) };
-                self.inbox[me] = std::mem::replace(own, kept);
             }
             Ok::<_, TransportError>(())
         })?;
         self.received_chunks += 1;
         Ok(())
+    }
+
+    /// Accepts a chunk that a gateway of this group has forwarded, with its own tokens.
+    fn accept_chunk(&mut self, gateway: usize, chunk: usize, message: Message) -> Result<(), DecodeError> {
+        let (own, forwarded) = match message {
+            Message::Tokens { own, forwarded } => (own, forwarded),
+            message => return self.decode_chunk(gateway, chunk, &message.into_bytes()?),
+        };
+        if let Some(own) = own {
+            self.inbox[gateway] = own;
+        }
+        let (groups, mut reader) = (self.shape.groups, ByteReader(&forwarded));
+        let (group, index) = groups.position_of(gateway);
+        for other in groups.other_groups(group) {
+            self.decode_source(groups.rank_at(other, index), chunk, &mut reader)?;
+        }
+        reader.expect_end()
     }
 
     /// Reads a chunk that a gateway of this group has forwarded.
@@ -284,17 +316,26 @@ impl<'a> AllToAll<'a> {
 
     /// Forwards received data without waiting.
     pub(super) fn poll(&mut self, times: &mut StageTimes) -> Result<(), ExecError> {
-        let chunks = self.shape.chunks.count();
-        while self.forwarded_chunks < chunks
-            && self.wire.test(self.exchange_id(ExchangeStage::Cross, self.forwarded_chunks))?
-        {
+        if self.mail.group.is_complete() {
+            return Ok(());
+        }
+        let (chunks, peers) = (self.shape.chunks.count(), self.group_ranks());
+        while self.forwarded_chunks < chunks {
+            let cross = self.exchange_id(ExchangeStage::Cross, self.forwarded_chunks);
+            if !self.mail.test(cross, self.rank, &self.gateway_peers())? {
+                break;
+            }
             self.forward_chunk(times)?;
         }
         for chunk in self.received_chunks..self.forwarded_chunks {
-            self.wire.test(self.exchange_id(ExchangeStage::Deal, chunk))?;
+            self.mail.test(self.exchange_id(ExchangeStage::Deal, chunk), self.rank, &peers)?;
         }
         while self.summed_chunks < self.answered_chunks
-            && self.wire.test(self.exchange_id(ExchangeStage::Gather, self.summed_chunks))?
+            && self.mail.test(
+                self.exchange_id(ExchangeStage::Gather, self.summed_chunks),
+                self.rank,
+                &peers,
+            )?
         {
             self.forward_answers(times)?;
         }

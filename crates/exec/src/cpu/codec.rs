@@ -1,6 +1,6 @@
 //! Encoding of send buffers, rows and experts: little-endian, lengths first.
 
-use crate::cpu::send_buffer::{Assignment, SendBuffer, SlotChunks, row_spans, rows_sent_in};
+use super::send_buffer::{Assignment, SendBuffer, SlotChunks, row_spans, rows_sent_in};
 use crate::weights::{Biases, Dtype, ExpertWeights, Matrix};
 use half::bf16;
 use std::ops::Range;

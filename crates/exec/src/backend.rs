@@ -2,8 +2,11 @@
 
 use super::error::ExecError;
 use super::forward::StepRun;
+use super::placement_state::PlacementState;
 use super::random::RandomStream;
 use super::router::{Capacity, RouteArgs, Router, Routing, SoftMixtures};
+use super::step_stats::gather_step_stats;
+use super::transport::placement_digest;
 use super::weights::Dtype;
 use evenkeel::cluster::Cluster;
 use evenkeel::model::MoeModel;
@@ -41,12 +44,6 @@ pub struct ExecConfig {
 }
 
 impl ExecConfig {
-    /// Returns an error unless the placement has the experts of this model and the slots of this group.
-    pub(super) fn expect_fit(&self, placement: &Placement) -> Result<(), ExecError> {
-        ExecError::expect_size("experts of a placement", placement.experts(), self.model.experts)?;
-        ExecError::expect_size("slots of a placement", placement.slots().len(), self.cluster.slots())
-    }
-
     /// Returns the planner that splits the batches of a layer, or `None` without a split method.
     pub(super) fn create_planner(&self, placement: &Placement) -> Result<Option<Planner>, ExecError> {
         let Some(method) = self.method else { return Ok(None) };
@@ -278,10 +275,14 @@ impl LayerRun {
     }
 }
 
-/// A backend that runs layers on the ranks of one group.
+/// A backend that runs layers on the ranks of this process: all ranks of a group, or one. The other ranks are
+/// in other processes, which make the same calls.
 pub trait Backend {
     /// Returns the name that selects the backend.
     fn name(&self) -> &'static str;
+
+    /// Returns the current placements, and the ranks of this process.
+    fn state(&self) -> &PlacementState;
 
     /// Runs one layer. If ranks are in other processes, [`Backend::gather_step_stats`] fetches the results
     /// that only they have.
@@ -289,37 +290,6 @@ pub trait Backend {
     /// # Errors
     /// Fails if shapes do not fit, or if tokens cannot be routed or split.
     fn run_layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError>;
-
-    /// Returns whether a rank's tokens are in this process. The tokens of other ranks stay empty.
-    fn is_local(&self, _rank: usize) -> bool {
-        true
-    }
-
-    /// Adds the results of the ranks in other processes to a step, so that all processes have the same
-    /// results.
-    ///
-    /// # Errors
-    /// Fails if a rank is lost.
-    fn gather_step_stats(&mut self, _run: &mut StepRun) -> Result<(), ExecError> {
-        Ok(())
-    }
-
-    /// Checks that all processes are about to move a layer to the same placement.
-    ///
-    /// # Errors
-    /// Fails if their placements differ, or if a rank is lost.
-    fn check_next_placement(&mut self, _layer: usize, _placement: &Placement) -> Result<(), ExecError> {
-        Ok(())
-    }
-
-    /// Returns the current placement of a layer.
-    fn placement(&self, layer: usize) -> &Placement;
-
-    /// Returns the bytes of a routed expert.
-    ///
-    /// # Errors
-    /// Fails if there is no such layer or expert.
-    fn expert_bytes(&self, layer: usize, expert: u32) -> Result<u64, ExecError>;
 
     /// Begins to copy an expert from a rank that holds it into a staging slot of another, in the background
     /// of the forward pass. Does nothing if the expert is already there or on its way. Returns the bytes to
@@ -329,7 +299,7 @@ pub trait Backend {
     /// Fails if there is no such rank, layer or expert.
     fn start_copy(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError>;
 
-    /// Waits until all copies have arrived. Returns the copying time to each rank.
+    /// Waits until all copies have arrived. Returns the copying time to each rank, where it is known.
     ///
     /// # Errors
     /// Fails if the thread or rank that copies is lost.
@@ -342,8 +312,47 @@ pub trait Backend {
     /// Fails if a rank lacks an expert, or if the placement has another shape.
     fn activate_placement(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError>;
 
+    /// Returns whether a rank's tokens are in this process. The tokens of other ranks stay empty.
+    fn is_local(&self, rank: usize) -> bool {
+        self.state().group().is_local(rank)
+    }
+
+    /// Adds the results of the ranks in other processes to a step, so that all processes have the same
+    /// results.
+    ///
+    /// # Errors
+    /// Fails if a rank is lost.
+    fn gather_step_stats(&self, run: &mut StepRun) -> Result<(), ExecError> {
+        gather_step_stats(self.state().group(), self.state().experts(), run)
+    }
+
+    /// Checks that all processes are about to move a layer to the same placement.
+    ///
+    /// # Errors
+    /// Fails if their placements differ, or if a rank is lost.
+    fn check_next_placement(&self, layer: usize, next: &Placement) -> Result<(), ExecError> {
+        let group = self.state().group();
+        group.set_context(None, Some(layer));
+        Ok(group.assert_identical("the next placement", || placement_digest(next, &[]))?)
+    }
+
+    /// Returns the current placement of a layer.
+    fn placement(&self, layer: usize) -> &Placement {
+        &self.state().placements()[layer]
+    }
+
+    /// Returns the bytes of a routed expert.
+    ///
+    /// # Errors
+    /// Fails if there is no such layer or expert.
+    fn expert_bytes(&self, layer: usize, expert: u32) -> Result<u64, ExecError> {
+        self.state().home_rank(layer, expert).map(|_| self.state().expert_bytes())
+    }
+
     /// Returns two byte counts per rank: weights in use (routed and shared experts, norms, routers), and
     /// experts in staging slots or on their way there. Weights that are equal on all ranks may be stored
     /// once, and count for each rank.
-    fn memory(&self) -> Vec<[u64; 2]>;
+    fn memory(&self) -> Vec<[u64; 2]> {
+        self.state().memory()
+    }
 }

@@ -26,6 +26,7 @@ mod error;
 pub mod forward;
 pub mod migration;
 pub mod overlap;
+mod placement_state;
 pub mod random;
 pub mod reference;
 pub mod router;
@@ -40,3 +41,4 @@ pub use backend::{
     StageTimes,
 };
 pub use error::ExecError;
+pub use placement_state::PlacementState;

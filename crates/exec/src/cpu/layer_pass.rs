@@ -48,12 +48,13 @@ struct RankExchange<'a> {
 impl Cpu {
     /// Runs one layer.
     pub(super) fn forward_layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
-        let Self { config, layers, placements, group, ranks, options, .. } = self;
+        let Self { config, layers, state, ranks, options, .. } = self;
+        let group = state.group();
         let ExecConfig { model, cluster, dtype, aggregate, .. } = &*config;
         let (hidden, count) = (model.hidden as usize, cluster.ranks());
         input.check_shapes(layers.len(), count, hidden)?;
         group.set_context(Some(input.step), Some(input.layer));
-        let (layer, placement) = (&layers[input.layer], &placements[input.layer]);
+        let (layer, placement) = (&layers[input.layer], &state.placements()[input.layer]);
         let route = |rank| RankPass::route(rank, config, layer, placement, input);
         let mut passes: Vec<RankPass<'_>> = ranks.iter_mut().map(route).collect::<Result<_, _>>()?;
         split_counts(&mut passes, group, input, *options)?;

@@ -32,9 +32,8 @@ pub use matmul::times_transposed;
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun};
 use super::error::ExecError;
-use super::forward::StepRun;
-use super::step_stats::gather_step_stats;
-use super::transport::{ProcessGroup, placement_digest};
+use super::placement_state::PlacementState;
+use super::transport::ProcessGroup;
 use super::weights::{ExpertWeights, WeightSource};
 use copy_thread::CopyThread;
 use evenkeel::place::Placement;
@@ -42,7 +41,6 @@ use evenkeel::split::SplitMethod;
 #[cfg(feature = "cuda")]
 pub(super) use rank::check_slots;
 use rank::{CpuRank, ReplicatedLayer};
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,12 +66,9 @@ impl Default for CpuOptions {
 pub struct Cpu {
     config: ExecConfig,
     layers: Arc<Vec<ReplicatedLayer>>,
-    placements: Vec<Placement>,
-    group: Rc<ProcessGroup>,
+    state: PlacementState,
     /// The ranks of this process.
     ranks: Vec<CpuRank>,
-    /// Layer, rank and expert of all experts in staging slots or on their way there, on any rank.
-    staged: BTreeSet<(usize, usize, u32)>,
     /// Experts on their way from other processes, in the order of arrival: layer, rank, expert, sender.
     coming: Vec<(usize, usize, u32, usize)>,
     /// The thread that copies experts between ranks of this process, if it has been needed.
@@ -127,7 +122,7 @@ impl Cpu {
         method: Option<SplitMethod>,
     ) -> Result<Self, ExecError> {
         let config = ExecConfig { method, ..self.config.clone() };
-        let (layers, group) = (Arc::clone(&self.layers), (Rc::clone(&self.group), self.options));
+        let (layers, group) = (Arc::clone(&self.layers), (Rc::clone(self.state.group()), self.options));
         Self::build_ranks(config, layers, placements, group, |rank, layer, expert| {
             match self.held_weights(rank, layer, expert) {
                 Some(weights) => Ok(weights),
@@ -143,74 +138,50 @@ impl Cpu {
         (group, options): (Rc<ProcessGroup>, CpuOptions),
         weights: impl Fn(usize, usize, u32) -> Result<Arc<ExpertWeights>, ExecError>,
     ) -> Result<Self, ExecError> {
-        ExecError::expect_size("ranks of the group", group.ranks(), config.cluster.ranks())?;
-        for (layer, placement) in placements.iter().enumerate() {
-            config.expect_fit(placement)?;
-            group.set_context(None, Some(layer));
-            group.assert_identical("the placement", || placement_digest(placement, &[]))?;
-        }
-        let build =
-            |rank| CpuRank::new(rank, &config, &placements, |layer, expert| weights(rank, layer, expert));
-        let ranks = group.local_ranks().map(build).collect::<Result<_, _>>()?;
-        let (staged, coming) = (BTreeSet::new(), Vec::new());
-        Ok(Self { config, layers, placements, group, ranks, staged, coming, side: None, options })
+        let expert_bytes = config.model.expert_parameters() * config.dtype.bytes();
+        let replicated_bytes = layers.iter().map(ReplicatedLayer::bytes).sum();
+        let state = PlacementState::new(&config, group, placements, [expert_bytes, replicated_bytes])?;
+        let build = |rank| {
+            CpuRank::new(rank, &config, state.placements(), |layer, expert| weights(rank, layer, expert))
+        };
+        let ranks = state.group().local_ranks().map(build).collect::<Result<_, _>>()?;
+        Ok(Self { config, layers, state, ranks, coming: Vec::new(), side: None, options })
     }
 
     /// Returns the index of a rank among those of this process, if it is one of them.
     fn local_index(&self, rank: usize) -> Option<usize> {
-        self.group.is_local(rank).then(|| rank - self.group.rank())
+        let group = self.state.group();
+        group.is_local(rank).then(|| rank - group.rank())
     }
 
     /// Returns the weights that a rank of this process holds in a slot.
     fn held_weights(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<ExpertWeights>> {
-        self.ranks[self.local_index(rank)?].held_weights(self.placements.get(layer)?, layer, expert)
+        self.ranks[self.local_index(rank)?].held_weights(self.state.placements().get(layer)?, layer, expert)
     }
 }
 
 impl Backend for Cpu {
     fn name(&self) -> &'static str {
-        if self.group.is_complete() { "cpu" } else { self.group.name() }
+        "cpu"
+    }
+
+    fn state(&self) -> &PlacementState {
+        &self.state
     }
 
     fn run_layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
         self.forward_layer(input)
     }
 
-    fn is_local(&self, rank: usize) -> bool {
-        self.group.is_local(rank)
-    }
-
-    fn gather_step_stats(&mut self, run: &mut StepRun) -> Result<(), ExecError> {
-        gather_step_stats(&self.group, self.config.model.experts, run)
-    }
-
-    fn check_next_placement(&mut self, layer: usize, placement: &Placement) -> Result<(), ExecError> {
-        self.group.set_context(None, Some(layer));
-        Ok(self.group.assert_identical("the next placement", || placement_digest(placement, &[]))?)
-    }
-
-    fn placement(&self, layer: usize) -> &Placement {
-        &self.placements[layer]
-    }
-
-    fn expert_bytes(&self, layer: usize, expert: u32) -> Result<u64, ExecError> {
-        self.home_rank(layer, expert)?;
-        Ok(self.config.model.expert_parameters() * self.config.dtype.bytes())
-    }
-
     fn start_copy(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError> {
-        self.stage_expert(layer, rank, expert)
+        self.copy_expert(layer, rank, expert)
     }
 
     fn wait_for_copies(&mut self) -> Result<Vec<Duration>, ExecError> {
-        self.collect_experts()
+        self.collect_copies()
     }
 
     fn activate_placement(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError> {
         self.switch_layer(layer, placement)
-    }
-
-    fn memory(&self) -> Vec<[u64; 2]> {
-        self.bytes_held()
     }
 }

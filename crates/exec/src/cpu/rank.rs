@@ -6,6 +6,7 @@ use super::ffn::Ffn;
 use super::matmul::times_transposed;
 use crate::backend::{ExecConfig, RoutingSource, SourceRouting};
 use crate::error::ExecError;
+use crate::placement_state::experts_of_rank;
 use crate::reference::NORM_EPSILON;
 use crate::router::{RouteArgs, Router, SoftMixtures, replay_routing};
 use crate::weights::{ExpertWeights, GateWeights, Matrix, WeightSource};
@@ -115,12 +116,6 @@ impl CpuRank {
         self.planners[layer] = planner;
         self.staged.retain(|&(of, _), _| of != layer);
     }
-}
-
-/// Returns the experts in one rank's slots, `[S]`.
-pub(super) fn experts_of_rank(placement: &Placement, rank: usize) -> &[Option<u32>] {
-    let per_rank = placement.slots_per_rank();
-    placement.slots().get(rank * per_rank..(rank + 1) * per_rank).unwrap_or_default()
 }
 
 /// The tokens of one source in one layer.

@@ -2,7 +2,7 @@
 
 use super::cublas::CublasGemm;
 use super::expert_buffer::ExpertBuffer;
-use super::expert_slots::{ExpertSlots, SlotBuffers, experts_of_rank};
+use super::expert_slots::{ExpertSlots, SlotBuffers};
 use super::migration::CopyStream;
 use super::rank::{BufferSizes, CudaRank, RankBuffers};
 use super::replicated::DeviceLayer;
@@ -10,10 +10,12 @@ use super::stage_timer::StageTimer;
 use super::{Cuda, GemmPath, LayerPlanners, StreamSharing, check_memory, next_stamp};
 use crate::backend::ExecConfig;
 use crate::error::ExecError;
+use crate::placement_state::{PlacementState, experts_of_rank};
 use crate::weights::WeightSource;
 use evenkeel::place::Placement;
 use evenkeel::split::SplitMethod;
 use evenkeel_cuda::{CudaError, DeviceGather, DevicePlanner, PeerGather, SameDeviceGather};
+use std::rc::Rc;
 use std::sync::Arc;
 
 impl Cuda {
@@ -25,14 +27,13 @@ impl Cuda {
     ) -> Result<Self, ExecError> {
         let config = ExecConfig { method, ..self.config.clone() };
         let cluster = config.cluster;
-        for placement in &placements {
-            config.expect_fit(placement)?;
-            ExecError::expect_size("ranks of a placement", placement.ranks(), cluster.ranks())?;
-        }
+        let replicated = self.device_layers().iter().map(DeviceLayer::bytes).sum();
+        let (group, bytes) = (Rc::clone(self.group()), [self.shape.weight_bytes(), replicated]);
+        let state = PlacementState::new(&config, group, placements, bytes)?;
         let together =
             self.gpus.iter().map(|gpu| gpu.context.fork_stream()).collect::<Result<Vec<_>, _>>()?;
         let mut ranks = Vec::with_capacity(cluster.ranks());
-        for &own in &self.mine {
+        for own in self.group().local_ranks() {
             let device = self.device_of(own);
             let gpu = match self.options.streams {
                 StreamSharing::Alone => Arc::clone(&together[device]),
@@ -49,11 +50,11 @@ impl Cuda {
             let of = |(layer, p): (usize, &Placement)| {
                 here().map(|rank| missing(p, layer, rank.own)).sum::<usize>()
             };
-            let cells: usize = placements.iter().enumerate().map(of).sum();
+            let cells: usize = state.placements().iter().enumerate().map(of).sum();
             check_memory(&gpu.context, "experts", self.shape.bytes() * cells as u64)?;
         }
         let mut homes: Vec<ExpertSlots> = ranks.iter().map(|_| ExpertSlots::default()).collect();
-        for (layer, placement) in placements.iter().enumerate() {
+        for (layer, placement) in state.placements().iter().enumerate() {
             let slots = self.fill_layer(source, layer, placement)?;
             for ((home, rank), slots) in homes.iter_mut().zip(&ranks).zip(slots) {
                 home.push_layer(&self.gpus[rank.device].context, placement, slots)?;
@@ -71,11 +72,10 @@ impl Cuda {
             options: self.options,
             gpus: Arc::clone(&self.gpus),
             shape: self.shape,
-            placements,
-            mine: self.mine.clone(),
+            state,
             ranks,
             homes,
-            remote: self.remote.clone(),
+            remote: self.remote.as_ref().map(|remote| remote.clone_for()),
             plans: vec![],
             boards: None,
             blas,
@@ -126,7 +126,7 @@ impl Cuda {
                 slots[rank][at] = Some(cell);
             }
         }
-        Ok(self.mine.iter().map(|&rank| std::mem::take(&mut slots[rank])).collect())
+        Ok(self.group().local_ranks().map(|rank| std::mem::take(&mut slots[rank])).collect())
     }
 
     /// Gives all ranks buffers for `tokens` tokens with `top_k` choices each, and the matching planners,
@@ -135,7 +135,7 @@ impl Cuda {
         let (model, cluster) = (&self.config.model, &self.config.cluster);
         let old = self.ranks.first().and_then(|rank| rank.buffers.as_ref()).map(|buffers| buffers.room);
         if old.is_some_and(|old| old.tokens >= tokens && old.top_k >= top_k)
-            && self.plans.len() == self.placements.len()
+            && self.plans.len() == self.state.placements().len()
         {
             return Ok(());
         }
@@ -152,7 +152,7 @@ impl Cuda {
             dense: self.options.path == GemmPath::Cublas,
         };
         self.synchronize()?;
-        self.stamps = self.placements.iter().map(|_| next_stamp()).collect();
+        self.stamps = self.state.placements().iter().map(|_| next_stamp()).collect();
         self.ranks.iter_mut().for_each(|rank| rank.buffers = None);
         self.plans.clear();
         self.boards = None;
@@ -187,9 +187,8 @@ impl Cuda {
             Ok(Box::new(PeerGather::new(&gpus, width)?))
         };
         self.boards = Some([board(model.experts)?, board(cluster.slots())?]);
-        self.plans = (0..self.placements.len())
-            .map(|layer| self.create_planners(layer, room))
-            .collect::<Result<_, _>>()?;
+        let plan = |placement| self.create_planners(placement, room);
+        self.plans = self.state.placements().iter().map(plan).collect::<Result<_, _>>()?;
         self.synchronize()
     }
 
@@ -197,10 +196,10 @@ impl Cuda {
     /// it, otherwise on the host.
     pub(super) fn create_planners(
         &self,
-        layer: usize,
+        placement: &Placement,
         room: BufferSizes,
     ) -> Result<LayerPlanners, ExecError> {
-        let (placement, cluster) = (&self.placements[layer], &self.config.cluster);
+        let cluster = &self.config.cluster;
         if self.config.method.is_none() {
             return Ok(LayerPlanners::None);
         }

@@ -3,6 +3,7 @@
 use super::expert_buffer::{ExpertBuffer, ExpertLayout};
 use super::kernels::{DeviceAddress, upload};
 use crate::error::ExecError;
+use crate::placement_state::experts_of_rank;
 use cudarc::driver::CudaSlice;
 use evenkeel::place::Placement;
 use evenkeel_cuda::{CudaError, GpuContext};
@@ -24,12 +25,6 @@ pub(super) struct ExpertSlots {
     /// Tables per layer: the address of every slot's cell, `[S]`, and the first slot of every expert, `[E]`.
     cells: Vec<CudaSlice<u64>>,
     firsts: Vec<CudaSlice<i32>>,
-}
-
-/// Returns the experts in one rank's slots, `[S]`.
-pub(super) fn experts_of_rank(placement: &Placement, rank: usize) -> &[Option<u32>] {
-    let per_rank = placement.slots_per_rank();
-    placement.slots().get(rank * per_rank..(rank + 1) * per_rank).unwrap_or_default()
 }
 
 impl ExpertSlots {

@@ -195,8 +195,9 @@ impl Cuda {
         let mut slots: Vec<Vec<i64>> = Vec::new();
         if let Some(given) = given {
             let RoutingSource::Replay { ids, .. } = input.routed else { return Ok(()) };
-            for &rank in &self.mine {
-                check_slots(rank, &ids[rank], &given[rank], &self.placements[pass.layer])?;
+            for rank in self.state.group().local_ranks() {
+                let placement = &self.state.placements()[pass.layer];
+                check_slots(rank, &ids[rank], &given[rank], placement)?;
                 slots.push(given[rank].clone());
             }
         } else if let LayerPlanners::Host(planners) = &mut self.plans[pass.layer] {
@@ -216,11 +217,11 @@ impl Cuda {
             if let Some(far) = &self.remote {
                 counts = far.gather_counts(&counts)?;
             }
-            for ((&rank, planner), ids) in self.mine.iter().zip(planners).zip(&ids) {
+            for ((rank, planner), ids) in self.state.group().local_ranks().zip(planners).zip(&ids) {
                 let time = &mut times[rank][LayerStage::Split as usize];
                 let quotas = time_work(time, || planner.split(&counts).map(|split| &split.quotas))?;
                 if let Some(far) = &self.remote {
-                    far.verify_split(&self.placements[pass.layer], quotas)?;
+                    far.verify_split(&self.state.placements()[pass.layer], quotas)?;
                 }
                 slots.push(time_work(time, || planner.redirect(ids, rank))?);
             }
@@ -253,7 +254,7 @@ impl Cuda {
             config,
             shape,
             remote: far,
-            placements,
+            state,
             ..
         } = self;
         let far = far.as_deref();
@@ -265,7 +266,7 @@ impl Cuda {
             let plan = &mut plans[pass.layer];
             split_batch(plan, ranks, homes, board.as_mut(), clock, pass, (streams, far.is_some()))?;
             if let (Some(far), LayerPlanners::Device(planners)) = (far, plan) {
-                far.verify_device_split(&placements[pass.layer], planners)?;
+                far.verify_device_split(&state.placements()[pass.layer], planners)?;
             }
         }
         dispatch_tokens(ranks, slot_board.as_mut(), clock, pass, streams, far)?;

@@ -2,11 +2,13 @@
 //! switch between steps.
 
 use super::expert_buffer::ExpertBuffer;
-use super::expert_slots::{SlotBuffers, experts_of_rank};
+use super::expert_slots::SlotBuffers;
 use super::kernels::DeviceAddress;
 use super::rank::BufferSizes;
 use super::{Cuda, next_stamp};
 use crate::error::ExecError;
+use crate::placement_state::experts_of_rank;
+use crate::transport::DeviceOperation;
 use cudarc::driver::CudaEvent;
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use evenkeel::place::Placement;
@@ -68,24 +70,43 @@ fn record_copy<E: From<CudaError>>(
 }
 
 impl Cuda {
-    pub(super) fn enqueue_copy(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError> {
-        let from = self.home_buffer(layer, expert)?;
-        if rank >= self.ranks.len() {
-            return Err(ExecError::Shape { what: "rank", given: rank, expected: self.ranks.len() });
+    /// Begins to copy an expert to a rank, unless it is there or on its way. Returns the bytes to copy.
+    pub(super) fn copy_expert(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError> {
+        let Some(from) = self.state.stage_expert(layer, rank, expert)? else { return Ok(0) };
+        match (self.local_index(from), self.local_index(rank), self.remote.clone()) {
+            (Some(_), Some(at), _) => self.start_local_copy(layer, (at, rank), expert)?,
+            (Some(_), None, Some(far)) => {
+                self.group().set_context(None, Some(layer));
+                let cell = self.home_buffer(layer, expert)?;
+                self.start_send(cell, |gpu, at, bytes| {
+                    far.start_move(gpu, DeviceOperation::To(rank, (at, bytes as usize)))
+                })?;
+            }
+            (None, Some(_), Some(far)) => {
+                self.group().set_context(None, Some(layer));
+                self.start_receive([layer, rank], expert, |gpu, at, bytes| {
+                    far.start_move(gpu, DeviceOperation::From(from, (at, bytes as usize)))
+                })?;
+            }
+            _ => {}
         }
-        let on_its_way = |b: &PendingCopy| (b.layer, b.rank, b.expert) == (layer, rank, expert);
-        let device = self.device_of(rank);
-        if self.sides[device].begun.iter().any(on_its_way)
-            || self.available_buffer(rank, layer, expert).is_some()
-        {
-            return Ok(0);
-        }
+        Ok(self.shape.weight_bytes())
+    }
+
+    /// Begins to copy an expert to a rank of this process, which has an index here, from another.
+    fn start_local_copy(
+        &mut self,
+        layer: usize,
+        (at, rank): (usize, usize),
+        expert: u32,
+    ) -> Result<(), ExecError> {
+        let (from, device) = (self.home_buffer(layer, expert)?, self.device_of(rank));
         let gpu = Arc::clone(&self.sides[device].gpu);
-        let mut cell = self.homes[rank].take_buffer(&gpu, &self.shape)?;
+        let mut cell = self.homes[at].take_buffer(&gpu, &self.shape)?;
         // All earlier work on these cells is complete, because every layer ends with a synchronisation.
         let events = record_copy(&gpu, || cell.copy_from(&gpu, &from))?;
         self.sides[device].begun.push(PendingCopy { layer, rank, expert, from: Some(from), cell, events });
-        Ok(self.shape.weight_bytes())
+        Ok(())
     }
 
     /// Begins to send an expert of this process's rank to another process. `send` receives its address and
@@ -123,16 +144,22 @@ impl Cuda {
         Ok(())
     }
 
+    /// Waits for all copies. Returns the copying times to the ranks of this process.
     pub(super) fn collect_copies(&mut self) -> Result<Vec<Duration>, ExecError> {
         let mut took = vec![Duration::ZERO; self.config.cluster.ranks()];
+        if let Some(far) = &self.remote {
+            self.sides.iter().try_for_each(|side| far.wait_for_moves(&side.gpu))?;
+            if !far.is_stream_ordered() {
+                self.sides.iter().try_for_each(CopyStream::record_arrival)?;
+            }
+        }
         self.sides.iter().try_for_each(CopyStream::wait_for_copies)?;
         self.sides.iter_mut().for_each(|side| side.sent.clear());
-        for PendingCopy { layer, rank, expert, cell, events, .. } in
-            self.sides.iter_mut().flat_map(|side| side.begun.drain(..))
-        {
+        let arrived: Vec<PendingCopy> = self.sides.iter_mut().flat_map(|side| side.begun.drain(..)).collect();
+        for PendingCopy { layer, rank, expert, cell, events, .. } in arrived {
             let ms = events[0].elapsed_ms(&events[1]).map_err(CudaError::driver_error("reading a time"))?;
             took[rank] += Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default();
-            if let Some(at) = self.mine.iter().position(|&mine| mine == rank) {
+            if let Some(at) = self.local_index(rank) {
                 self.homes[at].staged.insert((layer, expert), Arc::new(cell));
             }
         }
@@ -146,15 +173,9 @@ impl Cuda {
     }
 
     pub(super) fn switch_layer(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError> {
-        let expected = self.placements.len();
-        if layer >= expected {
-            return Err(ExecError::Shape { what: "layer", given: layer, expected });
-        }
-        ExecError::expect_size("experts of a placement", placement.experts(), self.config.model.experts)?;
-        ExecError::expect_size("slots of a placement", placement.slots().len(), self.config.cluster.slots())?;
-        ExecError::expect_size("ranks of a placement", placement.ranks(), self.config.cluster.ranks())?;
+        self.state.expect_next(layer, &placement)?;
         let mut next: Vec<SlotBuffers> = Vec::with_capacity(self.ranks.len());
-        for &rank in &self.mine {
+        for rank in self.group().local_ranks() {
             let of_slot = |&expert: &Option<u32>| {
                 let Some(expert) = expert else { return Ok(None) };
                 let missing = ExecError::NotStaged { layer, rank, expert };
@@ -164,38 +185,17 @@ impl Cuda {
                 experts_of_rank(&placement, rank).iter().map(of_slot).collect::<Result<SlotBuffers, _>>()?,
             );
         }
-        let old = std::mem::replace(&mut self.placements[layer], placement);
         let room: Option<BufferSizes> = self.ranks[0].buffers.as_ref().map(|buffers| buffers.room);
         if let Some(room) = room.filter(|_| layer < self.plans.len()) {
-            match self.create_planners(layer, room) {
-                Ok(plan) => {
-                    self.plans[layer] = plan;
-                    self.stamps[layer] = next_stamp();
-                }
-                Err(error) => {
-                    self.placements[layer] = old;
-                    return Err(error);
-                }
-            }
+            self.plans[layer] = self.create_planners(&placement, room)?;
+            self.stamps[layer] = next_stamp();
         }
-        let placement = &self.placements[layer];
+        self.state.replace(layer, placement);
+        let placement = &self.state.placements()[layer];
         let gpus = &self.gpus;
         for ((home, rank), slots) in self.homes.iter_mut().zip(&self.ranks).zip(next) {
             home.replace_layer(&gpus[rank.device].context, layer, placement, slots)?;
         }
         self.synchronize()
-    }
-
-    /// Returns two byte counts per rank: weights in use, and experts staged or on their way.
-    pub(super) fn bytes_held(&self) -> Vec<[u64; 2]> {
-        let each = self.shape.weight_bytes();
-        let replicated: u64 = self.device_layers().iter().map(super::replicated::DeviceLayer::bytes).sum();
-        let of = |(at, home): (usize, &super::expert_slots::ExpertSlots)| {
-            let used = home.slots.iter().flatten().flatten().count() as u64;
-            let begun = self.sides.iter().flat_map(|side| &side.begun);
-            let coming = begun.filter(|begun| begun.rank == at).count() as u64;
-            [used * each + replicated, (home.staged.len() as u64 + coming) * each]
-        };
-        self.homes.iter().enumerate().map(of).collect()
     }
 }

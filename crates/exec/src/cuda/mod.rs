@@ -11,7 +11,9 @@
 //! - Overflow goes to the next choice.
 //! - cuBLAS ([`GemmPath::Cublas`]) takes the sizes of its products from the host.
 //!
-//! [`CudaPeer`] is one rank of a group whose other ranks are in other processes.
+//! The ranks of this process are all ranks of the group, or one ([`Cuda::join`]). A rank among processes
+//! enqueues exactly the work that it enqueues among ranks of one process, in the same order. So results are
+//! identical bit for bit.
 //!
 //! Ranks read each other's memory only for sent data: counts, slots and weights of tokens, send buffers,
 //! answers.
@@ -28,7 +30,6 @@ mod kernels;
 mod launch;
 mod layer_pass;
 mod migration;
-mod peer;
 mod rank;
 mod readback;
 mod remote;
@@ -38,10 +39,11 @@ mod stage_timer;
 
 pub use expert_timer::ExpertTimer;
 pub use graph::RecordedLayer;
-pub use peer::CudaPeer;
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun};
 use super::error::ExecError;
+use super::placement_state::{PlacementState, experts_of_rank};
+use super::transport::{DeviceTransport, ProcessGroup};
 use super::weights::{Dtype, WeightSource};
 use cublas::CublasGemm;
 use evenkeel::place::Placement;
@@ -49,7 +51,7 @@ use evenkeel::planner::Planner;
 use evenkeel::split::SplitMethod;
 use evenkeel_cuda::{CudaError, DeviceGather, DevicePlanner, GpuContext, nvrtc_version, probe_devices};
 use expert_buffer::{ExpertBuffer, ExpertLayout};
-use expert_slots::{ExpertSlots, experts_of_rank};
+use expert_slots::ExpertSlots;
 use kernels::ExecKernels;
 use migration::CopyStream;
 use rank::CudaRank;
@@ -171,9 +173,8 @@ pub struct Cuda {
     options: CudaOptions,
     gpus: Arc<Vec<SharedGpu>>,
     shape: ExpertLayout,
-    placements: Vec<Placement>,
+    state: PlacementState,
     /// The ranks of this process: all of the group, or one.
-    mine: Vec<usize>,
     ranks: Vec<CudaRank>,
     homes: Vec<ExpertSlots>,
     /// The connection to ranks in other processes, if any.
@@ -218,21 +219,37 @@ impl Cuda {
         source: &dyn WeightSource,
         placements: Vec<Placement>,
     ) -> Result<Self, ExecError> {
-        Self::with_remote(config, options, source, placements, None)
+        let group = Rc::new(ProcessGroup::local(config.cluster));
+        Self::build(config, options, source, placements, (group, None))
     }
 
-    /// Builds all ranks, or only the rank of `far`.
-    fn with_remote(
+    /// Builds the memory of this process's rank on the GPU with which it joined; the GPU in `options` is
+    /// ignored. There is one placement per layer, the same in all processes, and weights of its own slots
+    /// from `source`. `group` and `gpus` must belong to the same group. With `verify_splits` the processes
+    /// compare digests of every split.
+    ///
+    /// # Errors
+    /// Fails as [`Cuda::new`] does, and if a placement differs from that of the other processes.
+    pub fn join(
         config: ExecConfig,
         options: CudaOptions,
         source: &dyn WeightSource,
         placements: Vec<Placement>,
-        far: Option<Rc<RemoteRanks>>,
+        (group, gpus): (Rc<ProcessGroup>, Rc<dyn DeviceTransport>),
+        verify_splits: bool,
     ) -> Result<Self, ExecError> {
-        let mine: Vec<usize> = match &far {
-            Some(far) => vec![far.rank()],
-            None => (0..config.cluster.ranks()).collect(),
-        };
+        let options = CudaOptions { device: gpus.device(), devices: 1, ..options };
+        let remote = RemoteRanks::new(Rc::clone(&group), gpus, verify_splits);
+        Self::build(config, options, source, placements, (group, Some(remote)))
+    }
+
+    fn build(
+        config: ExecConfig,
+        options: CudaOptions,
+        source: &dyn WeightSource,
+        placements: Vec<Placement>,
+        (group, remote): (Rc<ProcessGroup>, Option<Rc<RemoteRanks>>),
+    ) -> Result<Self, ExecError> {
         let unavailable = |reason: String| ExecError::Unavailable { backend: "cuda", reason };
         if config.dtype != Dtype::Bf16 {
             return Err(unavailable(format!("dtype {}, expected bf16", config.dtype)));
@@ -258,7 +275,7 @@ impl Cuda {
             }
             let here = |rank: usize| rank % ordinals.len() == at;
             let of = |placement: &Placement| {
-                let ranks = mine.iter().copied().filter(|&rank| here(rank));
+                let ranks = group.local_ranks().filter(|&rank| here(rank));
                 ranks.map(|rank| experts_of_rank(placement, rank).iter().flatten().count()).sum::<usize>()
             };
             let cells: usize = placements.iter().map(of).sum();
@@ -273,15 +290,16 @@ impl Cuda {
             let of = |layer| DeviceLayer::new(&gpu.context, source, layer, model, &config.router);
             gpu.layers = layers.clone().map(of).collect::<Result<_, _>>()?;
         }
+        let method = config.method;
+        let state = PlacementState::new(&config, group, vec![], [shape.weight_bytes(), 0])?;
         let this = Self {
             options,
             gpus: Arc::new(gpus),
             shape,
-            placements: vec![],
-            mine,
+            state,
             ranks: vec![],
             homes: vec![],
-            remote: far,
+            remote,
             plans: vec![],
             boards: None,
             blas: vec![],
@@ -291,14 +309,14 @@ impl Cuda {
             stamps: vec![],
             config,
         };
-        this.build_backend(source, placements, this.config.method)
+        this.build_backend(source, placements, method)
     }
 
     /// Builds a backend for the same model, group and GPUs with other placements and another split. A rank
     /// shares the experts that it already holds in this backend.
     ///
     /// # Errors
-    /// Fails as [`Cuda::new`] does.
+    /// Fails as [`Cuda::new`] and [`Cuda::join`] do.
     pub fn with_placements(
         &self,
         source: &dyn WeightSource,
@@ -329,29 +347,24 @@ impl Cuda {
         &self.gpus[0].layers
     }
 
+    /// Returns the ranks of this process, and the way to the others.
+    fn group(&self) -> &Rc<ProcessGroup> {
+        self.state.group()
+    }
+
     /// Returns the index of a rank in this process's lists.
     fn local_index(&self, rank: usize) -> Option<usize> {
-        self.mine.iter().position(|&mine| mine == rank)
+        self.group().is_local(rank).then(|| rank - self.group().rank())
     }
 
     fn held_buffer(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<ExpertBuffer>> {
-        self.homes.get(self.local_index(rank)?)?.find_buffer(self.placements.get(layer)?, rank, layer, expert)
-    }
-
-    /// Returns the first rank that holds an expert.
-    fn home_rank(&self, layer: usize, expert: u32) -> Result<usize, ExecError> {
-        let wrong = |what, given, expected| ExecError::Shape { what, given, expected };
-        let placement =
-            self.placements.get(layer).ok_or_else(|| wrong("layer", layer, self.placements.len()))?;
-        if expert as usize >= placement.experts() {
-            return Err(wrong("expert", expert as usize, placement.experts()));
-        }
-        Ok(placement.rank_of(placement.replicas(expert as usize)[0]))
+        let (home, placements) = (self.homes.get(self.local_index(rank)?)?, self.state.placements());
+        home.find_buffer(placements.get(layer)?, rank, layer, expert)
     }
 
     /// Returns an expert from the first rank that holds it.
     fn home_buffer(&self, layer: usize, expert: u32) -> Result<Arc<ExpertBuffer>, ExecError> {
-        let rank = self.home_rank(layer, expert)?;
+        let rank = self.state.home_rank(layer, expert)?;
         self.held_buffer(rank, layer, expert).ok_or(ExecError::NotStaged { layer, rank, expert })
     }
 }
@@ -402,20 +415,19 @@ impl Backend for Cuda {
         "cuda"
     }
 
+    fn state(&self) -> &PlacementState {
+        &self.state
+    }
+
     fn run_layer(&mut self, input: &LayerInput<'_>) -> Result<LayerRun, ExecError> {
-        self.forward_layer(input)
-    }
-
-    fn placement(&self, layer: usize) -> &Placement {
-        &self.placements[layer]
-    }
-
-    fn expert_bytes(&self, layer: usize, expert: u32) -> Result<u64, ExecError> {
-        self.home_buffer(layer, expert).map(|_| self.shape.weight_bytes())
+        self.forward_layer(input).map_err(|error| match &self.remote {
+            Some(far) => far.full_error(error),
+            None => error,
+        })
     }
 
     fn start_copy(&mut self, layer: usize, rank: usize, expert: u32) -> Result<u64, ExecError> {
-        self.enqueue_copy(layer, rank, expert)
+        self.copy_expert(layer, rank, expert)
     }
 
     fn wait_for_copies(&mut self) -> Result<Vec<Duration>, ExecError> {
@@ -424,9 +436,5 @@ impl Backend for Cuda {
 
     fn activate_placement(&mut self, layer: usize, placement: Placement) -> Result<(), ExecError> {
         self.switch_layer(layer, placement)
-    }
-
-    fn memory(&self) -> Vec<[u64; 2]> {
-        self.bytes_held()
     }
 }

@@ -27,7 +27,7 @@ const MAX_TOKENS_PER_RANK: u64 = 1 << 28;
 
 /// The other ranks of the group, as this rank reaches them.
 pub(super) struct RemoteRanks {
-    pub(super) wire: Rc<ProcessGroup>,
+    group: Rc<ProcessGroup>,
     gpus: Rc<dyn DeviceTransport>,
     verifies_splits: bool,
     /// Transport error of an exchange started inside a CUDA callback, which can only return [`CudaError`].
@@ -43,14 +43,14 @@ pub(super) struct RemoteRanks {
 
 impl fmt::Debug for RemoteRanks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Far").field("wire", &self.wire).finish_non_exhaustive()
+        f.debug_struct("Far").field("group", &self.group).finish_non_exhaustive()
     }
 }
 
 impl RemoteRanks {
-    pub(super) fn new(wire: Rc<ProcessGroup>, gpus: Rc<dyn DeviceTransport>, prove: bool) -> Rc<Self> {
+    pub(super) fn new(group: Rc<ProcessGroup>, gpus: Rc<dyn DeviceTransport>, prove: bool) -> Rc<Self> {
         Rc::new(Self {
-            wire,
+            group,
             gpus,
             verifies_splits: prove,
             failed: RefCell::default(),
@@ -63,17 +63,17 @@ impl RemoteRanks {
 
     /// Returns the rank of this process.
     pub(super) fn rank(&self) -> usize {
-        self.wire.rank()
+        self.group.rank()
     }
 
     fn other_ranks(&self) -> impl Iterator<Item = usize> {
         let me = self.rank();
-        (0..self.wire.ranks()).filter(move |&rank| rank != me)
+        (0..self.group.ranks()).filter(move |&rank| rank != me)
     }
 
     /// Creates the same connection for another backend of this process.
     pub(super) fn clone_for(&self) -> Rc<Self> {
-        Self::new(Rc::clone(&self.wire), Rc::clone(&self.gpus), self.verifies_splits)
+        Self::new(Rc::clone(&self.group), Rc::clone(&self.gpus), self.verifies_splits)
     }
 
     /// Returns the transport error that made a layer fail, if there is one, instead of the CUDA error that
@@ -91,14 +91,14 @@ impl RemoteRanks {
     ) -> Result<Vec<usize>, ExecError> {
         let me = self.rank();
         let own = known[me];
-        self.wire.set_context(Some(step as u64), Some(layer));
+        self.group.set_context(Some(step as u64), Some(layer));
         let goes_on = self.pass.get().is_some_and(|[last, before]| last == step && before < layer);
         self.pass.set(Some([step, layer]));
         if !goes_on {
-            let all = self.wire.all_gather_u64(Purpose::Control, &[own as u64])?;
+            let all = self.group.all_gather_u64(Purpose::Control, &[own as u64])?;
             if let Some(from) = all.iter().position(|&tokens| tokens > MAX_TOKENS_PER_RANK) {
                 let reason = "more tokens than a rank can have";
-                return Err(self.wire.malformed_message(Purpose::Control, from, reason).into());
+                return Err(self.group.malformed_message(Purpose::Control, from, reason).into());
             }
             *self.tokens.borrow_mut() = all.into_iter().map(|tokens| tokens as usize).collect();
         }
@@ -109,13 +109,13 @@ impl RemoteRanks {
 
     /// Gathers the tokens per expert of all ranks, `[R][E]`, for splits on the host.
     pub(super) fn gather_counts(&self, own: &[u64]) -> Result<Vec<u64>, ExecError> {
-        Ok(self.wire.all_gather_u64(Purpose::Counts, own)?)
+        Ok(self.group.all_gather_u64(Purpose::Counts, own)?)
     }
 
     /// Compares the quotas of a batch with those of all other ranks, if enabled.
     pub(super) fn verify_split(&self, placement: &Placement, quotas: &[u64]) -> Result<(), ExecError> {
         if self.verifies_splits {
-            self.wire.assert_identical("the split", || placement_digest(placement, quotas))?;
+            self.group.assert_identical("the split", || placement_digest(placement, quotas))?;
         }
         Ok(())
     }
@@ -127,7 +127,7 @@ impl RemoteRanks {
         planners: &[DevicePlanner],
     ) -> Result<(), ExecError> {
         for planner in planners.iter().filter(|_| self.verifies_splits) {
-            self.gpus.synchronize(self.wire.context(Purpose::Counts), planner.gpu().stream())?;
+            self.gpus.synchronize(self.group.context(Purpose::Counts), planner.gpu().stream())?;
             self.verify_split(placement, &planner.download(0)?.quotas)?;
         }
         Ok(())
@@ -150,7 +150,7 @@ impl RemoteRanks {
         // the stream is synchronised, and forever if `clings` returns true. All ranks have agreed on the
         // sizes.
         unsafe {
-            self.gpus.enqueue(false, self.wire.context(purpose), stream, exchange)?;
+            self.gpus.enqueue(false, self.group.context(purpose), stream, exchange)?;
         }
         let end = stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(&failed)?;
         self.spans.borrow_mut().push((purpose, [begin, end]));
@@ -159,14 +159,14 @@ impl RemoteRanks {
 
     /// Waits for all work on a rank's stream.
     pub(super) fn synchronize(&self, rank: &CudaRank) -> Result<(), ExecError> {
-        Ok(self.gpus.synchronize(self.wire.context(Purpose::Combine), rank.gpu.stream())?)
+        Ok(self.gpus.synchronize(self.group.context(Purpose::Combine), rank.gpu.stream())?)
     }
 
     /// Adds the times of the layer's exchanges, which must be complete.
     pub(super) fn record_times(&self) -> Result<(), ExecError> {
         for (purpose, [begin, end]) in self.spans.take() {
             let ms = begin.elapsed_ms(&end).map_err(CudaError::driver_error("reading a time"))?;
-            self.wire.record_background(
+            self.group.record_background(
                 purpose,
                 Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default(),
             );
@@ -181,20 +181,20 @@ impl RemoteRanks {
 
     /// Sends the send buffers with the positions of their rows, and receives those for this rank.
     pub(super) fn exchange_parcels(&self, rank: &mut CudaRank, pass: &LayerPass) -> Result<(), ExecError> {
-        let (me, ranks, gpu) = (rank.own, self.wire.ranks(), rank.gpu.clone());
+        let (me, ranks, gpu) = (rank.own, self.group.ranks(), rank.gpu.clone());
         let (buffers, _) = buffers_and_tables(rank)?;
         let own = (address(&buffers.sizes), 4 * ranks);
-        self.other_ranks().for_each(|other| self.wire.record_bytes(Purpose::Counts, [me, other], 4 * ranks));
+        self.other_ranks().for_each(|other| self.group.record_bytes(Purpose::Counts, [me, other], 4 * ranks));
         self.enqueue_exchange(
             Purpose::Counts,
             &gpu,
             &[DeviceOperation::All(own, address(&buffers.all_sizes))],
         )?;
-        self.gpus.synchronize(self.wire.context(Purpose::Dispatch), gpu.stream())?;
+        self.gpus.synchronize(self.group.context(Purpose::Dispatch), gpu.stream())?;
         let sizes = gpu.download(&buffers.all_sizes)?;
         if let Some(from) = sizes.iter().position(|&size| size as usize > buffers.room.tokens) {
             let reason = "more rows than the rank has tokens";
-            return Err(self.wire.malformed_message(Purpose::Counts, from / ranks.max(1), reason).into());
+            return Err(self.group.malformed_message(Purpose::Counts, from / ranks.max(1), reason).into());
         }
 
         let hidden = buffers.room.hidden;
@@ -213,7 +213,7 @@ impl RemoteRanks {
                     DeviceOperation::To(other, (begin, tokens)),
                     DeviceOperation::To(other, (parcel_address(&buffers.parcels, other), bytes)),
                 ]);
-                self.wire.record_bytes(Purpose::Dispatch, [me, other], 3 * n + tokens + bytes);
+                self.group.record_bytes(Purpose::Dispatch, [me, other], 3 * n + tokens + bytes);
             }
             if let (Some(mirror), true) = (&buffers.mirrors[other], rows(other, me) > 0) {
                 let n = 4 * choices(other);
@@ -239,7 +239,7 @@ impl RemoteRanks {
 
     /// Sends the answers, and receives those to this rank's tokens.
     pub(super) fn exchange_answers(&self, rank: &CudaRank) -> Result<(), ExecError> {
-        let (me, ranks) = (rank.own, self.wire.ranks());
+        let (me, ranks) = (rank.own, self.group.ranks());
         let (buffers, _) = buffers_and_tables(rank)?;
         let sizes = self.sizes.borrow();
         let bytes = |from: usize, to: usize| 2 * sizes[from * ranks + to] as usize * buffers.room.hidden;
@@ -250,7 +250,7 @@ impl RemoteRanks {
                     other,
                     (parcel_address(&buffers.answers, other), bytes(other, me)),
                 ));
-                self.wire.record_bytes(Purpose::Combine, [me, other], bytes(other, me));
+                self.group.record_bytes(Purpose::Combine, [me, other], bytes(other, me));
             }
             if let (Some(mirror), true) = (&buffers.mirrors[other], bytes(me, other) > 0) {
                 exchange.push(DeviceOperation::From(other, (address(&mirror.answers), bytes(me, other))));
@@ -267,20 +267,20 @@ impl RemoteRanks {
         let rows =
             slots.chunks_exact(top_k.max(1)).filter(|slots| slots.iter().any(|slot| here(&slot))).count();
         for purpose in [Purpose::Dispatch, Purpose::Combine] {
-            self.wire.record_bytes(purpose, [self.rank(); 2], 2 * rows * room.hidden);
+            self.group.record_bytes(purpose, [self.rank(); 2], 2 * rows * room.hidden);
         }
     }
 
     /// Begins to move an expert to another rank, or from one, in the background of the steps.
     pub(super) fn start_move(&self, gpu: &GpuContext, part: DeviceOperation) -> Result<(), ExecError> {
         if let DeviceOperation::To(to, (_, bytes)) = part {
-            self.wire.record_bytes(Purpose::Moves, [self.rank(), to], bytes);
+            self.group.record_bytes(Purpose::Moves, [self.rank(), to], bytes);
         }
         #[allow(unsafe_code, reason = "device memory passes to another process")]
         // SAFETY: callers keep the expert's memory until `moved` has returned, and forever if `clings`
         // returns true.
         unsafe {
-            Ok(self.gpus.enqueue(true, self.wire.context(Purpose::Moves), gpu.stream(), &[part])?)
+            Ok(self.gpus.enqueue(true, self.group.context(Purpose::Moves), gpu.stream(), &[part])?)
         }
     }
 
@@ -297,8 +297,8 @@ impl RemoteRanks {
     /// Waits for all moves.
     pub(super) fn wait_for_moves(&self, gpu: &GpuContext) -> Result<(), ExecError> {
         let begun = std::time::Instant::now();
-        self.gpus.synchronize(self.wire.context(Purpose::Moves), gpu.stream())?;
-        self.wire.record_background(Purpose::Moves, begun.elapsed());
+        self.gpus.synchronize(self.group.context(Purpose::Moves), gpu.stream())?;
+        self.group.record_background(Purpose::Moves, begun.elapsed());
         Ok(())
     }
 }
@@ -326,7 +326,7 @@ impl DeviceGather for RemoteGather {
         let (far, stream) = (&self.0, gpu.stream());
         let bytes = own.num_bytes();
         far.other_ranks()
-            .for_each(|other| far.wire.record_bytes(Purpose::Counts, [far.rank(), other], bytes));
+            .for_each(|other| far.group.record_bytes(Purpose::Counts, [far.rank(), other], bytes));
         // Event tracking is off, so the guards do nothing.
         let (from, to) = (own.device_ptr(stream).0, all.device_ptr_mut(stream).0);
         far.enqueue_exchange(Purpose::Counts, gpu, &[DeviceOperation::All((from, bytes), to)]).map_err(

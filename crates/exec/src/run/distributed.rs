@@ -5,7 +5,7 @@ use super::{ExecRun, RunReport, StepProgress};
 use crate::backend::{Backend, ExecConfig};
 use crate::cpu::{Cpu, CpuOptions};
 #[cfg(feature = "cuda")]
-use crate::cuda::{self, CudaOptions};
+use crate::cuda::{Cuda, CudaOptions};
 use crate::error::ExecError;
 #[cfg(feature = "cuda")]
 use crate::transport::DeviceTransport;
@@ -40,7 +40,7 @@ impl ExecRun<'_> {
     /// same group.
     ///
     /// # Errors
-    /// Fails as [`ExecRun::on_communicator`] and [`cuda::CudaPeer::new`] do.
+    /// Fails as [`ExecRun::on_communicator`] and [`Cuda::join`] do.
     #[cfg(feature = "cuda")]
     pub fn on_gpus<E: From<ExecError>>(
         &self,
@@ -53,7 +53,7 @@ impl ExecRun<'_> {
         let (weights, exec) = (self.weights.as_ref(), ExecConfig { method: None, ..self.exec.clone() });
         let contiguous = vec![self.contiguous_placement()?; self.layers.len()];
         let group = (Rc::clone(wire), Rc::clone(gpus));
-        let mut plain = cuda::CudaPeer::new(exec, options, weights, contiguous, group, prove)?;
+        let mut plain = Cuda::join(exec, options, weights, contiguous, group, prove)?;
         let placements = place(&mut plain)?;
         let planned = plain.with_placements(weights, placements, self.exec.method)?;
         Ok(self.run_with_baseline(planned, plain, progress)?)

@@ -109,6 +109,11 @@ pub enum ExecError {
 }
 
 impl ExecError {
+    /// Returns whether all ranks of a job have this error, so that one message is enough.
+    pub fn is_common(&self) -> bool {
+        matches!(self, ExecError::Transport(error) if error.is_common())
+    }
+
     /// Returns [`ExecError::Shape`] if `given` differs from `expected`.
     pub(crate) fn expect_size(what: &'static str, given: usize, expected: usize) -> Result<(), Self> {
         if given == expected { Ok(()) } else { Err(Self::Shape { what, given, expected }) }

@@ -24,6 +24,7 @@ pub mod cpu;
 pub mod cuda;
 mod error;
 pub mod forward;
+pub mod job;
 pub mod migration;
 pub mod overlap;
 mod placement_state;

@@ -43,13 +43,13 @@ pub(super) fn run(args: &NetworkArgs, output: Output) -> anyhow::Result<()> {
 
     let mpi = MpiTransport::join(std::time::Duration::from_mins(1), exit_stuck_process)?;
     let first = mpi.rank() == 0;
-    let end = || mpi.leave_job(CallContext { step: None, layer: None, purpose: Purpose::Control });
+    let end = || mpi.leave(CallContext::outside(Purpose::Control));
     if mpi.ranks() < 2 {
         end()?;
         anyhow::bail!("one process has no peer: expected to be started by mpirun -n 2, or more");
     }
     let measure_links = || -> anyhow::Result<LinkFile> {
-        mpi.meet_ranks()?;
+        mpi.meet()?;
         let cluster = Cluster::with_uneven_slots(mpi.ranks(), args.nodes, mpi.ranks(), 0)?;
         let bar = first.then(StderrBar::for_execution);
         let progress: &dyn StepProgress = bar.as_ref().map_or(&(), |bar| bar);
@@ -68,7 +68,7 @@ pub(super) fn run(args: &NetworkArgs, output: Output) -> anyhow::Result<()> {
         Err(error) => {
             let reason = evenkeel::error_chain(error.as_ref());
             print_error(&error.context(format!("rank {}", mpi.rank())));
-            mpi.give_up(&reason);
+            mpi.abort(&reason);
             Err(ReportedError.into())
         }
     }

@@ -4,8 +4,6 @@ mod args;
 #[cfg_attr(not(any(feature = "mpi", feature = "cuda")), allow(dead_code, reason = "for processes alone"))]
 mod communication;
 #[cfg(any(feature = "mpi", feature = "cuda"))]
-mod fingerprint;
-#[cfg(any(feature = "mpi", feature = "cuda"))]
 mod processes;
 mod render;
 mod request;
@@ -21,17 +19,19 @@ use crate::args::trace::TraceArgs;
 use crate::output::{Output, StderrBar, print_json, print_text, write_file};
 use anyhow::bail;
 use evenkeel::evaluate::busy_layers;
-use evenkeel::place::{Placement, Policy};
+use evenkeel::place::Policy;
+use evenkeel_exec::ExecConfig;
 use evenkeel_exec::activations::ActivationGenerator;
 use evenkeel_exec::batch_source::BatchSource;
 use evenkeel_exec::checkpoint::Checkpoint;
+use evenkeel_exec::cpu::CpuOptions;
 #[cfg(feature = "cuda")]
 use evenkeel_exec::cuda::{CudaOptions, GemmPath};
 use evenkeel_exec::run::{ExecRun, RunReport};
+use evenkeel_exec::transport::ProcessGroup;
 use evenkeel_exec::weights::{RandomWeights, WeightSource};
-use evenkeel_exec::{ExecConfig, ExecError};
-use evenkeel_trace::Trace;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// Instruction for a build without MPI.
@@ -68,18 +68,16 @@ fn run_in_process(request: &RunRequest, output: Output) -> anyhow::Result<()> {
     let inputs = RunInputs::new(request, output)?;
     let run = inputs.to_run(request);
     let bar = StderrBar::for_execution();
+    let plan_on = inputs.plan_on.clone();
     let outcome = match request.backend {
         BackendName::Cpu => {
-            let placements =
-                initial_placements(&run, &inputs.plan_on, |steps| run.profile_loads(steps, &bar))?;
-            run.on_cpu(placements, &bar)?
+            let group = Rc::new(ProcessGroup::local(inputs.exec.cluster));
+            run.on_cpu(&group, CpuOptions::default(), plan_on, &bar)?
         }
         #[cfg(feature = "cuda")]
-        BackendName::Cuda => run.on_cuda(
-            cuda_options(request.gpu, request.gpus, request.ffn),
-            |plain| initial_placements(&run, &inputs.plan_on, |steps| run.profile_on(plain, steps, &bar)),
-            &bar,
-        )?,
+        BackendName::Cuda => {
+            run.on_cuda(cuda_options(request.gpu, request.gpus, request.ffn), plan_on, &bar)?
+        }
         #[cfg(not(feature = "cuda"))]
         BackendName::Cuda => bail!(WITHOUT_CUDA),
     };
@@ -190,20 +188,6 @@ fn check_outcome(run: &ExecRun<'_>, outcome: &RunReport) -> anyhow::Result<()> {
         bail!("the loads of the ranks differ from the split");
     }
     Ok(())
-}
-
-/// Returns the placements of the first step. They are planned on the first part of the trace, or on steps
-/// that run for this purpose.
-fn initial_placements(
-    run: &ExecRun<'_>,
-    plan_on: &Range<usize>,
-    profile: impl FnOnce(Range<usize>) -> Result<Trace, ExecError>,
-) -> anyhow::Result<Vec<Placement>> {
-    if let Some(trace) = run.feed.trace() {
-        return Ok(run.place_layers(trace, &run.layers, plan_on.clone())?);
-    }
-    let (layers, profile): (Vec<usize>, _) = ((0..run.layers.len()).collect(), profile(plan_on.clone())?);
-    Ok(run.place_layers(&profile, &layers, 0..plan_on.len())?)
 }
 
 fn open_weights(request: &RunRequest) -> anyhow::Result<Arc<dyn WeightSource>> {

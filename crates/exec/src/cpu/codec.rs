@@ -62,10 +62,9 @@ fn encode_part(matrix: &Matrix, numbers: Range<usize>, out: &mut Vec<u8>) {
     }
 }
 
-/// Returns the encoded size of a send buffer that is not empty: two lengths, rows, assignments of three
-/// numbers.
+/// Returns the encoded size of a send buffer: two lengths, rows, assignments of three numbers.
 pub(super) fn encoded_len(parcel: &SendBuffer) -> u64 {
-    if parcel.visits.is_empty() { 0 } else { 8 + parcel.rows.bytes() + 12 * parcel.visits.len() as u64 }
+    8 + parcel.rows.bytes() + 12 * parcel.visits.len() as u64
 }
 
 /// Announces a send buffer: the number of rows and assignments, and the assignments.

@@ -10,7 +10,7 @@
 //!
 //! The first step of each is not timed.
 
-mod distributed;
+mod backends;
 mod placement;
 mod report;
 
@@ -19,9 +19,6 @@ pub use report::{RunReport, RunVariant, StepRow, StepTime};
 use super::activations::ActivationGenerator;
 use super::backend::{Backend, ExecConfig, LayerRun, RoutingSource};
 use super::batch_source::{BatchSource, balanced_ids, split_rows};
-use super::cpu::Cpu;
-#[cfg(feature = "cuda")]
-use super::cuda::{Cuda, CudaOptions};
 use super::error::ExecError;
 use super::forward::{StepRun, run_step};
 use super::migration::{ExpertMigrator, MigrationStats};
@@ -90,56 +87,6 @@ impl StepProgress for () {
 }
 
 impl ExecRun<'_> {
-    /// Runs all steps on the CPU. `placements` contains one placement per layer.
-    ///
-    /// # Errors
-    /// Fails as [`ExecRun::run`] does.
-    pub fn on_cpu(
-        &self,
-        placements: Vec<Placement>,
-        progress: &dyn StepProgress,
-    ) -> Result<RunReport, ExecError> {
-        let mut planned = Cpu::new(self.exec.clone(), self.weights.as_ref(), placements)?;
-        if !self.compare {
-            return self.run(&mut planned, None, progress);
-        }
-        let contiguous = vec![self.contiguous_placement()?; self.layers.len()];
-        let mut plain = planned.with_placements(self.weights.as_ref(), contiguous, None)?;
-        self.run(&mut planned, Some(&mut plain), progress)
-    }
-
-    /// Runs all steps on GPUs. `place` computes the placements, one per layer. It receives the backend
-    /// without a split, on which it may profile.
-    ///
-    /// # Errors
-    /// Fails as [`ExecRun::run`], [`Cuda::new`] and `place` do.
-    #[cfg(feature = "cuda")]
-    pub fn on_cuda<E: From<ExecError>>(
-        &self,
-        options: CudaOptions,
-        place: impl FnOnce(&mut dyn Backend) -> Result<Vec<Placement>, E>,
-        progress: &dyn StepProgress,
-    ) -> Result<RunReport, E> {
-        let (weights, exec) = (self.weights.as_ref(), ExecConfig { method: None, ..self.exec.clone() });
-        let contiguous = vec![self.contiguous_placement()?; self.layers.len()];
-        let mut plain = Cuda::new(exec, options, weights, contiguous)?;
-        let placements = place(&mut plain)?;
-        let planned = plain.with_placements(weights, placements, self.exec.method)?;
-        Ok(self.run_with_baseline(planned, plain, progress)?)
-    }
-
-    /// Runs all steps on `planned`, and on `plain` if the two are compared. Otherwise frees the memory of
-    /// `plain` first.
-    fn run_with_baseline<B: Backend>(
-        &self,
-        mut planned: B,
-        plain: B,
-        progress: &dyn StepProgress,
-    ) -> Result<RunReport, ExecError> {
-        let mut plain = self.compare.then_some(plain);
-        self.run(&mut planned, plain.as_mut().map(|plain| plain as &mut dyn Backend), progress)
-    }
-
     /// Runs all steps on `planned`, whose placements change at each re-planning. Also runs them on `plain` if
     /// given, which has the contiguous placement and no split.
     ///

@@ -1,8 +1,7 @@
 //! Computes placements for a run from a recorded trace, or from a few profiling steps.
 
 use super::{ExecRun, RunReplan, RunVariant, StepBatch, StepProgress};
-use crate::backend::{Backend, ExecConfig};
-use crate::cpu::Cpu;
+use crate::backend::Backend;
 use crate::error::ExecError;
 use evenkeel::economics::MoveJudge;
 use evenkeel::forecast::History;
@@ -52,28 +51,24 @@ impl ExecRun<'_> {
         }
     }
 
-    /// Runs steps on the contiguous placement, on the CPU. Returns their loads, with layers numbered from 0,
-    /// for planning without a recorded trace.
-    ///
-    /// # Errors
-    /// Fails as [`ExecRun::run`] does.
-    pub fn profile_loads(
+    /// Returns the placements of the first step. They are planned on the steps `plan_on` of the trace, or on
+    /// steps that run on `plain` for this purpose.
+    pub(super) fn first_placements(
         &self,
-        steps: Range<usize>,
+        plain: &mut dyn Backend,
+        plan_on: Range<usize>,
         progress: &dyn StepProgress,
-    ) -> Result<Trace, ExecError> {
-        let contiguous = self.contiguous_placement()?;
-        let exec = ExecConfig { method: None, ..self.exec.clone() };
-        let mut plain = Cpu::new(exec, self.weights.as_ref(), vec![contiguous; self.layers.len()])?;
-        self.profile_on(&mut plain, steps, progress)
+    ) -> Result<Vec<Placement>, ExecError> {
+        if let Some(trace) = self.feed.trace() {
+            return self.place_layers(trace, &self.layers, plan_on);
+        }
+        let (layers, window): (Vec<usize>, _) = ((0..self.layers.len()).collect(), 0..plan_on.len());
+        self.place_layers(&self.profile_loads(plain, plan_on, progress)?, &layers, window)
     }
 
-    /// Profiles as [`ExecRun::profile_loads`] does, on a backend with the contiguous placement and without a
-    /// split.
-    ///
-    /// # Errors
-    /// Fails as [`ExecRun::run`] does.
-    pub fn profile_on(
+    /// Runs steps on a backend with the contiguous placement and without a split. Returns their loads, with
+    /// layers numbered from 0, for planning without a recorded trace.
+    fn profile_loads(
         &self,
         plain: &mut dyn Backend,
         steps: Range<usize>,

@@ -2,8 +2,7 @@
 //!
 //! Input: addresses in the memory of this rank's GPU, the exchange to make, and the stream whose work fills
 //! that memory. Output: the same memory, filled by other ranks, for later work on that stream.
-//! `NcclTransport` itself keeps the order of streams. `MpiDeviceTransport` (feature `mpi`) makes the host
-//! wait.
+//! `NcclTransport` itself keeps the order of streams. Over MPI (feature `mpi`) the host waits.
 
 use super::{CallContext, TransportError};
 use cudarc::driver::CudaStream;
@@ -51,6 +50,11 @@ pub trait DeviceTransport: fmt::Debug {
 
     /// Returns the memory that is passed to the communication library.
     fn memory(&self) -> MessageMemory;
+
+    /// Returns notices on the GPUs of the group for the user.
+    fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Returns whether exchanges with `background = true` run in the order of the stream. Events around them
     /// then measure their time. Otherwise they are complete when [`DeviceTransport::synchronize`] returns.

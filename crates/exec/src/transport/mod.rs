@@ -7,7 +7,7 @@
 //! The ranks of [`LocalTransport`] share one thread of this process, those of [`ThreadTransport`] are threads
 //! of it. Those of `MpiTransport` (feature `mpi`) are processes of an MPI job, and those of `NcclTransport`
 //! (feature `cuda`) are processes with one GPU each. A `DeviceTransport` carries device memory, over NCCL or,
-//! with `MpiDeviceTransport` (both features), over MPI.
+//! with both features, over MPI.
 
 #[cfg(feature = "cuda")]
 mod device;
@@ -26,8 +26,6 @@ mod threads;
 #[cfg(feature = "cuda")]
 pub use device::{DeviceOperation, DevicePiece, DeviceTransport, MessageMemory};
 pub use local::LocalTransport;
-#[cfg(all(feature = "mpi", feature = "cuda"))]
-pub use mpi::MpiDeviceTransport;
 #[cfg(feature = "mpi")]
 pub use mpi::{MpiTransport, StuckCall};
 #[cfg(feature = "cuda")]
@@ -38,6 +36,8 @@ pub use threads::ThreadTransport;
 
 use std::fmt;
 use std::ops::Range;
+#[cfg(feature = "cuda")]
+use std::rc::Rc;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -56,6 +56,46 @@ pub trait Transport: fmt::Debug {
     /// Returns the rank of this process, the lowest one of several.
     fn rank(&self) -> usize {
         self.local_ranks().start
+    }
+
+    /// Returns the name of this process's host.
+    fn host(&self) -> String {
+        String::new()
+    }
+
+    /// Meets all other ranks. A process calls it once, before any other exchange.
+    ///
+    /// # Errors
+    /// Fails if a rank is lost.
+    fn meet(&self) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    /// Leaves the group, and waits for the other ranks to leave too.
+    ///
+    /// # Errors
+    /// Fails if a rank is lost.
+    fn leave(&self, _at: CallContext) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    /// Gives up after this rank has printed the reason, and notifies all others. The process should exit when
+    /// this returns.
+    fn abort(&self, _reason: &str) {}
+
+    /// Assigns a GPU to every rank, from `first` on. All ranks must call it after they have agreed on their
+    /// inputs. `cuda_aware` states whether the library takes device memory; with `None` the library is asked.
+    ///
+    /// # Errors
+    /// Fails if a rank has no GPU or one of another kind, with the same error on all ranks. Fails if a rank
+    /// is lost, or if the ranks have no GPUs.
+    #[cfg(feature = "cuda")]
+    fn devices(
+        &self,
+        _first: usize,
+        _cuda_aware: Option<bool>,
+    ) -> Result<Rc<dyn DeviceTransport>, TransportError> {
+        Err(TransportError::Joining(format!("ranks over {} have no GPUs", self.name())))
     }
 
     /// Exchanges buffers of any size between all ranks (all-to-all). `parcels` `[L][R]` contains a buffer for
@@ -250,6 +290,9 @@ pub enum TransportError {
     /// The group could not be formed.
     #[error("{0}")]
     Joining(String),
+    /// Ranks cannot run together, for a reason that all ranks have found.
+    #[error("{0}")]
+    Refused(String),
     /// A library call failed.
     #[error("{call} failed: {reason}")]
     Library {
@@ -261,6 +304,17 @@ pub enum TransportError {
 }
 
 impl TransportError {
+    /// Returns whether all ranks of a job have this error, so that one message is enough.
+    pub fn is_common(&self) -> bool {
+        matches!(
+            self,
+            TransportError::Differ { .. }
+                | TransportError::Ranks { .. }
+                | TransportError::Joining(_)
+                | TransportError::Refused(_)
+        )
+    }
+
     /// Returns the error for a message to a rank that is in no other process. This is a defect of this
     /// program.
     pub(crate) fn no_process(call: &'static str, rank: usize) -> Self {

@@ -7,6 +7,7 @@ use evenkeel::place::Placement;
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// The purpose of transferred bytes.
@@ -89,7 +90,7 @@ impl TrafficStats {
 /// One process's end of a transport: the ranks of this process, and the way to those of other processes.
 #[derive(Debug)]
 pub struct ProcessGroup {
-    transport: Box<dyn Transport>,
+    transport: Rc<dyn Transport>,
     cluster: Cluster,
     at: Cell<(Option<u64>, Option<usize>)>,
     tally: RefCell<TrafficStats>,
@@ -101,7 +102,7 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// Fails if they differ in their number of ranks.
-    pub fn new(transport: Box<dyn Transport>, cluster: Cluster) -> Result<Self, TransportError> {
+    pub fn new(transport: Rc<dyn Transport>, cluster: Cluster) -> Result<Self, TransportError> {
         let (given, expected) = (transport.ranks(), cluster.ranks());
         if given != expected {
             return Err(TransportError::Ranks { given, expected });
@@ -111,10 +112,10 @@ impl ProcessGroup {
 
     /// Creates a group whose ranks are all in this process.
     pub fn local(cluster: Cluster) -> Self {
-        Self::connect(Box::new(LocalTransport::new(cluster.ranks())), cluster)
+        Self::connect(Rc::new(LocalTransport::new(cluster.ranks())), cluster)
     }
 
-    fn connect(transport: Box<dyn Transport>, cluster: Cluster) -> Self {
+    fn connect(transport: Rc<dyn Transport>, cluster: Cluster) -> Self {
         Self { transport, cluster, at: Cell::default(), tally: RefCell::default(), numbers: Cell::new(0) }
     }
 

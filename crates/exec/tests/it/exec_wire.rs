@@ -16,7 +16,7 @@ use evenkeel_exec::router::{Capacity, Overflow, Router};
 use evenkeel_exec::run::{ExecRun, RunReplan, RunReport};
 use evenkeel_exec::transport::{Distance, ProcessGroup, Purpose, ThreadTransport, TransportError};
 use evenkeel_exec::weights::{Dtype, RandomWeights};
-use evenkeel_exec::{Aggregate, Backend, ExecConfig, ExecError, RoutingSource};
+use evenkeel_exec::{Aggregate, Backend as _, ExecConfig, ExecError, RoutingSource};
 use proptest::prelude::*;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ fn ranks<T: Send>(
     std::thread::scope(|scope| {
         let work = &work;
         let start = |rank: ThreadTransport| {
-            scope.spawn(move || work(Rc::new(ProcessGroup::new(Box::new(rank), cluster).unwrap())))
+            scope.spawn(move || work(Rc::new(ProcessGroup::new(Rc::new(rank), cluster).unwrap())))
         };
         let threads: Vec<_> = group.into_iter().map(start).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -81,18 +81,13 @@ fn as_in_one_memory(config: &ExecConfig, policy: &str, tokens: usize, chunks: &[
         compare: true,
         exec: config.clone(),
     };
-    let profile = run.profile_loads(0..3, &()).unwrap();
-    let expected = run.on_cpu(run.place_layers(&profile, &[0, 1], 0..3).unwrap(), &()).unwrap();
+    let local = Rc::new(ProcessGroup::local(cluster));
+    let expected = run.on_cpu(&local, CpuOptions::default(), 0..3, &()).unwrap();
     assert!(expected.check.unwrap().within_bounds(dtype), "{model}: {:?}", expected.check);
     assert!(expected.matches_prediction());
-    let place = |plain: &mut dyn Backend| -> Result<Vec<Placement>, ExecError> {
-        run.place_layers(&run.profile_on(plain, 0..3, &())?, &[0, 1], 0..3)
-    };
     for &chunks in chunks {
         let options = CpuOptions { verify_splits: true, chunks };
-        for outcome in
-            ranks(cluster, PATIENCE, |wire| run.on_communicator(&wire, options, place, &()).unwrap())
-        {
+        for outcome in ranks(cluster, PATIENCE, |group| run.on_cpu(&group, options, 0..3, &()).unwrap()) {
             assert_eq!(found(&outcome), found(&expected), "{model}, {chunks} chunks");
         }
     }
@@ -141,10 +136,10 @@ proptest! {
 /// run has three steps of two layers.
 fn far(config: &ExecConfig, chunks: usize, purpose: Purpose) -> [u64; 2] {
     let placements = || vec![placement(10, &config.cluster, 1), placement(10, &config.cluster, 3)];
-    let sent = ranks(config.cluster, PATIENCE, |wire| {
+    let sent = ranks(config.cluster, PATIENCE, |group| {
         let options = CpuOptions { verify_splits: false, chunks };
-        said(&wire, config.clone(), placements(), options).unwrap();
-        wire.traffic_stats().bytes[purpose as usize]
+        said(&group, config.clone(), placements(), options).unwrap();
+        group.traffic_stats().bytes[purpose as usize]
     });
     [Distance::Node, Distance::Cluster].map(|reach| sent.iter().map(|bytes| bytes[reach as usize]).sum())
 }
@@ -175,6 +170,27 @@ fn one_copy_per_node_crosses_and_one_row_comes_back() {
     }
 }
 
+#[test]
+fn one_process_counts_the_traffic_of_many() {
+    let cluster = Cluster::new(4, 2, 10, 6).unwrap();
+    let config = config(small("qwen3-30b-a3b", 10, 3), cluster, Router::TopkSoftmax, Dtype::Bf16);
+    let placements = || vec![placement(10, &cluster, 1), placement(10, &cluster, 3)];
+    for aggregate in Aggregate::ALL {
+        let config = ExecConfig { aggregate, ..config.clone() };
+        let local = Rc::new(ProcessGroup::local(cluster));
+        said(&local, config.clone(), placements(), CpuOptions::default()).unwrap();
+        let many = ranks(cluster, PATIENCE, |group| {
+            said(&group, config.clone(), placements(), CpuOptions::default()).unwrap();
+            group.traffic_stats()
+        });
+        for purpose in [Purpose::Counts, Purpose::Dispatch, Purpose::Combine] {
+            let of_many: [u64; 3] = Distance::ALL
+                .map(|reach| many.iter().map(|stats| stats.bytes[purpose as usize][reach as usize]).sum());
+            assert_eq!(local.traffic_stats().bytes[purpose as usize], of_many, "{aggregate} {purpose:?}");
+        }
+    }
+}
+
 /// Returns the tokens of a step of four ranks.
 fn said_tokens(at: u64) -> Vec<Vec<f32>> {
     tokens(64, &[3, 2, 5, 1], at)
@@ -182,13 +198,13 @@ fn said_tokens(at: u64) -> Vec<Vec<f32>> {
 
 /// Runs three steps of two layers as one rank. Returns its error, if any.
 fn said(
-    wire: &Rc<ProcessGroup>,
+    group: &Rc<ProcessGroup>,
     config: ExecConfig,
     placements: Vec<Placement>,
     options: CpuOptions,
 ) -> Result<(), ExecError> {
     let source = weights(&config);
-    let mut peer = Cpu::join(config, &source, placements, Rc::clone(wire), options)?;
+    let mut peer = Cpu::join(config, &source, placements, Rc::clone(group), options)?;
     for at in 0..3 {
         let mut x = said_tokens(at);
         (0..4).filter(|&rank| !peer.is_local(rank)).for_each(|rank| x[rank].clear());
@@ -202,8 +218,8 @@ fn a_rank_with_another_plan_is_named_by_all() {
     let cluster = Cluster::new(4, 1, 10, 6).unwrap();
     let config = config(small("qwen3-30b-a3b", 10, 3), cluster, Router::TopkSoftmax, Dtype::F32);
     let of = |seed| vec![placement(10, &cluster, 1), placement(10, &cluster, seed)];
-    for error in ranks(cluster, PATIENCE, |wire| {
-        said(&wire, config.clone(), of(if wire.rank() == 2 { 9 } else { 3 }), CpuOptions::default())
+    for error in ranks(cluster, PATIENCE, |group| {
+        said(&group, config.clone(), of(if group.rank() == 2 { 9 } else { 3 }), CpuOptions::default())
             .unwrap_err()
     }) {
         assert!(
@@ -214,9 +230,9 @@ fn a_rank_with_another_plan_is_named_by_all() {
     }
     // Another split of the same counts on the same placement, which only the proof detects.
     let other = |rank| Some(if rank == 3 { SplitMethod::Even } else { SplitMethod::Exact });
-    for error in ranks(cluster, PATIENCE, |wire| {
-        let config = ExecConfig { method: other(wire.rank()), ..config.clone() };
-        said(&wire, config, of(3), CpuOptions { verify_splits: true, chunks: 1 }).unwrap_err()
+    for error in ranks(cluster, PATIENCE, |group| {
+        let config = ExecConfig { method: other(group.rank()), ..config.clone() };
+        said(&group, config, of(3), CpuOptions { verify_splits: true, chunks: 1 }).unwrap_err()
     }) {
         let ExecError::Transport(TransportError::Differ { what, ranks, at }) = &error else {
             unreachable!("{error}")
@@ -231,15 +247,15 @@ fn a_rank_that_is_gone_is_named() {
     let cluster = Cluster::new(4, 1, 10, 6).unwrap();
     let config = config(small("qwen3-30b-a3b", 10, 3), cluster, Router::TopkSoftmax, Dtype::F32);
     let of = || vec![placement(10, &cluster, 1), placement(10, &cluster, 3)];
-    let all = ranks(cluster, Duration::from_millis(500), |wire| {
-        if wire.rank() == 1 {
+    let all = ranks(cluster, Duration::from_millis(500), |group| {
+        if group.rank() == 1 {
             return None;
         }
-        Some(said(&wire, config.clone(), of(), CpuOptions::default()).unwrap_err().to_string())
+        Some(said(&group, config.clone(), of(), CpuOptions::default()).unwrap_err().to_string())
     });
     assert!(all.iter().flatten().any(|error| error.contains("rank 1 does not answer")), "{all:?}");
     assert_eq!(all.iter().flatten().count(), 3);
     let alone = ThreadTransport::create_group(3, PATIENCE).remove(0);
-    let error = ProcessGroup::new(Box::new(alone), cluster).unwrap_err();
+    let error = ProcessGroup::new(Rc::new(alone), cluster).unwrap_err();
     assert!(error.to_string().contains("3 processes were started for 4 ranks"), "{error}");
 }

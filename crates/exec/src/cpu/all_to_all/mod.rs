@@ -201,45 +201,48 @@ impl<'a> AllToAll<'a> {
         Ok(())
     }
 
-    /// Returns the part of a chunk for a rank of this group. A rank of this process gets the send buffer
-    /// itself, with the first chunk.
+    /// Returns the part of a chunk for a rank of this group: own tokens, and those of every source whose
+    /// gateway this rank is, by group. It is empty if the rank gets no tokens in any chunk.
     fn part_for_rank(&mut self, to: usize, chunk: usize) -> Message {
-        if !self.mail.group.is_local(to) {
-            return Message::Encoded(self.encode_for_rank(to, chunk));
-        }
         let (group, index) = self.shape.groups.position_of(to);
+        let own = &self.own[index];
+        // A send buffer that has been moved has spans, but no assignments.
+        let has_tokens =
+            !own.spans.is_empty() || self.relays.iter().flatten().any(|relay| relay.has_tokens_for(index));
+        if !has_tokens {
+            return Message::Encoded(Vec::new());
+        }
+        if !self.mail.group.is_local(to) {
+            return Message::Encoded(self.encode_part(group, index, chunk));
+        }
+        let forwarded = self.encode_forwarded(index, chunk);
         let own = (chunk == 0).then(|| {
             let own = &mut self.own[index];
             let kept = SendBuffer { spans: own.spans.clone(), ..SendBuffer::empty(self.shape.dtype) };
             std::mem::replace(own, kept)
         });
-        let mut forwarded = Vec::new();
-        for other in self.shape.groups.other_groups(group) {
-            if let Some(relay) = &self.relays[other] {
-                relay.encode_chunk(index, chunk, &mut forwarded);
-            }
-        }
         Message::Tokens { own, forwarded }
     }
 
-    /// Encodes the part of a chunk for a rank of this group: tokens of every source whose gateway this rank
-    /// is, by group.
-    fn encode_for_rank(&self, to: usize, chunk: usize) -> Vec<u8> {
-        let (group, to) = self.shape.groups.position_of(to);
-        let own = &self.own[to];
+    /// Encodes the part of a chunk for a rank of another process.
+    fn encode_part(&self, group: usize, index: usize, chunk: usize) -> Vec<u8> {
         let mut out = Vec::new();
-        let any =
-            !own.visits.is_empty() || self.relays.iter().flatten().any(|relay| relay.has_tokens_for(to));
-        if !any {
-            return out;
-        }
         for (at, relay) in self.relays.iter().enumerate() {
             match relay {
-                Some(relay) => relay.encode_chunk(to, chunk, &mut out),
-                None if at == group => codec::encode_chunk(own, chunk, self.shape.hidden, &mut out),
+                Some(relay) => relay.encode_chunk(index, chunk, &mut out),
+                None if at == group => {
+                    codec::encode_chunk(&self.own[index], chunk, self.shape.hidden, &mut out);
+                }
                 None => {}
             }
         }
+        out
+    }
+
+    /// Encodes the tokens of other groups for the rank with an index in this group.
+    fn encode_forwarded(&self, index: usize, chunk: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.relays.iter().flatten().for_each(|relay| relay.encode_chunk(index, chunk, &mut out));
         out
     }
 

@@ -16,7 +16,8 @@ use super::request::MpiRequest;
 use super::{DEVICE_MOVE_TAG, DEVICE_TAG, MpiTransport};
 use crate::transport::gpu_selection::{self, BEFORE_EXCHANGES, OpenGpu, RankHello, joining_error};
 use crate::transport::{
-    CallContext, DeviceOperation, DevicePiece, DeviceTransport, MessageMemory, Transport as _, TransportError,
+    CallContext, DeviceOperation, DevicePiece, DeviceTransport, MessageMemory, Transport as _,
+    TransportError, format_ranks,
 };
 use cudarc::driver::{CudaStream, DriverError, result};
 use evenkeel_cuda::{CudaError, GpuContext, probe_devices};
@@ -32,13 +33,13 @@ const MAX_MESSAGE_BYTES: usize = 1 << 30;
 
 /// One process of an MPI job with its GPU. Clones share the connection.
 #[derive(Clone)]
-pub struct MpiDeviceTransport(Rc<MpiDeviceState>);
+pub(super) struct MpiDeviceTransport(Rc<MpiDeviceState>);
 
 struct MpiDeviceState {
     mpi: MpiTransport,
     device: usize,
     gpu: Arc<GpuContext>,
-    shared: Vec<(String, Vec<usize>)>,
+    notices: Vec<String>,
     memory: MessageMemory,
     /// Exchanges that were begun in the background of the steps.
     begun: RefCell<Vec<DeviceExchange>>,
@@ -113,7 +114,7 @@ fn choose_gpu(devices: usize, first: usize, local: usize) -> Result<usize, CudaE
 impl MpiDeviceTransport {
     /// Returns whether the MPI library reports that it accepts device memory (`MPIX_Query_cuda_support`). A
     /// library without this call does not.
-    pub fn is_cuda_aware() -> bool {
+    fn is_cuda_aware() -> bool {
         #[cfg(unix)]
         {
             // SAFETY: if the symbol exists, it is a function without arguments that returns an int, in every
@@ -129,25 +130,27 @@ impl MpiDeviceTransport {
     }
 
     /// Assigns a GPU to every rank of a job: those from `first` on, in turn to the ranks of each host. All
-    /// ranks must call it. The library receives device addresses if all ranks pass [`Memory::Device`].
+    /// ranks must call it. The library receives device addresses if it takes them on all ranks.
     ///
     /// # Errors
     /// Fails if a rank has no GPU or one of another kind, with the same error on all ranks. Fails if a rank
     /// is lost.
-    pub fn join(mpi: &MpiTransport, first: usize, memory: MessageMemory) -> Result<Self, TransportError> {
+    pub(super) fn join(
+        mpi: &MpiTransport,
+        first: usize,
+        cuda_aware: Option<bool>,
+    ) -> Result<Self, TransportError> {
+        let takes_device_memory = cuda_aware.unwrap_or_else(Self::is_cuda_aware);
         let (rank, ranks, host) = (mpi.rank(), mpi.ranks(), mpi.host());
         let gather = |own: Vec<u8>| mpi.all_to_all_v(BEFORE_EXCHANGES, vec![own; ranks]);
-        let hosts = gather(host.as_bytes().to_vec())?;
+        let hosts = gather(host.clone().into_bytes())?;
         let local = hosts[..rank].iter().filter(|other| **other == hosts[rank]).count();
         let opened = probe_devices()
             .and_then(|devices| choose_gpu(devices.len(), first, local))
             .map_err(joining_error)
             .and_then(|device| gpu_selection::open_gpu(device, ""));
-        let hello = serde_json::to_vec(&(
-            gpu_selection::hello_message(host, &opened),
-            memory == MessageMemory::Device,
-        ))
-        .map_err(joining_error)?;
+        let hello = gpu_selection::hello_message(&host, &opened);
+        let hello = serde_json::to_vec(&(hello, takes_device_memory)).map_err(joining_error)?;
         let read = |(from, bytes): (usize, Vec<u8>)| {
             let reason = "it does not describe the GPU of the rank";
             serde_json::from_slice(&bytes).map_err(|_| TransportError::Malformed {
@@ -161,10 +164,16 @@ impl MpiDeviceTransport {
         let (hellos, aware): (Vec<RankHello>, Vec<bool>) = joined.into_iter().unzip();
         gpu_selection::check_all_joined(&hellos)?;
         gpu_selection::check_same_kind(&hellos)?;
-        let shared = gpu_selection::shared_gpus(&hellos)
-            .into_iter()
-            .map(|(host, ranks)| (host.to_owned(), ranks))
-            .collect();
+        let mut notices = Vec::new();
+        let shared = gpu_selection::shared_gpus(&hellos);
+        if !shared.is_empty() {
+            let of_gpu = |(host, ranks): &(&str, Vec<usize>)| format!("{} of {host}", format_ranks(ranks));
+            let all: Vec<String> = shared.iter().map(of_gpu).collect();
+            notices.push(format!("ranks share a GPU, and wait for each other on it: {}", all.join("; ")));
+        }
+        if cuda_aware == Some(true) && !Self::is_cuda_aware() {
+            notices.push("--cuda-aware yes: the MPI library does not say that it takes device memory".into());
+        }
         let OpenGpu { device, gpu, .. } = opened?;
         let memory =
             if aware.into_iter().all(|aware| aware) { MessageMemory::Device } else { MessageMemory::Staged };
@@ -172,18 +181,12 @@ impl MpiDeviceTransport {
             mpi: mpi.clone(),
             device,
             gpu,
-            shared,
+            notices,
             memory,
             begun: RefCell::default(),
             failed: Cell::new(false),
         };
         Ok(Self(Rc::new(inner)))
-    }
-
-    /// Returns the ranks that share a GPU, with the names of their hosts. The result is the same on all
-    /// ranks.
-    pub fn shared_gpus(&self) -> &[(String, Vec<usize>)] {
-        &self.0.shared
     }
 }
 
@@ -325,6 +328,10 @@ impl DeviceTransport for MpiDeviceTransport {
 
     fn memory(&self) -> MessageMemory {
         self.0.memory
+    }
+
+    fn notices(&self) -> Vec<String> {
+        self.0.notices.clone()
     }
 
     fn is_stream_ordered(&self) -> bool {

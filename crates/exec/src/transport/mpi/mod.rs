@@ -22,9 +22,11 @@ mod request;
 mod roll_files;
 mod watchdog;
 
+#[cfg(feature = "cuda")]
+use super::DeviceTransport;
 use super::{CallContext, Purpose, Transport, TransportError};
 #[cfg(feature = "cuda")]
-pub use device::MpiDeviceTransport;
+use device::MpiDeviceTransport;
 use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::ffi;
@@ -73,7 +75,7 @@ const BEFORE_EXCHANGES: CallContext = CallContext::outside(Purpose::Control);
 pub struct MpiTransport(Rc<MpiProcess>);
 
 struct MpiProcess {
-    /// The library. Only [`MpiTransport::end`] drops it, because that waits for all other ranks.
+    /// The library. Only [`Transport::leave`] drops it, because that waits for all other ranks.
     universe: RefCell<ManuallyDrop<Option<Universe>>>,
     comm: ffi::MPI_Comm,
     rank: usize,
@@ -106,9 +108,9 @@ impl fmt::Debug for MpiTransport {
 
 impl MpiTransport {
     /// Joins the MPI job of this process, as started by `mpirun` or `srun`. Without a launcher the job has
-    /// one rank. A rank that is silent for `timeout` counts as lost. Call [`MpiTransport::meet_ranks`] next.
+    /// one rank. A rank that is silent for `timeout` counts as lost. Call [`Transport::meet`] next.
     ///
-    /// If the library does not return in time, from here or from [`MpiTransport::end`], `stuck` runs on a
+    /// If the library does not return in time, from here or from [`Transport::leave`], `stuck` runs on a
     /// separate thread. It must end the process without calling the library.
     ///
     /// # Errors
@@ -156,64 +158,6 @@ impl MpiTransport {
             moves: RefCell::default(),
             exchanges: RefCell::default(),
         })))
-    }
-
-    /// Returns the name of this process's host.
-    pub fn host(&self) -> &str {
-        &self.0.host
-    }
-
-    /// Meets all other ranks. Call it once, before any other exchange.
-    ///
-    /// # Errors
-    /// Fails if a rank is lost.
-    pub fn meet_ranks(&self) -> Result<(), TransportError> {
-        self.all_to_all_v(BEFORE_EXCHANGES, vec![Vec::new(); self.ranks()])?;
-        if let Some(start) = self.0.start.take() {
-            start.stop();
-        }
-        Ok(())
-    }
-
-    /// Leaves the job, and waits for the other ranks to leave too.
-    ///
-    /// # Errors
-    /// Fails if a rank is lost.
-    pub fn leave_job(&self, at: CallContext) -> Result<(), TransportError> {
-        self.all_to_all_v(at, vec![Vec::new(); self.ranks()])?;
-        let process = &self.0;
-        let end = CallWatchdog::start("MPI_Finalize", process.timeout, &process.ending, &process.stuck)?;
-        drop(process.universe.borrow_mut().take());
-        end.stop();
-        Ok(())
-    }
-
-    /// Gives up after this rank has printed the reason. Notifies all others unless the roll has been called,
-    /// and ends the job even if processes hang. Returns if the launcher is already ending the job; the
-    /// process should exit then.
-    pub fn give_up(&self, why: &str) {
-        let process = &self.0;
-        if !process.has_reported.replace(true) {
-            process.send_report(ROLL_TAG, why);
-            // Gives the other ranks time to report before the launcher ends them.
-            process.collect_answers(Instant::now() + ENDING_GRACE);
-        }
-        process.send_report(LAST_TAG, "");
-        let ending = || process.ending.load(Ordering::Relaxed);
-        // Ending the job also ends ranks that have not reported yet. Such a rank called the roll later than
-        // this one, by at most one waiting time for answers, and then waits equally long.
-        let there = process.answered_ranks.borrow();
-        let all = |said: &RollAnswers| ending() || there.iter().all(|rank| said.contains_key(rank));
-        process.collect_reports(LAST_TAG, Instant::now() + process.grace_period() + ENDING_GRACE, all);
-        // Gives the launcher time to read the output, because it stops reading when all processes have ended.
-        std::thread::sleep(ENDING_GRACE);
-        if !ending() {
-            // SAFETY: the library runs until `end`.
-            #[allow(unsafe_code, reason = "a call into the MPI library")]
-            unsafe {
-                ffi::MPI_Abort(process.comm, 1);
-            }
-        }
     }
 }
 
@@ -380,6 +324,63 @@ impl Transport for MpiTransport {
 
     fn local_ranks(&self) -> Range<usize> {
         self.0.rank..self.0.rank + 1
+    }
+
+    fn host(&self) -> String {
+        self.0.host.clone()
+    }
+
+    fn meet(&self) -> Result<(), TransportError> {
+        self.all_to_all_v(BEFORE_EXCHANGES, vec![Vec::new(); self.ranks()])?;
+        if let Some(start) = self.0.start.take() {
+            start.stop();
+        }
+        Ok(())
+    }
+
+    fn leave(&self, at: CallContext) -> Result<(), TransportError> {
+        self.all_to_all_v(at, vec![Vec::new(); self.ranks()])?;
+        let process = &self.0;
+        let end = CallWatchdog::start("MPI_Finalize", process.timeout, &process.ending, &process.stuck)?;
+        drop(process.universe.borrow_mut().take());
+        end.stop();
+        Ok(())
+    }
+
+    /// Notifies all others unless the roll has been called, and ends the job even if processes hang. Returns
+    /// if the launcher is already ending the job.
+    fn abort(&self, reason: &str) {
+        let process = &self.0;
+        if !process.has_reported.replace(true) {
+            process.send_report(ROLL_TAG, reason);
+            // Gives the other ranks time to report before the launcher ends them.
+            process.collect_answers(Instant::now() + ENDING_GRACE);
+        }
+        process.send_report(LAST_TAG, "");
+        let ending = || process.ending.load(Ordering::Relaxed);
+        // Ending the job also ends ranks that have not reported yet. Such a rank called the roll later than
+        // this one, by at most one waiting time for answers, and then waits equally long.
+        let there = process.answered_ranks.borrow();
+        let all = |said: &RollAnswers| ending() || there.iter().all(|rank| said.contains_key(rank));
+        process.collect_reports(LAST_TAG, Instant::now() + process.grace_period() + ENDING_GRACE, all);
+        // Gives the launcher time to read the output, because it stops reading when all processes have ended.
+        std::thread::sleep(ENDING_GRACE);
+        if !ending() {
+            // SAFETY: the library runs until `leave`.
+            #[allow(unsafe_code, reason = "a call into the MPI library")]
+            unsafe {
+                ffi::MPI_Abort(process.comm, 1);
+            }
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn devices(
+        &self,
+        first: usize,
+        cuda_aware: Option<bool>,
+    ) -> Result<Rc<dyn DeviceTransport>, TransportError> {
+        Ok(Rc::new(MpiDeviceTransport::join(self, first, cuda_aware)?))
     }
 
     fn all_to_all_v(

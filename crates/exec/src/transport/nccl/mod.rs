@@ -126,40 +126,6 @@ impl NcclTransport {
         Ok(Self(Rc::new(process)))
     }
 
-    /// Returns the name of this process's host.
-    pub fn host(&self) -> &str {
-        &self.0.host
-    }
-
-    /// Leaves the job, and waits for the other ranks to leave too.
-    ///
-    /// # Errors
-    /// Fails if a rank is lost.
-    pub fn leave_job(&self, at: CallContext) -> Result<(), TransportError> {
-        let process = &self.0;
-        self.all_to_all_v(at, vec![Vec::new(); self.ranks()])?;
-        for comm in process.communicators() {
-            comm.start_leave();
-            process.wait_until(at, || comm.is_idle())?;
-            comm.destroy();
-        }
-        process.leave_store(LEAVE_TIMEOUT);
-        Ok(())
-    }
-
-    /// Gives up: notifies all others of the reason unless the roll has been called, and aborts all exchanges.
-    /// The process should exit then.
-    pub fn give_up(&self, why: &str) {
-        let process = &self.0;
-        process.communicators().for_each(NcclCommunicator::abort);
-        if !process.has_reported.replace(true) {
-            // If the store is gone, the other ranks know.
-            let _ = process.heartbeat.report_failure(why);
-            std::thread::sleep(NOTICE_TIME);
-        }
-        process.leave_store(process.grace_period() + NOTICE_TIME);
-    }
-
     /// Runs one exchange for [`Transport::all_to_all_v`] and waits for it.
     fn run_exchange(
         &self,
@@ -321,6 +287,39 @@ impl Transport for NcclTransport {
 
     fn local_ranks(&self) -> Range<usize> {
         self.0.launch.rank..self.0.launch.rank + 1
+    }
+
+    fn host(&self) -> String {
+        self.0.host.clone()
+    }
+
+    fn leave(&self, at: CallContext) -> Result<(), TransportError> {
+        let process = &self.0;
+        self.all_to_all_v(at, vec![Vec::new(); self.ranks()])?;
+        for comm in process.communicators() {
+            comm.start_leave();
+            process.wait_until(at, || comm.is_idle())?;
+            comm.destroy();
+        }
+        process.leave_store(LEAVE_TIMEOUT);
+        Ok(())
+    }
+
+    /// Notifies all others of the reason unless the roll has been called, and aborts all exchanges.
+    fn abort(&self, reason: &str) {
+        let process = &self.0;
+        process.communicators().for_each(NcclCommunicator::abort);
+        if !process.has_reported.replace(true) {
+            // If the store is gone, the other ranks know.
+            let _ = process.heartbeat.report_failure(reason);
+            std::thread::sleep(NOTICE_TIME);
+        }
+        process.leave_store(process.grace_period() + NOTICE_TIME);
+    }
+
+    /// Returns the GPUs with which the ranks have joined.
+    fn devices(&self, _: usize, _: Option<bool>) -> Result<Rc<dyn DeviceTransport>, TransportError> {
+        Ok(Rc::new(self.clone()))
     }
 
     fn all_to_all_v(

@@ -1,0 +1,110 @@
+//! Runs on a backend: on all ranks in this process, or on one rank among processes. Every process executes
+//! the run for itself, and all get the same report.
+
+use super::{ExecRun, RunReport, StepProgress};
+use crate::backend::{Backend, ExecConfig};
+use crate::cpu::{Cpu, CpuOptions};
+#[cfg(feature = "cuda")]
+use crate::cuda::{Cuda, CudaOptions};
+use crate::error::ExecError;
+use crate::job::agree_on_result;
+#[cfg(feature = "cuda")]
+use crate::transport::DeviceTransport;
+use crate::transport::ProcessGroup;
+use evenkeel::place::Placement;
+use std::ops::Range;
+use std::rc::Rc;
+
+impl ExecRun<'_> {
+    /// Runs all steps on the CPU, planned on the steps `plan_on`, as the ranks of this process. All processes
+    /// of the group call it with the same run.
+    ///
+    /// # Errors
+    /// Fails as [`ExecRun::run`] and [`Cpu::join`] do, and if a layer cannot be placed.
+    pub fn on_cpu(
+        &self,
+        group: &Rc<ProcessGroup>,
+        options: CpuOptions,
+        plan_on: Range<usize>,
+        progress: &dyn StepProgress,
+    ) -> Result<RunReport, ExecError> {
+        let weights = self.weights.as_ref();
+        self.run_planned(
+            Some(group),
+            (plan_on, progress),
+            |exec, placements| Cpu::join(exec, weights, placements, Rc::clone(group), options),
+            |plain, placements| plain.with_placements(weights, placements, self.exec.method),
+        )
+    }
+
+    /// Runs all steps on GPUs with all ranks in this process, planned on the steps `plan_on`.
+    ///
+    /// # Errors
+    /// Fails as [`ExecRun::run`] and [`Cuda::new`] do, and if a layer cannot be placed.
+    #[cfg(feature = "cuda")]
+    pub fn on_cuda(
+        &self,
+        options: CudaOptions,
+        plan_on: Range<usize>,
+        progress: &dyn StepProgress,
+    ) -> Result<RunReport, ExecError> {
+        let weights = self.weights.as_ref();
+        self.run_planned(
+            None,
+            (plan_on, progress),
+            |exec, placements| Cuda::new(exec, options, weights, placements),
+            |plain, placements| plain.with_placements(weights, placements, self.exec.method),
+        )
+    }
+
+    /// Runs as [`ExecRun::on_cuda`] does, as one rank among processes with a GPU each. `group` and `gpus`
+    /// must belong to the same group.
+    ///
+    /// # Errors
+    /// Fails as [`ExecRun::run`] and [`Cuda::join`] do, and if a layer cannot be placed.
+    #[cfg(feature = "cuda")]
+    pub fn on_devices(
+        &self,
+        (group, gpus): (&Rc<ProcessGroup>, &Rc<dyn DeviceTransport>),
+        options: CudaOptions,
+        verify_splits: bool,
+        plan_on: Range<usize>,
+        progress: &dyn StepProgress,
+    ) -> Result<RunReport, ExecError> {
+        let weights = self.weights.as_ref();
+        let ends = (Rc::clone(group), Rc::clone(gpus));
+        self.run_planned(
+            Some(group),
+            (plan_on, progress),
+            |exec, placements| Cuda::join(exec, options, weights, placements, ends, verify_splits),
+            |plain, placements| plain.with_placements(weights, placements, self.exec.method),
+        )
+    }
+
+    /// Plans and runs all steps. `build` builds a backend, and `replace` another one with other placements
+    /// that shares its weights. The processes of `group` agree on the placements.
+    fn run_planned<B: Backend>(
+        &self,
+        group: Option<&Rc<ProcessGroup>>,
+        (plan_on, progress): (Range<usize>, &dyn StepProgress),
+        build: impl FnOnce(ExecConfig, Vec<Placement>) -> Result<B, ExecError>,
+        replace: impl FnOnce(&B, Vec<Placement>) -> Result<B, ExecError>,
+    ) -> Result<RunReport, ExecError> {
+        let agree = |placements| match group {
+            Some(group) => agree_on_result(group, placements),
+            None => placements,
+        };
+        if let (Some(trace), false) = (self.feed.trace(), self.compare) {
+            // Nothing runs without the plan, so it needs no memory.
+            let placements = agree(self.place_layers(trace, &self.layers, plan_on))?;
+            return self.run(&mut build(self.exec.clone(), placements)?, None, progress);
+        }
+        let contiguous = vec![self.contiguous_placement()?; self.layers.len()];
+        let mut plain = build(ExecConfig { method: None, ..self.exec.clone() }, contiguous)?;
+        let placements = agree(self.first_placements(&mut plain, plan_on, progress))?;
+        let mut planned = replace(&plain, placements)?;
+        // Without a comparison its memory is freed before the run.
+        let mut plain = self.compare.then_some(plain);
+        self.run(&mut planned, plain.as_mut().map(|plain| plain as &mut dyn Backend), progress)
+    }
+}

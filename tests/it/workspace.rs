@@ -34,7 +34,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "evenkeel-cli",
         "evenkeel cuda exec report serve simulate solver trace",
         "anyhow clap clap_complete clap_mangen comfy-table indicatif mpi ratatui rayon serde serde_json sha2 signal-hook strsim \
-         toml toml_parser ureq",
+         thiserror toml toml_parser ureq",
     ),
     ("evenkeel-c", "evenkeel cuda trace", ""),
     ("evenkeel-python", "evenkeel cuda trace", "numpy pyo3 rayon"),

@@ -10,6 +10,7 @@ use evenkeel::trace::Trace;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::str::FromStr;
+use thiserror::Error;
 
 /// Argument of the form `TRACE:WEIGHT`, `TRACE:WEIGHT:decode=N` or `TRACE:WEIGHT:prefill=N`.
 #[derive(Debug, Clone)]
@@ -26,28 +27,35 @@ enum BatchSize {
     Prefill(usize),
 }
 
-impl FromStr for BlendSpec {
-    type Err = String;
+/// Error of text that names no trace with its weight.
+#[derive(Debug, Clone, Copy, PartialEq, Error)]
+pub(crate) enum BlendSpecError {
+    #[error("expected TRACE:WEIGHT, TRACE:WEIGHT:decode=REQUESTS or TRACE:WEIGHT:prefill=TOKENS")]
+    Form,
+    #[error("a weight of {0}: {form}", form = BlendSpecError::Form)]
+    Weight(f64),
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || {
-            "expected TRACE:WEIGHT, TRACE:WEIGHT:decode=REQUESTS or TRACE:WEIGHT:prefill=TOKENS".to_owned()
-        };
-        let (rest, batches) = match text.rsplit_once(':').ok_or_else(expected)? {
+impl FromStr for BlendSpec {
+    type Err = BlendSpecError;
+
+    fn from_str(text: &str) -> Result<Self, BlendSpecError> {
+        let expected = |_| BlendSpecError::Form;
+        let (rest, batches) = match text.rsplit_once(':').ok_or(BlendSpecError::Form)? {
             (rest, last) if last.contains('=') => {
                 let batches = match last.split_once('=') {
-                    Some(("decode", n)) => BatchSize::Decode(n.parse().map_err(|_| expected())?),
-                    Some(("prefill", n)) => BatchSize::Prefill(n.parse().map_err(|_| expected())?),
-                    _ => return Err(expected()),
+                    Some(("decode", n)) => BatchSize::Decode(n.parse().map_err(expected)?),
+                    Some(("prefill", n)) => BatchSize::Prefill(n.parse().map_err(expected)?),
+                    _ => return Err(BlendSpecError::Form),
                 };
                 (rest, Some(batches))
             }
             _ => (text, None),
         };
-        let (path, weight) = rest.rsplit_once(':').ok_or_else(expected)?;
-        let weight: f64 = weight.parse().map_err(|_| expected())?;
+        let (path, weight) = rest.rsplit_once(':').ok_or(BlendSpecError::Form)?;
+        let weight: f64 = weight.parse().map_err(|_| BlendSpecError::Form)?;
         if !(weight > 0.0 && weight <= 1e6) || path.is_empty() {
-            return Err(format!("a weight of {weight}: {}", expected()));
+            return Err(BlendSpecError::Weight(weight));
         }
         Ok(BlendSpec { path: path.into(), weight, batches })
     }

@@ -2,9 +2,10 @@
 
 use anyhow::Context as _;
 use clap::Args;
-use evenkeel::gpu::GpuSpec;
-use evenkeel::model::MoeModel;
+use evenkeel::gpu::{GpuSpec, UnknownGpu};
+use evenkeel::model::{MoeModel, UnknownModel};
 use std::str::FromStr;
+use thiserror::Error;
 
 /// Argument of the form `MODEL,GPU`.
 #[derive(Debug, Clone, Copy)]
@@ -13,15 +14,23 @@ pub(crate) struct ModelOnGpu {
     pub(crate) gpu: GpuSpec,
 }
 
-impl FromStr for ModelOnGpu {
-    type Err = String;
+/// Error of text that names no model, or no model on a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum ModelOnGpuError {
+    #[error("expected MODEL,GPU, as in deepseek-v3,h100")]
+    MissingGpu,
+    #[error(transparent)]
+    Model(#[from] UnknownModel),
+    #[error(transparent)]
+    Gpu(#[from] UnknownGpu),
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (model, gpu) = text.split_once(',').ok_or("expected MODEL,GPU, as in deepseek-v3,h100")?;
-        Ok(Self {
-            model: model.trim().parse().map_err(|e: evenkeel::model::UnknownModel| e.to_string())?,
-            gpu: gpu.trim().parse().map_err(|e: evenkeel::gpu::UnknownGpu| e.to_string())?,
-        })
+impl FromStr for ModelOnGpu {
+    type Err = ModelOnGpuError;
+
+    fn from_str(text: &str) -> Result<Self, ModelOnGpuError> {
+        let (model, gpu) = text.split_once(',').ok_or(ModelOnGpuError::MissingGpu)?;
+        Ok(Self { model: model.trim().parse()?, gpu: gpu.trim().parse()? })
     }
 }
 
@@ -42,15 +51,14 @@ impl ModelMaybeOnGpu {
 }
 
 impl FromStr for ModelMaybeOnGpu {
-    type Err = String;
+    type Err = ModelOnGpuError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ModelOnGpuError> {
         if text.contains(',') {
             let ModelOnGpu { model, gpu } = text.parse()?;
             return Ok(Self { model, gpu: Some(gpu) });
         }
-        let model = text.trim().parse().map_err(|e: evenkeel::model::UnknownModel| e.to_string())?;
-        Ok(Self { model, gpu: None })
+        Ok(Self { model: text.trim().parse()?, gpu: None })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The model, GPU and link that determine the price of a move, from the command line.
 
-use crate::args::model::ModelMaybeOnGpu;
+use crate::args::model::{ModelMaybeOnGpu, ModelOnGpuError};
 use clap::Args;
 use evenkeel_serve::ModelSpec;
 use serde_json::{Value, json};
@@ -33,9 +33,9 @@ struct ModelNames {
 }
 
 impl FromStr for ModelNames {
-    type Err = String;
+    type Err = ModelOnGpuError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ModelOnGpuError> {
         ModelMaybeOnGpu::from_str(text)?;
         let (model, gpu) = text.split_once(',').map_or((text, None), |(model, gpu)| (model, Some(gpu)));
         Ok(Self { model: model.trim().into(), gpu: gpu.map(|gpu| gpu.trim().into()) })

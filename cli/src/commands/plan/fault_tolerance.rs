@@ -6,20 +6,25 @@ use evenkeel::plan::Plan;
 use evenkeel::trace::Trace;
 use serde_json::{Value, json};
 use std::str::FromStr;
+use thiserror::Error;
 
 /// Argument of the form `1` or `best`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RankLossTarget(pub(crate) Coverage);
 
-impl FromStr for RankLossTarget {
-    type Err = String;
+/// Error of text that is no [`RankLossTarget`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("expected 1 (every expert survives the loss of any one rank) or best (the heaviest do)")]
+pub(crate) struct RankLossTargetError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for RankLossTarget {
+    type Err = RankLossTargetError;
+
+    fn from_str(text: &str) -> Result<Self, RankLossTargetError> {
         match text {
             "1" => Ok(RankLossTarget(Coverage::All)),
             "best" => Ok(RankLossTarget(Coverage::Heaviest)),
-            _ => Err("expected 1 (every expert survives the loss of any one rank) or best (the heaviest do)"
-                .into()),
+            _ => Err(RankLossTargetError),
         }
     }
 }

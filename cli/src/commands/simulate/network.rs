@@ -6,7 +6,7 @@ use crate::output::{Output, StderrBar};
 use crate::render::table::render_table;
 use anyhow::{Context as _, bail};
 use clap::Args;
-use evenkeel::cluster::Network;
+use evenkeel::cluster::{Network, NetworkError};
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::{MoeModel, Precision};
 use evenkeel::split::{Roofline, expert_roofline};
@@ -14,33 +14,46 @@ use evenkeel::trace::{TokenTrace, Trace};
 use evenkeel_exec::calibrate;
 use evenkeel_simulate::SimulationResult;
 use evenkeel_simulate::network::{
-    PredictionInput, RowAggregation, RowBytes, RowFormat, StepCostModel, StepPrediction, predict_steps,
+    PredictionInput, RowAggregation, RowBytes, RowFormat, StepCostModel, StepPrediction, UnknownRowFormat,
+    predict_steps,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use thiserror::Error;
 
 /// A preset, or a network that was read from a file.
 #[derive(Debug, Clone)]
 struct NetworkSource(Network);
 
-impl FromStr for NetworkSource {
-    type Err = String;
+/// Error of text that names no network.
+#[derive(Debug, Error)]
+enum NetworkSourceError {
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error("{file}: {error}")]
+    Unreadable { file: String, error: std::io::Error },
+    #[error("{file}: {error}")]
+    File { file: String, error: NetworkError },
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for NetworkSource {
+    type Err = NetworkSourceError;
+
+    fn from_str(text: &str) -> Result<Self, NetworkSourceError> {
         let (file, settings) = match text.split_once(',') {
             Some((file, settings)) => (file, Some(settings)),
             None => (text, None),
         };
         if !(Path::new(file).extension().is_some_and(|end| end == "json") || file.contains('/')) {
-            return Ok(Self(
-                text.parse().map_err(|error: evenkeel::cluster::NetworkError| error.to_string())?,
-            ));
+            return Ok(Self(text.parse()?));
         }
-        let text = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
-        let network = Network::from_json(&text).map_err(|error| format!("{file}: {error}"))?;
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| NetworkSourceError::Unreadable { file: file.into(), error })?;
+        let network = Network::from_json(&text)
+            .map_err(|error| NetworkSourceError::File { file: file.into(), error })?;
         let network = match settings {
-            Some(settings) => network.with_settings(settings).map_err(|error| error.to_string())?,
+            Some(settings) => network.with_settings(settings)?,
             None => network,
         };
         Ok(Self(network))
@@ -52,9 +65,9 @@ impl FromStr for NetworkSource {
 struct RowFormats([RowFormat; 2]);
 
 impl FromStr for RowFormats {
-    type Err = String;
+    type Err = UnknownRowFormat;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, UnknownRowFormat> {
         let (dispatch, combine) = text.split_once(',').unwrap_or((text, text));
         Ok(Self([dispatch.trim().parse()?, combine.trim().parse()?]))
     }

@@ -1,7 +1,7 @@
 //! `evenkeel simulate objective`: measures splits by another objective than tokens.
 
 use super::comparison::{Comparison, ComparisonSpec, StudyArgs};
-use crate::args::model::{ModelArgs, ModelOnGpu};
+use crate::args::model::{ModelArgs, ModelOnGpu, ModelOnGpuError};
 use crate::output::Output;
 use crate::render::table::render_table;
 use anyhow::bail;
@@ -11,6 +11,7 @@ use evenkeel_exec::calibrate;
 use evenkeel_simulate::{ObjectiveRow, SimulationResult, SplitAim, evaluate_objective};
 use serde_json::{Value, json};
 use std::str::FromStr;
+use thiserror::Error;
 
 /// Argument of the form `tokens`, `tiles:BM`, `active`, `roofline:MODEL,GPU` or `roofline:FILE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,36 +20,46 @@ struct CostSpec {
     cost: Cost,
 }
 
-impl FromStr for CostSpec {
-    type Err = String;
+/// Error of text that names no cost.
+#[derive(Debug, Error)]
+enum CostSpecError {
+    #[error("tiles of \"{0}\" tokens: expected a number from 1")]
+    Tile(String),
+    #[error(transparent)]
+    ModelOnGpu(#[from] ModelOnGpuError),
+    #[error("{file}: {error}; expected MODEL,GPU or a file of `calibrate experts`")]
+    Unreadable { file: String, error: std::io::Error },
+    #[error("{file}: {reason}")]
+    Roofline { file: String, reason: String },
+    #[error("expected tokens, tiles:TOKENS, active, roofline:MODEL,GPU or roofline:FILE")]
+    Form,
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for CostSpec {
+    type Err = CostSpecError;
+
+    fn from_str(text: &str) -> Result<Self, CostSpecError> {
         let cost = match text.split_once(':') {
             None if text == "tokens" => Cost::Tokens,
             None if text == "active" => Cost::Active,
             None if text == "tiles" => Cost::Tiles(TILE_TOKENS),
             Some(("tiles", tile)) => match tile.parse() {
                 Ok(tile) if tile > 0 => Cost::Tiles(tile),
-                _ => return Err(format!("tiles of \"{tile}\" tokens: expected a number from 1")),
+                _ => return Err(CostSpecError::Tile(tile.into())),
             },
             Some(("roofline", on)) if on.contains(',') => {
                 let on: ModelOnGpu = on.parse()?;
                 Cost::Roofline(expert_roofline(&on.model, &on.gpu))
             }
             Some(("roofline", file)) => {
-                let text = std::fs::read_to_string(file).map_err(|error| {
-                    format!("{file}: {error}; expected MODEL,GPU or a file of `calibrate experts`")
-                })?;
+                let text = std::fs::read_to_string(file)
+                    .map_err(|error| CostSpecError::Unreadable { file: file.into(), error })?;
+                let roofline = calibrate::RooflineFile::parse_roofline(&text);
                 Cost::Roofline(
-                    calibrate::RooflineFile::parse_roofline(&text)
-                        .map_err(|error| format!("{file}: {error}"))?,
+                    roofline.map_err(|reason| CostSpecError::Roofline { file: file.into(), reason })?,
                 )
             }
-            _ => {
-                return Err(
-                    "expected tokens, tiles:TOKENS, active, roofline:MODEL,GPU or roofline:FILE".into()
-                );
-            }
+            _ => return Err(CostSpecError::Form),
         };
         Ok(CostSpec { name: text.into(), cost })
     }

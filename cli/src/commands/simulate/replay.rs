@@ -13,6 +13,7 @@ use evenkeel_simulate::{ReplanSchedule, ReplayOptions, ReplayRow, is_pareto_opti
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::str::FromStr;
+use thiserror::Error;
 
 /// Re-plan every K judged steps along the trace, and count the moves
 ///
@@ -71,14 +72,19 @@ enum WindowLength {
     Auto,
 }
 
-impl FromStr for WindowLength {
-    type Err = String;
+/// Error of text that is no [`WindowLength`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("expected a number of steps from 1 on, or auto")]
+struct WindowLengthError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for WindowLength {
+    type Err = WindowLengthError;
+
+    fn from_str(text: &str) -> Result<Self, WindowLengthError> {
         match (text, text.parse()) {
             ("auto", _) => Ok(WindowLength::Auto),
             (_, Ok(steps)) if steps > 0 => Ok(WindowLength::Steps(steps)),
-            _ => Err("expected a number of steps from 1 on, or auto".into()),
+            _ => Err(WindowLengthError),
         }
     }
 }

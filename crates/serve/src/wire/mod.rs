@@ -14,7 +14,7 @@ pub(crate) mod status;
 
 pub use decision::{CopyStatus, Decision, DecisionOutcome, HistoryPoint, Imbalances, MoveRecord, Trigger};
 pub use loads::{Loads, LoadsBody, LoadsError, MAX_POSTED_STEPS, StepBody, StepLoads, counts_digest};
-pub use phase::Phase;
+pub use phase::{Phase, UnknownPhase};
 pub use receipt::{Receipt, Refusal};
 pub use status::{
     HeatLayer, HotExpert, LayerPreview, ModelList, ModelStatus, PhaseHistory, PhaseStatus, PhaseView,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+use thiserror::Error;
 use utoipa::ToSchema;
 
 /// The phase of serving from which loads come. Each phase has its own history, decisions and plan.
@@ -50,11 +51,16 @@ impl fmt::Display for Phase {
     }
 }
 
-impl FromStr for Phase {
-    type Err = String;
+/// Error of an unknown name of a [`Phase`].
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("unknown phase `{0}`: expected all, prefill or decode")]
+pub struct UnknownPhase(String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for Phase {
+    type Err = UnknownPhase;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPhase> {
         let found = Self::ALL.into_iter().find(|phase| phase.name() == text);
-        found.ok_or_else(|| format!("unknown phase `{text}`: expected all, prefill or decode"))
+        found.ok_or_else(|| UnknownPhase(text.to_owned()))
     }
 }

@@ -9,6 +9,7 @@ use super::traffic::{RankFlow, RowAggregation, RowTraffic, TrafficFlow};
 use evenkeel::cluster::{Cluster, LinkParameters, Network};
 use evenkeel::split::Roofline;
 use std::str::FromStr;
+use thiserror::Error;
 
 /// The number format of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,15 +33,20 @@ impl RowFormat {
     }
 }
 
-impl FromStr for RowFormat {
-    type Err = String;
+/// Error of an unknown name of a [`RowFormat`].
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("\"{0}\": expected fp8, bf16 or f32")]
+pub struct UnknownRowFormat(String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for RowFormat {
+    type Err = UnknownRowFormat;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRowFormat> {
         match text {
             "fp8" => Ok(RowFormat::Fp8),
             "bf16" => Ok(RowFormat::Bf16),
             "f32" => Ok(RowFormat::F32),
-            _ => Err(format!("\"{text}\": expected fp8, bf16 or f32")),
+            _ => Err(UnknownRowFormat(text.to_owned())),
         }
     }
 }

@@ -11,9 +11,9 @@ mod expected_traffic;
 mod routing_model;
 mod traffic;
 
-pub use cost_model::{LayerTime, RowBytes, RowFormat, StepCostModel};
+pub use cost_model::{LayerTime, RowBytes, RowFormat, StepCostModel, UnknownRowFormat};
 pub use routing_model::RoutingModel;
-pub use traffic::{RankFlow, RowAggregation, RowTraffic, TrafficFlow};
+pub use traffic::{RankFlow, RowAggregation, RowTraffic, TrafficFlow, UnknownRowAggregation};
 
 use super::locality::{count_experts, split_by_source};
 use super::{SimulationConfig, SimulationResult};

@@ -9,6 +9,7 @@ use std::fmt;
 use std::iter::Sum;
 use std::ops::AddAssign;
 use std::str::FromStr;
+use thiserror::Error;
 
 /// The number of times that a token's row is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,14 +33,20 @@ impl fmt::Display for RowAggregation {
     }
 }
 
-impl FromStr for RowAggregation {
-    type Err = String;
+/// Error of an unknown name of a [`RowAggregation`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("expected visit, rank or node")]
+#[non_exhaustive]
+pub struct UnknownRowAggregation;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for RowAggregation {
+    type Err = UnknownRowAggregation;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRowAggregation> {
         [Self::Visit, Self::Rank, Self::Node]
             .into_iter()
             .find(|one| one.to_string() == text)
-            .ok_or_else(|| "expected visit, rank or node".into())
+            .ok_or(UnknownRowAggregation)
     }
 }
 

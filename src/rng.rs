@@ -46,8 +46,13 @@ impl SeededRng {
         ((((zeros + 1) << 16) - after) * 45_426) >> 16
     }
 
+    /// Draws a standard normal. It consumes two uniform numbers.
+    pub fn draw_normal(&mut self) -> f64 {
+        self.draw_normal_pair().0
+    }
+
     /// Draws two independent standard normals by the method of Box and Muller.
-    pub fn draw_normals(&mut self) -> (f64, f64) {
+    fn draw_normal_pair(&mut self) -> (f64, f64) {
         let radius = (-2.0 * self.draw_uniform().ln()).sqrt();
         let angle = std::f64::consts::TAU * self.draw_uniform();
         (radius * angle.cos(), radius * angle.sin())
@@ -56,7 +61,7 @@ impl SeededRng {
     /// Fills `out` with standard normals.
     pub fn fill_normal(&mut self, out: &mut [f64]) {
         for pair in out.chunks_mut(2) {
-            let (first, second) = self.draw_normals();
+            let (first, second) = self.draw_normal_pair();
             pair[0] = first;
             if let Some(slot) = pair.get_mut(1) {
                 *slot = second;

@@ -14,7 +14,7 @@ use evenkeel::forecast::History;
 use evenkeel::place::{self, PlaceRequest};
 use evenkeel::trace::Trace;
 use evenkeel_solver::Problem;
-use evenkeel_solver::bench::corpus::{BatchSeries, LoadLaw, SIZES};
+use evenkeel_solver::bench::corpus::{BatchSeries, CorpusSize, LoadLaw, SIZES};
 use evenkeel_solver::bench::measure::{MeasurementRow, TimedSolver, list_absent_solvers, measure_solver};
 use evenkeel_trace::{Batching, LayerSet, ReadOptions, RequestOrder};
 use serde_json::json;
@@ -110,8 +110,8 @@ fn main() -> anyhow::Result<()> {
                 None if solver.is_present() => {
                     eprintln!(
                         "note: {}x{}: {} does not support this placement",
-                        size.0,
-                        size.1,
+                        size.ranks,
+                        size.slots,
                         solver.name()
                     );
                 }
@@ -132,14 +132,14 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Ranks and redundant slots per rank, with the batches to time on them.
-type TimedSize = ((usize, usize), Vec<BatchSeries>);
+type TimedSize = (CorpusSize, Vec<BatchSeries>);
 
 fn sizes(args: &SplitArgs) -> anyhow::Result<Vec<TimedSize>> {
     let mut sizes = Vec::new();
     if args.traces.is_empty() {
         for size in SIZES {
             // A corpus has eight series per size.
-            sizes.push(((size.ranks, size.slots), size.build_corpus(args.batches.div_ceil(8).max(1))?));
+            sizes.push((size, size.build_corpus(args.batches.div_ceil(8).max(1))?));
         }
         return Ok(sizes);
     }
@@ -149,7 +149,8 @@ fn sizes(args: &SplitArgs) -> anyhow::Result<Vec<TimedSize>> {
         for &slots in &args.redundant {
             let cluster = Cluster::new(ranks, 1, trace.experts(), ranks * slots)?;
             let policy = place::policy(&args.policy, 1, &cluster)?;
-            sizes.push(((ranks, slots), trace_batches(&trace, &cluster, policy.as_ref(), args.batches)?));
+            let corpus = trace_batches(&trace, &cluster, policy.as_ref(), args.batches)?;
+            sizes.push((CorpusSize { ranks, slots }, corpus));
         }
     }
     Ok(sizes)

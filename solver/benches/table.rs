@@ -18,7 +18,7 @@ fn main() -> Result<(), evenkeel_solver::SolverError> {
         let corpus = size.build_corpus(24)?;
         for solver in TimedSolver::ALL {
             let patience = Duration::from_secs(3);
-            let Some(row) = measure_solver((size.ranks, size.slots), &corpus, solver, patience)? else {
+            let Some(row) = measure_solver(size, &corpus, solver, patience)? else {
                 continue;
             };
             println!(

@@ -4,7 +4,7 @@ mod network;
 mod presets;
 
 pub use network::{LinkParameters, NETWORK_FORMAT, Network, NetworkError};
-pub use presets::{LinkPreset, PRESETS, SYSTEMS};
+pub use presets::{LinkPreset, PRESETS, SYSTEMS, SystemPreset};
 
 use thiserror::Error;
 

@@ -54,7 +54,7 @@ pub enum NetworkError {
     #[error(
         "unknown network \"{0}\": expected a system ({systems}), NODE+CROSS of {links}, or a file of \
          `evenkeel calibrate network`",
-        systems = SYSTEMS.map(|(name, ..)| name).join(", "),
+        systems = SYSTEMS.map(|system| system.name).join(", "),
         links = PRESETS.map(|preset| preset.name).join(", ")
     )]
     Unknown(String),
@@ -188,8 +188,8 @@ impl FromStr for Network {
             None => (text.trim(), None),
         };
         let unknown = || NetworkError::Unknown(name.to_owned());
-        let system = SYSTEMS.into_iter().find(|(system, ..)| *system == name);
-        let links = system.map(|(_, node, cross)| (node, cross)).or_else(|| name.split_once('+'));
+        let system = SYSTEMS.into_iter().find(|system| system.name == name);
+        let links = system.map(|system| (system.node, system.cross)).or_else(|| name.split_once('+'));
         let (node, cross) = links.ok_or_else(unknown)?;
         let find = |link: &str| PRESETS.into_iter().find(|preset| preset.name == link).ok_or_else(unknown);
         let (node, cross): (LinkPreset, LinkPreset) = (find(node)?, find(cross)?);
@@ -210,6 +210,7 @@ impl fmt::Display for Network {
 #[cfg(test)]
 #[allow(clippy::float_cmp, reason = "exact numbers")]
 mod tests {
+    use super::super::SystemPreset;
     use super::*;
 
     #[test]
@@ -224,8 +225,8 @@ mod tests {
 
     #[test]
     fn names_pairs_and_settings_are_read() {
-        for (system, node, cross) in SYSTEMS {
-            let of_name: Network = system.parse().unwrap();
+        for SystemPreset { name, node, cross } in SYSTEMS {
+            let of_name: Network = name.parse().unwrap();
             let of_pair: Network = format!("{node}+{cross}").parse().unwrap();
             assert_eq!((of_name.node, of_name.cross), (of_pair.node, of_pair.cross));
         }

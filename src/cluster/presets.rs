@@ -56,14 +56,25 @@ pub const PRESETS: [LinkPreset; 14] = [
     link_preset("efa-v4", 139.0, 43.6, "p6-b200, 3200 Gb/s for 8 GPUs, as efa-v3; checked, not fitted"),
 ];
 
-/// Machines known by name, with their links inside a node and between nodes.
-pub const SYSTEMS: [(&str, &str, &str); 8] = [
-    ("h800", "nvlink4-h800", "ib-ndr"),
-    ("h800-ll", "nvlink4-h800-ll", "ib-ndr"),
-    ("h100", "nvlink4", "ib-ndr"),
-    ("b200", "nvlink5", "ib-ndr"),
-    ("mi300x", "xgmi", "ib-ndr"),
-    ("p4d", "nvlink3", "efa-v1"),
-    ("p5en", "nvlink4", "efa-v3"),
-    ("p6-b200", "nvlink5", "efa-v4"),
+/// Named machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SystemPreset {
+    /// The name that selects it.
+    pub name: &'static str,
+    /// Name of the link inside a node, one of [`PRESETS`].
+    pub node: &'static str,
+    /// Name of the link between nodes, one of [`PRESETS`].
+    pub cross: &'static str,
+}
+
+/// Machines known by name.
+pub const SYSTEMS: [SystemPreset; 8] = [
+    SystemPreset { name: "h800", node: "nvlink4-h800", cross: "ib-ndr" },
+    SystemPreset { name: "h800-ll", node: "nvlink4-h800-ll", cross: "ib-ndr" },
+    SystemPreset { name: "h100", node: "nvlink4", cross: "ib-ndr" },
+    SystemPreset { name: "b200", node: "nvlink5", cross: "ib-ndr" },
+    SystemPreset { name: "mi300x", node: "xgmi", cross: "ib-ndr" },
+    SystemPreset { name: "p4d", node: "nvlink3", cross: "efa-v1" },
+    SystemPreset { name: "p5en", node: "nvlink4", cross: "efa-v3" },
+    SystemPreset { name: "p6-b200", node: "nvlink5", cross: "efa-v4" },
 ];

@@ -2,7 +2,9 @@
 //! `log2phy [L][experts][most replicas]` padded with -1, `logcnt [L][experts]`. Layers are counted by their
 //! position among the MoE layers.
 
-use super::{Dialect, ExportError, ImportedPlan, moe_rows, parse_row, placements_from_rows, value_error};
+use super::{
+    Dialect, ExportError, ImportedLayer, ImportedPlan, moe_rows, parse_row, placements_from_rows, value_error,
+};
 use crate::plan::Plan;
 use serde_json::{Value, json};
 
@@ -40,7 +42,7 @@ pub(super) fn read(value: &Value, ranks: usize) -> Result<ImportedPlan, ExportEr
 
 /// Checks `logcnt` and `log2phy` against `phy2log`, if the file has them.
 fn check_inverse(value: &Value, imported: &ImportedPlan) -> Result<(), ExportError> {
-    for (layer, placement) in &imported.layers {
+    for ImportedLayer { layer, placement } in &imported.layers {
         let at = *layer as usize;
         for expert in 0..imported.experts {
             let copies = placement.replicas(expert);

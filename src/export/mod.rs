@@ -152,14 +152,25 @@ pub enum ExportError {
 
 /// Placements of a file, one per layer of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ImportedPlan {
     /// Dialect of the file.
     pub dialect: Dialect,
     /// Number of logical experts, `E`.
     pub experts: usize,
-    /// Layers with their ids in the file. `sglang`, `trtllm` and `vllm-ascend` have real ids, `vllm` and
-    /// `eplb` have positions among MoE layers.
-    pub layers: Vec<(u32, Placement)>,
+    /// Layers in the order of their ids in the file.
+    pub layers: Vec<ImportedLayer>,
+}
+
+/// One layer of an [`ImportedPlan`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImportedLayer {
+    /// Id in the file. `sglang`, `trtllm` and `vllm-ascend` have real ids, `vllm` and `eplb` have positions
+    /// among MoE layers.
+    pub layer: u32,
+    /// Placement of the layer.
+    pub placement: Placement,
 }
 
 /// Highest number of slots of all layers of a file together.
@@ -309,7 +320,8 @@ fn placements_from_rows(
         .into_iter()
         .map(|(layer, row)| {
             let placement = Placement::new(experts, ranks, row.into_iter().map(Some).collect());
-            Ok((layer, placement.map_err(|source| ExportError::Placement { layer, source })?))
+            let placement = placement.map_err(|source| ExportError::Placement { layer, source })?;
+            Ok(ImportedLayer { layer, placement })
         })
         .collect::<Result<Vec<_>, ExportError>>()?;
     Ok(ImportedPlan { dialect, experts, layers })

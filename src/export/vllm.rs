@@ -54,7 +54,7 @@ pub(super) fn read(value: &Value, ranks: usize) -> Result<ImportedPlan, ExportEr
         return Err(value_error(key, reason));
     }
     let imported = placements_from_rows(Dialect::Vllm, rows, ranks)?;
-    let slots = imported.layers.first().map_or(0, |(_, placement)| placement.slots().len());
+    let slots = imported.layers.first().map_or(0, |first| first.placement.slots().len());
     check_number(value, "num_redundant_experts", slots - imported.experts)?;
     Ok(imported)
 }

@@ -118,14 +118,23 @@ fn replica_bound(batch: &[u64], cluster: &Cluster) -> u64 {
     low
 }
 
+/// Bound of several layers together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct MeanBound {
+    /// Mean of the layers' bounds on peak over mean. Each batch counts alike.
+    pub imbalance: f64,
+    /// Number of layers whose bound exceeds the mean load.
+    pub layers_above_mean: usize,
+}
+
 impl PlacementBound {
-    /// Returns the bound of several layers together, and the number of layers whose bound exceeds the mean.
-    /// Each batch counts alike.
-    pub fn mean_of_layers(bounds: &[PlacementBound]) -> (f64, usize) {
+    /// Returns the bound of several layers together.
+    pub fn mean_of_layers(bounds: &[PlacementBound]) -> MeanBound {
         let batches: usize = bounds.iter().map(|bound| bound.batches).sum();
         let sum: f64 = bounds.iter().map(|bound| bound.imbalance * bound.batches as f64).sum();
-        let better = bounds.iter().filter(|bound| bound.proof != BoundProof::Mean).count();
-        (sum / batches.max(1) as f64, better)
+        let layers_above_mean = bounds.iter().filter(|bound| bound.proof != BoundProof::Mean).count();
+        MeanBound { imbalance: sum / batches.max(1) as f64, layers_above_mean }
     }
 }
 

@@ -29,7 +29,7 @@ mod request;
 #[cfg(feature = "baselines")]
 mod topology;
 
-pub use bound::{BoundProof, PlacementBound, placement_bound};
+pub use bound::{BoundProof, MeanBound, PlacementBound, placement_bound};
 pub use changed_ranks::{ReplannedPlacement, rank_origins};
 pub use constrained::Constrained;
 pub use contiguous::Contiguous;

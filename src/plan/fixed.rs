@@ -41,7 +41,8 @@ impl Plan {
         imported: &ImportedPlan,
         moe_layers: &[u32],
     ) -> Result<Self, ClusterError> {
-        let shape = imported.layers.first().map(|(_, first)| (first.ranks(), first.slots().len()));
+        let shape = imported.layers.first().map(|first| &first.placement);
+        let shape = shape.map(|first| (first.ranks(), first.slots().len()));
         let (ranks, slots) = shape.unwrap_or((0, 0));
         let cluster = Cluster::new(ranks, 1, imported.experts, slots.saturating_sub(imported.experts))?;
         let layers = real_layers(imported, moe_layers)
@@ -76,7 +77,7 @@ fn real_layers<'a>(
 ) -> impl Iterator<Item = (u32, Placement)> + 'a {
     let counted = imported.dialect.counts_moe_layers_only();
     let real = move |id: u32| if counted { moe_layers.get(id as usize).copied() } else { Some(id) };
-    imported.layers.iter().filter_map(move |(id, placement)| Some((real(*id)?, placement.clone())))
+    imported.layers.iter().filter_map(move |one| Some((real(one.layer)?, one.placement.clone())))
 }
 
 impl Policy for FixedPlacement {

@@ -34,8 +34,8 @@ pub use min_traffic::CrossingTokens;
 pub use objective::{ObjectiveFigures, SplitObjective};
 pub use source_shares::{SourceShares, TokenTraffic};
 pub use splitter::{Splitter, SplitterBuilder};
+pub use stack::{LayerShape, StackDispatch, StackRouter, StackRouterError, StackRouterOptions};
 pub(crate) use stack::{ReplicaShares, batch_seed};
-pub use stack::{StackDispatch, StackRouter, StackRouterError, StackRouterOptions};
 
 use std::fmt;
 use std::str::FromStr;

@@ -8,14 +8,22 @@
 
 use super::{Trace, TraceError};
 
+/// A trace to be blended in, with its weight.
+#[derive(Debug, Clone)]
+pub struct WeightedTrace {
+    /// The trace.
+    pub trace: Trace,
+    /// Weight of its steps, above 0 and at most 1e6. A weight of 1 draws as many steps as the first trace has.
+    pub weight: f64,
+}
+
 impl Trace {
-    /// Returns a blend of this trace and others by weight. A weight of 1 draws as many steps as this trace
-    /// has.
+    /// Returns a blend of this trace and others by weight.
     ///
     /// # Errors
     /// Fails if experts or layers differ, if a weight is not positive, or if a trace to be blended in has no
     /// steps.
-    pub fn blend_with(&self, others: &[(Trace, f64)]) -> Result<Trace, TraceError> {
+    pub fn blend_with(&self, others: &[WeightedTrace]) -> Result<Trace, TraceError> {
         let wrong = |what: String| Err(TraceError::Options(what));
         // Tuples (position in 0..1, index of the trace, step), ordered by position and then by index.
         let place = |count: usize, at: usize| (at as f64 + 0.5) / count as f64;
@@ -23,7 +31,7 @@ impl Trace {
         let mut order: Vec<(f64, usize, usize)> =
             (0..count).map(|step| (place(count, step), 0, step)).collect();
         let mut notices = self.notices().to_vec();
-        for (at, (other, weight)) in others.iter().enumerate() {
+        for (at, WeightedTrace { trace: other, weight }) in others.iter().enumerate() {
             if other.experts() != self.experts() || other.layers() != self.layers() {
                 return wrong(format!(
                     "traces to be blended differ: {} experts in layers {:?}, and {} in {:?}",
@@ -47,7 +55,7 @@ impl Trace {
             notices.push(format!("{drawn} steps drawn from the {own} of trace {}: weight {weight}", at + 2));
         }
         order.sort_by(|a, b| a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-        let of = |which: usize| if which == 0 { self } else { &others[which - 1].0 };
+        let of = |which: usize| if which == 0 { self } else { &others[which - 1].trace };
         let mut loads = Vec::with_capacity(order.len() * self.layers().len() * self.experts());
         for &(_, which, step) in &order {
             loads.extend_from_slice(&of(which).loads[step]);
@@ -59,7 +67,7 @@ impl Trace {
         blend.formats.clone_from(&self.formats);
         blend.resampling = self.resampling;
         blend.files.clone_from(&self.files);
-        blend.files.extend(others.iter().flat_map(|(other, _)| other.files.iter().cloned()));
+        blend.files.extend(others.iter().flat_map(|other| other.trace.files.iter().cloned()));
         Ok(blend)
     }
 }
@@ -76,7 +84,7 @@ mod tests {
     #[test]
     fn every_stretch_holds_the_same_blend() {
         let (prefill, decode) = (trace(20, 1000), trace(5, 10));
-        let blend = prefill.blend_with(&[(decode, 0.5)]).unwrap();
+        let blend = prefill.blend_with(&[WeightedTrace { trace: decode, weight: 0.5 }]).unwrap();
         assert_eq!(blend.steps().len(), 30);
         for stretch in 0..5 {
             let second = (6 * stretch..6 * stretch + 6).filter(|&step| blend.loads(step, 0)[0] == 10).count();
@@ -91,11 +99,12 @@ mod tests {
     fn what_does_not_go_together_is_refused() {
         let first = trace(4, 1);
         let other = Trace::from_loads(3, vec![3], vec!["0".into()], vec![1, 2, 3]).unwrap();
-        assert!(first.blend_with(&[(other, 1.0)]).unwrap_err().to_string().contains("3 in [3]"));
+        let blend = |trace, weight| first.blend_with(&[WeightedTrace { trace, weight }]);
+        assert!(blend(other, 1.0).unwrap_err().to_string().contains("3 in [3]"));
         for weight in [0.0, -1.0, f64::NAN, 1e9] {
-            assert!(first.blend_with(&[(trace(2, 1), weight)]).is_err());
+            assert!(blend(trace(2, 1), weight).is_err());
         }
         let empty = Trace::from_loads(2, vec![3], vec![], vec![]).unwrap();
-        assert!(first.blend_with(&[(empty, 1.0)]).is_err());
+        assert!(blend(empty, 1.0).is_err());
     }
 }

@@ -21,6 +21,7 @@ mod step_index;
 mod tokens;
 mod whole_number;
 
+pub use blend::WeightedTrace;
 pub use error::{Location, TraceError};
 pub use load_skew::LoadSkew;
 pub use options::{Batching, LayerSet, ReadOptions, ReadProgress, RequestOrder, TraceFormat};

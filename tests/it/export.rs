@@ -4,7 +4,7 @@
 
 use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::SummaryStats;
-use evenkeel::export::{Dialect, ExportError, fill_empty_slots, read, write};
+use evenkeel::export::{Dialect, ExportError, ImportedLayer, fill_empty_slots, read, write};
 use evenkeel::place::Placement;
 use evenkeel::plan::{LayerPlan, Plan, PlanProvenance};
 use proptest::prelude::*;
@@ -79,12 +79,12 @@ proptest! {
             };
             let back = read(&text, ranks).unwrap();
             prop_assert_eq!((back.dialect, back.experts), (dialect, plan.experts));
-            let planned: Vec<&(u32, Placement)> = match dialect {
-                Dialect::Sglang => back.layers.iter().filter(|(id, _)| [2, 5].contains(id)).collect(),
+            let planned: Vec<&ImportedLayer> = match dialect {
+                Dialect::Sglang => back.layers.iter().filter(|one| [2, 5].contains(&one.layer)).collect(),
                 _ => back.layers.iter().collect(),
             };
             prop_assert_eq!(planned.len(), 2);
-            for ((_, placement), layer) in planned.iter().zip(&plan.layers) {
+            for (ImportedLayer { placement, .. }, layer) in planned.iter().copied().zip(&plan.layers) {
                 let slots: Vec<u32> = placement.slots().iter().flatten().copied().collect();
                 if dialect == Dialect::VllmAscend {
                     // Second replicas on one rank were replaced. Every rank still holds its experts.

@@ -7,7 +7,7 @@ use crate::status::{
 };
 use evenkeel::place::Placement;
 use evenkeel_cuda::cudarc::driver::DevicePtr as _;
-use evenkeel_cuda::{CudaError, DevicePlanner, GpuContext, StreamHandover};
+use evenkeel_cuda::{CudaError, DevicePlanner, ForeignIds, GpuContext, StreamHandover};
 use std::ffi::c_void;
 
 /// Planner that splits and redirects batches on one GPU, for one source rank.
@@ -93,9 +93,10 @@ pub unsafe extern "C" fn ek_device_planner_count(
         // SAFETY: `planner` is a handle. Memory and stream belong to the caller.
         let planner = unsafe { handle_from_raw_mut(planner, "planner") }?;
         let (gpu, handover) = (&mut planner.planner, &planner.handover);
+        let ids = ForeignIds { address: ids as u64, len };
         let enqueued = match id_bytes {
-            4 => unsafe { handover.count_ids::<i32>(gpu, ids as u64, len, stream as u64) },
-            8 => unsafe { handover.count_ids::<i64>(gpu, ids as u64, len, stream as u64) },
+            4 => unsafe { handover.count_ids::<i32>(gpu, ids, stream as u64) },
+            8 => unsafe { handover.count_ids::<i64>(gpu, ids, stream as u64) },
             _ => return Err(CallFailure::invalid_argument(format!("id_bytes {id_bytes}: expected 4 or 8"))),
         };
         enqueued.map_err(device_failure)
@@ -120,7 +121,8 @@ pub unsafe extern "C" fn ek_device_planner_redirect(
         // SAFETY: `planner` is a handle. Memory and stream belong to the caller.
         let planner = unsafe { handle_from_raw_mut(planner, "planner") }?;
         let (gpu, handover) = (&mut planner.planner, &planner.handover);
-        let (counts, ids, slots, stream) = (counts as u64, (ids as u64, len), slots as u64, stream as u64);
+        let ids = ForeignIds { address: ids as u64, len };
+        let (counts, slots, stream) = (counts as u64, slots as u64, stream as u64);
         let enqueued = match id_bytes {
             4 => unsafe { handover.redirect_ids::<i32>(gpu, layer, counts, ids, slots, stream) },
             8 => unsafe { handover.redirect_ids::<i64>(gpu, layer, counts, ids, slots, stream) },

@@ -5,7 +5,9 @@
 
 use crate::convert::{cluster_of, placement_from_slots, read_rows};
 use crate::errors::{Unavailable, input_error, library_error};
-use evenkeel_cuda::{CudaError, DevicePlanner as Core, GpuContext, StreamHandover, probe_devices};
+use evenkeel_cuda::{
+    CudaError, DevicePlanner as Core, ForeignIds, GpuContext, StreamHandover, probe_devices,
+};
 use numpy::PyReadonlyArray2;
 use pyo3::prelude::*;
 use std::collections::HashMap;
@@ -22,7 +24,7 @@ pub(crate) fn devices() -> PyResult<Vec<(String, (u32, u32))>> {
     Ok(probe_devices()
         .map_err(device_error)?
         .into_iter()
-        .map(|device| (device.name, device.capability))
+        .map(|device| (device.name, (device.capability.major, device.capability.minor)))
         .collect())
 }
 
@@ -104,12 +106,13 @@ impl DevicePlanner {
     /// Enqueues the counting of a batch's ids.
     fn count(&self, ids: u64, len: usize, wide: bool, stream: u64) -> PyResult<()> {
         let DeviceState { planner, handover } = &mut *self.lock();
+        let ids = ForeignIds { address: ids, len };
         #[allow(unsafe_code, reason = "cuda.py checked the tensor at the address, and its stream")]
         let enqueued = unsafe {
             if wide {
-                handover.count_ids::<i64>(planner, ids, len, stream)
+                handover.count_ids::<i64>(planner, ids, stream)
             } else {
-                handover.count_ids::<i32>(planner, ids, len, stream)
+                handover.count_ids::<i32>(planner, ids, stream)
             }
         };
         enqueued.map_err(device_error)
@@ -128,12 +131,13 @@ impl DevicePlanner {
         stream: u64,
     ) -> PyResult<()> {
         let DeviceState { planner, handover } = &mut *self.lock();
+        let ids = ForeignIds { address: ids, len };
         #[allow(unsafe_code, reason = "cuda.py checked the tensors at the addresses, and their stream")]
         let enqueued = unsafe {
             if wide {
-                handover.redirect_ids::<i64>(planner, layer, counts, (ids, len), slots, stream)
+                handover.redirect_ids::<i64>(planner, layer, counts, ids, slots, stream)
             } else {
-                handover.redirect_ids::<i32>(planner, layer, counts, (ids, len), slots, stream)
+                handover.redirect_ids::<i32>(planner, layer, counts, ids, slots, stream)
             }
         };
         enqueued.map_err(device_error)

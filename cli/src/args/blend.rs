@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use evenkeel::evaluate::{SummaryStats, evaluate_layer};
 use evenkeel::plan::Plan;
 use evenkeel::split::SplitMethod;
-use evenkeel::trace::Trace;
+use evenkeel::trace::{Trace, WeightedTrace};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -94,12 +94,12 @@ pub(crate) fn blend_traces(
             None => {}
         }
         let trace = own.read().with_context(|| format!("--blend {}", spec.path.display()))?;
-        others.push((trace, spec.weight));
+        others.push(WeightedTrace { trace, weight: spec.weight });
     }
     let blended = first.blend_with(&others).context("--blend")?;
     let names = args.traces.first().into_iter().chain(specs.iter().map(|spec| &spec.path));
     let names: Vec<String> = names.map(|path| path.display().to_string()).collect();
-    let traces = std::iter::once(first).chain(others.into_iter().map(|(trace, _)| trace));
+    let traces = std::iter::once(first).chain(others.into_iter().map(|other| other.trace));
     Ok((blended, Some(BlendParts { parts: names.into_iter().zip(traces).collect() })))
 }
 

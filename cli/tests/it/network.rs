@@ -8,8 +8,8 @@ use evenkeel::cluster::{Cluster, Network};
 use evenkeel::place::{self, Policy};
 use evenkeel::split::{Roofline, SplitMethod};
 use evenkeel_simulate::network::{
-    LayerTime, PredictionInput, RowAggregation, RowBytes, RowTraffic, StepCostModel, StepPrediction,
-    predict_steps,
+    LayerTime, LinkRows, PredictionInput, RowAggregation, RowBytes, RowTraffic, StepCostModel,
+    StepPrediction, predict_steps,
 };
 use evenkeel_simulate::{SimulationConfig, SimulationResult, simulate};
 use evenkeel_trace::{self as trace, Batching, ReadOptions, Trace};
@@ -291,8 +291,8 @@ proptest! {
             let time = row.layer;
             prop_assert!(time.total.is_finite() && time.balanced <= time.total * (1.0 + 1e-9));
             prop_assert!((0.0..=1.0).contains(&row.communication_share()) && (-1e-9..1.0).contains(&row.imbalance_share()));
-            prop_assert!(nodes > 1 || row.rows[1] == 0.0);
-            prop_assert!(nodes < 8 || row.rows[0] == 0.0);
+            prop_assert!(nodes > 1 || row.rows.cross == 0.0);
+            prop_assert!(nodes < 8 || row.rows.in_node == 0.0);
             let sum = time.communication_us() + time.experts + time.other;
             let adds_up = (time.total - sum).abs() < 1e-6 * sum;
             prop_assert!(adds_up || (overlap && time.total < sum));
@@ -301,15 +301,17 @@ proptest! {
         let (_, _, heavier) = rows(&trace, cluster, &StepCostModel { bytes, ..base.clone() });
         for (heavy, light) in heavier.iter().zip(&by_rank) {
             prop_assert!(heavy.layer.total >= light.layer.total);
-            prop_assert_eq!(heavy.rows.map(f64::to_bits), light.rows.map(f64::to_bits));
+            let bits = |rows: LinkRows| (rows.in_node.to_bits(), rows.cross.to_bits());
+            prop_assert_eq!(bits(heavy.rows), bits(light.rows));
         }
         let (_, _, by_visit) = rows(&trace, cluster, &StepCostModel { one_copy: RowAggregation::Visit, ..base.clone() });
         let (_, _, by_node) = rows(&trace, cluster, &StepCostModel { one_copy: RowAggregation::Node, ..base });
         for ((visit, rank), node) in by_visit.iter().zip(&by_rank).zip(&by_node) {
             // Weights match frequencies up to a few per mille.
             let most = 1.01;
-            prop_assert!(rank.rows[0] <= visit.rows[0] * most && rank.rows[1] <= visit.rows[1] * most + 1e-9);
-            prop_assert!(node.rows[1] <= rank.rows[1] * most + 1e-9, "{:?} {:?}", node.rows, rank.rows);
+            prop_assert!(rank.rows.in_node <= visit.rows.in_node * most);
+            prop_assert!(rank.rows.cross <= visit.rows.cross * most + 1e-9);
+            prop_assert!(node.rows.cross <= rank.rows.cross * most + 1e-9, "{:?} {:?}", node.rows, rank.rows);
         }
     }
 }
@@ -365,14 +367,15 @@ fn compared(files: &[PathBuf], options: &ReadOptions, policies: &[&str], bound: 
         let expected = predict_steps(PredictionInput::Counts(trace), &config, &outcome, &pace, &()).unwrap();
         for (counted, expected) in counted.iter().zip(&expected) {
             let name = &outcome.planned[counted.planned].policy;
-            let errors = [0, 1].map(|link| off(expected.rows[link], counted.rows[link]));
+            let (expected, counted) = (expected.rows, counted.rows);
+            let errors = [off(expected.in_node, counted.in_node), off(expected.cross, counted.cross)];
             println!(
                 "{one_copy:6} {name:12} {:8.2} {:8.2} {:+5.1} %   {:8.2} {:8.2} {:+5.1} %",
-                counted.rows[0],
-                expected.rows[0],
+                counted.in_node,
+                expected.in_node,
                 100.0 * errors[0],
-                counted.rows[1],
-                expected.rows[1],
+                counted.cross,
+                expected.cross,
                 100.0 * errors[1]
             );
             assert!(errors.iter().all(|error| error.abs() < bound), "{one_copy} {name}: {errors:?}");

@@ -10,13 +10,39 @@ use crate::tables::source::KernelUnit;
 use cudarc::nvrtc::{result, sys};
 use sha2::{Digest, Sha256};
 use std::ffi::{CStr, CString};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Returns the version of NVRTC, such as (13, 0).
+/// A version of NVRTC, written as in `13.0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NvrtcVersion {
+    /// Major version.
+    pub major: u32,
+    /// Minor version.
+    pub minor: u32,
+}
+
+impl fmt::Display for NvrtcVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// A compiled unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CompiledUnit {
+    /// The code for one architecture.
+    pub cubin: Vec<u8>,
+    /// The compiler's log, which is empty without warnings.
+    pub log: String,
+}
+
+/// Returns the version of NVRTC.
 ///
 /// # Errors
 /// Returns [`CudaError::NoCompiler`] without libnvrtc.
-pub fn nvrtc_version() -> Result<(u32, u32), CudaError> {
+pub fn nvrtc_version() -> Result<NvrtcVersion, CudaError> {
     #[allow(unsafe_code, reason = "loads libnvrtc, whose initialisers are trusted, and unloads it")]
     let present = unsafe { sys::is_culib_present() };
     if !present {
@@ -26,7 +52,7 @@ pub fn nvrtc_version() -> Result<(u32, u32), CudaError> {
     #[allow(unsafe_code, reason = "the library is there, and both pointers are to live integers")]
     let status = unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) };
     status.result().map_err(|_| CudaError::NoCompiler)?;
-    Ok((major as u32, minor as u32))
+    Ok(NvrtcVersion { major: major as u32, minor: minor as u32 })
 }
 
 /// Compiles a unit for an architecture such as `sm_90`, into a cubin.
@@ -35,14 +61,14 @@ pub fn nvrtc_version() -> Result<(u32, u32), CudaError> {
 /// Returns [`CudaError::NoCompiler`] without libnvrtc, and [`CudaError::Compile`] with the compiler's log if
 /// it rejects the unit.
 pub fn compile(unit: KernelUnit, arch: &str) -> Result<Vec<u8>, CudaError> {
-    compile_with_log(unit, arch).map(|(cubin, _)| cubin)
+    compile_with_log(unit, arch).map(|compiled| compiled.cubin)
 }
 
-/// Compiles as [`compile`] does. Also returns the compiler's log, which is empty without warnings.
+/// Compiles as [`compile`] does, and also returns the compiler's log.
 ///
 /// # Errors
 /// Fails as [`compile`] does.
-pub fn compile_with_log(unit: KernelUnit, arch: &str) -> Result<(Vec<u8>, String), CudaError> {
+pub fn compile_with_log(unit: KernelUnit, arch: &str) -> Result<CompiledUnit, CudaError> {
     nvrtc_version()?;
     let failed = |log: String| CudaError::Compile { unit: unit.name, arch: arch.to_owned(), log };
     let text =
@@ -58,8 +84,8 @@ pub fn compile_with_log(unit: KernelUnit, arch: &str) -> Result<(Vec<u8>, String
     cubin
 }
 
-/// Compiles a created program. Returns the cubin and the compiler's log; the error is the log.
-fn compile_program(program: sys::nvrtcProgram, arch: &str) -> Result<(Vec<u8>, String), String> {
+/// Compiles a created program. The error is the compiler's log.
+fn compile_program(program: sys::nvrtcProgram, arch: &str) -> Result<CompiledUnit, String> {
     if arch.contains('\0') {
         return Err("the architecture contains a zero byte".into());
     }
@@ -80,7 +106,7 @@ fn compile_program(program: sys::nvrtcProgram, arch: &str) -> Result<(Vec<u8>, S
     #[allow(unsafe_code, reason = "the buffer has the size that NVRTC asked for")]
     let status = unsafe { sys::nvrtcGetCUBIN(program, cubin.as_mut_ptr().cast()) };
     status.result().map_err(no_cubin)?;
-    Ok((cubin, log))
+    Ok(CompiledUnit { cubin, log })
 }
 
 /// Returns the folder of compiled kernels: `EVENKEEL_CACHE`, else `evenkeel` in `XDG_CACHE_HOME` or in
@@ -98,8 +124,8 @@ pub fn cache_folder() -> Option<PathBuf> {
 /// # Errors
 /// Fails as [`compile`] does. Returns [`CudaError::Cache`] if the folder cannot be written.
 pub fn compile_cached(unit: KernelUnit, arch: &str, folder: &Path) -> Result<Vec<u8>, CudaError> {
-    let (major, minor) = nvrtc_version()?;
-    let key = Sha256::digest(format!("{arch} {major}.{minor} {}", unit.source_text()));
+    let version = nvrtc_version()?;
+    let key = Sha256::digest(format!("{arch} {version} {}", unit.source_text()));
     let key = key.iter().take(16).fold(String::new(), |key, byte| key + &format!("{byte:02x}"));
     let path = folder.join(format!("{}-{arch}-{key}.cubin", unit.name));
     if let Some(cubin) = std::fs::read(&path).ok().and_then(|sealed| unseal_cubin(&sealed)) {

@@ -1,7 +1,7 @@
 //! A GPU with the kernels loaded, and the stream of all work on it.
 
 use super::compile::{cache_folder, compile, compile_cached};
-use super::probe::{GpuDevice, probe_devices};
+use super::probe::{ComputeCapability, GpuDevice, probe_devices};
 use super::{CudaError, TopkId};
 use crate::tables::source::{KernelUnit, SPLIT_UNITS};
 use cudarc::driver::sys::{CUfunction_attribute_enum, CUgraphInstantiate_flags, CUstreamCaptureMode};
@@ -17,6 +17,16 @@ pub struct GpuContext {
     device: GpuDevice,
     stream: Arc<CudaStream>,
     pub(super) kernels: SplitKernels,
+}
+
+/// Amounts of device memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceMemory {
+    /// Memory that can be allocated.
+    pub free: u64,
+    /// All memory of the GPU.
+    pub total: u64,
 }
 
 /// The kernels. Those that read ids exist for 32 and for 64 bits.
@@ -60,7 +70,7 @@ impl GpuContext {
         let count = devices.len();
         let device =
             devices.into_iter().nth(ordinal).ok_or(CudaError::Ordinal { ordinal, devices: count })?;
-        let (major, minor) = device.capability;
+        let ComputeCapability { major, minor } = device.capability;
         if major < 8 {
             return Err(CudaError::TooOld { ordinal, major, minor });
         }
@@ -104,14 +114,14 @@ impl GpuContext {
         Ok(Arc::new(GpuContext { device: self.device.clone(), stream, kernels: self.kernels.clone() }))
     }
 
-    /// Returns the bytes of free device memory, and of all device memory.
+    /// Returns the amounts of device memory.
     ///
     /// # Errors
     /// Returns [`CudaError::Driver`] if a driver call fails.
-    pub fn device_memory(&self) -> Result<(u64, u64), CudaError> {
+    pub fn device_memory(&self) -> Result<DeviceMemory, CudaError> {
         let failed = CudaError::driver_error("reading the amount of free memory");
-        let (free, all) = self.stream.context().mem_get_info().map_err(failed)?;
-        Ok((free as u64, all as u64))
+        let (free, total) = self.stream.context().mem_get_info().map_err(failed)?;
+        Ok(DeviceMemory { free: free as u64, total: total as u64 })
     }
 
     /// Loads the kernels of a unit, compiled for this GPU, in the order of their names.

@@ -36,6 +36,15 @@ impl<T> Drop for ForeignSlice<T> {
     }
 }
 
+/// Ids in device memory of another owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForeignIds {
+    /// Address of the first id.
+    pub address: u64,
+    /// Number of ids.
+    pub len: usize,
+}
+
 /// Events that insert work into the order of a caller's stream.
 #[derive(Debug)]
 pub struct StreamHandover {
@@ -111,7 +120,7 @@ impl GpuContext {
 }
 
 impl StreamHandover {
-    /// Runs [`DevicePlanner::count_ids`] on `len` ids at an address, in the order of the caller's stream.
+    /// Runs [`DevicePlanner::count_ids`] on foreign ids, in the order of the caller's stream.
     ///
     /// # Errors
     /// Fails as [`DevicePlanner::count_ids`] does.
@@ -123,20 +132,19 @@ impl StreamHandover {
     pub unsafe fn count_ids<Id: TopkId>(
         &self,
         planner: &mut DevicePlanner,
-        ids: u64,
-        len: usize,
+        ids: ForeignIds,
         caller: u64,
     ) -> Result<(), CudaError> {
         let gpu = planner.gpu().clone();
         // SAFETY: the caller keeps the memory.
         unsafe {
-            let ids = gpu.wrap_foreign::<Id>(ids, len);
+            let ids = gpu.wrap_foreign::<Id>(ids.address, ids.len);
             self.run_in_order(&gpu, caller, || planner.count_ids(&ids))
         }
     }
 
-    /// Splits a layer by the counts of all ranks, `[R][E]`, and maps the `len` counted ids to slots. All data
-    /// is at addresses, and the work keeps the order of the caller's stream.
+    /// Splits a layer by the counts of all ranks, `[R][E]`, and maps the counted ids to as many `slots`. All
+    /// data is at addresses, and the work keeps the order of the caller's stream.
     ///
     /// # Errors
     /// Fails as the steps of [`DevicePlanner`] do.
@@ -150,7 +158,7 @@ impl StreamHandover {
         planner: &mut DevicePlanner,
         layer: usize,
         counts: u64,
-        (ids, len): (u64, usize),
+        ids: ForeignIds,
         slots: u64,
         caller: u64,
     ) -> Result<(), CudaError> {
@@ -158,8 +166,8 @@ impl StreamHandover {
         // SAFETY: the caller keeps the memory.
         unsafe {
             let counts = gpu.wrap_foreign::<u32>(counts, planner.counts_len());
-            let ids = gpu.wrap_foreign::<Id>(ids, len);
-            let mut slots = gpu.wrap_foreign::<Id>(slots, len);
+            let mut slots = gpu.wrap_foreign::<Id>(slots, ids.len);
+            let ids = gpu.wrap_foreign::<Id>(ids.address, ids.len);
             self.run_in_order(&gpu, caller, || {
                 planner.copy_counts(layer, &counts)?;
                 planner.solve(layer)?;

@@ -42,14 +42,16 @@ mod probe;
 mod solver;
 pub mod tables;
 
-pub use compile::{cache_folder, compile, compile_cached, compile_with_log, nvrtc_version};
-pub use context::{CapturedGraph, GpuContext};
+pub use compile::{
+    CompiledUnit, NvrtcVersion, cache_folder, compile, compile_cached, compile_with_log, nvrtc_version,
+};
+pub use context::{CapturedGraph, DeviceMemory, GpuContext};
 pub use error::CudaError;
-pub use foreign::{ForeignSlice, StreamHandover};
+pub use foreign::{ForeignIds, ForeignSlice, StreamHandover};
 pub use gather::{DeviceGather, NcclGather, PeerGather, SameDeviceGather};
 pub use planner::{DevicePlanner, TopkId};
-pub use probe::{GpuDevice, probe_devices};
-pub use solver::{DeviceSolver, DeviceSplit};
+pub use probe::{ComputeCapability, GpuDevice, probe_devices};
+pub use solver::{BlockMemory, DeviceSolver, DeviceSplit};
 
 /// The driver's own types, for callers that already own device memory.
 pub use cudarc;

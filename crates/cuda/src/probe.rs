@@ -2,16 +2,33 @@
 
 use super::CudaError;
 use cudarc::driver::{CudaContext, result, sys};
+use std::fmt;
+
+/// A version of the instruction set of GPUs, written as in `9.0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ComputeCapability {
+    /// Major version.
+    pub major: u32,
+    /// Minor version.
+    pub minor: u32,
+}
+
+impl fmt::Display for ComputeCapability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
 
 /// A GPU of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GpuDevice {
     /// Number of the device, from 0.
     pub ordinal: usize,
     /// Name of the device.
     pub name: String,
-    /// Compute capability, such as (9, 0).
-    pub capability: (u32, u32),
+    /// Compute capability, such as 9.0.
+    pub capability: ComputeCapability,
     /// Shared memory that a block may request, in bytes.
     pub shared_memory: usize,
     /// Number of multiprocessors.
@@ -21,7 +38,7 @@ pub struct GpuDevice {
 impl GpuDevice {
     /// Returns the architecture for which kernels are compiled, such as `sm_90`.
     pub fn arch(&self) -> String {
-        format!("sm_{}{}", self.capability.0, self.capability.1)
+        format!("sm_{}{}", self.capability.major, self.capability.minor)
     }
 }
 
@@ -57,10 +74,10 @@ fn describe_device(ordinal: i32) -> Result<GpuDevice, CudaError> {
     Ok(GpuDevice {
         ordinal: ordinal as usize,
         name: result::device::get_name(device).map_err(&failed)?,
-        capability: (
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32,
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32,
-        ),
+        capability: ComputeCapability {
+            major: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32,
+            minor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32,
+        },
         shared_memory: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
     })

@@ -33,8 +33,19 @@ pub struct DeviceSolver {
     certificates: CudaSlice<u32>,
 }
 
+/// The shared memory of a block of the solver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BlockMemory {
+    /// Its size in bytes.
+    pub bytes: usize,
+    /// Flag that is set if it contains the tables that every wave reads.
+    pub holds_tables: bool,
+}
+
 /// The split of one layer, copied back.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeviceSplit {
     /// The quota of every (item, host) pair, in the numbering of [`evenkeel_solver::Hosts`].
     pub quotas: Vec<u64>,
@@ -119,9 +130,9 @@ impl DeviceSolver {
         &self.programs
     }
 
-    /// Returns the shared memory of a block in bytes, and whether it contains the hot tables.
-    pub fn shared_memory(&self) -> (usize, bool) {
-        (self.shared_bytes, self.hot)
+    /// Returns the shared memory of a block.
+    pub fn shared_memory(&self) -> BlockMemory {
+        BlockMemory { bytes: self.shared_bytes, holds_tables: self.hot }
     }
 
     /// Returns a layer's counts, `[source][item]`, to be written before [`solve`](Self::solve).

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::corpus::BatchSeries;
+use super::corpus::{BatchSeries, CorpusSize};
 use super::engine::TimedEngine;
 use crate::{
     Hosts, Problem, RankSplit, SolverError, WarmSplitter, Workspace, affine_scaling, coordinate_descent,
@@ -120,7 +120,7 @@ pub fn list_absent_solvers() -> String {
 /// # Errors
 /// Fails as the exact split does, which defines the optimum.
 pub fn measure_solver(
-    (ranks, slots): (usize, usize),
+    CorpusSize { ranks, slots }: CorpusSize,
     corpus: &[BatchSeries],
     solver: TimedSolver,
     patience: Duration,

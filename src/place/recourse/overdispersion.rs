@@ -102,7 +102,7 @@ fn draw_gamma(shape: f64, dice: &mut SeededRng) -> f64 {
     let d = shape - 1.0 / 3.0;
     let c = 1.0 / (9.0 * d).sqrt();
     loop {
-        let (x, _) = dice.draw_normals();
+        let x = dice.draw_normal();
         let v = (1.0 + c * x).powi(3);
         if v > 0.0 && dice.draw_uniform().ln() < 0.5 * x * x + d - d * v + d * v.ln() {
             return d * v;

@@ -27,6 +27,7 @@ pub struct Topology {
 
 /// Connectivity of the replica graph of a [`Topology`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GraphConnectivity {
     /// Number of connected parts. Load cannot flow between them.
     pub components: usize,
@@ -202,7 +203,7 @@ impl Topology {
     }
 
     /// Returns the replica graph of one group. An edge joins two ranks for each expert that they share.
-    pub fn graph(&self) -> UnGraph<u32, ()> {
+    fn replica_graph(&self) -> UnGraph<u32, ()> {
         let mut graph = UnGraph::new_undirected();
         let ranks: Vec<NodeIndex> = (0..self.group_size() as u32).map(|r| graph.add_node(r)).collect();
         for column in &self.columns {
@@ -215,7 +216,7 @@ impl Topology {
 
     /// Measures the replica graph of one group.
     pub fn connectivity(&self) -> GraphConnectivity {
-        let graph = self.graph();
+        let graph = self.replica_graph();
         let components = connected_components(&graph);
         let pairs: BTreeSet<(NodeIndex, NodeIndex)> = graph
             .edge_indices()

@@ -17,7 +17,7 @@ mod nearest;
 mod router;
 mod stack_quotas;
 
-pub use router::{StackRouter, StackRouterError, StackRouterOptions};
+pub use router::{LayerShape, StackRouter, StackRouterError, StackRouterOptions};
 pub(super) use stack_quotas::StackQuotas;
 pub(crate) use stack_quotas::{ReplicaShares, batch_seed};
 

@@ -5,6 +5,7 @@ use super::mersenne_twister::MersenneTwister;
 use super::nearest::{nearest_replica, replica_of_source, stack_replicas};
 use crate::place::Placement;
 use crate::rng::SeededRng;
+use std::fmt;
 use thiserror::Error;
 
 /// Seed of SGLang's `compute_logical_to_rank_dispatch_physical_map`.
@@ -59,14 +60,14 @@ pub enum StackRouterError {
     #[error("no layer: expected a placement per layer")]
     NoLayer,
     /// The shape of a layer differs from the first.
-    #[error("layer {layer} has (experts, ranks, slots) = {found:?}: expected {expected:?}, as layer 0")]
+    #[error("layer {layer} has (experts, ranks, slots) = {found}: expected {expected}, as layer 0")]
     Layer {
         /// Position of the layer.
         layer: usize,
-        /// Experts, ranks and slots of the layer.
-        found: (usize, usize, usize),
-        /// Experts, ranks and slots of layer 0.
-        expected: (usize, usize, usize),
+        /// Shape of the layer.
+        found: LayerShape,
+        /// Shape of layer 0.
+        expected: LayerShape,
     },
     /// The number of nodes or tensor-parallel ranks does not divide the ranks.
     #[error("{what} {found}: expected a divisor of {ranks}, the ranks")]
@@ -108,6 +109,29 @@ pub enum StackRouterError {
     },
 }
 
+/// Sizes of a placement that all layers of a router have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerShape {
+    /// Number of logical experts, `E`.
+    pub experts: usize,
+    /// Number of ranks, `R`.
+    pub ranks: usize,
+    /// Number of slots of all ranks.
+    pub slots: usize,
+}
+
+impl LayerShape {
+    fn from_placement(placement: &Placement) -> Self {
+        Self { experts: placement.experts(), ranks: placement.ranks(), slots: placement.slots().len() }
+    }
+}
+
+impl fmt::Display for LayerShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({}, {}, {})", self.experts, self.ranks, self.slots)
+    }
+}
+
 #[derive(Debug, Clone)]
 struct RoutedLayer {
     placement: Placement,
@@ -128,18 +152,18 @@ impl StackRouter {
         placements: impl IntoIterator<Item = Placement>,
         options: StackRouterOptions,
     ) -> Result<Self, StackRouterError> {
-        let shape = |of: &Placement| (of.experts(), of.ranks(), of.slots().len());
         let mut layers = Vec::new();
         let mut expected = None;
         for (layer, placement) in placements.into_iter().enumerate() {
-            let (found, expected) = (shape(&placement), *expected.get_or_insert(shape(&placement)));
+            let found = LayerShape::from_placement(&placement);
+            let expected = *expected.get_or_insert(found);
             if found != expected {
                 return Err(StackRouterError::Layer { layer, found, expected });
             }
             let replicas = (0..placement.experts()).map(|e| stack_replicas(stack, &placement, e)).collect();
             layers.push(RoutedLayer { placement, replicas, table: Vec::new() });
         }
-        let (_, ranks, slots) = expected.ok_or(StackRouterError::NoLayer)?;
+        let LayerShape { ranks, slots, .. } = expected.ok_or(StackRouterError::NoLayer)?;
         for (what, found) in [("nodes", options.nodes), ("tp_size", options.tp_size)] {
             if found == 0 || !ranks.is_multiple_of(found) {
                 return Err(StackRouterError::Divisor { what, found, ranks });

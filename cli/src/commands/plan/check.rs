@@ -145,7 +145,7 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
 fn check_stack_file(args: &CheckArgs, text: &str, ranks: usize, output: Output) -> anyhow::Result<()> {
     let shown = args.plan.display();
     let imported = export::read(text, ranks).with_context(|| format!("{shown}"))?;
-    let placements = || imported.layers.iter().map(|(_, placement)| placement);
+    let placements = || imported.layers.iter().map(|layer| &layer.placement);
     let doubled: usize = placements().map(Placement::same_rank_duplicates).sum();
     let per_rank = placements().next().map_or(0, Placement::slots_per_rank);
     if output.is_json() {
@@ -156,7 +156,7 @@ fn check_stack_file(args: &CheckArgs, text: &str, ranks: usize, output: Output) 
             "experts": imported.experts,
             "ranks": ranks,
             "slots_per_rank": per_rank,
-            "layers": imported.layers.iter().map(|(layer, _)| layer).collect::<Vec<_>>(),
+            "layers": imported.layers.iter().map(|layer| layer.layer).collect::<Vec<_>>(),
             "doubled": doubled,
         }));
     }

@@ -9,7 +9,7 @@ use crate::render::cluster::cluster_to_json;
 use crate::render::memory::RedundancyMemory;
 use crate::render::split_figures::{figures_to_json, figures_to_text};
 use crate::render::table::render_table;
-use evenkeel::place::{BoundProof, PlacementBound};
+use evenkeel::place::{BoundProof, MeanBound, PlacementBound};
 use evenkeel::plan::{LayerChange, Plan, PlanReport};
 use evenkeel::trace::Trace;
 use serde_json::json;
@@ -68,6 +68,7 @@ pub(super) fn plan_to_json(
     details: &PlanDetails,
 ) -> serde_json::Value {
     let plan = &made.plan;
+    let bound = PlacementBound::mean_of_layers(&made.bounds);
     json!({
         "plan": output,
         "policy": plan.provenance.policy,
@@ -86,8 +87,7 @@ pub(super) fn plan_to_json(
         "figures": figures_to_json(&plan.provenance),
         "expected": { "split": plan.provenance.split, "imbalance": plan.provenance.imbalance,
                       "batches": plan.provenance.judged },
-        "placement_bound": { "imbalance": PlacementBound::mean_of_layers(&made.bounds).0,
-                             "layers_above_mean": PlacementBound::mean_of_layers(&made.bounds).1 },
+        "placement_bound": { "imbalance": bound.imbalance, "layers_above_mean": bound.layers_above_mean },
         "plan_ms": made.plan_time.as_secs_f64() * 1e3,
         "moves": details.changes.as_ref().map(|changes| moves_to_json(plan, changes)),
         "link_budget": details.links.as_ref().map(LinkUsage::to_json),
@@ -140,9 +140,9 @@ pub(super) fn plan_to_text(made: &PlanReport, verbose: bool) -> String {
 
 /// Returns the proved lower bound of all placements, in one line.
 fn bound_to_text(bounds: &[PlacementBound]) -> String {
-    let (imbalance, better) = PlacementBound::mean_of_layers(bounds);
+    let MeanBound { imbalance, layers_above_mean, .. } = PlacementBound::mean_of_layers(bounds);
     let proved = |proof: BoundProof| bounds.iter().filter(|bound| bound.proof == proof).count();
-    let how = match better {
+    let how = match layers_above_mean {
         0 => "= mean: nothing better is proved".to_owned(),
         _ => format!(
             "of {} layers, {} by trying all placements, {} by counting copies, {} = mean",

@@ -14,7 +14,7 @@ use evenkeel::trace::{TokenTrace, Trace};
 use evenkeel_exec::calibrate;
 use evenkeel_simulate::SimulationResult;
 use evenkeel_simulate::network::{
-    PredictionInput, RowAggregation, RowBytes, RowFormat, StepCostModel, StepPrediction, UnknownRowFormat,
+    PredictionInput, RowAggregation, RowBytes, RowFormat, RowFormats, StepCostModel, StepPrediction,
     predict_steps,
 };
 use serde_json::{Value, json};
@@ -57,19 +57,6 @@ impl FromStr for NetworkSource {
             None => network,
         };
         Ok(Self(network))
-    }
-}
-
-/// Row formats of dispatch and combine: `fp8,bf16`, or one for both.
-#[derive(Debug, Clone, Copy)]
-struct RowFormats([RowFormat; 2]);
-
-impl FromStr for RowFormats {
-    type Err = UnknownRowFormat;
-
-    fn from_str(text: &str) -> Result<Self, UnknownRowFormat> {
-        let (dispatch, combine) = text.split_once(',').unwrap_or((text, text));
-        Ok(Self([dispatch.trim().parse()?, combine.trim().parse()?]))
     }
 }
 
@@ -198,13 +185,13 @@ impl NetworkArgs {
             bail!("tokens of --model {name} visit {top_k} experts, those of the trace {found}");
         }
         let default_formats = match model.precision {
-            Precision::Fp8 => RowFormats([RowFormat::Fp8, RowFormat::Bf16]),
-            _ => RowFormats([RowFormat::Bf16; 2]),
+            Precision::Fp8 => RowFormats { dispatch: RowFormat::Fp8, combine: RowFormat::Bf16 },
+            _ => RowFormats { dispatch: RowFormat::Bf16, combine: RowFormat::Bf16 },
         };
         Ok(StepCostModel {
             network: self.network.0.clone(),
             one_copy: self.one_copy_per,
-            bytes: RowBytes::for_width(model.hidden, self.row_format.unwrap_or(default_formats).0),
+            bytes: RowBytes::for_width(model.hidden, self.row_format.unwrap_or(default_formats)),
             expert: expert_time.roofline(&model, self.efficiency)?,
             experts: model.experts,
             top_k: model.top_k,
@@ -306,7 +293,7 @@ impl NetworkPrediction {
             cells.push(format!("{:.0}", row.tokens_per_s / self.ranks as f64));
             cells.extend([share(row.communication_share()), share(row.imbalance_share())]);
             cells.extend([layer.counts, layer.dispatch, layer.experts, layer.combine, layer.other].map(us));
-            cells.extend(row.rows.map(us));
+            cells.extend([row.rows.in_node, row.rows.cross].map(us));
             cells
         });
         let header = [
@@ -348,7 +335,7 @@ impl NetworkPrediction {
                     "combine": layer.combine, "other": layer.other, "total": layer.total,
                     "exposed_communication": layer.exposed, "if_balanced": layer.balanced,
                 },
-                "rows_per_rank": { "in_node": row.rows[0], "to_other_nodes": row.rows[1] },
+                "rows_per_rank": { "in_node": row.rows.in_node, "to_other_nodes": row.rows.cross },
             })
         };
         json!({

@@ -15,7 +15,7 @@ mod wavefront;
 
 pub use layout::{NO_PAIR, replica_layout};
 pub use program::{ProgramError, SolveProgram};
-pub use wavefront::WaveCounts;
+pub use wavefront::{ForestWaves, WaveCounts};
 
 /// Ids per chunk of `count` and `map`. Chunks are numbered in parallel, ids within a chunk one by one.
 pub const CHUNK_IDS: usize = 256;

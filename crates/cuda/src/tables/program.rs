@@ -3,7 +3,7 @@
 //! Input: a [`Problem`]. Output: header, hot tables, cold tables, as `crates/cuda/kernels/problem.h`
 //! describes them. The numbering of the header's words is repeated here.
 
-use super::wavefront::{WaveCounts, assign_waves, group_by_wave};
+use super::wavefront::{ForestWaves, WaveCounts, assign_waves, group_by_wave};
 use evenkeel_solver::{Problem, SolverTables};
 use thiserror::Error;
 
@@ -126,7 +126,7 @@ impl SolveProgram {
             let at = word::FOREST + 6 * index;
             let up = words.write_sweep(at, c.ranks, forest.iter().rev());
             let down = words.write_sweep(at + 3, c.ranks, forest.iter());
-            waves.forests.push([up, down]);
+            waves.forests.push(ForestWaves { up, down });
         }
         let seats = c.seats.as_flattened();
         let hot = [&c.seat_bounds, seats, &c.many_bounds, &c.many_ranks];

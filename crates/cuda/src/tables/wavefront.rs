@@ -8,15 +8,25 @@
 /// The number of waves of each sweep of a program. A barrier separates two waves, so this number determines
 /// the latency.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct WaveCounts {
     /// One pass over the two-hosted items.
     pub fill: usize,
     /// The pass over the items with three hosts or more.
     pub pour: usize,
-    /// The two passes of each spanning forest: up and down.
-    pub forests: Vec<[usize; 2]>,
+    /// The two passes of each spanning forest.
+    pub forests: Vec<ForestWaves>,
     /// Largest number of levelling passes.
     pub passes: usize,
+}
+
+/// The number of waves of the two passes over a spanning forest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForestWaves {
+    /// The pass from the leaves to the roots.
+    pub up: usize,
+    /// The pass from the roots to the leaves.
+    pub down: usize,
 }
 
 impl WaveCounts {
@@ -28,7 +38,8 @@ impl WaveCounts {
     /// Returns the waves with all levelling passes and all spanning forests, which a batch needs if it then
     /// needs no search.
     pub fn all_sweeps(&self) -> usize {
-        self.placement_waves() + self.passes * self.fill + self.forests.iter().flatten().sum::<usize>()
+        let forests: usize = self.forests.iter().map(|forest| forest.up + forest.down).sum();
+        self.placement_waves() + self.passes * self.fill + forests
     }
 }
 

@@ -65,7 +65,7 @@ impl ExpertSlots {
         if let Some(cell) = self.spare.pop() {
             return Ok(cell);
         }
-        let (needed, (free, _)) = (shape.bytes(), gpu.device_memory()?);
+        let (needed, free) = (shape.bytes(), gpu.device_memory()?.free);
         if needed > free {
             let device = gpu.device().name.clone();
             return Err(ExecError::Memory { what: "a staging slot for an expert", device, needed, free });

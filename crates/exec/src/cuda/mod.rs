@@ -136,7 +136,7 @@ impl CudaOptions {
                 let Some(device) = devices.get(ordinal) else {
                     return Err(CudaError::Ordinal { ordinal, devices: devices.len() });
                 };
-                let (major, minor) = device.capability;
+                let (major, minor) = (device.capability.major, device.capability.minor);
                 if major < 8 {
                     return Err(CudaError::TooOld { ordinal, major, minor });
                 }
@@ -377,7 +377,7 @@ fn next_stamp() -> u64 {
 
 /// Returns [`ExecError::Memory`] if a GPU has less free memory than needed.
 fn check_memory(gpu: &GpuContext, what: &'static str, needed: u64) -> Result<(), ExecError> {
-    let (free, _) = gpu.device_memory()?;
+    let free = gpu.device_memory()?.free;
     if needed <= free {
         return Ok(());
     }

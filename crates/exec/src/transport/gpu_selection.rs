@@ -38,10 +38,10 @@ pub(super) fn open_gpu(device: usize, with: &str) -> Result<OpenGpu, TransportEr
         .map_err(CudaError::driver_error("asking which GPU this is"))
         .map_err(joining_error)?;
     let name = format!("{:032x}", u128::from_be_bytes(uuid.bytes.map(|byte| byte as u8)));
-    let (major, minor) = gpu.device().capability;
+    let capability = gpu.device().capability;
     // The device splits only if it has enough shared memory, so the size must be equal on all ranks.
     let shared = gpu.device().shared_memory;
-    let kind = format!("{with}compute capability {major}.{minor} with {shared} bytes of shared memory");
+    let kind = format!("{with}compute capability {capability} with {shared} bytes of shared memory");
     Ok(OpenGpu { device, gpu, name, kind })
 }
 

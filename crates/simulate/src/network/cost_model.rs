@@ -5,7 +5,7 @@
 //! slowest rank, combine, and time independent of the plan. With overlap, one half of a batch computes while
 //! the other half communicates, and the layer takes twice the longer of both.
 
-use super::traffic::{RankFlow, RowAggregation, RowTraffic, TrafficFlow};
+use super::traffic::{DuplexFlow, RankFlow, RowAggregation, RowTraffic, TrafficFlow};
 use evenkeel::cluster::{Cluster, LinkParameters, Network};
 use evenkeel::split::Roofline;
 use std::str::FromStr;
@@ -51,6 +51,24 @@ impl FromStr for RowFormat {
     }
 }
 
+/// The number formats of the rows of a layer. The text form is `fp8,bf16`, or one name for both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowFormats {
+    /// The format of rows on their way to their experts.
+    pub dispatch: RowFormat,
+    /// The format of results on their way back.
+    pub combine: RowFormat,
+}
+
+impl FromStr for RowFormats {
+    type Err = UnknownRowFormat;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRowFormat> {
+        let (dispatch, combine) = text.split_once(',').unwrap_or((text, text));
+        Ok(Self { dispatch: dispatch.trim().parse()?, combine: combine.trim().parse()? })
+    }
+}
+
 /// The bytes of each message part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowBytes {
@@ -65,9 +83,10 @@ pub struct RowBytes {
 }
 
 impl RowBytes {
-    /// Returns the bytes for rows of this width, dispatched and combined in these formats. Slots and weights
-    /// (8 + 4 bytes) and counts (8 bytes) have the sizes that the executor sends.
-    pub fn for_width(width: u64, [dispatch, combine]: [RowFormat; 2]) -> Self {
+    /// Returns the bytes for rows of this width. Slots and weights (8 + 4 bytes) and counts (8 bytes) have the
+    /// sizes that the executor sends.
+    pub fn for_width(width: u64, formats: RowFormats) -> Self {
+        let RowFormats { dispatch, combine } = formats;
         Self { dispatch: dispatch.row_bytes(width), combine: combine.row_bytes(width), visit: 12, count: 8 }
     }
 }
@@ -184,16 +203,16 @@ impl StepCostModel {
         parts: f64,
     ) -> f64 {
         let per_node = traffic.ranks_per_node();
-        let bytes = |flow: [TrafficFlow; 2]| {
+        let bytes = |flow: DuplexFlow| {
             let of = |flow: TrafficFlow| (flow.rows * row as f64 + flow.visits * visit as f64) / parts;
-            of(flow[0]).max(of(flow[1]))
+            of(flow.sent).max(of(flow.received))
         };
         let inside = per_node - 1;
         let outside = match traffic.one_copy() {
             RowAggregation::Node => cluster.nodes() - 1,
             _ => cluster.ranks() - per_node,
         };
-        let link = |link: &LinkParameters, messages: usize, flow: [TrafficFlow; 2]| {
+        let link = |link: &LinkParameters, messages: usize, flow: DuplexFlow| {
             link.exchange_us(messages as f64, bytes(flow))
         };
         let mut slowest: f64 = 0.0;
@@ -202,11 +221,9 @@ impl StepCostModel {
                 let us = link(&self.network.node, inside, rank.node);
                 slowest = slowest.max(us).max(link(&self.network.cross, outside, rank.cross));
             }
-            let together = |flows: fn(&RankFlow) -> [TrafficFlow; 2]| {
-                let mut sum = [TrafficFlow::default(); 2];
-                for rank in node {
-                    sum.iter_mut().zip(flows(rank)).for_each(|(sum, flow)| *sum += flow);
-                }
+            let together = |flow_of: fn(&RankFlow) -> DuplexFlow| {
+                let mut sum = DuplexFlow::default();
+                node.iter().for_each(|rank| sum += flow_of(rank));
                 bytes(sum)
             };
             let inside = self.network.node.node_us(together(|rank| rank.node));

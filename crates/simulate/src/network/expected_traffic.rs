@@ -6,7 +6,7 @@
 //! [`Shares`](evenkeel::split::SourceShares).
 
 use super::routing_model::RoutingModel;
-use super::traffic::{RowAggregation, RowTraffic, TrafficFlow};
+use super::traffic::{DuplexFlow, RowAggregation, RowTraffic, TrafficFlow};
 use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
 
@@ -117,13 +117,19 @@ pub(super) fn estimate_traffic(
     let to_all: TrafficFlow = to_node.iter().copied().sum();
     for (rank, (to, flows)) in to_rank.iter().zip(&mut traffic.ranks).enumerate() {
         let node = rank / per_node;
-        flows.node = [in_node[node].subtract_flow(to[OWN_NODE]), to[OWN_NODE].scale_by(per_node - 1)];
-        flows.cross = [to_all.subtract_flow(to_node[node]), to[OTHER_NODE].scale_by(ranks - per_node)];
+        flows.node = DuplexFlow {
+            sent: in_node[node].subtract_flow(to[OWN_NODE]),
+            received: to[OWN_NODE].scale_by(per_node - 1),
+        };
+        flows.cross = DuplexFlow {
+            sent: to_all.subtract_flow(to_node[node]),
+            received: to[OTHER_NODE].scale_by(ranks - per_node),
+        };
         if by_node {
             // The rank is a gateway for the sources at its position in the other nodes.
-            flows.cross[1] = to_node[node].scale_by(nodes - 1);
-            flows.node[0] += forwarded[node].subtract_flow(to[OTHER_NODE]).scale_by(nodes - 1);
-            flows.node[1] += to[OTHER_NODE].scale_by((nodes - 1) * (per_node - 1));
+            flows.cross.received = to_node[node].scale_by(nodes - 1);
+            flows.node.sent += forwarded[node].subtract_flow(to[OTHER_NODE]).scale_by(nodes - 1);
+            flows.node.received += to[OTHER_NODE].scale_by((nodes - 1) * (per_node - 1));
         }
     }
 }

@@ -11,9 +11,11 @@ mod expected_traffic;
 mod routing_model;
 mod traffic;
 
-pub use cost_model::{LayerTime, RowBytes, RowFormat, StepCostModel, UnknownRowFormat};
+pub use cost_model::{LayerTime, RowBytes, RowFormat, RowFormats, StepCostModel, UnknownRowFormat};
 pub use routing_model::RoutingModel;
-pub use traffic::{RankFlow, RowAggregation, RowTraffic, TrafficFlow, UnknownRowAggregation};
+pub use traffic::{
+    DuplexFlow, LinkRows, RankFlow, RowAggregation, RowTraffic, TrafficFlow, UnknownRowAggregation,
+};
 
 use super::locality::{count_experts, split_by_source};
 use super::{SimulationConfig, SimulationResult};
@@ -50,8 +52,8 @@ pub struct StepPrediction {
     pub tokens: f64,
     /// The mean times of a layer, in microseconds.
     pub layer: LayerTime,
-    /// The mean rows that a rank sends in dispatch: inside its node, and to other nodes.
-    pub rows: [f64; 2],
+    /// The mean rows that a rank sends in dispatch.
+    pub rows: LinkRows,
     /// The number of steps.
     pub steps: usize,
 }
@@ -73,7 +75,7 @@ impl StepPrediction {
 struct BatchPrediction {
     time: LayerTime,
     tokens: f64,
-    rows: [f64; 2],
+    rows: LinkRows,
 }
 
 /// Predicts all judged steps for every row of `outcome`, which has to come from the same trace.
@@ -123,7 +125,7 @@ fn sum_layers(
     let steps = layers.first().map_or(0, Vec::len);
     let scale = pace.layers as f64 / layers.len().max(1) as f64;
     let (mut step_us, mut tokens) = (Vec::with_capacity(steps), 0.0);
-    let (mut mean, mut rows, mut batches) = (LayerTime::default(), [0.0; 2], 0.0);
+    let (mut mean, mut rows, mut batches) = (LayerTime::default(), LinkRows::default(), 0.0);
     for step in 0..steps {
         let of_step = || layers.iter().map(move |layer| layer[step]);
         let most = of_step().map(|one| one.tokens).fold(0.0, f64::max);
@@ -135,12 +137,13 @@ fn sum_layers(
         for one in of_step() {
             batches += 1.0;
             mean = add_scaled(mean, one.time, 1.0);
-            rows = [rows[0] + one.rows[0], rows[1] + one.rows[1]];
+            rows += one.rows;
         }
     }
     let seconds = step_us.iter().sum::<f64>() / 1e6;
     let count = step_us.len();
     let each = if batches > 0.0 { 1.0 / batches } else { 0.0 };
+    let rows_per_rank = |rows: f64| rows * each / cluster.ranks() as f64;
     StepPrediction {
         planned,
         method,
@@ -148,7 +151,7 @@ fn sum_layers(
         tokens_per_s: if seconds > 0.0 { tokens / seconds } else { 0.0 },
         tokens: tokens / count.max(1) as f64,
         layer: add_scaled(LayerTime::default(), mean, each),
-        rows: rows.map(|rows| rows * each / cluster.ranks() as f64),
+        rows: LinkRows { in_node: rows_per_rank(rows.in_node), cross: rows_per_rank(rows.cross) },
         steps: count,
     }
 }

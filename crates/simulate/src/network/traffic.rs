@@ -85,13 +85,45 @@ impl Sum for TrafficFlow {
     }
 }
 
-/// The traffic out of a rank and into it, each `[out, in]`.
+/// The traffic through a point in both directions.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct DuplexFlow {
+    /// The outgoing traffic.
+    pub sent: TrafficFlow,
+    /// The incoming traffic.
+    pub received: TrafficFlow,
+}
+
+impl AddAssign for DuplexFlow {
+    fn add_assign(&mut self, other: DuplexFlow) {
+        self.sent += other.sent;
+        self.received += other.received;
+    }
+}
+
+/// The traffic of a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct RankFlow {
     /// The traffic with other ranks of its node.
-    pub node: [TrafficFlow; 2],
+    pub node: DuplexFlow,
     /// The traffic with other nodes.
-    pub cross: [TrafficFlow; 2],
+    pub cross: DuplexFlow,
+}
+
+/// Numbers of rows by the links that they use.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LinkRows {
+    /// The rows between ranks of one node.
+    pub in_node: f64,
+    /// The rows between nodes.
+    pub cross: f64,
+}
+
+impl AddAssign for LinkRows {
+    fn add_assign(&mut self, other: LinkRows) {
+        self.in_node += other.in_node;
+        self.cross += other.cross;
+    }
 }
 
 /// The traffic of one batch of one layer.
@@ -127,11 +159,11 @@ impl RowTraffic {
             return;
         }
         if from / self.per_node == to / self.per_node {
-            self.ranks[from].node[0] += flow;
-            self.ranks[to].node[1] += flow;
+            self.ranks[from].node.sent += flow;
+            self.ranks[to].node.received += flow;
         } else {
-            self.ranks[from].cross[0] += flow;
-            self.ranks[to].cross[1] += flow;
+            self.ranks[from].cross.sent += flow;
+            self.ranks[to].cross.received += flow;
         }
     }
 
@@ -179,11 +211,13 @@ impl RowTraffic {
         }
     }
 
-    /// Returns the rows that leave all ranks, inside nodes and between nodes.
-    pub fn total_rows(&self) -> [f64; 2] {
-        self.ranks
-            .iter()
-            .fold([0.0; 2], |sum, rank| [sum[0] + rank.node[0].rows, sum[1] + rank.cross[0].rows])
+    /// Returns the rows that leave all ranks.
+    pub fn total_rows(&self) -> LinkRows {
+        let mut sum = LinkRows::default();
+        for rank in &self.ranks {
+            sum += LinkRows { in_node: rank.node.sent.rows, cross: rank.cross.sent.rows };
+        }
+        sum
     }
 
     /// Returns the traffic of every rank if all ranks had the mean.
@@ -191,17 +225,15 @@ impl RowTraffic {
         let n = self.ranks.len() as f64;
         let mut mean = RankFlow::default();
         for rank in &self.ranks {
-            for (sum, flow) in mean.node.iter_mut().zip(rank.node) {
-                *sum += flow;
-            }
-            for (sum, flow) in mean.cross.iter_mut().zip(rank.cross) {
-                *sum += flow;
-            }
+            mean.node += rank.node;
+            mean.cross += rank.cross;
         }
-        for flow in mean.node.iter_mut().chain(&mut mean.cross) {
-            *flow = TrafficFlow { rows: flow.rows / n, visits: flow.visits / n };
-        }
-        mean
+        let divide_flow = |flow: TrafficFlow| TrafficFlow { rows: flow.rows / n, visits: flow.visits / n };
+        let divide = |flow: DuplexFlow| DuplexFlow {
+            sent: divide_flow(flow.sent),
+            received: divide_flow(flow.received),
+        };
+        RankFlow { node: divide(mean.node), cross: divide(mean.cross) }
     }
 
     /// Returns the number of ranks per node.
@@ -231,15 +263,16 @@ mod tests {
     fn a_token_by_hand() {
         // From rank 1: to itself, to rank 0 of its node, to ranks 3 and 5 of the other (5 twice).
         let slots = [1, 0, 3, 5, 5, -1];
-        assert_eq!(one_token(RowAggregation::Visit, &slots).total_rows(), [1.0, 3.0]);
-        assert_eq!(one_token(RowAggregation::Rank, &slots).total_rows(), [1.0, 2.0]);
+        let rows = |in_node, cross| LinkRows { in_node, cross };
+        assert_eq!(one_token(RowAggregation::Visit, &slots).total_rows(), rows(1.0, 3.0));
+        assert_eq!(one_token(RowAggregation::Rank, &slots).total_rows(), rows(1.0, 2.0));
         // One row goes to the gateway, rank 4, which serves none of it. Two rows leave from there.
         let by_node = one_token(RowAggregation::Node, &slots);
-        assert_eq!(by_node.total_rows(), [3.0, 1.0]);
-        assert_eq!(by_node.ranks[4].cross[1], TrafficFlow { rows: 1.0, visits: 3.0 });
-        assert_eq!(by_node.ranks[4].node[0], TrafficFlow { rows: 2.0, visits: 3.0 });
-        assert_eq!(by_node.ranks[5].node[1], TrafficFlow { rows: 1.0, visits: 2.0 });
-        assert_eq!(by_node.ranks[1].node[0].rows, 1.0);
+        assert_eq!(by_node.total_rows(), rows(3.0, 1.0));
+        assert_eq!(by_node.ranks[4].cross.received, TrafficFlow { rows: 1.0, visits: 3.0 });
+        assert_eq!(by_node.ranks[4].node.sent, TrafficFlow { rows: 2.0, visits: 3.0 });
+        assert_eq!(by_node.ranks[5].node.received, TrafficFlow { rows: 1.0, visits: 2.0 });
+        assert_eq!(by_node.ranks[1].node.sent.rows, 1.0);
     }
 
     proptest! {
@@ -255,16 +288,17 @@ mod tests {
                 for source in 0..12 {
                     traffic.add_source(&slots, 4, source, 2);
                 }
-                let ins: f64 = traffic.ranks.iter().map(|rank| rank.node[1].rows + rank.cross[1].rows).sum();
-                prop_assert_eq!(ins, traffic.total_rows().iter().sum::<f64>());
-                Ok(traffic.total_rows())
+                let ins: f64 = traffic.ranks.iter().map(|rank| rank.node.received.rows + rank.cross.received.rows).sum();
+                let total = traffic.total_rows();
+                prop_assert_eq!(ins, total.in_node + total.cross);
+                Ok(total)
             };
             let [visit, rank, node] = [rows(RowAggregation::Visit)?, rows(RowAggregation::Rank)?, rows(RowAggregation::Node)?];
-            prop_assert!(node[1] <= rank[1] && rank[1] <= visit[1] && rank[0] <= visit[0]);
+            prop_assert!(node.cross <= rank.cross && rank.cross <= visit.cross && rank.in_node <= visit.in_node);
             // The rows that aggregation saves between nodes are forwarded inside, at most one row each.
-            prop_assert!(node[0] + node[1] <= rank[0] + rank[1] + node[1]);
-            prop_assert!(nodes > 1 || (visit[1] == 0.0 && node == rank));
-            prop_assert!(nodes < 12 || (visit[0] == 0.0 && node == rank));
+            prop_assert!(node.in_node + node.cross <= rank.in_node + rank.cross + node.cross);
+            prop_assert!(nodes > 1 || (visit.cross == 0.0 && node == rank));
+            prop_assert!(nodes < 12 || (visit.in_node == 0.0 && node == rank));
         }
     }
 }

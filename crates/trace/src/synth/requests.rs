@@ -95,7 +95,7 @@ impl<'a> RequestStream<'a> {
         self.rng.fill_normal(&mut latent);
         // The length is log-normal with the specified mean.
         let spread = spec.request_spread;
-        let length = spec.request_tokens * (spread * self.rng.draw_normals().0 - spread * spread / 2.0).exp();
+        let length = spec.request_tokens * (spread * self.rng.draw_normal() - spread * spread / 2.0).exp();
         let mut left = (length.round() as usize).max(1);
         if self.started < self.places.len() && self.places.len() > 1 {
             // Requests that are in flight at the start are at a random position.

@@ -16,8 +16,8 @@ use std::hint::black_box;
 fn layers(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace.csv");
-    let base = synth::SynthSpec { steps: 16, ..Default::default() };
-    let spec = synth::SynthSpec { experts: 256, top_k: 8, layers: 58, first_layer: 3, ..base };
+    let base = synth::SynthSpec::default().steps(16);
+    let spec = base.experts(256).top_k(8).layers(58).first_layer(3);
     synth::write(&spec, &path, &()).unwrap();
     let trace = read(&[path], &ReadOptions::default(), &()).unwrap();
     for (ranks, redundant) in [(8, 16), (32, 32), (64, 64)] {

@@ -16,8 +16,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 fn plans(criterion: &mut Criterion) {
-    let base = synth::SynthSpec { steps: 100, seed: 7, ..Default::default() };
-    let spec = synth::SynthSpec { experts: 256, top_k: 8, layers: 58, first_layer: 3, ..base };
+    let base = synth::SynthSpec::default().steps(100).seed(7);
+    let spec = base.experts(256).top_k(8).layers(58).first_layer(3);
     let trace = synth::generate(&spec).unwrap();
     let cluster = Cluster::new(32, 1, 256, 32).unwrap();
     let mut group = criterion.benchmark_group("plan 58 layers, 256 experts, 32 x 9 slots");

@@ -17,8 +17,8 @@ use std::hint::black_box;
 const EXPERTS: usize = 256;
 
 fn calls(criterion: &mut Criterion) {
-    let base = synth::SynthSpec { steps: 64, seed: 3, ..Default::default() };
-    let trace = synth::generate(&synth::SynthSpec { experts: EXPERTS, top_k: 8, layers: 1, ..base }).unwrap();
+    let base = synth::SynthSpec::default().steps(64).seed(3);
+    let trace = synth::generate(&base.experts(EXPERTS).top_k(8).layers(1)).unwrap();
     for (ranks, per_rank) in [(8, 1), (8, 2), (16, 2), (32, 2), (64, 2)] {
         let cluster = Cluster::new(ranks, 1, EXPERTS, ranks * per_rank).unwrap();
         let history = History::from_trace(&trace, 0);

@@ -9,15 +9,13 @@ use evenkeel_trace::{Batching, synth};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Any trace is possible: `trace::read` reads recorded ones.
-    let spec = synth::SynthSpec {
-        experts: 64,
-        top_k: 6,
-        layers: 4,
-        steps: 100,
-        batching: Batching::Prefill { tokens: 512 },
-        seed: 7,
-        ..synth::SynthSpec::default()
-    };
+    let spec = synth::SynthSpec::default()
+        .experts(64)
+        .top_k(6)
+        .layers(4)
+        .steps(100)
+        .batching(Batching::Prefill { tokens: 512 })
+        .seed(7);
     let trace = synth::generate(&spec)?;
 
     // 16 ranks in 2 nodes, one redundant slot on each.

@@ -10,12 +10,7 @@ use evenkeel::split::{Split, SplitMethod, Splitter};
 use evenkeel_trace::{Batching, synth};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let spec = synth::SynthSpec {
-        layers: 1,
-        steps: 60,
-        batching: Batching::Decode { in_flight: 64 },
-        ..synth::SynthSpec::default()
-    };
+    let spec = synth::SynthSpec::default().layers(1).steps(60).batching(Batching::Decode { in_flight: 64 });
     let trace = synth::generate(&spec)?;
     let cluster = Cluster::new(8, 1, trace.experts(), 8)?;
 

@@ -4,7 +4,13 @@
 //!     cargo bench -p evenkeel-cli --bench split -- traces/sample-decode.csv.zst --ranks 8,16 --redundant 1,2
 //!     cargo bench -p evenkeel-cli --bench split -- --help
 
-#![allow(clippy::print_stdout, clippy::print_stderr, missing_docs, reason = "a benchmark")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a benchmark"
+)]
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -77,16 +83,14 @@ struct SplitArgs {
 
 impl SplitArgs {
     fn read_options(&self) -> ReadOptions {
-        ReadOptions {
-            layers: self.layers.clone(),
-            batching: match self.decode_batch {
+        ReadOptions::default()
+            .layers(self.layers.clone())
+            .batching(match self.decode_batch {
                 Some(in_flight) => Batching::Decode { in_flight },
                 None => Batching::Prefill { tokens: self.batch_tokens },
-            },
-            order: self.order,
-            seed: self.seed,
-            ..ReadOptions::default()
-        }
+            })
+            .order(self.order)
+            .seed(self.seed)
     }
 }
 

@@ -45,6 +45,7 @@ struct FixedItem {
 
 /// Whole quotas, not necessarily of lowest peak.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DescentQuotas {
     /// Quota of every (item, host) pair, in the numbering of [`Hosts`](crate::Hosts).
     pub quotas: Vec<u64>,

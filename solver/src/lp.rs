@@ -74,6 +74,7 @@ impl LpEngine {
 
 /// Result of an engine for the continuous programme, exact only within the engine's tolerances.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct LpSplit {
     /// Lowest peak, load per speed.
     pub peak: f64,
@@ -84,6 +85,7 @@ pub struct LpSplit {
 
 /// Result of an engine for the integer programme. The quotas are rounded and checked to conserve every load.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct IntegerPeak {
     /// Exact peak of these quotas.
     pub peak: Peak,

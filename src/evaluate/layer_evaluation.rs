@@ -9,6 +9,7 @@ use std::time::Instant;
 
 /// Measurements of the batches of one layer. Batches without a token are only counted.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct LayerEvaluation {
     /// Ranks, `R`.
     pub ranks: usize,

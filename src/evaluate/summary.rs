@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Mean, percentiles (linear interpolation between order statistics, as NumPy's default) and maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SummaryStats {
     /// Arithmetic mean.
     pub mean: f64,

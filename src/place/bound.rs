@@ -40,6 +40,7 @@ impl fmt::Display for BoundProof {
 
 /// Proved lower bound.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct PlacementBound {
     /// Mean over the batches of the lowest possible peak over mean.
     pub imbalance: f64,

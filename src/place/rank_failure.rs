@@ -12,6 +12,7 @@ use evenkeel_solver::{Hosts, Problem, RankSplit, Workspace, solve_into};
 
 /// Effect of the loss of one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
 pub struct RankLossEffect {
     /// Lost rank.
     pub rank: usize,

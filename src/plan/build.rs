@@ -38,6 +38,7 @@ pub struct PlanReport {
 
 /// Part of a plan's [`PlanProvenance`] that neither the trace nor the policy determines.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct BatchProvenance {
     /// Seed of everything random in reading and planning.
     pub seed: u64,
@@ -47,6 +48,36 @@ pub struct BatchProvenance {
     pub target: Option<RuntimeTarget>,
     /// Split to which the plan's imbalance refers.
     pub split: SplitMethod,
+}
+
+impl BatchProvenance {
+    /// Sets [`Self::seed`](#structfield.seed).
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Sets [`Self::batches`](#structfield.batches).
+    #[must_use]
+    pub fn batches(mut self, batches: impl Into<String>) -> Self {
+        self.batches = batches.into();
+        self
+    }
+
+    /// Sets [`Self::target`](#structfield.target).
+    #[must_use]
+    pub fn target(mut self, target: impl Into<Option<RuntimeTarget>>) -> Self {
+        self.target = target.into();
+        self
+    }
+
+    /// Sets [`Self::split`](#structfield.split).
+    #[must_use]
+    pub fn split(mut self, split: SplitMethod) -> Self {
+        self.split = split;
+        self
+    }
 }
 
 impl Default for BatchProvenance {

@@ -2,10 +2,10 @@
 
 use super::{LayerPlan, Plan, PlanProvenance};
 use crate::cluster::{Cluster, ClusterError};
-use crate::evaluate::SummaryStats;
 use crate::export::ImportedPlan;
 use crate::forecast::History;
 use crate::place::{PlaceError, PlaceRequest, PlaceResponse, Placement, Policy};
+use crate::split::SplitMethod;
 use std::collections::BTreeMap;
 
 /// Policy that returns the same placement for any history, one per layer.
@@ -47,26 +47,9 @@ impl Plan {
         let cluster = Cluster::new(ranks, 1, imported.experts, slots.saturating_sub(imported.experts))?;
         let layers = real_layers(imported, moe_layers)
             .filter(|(_, placement)| (placement.ranks(), placement.slots().len()) == (ranks, slots))
-            .map(|(layer, placement)| LayerPlan { layer, placement, imbalance: 0.0, bound: 0.0 });
-        Ok(Self {
-            cluster,
-            experts: imported.experts,
-            layers: layers.collect(),
-            idle_layers: vec![],
-            unrecorded_layers: vec![],
-            provenance: PlanProvenance {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                policy: name,
-                target: None,
-                split: "even".into(),
-                seed: 0,
-                batches: String::new(),
-                judged: 0,
-                imbalance: SummaryStats::default(),
-                figures: vec![],
-                trace: vec![],
-            },
-        })
+            .map(|(layer, placement)| LayerPlan::new(layer, placement));
+        let provenance = PlanProvenance::new(name, SplitMethod::Even);
+        Ok(Self::new(cluster, imported.experts, layers.collect(), provenance))
     }
 }
 

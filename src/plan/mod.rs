@@ -20,6 +20,7 @@ pub use request::{ConstraintError, Constraints, PlanRequest, PlanRequestError};
 use crate::cluster::{Cluster, ClusterError};
 use crate::evaluate::SummaryStats;
 use crate::place::{Placement, PlacementError};
+use crate::split::SplitMethod;
 use crate::trace::MAX_LAYERS;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -32,6 +33,7 @@ pub const PLAN_FORMAT: &str = "evenkeel.plan/1";
 
 /// Placements for all busy layers of a model on one cluster.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Plan {
     /// Group for which the plan is made.
     pub cluster: Cluster,
@@ -49,8 +51,16 @@ pub struct Plan {
     pub provenance: PlanProvenance,
 }
 
+impl Plan {
+    /// Creates a plan of layers in the order of their ids, without idle and unrecorded layers.
+    pub fn new(cluster: Cluster, experts: usize, layers: Vec<LayerPlan>, provenance: PlanProvenance) -> Self {
+        Self { cluster, experts, layers, idle_layers: vec![], unrecorded_layers: vec![], provenance }
+    }
+}
+
 /// One layer of a [`Plan`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct LayerPlan {
     /// Real id of the layer.
     pub layer: u32,
@@ -62,9 +72,31 @@ pub struct LayerPlan {
     pub bound: f64,
 }
 
+impl LayerPlan {
+    /// Creates the plan of a layer by its real id, without figures.
+    pub fn new(layer: u32, placement: Placement) -> Self {
+        Self { layer, placement, imbalance: 0.0, bound: 0.0 }
+    }
+
+    /// Sets [`Self::imbalance`](#structfield.imbalance).
+    #[must_use]
+    pub fn imbalance(mut self, imbalance: f64) -> Self {
+        self.imbalance = imbalance;
+        self
+    }
+
+    /// Sets [`Self::bound`](#structfield.bound).
+    #[must_use]
+    pub fn bound(mut self, bound: f64) -> Self {
+        self.bound = bound;
+        self
+    }
+}
+
 /// Origin of a [`Plan`] and of its figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct PlanProvenance {
     /// Version of evenkeel that created the plan.
     pub version: String,
@@ -91,9 +123,29 @@ pub struct PlanProvenance {
     pub trace: Vec<TraceFile>,
 }
 
+impl PlanProvenance {
+    /// Creates the origin of a plan of this version of evenkeel, by the names of its policy and split. It
+    /// has no figures.
+    pub fn new(policy: impl Into<String>, split: SplitMethod) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            policy: policy.into(),
+            target: None,
+            split: split.to_string(),
+            seed: 0,
+            batches: String::new(),
+            judged: 0,
+            imbalance: SummaryStats::default(),
+            figures: vec![],
+            trace: vec![],
+        }
+    }
+}
+
 /// Imbalance of a plan and of EPLB's placement on the judged batches under one split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SplitFigure {
     /// Name of the split method.
     pub split: String,
@@ -101,6 +153,13 @@ pub struct SplitFigure {
     pub imbalance: SummaryStats,
     /// Peak over mean on EPLB's placements. `None` if EPLB does not support the shape.
     pub eplb: Option<SummaryStats>,
+}
+
+impl SplitFigure {
+    /// Creates the figures under a split without those of EPLB.
+    pub fn new(split: SplitMethod, imbalance: SummaryStats) -> Self {
+        Self { split: split.to_string(), imbalance, eplb: None }
+    }
 }
 
 /// Trace file from which a plan was made.

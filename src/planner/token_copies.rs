@@ -10,6 +10,7 @@ use crate::cluster::Cluster;
 
 /// Counts of sent tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct TokenCopies {
     /// Tokens that at least one expert served.
     pub tokens: u64,

@@ -45,6 +45,7 @@ const MISS_DECAY_DIVISOR: u64 = 32;
 
 /// Decision on one batch, with times in picoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ReuseDecision {
     /// True if a new split was computed.
     pub planned: bool,

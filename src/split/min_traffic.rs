@@ -13,6 +13,7 @@ use evenkeel_solver::{Hosts, Problem};
 
 /// Tokens that a split serves away from their source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct CrossingTokens {
     /// Tokens that are served off their own node.
     pub off_node: u64,

@@ -13,6 +13,7 @@ use evenkeel_solver::{Hosts, Peak, Problem};
 
 /// Objective of a split.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct SplitObjective {
     /// Measure of load.
     pub cost: Cost,
@@ -41,6 +42,41 @@ pub struct ObjectiveFigures {
 }
 
 impl SplitObjective {
+    /// Sets [`Self::cost`](#structfield.cost).
+    #[must_use]
+    pub fn cost(mut self, cost: Cost) -> Self {
+        self.cost = cost;
+        self
+    }
+
+    /// Sets [`Self::vector`](#structfield.vector).
+    #[must_use]
+    pub fn vector(mut self, vector: bool) -> Self {
+        self.vector = vector;
+        self
+    }
+
+    /// Sets [`Self::speeds`](#structfield.speeds).
+    #[must_use]
+    pub fn speeds(mut self, speeds: Vec<u32>) -> Self {
+        self.speeds = speeds;
+        self
+    }
+
+    /// Sets [`Self::base`](#structfield.base).
+    #[must_use]
+    pub fn base(mut self, base: Vec<u64>) -> Self {
+        self.base = base;
+        self
+    }
+
+    /// Sets [`Self::shared`](#structfield.shared).
+    #[must_use]
+    pub fn shared(mut self, shared: bool) -> Self {
+        self.shared = shared;
+        self
+    }
+
     /// Returns the peak of any split of a batch on a placement, as the highest ratio of cost to speed.
     /// `quotas` is `[R * S]`. `shared` is `[R]`, or empty.
     pub fn peak_cost(&self, placement: &Placement, quotas: &[u64], shared: &[u64]) -> Peak {

@@ -43,6 +43,7 @@ struct SingleReplica {
 
 /// Counts of tokens by the distance between source and host. The unit is (token, expert) pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct TokenTraffic {
     /// Served on their own rank.
     pub own_rank: u64,

@@ -4,6 +4,7 @@
 
 /// Inequality of one load vector. All measures are zero if there are no tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
 pub struct LoadSkew {
     /// Load of the busiest expert over the mean: 1 is perfectly even, `E` is one expert alone.
     pub max_over_mean: f64,

@@ -204,8 +204,9 @@ impl FromStr for LayerSet {
     }
 }
 
-/// Options of reading a trace. `..ReadOptions::default()` fills the fields that a caller does not set.
+/// Options of reading a trace. [`ReadOptions::default`] has those of a file that explains itself.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ReadOptions {
     /// Format. `None` detects it from the content.
     pub format: Option<TraceFormat>,
@@ -245,6 +246,69 @@ impl Default for ReadOptions {
 }
 
 impl ReadOptions {
+    /// Sets [`Self::format`](#structfield.format).
+    #[must_use]
+    pub fn format(mut self, format: impl Into<Option<TraceFormat>>) -> Self {
+        self.format = format.into();
+        self
+    }
+
+    /// Sets [`Self::step_column`](#structfield.step_column).
+    #[must_use]
+    pub fn step_column(mut self, step_column: impl Into<Option<String>>) -> Self {
+        self.step_column = step_column.into();
+        self
+    }
+
+    /// Sets [`Self::experts`](#structfield.experts).
+    #[must_use]
+    pub fn experts(mut self, experts: impl Into<Option<usize>>) -> Self {
+        self.experts = experts.into();
+        self
+    }
+
+    /// Sets [`Self::layers`](#structfield.layers).
+    #[must_use]
+    pub fn layers(mut self, layers: impl Into<Option<LayerSet>>) -> Self {
+        self.layers = layers.into();
+        self
+    }
+
+    /// Sets [`Self::arrays`](#structfield.arrays).
+    #[must_use]
+    pub fn arrays(mut self, arrays: Vec<String>) -> Self {
+        self.arrays = arrays;
+        self
+    }
+
+    /// Sets [`Self::batching`](#structfield.batching).
+    #[must_use]
+    pub fn batching(mut self, batching: Batching) -> Self {
+        self.batching = batching;
+        self
+    }
+
+    /// Sets [`Self::order`](#structfield.order).
+    #[must_use]
+    pub fn order(mut self, order: RequestOrder) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// Sets [`Self::seed`](#structfield.seed).
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Sets [`Self::memory`](#structfield.memory).
+    #[must_use]
+    pub fn memory(mut self, memory: u64) -> Self {
+        self.memory = memory;
+        self
+    }
+
     /// Describes the origin of the batches of a trace of this format.
     pub fn describe_batches(&self, format: TraceFormat) -> String {
         let order = match self.order {

@@ -3,41 +3,25 @@
 #![allow(clippy::unwrap_used)]
 
 use evenkeel::cluster::Cluster;
-use evenkeel::evaluate::SummaryStats;
 use evenkeel::export::{Dialect, ExportError, ImportedLayer, fill_empty_slots, read, write};
 use evenkeel::place::Placement;
 use evenkeel::plan::{LayerPlan, Plan, PlanProvenance};
+use evenkeel::split::SplitMethod;
 use proptest::prelude::*;
 use serde_json::Value;
 
 /// Returns a plan of layers 2 and 5 of a model with dense layers 0, 1 and 3 to 4.
 fn plan(experts: usize, ranks: usize, slots: &[Vec<Option<u32>>]) -> Plan {
     let redundant = slots[0].len() - experts;
-    let layers = slots.iter().zip([2, 5]).map(|(slots, layer)| LayerPlan {
-        layer,
-        placement: Placement::new(experts, ranks, slots.clone()).unwrap(),
-        imbalance: 1.0,
-        bound: 1.0,
+    let layers = slots.iter().zip([2, 5]).map(|(slots, layer)| {
+        let placement = Placement::new(experts, ranks, slots.clone()).unwrap();
+        LayerPlan::new(layer, placement).imbalance(1.0).bound(1.0)
     });
-    Plan {
-        cluster: Cluster::new(ranks, 1, experts, redundant).unwrap(),
-        experts,
-        layers: layers.collect(),
-        idle_layers: vec![0, 1, 3, 4],
-        unrecorded_layers: vec![],
-        provenance: PlanProvenance {
-            version: "0".into(),
-            policy: "test".into(),
-            target: None,
-            split: "exact".into(),
-            seed: 0,
-            batches: String::new(),
-            judged: 0,
-            imbalance: SummaryStats::default(),
-            figures: vec![],
-            trace: vec![],
-        },
-    }
+    let cluster = Cluster::new(ranks, 1, experts, redundant).unwrap();
+    let provenance = PlanProvenance::new("test", SplitMethod::Exact);
+    let mut plan = Plan::new(cluster, experts, layers.collect(), provenance);
+    plan.idle_layers = vec![0, 1, 3, 4];
+    plan
 }
 
 /// Returns plans on up to six ranks. Every expert has a slot. The other slots hold further replicas or are

@@ -8,15 +8,13 @@ use evenkeel::trace::Trace;
 use evenkeel_trace::{Batching, synth};
 
 fn trace(experts: usize, top_k: usize, layers: usize) -> Trace {
-    let spec = synth::SynthSpec {
-        experts,
-        top_k,
-        layers,
-        steps: 24,
-        batching: Batching::Prefill { tokens: 2048 },
-        seed: 5,
-        ..synth::SynthSpec::default()
-    };
+    let spec = synth::SynthSpec::default()
+        .experts(experts)
+        .top_k(top_k)
+        .layers(layers)
+        .steps(24)
+        .batching(Batching::Prefill { tokens: 2048 })
+        .seed(5);
     synth::generate(&spec).unwrap()
 }
 

@@ -6,6 +6,7 @@ use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::SummaryStats;
 use evenkeel::place::Placement;
 use evenkeel::plan::{LayerPlan, Plan, PlanProvenance, SplitFigure, TraceFile};
+use evenkeel::split::SplitMethod;
 use proptest::prelude::*;
 
 /// Returns any plan: experts dealt to slots in a random order, some slots empty, any finite figures.
@@ -36,42 +37,25 @@ fn plans() -> impl Strategy<Value = Plan> {
                     map[slot] = (expert < experts).then_some(expert as u32);
                 }
                 let placement = Placement::new(experts, ranks, map).unwrap();
-                LayerPlan {
-                    layer,
-                    placement,
-                    imbalance: figure + f64::from(layer) / 7.0,
-                    bound: figure / 3.0,
-                }
+                LayerPlan::new(layer, placement)
+                    .imbalance(figure + f64::from(layer) / 7.0)
+                    .bound(figure / 3.0)
             });
-            Plan {
-                cluster: Cluster::new(ranks, 1, experts, slots - experts).unwrap(),
-                experts,
-                layers: layers.collect(),
-                idle_layers: vec![500, 502],
-                unrecorded_layers: vec![],
-                provenance: PlanProvenance {
-                    version: "0.1.0".into(),
-                    policy: "lplb:a \"file\".json".into(),
-                    target: (seed % 2 == 0).then(|| "sglang:static".to_owned()),
-                    split: "exact".into(),
-                    seed,
-                    batches: "one batch\nper step".into(),
-                    judged: 3,
-                    imbalance: SummaryStats {
-                        mean: figure,
-                        p50: 1.0 / 3.0,
-                        p95: 2.0 / 3.0,
-                        p99: figure * 0.1,
-                        max: figure,
-                    },
-                    figures: vec![SplitFigure {
-                        split: "even".into(),
-                        imbalance: SummaryStats { mean: figure, ..SummaryStats::default() },
-                        eplb: (seed % 3 == 0).then(SummaryStats::default),
-                    }],
-                    trace: vec![TraceFile { file: "a\u{1F600}.csv".into(), sha256: "00".into() }],
-                },
-            }
+            let mut provenance = PlanProvenance::new("lplb:a \"file\".json", SplitMethod::Exact);
+            provenance.target = (seed % 2 == 0).then(|| "sglang:static".to_owned());
+            provenance.seed = seed;
+            provenance.batches = "one batch\nper step".into();
+            provenance.judged = 3;
+            provenance.imbalance =
+                SummaryStats::from_values(vec![figure, 1.0 / 3.0, 2.0 / 3.0, figure * 0.1]);
+            let mut even = SplitFigure::new(SplitMethod::Even, SummaryStats::from_values(vec![figure]));
+            even.eplb = (seed % 3 == 0).then(SummaryStats::default);
+            provenance.figures = vec![even];
+            provenance.trace = vec![TraceFile { file: "a\u{1F600}.csv".into(), sha256: "00".into() }];
+            let cluster = Cluster::new(ranks, 1, experts, slots - experts).unwrap();
+            let mut plan = Plan::new(cluster, experts, layers.collect(), provenance);
+            plan.idle_layers = vec![500, 502];
+            plan
         })
 }
 

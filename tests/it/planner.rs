@@ -114,7 +114,7 @@ proptest! {
             }
         }
         prop_assert_eq!(&served, &quotas);
-        let TokenTraffic { own_rank, own_node, elsewhere } = planner.traffic();
+        let TokenTraffic { own_rank, own_node, elsewhere, .. } = planner.traffic();
         prop_assert_eq!(own_rank + own_node + elsewhere, counts.iter().sum::<u64>());
         let cost = own_node as f64 + 10.0 * elsewhere as f64;
         prop_assert!((cost - least_cost(&case, &counts, &quotas)).abs() < 1e-6);

@@ -19,7 +19,7 @@ fn quick() -> Recourse {
 
 fn trace(experts: usize, steps: usize, seed: u64) -> Trace {
     let like = synth::SynthSpec::from_preset("gptoss20b-decode").unwrap();
-    let spec = synth::SynthSpec { experts, layers: 1, steps, seed, top_k: 2, ..like };
+    let spec = like.experts(experts).layers(1).steps(steps).seed(seed).top_k(2);
     synth::generate(&spec).unwrap()
 }
 

@@ -95,7 +95,7 @@ pub(crate) fn plan(
     let named = split
         .or_else(|| policy.strip_prefix("recourse:")?.split(':').find(|o| o.parse::<SplitMethod>().is_ok()));
     let judged = named.map_or(Ok(SplitMethod::Even), str::parse::<SplitMethod>).map_err(library_error)?;
-    let origin = BatchProvenance { split: judged, ..BatchProvenance::default() };
+    let origin = BatchProvenance::default().split(judged);
     let policy = split.map_or_else(|| Ok(policy.to_owned()), |split| with_split(policy, split))?;
     let policy = place::policy(&policy, groups, &cluster).map_err(library_error)?;
     let before = previous.as_ref().map(|plan| plan.inner.clone());

@@ -48,7 +48,8 @@ impl StackRouter {
                 .map_err(|err| input_error(format!("maps[{layer}]: {}", err.value(py))))
         });
         let placements = placements.collect::<PyResult<Vec<_>>>()?;
-        let options = StackRouterOptions { nodes, tp_size, rebalanced, seed };
+        let options =
+            StackRouterOptions::default().nodes(nodes).tp_size(tp_size).rebalanced(rebalanced).seed(seed);
         let inner =
             py.detach(|| core::StackRouter::new(stack, placements, options)).map_err(library_error)?;
         Ok(Self { inner })

@@ -48,7 +48,8 @@ pub(crate) fn read_trace(
         TracePaths::Several(paths) => paths.0,
     };
     let arrays = arrays.map_or_else(Vec::new, |arrays| arrays.0);
-    let mut options = ReadOptions { experts, seed, step_column, arrays, ..ReadOptions::default() };
+    let mut options =
+        ReadOptions::default().experts(experts).seed(seed).step_column(step_column).arrays(arrays);
     if let Some(name) = format {
         options.format = Some(name.parse().map_err(library_error)?);
     }

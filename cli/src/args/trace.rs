@@ -230,20 +230,19 @@ impl TraceArgs {
 
     /// Returns the options of the readers.
     pub(crate) fn read_options(&self) -> ReadOptions {
-        ReadOptions {
-            format: self.format,
-            step_column: self.step_column.clone(),
-            experts: self.experts,
-            layers: self.layers.clone(),
-            arrays: self.arrays.clone(),
-            batching: match self.decode_batch {
+        ReadOptions::default()
+            .format(self.format)
+            .step_column(self.step_column.clone())
+            .experts(self.experts)
+            .layers(self.layers.clone())
+            .arrays(self.arrays.clone())
+            .batching(match self.decode_batch {
                 Some(in_flight) => Batching::Decode { in_flight },
                 None => Batching::Prefill { tokens: self.batch_tokens },
-            },
-            order: self.order,
-            seed: self.seed,
-            memory: self.memory.saturating_mul(1 << 20),
-        }
+            })
+            .order(self.order)
+            .seed(self.seed)
+            .memory(self.memory.saturating_mul(1 << 20))
     }
 }
 

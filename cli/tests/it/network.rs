@@ -5,6 +5,7 @@
 
 use crate::skip_support::skipped;
 use evenkeel::cluster::{Cluster, Network};
+use evenkeel::model::MoeModel;
 use evenkeel::place::{self, Policy};
 use evenkeel::split::{Roofline, SplitMethod};
 use evenkeel_simulate::network::{
@@ -26,18 +27,14 @@ const EXPERTS: usize = 256;
 const TOP_K: usize = 8;
 
 fn pace(network: &str, one_copy: RowAggregation, bytes: [u64; 2]) -> StepCostModel {
-    StepCostModel {
-        network: network.parse().unwrap(),
-        one_copy,
-        bytes: RowBytes { dispatch: bytes[0], combine: bytes[1], visit: 0, count: 8 },
-        expert: Roofline { read: 1_000_000, token: 1_000, tile: 1 },
-        experts: EXPERTS,
-        top_k: TOP_K,
-        shared: 0,
-        layers: 1,
-        other_us: 0.0,
-        overlap: false,
-    }
+    let model: MoeModel = "deepseek-v3".parse().unwrap();
+    assert_eq!((model.experts, model.top_k, model.hidden), (EXPERTS, TOP_K, HIDDEN));
+    let expert = Roofline { read: 1_000_000, token: 1_000, tile: 1 };
+    StepCostModel::for_model(network.parse().unwrap(), &model, expert)
+        .one_copy(one_copy)
+        .bytes(RowBytes { dispatch: bytes[0], combine: bytes[1], visit: 0, count: 8 })
+        .shared(0)
+        .layers(1)
 }
 
 fn nodes(ranks: usize) -> usize {
@@ -232,7 +229,7 @@ fn large_groups_over_efa_are_predicted() {
 fn a_layer_by_hand() {
     let network = "h800,node.alpha_us=1,node.gb_s=0.1,cross.alpha_us=10,cross.gb_s=0.01,cross.message_us=2";
     let cluster = Cluster::new(4, 2, 4, 0).unwrap();
-    let pace = StepCostModel { top_k: 2, experts: 4, ..pace(network, RowAggregation::Visit, [100, 200]) };
+    let pace = pace(network, RowAggregation::Visit, [100, 200]).top_k(2).experts(4);
     let layer = contiguous(&uniform(4, 6), cluster, &pace).layer;
     // Each rank has 3 tokens, which send half a visit to every expert: 1.5 rows within the node, 3 to the
     // other node. Within the node: 1 + 150 / 100 us. Between nodes: 10 us + 2 messages of 2 us + 300 bytes at
@@ -245,15 +242,10 @@ fn a_layer_by_hand() {
     assert!((layer.balanced - layer.total).abs() < 1e-6);
     // One copy per rank equals one per visit if a rank has one expert. With one per node, a token goes to the
     // other node unless both of its experts are on this one: 5 of 6 tokens, 2.5 rows, and one message.
-    let by_node = contiguous(
-        &uniform(4, 6),
-        cluster,
-        &StepCostModel { one_copy: RowAggregation::Node, ..pace.clone() },
-    );
+    let by_node = contiguous(&uniform(4, 6), cluster, &pace.clone().one_copy(RowAggregation::Node));
     assert!((by_node.layer.dispatch - 37.0).abs() < 1e-6, "{:?}", by_node.layer);
     // Two halves alternate: twice the longer of both times.
-    let halves =
-        contiguous(&uniform(4, 6), cluster, &StepCostModel { overlap: true, other_us: 500.0, ..pace }).layer;
+    let halves = contiguous(&uniform(4, 6), cluster, &pace.overlap(true).other_us(500.0)).layer;
     assert!((halves.total - 2.0 * (250.0 + 1.0)).abs() < 1e-6 && halves.exposed.abs() < 1e-6, "{halves:?}");
 }
 
@@ -285,7 +277,7 @@ proptest! {
         prop_assume!(loads[32..48].iter().any(|&load| load > 0) && loads[48..].iter().any(|&load| load > 0));
         let trace = Trace::from_loads(16, vec![3, 4], vec!["0".into(), "1".into()], loads).unwrap();
         let cluster = Cluster::new(8, nodes, 16, 8).unwrap();
-        let base = StepCostModel { experts: 16, top_k: 2, overlap, ..pace("h800", RowAggregation::Rank, [1000, 2000]) };
+        let base = pace("h800", RowAggregation::Rank, [1000, 2000]).experts(16).top_k(2).overlap(overlap);
         let (_, _, by_rank) = rows(&trace, cluster, &base);
         for row in &by_rank {
             let time = row.layer;
@@ -298,14 +290,14 @@ proptest! {
             prop_assert!(adds_up || (overlap && time.total < sum));
         }
         let bytes = RowBytes { dispatch: 5000, combine: 9000, ..base.bytes };
-        let (_, _, heavier) = rows(&trace, cluster, &StepCostModel { bytes, ..base.clone() });
+        let (_, _, heavier) = rows(&trace, cluster, &base.clone().bytes(bytes));
         for (heavy, light) in heavier.iter().zip(&by_rank) {
             prop_assert!(heavy.layer.total >= light.layer.total);
             let bits = |rows: LinkRows| (rows.in_node.to_bits(), rows.cross.to_bits());
             prop_assert_eq!(bits(heavy.rows), bits(light.rows));
         }
-        let (_, _, by_visit) = rows(&trace, cluster, &StepCostModel { one_copy: RowAggregation::Visit, ..base.clone() });
-        let (_, _, by_node) = rows(&trace, cluster, &StepCostModel { one_copy: RowAggregation::Node, ..base });
+        let (_, _, by_visit) = rows(&trace, cluster, &base.clone().one_copy(RowAggregation::Visit));
+        let (_, _, by_node) = rows(&trace, cluster, &base.one_copy(RowAggregation::Node));
         for ((visit, rank), node) in by_visit.iter().zip(&by_rank).zip(&by_node) {
             // Weights match frequencies up to a few per mille.
             let most = 1.01;
@@ -331,7 +323,7 @@ fn expected_rows_are_those_counted_where_tokens_are_independent() {
     }
     let dir = crate::trace_support::Folder::new();
     let file = dir.file("ids.npy", &crate::trace_support::npy("|u1", &[tokens * steps, 1, top_k], &ids));
-    let options = ReadOptions { batching: Batching::Prefill { tokens }, ..ReadOptions::default() };
+    let options = ReadOptions::default().batching(Batching::Prefill { tokens });
     compared(&[file], &options, &["contiguous", "eplb", "lplb:ring"], 0.03);
 }
 
@@ -342,8 +334,8 @@ fn expected_rows_are_near_those_counted_in_recordings() {
         skipped("no real traces");
         return;
     };
-    let prefill = ReadOptions { batching: Batching::Prefill { tokens: 512 }, ..ReadOptions::default() };
-    let decode = ReadOptions { batching: Batching::Decode { in_flight: 64 }, ..ReadOptions::default() };
+    let prefill = ReadOptions::default().batching(Batching::Prefill { tokens: 512 });
+    let decode = ReadOptions::default().batching(Batching::Decode { in_flight: 64 });
     compared(&[root.join("gptoss20b-decode")], &decode, &["contiguous", "eplb"], 0.15);
     compared(&[root.join("deepseek-v2-lite-domains")], &prefill, &["contiguous", "eplb"], 0.15);
 }
@@ -358,11 +350,7 @@ fn compared(files: &[PathBuf], options: &ReadOptions, policies: &[&str], bound: 
     let outcome = simulate(trace, &config, &policies, &()).unwrap();
     println!("{}: rows per rank in node and to others, counted and expected", files[0].display());
     for one_copy in [RowAggregation::Visit, RowAggregation::Rank, RowAggregation::Node] {
-        let pace = StepCostModel {
-            experts: trace.experts(),
-            top_k: tokens.top_k(),
-            ..pace("h800", one_copy, [1000, 2000])
-        };
+        let pace = pace("h800", one_copy, [1000, 2000]).experts(trace.experts()).top_k(tokens.top_k());
         let counted = predict_steps(PredictionInput::Tokens(&tokens), &config, &outcome, &pace, &()).unwrap();
         let expected = predict_steps(PredictionInput::Counts(trace), &config, &outcome, &pace, &()).unwrap();
         for (counted, expected) in counted.iter().zip(&expected) {

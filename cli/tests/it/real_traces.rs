@@ -25,8 +25,7 @@ fn folder(name: &str) -> Option<PathBuf> {
 }
 
 fn decode(path: PathBuf, in_flight: usize, order: RequestOrder, seed: u64) -> Trace {
-    let options =
-        ReadOptions { batching: Batching::Decode { in_flight }, order, seed, ..ReadOptions::default() };
+    let options = ReadOptions::default().batching(Batching::Decode { in_flight }).order(order).seed(seed);
     trace::read(&[path], &options, &()).unwrap()
 }
 
@@ -79,7 +78,7 @@ fn exact_is_never_above_any_other_split() {
     ];
     for (name, batching, ranks) in cases {
         let Some(path) = folder(name) else { return };
-        let options = ReadOptions { batching, ..ReadOptions::default() };
+        let options = ReadOptions::default().batching(batching);
         let trace = trace::read(&[path], &options, &()).unwrap();
         let redundant = ranks; // one per rank
         let outcome = run(&trace, ranks, redundant, &["contiguous", "eplb", "lplb:ring"], &SplitMethod::ALL);
@@ -179,7 +178,7 @@ fn tokens_meet_their_quotas_on_every_real_trace() {
     ];
     for (name, batching, ranks, redundant) in cases {
         let Some(path) = folder(name) else { return };
-        let options = ReadOptions { batching, ..ReadOptions::default() };
+        let options = ReadOptions::default().batching(batching);
         let tokens = trace::read_tokens(&[path], &options, &()).unwrap();
         let cluster = Cluster::new(ranks, 2, tokens.trace().experts(), redundant).unwrap();
         let policies = vec![place::policy("lplb:ring", 1, &cluster).unwrap()];

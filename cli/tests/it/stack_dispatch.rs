@@ -52,8 +52,7 @@ impl Case {
     }
 
     fn router(&self, stack: StackDispatch, options: StackRouterOptions) -> StackRouter {
-        StackRouter::new(stack, self.layers.clone(), StackRouterOptions { nodes: self.nodes, ..options })
-            .unwrap()
+        StackRouter::new(stack, self.layers.clone(), options.nodes(self.nodes)).unwrap()
     }
 
     /// Returns a source's ids. Every source has the same number of ids of each expert, in a different order.
@@ -108,7 +107,7 @@ proptest! {
         let map = (0..slots).map(|slot| (slot < experts).then_some(slot as u32)).collect();
         let single = Placement::new(experts, ranks, map).unwrap();
         for stack in StackDispatch::ALL {
-            let options = StackRouterOptions { nodes: case.nodes, ..StackRouterOptions::default() };
+            let options = StackRouterOptions::default().nodes(case.nodes);
             let router = StackRouter::new(stack, [single.clone()], options).unwrap();
             let ids: Vec<i32> = (0..experts as i32).collect();
             prop_assert_eq!(router.redirect(0, &ids, 1, ranks - 1).unwrap(), ids);
@@ -122,7 +121,7 @@ proptest! {
     #[test]
     fn tokens_go_where_their_expert_is(case in cases(), rebalanced in any::<bool>()) {
         for stack in StackDispatch::ALL {
-            let router = case.router(stack, StackRouterOptions { rebalanced, ..StackRouterOptions::default() });
+            let router = case.router(stack, StackRouterOptions::default().rebalanced(rebalanced));
             for (layer, placement) in case.layers.iter().enumerate() {
                 let mut ids = case.ids(0);
                 ids.push(-1);
@@ -153,7 +152,7 @@ proptest! {
         }
         // SGLang's choices are fair if all sources draw the same, up to the load of one source.
         let stack = StackDispatch::SglangStatic;
-        let router = case.router(stack, StackRouterOptions { rebalanced: true, ..StackRouterOptions::default() });
+        let router = case.router(stack, StackRouterOptions::default().rebalanced(true));
         let quotas = split(placement, SplitMethod::Stack(stack), case.nodes, &loads).quotas;
         for (slot, (&quota, served)) in quotas.iter().zip(case.served(&router, 1).0).enumerate() {
             let one_source = placement.slots()[slot].map_or(0, |expert| case.loads[expert as usize]);
@@ -200,7 +199,7 @@ fn rows_and_sources_decide_as_published() {
     assert_eq!(redirect(StackDispatch::VllmAscend, 3), [3, 2, 3, 6, 3, -1, 3, 6]);
     assert_eq!(redirect(StackDispatch::VllmAscend, 1), [4, 2, 4, 6, 4, -1, 4, 6]);
     // (1 + 1 + 2) modulo 3 of expert 2, (1 + 1 + 0) modulo 2 of expert 0, (1 + 1 + 1) modulo 2 of expert 1.
-    let tp = StackRouterOptions { tp_size: 2, ..StackRouterOptions::default() };
+    let tp = StackRouterOptions::default().tp_size(2);
     let tp = of(StackDispatch::VllmAscend, tp).redirect(0, &ids, 2, 3).unwrap();
     assert_eq!(tp, [4, 0, 4, 6, 4, -1, 4, 6]);
     assert_eq!(redirect(StackDispatch::Trtllm, 0), [3, 0, 4, 1, 7, -1, 3, 6]);
@@ -226,7 +225,7 @@ fn chance_is_seeded_and_fair() {
     let four = Placement::new(2, 4, [0, 0, 0, 1].map(Some).to_vec()).unwrap();
     let ids = [0i32; 600];
     let sample = |seed, rebalanced, source| {
-        let options = StackRouterOptions { seed, rebalanced, ..StackRouterOptions::default() };
+        let options = StackRouterOptions::default().seed(seed).rebalanced(rebalanced);
         let router = StackRouter::new(StackDispatch::SglangRandom, [four.clone()], options).unwrap();
         router.redirect(0, &ids, 1, source).unwrap()
     };
@@ -263,11 +262,8 @@ fn what_cannot_be_routed_is_refused() {
     assert!(
         new(vec![two_nodes(), other], options).contains("layer 1 has (experts, ranks, slots) = (4, 2, 4)")
     );
-    assert_eq!(
-        new(vec![two_nodes()], StackRouterOptions { nodes: 3, ..options }),
-        "nodes 3: expected a divisor of 4, the ranks"
-    );
-    assert!(new(vec![two_nodes()], StackRouterOptions { tp_size: 0, ..options }).contains("tp_size 0"));
+    assert_eq!(new(vec![two_nodes()], options.nodes(3)), "nodes 3: expected a divisor of 4, the ranks");
+    assert!(new(vec![two_nodes()], options.tp_size(0)).contains("tp_size 0"));
     let router = StackRouter::new(StackDispatch::Vllm, [two_nodes()], options).unwrap();
     let refused = |layer, ids: &[i64], top_k, source| {
         router.redirect(layer, ids, top_k, source).unwrap_err().to_string()
@@ -323,7 +319,7 @@ fn counts_foretell_recorded_batches() {
     println!("batches                rule            from counts  from tokens   (mean imbalance)");
     let batchings = [Batching::Decode { in_flight: 64 }, Batching::Prefill { tokens: 512 }];
     for (name, batching) in ["64 requests decoding", "512 consecutive tokens"].into_iter().zip(batchings) {
-        let options = ReadOptions { batching, ..ReadOptions::default() };
+        let options = ReadOptions::default().batching(batching);
         let tokens = trace::read_tokens(std::slice::from_ref(&path), &options, &()).unwrap();
         let (trace, top_k) = (tokens.trace(), tokens.top_k());
         let cluster = Cluster::new(8, 2, trace.experts(), 8).unwrap();
@@ -331,7 +327,7 @@ fn counts_foretell_recorded_batches() {
         let config = SimulationConfig::first_part(trace, cluster, methods, 0.4).unwrap();
         let outcome = simulate(trace, &config, &[place::policy("eplb", 1, &cluster).unwrap()], &()).unwrap();
         for (stack, row) in StackDispatch::ALL.into_iter().zip(&outcome.rows) {
-            let options = StackRouterOptions { nodes: 2, ..StackRouterOptions::default() };
+            let options = StackRouterOptions::default().nodes(2);
             let router = StackRouter::new(stack, outcome.planned[0].placements.clone(), options).unwrap();
             let (mut sum, mut batches) = (0.0, 0.0);
             for step in config.judge_on.clone() {

@@ -4,10 +4,10 @@
 
 use crate::trace_support::{Py, Tensor, dict, i32s, npy, pickle, records, safetensors, stat, zip};
 use evenkeel::cluster::Cluster;
-use evenkeel::evaluate::SummaryStats;
 use evenkeel::export::{Dialect, write};
 use evenkeel::place::Placement;
 use evenkeel::plan::{LayerPlan, Plan, PlanProvenance};
+use evenkeel::split::SplitMethod;
 use std::path::{Path, PathBuf};
 
 /// Returns the folder of all corpora. `otherwise` is the default.
@@ -29,26 +29,15 @@ fn plan() -> Plan {
     let (experts, ranks) = (8, 4);
     let slots = [7, 3, 5, 6, 0, 4, 7, 1, 0, 4, 2, 5].map(Some).to_vec();
     let placement = Placement::new(experts, ranks, slots).unwrap();
-    let layer = |layer| LayerPlan { layer, placement: placement.clone(), imbalance: 1.25, bound: 1.0 };
-    Plan {
-        cluster: Cluster::new(ranks, 1, experts, 4).unwrap(),
-        experts,
-        layers: vec![layer(2), layer(3)],
-        idle_layers: vec![0, 1],
-        unrecorded_layers: vec![],
-        provenance: PlanProvenance {
-            version: "0".into(),
-            policy: "eplb".into(),
-            target: None,
-            split: "exact".into(),
-            seed: 0,
-            batches: String::new(),
-            judged: 1,
-            imbalance: SummaryStats::default(),
-            figures: vec![],
-            trace: vec![],
-        },
-    }
+    let layer = |layer| LayerPlan::new(layer, placement.clone()).imbalance(1.25).bound(1.0);
+    let cluster = Cluster::new(ranks, 1, experts, 4).unwrap();
+    let mut provenance = PlanProvenance::new("eplb", SplitMethod::Exact);
+    // Seeds are the same in every version.
+    provenance.version = "0".into();
+    provenance.judged = 1;
+    let mut plan = Plan::new(cluster, experts, vec![layer(2), layer(3)], provenance);
+    plan.idle_layers = vec![0, 1];
+    plan
 }
 
 #[test]

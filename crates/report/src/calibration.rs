@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 
 /// The content of the report of a calibration.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct FitPage<'a> {
     /// The title of the report, as a browser tab shows it.
     pub title: String,
@@ -23,7 +24,33 @@ const HEIGHT: f64 = 300.0;
 /// The units of the stretched part that holds the line.
 const LINE_UNITS: usize = 1000;
 
-impl FitPage<'_> {
+impl<'a> FitPage<'a> {
+    /// Creates the content of a report without title, command line and setting.
+    pub fn new(fit: &'a RooflineFit) -> Self {
+        Self { title: String::new(), command: String::new(), setting: String::new(), fit }
+    }
+
+    /// Sets [`Self::title`](#structfield.title).
+    #[must_use]
+    pub fn title(mut self, title: impl Into<String>) -> Self {
+        self.title = title.into();
+        self
+    }
+
+    /// Sets [`Self::command`](#structfield.command).
+    #[must_use]
+    pub fn command(mut self, command: impl Into<String>) -> Self {
+        self.command = command.into();
+        self
+    }
+
+    /// Sets [`Self::setting`](#structfield.setting).
+    #[must_use]
+    pub fn setting(mut self, setting: impl Into<String>) -> Self {
+        self.setting = setting.into();
+        self
+    }
+
     /// Returns the report as one HTML document.
     pub fn to_html(&self) -> String {
         wrap_document(&self.title, |out| {

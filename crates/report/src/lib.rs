@@ -46,6 +46,7 @@ pub use run::RunPage;
 
 /// The content of a report.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SimulationPage<'a> {
     /// The title of the report, as a browser tab shows it.
     pub title: String,
@@ -66,7 +67,33 @@ const STYLE: &str = include_str!("style.css");
 /// The content security policy. It forbids scripts and network access.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
-impl SimulationPage<'_> {
+impl<'a> SimulationPage<'a> {
+    /// Creates the content of a report without title, command line and replay.
+    pub fn new(trace: &'a Trace, cluster: &'a Cluster, outcome: &'a SimulationResult) -> Self {
+        Self { title: String::new(), command: String::new(), trace, cluster, outcome, replayed: &[] }
+    }
+
+    /// Sets [`Self::title`](#structfield.title).
+    #[must_use]
+    pub fn title(mut self, title: impl Into<String>) -> Self {
+        self.title = title.into();
+        self
+    }
+
+    /// Sets [`Self::command`](#structfield.command).
+    #[must_use]
+    pub fn command(mut self, command: impl Into<String>) -> Self {
+        self.command = command.into();
+        self
+    }
+
+    /// Sets [`Self::replayed`](#structfield.replayed).
+    #[must_use]
+    pub fn replayed(mut self, replayed: &'a [ReplayRow]) -> Self {
+        self.replayed = replayed;
+        self
+    }
+
     /// Returns the report as one HTML document.
     pub fn to_html(&self) -> String {
         self.render_document(None)

@@ -19,6 +19,7 @@ use std::sync::atomic::AtomicBool;
 
 /// The result of a replay.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Backtest {
     /// The mean imbalance over the judged steps and their busy layers.
     pub imbalance: f64,

@@ -61,6 +61,7 @@ pub enum ConfigError {
 /// The configuration of the service.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct ServiceConfig {
     /// The address and port to listen on. Port 0 selects any free port.
     pub listen: SocketAddr,
@@ -85,6 +86,7 @@ pub struct ServiceConfig {
 /// The certificate and the key for TLS, as PEM files.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct TlsFiles {
     /// The certificate chain.
     pub cert: PathBuf,
@@ -95,6 +97,7 @@ pub struct TlsFiles {
 /// A `[models.NAME]` table: the model's group and its overrides of `[decide]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct ModelTable {
     /// The number of ranks.
     pub ranks: usize,
@@ -140,6 +143,7 @@ impl ModelTable {
 /// A source from which loads are fetched.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SourceConfig {
     /// The model that receives the loads.
     pub model: String,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// The limits of requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct RequestLimits {
     /// The largest request body, in MiB.
     pub body_mib: usize,
@@ -74,6 +75,7 @@ impl RequestLimits {
 /// The limits of the kept history, apart from the planning window.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct HistoryLimits {
     /// The number of step ids per phase that are kept to recognise repetitions.
     pub ids: usize,

@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 
 /// The parameters of a simulation.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SimulationConfig {
     /// The cluster on which the layers run.
     pub cluster: Cluster,
@@ -46,6 +47,16 @@ pub struct SimulationConfig {
 }
 
 impl SimulationConfig {
+    /// Creates parameters that plan on some steps and judge on others, which may be the same.
+    pub fn new(
+        cluster: Cluster,
+        methods: Vec<SplitMethod>,
+        plan_on: Range<usize>,
+        judge_on: Range<usize>,
+    ) -> Self {
+        Self { cluster, methods, plan_on, judge_on }
+    }
+
     /// Returns parameters that plan on the first `share` of the steps (at least one) and judge on the rest
     /// (at least one).
     ///
@@ -71,6 +82,7 @@ impl SimulationConfig {
 
 /// The placements of one policy for all layers.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct PolicyPlacements {
     /// The policy's name.
     pub policy: String,
@@ -85,6 +97,7 @@ pub struct PolicyPlacements {
 
 /// The figures of one policy with one split method over all judged batches.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SimulationRow {
     /// The index into [`SimulationResult::planned`].
     pub planned: usize,
@@ -107,6 +120,7 @@ pub struct SimulationRow {
 
 /// The result of a simulation.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SimulationResult {
     /// The indices of the layers that routed tokens. The others are left out.
     pub layers: Vec<usize>,

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 /// The traffic of the tokens of all judged batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TrafficLocality {
     /// The index into [`SimulationResult::planned`].
     pub planned: usize,

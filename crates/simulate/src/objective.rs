@@ -24,6 +24,7 @@ pub enum SplitAim {
 
 /// The costs of all judged batches, each in units of its own perfect spread: 1 is perfect.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ObjectiveRow {
     /// The index into [`SimulationResult::planned`].
     pub planned: usize,

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 /// The batches of one policy, timed by [`Roofline`]. Picoseconds are sums over all batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct PlanningCostRow {
     /// The index into [`SimulationResult::planned`].
     pub planned: usize,

@@ -17,8 +17,8 @@ fn csv(criterion: &mut Criterion) {
     let path = std::env::var_os("EVENKEEL_BENCH_CSV").map_or_else(
         || {
             let path = folder.path().join("trace.csv");
-            let base = synth::SynthSpec { steps: 160, ..Default::default() };
-            let spec = synth::SynthSpec { experts: 256, top_k: 8, layers: 58, first_layer: 3, ..base };
+            let base = synth::SynthSpec::default().steps(160);
+            let spec = base.experts(256).top_k(8).layers(58).first_layer(3);
             synth::write(&spec, &path, &()).unwrap();
             path
         },

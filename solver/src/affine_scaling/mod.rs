@@ -55,6 +55,7 @@ impl AffineWorkspace {
 
 /// Shares of affine5: non-negative, and adding up to one for every item.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
 pub struct AffineShares {
     /// Share of every (item, host) pair, in the numbering of [`Hosts`](crate::Hosts).
     pub shares: Vec<f32>,

@@ -37,6 +37,7 @@ pub enum TimedSolver {
 
 /// Row of the table.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct MeasurementRow {
     /// Number of ranks.
     pub ranks: usize,

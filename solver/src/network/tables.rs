@@ -16,6 +16,7 @@ pub(crate) const MAX_DRAINS: usize = 64;
 /// Data that the exact split computes once per problem. Lists of lists consist of bounds and values: the
 /// values of row `i` are at `bounds[i]..bounds[i + 1]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SolverTables {
     /// Number of ranks.
     pub ranks: usize,

@@ -34,6 +34,7 @@ enum ItemExchange {
 
 /// Split in whole items.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ActiveSplit {
     /// Split in items: peak, quotas (0 or 1), rank loads and certificate count active items.
     pub active: RankSplit,

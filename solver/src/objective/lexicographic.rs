@@ -94,6 +94,7 @@ impl Objective {
 
 /// Result of one batch.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ObjectiveResult {
     /// Quota of every (item, host) pair in tokens.
     pub quotas: Vec<u64>,
@@ -112,6 +113,7 @@ pub struct ObjectiveResult {
 
 /// Tokens served away from their source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TrafficTotals {
     /// Tokens on another node.
     pub off_node: u64,

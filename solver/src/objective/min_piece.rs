@@ -25,6 +25,7 @@ use crate::{Peak, Problem, RankSplit, SolverError};
 
 /// Split without small pieces.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MinPieceSplit {
     /// Split of the batch. Its certificate proves the bound, not the split's own peak.
     pub split: RankSplit,

@@ -71,6 +71,7 @@ pub enum RooflineBound {
 
 /// Split for the roofline.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RooflineSplit {
     /// Quota of every (item, host) pair in tokens.
     pub quotas: Vec<u64>,

@@ -17,6 +17,7 @@ use crate::{Peak, Problem, RankSplit, SolverError, Violation, verify};
 
 /// Split in whole tiles.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct TileSplit {
     /// Split in tiles: peak, quotas, rank loads and certificate count tiles.
     pub in_tiles: RankSplit,

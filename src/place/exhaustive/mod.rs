@@ -26,6 +26,7 @@ const MAX_PARTS: usize = 1 << 12;
 
 /// Proved optimum.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ProvedOptimum {
     /// Placement that reaches the optimum.
     pub placement: Placement,

@@ -33,6 +33,7 @@ pub struct StackRouter {
 
 /// Parameters of a rule, apart from the placements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StackRouterOptions {
     /// Number of nodes, which divides the number of ranks. SGLang's `--nnodes`.
     pub nodes: usize,
@@ -43,6 +44,36 @@ pub struct StackRouterOptions {
     pub rebalanced: bool,
     /// Seed of `sglang-random`.
     pub seed: u64,
+}
+
+impl StackRouterOptions {
+    /// Sets [`Self::nodes`](#structfield.nodes).
+    #[must_use]
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// Sets [`Self::tp_size`](#structfield.tp_size).
+    #[must_use]
+    pub fn tp_size(mut self, tp_size: usize) -> Self {
+        self.tp_size = tp_size;
+        self
+    }
+
+    /// Sets [`Self::rebalanced`](#structfield.rebalanced).
+    #[must_use]
+    pub fn rebalanced(mut self, rebalanced: bool) -> Self {
+        self.rebalanced = rebalanced;
+        self
+    }
+
+    /// Sets [`Self::seed`](#structfield.seed).
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
 }
 
 impl Default for StackRouterOptions {

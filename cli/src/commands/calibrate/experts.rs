@@ -137,7 +137,7 @@ pub(super) fn run(args: &ExpertsArgs, output: Output) -> anyhow::Result<()> {
     );
     if let Some(path) = &args.report {
         let title = format!("Calibration of {}", model.name);
-        let page = FitPage { title, command: command_line(), setting: setting.clone(), fit: &fit };
+        let page = FitPage::new(&fit).title(title).command(command_line()).setting(&setting);
         write_file(path, &page.to_html())?;
     }
     if let Some(path) = &args.output {

@@ -185,18 +185,16 @@ fn evaluate_again(
     // Drawn batches depend on the totals, on the layers drawn together, and on the plan's record of them.
     let drawn: Option<Resampling> = plan.provenance.batches.parse().ok();
     let ids: Vec<String> = plan.layers.iter().map(|layer| layer.layer.to_string()).collect();
-    let options = ReadOptions {
-        experts: Some(plan.experts),
-        layers: if drawn.is_some() { Some(ids.join(",").parse()?) } else { None },
-        batching: match args.decode_batch {
+    let options = ReadOptions::default()
+        .experts(Some(plan.experts))
+        .layers(if drawn.is_some() { Some(ids.join(",").parse()?) } else { None })
+        .batching(match args.decode_batch {
             Some(in_flight) => Batching::Decode { in_flight },
             None => Batching::Prefill { tokens: args.batch_tokens },
-        },
-        order: args.order,
-        step_column: args.step_column.clone(),
-        seed: plan.provenance.seed,
-        ..ReadOptions::default()
-    };
+        })
+        .order(args.order)
+        .step_column(args.step_column.clone())
+        .seed(plan.provenance.seed);
     let bar = StderrBar::for_reading();
     let trace = trace::read(&args.trace, &options, &bar)?;
     drop(bar);

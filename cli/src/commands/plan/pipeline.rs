@@ -125,7 +125,8 @@ impl PlanJob {
         let batches = self.trace.describe_batches(&trace);
         let batches =
             blend.as_ref().map_or(batches.clone(), |blend| blend.describe_batches(&batches, &self.blend));
-        let origin = BatchProvenance { seed: self.trace.seed, batches, target, split };
+        let origin =
+            BatchProvenance::default().seed(self.trace.seed).batches(batches).target(target).split(split);
         let bar = StderrBar::for_layers();
         let mut made = PlanRequest::new(&trace, cluster, policy.as_ref())
             .provenance(origin)
@@ -270,12 +271,8 @@ fn report_page(
 ) -> anyhow::Result<String> {
     let all = 0..trace.steps().len();
     let methods = made.plan.provenance.figures.iter().map(|figure| figure.split.parse());
-    let config = SimulationConfig {
-        cluster: made.plan.cluster,
-        methods: methods.collect::<Result<_, _>>()?,
-        plan_on: all.clone(),
-        judge_on: all,
-    };
+    let methods = methods.collect::<Result<_, _>>()?;
+    let config = SimulationConfig::new(made.plan.cluster, methods, all.clone(), all);
     let title = format!("Plan by {}", policy.name());
     let mut policies: Vec<Box<dyn Policy>> = vec![Box::new(Contiguous)];
     if made.plan.cluster.is_even() && policy.name() != "eplb" {
@@ -283,14 +280,6 @@ fn report_page(
     }
     policies.push(policy);
     let outcome = simulate(trace, &config, &policies, &()).context("while making the report")?;
-    let command = command_line();
-    let page = SimulationPage {
-        title,
-        command,
-        trace,
-        cluster: &made.plan.cluster,
-        outcome: &outcome,
-        replayed: &[],
-    };
+    let page = SimulationPage::new(trace, &made.plan.cluster, &outcome).title(title).command(command_line());
     Ok(memory.map_or_else(|| page.to_html(), |memory| page.to_html_for(&memory.model)))
 }

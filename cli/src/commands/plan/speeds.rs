@@ -21,7 +21,7 @@ impl SpeedFigures {
         let (mut all, mut layers) = (Vec::new(), Vec::new());
         for layer in &plan.layers {
             let Ok(index) = trace.layers().binary_search(&layer.layer) else { continue };
-            let goal = SplitObjective { speeds: speeds.to_vec(), ..SplitObjective::default() };
+            let goal = SplitObjective::default().speeds(speeds.to_vec());
             let mut splitter = Splitter::builder(layer.placement.clone()).objective(goal.clone()).build()?;
             let (mut split, mut own) = (Split::default(), Vec::new());
             for step in 0..trace.steps().len() {

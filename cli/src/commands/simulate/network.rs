@@ -8,14 +8,13 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::cluster::{Network, NetworkError};
 use evenkeel::gpu::GpuSpec;
-use evenkeel::model::{MoeModel, Precision};
+use evenkeel::model::MoeModel;
 use evenkeel::split::{Roofline, expert_roofline};
 use evenkeel::trace::{TokenTrace, Trace};
 use evenkeel_exec::calibrate;
 use evenkeel_simulate::SimulationResult;
 use evenkeel_simulate::network::{
-    PredictionInput, RowAggregation, RowBytes, RowFormat, RowFormats, StepCostModel, StepPrediction,
-    predict_steps,
+    PredictionInput, RowAggregation, RowBytes, RowFormats, StepCostModel, StepPrediction, predict_steps,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -184,22 +183,16 @@ impl NetworkArgs {
             let (name, top_k, found) = (model.name, model.top_k, tokens.top_k());
             bail!("tokens of --model {name} visit {top_k} experts, those of the trace {found}");
         }
-        let default_formats = match model.precision {
-            Precision::Fp8 => RowFormats { dispatch: RowFormat::Fp8, combine: RowFormat::Bf16 },
-            _ => RowFormats { dispatch: RowFormat::Bf16, combine: RowFormat::Bf16 },
-        };
-        Ok(StepCostModel {
-            network: self.network.0.clone(),
-            one_copy: self.one_copy_per,
-            bytes: RowBytes::for_width(model.hidden, self.row_format.unwrap_or(default_formats)),
-            expert: expert_time.roofline(&model, self.efficiency)?,
-            experts: model.experts,
-            top_k: model.top_k,
-            shared: model.shared,
-            layers: self.num_layers.map_or(model.layers, |n| n as usize),
-            other_us: self.extra_layer_us,
-            overlap: self.overlap,
-        })
+        let expert = expert_time.roofline(&model, self.efficiency)?;
+        let mut pace = StepCostModel::for_model(self.network.0.clone(), &model, expert)
+            .one_copy(self.one_copy_per)
+            .layers(self.num_layers.map_or(model.layers, |n| n as usize))
+            .other_us(self.extra_layer_us)
+            .overlap(self.overlap);
+        if let Some(formats) = self.row_format {
+            pace.bytes = RowBytes::for_width(model.hidden, formats);
+        }
+        Ok(pace)
     }
 }
 

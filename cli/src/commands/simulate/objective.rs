@@ -172,13 +172,12 @@ impl ObjectiveArgs {
         if self.shared_expert.is_some() {
             name += ", with a shared expert";
         }
-        let goal = SplitObjective {
-            cost,
-            vector: self.tie_break.is_some(),
-            speeds: self.speeds.clone(),
-            base: self.base_load.clone(),
-            shared: self.shared_expert.is_some(),
-        };
+        let goal = SplitObjective::default()
+            .cost(cost)
+            .vector(self.tie_break.is_some())
+            .speeds(self.speeds.clone())
+            .base(self.base_load.clone())
+            .shared(self.shared_expert.is_some());
         (goal, name)
     }
 }

@@ -111,14 +111,10 @@ pub(super) fn write_report(
     comparison: &Comparison<'_>,
     replayed: &[ReplayRow],
 ) -> anyhow::Result<()> {
-    let page = SimulationPage {
-        title: "Simulation".into(),
-        command: command_line(),
-        trace: comparison.trace,
-        cluster: &comparison.config.cluster,
-        outcome: &comparison.outcome,
-        replayed,
-    };
+    let page = SimulationPage::new(comparison.trace, &comparison.config.cluster, &comparison.outcome)
+        .title("Simulation")
+        .command(command_line())
+        .replayed(replayed);
     let memory = comparison.memory.as_ref();
     write_file(path, &memory.map_or_else(|| page.to_html(), |memory| page.to_html_for(&memory.model)))
 }

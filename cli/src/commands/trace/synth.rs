@@ -97,35 +97,34 @@ pub(crate) struct SynthArgs {
 impl SynthArgs {
     /// Returns the specification: the preset or the defaults, with the stated options.
     fn resolve(&self) -> anyhow::Result<SynthSpec> {
-        let base = self.like.as_deref().map_or_else(|| Ok(SynthSpec::default()), SynthSpec::from_preset)?;
-        let batching = match (self.batch_tokens, self.decode_batch) {
-            (Some(tokens), _) => Batching::Prefill { tokens },
-            (None, Some(in_flight)) => Batching::Decode { in_flight },
-            (None, None) => base.batching,
-        };
-        Ok(SynthSpec {
-            experts: self.experts.unwrap_or(base.experts),
-            top_k: self.top_k.unwrap_or(base.top_k),
-            layers: self.layers.unwrap_or(base.layers),
-            first_layer: self.first_layer.unwrap_or(base.first_layer),
-            steps: self.steps.unwrap_or(base.steps),
-            batching,
-            skew: self.skew.unwrap_or(base.skew),
-            tail: self.tail.unwrap_or(base.tail),
-            kinds: self.kinds.unwrap_or(base.kinds),
-            kinds_spread: self.kinds_spread.unwrap_or(base.kinds_spread),
-            kinds_run: self.kinds_run.unwrap_or(base.kinds_run),
-            dispersion: self.dispersion.unwrap_or(base.dispersion),
-            correlation: self.correlation.unwrap_or(base.correlation),
-            rank: self.rank.unwrap_or(base.rank),
-            request_tokens: self.request_tokens.unwrap_or(base.request_tokens),
-            request_spread: self.request_spread.unwrap_or(base.request_spread),
-            topic_tokens: self.topic_tokens.unwrap_or(base.topic_tokens),
-            topic_persistence: self.topic_persistence.unwrap_or(base.topic_persistence),
-            drift: self.drift.unwrap_or(base.drift),
-            drift_persistence: self.drift_persistence.unwrap_or(base.drift_persistence),
-            seed: self.seed.unwrap_or(base.seed),
-        })
+        let mut spec =
+            self.like.as_deref().map_or_else(|| Ok(SynthSpec::default()), SynthSpec::from_preset)?;
+        match (self.batch_tokens, self.decode_batch) {
+            (Some(tokens), _) => spec.batching = Batching::Prefill { tokens },
+            (None, Some(in_flight)) => spec.batching = Batching::Decode { in_flight },
+            (None, None) => {}
+        }
+        spec.experts = self.experts.unwrap_or(spec.experts);
+        spec.top_k = self.top_k.unwrap_or(spec.top_k);
+        spec.layers = self.layers.unwrap_or(spec.layers);
+        spec.first_layer = self.first_layer.unwrap_or(spec.first_layer);
+        spec.steps = self.steps.unwrap_or(spec.steps);
+        spec.skew = self.skew.unwrap_or(spec.skew);
+        spec.tail = self.tail.unwrap_or(spec.tail);
+        spec.kinds = self.kinds.unwrap_or(spec.kinds);
+        spec.kinds_spread = self.kinds_spread.unwrap_or(spec.kinds_spread);
+        spec.kinds_run = self.kinds_run.unwrap_or(spec.kinds_run);
+        spec.dispersion = self.dispersion.unwrap_or(spec.dispersion);
+        spec.correlation = self.correlation.unwrap_or(spec.correlation);
+        spec.rank = self.rank.unwrap_or(spec.rank);
+        spec.request_tokens = self.request_tokens.unwrap_or(spec.request_tokens);
+        spec.request_spread = self.request_spread.unwrap_or(spec.request_spread);
+        spec.topic_tokens = self.topic_tokens.unwrap_or(spec.topic_tokens);
+        spec.topic_persistence = self.topic_persistence.unwrap_or(spec.topic_persistence);
+        spec.drift = self.drift.unwrap_or(spec.drift);
+        spec.drift_persistence = self.drift_persistence.unwrap_or(spec.drift_persistence);
+        spec.seed = self.seed.unwrap_or(spec.seed);
+        Ok(spec)
     }
 }
 

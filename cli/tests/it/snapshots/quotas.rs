@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 const RANKS: usize = 8;
 
 fn sample(name: &str, layers: &str) -> Trace {
-    let options = ReadOptions { layers: Some(layers.parse().unwrap()), ..ReadOptions::default() };
+    let options = ReadOptions::default().layers(Some(layers.parse().unwrap()));
     trace::read(&[repository().join("traces").join(name)], &options, &()).unwrap()
 }
 

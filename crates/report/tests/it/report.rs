@@ -57,7 +57,7 @@ fn outcome(trace: &Trace, cluster: Cluster, policies: &[&str], methods: &[SplitM
 fn page(name: &str, trace: &Trace, cluster: &Cluster, outcome: &SimulationResult) -> String {
     let title = format!("{name}: what balances it");
     let command = format!("evenkeel simulate {name}.csv --ranks {} --report r.html", cluster.ranks());
-    let html = SimulationPage { title, command, trace, cluster, outcome, replayed: &[] }.to_html();
+    let html = SimulationPage::new(trace, cluster, outcome).title(title).command(command).to_html();
     std::fs::write(format!("{}/report-{name}.html", env!("CARGO_TARGET_TMPDIR")), &html).unwrap();
     well_formed(&html).unwrap_or_else(|e| panic!("{name}: {e}"));
     html
@@ -207,14 +207,9 @@ fn every_row_and_figure_is_there_and_nothing_is_fetched() {
         html.matches("role=\"img\" aria-label=").count() + html.matches("aria-hidden").count()
     );
 
-    let again = SimulationPage {
-        title: "small: what balances it".into(),
-        command: "evenkeel simulate small.csv --ranks 8 --report r.html".into(),
-        trace: &trace,
-        cluster: &cluster,
-        outcome: &outcome,
-        replayed: &[],
-    };
+    let again = SimulationPage::new(&trace, &cluster, &outcome)
+        .title("small: what balances it")
+        .command("evenkeel simulate small.csv --ranks 8 --report r.html");
     assert_eq!(html, again.to_html(), "the same input gives the same bytes");
     assert!(html.len() < 150_000, "{} bytes", html.len());
 }
@@ -239,9 +234,7 @@ fn names_from_outside_stay_text() {
     }
     let title = "</title><script>alert(1)</script>".to_owned();
     let command = "evenkeel simulate '</code><svg onload=alert(1)>' \u{1b}[2J".to_owned();
-    let html =
-        SimulationPage { title, command, trace: &trace, cluster: &cluster, outcome: &outcome, replayed: &[] }
-            .to_html();
+    let html = SimulationPage::new(&trace, &cluster, &outcome).title(title).command(command).to_html();
     well_formed(&html).unwrap();
     for never in ["<script", "<img", "<svg onload", "\u{202e}", "\u{1b}"] {
         assert!(!html.contains(never), "{never}");
@@ -333,15 +326,10 @@ fn replayed_planning_shows_what_moves_buy() {
         ReplayOptions { every: 4, window: HistoryWindow::Last(6), max_moves: vec![1, 2], economics: None };
     let replayed = replay_trace(&trace, &config, &how, &policies, &()).unwrap();
     let outcome = simulate(&trace, &config, &policies, &()).unwrap();
-    let (title, command) = ("moves".to_owned(), "evenkeel simulate replay t.csv --replan-every 4".to_owned());
-    let page = SimulationPage {
-        title,
-        command,
-        trace: &trace,
-        cluster: &cluster,
-        outcome: &outcome,
-        replayed: &replayed,
-    };
+    let page = SimulationPage::new(&trace, &cluster, &outcome)
+        .title("moves")
+        .command("evenkeel simulate replay t.csv --replan-every 4")
+        .replayed(&replayed);
     let html = page.to_html();
     well_formed(&html).unwrap();
     // Two policies have five paces each, of the exact split only.

@@ -113,41 +113,28 @@ impl PhaseState {
         if self.core.version == 0 {
             return None;
         }
-        let planned = |planned: bool| {
-            (0..self.core.layers.len()).filter(move |&layer| self.core.planned[layer] == planned)
-        };
+        let planned =
+            |planned: bool| (0..self.core.layers.len()).filter(move |&layer| self.core.planned[layer] == planned);
         let layers: Vec<LayerPlan> = planned(true)
-            .map(|layer| LayerPlan {
-                layer: self.core.layers[layer],
-                placement: self.placements[layer].clone(),
-                imbalance: self.core.estimates[layer].after.max(self.core.estimates[layer].bound),
-                bound: self.core.estimates[layer].bound,
+            .map(|layer| {
+                let figures = &self.core.estimates[layer];
+                LayerPlan::new(self.core.layers[layer], self.placements[layer].clone())
+                    .imbalance(figures.after.max(figures.bound))
+                    .bound(figures.bound)
             })
             .collect();
-        let mut plan = Plan {
-            cluster: self.cluster,
-            experts: self.core.experts,
-            idle_layers: planned(false).map(|layer| self.core.layers[layer]).collect(),
-            unrecorded_layers: vec![],
-            provenance: PlanProvenance {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                policy: self.options.policy.clone(),
-                target: None,
-                split: SplitMethod::Exact.to_string(),
-                seed: 0,
-                batches: format!(
-                    "live steps ({}), decided after step {}, the {}th accepted",
-                    self.phase,
-                    self.core.plan_step.map_or("none".into(), |step| step.to_string()),
-                    self.core.plan_accepted
-                ),
-                judged: self.core.estimates.iter().map(|figures| figures.batches).sum(),
-                imbalance: SummaryStats::from_values(layers.iter().map(|layer| layer.imbalance).collect()),
-                figures: vec![],
-                trace: vec![],
-            },
-            layers,
-        };
+        let mut provenance = PlanProvenance::new(&self.options.policy, SplitMethod::Exact);
+        provenance.batches = format!(
+            "live steps ({}), decided after step {}, the {}th accepted",
+            self.phase,
+            self.core.plan_step.map_or("none".into(), |step| step.to_string()),
+            self.core.plan_accepted
+        );
+        provenance.judged = self.core.estimates.iter().map(|figures| figures.batches).sum();
+        provenance.imbalance =
+            SummaryStats::from_values(layers.iter().map(|layer| layer.imbalance).collect());
+        let mut plan = Plan::new(self.cluster, self.core.experts, layers, provenance);
+        plan.idle_layers = planned(false).map(|layer| self.core.layers[layer]).collect();
         plan.guess_moe_layers();
         // Posters leave dense layers out, so the missing layers are dense.
         let posted = |id: &u32| self.core.layers.binary_search(id).is_ok();

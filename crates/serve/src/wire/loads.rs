@@ -40,6 +40,7 @@ pub struct StepLoads {
 /// Error of invalid loads.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{at}: {found}, expected {expected}")]
+#[non_exhaustive]
 pub struct LoadsError {
     /// The key or byte offset of the error.
     pub at: String,

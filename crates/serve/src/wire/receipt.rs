@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 /// The receipt of a post.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
+#[non_exhaustive]
 pub struct Receipt {
     /// The number of new steps, which are durable now.
     pub accepted: u64,

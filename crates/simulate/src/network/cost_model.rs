@@ -7,6 +7,7 @@
 
 use super::traffic::{DuplexFlow, RankFlow, RowAggregation, RowTraffic, TrafficFlow};
 use evenkeel::cluster::{Cluster, LinkParameters, Network};
+use evenkeel::model::{MoeModel, Precision};
 use evenkeel::split::Roofline;
 use std::str::FromStr;
 use thiserror::Error;
@@ -60,6 +61,17 @@ pub struct RowFormats {
     pub combine: RowFormat,
 }
 
+impl RowFormats {
+    /// Returns the usual formats for weights of a precision: fp8 and bf16, or bf16 both ways.
+    pub fn for_precision(precision: Precision) -> Self {
+        let dispatch = match precision {
+            Precision::Fp8 => RowFormat::Fp8,
+            _ => RowFormat::Bf16,
+        };
+        Self { dispatch, combine: RowFormat::Bf16 }
+    }
+}
+
 impl FromStr for RowFormats {
     type Err = UnknownRowFormat;
 
@@ -93,6 +105,7 @@ impl RowBytes {
 
 /// The parameters of a layer's time, apart from the batch.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct StepCostModel {
     /// The network between the ranks.
     pub network: Network,
@@ -118,6 +131,7 @@ pub struct StepCostModel {
 
 /// The times of one layer, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
 pub struct LayerTime {
     /// The exchange of the counts.
     pub counts: f64,
@@ -145,6 +159,79 @@ impl LayerTime {
 }
 
 impl StepCostModel {
+    /// Returns the parameters for a model on a network, where `expert` is the time of its experts. Rows have
+    /// the formats of [`RowFormats::for_precision`], and one row goes to every rank that serves a token.
+    pub fn for_model(network: Network, model: &MoeModel, expert: Roofline) -> Self {
+        Self {
+            network,
+            one_copy: RowAggregation::Rank,
+            bytes: RowBytes::for_width(model.hidden, RowFormats::for_precision(model.precision)),
+            expert,
+            experts: model.experts,
+            top_k: model.top_k,
+            shared: model.shared,
+            layers: model.layers,
+            other_us: 0.0,
+            overlap: false,
+        }
+    }
+
+    /// Sets [`Self::one_copy`](#structfield.one_copy).
+    #[must_use]
+    pub fn one_copy(mut self, one_copy: RowAggregation) -> Self {
+        self.one_copy = one_copy;
+        self
+    }
+
+    /// Sets [`Self::bytes`](#structfield.bytes).
+    #[must_use]
+    pub fn bytes(mut self, bytes: RowBytes) -> Self {
+        self.bytes = bytes;
+        self
+    }
+
+    /// Sets [`Self::experts`](#structfield.experts).
+    #[must_use]
+    pub fn experts(mut self, experts: usize) -> Self {
+        self.experts = experts;
+        self
+    }
+
+    /// Sets [`Self::top_k`](#structfield.top_k).
+    #[must_use]
+    pub fn top_k(mut self, top_k: usize) -> Self {
+        self.top_k = top_k;
+        self
+    }
+
+    /// Sets [`Self::shared`](#structfield.shared).
+    #[must_use]
+    pub fn shared(mut self, shared: usize) -> Self {
+        self.shared = shared;
+        self
+    }
+
+    /// Sets [`Self::layers`](#structfield.layers).
+    #[must_use]
+    pub fn layers(mut self, layers: usize) -> Self {
+        self.layers = layers;
+        self
+    }
+
+    /// Sets [`Self::other_us`](#structfield.other_us).
+    #[must_use]
+    pub fn other_us(mut self, other_us: f64) -> Self {
+        self.other_us = other_us;
+        self
+    }
+
+    /// Sets [`Self::overlap`](#structfield.overlap).
+    #[must_use]
+    pub fn overlap(mut self, overlap: bool) -> Self {
+        self.overlap = overlap;
+        self
+    }
+
     /// Returns the time of a batch from its traffic, the tokens per slot `[R * S]`, and the tokens of all
     /// ranks. `planned` states whether ranks exchange their counts.
     pub fn layer_time(

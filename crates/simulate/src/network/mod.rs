@@ -39,6 +39,7 @@ pub enum PredictionInput<'a> {
 
 /// The prediction for one policy with one split.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct StepPrediction {
     /// The index into [`SimulationResult::planned`].
     pub planned: usize,

@@ -46,7 +46,7 @@ const FIRST_LAYER_STREAM: u64 = 1;
 /// # Errors
 /// Fails if the values of `spec` are inconsistent.
 pub fn generate(spec: &SynthSpec) -> Result<Trace, TraceError> {
-    let options = ReadOptions { memory: u64::MAX, experts: Some(spec.experts), ..ReadOptions::default() };
+    let options = ReadOptions::default().memory(u64::MAX).experts(Some(spec.experts));
     let mut builder = TraceBuilder::new(&options)?;
     generate_into(spec, &(), &mut builder)?;
     builder.finish(Vec::new(), Vec::new())

@@ -10,6 +10,7 @@ pub const PRESETS: [&str; 2] = ["gptoss20b-decode", "deepseek-v2-lite-prefill"];
 /// The parameters of a synthetic trace. The [module](super) documents its model. Sizes of effects are
 /// standard deviations of logits: 0 is none, and with 1 odds of e to 1 are common.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct SynthSpec {
     /// The number of experts per layer, `E`.
     pub experts: usize,
@@ -85,7 +86,43 @@ impl Default for SynthSpec {
     }
 }
 
+/// Defines setters that take a specification and return the changed one.
+macro_rules! define_setters {
+    ($($field:ident: $type:ty),* $(,)?) => {$(
+        #[doc = concat!("Sets [`Self::", stringify!($field), "`](#structfield.", stringify!($field), ").")]
+        #[must_use]
+        pub fn $field(mut self, $field: $type) -> Self {
+            self.$field = $field;
+            self
+        }
+    )*};
+}
+
 impl SynthSpec {
+    define_setters! {
+        experts: usize,
+        top_k: usize,
+        layers: usize,
+        first_layer: u32,
+        steps: usize,
+        batching: Batching,
+        skew: f64,
+        tail: f64,
+        kinds: usize,
+        kinds_spread: f64,
+        kinds_run: usize,
+        dispersion: f64,
+        correlation: f64,
+        rank: usize,
+        request_tokens: f64,
+        request_spread: f64,
+        topic_tokens: usize,
+        topic_persistence: f64,
+        drift: f64,
+        drift_persistence: f64,
+        seed: u64,
+    }
+
     /// Returns the parameters of one of [`PRESETS`], modelled on a real recording.
     ///
     /// # Errors

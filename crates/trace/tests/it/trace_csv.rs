@@ -38,7 +38,7 @@ fn numeric_steps_sort_and_labels_keep_their_order() {
     assert_eq!(all_loads(&trace), [2, 4, 1, 0, 0, 3]);
     let trace = csv("step,layer,expert,tokens\nb,0,0,1\na,0,0,2\n3,0,1,3\nb,0,1,4\n").unwrap();
     assert_eq!(trace.steps(), ["b", "a", "3"]);
-    let options = ReadOptions { step_column: Some("run".into()), ..ReadOptions::default() };
+    let options = ReadOptions::default().step_column(Some("run".into()));
     let trace = csv_with("run,layer,expert,tokens\n7,0,0,1\n2,0,0,2\n", &options).unwrap();
     assert_eq!(trace.steps(), ["7", "2"]);
 }
@@ -78,7 +78,7 @@ fn long_traces_are_thinned_and_totals_stay_exact() {
             writeln!(text, "{step},0,{expert},{}", step + expert).unwrap();
         }
     }
-    let options = ReadOptions { memory: 1 << 20, ..ReadOptions::default() };
+    let options = ReadOptions::default().memory(1 << 20);
     let trace = csv_with(&text, &options).unwrap();
     assert_eq!(trace.totals(0)[1], (0..10_000).map(|step| step + 1).sum::<u64>());
     assert!(trace.steps().len() * 64 * 8 <= 1 << 20, "{}", trace.steps().len());
@@ -136,18 +136,18 @@ fn malformed_files_are_told_where_and_what() {
 fn options_that_do_not_fit_are_told_so() {
     let text = "step,layer,expert,tokens\n0,0,0,1\n0,1,5,1\n";
     let with = |options: ReadOptions| csv_with(text, &options).unwrap_err();
-    let message = with(ReadOptions { experts: Some(4), ..ReadOptions::default() });
+    let message = with(ReadOptions::default().experts(Some(4)));
     assert!(
         message.contains("line 3, column expert: found expert 5, expected an expert id below 4"),
         "{message}"
     );
-    let message = with(ReadOptions { layers: Some("7-9".parse().unwrap()), ..ReadOptions::default() });
+    let message = with(ReadOptions::default().layers(Some("7-9".parse().unwrap())));
     assert!(message.contains("no layer is in --layers 7-9, the trace has layers 0-1"), "{message}");
-    let message = with(ReadOptions { step_column: Some("run".into()), ..ReadOptions::default() });
+    let message = with(ReadOptions::default().step_column(Some("run".into())));
     assert!(message.contains("expected a header with column run"), "{message}");
-    let message = with(ReadOptions { memory: 16, ..ReadOptions::default() });
+    let message = with(ReadOptions::default().memory(16));
     assert!(message.contains("raise --memory"), "{message}");
-    let message = with(ReadOptions { experts: Some(0), ..ReadOptions::default() });
+    let message = with(ReadOptions::default().experts(Some(0)));
     assert!(message.contains("expected 1 to 65536"), "{message}");
 }
 
@@ -189,7 +189,7 @@ fn conversion_keeps_labels_and_sources() {
     let folder = Folder::new();
     let text = "run,layer,expert,tokens,source\n\"a, b\",0,0,1,0\n\"a, b\",0,1,2,1\nc,0,1,3,0\n";
     let file = folder.file("in.csv", text.as_bytes());
-    let options = ReadOptions { step_column: Some("run".into()), ..ReadOptions::default() };
+    let options = ReadOptions::default().step_column(Some("run".into()));
     for name in ["out.csv", "out.csv.gz", "out.csv.zst", "out.parquet"] {
         if name.ends_with("parquet") && !cfg!(feature = "parquet") {
             continue;
@@ -264,7 +264,7 @@ proptest! {
     /// Checks that any bytes give a trace or an error.
     #[test]
     fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), format in 0usize..9) {
-        let options = ReadOptions { memory: 1 << 20, ..ReadOptions::default() };
+        let options = ReadOptions::default().memory(1 << 20);
         let _ = read_bytes(TraceFormat::ALL[format], &bytes, &options);
     }
 }

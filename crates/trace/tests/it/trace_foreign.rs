@@ -263,13 +263,13 @@ fn ten() -> Vec<u8> {
 
 #[test]
 fn prefill_batches_are_consecutive_tokens() {
-    let options = ReadOptions { batching: Batching::Prefill { tokens: 4 }, ..ReadOptions::default() };
+    let options = ReadOptions::default().batching(Batching::Prefill { tokens: 4 });
     let trace = read_bytes(TraceFormat::Npy, &ten(), &options).unwrap();
     assert_eq!((trace.steps().len(), trace.experts()), (2, 10));
     assert_eq!(trace.loads(1, 0), [0, 0, 0, 0, 1, 1, 1, 1, 0, 0]);
     assert!(has_notice(&trace, "the last 2 tokens, an incomplete batch, are dropped"));
     assert!(has_notice(&trace, "inferred from the highest id"));
-    let options = ReadOptions { batching: Batching::Prefill { tokens: 11 }, ..ReadOptions::default() };
+    let options = ReadOptions::default().batching(Batching::Prefill { tokens: 11 });
     let message = read_bytes(TraceFormat::Npy, &ten(), &options).unwrap_err().to_string();
     assert!(message.contains("--batch-tokens 11, expected 1 to 10, the tokens of array input"), "{message}");
 }
@@ -280,13 +280,11 @@ fn decode_batches_take_one_token_per_request() {
     place.file("a.npy", &ten());
     place.file("requests.csv", b"start,tokens,kind\n0,2,x\n2,3,x\n5,1,y\n6,4,y\n");
     let decode = |in_flight, order, seed| {
-        let options = ReadOptions {
-            batching: Batching::Decode { in_flight },
-            order,
-            seed,
-            experts: Some(10),
-            ..Default::default()
-        };
+        let options = ReadOptions::default()
+            .batching(Batching::Decode { in_flight })
+            .order(order)
+            .seed(seed)
+            .experts(Some(10));
         read(&[place.path()], &options, &()).map_err(|error| error.to_string())
     };
     // One cursor passes through all requests from its offset: every later token once, in order.
@@ -330,7 +328,7 @@ fn finished_requests_are_replaced_by_the_next() {
     ];
     for seed in 0..20 {
         let batching = Batching::Decode { in_flight: 3 };
-        let options = ReadOptions { batching, seed, experts: Some(30), ..ReadOptions::default() };
+        let options = ReadOptions::default().batching(batching).seed(seed).experts(Some(30));
         let trace = read(&files, &options, &()).unwrap();
         let tokens =
             |step: usize| (0..30).filter(|&token| trace.loads(step, 0)[token] == 1).collect::<Vec<_>>();
@@ -363,7 +361,7 @@ fn finished_requests_are_replaced_by_the_next() {
 fn arrays_named_one_by_one_are_traces_of_their_own() {
     let place = Folder::new();
     let files = [place.file("a.npy", &ten()), place.file("b.npy", &ten())];
-    let options = ReadOptions { batching: Batching::Prefill { tokens: 6 }, ..ReadOptions::default() };
+    let options = ReadOptions::default().batching(Batching::Prefill { tokens: 6 });
     let trace = read(&files, &options, &()).unwrap();
     assert_eq!((trace.steps(), trace.files().len()), (&["0", "0"].map(String::from)[..], 2));
     let trace = read(&[place.path()], &options, &()).unwrap();
@@ -373,12 +371,8 @@ fn arrays_named_one_by_one_are_traces_of_their_own() {
 #[test]
 fn requests_are_needed_where_they_are() {
     for options in [
-        ReadOptions {
-            order: RequestOrder::Shuffled,
-            batching: Batching::Prefill { tokens: 2 },
-            ..ReadOptions::default()
-        },
-        ReadOptions { batching: Batching::Decode { in_flight: 1 }, ..ReadOptions::default() },
+        ReadOptions::default().order(RequestOrder::Shuffled).batching(Batching::Prefill { tokens: 2 }),
+        ReadOptions::default().batching(Batching::Decode { in_flight: 1 }),
     ] {
         let message = read_bytes(TraceFormat::Npy, &ten(), &options).unwrap_err().to_string();
         assert!(message.contains("needs a requests CSV (columns start, tokens)"), "{message}");
@@ -392,11 +386,9 @@ fn several_arrays_and_their_sequences() {
     place.file("ids.npz", &zip(&[("one.npy", &ten()), ("two.npy", &other)], true));
     place.file("sequences.csv", b"name,start,tokens\none,0,5\ntwo,0,4\none,5,5\n");
     let take = |arrays: &[&str]| {
-        let options = ReadOptions {
-            arrays: arrays.iter().map(ToString::to_string).collect(),
-            batching: Batching::Prefill { tokens: 4 },
-            ..ReadOptions::default()
-        };
+        let options = ReadOptions::default()
+            .arrays(arrays.iter().map(ToString::to_string).collect())
+            .batching(Batching::Prefill { tokens: 4 });
         read(&[place.path()], &options, &()).map_err(|error| error.to_string())
     };
     let trace = take(&[]).unwrap();
@@ -426,7 +418,7 @@ fn several_arrays_and_their_sequences() {
 
 #[test]
 fn padding_is_no_expert() {
-    let options = ReadOptions { batching: Batching::Prefill { tokens: 2 }, ..ReadOptions::default() };
+    let options = ReadOptions::default().batching(Batching::Prefill { tokens: 2 });
     let wide: Vec<u8> = [1u16, 65535, 0, 1].iter().flat_map(|id| id.to_le_bytes()).collect();
     for array in [
         npy("<i4", &[2, 1, 2], &i32s(&[1, -1, 0, 1])),
@@ -462,7 +454,7 @@ fn malformed_arrays() {
         let message = bytes(TraceFormat::Npy, &array).expect_err(expected);
         assert!(message.contains(expected), "{expected}: {message}");
     }
-    let options = ReadOptions { experts: Some(8), ..ReadOptions::default() };
+    let options = ReadOptions::default().experts(Some(8));
     let message = read_bytes(TraceFormat::Npy, &ten(), &options).unwrap_err().to_string();
     assert!(message.contains("token 8, layer 0: found expert 8, expected an expert id below 8"), "{message}");
     let message = bytes(TraceFormat::Npz, &zip(&[("readme.txt", b"hi")], false)).unwrap_err();
@@ -479,7 +471,7 @@ fn truncated_files_are_errors() {
         (TraceFormat::SglangJson, br#"{"logical_count": [[1, 2]]}"#.to_vec()),
     ];
     for (format, file) in whole {
-        let options = ReadOptions { batching: Batching::Prefill { tokens: 1 }, ..ReadOptions::default() };
+        let options = ReadOptions::default().batching(Batching::Prefill { tokens: 1 });
         read_bytes(format, &file, &options).unwrap();
         for length in 0..file.len() {
             assert!(read_bytes(format, &file[..length], &options).is_err(), "{format} cut to {length}");

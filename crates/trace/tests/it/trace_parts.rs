@@ -107,12 +107,12 @@ fn layers_of_other_widths_are_refused() {
     let message = csv(&text).unwrap_err();
     assert!(message.contains("layer 4: found 2 experts, a row for each in every step"), "{message}");
     assert!(message.contains("--layers") && message.contains("--experts 4"), "{message}");
-    let stated = ReadOptions { experts: Some(4), ..ReadOptions::default() };
+    let stated = ReadOptions::default().experts(Some(4));
     assert_eq!(
         loads(&read_bytes(TraceFormat::Csv, text.as_bytes(), &stated).unwrap()),
         [5, 0, 1, 1, 2, 3, 0, 0]
     );
-    let one = ReadOptions { layers: Some("4".parse().unwrap()), ..ReadOptions::default() };
+    let one = ReadOptions::default().layers(Some("4".parse().unwrap()));
     assert_eq!(read_bytes(TraceFormat::Csv, text.as_bytes(), &one).unwrap().experts(), 2);
     // Zeros were left out: an expert without a row is idle.
     let trace = csv(&table("0,3,0,5 0,3,2,1 0,3,3,1 0,4,0,2 0,4,2,3")).unwrap();
@@ -182,11 +182,8 @@ fn runs_and_models_in_one_file() {
 #[test]
 fn padding_of_arrays() {
     let of = |descr: &str, shape: &[usize], data: &[u8], experts: Option<usize>| {
-        let options = ReadOptions {
-            experts,
-            batching: Batching::Prefill { tokens: shape[0] },
-            ..ReadOptions::default()
-        };
+        let options =
+            ReadOptions::default().experts(experts).batching(Batching::Prefill { tokens: shape[0] });
         read_bytes(TraceFormat::Npy, &npy(descr, shape, data), &options).map_err(|error| error.to_string())
     };
     // All ids of 8 bits are in use, so padding needs 16 bits.

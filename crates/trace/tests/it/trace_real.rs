@@ -42,12 +42,8 @@ fn gptoss_prefill() {
 fn gptoss_decode_conserves_tokens() {
     let Some(path) = real("gptoss20b-decode") else { return };
     for order in [RequestOrder::Recorded, RequestOrder::Shuffled] {
-        let options = ReadOptions {
-            batching: Batching::Decode { in_flight: 64 },
-            order,
-            seed: 3,
-            ..Default::default()
-        };
+        let options =
+            ReadOptions::default().batching(Batching::Decode { in_flight: 64 }).order(order).seed(3);
         let trace = open(path.clone(), &options);
         assert!(trace.steps().len() > 500, "{}", trace.steps().len());
         for step in 0..trace.steps().len() {
@@ -57,12 +53,9 @@ fn gptoss_decode_conserves_tokens() {
         }
     }
     // Every token after the offsets occurs once. The steps at the end are smaller.
-    let all = open(
-        path.clone(),
-        &ReadOptions { batching: Batching::Decode { in_flight: 220 }, ..Default::default() },
-    );
+    let all = open(path.clone(), &ReadOptions::default().batching(Batching::Decode { in_flight: 220 }));
     assert!(all.notices().iter().any(|notice| notice.contains("steps run short")), "{:?}", all.notices());
-    let options = ReadOptions { batching: Batching::Decode { in_flight: 221 }, ..Default::default() };
+    let options = ReadOptions::default().batching(Batching::Decode { in_flight: 221 });
     let message = read(&[path], &options, &()).map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("--decode-batch 221, expected 1 to 220"), "{message}");
 }
@@ -74,14 +67,11 @@ fn deepseek_v2_lite_arrays() {
     assert_eq!((trace.experts(), trace.layers().len(), trace.steps().len()), (64, 26, 48));
     // Step 16 contains the end of the first array and the start of the second.
     assert_eq!(trace.loads(16, 7)[..10], [16, 32, 15, 54, 53, 26, 77, 107, 54, 51]);
-    let options = ReadOptions {
-        arrays: vec!["law".into()],
-        batching: Batching::Prefill { tokens: 256 },
-        ..Default::default()
-    };
+    let options =
+        ReadOptions::default().arrays(vec!["law".into()]).batching(Batching::Prefill { tokens: 256 });
     let law = open(path.clone(), &options);
     assert_eq!(law.loads(0, 25)[..8], [3, 13, 17, 57, 5, 16, 18, 8]);
-    let options = ReadOptions { arrays: vec!["poetry".into()], ..Default::default() };
+    let options = ReadOptions::default().arrays(vec!["poetry".into()]);
     let message = read(&[path], &options, &()).unwrap_err().to_string();
     assert!(message.contains("no array poetry; the file has intent, law, summary"), "{message}");
 }
@@ -112,7 +102,7 @@ fn gemma_counts() {
     let Some(path) = real("gemma4-26b-families") else { return };
     let one = open(path.join("counts.csv"), &ReadOptions::default());
     assert_eq!((one.steps().len(), one.experts(), one.layers().len()), (1, 128, 30));
-    let options = ReadOptions { step_column: Some("family".into()), ..Default::default() };
+    let options = ReadOptions::default().step_column(Some("family".into()));
     let trace = open(path, &options);
     assert_eq!(
         trace.steps(),

@@ -46,6 +46,7 @@ pub enum PrimaryObjective {
 
 /// Split of least traffic, with its proof.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct TrafficSplit {
     /// Split with the certificate of its peak.
     pub split: RankSplit,

@@ -2,6 +2,8 @@
 //!
 //! Exit codes: 0 success, 1 failure (one message on stderr states the reason), 2 invalid arguments.
 
+#![allow(clippy::disallowed_methods, reason = "a program may change its process, and libraries may not")]
+
 mod args;
 #[cfg(feature = "serve")]
 mod client;

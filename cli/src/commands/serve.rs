@@ -3,7 +3,9 @@
 use crate::config;
 use crate::output::{Output, escape_control, print_text};
 use anyhow::Context as _;
-use evenkeel_serve::{ServerSetup, ServiceConfig, serve};
+use evenkeel_serve::{OPENER_THREAD, ServeError, ServerControl, ServerSetup, ServiceConfig, serve};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -48,16 +50,41 @@ pub(crate) fn run(args: ServeArgs, output: Output) -> anyhow::Result<()> {
         log(&format!("store in {}", folder.display()));
     }
     let reloaded = args.clone();
-    let setup = ServerSetup { config, folder, reload: Arc::new(move || reloaded.read_config()), log };
-    let ready = |url: &str| {
+    let setup = ServerSetup::new(config, folder, move || reloaded.read_config(), log);
+    silence_store_panics();
+    let ready = |url: &str, control: &ServerControl| {
+        watch_signals(control.clone())
+            .map_err(|source| ServeError::Io { what: "signals".to_owned(), source })?;
         let line = if output.is_json() {
             format!("{}\n", serde_json::json!({ "url": url }))
         } else {
             format!("{url}\n")
         };
         let _ = print_text(&line);
+        Ok(())
     };
     Ok(serve(&setup, ready)?)
+}
+
+/// Keeps panics silent on the thread that opens the store. The service reports them as errors.
+fn silence_store_panics() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().name() != Some(OPENER_THREAD) {
+            hook(info);
+        }
+    }));
+}
+
+/// Passes the signals of this process to a service on a thread of their own.
+fn watch_signals(control: ServerControl) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let pass_signals = move || {
+        for signal in signals.forever() {
+            if signal == SIGHUP { control.reload() } else { control.stop() }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(pass_signals).map(drop)
 }
 
 impl ServeArgs {

@@ -61,9 +61,9 @@ pub use controller::price::{DEFAULT_COPY_SHARE, DEFAULT_GPU, DEFAULT_LINK_GBPS, 
 pub use controller::propose::{PhaseCommand, Proposal};
 pub use controller::state::{AcceptedStep, PhaseError, PhaseState, StepOutcome};
 pub use runtime::error::{ModelError, ServeError};
-pub use server::{ServerSetup, serve};
-pub use store::SCHEMA;
+pub use server::{ServerControl, ServerSetup, serve};
 pub use store::error::StateStoreError;
+pub use store::{OPENER_THREAD, SCHEMA};
 pub use wire::{
     CopyStatus, Decision, DecisionOutcome, HistoryPoint, Imbalances, LayerPreview, Loads, LoadsBody,
     LoadsError, MAX_POSTED_STEPS, MoveRecord, Phase, PlanPreview, Receipt, Refusal, StepBody, StepLoads,

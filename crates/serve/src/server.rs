@@ -1,8 +1,8 @@
-//! The process: listens, serves connections, handles signals, and stops in order.
+//! The server: listens, serves connections, and stops in order.
 //!
-//! SIGTERM and SIGINT stop the service. It then accepts no further connections, finishes open requests, and
-//! saves all states. SIGHUP reloads the configuration in a separate thread, so that the accepting thread
-//! never touches a file.
+//! A [`ServerControl`] stops the service. It then accepts no further connections, finishes open requests, and
+//! saves all states. A reload of the configuration runs in a separate thread, so that the accepting thread
+//! never touches a file. The program decides which signals of the process stop and reload.
 
 use crate::LogCallback;
 use crate::config::{ConfigError, ServiceConfig};
@@ -28,8 +28,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tower_service::Service as _;
 
@@ -39,6 +38,7 @@ const READ_BUFFER_BYTES: usize = 64 << 10;
 const FILE_THREAD_SECONDS: u64 = 1;
 
 /// The parameters of a service at its start.
+#[non_exhaustive]
 pub struct ServerSetup {
     /// The configuration.
     pub config: ServiceConfig,
@@ -50,6 +50,41 @@ pub struct ServerSetup {
     pub log: LogCallback,
 }
 
+impl ServerSetup {
+    /// Creates the parameters of a service with its store in `folder`. `reload` reads the configuration
+    /// again, and `log` receives log lines.
+    pub fn new(
+        config: ServiceConfig,
+        folder: PathBuf,
+        reload: impl Fn() -> Result<ServiceConfig, ConfigError> + Send + Sync + 'static,
+        log: LogCallback,
+    ) -> Self {
+        Self { config, folder, reload: Arc::new(reload), log }
+    }
+}
+
+/// A handle of a running service. Its requests may come from any thread.
+#[derive(Debug, Clone, Default)]
+pub struct ServerControl(Arc<ControlRequests>);
+
+#[derive(Debug, Default)]
+struct ControlRequests {
+    stop: Notify,
+    reload: Notify,
+}
+
+impl ServerControl {
+    /// Stops the service in order.
+    pub fn stop(&self) {
+        self.0.stop.notify_one();
+    }
+
+    /// Reloads the configuration. Requests that arrive before a reload begins count as one.
+    pub fn reload(&self) {
+        self.0.reload.notify_one();
+    }
+}
+
 impl std::fmt::Debug for ServerSetup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServerSetup")
@@ -59,11 +94,15 @@ impl std::fmt::Debug for ServerSetup {
     }
 }
 
-/// Serves until a signal stops the process. Calls `ready` with the URL once requests are accepted.
+/// Serves until a [`ServerControl`] stops the service. Calls `ready` with the URL and the handle once requests
+/// are accepted.
 ///
 /// # Errors
-/// Fails if the configuration, the store or the address cannot be used.
-pub fn serve(setup: &ServerSetup, ready: impl FnOnce(&str)) -> Result<(), ServeError> {
+/// Fails if the configuration, the store or the address cannot be used, and as `ready` does.
+pub fn serve(
+    setup: &ServerSetup,
+    ready: impl FnOnce(&str, &ServerControl) -> Result<(), ServeError>,
+) -> Result<(), ServeError> {
     let io = |what: &str| {
         let what = what.to_owned();
         move |source| ServeError::Io { what, source }
@@ -83,11 +122,6 @@ pub fn serve(setup: &ServerSetup, ready: impl FnOnce(&str)) -> Result<(), ServeE
         let address = listener.local_addr().map_err(io("the address listened on"))?;
         let certificate = loaded.map(TlsCertificate::new);
         let scheme = if certificate.is_some() { "https" } else { "http" };
-        let mut ends = (
-            signal(SignalKind::terminate()).map_err(io("signals"))?,
-            signal(SignalKind::interrupt()).map_err(io("signals"))?,
-        );
-        let mut hangup = signal(SignalKind::hangup()).map_err(io("signals"))?;
         let reloader =
             Reloader::start(setup, &service, address, certificate.clone()).map_err(io("threads"))?;
         let (end, ending) = watch::channel(false);
@@ -95,7 +129,8 @@ pub fn serve(setup: &ServerSetup, ready: impl FnOnce(&str)) -> Result<(), ServeE
         let sources = crate::runtime::sources::start_sources(&service, &setup.config, &setup.log);
         let mut connections = JoinSet::new();
         let gate = ConnectionGate { router: router(app.clone()), app, certificate, list: Arc::default() };
-        ready(&format!("{scheme}://{address}/"));
+        let control = ServerControl::default();
+        ready(&format!("{scheme}://{address}/"), &control)?;
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -103,9 +138,8 @@ pub fn serve(setup: &ServerSetup, ready: impl FnOnce(&str)) -> Result<(), ServeE
                     // The usual cause is the limit on open files. Connections that close make room.
                     Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 },
-                _ = ends.0.recv() => break,
-                _ = ends.1.recv() => break,
-                _ = hangup.recv() => reloader.request_reload(),
+                () = control.0.stop.notified() => break,
+                () = control.0.reload.notified() => reloader.request_reload(),
                 Some(_) = connections.join_next() => {}
             }
         }

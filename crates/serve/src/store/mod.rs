@@ -17,7 +17,7 @@ pub(crate) mod schema;
 mod writer;
 
 use crate::files::create_private;
-use error::{StateStoreError, catch_panic, io_error, redb_error};
+use error::{StateStoreError, catch_panic, corrupt_error, io_error, redb_error};
 use redb::Database;
 use schema::{StoredModel, read_models};
 use std::path::{Path, PathBuf};
@@ -145,19 +145,26 @@ impl std::fmt::Debug for StateStore {
     }
 }
 
+/// The name of the thread that opens the store. redb panics on some corrupt files, and such panics become
+/// errors. A program may keep its panic hook silent on this thread.
+pub const OPENER_THREAD: &str = "open-store";
+
+/// Opens the store and reads its content on a thread of its own.
+fn open_on_thread(path: &Path) -> Result<(Vec<StoredModel>, Database), StateStoreError> {
+    let open = || catch_panic(path, || open_verified(path).and_then(|db| Ok((read_models(path, &db)?, db))));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(OPENER_THREAD.into()).spawn_scoped(scope, open);
+        let opened = thread.map_err(|error| io_error(path, &error))?.join();
+        opened.unwrap_or_else(|_| Err(corrupt_error(path, "unreadable")))
+    })
+}
+
 impl StateStore {
     /// Opens or creates the store of a data folder, checks it, and reads its content.
     pub(crate) fn open(folder: &Path) -> Result<(Self, Vec<StoredModel>), StateStoreError> {
         let path = folder.join("evenkeel.redb");
         create_private(folder, &path).map_err(|error| io_error(&path, &error))?;
-        // No other thread runs yet, so replacing the global panic hook is safe. redb panics on some corrupt
-        // files. The panic becomes an error.
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(|_| ()));
-        let opened =
-            catch_panic(&path, || open_verified(&path).and_then(|db| Ok((read_models(&path, &db)?, db))));
-        std::panic::set_hook(hook);
-        let (models, db) = opened?;
+        let (models, db) = open_on_thread(&path)?;
         let file = FileId::from_path(&path).map_err(|error| io_error(&path, &error))?;
         let (jobs, queue) = mpsc::channel();
         let commits = Arc::new(AtomicU64::new(0));

@@ -121,6 +121,10 @@ impl MpiTransport {
     ) -> Result<Self, TransportError> {
         let library = |call, reason: &str| TransportError::Library { call, reason: reason.into() };
         let ending = Arc::new(AtomicBool::new(false));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the transport sets a flag, and the program ends the job"
+        )]
         signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&ending))
             .map_err(|error| library("sigaction", &error.to_string()))?;
         let stuck: StuckHandler = Arc::new(stuck);

@@ -92,6 +92,10 @@ impl NcclTransport {
         let BootstrapResult { server, store, host, device, gpu, ids } =
             bootstrap::meet_ranks(&launch, first, timeout)?;
         let ending = Arc::new(AtomicBool::new(false));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the transport sets a flag, and the program ends the job"
+        )]
         signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&ending))
             .map_err(joining_error)?;
         let beats = store.reconnect(&launch.store_address).map_err(joining_error)?;

@@ -133,12 +133,13 @@ attack: $(TOOLS) ## Attack the service in full: reloads, limits, slow and absent
 	EVENKEEL_ATTACK=full EVENKEEL_KILLS=$(KILLS) $(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) \
 		--test attack -- --nocapture $(ATTACKS)
 
-check: $(TOOLS) ## Check formatting, lints, documentation and sentences.
+check: $(TOOLS) ## Check formatting, lints, documentation, sentences and public interfaces.
 	$(PYTHON) scripts/check_sentences.py
 	$(PYTHON) -m unittest discover --quiet --start-directory scripts --pattern 'test_*.py'
 	$(CARGO) fmt --all --check
 	$(WITH_TOOLS) $(CARGO) clippy --workspace --all-targets --features $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace
+	$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) --test it -- foreign_types:: public_api::
 
 features: $(TOOLS) .tools/hack/bin/cargo-hack ## Check that every package builds with each of its features alone.
 	PATH="$(CURDIR)/.tools/hack/bin:$$PATH"; export PATH; $(WITH_TOOLS) CARGO=$(CARGO) PYTHON=$(PYTHON) scripts/check_features.sh

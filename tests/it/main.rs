@@ -7,6 +7,7 @@ mod api_support;
 mod constraints;
 mod eplb;
 mod export;
+mod foreign_types;
 mod growing;
 mod link_budget;
 mod lplb;

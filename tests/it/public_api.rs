@@ -7,20 +7,20 @@
 //! evenkeel --test it -- public_api::` rewrites the lists.
 
 use crate::api_support::{
-    has, is_public, name_of, outline, outline_methods, outline_trait_impl, print, visibility,
+    has, interface_paths, is_public, name_of, outline, outline_methods, outline_trait_impl, print, visibility,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use syn::{Item, ItemImpl, Type, UseTree};
 
-type Names = Vec<String>;
+pub(crate) type Names = Vec<String>;
 
 /// Result with a description of the error and its file.
-type Outcome<T = ()> = Result<T, String>;
+pub(crate) type Outcome<T = ()> = Result<T, String>;
 
 /// A module with its imported names: `name`, the path that it stands for, and whether it is re-exported.
 #[derive(Default)]
-struct Module {
+pub(crate) struct Module {
     public: bool,
     items: Vec<Item>,
     uses: Vec<(String, Names, bool)>,
@@ -29,12 +29,20 @@ struct Module {
 
 /// All modules of a crate by their paths. The path of the crate root is empty.
 #[derive(Default)]
-struct Crate(BTreeMap<Names, Module>);
+pub(crate) struct Crate(BTreeMap<Names, Module>);
 
 impl Crate {
-    fn read(folder: &Path) -> Outcome<Crate> {
+    pub(crate) fn read(folder: &Path) -> Outcome<Crate> {
         let mut all = Crate::default();
         all.add(&folder.join("lib.rs"), folder, Vec::new(), true)?;
+        Ok(all)
+    }
+
+    /// Reads a crate of one file.
+    pub(crate) fn parse(text: &str) -> Outcome<Crate> {
+        let mut all = Crate::default();
+        let items = syn::parse_file(text).map_err(|err| err.to_string())?.items;
+        all.enter(items, Path::new(""), Vec::new(), true)?;
         Ok(all)
     }
 
@@ -155,6 +163,83 @@ impl Crate {
         all
     }
 
+    /// Returns the paths of all definitions of other crates in the public interface, by the crates that define
+    /// or re-export them.
+    pub(crate) fn foreign_paths(&self) -> BTreeSet<String> {
+        let (mut found, mut others) = (BTreeMap::new(), BTreeSet::new());
+        self.show(&[], &[], &mut found, &mut others);
+        let reexports =
+            others.iter().filter_map(|other| other.strip_prefix("pub use ")?.split(" as ").next());
+        let mut paths: BTreeSet<String> = reexports.map(str::to_owned).collect();
+        let public: BTreeSet<&Names> = found.values().collect();
+        let implementations = self.implementations();
+        for defined in found.values() {
+            let module = &defined[..defined.len() - 1];
+            let own = self.item(defined).and_then(outline).map(|item| (module.to_vec(), item));
+            let blocks = implementations.get(defined).into_iter().flatten().filter_map(|(module, block)| {
+                let outlined = match &block.trait_ {
+                    None => outline_methods(block),
+                    Some((_, of, _)) => {
+                        let local = self.resolve(module, &names_of(of), 9);
+                        local.is_none_or(|of| public.contains(&of)).then(|| outline_trait_impl(block))
+                    }
+                };
+                Some((module.clone(), outlined?))
+            });
+            for (module, item) in own.into_iter().chain(blocks) {
+                let foreign = interface_paths(&item);
+                let foreign =
+                    foreign.iter().filter_map(|path| self.foreign_path(&module, &names_of(path), 9));
+                paths.extend(foreign.map(|path| path.join("::")));
+            }
+        }
+        paths
+    }
+
+    /// Returns the full path of a definition of another crate that a path in module `from` refers to. `None`
+    /// for definitions of this crate and of the prelude, and for generic parameters.
+    fn foreign_path(&self, from: &[String], path: &[String], depth: usize) -> Option<Names> {
+        let (first, mut rest) = path.split_first()?;
+        let depth = depth.checked_sub(1)?;
+        let below = [from, std::slice::from_ref(first)].concat();
+        let mut module = match first.as_str() {
+            "crate" => Vec::new(),
+            "self" => from.to_vec(),
+            "super" => from[..from.len().checked_sub(1)?].to_vec(),
+            _ if !rest.is_empty() && self.0.contains_key(&below) => below,
+            _ => {
+                if self.resolve(from, path, 9).is_some() {
+                    return None;
+                }
+                let inside = self.0.get(from)?;
+                let imported = |(known, target, _): &&(String, Names, bool)| {
+                    known == first && target[..] != [first.clone()]
+                };
+                if let Some((_, target, _)) = inside.uses.iter().find(imported) {
+                    return self.foreign_path(from, &[target.as_slice(), rest].concat(), depth);
+                }
+                let globs = inside.globs.iter().filter_map(|glob| self.resolve(from, glob, 9));
+                let through_glob = globs.filter(|glob| glob != from);
+                if let Some(found) =
+                    through_glob.into_iter().find_map(|glob| self.foreign_path(&glob, path, depth))
+                {
+                    return Some(found);
+                }
+                // Single names are of the prelude or generic. Associated types begin with a capital.
+                let of_crate = path.len() > 1 && first.starts_with(char::is_lowercase);
+                return of_crate.then(|| path.to_vec());
+            }
+        };
+        while let [next, after @ ..] = rest {
+            let below = [module.as_slice(), std::slice::from_ref(next)].concat();
+            if after.is_empty() || !self.0.contains_key(&below) {
+                break;
+            }
+            (module, rest) = (below, after);
+        }
+        self.foreign_path(&module, rest, depth)
+    }
+
     fn list(&self, name: &str) -> String {
         let (mut found, mut others) = (BTreeMap::new(), BTreeSet::new());
         self.show(&[], &[name.to_owned()], &mut found, &mut others);
@@ -211,6 +296,10 @@ impl Module {
             }
         }
     }
+}
+
+fn names_of(path: &syn::Path) -> Names {
+    path.segments.iter().map(|segment| segment.ident.to_string()).collect()
 }
 
 fn file_of(folder: &Path) -> PathBuf {

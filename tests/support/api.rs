@@ -1,6 +1,10 @@
 //! Public items reduced to their interface: without bodies, documentation, values and private fields.
 
-use syn::{Attribute, Fields, File, ImplItem, Item, ItemImpl, TraitItem, Visibility, parse_quote};
+use syn::punctuated::Punctuated;
+use syn::{
+    Attribute, Fields, File, FnArg, GenericArgument, Generics, ImplItem, Item, ItemImpl, Path, PathArguments,
+    ReturnType, Signature, Token, TraitItem, Type, TypeParamBound, Visibility, WherePredicate, parse_quote,
+};
 
 pub(crate) fn is_public(visibility: &Visibility) -> bool {
     matches!(visibility, Visibility::Public(_))
@@ -149,4 +153,156 @@ pub(crate) fn outline_trait_impl(block: &ItemImpl) -> Item {
 
 pub(crate) fn print(item: Item) -> String {
     prettyplease::unparse(&File { shebang: None, attrs: Vec::new(), items: vec![item] })
+}
+
+/// Returns the paths of the types, traits and derived traits in the interface of an item.
+pub(crate) fn interface_paths(item: &Item) -> Vec<Path> {
+    let mut paths = PathList::default();
+    paths.add_item(item);
+    paths.0
+}
+
+#[derive(Default)]
+struct PathList(Vec<Path>);
+
+impl PathList {
+    fn add_item(&mut self, item: &Item) {
+        match item {
+            Item::Const(item) => self.add_type(&item.ty),
+            Item::Static(item) => self.add_type(&item.ty),
+            Item::Enum(item) => {
+                self.add_derives(&item.attrs);
+                self.add_generics(&item.generics);
+                item.variants.iter().for_each(|variant| self.add_fields(&variant.fields));
+            }
+            Item::Struct(item) => {
+                self.add_derives(&item.attrs);
+                self.add_generics(&item.generics);
+                self.add_fields(&item.fields);
+            }
+            Item::Type(item) => {
+                self.add_generics(&item.generics);
+                self.add_type(&item.ty);
+            }
+            Item::Fn(item) => self.add_signature(&item.sig),
+            Item::Trait(item) => {
+                self.add_generics(&item.generics);
+                self.add_bounds(&item.supertraits);
+                for part in &item.items {
+                    match part {
+                        TraitItem::Fn(part) => self.add_signature(&part.sig),
+                        TraitItem::Const(part) => self.add_type(&part.ty),
+                        TraitItem::Type(part) => self.add_bounds(&part.bounds),
+                        _ => {}
+                    }
+                }
+            }
+            Item::Impl(item) => {
+                self.add_generics(&item.generics);
+                self.add_type(&item.self_ty);
+                item.trait_.iter().for_each(|(_, path, _)| self.add_path(path));
+                for part in &item.items {
+                    match part {
+                        ImplItem::Fn(part) => self.add_signature(&part.sig),
+                        ImplItem::Const(part) => self.add_type(&part.ty),
+                        ImplItem::Type(part) => self.add_type(&part.ty),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn add_derives(&mut self, attributes: &[Attribute]) {
+        for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("derive")) {
+            let derived = attribute.parse_args_with(Punctuated::<Path, Token![,]>::parse_terminated);
+            self.0.extend(derived.into_iter().flatten());
+        }
+    }
+
+    fn add_fields(&mut self, fields: &Fields) {
+        fields.iter().for_each(|field| self.add_type(&field.ty));
+    }
+
+    fn add_generics(&mut self, generics: &Generics) {
+        generics.type_params().for_each(|parameter| self.add_bounds(&parameter.bounds));
+        for predicate in generics.where_clause.iter().flat_map(|clause| &clause.predicates) {
+            if let WherePredicate::Type(predicate) = predicate {
+                self.add_type(&predicate.bounded_ty);
+                self.add_bounds(&predicate.bounds);
+            }
+        }
+    }
+
+    fn add_signature(&mut self, signature: &Signature) {
+        self.add_generics(&signature.generics);
+        for input in &signature.inputs {
+            if let FnArg::Typed(input) = input {
+                self.add_type(&input.ty);
+            }
+        }
+        self.add_output(&signature.output);
+    }
+
+    fn add_output(&mut self, output: &ReturnType) {
+        if let ReturnType::Type(_, output) = output {
+            self.add_type(output);
+        }
+    }
+
+    fn add_bounds(&mut self, bounds: &Punctuated<TypeParamBound, Token![+]>) {
+        for bound in bounds {
+            if let TypeParamBound::Trait(bound) = bound {
+                self.add_path(&bound.path);
+            }
+        }
+    }
+
+    fn add_type(&mut self, ty: &Type) {
+        match ty {
+            Type::Array(ty) => self.add_type(&ty.elem),
+            Type::Group(ty) => self.add_type(&ty.elem),
+            Type::Paren(ty) => self.add_type(&ty.elem),
+            Type::Ptr(ty) => self.add_type(&ty.elem),
+            Type::Reference(ty) => self.add_type(&ty.elem),
+            Type::Slice(ty) => self.add_type(&ty.elem),
+            Type::Tuple(ty) => ty.elems.iter().for_each(|ty| self.add_type(ty)),
+            Type::ImplTrait(ty) => self.add_bounds(&ty.bounds),
+            Type::TraitObject(ty) => self.add_bounds(&ty.bounds),
+            Type::BareFn(ty) => {
+                ty.inputs.iter().for_each(|input| self.add_type(&input.ty));
+                self.add_output(&ty.output);
+            }
+            Type::Path(ty) => {
+                ty.qself.iter().for_each(|of| self.add_type(&of.ty));
+                self.add_path(&ty.path);
+            }
+            _ => {}
+        }
+    }
+
+    /// Adds a path and those in its arguments.
+    fn add_path(&mut self, path: &Path) {
+        self.0.push(path.clone());
+        for segment in &path.segments {
+            match &segment.arguments {
+                PathArguments::None => {}
+                PathArguments::AngleBracketed(arguments) => {
+                    for argument in &arguments.args {
+                        match argument {
+                            GenericArgument::Type(ty) => self.add_type(ty),
+                            GenericArgument::AssocType(assigned) => self.add_type(&assigned.ty),
+                            GenericArgument::Constraint(constraint) => self.add_bounds(&constraint.bounds),
+                            _ => {}
+                        }
+                    }
+                }
+                PathArguments::Parenthesized(arguments) => {
+                    arguments.inputs.iter().for_each(|input| self.add_type(input));
+                    self.add_output(&arguments.output);
+                }
+            }
+        }
+    }
 }

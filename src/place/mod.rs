@@ -21,6 +21,7 @@ mod lp;
 mod lplb;
 mod partial;
 mod placement;
+mod policy_spec;
 mod rank_failure;
 mod recourse;
 mod refine;
@@ -42,6 +43,7 @@ pub use lp::{LpRound, Milp};
 #[cfg(feature = "baselines")]
 pub use lplb::Lplb;
 pub use placement::{ExpertMove, Placement, PlacementError};
+pub use policy_spec::PolicySpec;
 pub use rank_failure::{RankLossEffect, rank_loss_effects, without_ranks};
 pub use recourse::{Recourse, ScenarioObjective};
 pub use relabel::relabel;
@@ -161,38 +163,12 @@ pub fn policy_name_for_split(name: &str, split: SplitMethod) -> String {
     }
 }
 
-/// Finds a policy by name.
+/// Finds a policy by name, as [`PolicySpec`] reads it.
 ///
 /// `groups` is the number of expert groups of the model (EPLB's `num_groups`), 1 if the router has no groups.
 ///
 /// # Errors
 /// Fails if the name, or the topology within it, is unknown or unusable.
-#[cfg_attr(
-    not(feature = "baselines"),
-    expect(unused_variables, reason = "topologies are of a number of ranks")
-)]
 pub fn policy(name: &str, groups: usize, cluster: &Cluster) -> Result<Box<dyn Policy>, PlaceError> {
-    Ok(match name {
-        "contiguous" => Box::new(Contiguous),
-        "eplb" => Box::new(Eplb::new(groups, TieBreak::LowestExpert)),
-        "eplb:trtllm" => Box::new(Eplb::new(groups, TieBreak::FewestReplicas)),
-        #[cfg(feature = "baselines")]
-        "lp-round" => Box::new(LpRound),
-        #[cfg(feature = "baselines")]
-        "milp" => Box::new(Milp),
-        #[cfg(not(feature = "baselines"))]
-        "lp-round" | "milp" => return Err(PlaceError::NotBuilt(name.to_owned())),
-        "recourse" => Box::new(Recourse::default()),
-        _ if name.starts_with("recourse:") => match Recourse::from_options(&name["recourse:".len()..]) {
-            Some(policy) => Box::new(policy),
-            None => return Err(PlaceError::UnknownPolicy(name.to_owned())),
-        },
-        _ => match name.strip_prefix("lplb:") {
-            #[cfg(feature = "baselines")]
-            Some(topology) => Box::new(Lplb::new(Topology::from_name(topology, cluster.ranks())?, groups)),
-            #[cfg(not(feature = "baselines"))]
-            Some(_) => return Err(PlaceError::NotBuilt(name.to_owned())),
-            None => return Err(PlaceError::UnknownPolicy(name.to_owned())),
-        },
-    })
+    name.parse::<PolicySpec>()?.build(groups, cluster)
 }

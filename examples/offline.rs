@@ -19,9 +19,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let trace = synth::generate(&spec)?;
 
     // 16 ranks in 2 nodes, one redundant slot on each.
-    let cluster = Cluster::new(16, 2, trace.experts(), 16)?;
+    let group = Cluster::builder().ranks(16).nodes(2).experts(trace.experts());
+    let cluster = group.redundant_slots(16).build()?;
     for name in ["contiguous", "eplb", "lplb:torus:4x4"] {
-        let cluster = if name.ends_with("4x4") { Cluster::new(16, 2, trace.experts(), 32)? } else { cluster };
+        let cluster = if name.ends_with("4x4") { group.redundant_slots(32).build()? } else { cluster };
         let policy = place::policy(name, 1, &cluster)?;
         let made = PlanRequest::new(&trace, cluster, policy.as_ref()).run(&())?;
         let expected = made.plan.provenance.imbalance;

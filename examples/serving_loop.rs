@@ -12,7 +12,7 @@ use evenkeel_trace::{Batching, synth};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let spec = synth::SynthSpec::default().layers(1).steps(60).batching(Batching::Decode { in_flight: 64 });
     let trace = synth::generate(&spec)?;
-    let cluster = Cluster::new(8, 1, trace.experts(), 8)?;
+    let cluster = Cluster::builder().ranks(8).experts(trace.experts()).redundant_slots(8).build()?;
 
     // The slow loop runs occasionally: it places experts on past loads (here, the first 20 batches).
     let history = History::from_steps(&trace, 0, 0..20);

@@ -37,7 +37,7 @@
 //! // Two steps of one layer with eight experts, and four ranks with one redundant slot each.
 //! let loads = vec![90, 10, 10, 10, 10, 10, 10, 10, 70, 30, 10, 10, 10, 10, 10, 10];
 //! let trace = Trace::from_loads(8, vec![0], vec!["0".into(), "1".into()], loads)?;
-//! let cluster = Cluster::new(4, 1, 8, 4)?;
+//! let cluster = Cluster::builder().ranks(4).experts(8).redundant_slots(4).build()?;
 //!
 //! let history = History::from_trace(&trace, 0);
 //! let placed = place::policy("eplb", 1, &cluster)?.place(&PlaceRequest::new(&history, &cluster))?;

@@ -74,7 +74,73 @@ fn nearest_redundant_counts(experts: usize, redundant: usize, ranks: usize) -> S
     }
 }
 
+/// Builder of a [`Cluster`], in which every number has its name.
+///
+/// ```
+/// use evenkeel::cluster::Cluster;
+///
+/// let cluster = Cluster::builder().ranks(32).nodes(4).experts(256).redundant_slots(32).build()?;
+/// assert_eq!(cluster, Cluster::new(32, 4, 256, 32)?);
+/// # Ok::<(), evenkeel::cluster::ClusterError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct ClusterBuilder {
+    ranks: usize,
+    nodes: usize,
+    experts: usize,
+    redundant_slots: usize,
+    uneven: bool,
+}
+
+impl ClusterBuilder {
+    /// Sets the number of ranks in the group.
+    pub fn ranks(mut self, ranks: usize) -> Self {
+        self.ranks = ranks;
+        self
+    }
+
+    /// Sets the number of nodes. The default is 1.
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// Sets the number of logical experts per layer.
+    pub fn experts(mut self, experts: usize) -> Self {
+        self.experts = experts;
+        self
+    }
+
+    /// Sets the number of slots beyond one per expert, over all ranks. The default is 0.
+    pub fn redundant_slots(mut self, slots: usize) -> Self {
+        self.redundant_slots = slots;
+        self
+    }
+
+    /// Allows slots that do not divide over the ranks, as [`Cluster::with_uneven_slots`] does.
+    pub fn uneven(mut self, uneven: bool) -> Self {
+        self.uneven = uneven;
+        self
+    }
+
+    /// Creates the cluster.
+    ///
+    /// # Errors
+    /// Fails as [`Cluster::new`] or [`Cluster::with_uneven_slots`] does.
+    pub fn build(self) -> Result<Cluster, ClusterError> {
+        let Self { ranks, nodes, experts, redundant_slots, uneven } = self;
+        let create = if uneven { Cluster::with_uneven_slots } else { Cluster::new };
+        create(ranks, nodes, experts, redundant_slots)
+    }
+}
+
 impl Cluster {
+    /// Returns a builder of a group in one node.
+    pub fn builder() -> ClusterBuilder {
+        ClusterBuilder { ranks: 0, nodes: 1, experts: 0, redundant_slots: 0, uneven: false }
+    }
+
     /// Creates a group of `ranks` in `nodes`, with slots for `experts` logical experts and `redundant`
     /// further replicas. `redundant` counts over all ranks, not per rank.
     ///
@@ -177,6 +243,9 @@ mod tests {
         assert_eq!((cluster.slots_per_rank(), cluster.slots(), cluster.usable_slots()), (4, 16, 14));
         assert_eq!((0..4).map(|rank| cluster.slots_of(rank)).collect::<Vec<_>>(), [4, 4, 3, 3]);
         assert!(!cluster.is_even() && Cluster::new(4, 1, 10, 2).unwrap().is_even());
+        let builder = Cluster::builder().ranks(4).experts(10).redundant_slots(4);
+        assert_eq!(builder.uneven(true).build(), Ok(cluster));
+        assert_eq!(builder.build(), Cluster::new(4, 1, 10, 4));
         assert_eq!(Cluster::with_uneven_slots(4, 1, 10, 2), Cluster::new(4, 1, 10, 2));
     }
 

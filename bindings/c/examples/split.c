@@ -23,8 +23,9 @@ static void must(ek_status status) {
 int main(void) {
     // Rank r owns slots 3r, 3r + 1 and 3r + 2: two experts of its own and a replica of its neighbour's first.
     const int64_t physical_to_logical[SLOTS] = {0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 0};
+    const ek_cluster cluster = {.experts = EXPERTS, .ranks = RANKS, .nodes = 1, .slots = SLOTS};
     ek_planner *planner = NULL;
-    must(ek_planner_new(physical_to_logical, SLOTS, EXPERTS, RANKS, 1, &planner));
+    must(ek_planner_new(physical_to_logical, &cluster, &planner));
 
     // Routed expert ids of the four ranks: expert 0 is hot.
     int32_t ids[RANKS][TOKENS * TOPK], slots[RANKS][TOKENS * TOPK];
@@ -59,8 +60,9 @@ int main(void) {
     }
 
     // Invalid arguments return a status and a message instead of a crash.
+    const ek_cluster wrong = {.experts = 7, .ranks = RANKS, .nodes = 1, .slots = SLOTS};
     ek_planner *none = NULL;
-    if (ek_planner_new(physical_to_logical, SLOTS, 7, RANKS, 1, &none) != EK_INVALID || none != NULL) {
+    if (ek_planner_new(physical_to_logical, &wrong, &none) != EK_INVALID || none != NULL) {
         return 1;
     }
     printf("a wrong number of experts: %s\n", ek_last_error());

@@ -37,6 +37,18 @@ typedef struct ek_plan ek_plan;
 // Planner that splits the batches of one layer and redirects their tokens to slots.
 typedef struct ek_planner ek_planner;
 
+// Sizes of one layer on a group of ranks. Rank r owns slots / ranks slots, from r * slots / ranks on.
+typedef struct {
+  // Experts of the layer.
+  size_t experts;
+  // Ranks of the group.
+  size_t ranks;
+  // Nodes that hold the ranks, a divisor of `ranks`.
+  size_t nodes;
+  // Slots of all ranks, a multiple of `ranks`.
+  size_t slots;
+} ek_cluster;
+
 // Cluster, policy and constraints of a plan. Set `size` to `sizeof(ek_plan_options)` and all other members
 // that have no value to 0, as `ek_plan_options options = {sizeof options, 8, 1, 8, 1};` does.
 typedef struct {
@@ -94,10 +106,7 @@ extern "C" {
 // layer. A batch has at most `capacity` ids. Returns EK_UNAVAILABLE if no usable GPU exists.
 ek_status ek_device_planner_new(const int64_t *physical_to_logical,
                                 size_t layers,
-                                size_t slots,
-                                size_t experts,
-                                size_t ranks,
-                                size_t nodes,
+                                const ek_cluster *cluster,
                                 size_t source,
                                 size_t capacity,
                                 size_t device,
@@ -157,14 +166,8 @@ ek_status ek_plan_write(const ek_plan *plan, const char *path, const char *diale
 ek_status ek_plan_planner(const ek_plan *plan, uint32_t layer, ek_planner **out);
 
 // Makes a planner for one layer and stores it in `out`. `physical_to_logical[slots]` has the expert of each
-// slot, -1 for an empty slot. Rank r owns slots / ranks slots, from r * slots / ranks on. `nodes` divides
-// `ranks`.
-ek_status ek_planner_new(const int64_t *physical_to_logical,
-                         size_t slots,
-                         size_t experts,
-                         size_t ranks,
-                         size_t nodes,
-                         ek_planner **out);
+// slot, -1 for an empty slot.
+ek_status ek_planner_new(const int64_t *physical_to_logical, const ek_cluster *cluster, ek_planner **out);
 
 // Frees a planner. NULL is a no-op.
 void ek_planner_free(ek_planner *planner);

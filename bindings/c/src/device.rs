@@ -1,6 +1,6 @@
 //! The fast loop on a GPU, in the caller's memory and on the caller's stream.
 
-use crate::planner::placement_cluster;
+use crate::planner::{cluster_from_raw, ek_cluster, placement_cluster};
 use crate::status::{
     CallFailure, array_from_raw, ek_status, free_handle, handle_from_raw, handle_from_raw_mut, run_guarded,
     store_handle,
@@ -28,16 +28,15 @@ fn device_failure(err: CudaError) -> CallFailure {
 pub unsafe extern "C" fn ek_device_planner_new(
     physical_to_logical: *const i64,
     layers: usize,
-    slots: usize,
-    experts: usize,
-    ranks: usize,
-    nodes: usize,
+    cluster: *const ek_cluster,
     source: usize,
     capacity: usize,
     device: usize,
     out: *mut *mut ek_device_planner,
 ) -> ek_status {
     run_guarded(|| {
+        // SAFETY: `cluster` is null or points to sizes.
+        let ek_cluster { experts, ranks, nodes, slots } = unsafe { cluster_from_raw(cluster) }?;
         let values = layers.checked_mul(slots).filter(|&all| all > 0);
         let values = values
             .ok_or_else(|| CallFailure::invalid_argument("expected at least one layer and one slot"))?;

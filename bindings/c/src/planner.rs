@@ -8,6 +8,29 @@ use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
 use evenkeel::planner::Planner;
 
+/// Sizes of one layer on a group of ranks. Rank r owns slots / ranks slots, from r * slots / ranks on.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct ek_cluster {
+    /// Experts of the layer.
+    pub experts: usize,
+    /// Ranks of the group.
+    pub ranks: usize,
+    /// Nodes that hold the ranks, a divisor of `ranks`.
+    pub nodes: usize,
+    /// Slots of all ranks, a multiple of `ranks`.
+    pub slots: usize,
+}
+
+/// Reads the sizes at a pointer.
+///
+/// # Safety
+/// `cluster` is null or points to sizes.
+pub(crate) unsafe fn cluster_from_raw(cluster: *const ek_cluster) -> Result<ek_cluster, CallFailure> {
+    // SAFETY: the caller guarantees it.
+    unsafe { cluster.as_ref() }.copied().ok_or_else(|| CallFailure::invalid_argument("cluster: null"))
+}
+
 /// Planner that splits the batches of one layer and redirects their tokens to slots.
 pub struct ek_planner {
     pub(crate) inner: Planner,
@@ -26,18 +49,16 @@ pub(crate) fn placement_cluster(placement: &Placement, nodes: usize) -> Result<C
 }
 
 /// Makes a planner for one layer and stores it in `out`. `physical_to_logical[slots]` has the expert of each
-/// slot, -1 for an empty slot. Rank r owns slots / ranks slots, from r * slots / ranks on. `nodes` divides
-/// `ranks`.
+/// slot, -1 for an empty slot.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ek_planner_new(
     physical_to_logical: *const i64,
-    slots: usize,
-    experts: usize,
-    ranks: usize,
-    nodes: usize,
+    cluster: *const ek_cluster,
     out: *mut *mut ek_planner,
 ) -> ek_status {
     run_guarded(|| {
+        // SAFETY: `cluster` is null or points to sizes.
+        let ek_cluster { experts, ranks, nodes, slots } = unsafe { cluster_from_raw(cluster) }?;
         // SAFETY: the caller guarantees `slots` values at `physical_to_logical` and a valid `out`.
         let map = unsafe { array_from_raw(physical_to_logical, slots, "physical_to_logical") }?;
         let placement = Placement::from_ids(experts, ranks, map).map_err(CallFailure::from_error)?;

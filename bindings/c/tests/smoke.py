@@ -44,6 +44,12 @@ class Options(ctypes.Structure):
     ]
 
 
+class Cluster(ctypes.Structure):
+    """Mirrors ek_cluster."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("experts", "ranks", "nodes", "slots")]
+
+
 def make_plan(out, ranks, redundant, **more):
     options = Options(ctypes.sizeof(Options), ranks, 1, redundant, 1, b"eplb", **more)
     return lib.ek_plan_new(trace, ctypes.byref(options), ctypes.byref(out))
@@ -86,8 +92,10 @@ assert lib.ek_planner_split(None, counts, len(counts), None, None) == INVALID an
 # Sizes beyond any memory are refused before the first allocation.
 wrong = handle()
 for wanted, number in ((2**31, 8), (2**33, 8), (2**64 - 1, 8), (0, 8), (8, 2**32 + 8), (8, 0)):
-    status = lib.ek_planner_new(held, ctypes.c_size_t(8), ctypes.c_size_t(wanted), ctypes.c_size_t(number), ctypes.c_size_t(1), ctypes.byref(wrong))
+    sizes = Cluster(experts=wanted, ranks=number, nodes=1, slots=8)
+    status = lib.ek_planner_new(held, ctypes.byref(sizes), ctypes.byref(wrong))
     assert status == INVALID and "expected" in said() or "ranks" in said(), said()
+assert lib.ek_planner_new(held, None, ctypes.byref(wrong)) == INVALID and "cluster: null" in said()
 for size in (2**31, 2**62, 2**64 - 1):
     assert make_plan(wrong, size, 1) == INVALID, said()
     assert lib.ek_planner_split(planner, counts, ctypes.c_size_t(2**63), None, None) == INVALID, said()
@@ -118,7 +126,8 @@ assert lib.ek_plan_new(trace, ctypes.byref(short), ctypes.byref(wrong)) == INVAL
 assert lib.ek_plan_new(trace, None, ctypes.byref(wrong)) == INVALID and "options: null" in said()
 
 device = handle()
-status = lib.ek_device_planner_new(held, 1, slots, experts, ranks, 1, 0, 1024, 0, ctypes.byref(device))
+sizes = Cluster(experts=experts, ranks=ranks, nodes=1, slots=slots)
+status = lib.ek_device_planner_new(held, 1, ctypes.byref(sizes), 0, 1024, 0, ctypes.byref(device))
 assert status in (OK, UNAVAILABLE), said()
 lib.ek_device_planner_free(device)
 lib.ek_planner_free(planner)

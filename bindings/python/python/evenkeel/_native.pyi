@@ -10,6 +10,7 @@ _Path = Union[str, "os.PathLike[str]"]
 _Split = Literal[
     "exact", "even", "sglang-static", "sglang-dynamic", "sglang-random", "vllm", "vllm-ascend", "trtllm"
 ]
+_Dialect = Literal["sglang", "trtllm", "vllm", "vllm-ascend", "eplb"]
 __version__: str
 
 class Error(ValueError):
@@ -39,7 +40,7 @@ def read_trace(
     layers: Optional[str] = None,
     batch_tokens: Optional[int] = None,
     decode_batch: Optional[int] = None,
-    order: str = "recorded",
+    order: Literal["recorded", "shuffled"] = "recorded",
     seed: int = 0,
     step_column: Optional[str] = None,
     arrays: Optional[Sequence[str]] = None,
@@ -65,7 +66,7 @@ class Plan:
     def save(self, path: _Path) -> None: ...
     unrecorded_layers: List[int]
     moves: Dict[int, List[Tuple[int, Optional[int], int, int]]]
-    def export(self, to: str, *, moe_layers: Optional[Sequence[int]] = None) -> str: ...
+    def export(self, to: _Dialect, *, moe_layers: Optional[Sequence[int]] = None) -> str: ...
     def planner(self, layer: int) -> Planner: ...
 
 def plan(
@@ -114,7 +115,7 @@ class Planner:
         *,
         nodes: int = 1,
         experts: Optional[int] = None,
-        keep: Optional[str] = None,
+        keep: Optional[Literal["peak", "vector"]] = None,
     ) -> None: ...
     def split(self, counts: NDArray[Any]) -> Split: ...
     def redirect(

@@ -246,7 +246,7 @@ impl ServiceConfig {
         }
         self.controller_config(None)?;
         for (name, model) in &self.models {
-            check_name(name).map_err(|reason| value(&format!("models.{name}"), &reason))?;
+            check_name(name).map_err(|error| value(&format!("models.{name}"), &error.to_string()))?;
             model
                 .to_spec()
                 .check()
@@ -337,18 +337,23 @@ fn value_error(key: String, reason: String) -> ConfigError {
     ConfigError::Value { key, reason }
 }
 
+/// Error of a name that does not fit into a URL without escapes.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "`{0}` is not a valid name: expected 1 to 64 letters, digits, `-`, `_` or `.`, not beginning with `.`"
+)]
+pub struct InvalidName(String);
+
 /// Checks that a model's name fits into a URL without escapes.
 ///
 /// # Errors
-/// The message states the expected form.
-pub fn check_name(name: &str) -> Result<(), String> {
+/// Returns [`InvalidName`] if it does not.
+pub fn check_name(name: &str) -> Result<(), InvalidName> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if (1..=64).contains(&name.len()) && name.chars().all(fits) && !name.starts_with('.') {
         return Ok(());
     }
-    Err(format!(
-        "`{name}` is not a valid name: expected 1 to 64 letters, digits, `-`, `_` or `.`, not beginning with `.`"
-    ))
+    Err(InvalidName(name.to_owned()))
 }
 
 #[cfg(test)]

@@ -94,8 +94,8 @@ impl std::fmt::Debug for ServerSetup {
     }
 }
 
-/// Serves until a [`ServerControl`] stops the service. Calls `ready` with the URL and the handle once requests
-/// are accepted.
+/// Serves until a [`ServerControl`] stops the service. Calls `ready` with the URL and the handle once
+/// requests are accepted.
 ///
 /// # Errors
 /// Fails if the configuration, the store or the address cannot be used, and as `ready` does.

@@ -143,7 +143,9 @@ impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
         let text = evenkeel::error_chain(&error);
         match error {
-            ModelError::Name(_) => Self::bad_request(text, "1 to 64 letters, digits, -, _ or ."),
+            ModelError::Name(_) | ModelError::Config(_) => {
+                Self::bad_request(text, "1 to 64 letters, digits, -, _ or .")
+            }
             ModelError::Spec(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, text, "a valid shape"),
             ModelError::Reshaped(stored) => {
                 Self::new(StatusCode::CONFLICT, "the model exists with another shape", stored)

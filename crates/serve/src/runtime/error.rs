@@ -1,6 +1,6 @@
 //! Errors of starting a service and of creating a model.
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, InvalidName};
 use crate::controller::config::SpecError;
 use crate::controller::state::PhaseError;
 use crate::store::error::StateStoreError;
@@ -67,8 +67,11 @@ fn free_port(address: &SocketAddr, source: &std::io::Error) -> String {
 #[non_exhaustive]
 pub enum ModelError {
     /// The name is invalid.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// The configuration has invalid options for the model.
     #[error("{0}")]
-    Name(String),
+    Config(Box<ConfigError>),
     /// The shape is invalid.
     #[error(transparent)]
     Spec(#[from] SpecError),

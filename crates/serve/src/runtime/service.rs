@@ -239,7 +239,7 @@ impl Service {
         name: &str,
         shape: &ModelSpec,
     ) -> Result<(Arc<ServedModel>, bool), ModelError> {
-        check_name(name).map_err(ModelError::Name)?;
+        check_name(name)?;
         shape.check()?;
         let _making = self.creation_lock.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.model(name);
@@ -279,7 +279,7 @@ impl Service {
         self.context
             .config()
             .controller_config(Some(name))
-            .map_err(|error| ModelError::Name(error.to_string()))
+            .map_err(|error| ModelError::Config(Box::new(error)))
     }
 
     fn insert_model(

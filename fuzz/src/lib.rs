@@ -1,6 +1,6 @@
 //! Shared code of the fuzz targets.
 
-use evenkeel::export::{self, Dialect, ExportError, ImportedPlan, fill_empty_slots};
+use evenkeel::export::{self, Dialect, ExportError, ImportedLayer, ImportedPlan, fill_empty_slots};
 use evenkeel::plan::Plan;
 use evenkeel_trace::{Batching, TraceFormat, ReadOptions, read_bytes};
 use serde_json::json;
@@ -14,7 +14,7 @@ const MOST_NUMBERS: usize = 1 << 18;
 /// Reads the bytes in each format, with little memory. Errors are accepted.
 pub fn read(formats: &[TraceFormat], bytes: &[u8]) {
     let options =
-        ReadOptions { memory: 4 << 20, batching: Batching::Prefill { tokens: 3 }, ..ReadOptions::default() };
+        ReadOptions::default().memory(4 << 20).batching(Batching::Prefill { tokens: 3 });
     for &format in formats {
         if let Ok(trace) = read_bytes(format, bytes, &options) {
             for step in 0..trace.steps().len() {
@@ -47,8 +47,8 @@ pub fn map((before, behind): (&str, &str), bytes: &[u8]) {
     let (text, ranks) = (if *first < 128 { text } else { &framed }, usize::from(first % 32) + 1);
     let Ok(imported) = export::read(text, ranks) else { return };
     assert!(!imported.layers.is_empty(), "a file without a layer was read");
-    let slots = imported.layers[0].1.slots().len();
-    for (layer, placement) in &imported.layers {
+    let slots = imported.layers[0].placement.slots().len();
+    for ImportedLayer { layer, placement, .. } in &imported.layers {
         let shape = (placement.experts(), placement.ranks(), placement.slots().len());
         assert_eq!(shape, (imported.experts, ranks, slots), "layer {layer}");
     }
@@ -57,11 +57,11 @@ pub fn map((before, behind): (&str, &str), bytes: &[u8]) {
 
 /// Returns a plan with the placements of a file.
 fn plan_of(imported: &ImportedPlan, ranks: usize) -> Plan {
-    let per_rank = imported.layers[0].1.slots_per_rank();
+    let per_rank = imported.layers[0].placement.slots_per_rank();
     let slot = |expert: &Option<u32>| expert.map_or(-1, i64::from);
     let mut layers = imported.layers.iter().collect::<Vec<_>>();
-    layers.sort_by_key(|(layer, _)| *layer);
-    let layers = layers.into_iter().map(|(layer, placement)| {
+    layers.sort_by_key(|one| one.layer);
+    let layers = layers.into_iter().map(|ImportedLayer { layer, placement, .. }| {
         let slots: Vec<Vec<i64>> =
             placement.slots().chunks(per_rank).map(|rank| rank.iter().map(slot).collect()).collect();
         json!({"layer": layer, "imbalance": 1.0, "bound": 1.0, "slots": slots})
@@ -103,8 +103,8 @@ pub fn write_and_read(plan: &Plan) {
         for layer in &plan.layers {
             let position = moe_layers.binary_search(&layer.layer).expect("a planned layer routes tokens");
             let id = if dialect.counts_moe_layers_only() { position as u32 } else { layer.layer };
-            let found = back.layers.iter().find(|(other, _)| *other == id);
-            let (_, found) = found.unwrap_or_else(|| panic!("{dialect}: layer {id} is missing\n{text}"));
+            let found = back.layers.iter().find(|other| other.layer == id);
+            let found = &found.unwrap_or_else(|| panic!("{dialect}: layer {id} is missing\n{text}")).placement;
             // Empty slots are filled with replicas. vllm-ascend's reader accepts no expert twice on a rank.
             if dialect != Dialect::VllmAscend || layer.placement.same_rank_duplicates() == 0 {
                 let slots: Vec<u32> = found.slots().iter().flatten().copied().collect();

@@ -13,7 +13,8 @@ use super::{Trace, TraceError};
 pub struct WeightedTrace {
     /// The trace.
     pub trace: Trace,
-    /// Weight of its steps, above 0 and at most 1e6. A weight of 1 draws as many steps as the first trace has.
+    /// Weight of its steps, above 0 and at most 1e6. A weight of 1 draws as many steps as the first trace
+    /// has.
     pub weight: f64,
 }
 

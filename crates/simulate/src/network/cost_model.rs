@@ -95,8 +95,8 @@ pub struct RowBytes {
 }
 
 impl RowBytes {
-    /// Returns the bytes for rows of this width. Slots and weights (8 + 4 bytes) and counts (8 bytes) have the
-    /// sizes that the executor sends.
+    /// Returns the bytes for rows of this width. Slots and weights (8 + 4 bytes) and counts (8 bytes) have
+    /// the sizes that the executor sends.
     pub fn for_width(width: u64, formats: RowFormats) -> Self {
         let RowFormats { dispatch, combine } = formats;
         Self { dispatch: dispatch.row_bytes(width), combine: combine.row_bytes(width), visit: 12, count: 8 }

@@ -64,6 +64,38 @@ fn interfaces_contain_no_other_foreign_types() -> Outcome {
     Ok(())
 }
 
+/// Crate, and its functions and fields whose types are tuples or arrays.
+/// docs/decisions/0001-public-api.md states the reasons.
+const ANONYMOUS: &[(&str, &str)] = &[
+    ("evenkeel", "place::Milp::solve"),
+    ("evenkeel_solver", "SolverTables::forests SolverTables::seats SolverTables::two"),
+    (
+        "evenkeel_exec",
+        "Backend::memory calibrate::RooflineFile::shape calibrate::network::LinkFile::off calibrate::network::fit_link \
+         overlap::LayerCosts::bytes run::RunReport::loss run::RunReport::memory run::RunReport::times run::StepRow::times \
+         transport::MpiDeviceTransport::shared_gpus transport::TrafficStats::bytes transport::TrafficStats::waited \
+         transport::rendezvous::Launch::store_address",
+    ),
+    ("evenkeel_serve", "PhaseState::last_imbalance StepOutcome::imbalance counts_digest wire::counts_digest"),
+];
+
+#[test]
+fn results_have_names() -> Outcome {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut all = Vec::new();
+    for (name, folder, _) in ALLOWED {
+        let allowed = ANONYMOUS.iter().find(|(allowed, _)| allowed == name).map_or("", |(_, names)| names);
+        let found = Crate::read(&root.join(folder))?.anonymous_results();
+        all.extend(violations(&found, allowed).into_iter().map(|violation| format!("{name}: {violation}")));
+    }
+    assert!(all.is_empty(), "see tests/it/foreign_types.rs:\n{}", all.join("\n"));
+    let seeded =
+        "pub struct Pair { pub both: (u8, u8), one: [u8; 2] } pub fn draw() -> Option<[f64; 2]> { None }";
+    let found = Crate::parse(seeded)?.anonymous_results();
+    assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), ["Pair::both", "draw"]);
+    Ok(())
+}
+
 #[test]
 fn whole_crates_are_allowed_from_version_1_on() -> Outcome {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");

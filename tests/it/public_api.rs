@@ -7,7 +7,8 @@
 //! evenkeel --test it -- public_api::` rewrites the lists.
 
 use crate::api_support::{
-    has, interface_paths, is_public, name_of, outline, outline_methods, outline_trait_impl, print, visibility,
+    anonymous_results, has, interface_paths, is_public, name_of, outline, outline_methods,
+    outline_trait_impl, print, visibility,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -163,17 +164,43 @@ impl Crate {
         all
     }
 
-    /// Returns the paths of all definitions of other crates in the public interface, by the crates that define
-    /// or re-export them.
+    /// Returns the paths of all definitions of other crates in the public interface, as their imports name
+    /// them.
     pub(crate) fn foreign_paths(&self) -> BTreeSet<String> {
         let (mut found, mut others) = (BTreeMap::new(), BTreeSet::new());
         self.show(&[], &[], &mut found, &mut others);
         let reexports =
             others.iter().filter_map(|other| other.strip_prefix("pub use ")?.split(" as ").next());
         let mut paths: BTreeSet<String> = reexports.map(str::to_owned).collect();
+        for (_, module, item) in self.public_items() {
+            let foreign = interface_paths(&item);
+            let foreign = foreign.iter().filter_map(|path| self.foreign_path(&module, &names_of(path), 9));
+            paths.extend(foreign.map(|path| path.join("::")));
+        }
+        paths
+    }
+
+    /// Returns the functions with anonymous results and the fields of anonymous types, by their users' paths.
+    pub(crate) fn anonymous_results(&self) -> BTreeSet<String> {
+        let of_item = |(shown, _, item): (Names, Names, Item)| {
+            let path = if matches!(item, Item::Fn(_)) { &shown[..shown.len() - 1] } else { &shown[..] };
+            let path = path.to_vec();
+            anonymous_results(&item)
+                .into_iter()
+                .map(move |name| [path.clone(), vec![name]].concat().join("::"))
+        };
+        self.public_items().into_iter().flat_map(of_item).collect()
+    }
+
+    /// Returns outlines of all public items, of the methods of public types and of their traits. Each has its
+    /// users' path and its module.
+    fn public_items(&self) -> Vec<(Names, Names, Item)> {
+        let (mut found, mut others) = (BTreeMap::new(), BTreeSet::new());
+        self.show(&[], &[], &mut found, &mut others);
         let public: BTreeSet<&Names> = found.values().collect();
         let implementations = self.implementations();
-        for defined in found.values() {
+        let mut items = Vec::new();
+        for (shown, defined) in &found {
             let module = &defined[..defined.len() - 1];
             let own = self.item(defined).and_then(outline).map(|item| (module.to_vec(), item));
             let blocks = implementations.get(defined).into_iter().flatten().filter_map(|(module, block)| {
@@ -186,14 +213,9 @@ impl Crate {
                 };
                 Some((module.clone(), outlined?))
             });
-            for (module, item) in own.into_iter().chain(blocks) {
-                let foreign = interface_paths(&item);
-                let foreign =
-                    foreign.iter().filter_map(|path| self.foreign_path(&module, &names_of(path), 9));
-                paths.extend(foreign.map(|path| path.join("::")));
-            }
+            items.extend(own.into_iter().chain(blocks).map(|(module, item)| (shown.clone(), module, item)));
         }
-        paths
+        items
     }
 
     /// Returns the full path of a definition of another crate that a path in module `from` refers to. `None`

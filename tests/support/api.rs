@@ -155,15 +155,64 @@ pub(crate) fn print(item: Item) -> String {
     prettyplease::unparse(&File { shebang: None, attrs: Vec::new(), items: vec![item] })
 }
 
+/// Returns the functions of an item whose results contain a tuple or an array, and its public fields that do.
+/// Results need names at the call site.
+pub(crate) fn anonymous_results(item: &Item) -> Vec<String> {
+    let is_anonymous = |add: &dyn Fn(&mut PathList)| {
+        let mut list = PathList::default();
+        add(&mut list);
+        list.has_anonymous
+    };
+    let returns = |sig: &Signature| is_anonymous(&|list| list.add_output(&sig.output));
+    let mut found = Vec::new();
+    match item {
+        Item::Fn(item) if returns(&item.sig) => found.push(item.sig.ident.to_string()),
+        Item::Impl(item) if item.trait_.is_none() => {
+            for part in &item.items {
+                if let ImplItem::Fn(part) = part
+                    && returns(&part.sig)
+                {
+                    found.push(part.sig.ident.to_string());
+                }
+            }
+        }
+        Item::Trait(item) => {
+            for part in &item.items {
+                if let TraitItem::Fn(part) = part
+                    && returns(&part.sig)
+                {
+                    found.push(part.sig.ident.to_string());
+                }
+            }
+        }
+        Item::Struct(item) => {
+            for field in &item.fields {
+                if let Some(name) = &field.ident
+                    && is_anonymous(&|list| list.add_type(&field.ty))
+                {
+                    found.push(name.to_string());
+                }
+            }
+        }
+        _ => {}
+    }
+    found
+}
+
 /// Returns the paths of the types, traits and derived traits in the interface of an item.
 pub(crate) fn interface_paths(item: &Item) -> Vec<Path> {
     let mut paths = PathList::default();
     paths.add_item(item);
-    paths.0
+    paths.found
 }
 
+/// Paths of an interface.
 #[derive(Default)]
-struct PathList(Vec<Path>);
+struct PathList {
+    found: Vec<Path>,
+    /// True if a tuple or an array was among the types.
+    has_anonymous: bool,
+}
 
 impl PathList {
     fn add_item(&mut self, item: &Item) {
@@ -217,7 +266,7 @@ impl PathList {
     fn add_derives(&mut self, attributes: &[Attribute]) {
         for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("derive")) {
             let derived = attribute.parse_args_with(Punctuated::<Path, Token![,]>::parse_terminated);
-            self.0.extend(derived.into_iter().flatten());
+            self.found.extend(derived.into_iter().flatten());
         }
     }
 
@@ -261,13 +310,19 @@ impl PathList {
 
     fn add_type(&mut self, ty: &Type) {
         match ty {
-            Type::Array(ty) => self.add_type(&ty.elem),
+            Type::Array(ty) => {
+                self.has_anonymous = true;
+                self.add_type(&ty.elem);
+            }
             Type::Group(ty) => self.add_type(&ty.elem),
             Type::Paren(ty) => self.add_type(&ty.elem),
             Type::Ptr(ty) => self.add_type(&ty.elem),
             Type::Reference(ty) => self.add_type(&ty.elem),
             Type::Slice(ty) => self.add_type(&ty.elem),
-            Type::Tuple(ty) => ty.elems.iter().for_each(|ty| self.add_type(ty)),
+            Type::Tuple(ty) => {
+                self.has_anonymous |= ty.elems.len() > 1;
+                ty.elems.iter().for_each(|ty| self.add_type(ty));
+            }
             Type::ImplTrait(ty) => self.add_bounds(&ty.bounds),
             Type::TraitObject(ty) => self.add_bounds(&ty.bounds),
             Type::BareFn(ty) => {
@@ -284,7 +339,7 @@ impl PathList {
 
     /// Adds a path and those in its arguments.
     fn add_path(&mut self, path: &Path) {
-        self.0.push(path.clone());
+        self.found.push(path.clone());
         for segment in &path.segments {
             match &segment.arguments {
                 PathArguments::None => {}

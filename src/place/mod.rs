@@ -39,7 +39,7 @@ pub(crate) use evaluate::PeakEvaluator;
 pub use exhaustive::{ProvedOptimum, find_optimum};
 pub use fault_tolerance::Coverage;
 #[cfg(feature = "baselines")]
-pub use lp::{LpRound, Milp};
+pub use lp::{LpRound, Milp, MilpSolution};
 #[cfg(feature = "baselines")]
 pub use lplb::Lplb;
 pub use placement::{ExpertMove, Placement, PlacementError};

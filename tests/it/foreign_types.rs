@@ -67,7 +67,6 @@ fn interfaces_contain_no_other_foreign_types() -> Outcome {
 /// Crate, and its functions and fields whose types are tuples or arrays.
 /// docs/decisions/0001-public-api.md states the reasons.
 const ANONYMOUS: &[(&str, &str)] = &[
-    ("evenkeel", "place::Milp::solve"),
     ("evenkeel_solver", "SolverTables::forests SolverTables::seats SolverTables::two"),
     (
         "evenkeel_exec",

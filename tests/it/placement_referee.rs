@@ -12,7 +12,7 @@
 use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::evaluate_layer;
 use evenkeel::forecast::History;
-use evenkeel::place::{self, Contiguous, Milp, PlaceRequest, Placement, Policy, Recourse};
+use evenkeel::place::{self, Contiguous, Milp, MilpSolution, PlaceRequest, Placement, Policy, Recourse};
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
 use rand_chacha::ChaCha8Rng;
@@ -139,7 +139,7 @@ fn a_mixed_integer_programme_agrees_with_trying_all() {
         .par_iter()
         .map(|&(size, seed)| {
             let case = case(size, seed);
-            let (placement, proved) = Milp.solve(&case.history(), &case.cluster).unwrap();
+            let MilpSolution { placement, proved, .. } = Milp.solve(&case.history(), &case.cluster).unwrap();
             let contiguous = Contiguous::placement(size, &case.cluster).unwrap();
             let best = case.optimum(&contiguous).unwrap();
             let found = case.peaks(&placement);

@@ -30,13 +30,23 @@ pub struct Milp;
 /// Highest number of experts, because the programme has at least a row for each of their subsets.
 const MAX_EXPERTS: usize = 8;
 
+/// Placement of [`Milp::solve`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MilpSolution {
+    /// Best placement found.
+    pub placement: Placement,
+    /// True if it is proved to be optimal for the batches of the programme.
+    pub proved: bool,
+}
+
 impl Milp {
-    /// Returns a placement, and true if it is proved to be optimal for the batches of the programme. These
-    /// are 16 batches of the history, evenly spaced, or all.
+    /// Returns the best placement for the batches of the programme. These are 16 batches of the history,
+    /// evenly spaced, or all.
     ///
     /// # Errors
     /// Fails if the case is too large, if the engine fails, or if it is not compiled in.
-    pub fn solve(self, history: &History<'_>, cluster: &Cluster) -> Result<(Placement, bool), PlaceError> {
+    pub fn solve(self, history: &History<'_>, cluster: &Cluster) -> Result<MilpSolution, PlaceError> {
         let experts = history.experts();
         if experts > MAX_EXPERTS {
             let reason = format!(
@@ -58,15 +68,15 @@ impl Policy for Milp {
     }
 
     fn place(&self, request: &PlaceRequest<'_>) -> Result<PlaceResponse, PlaceError> {
-        request.respond_with(self.solve(request.history, request.cluster)?.0)
+        request.respond_with(self.solve(request.history, request.cluster)?.placement)
     }
 }
 
 #[cfg(not(feature = "highs"))]
 mod engine {
-    use super::{Cluster, History, PlaceError, Placement, policy_error};
+    use super::{Cluster, History, MilpSolution, PlaceError, policy_error};
 
-    pub(super) fn solve(_: &History<'_>, _: &Cluster) -> Result<(Placement, bool), PlaceError> {
+    pub(super) fn solve(_: &History<'_>, _: &Cluster) -> Result<MilpSolution, PlaceError> {
         let reason =
             "needs HiGHS, which is not compiled in: build with `--features highs` (CMake and libclang)";
         Err(policy_error("milp", reason.into()))
@@ -77,7 +87,7 @@ mod engine {
 mod engine {
     use super::super::columns::{RankKind, chord_range, rank_kinds};
     use super::super::{MAX_BATCHES, sample_batches};
-    use super::{Cluster, History, PlaceError, Placement, policy_error};
+    use super::{Cluster, History, MilpSolution, PlaceError, Placement, policy_error};
     use crate::place::Contiguous;
     use good_lp::solvers::SolutionStatus;
     use good_lp::solvers::highs::highs;
@@ -89,11 +99,11 @@ mod engine {
     /// Highest number of visited branches. A count, unlike a clock, keeps the result reproducible.
     const MAX_NODES: i32 = 50_000;
 
-    pub(super) fn solve(history: &History<'_>, cluster: &Cluster) -> Result<(Placement, bool), PlaceError> {
+    pub(super) fn solve(history: &History<'_>, cluster: &Cluster) -> Result<MilpSolution, PlaceError> {
         let experts = history.experts();
         let batches = sample_batches(history, MAX_BATCHES);
         if batches.is_empty() {
-            return Ok((Contiguous::placement(experts, cluster)?, true));
+            return Ok(MilpSolution { placement: Contiguous::placement(experts, cluster)?, proved: true });
         }
         let Some(kinds) = rank_kinds(experts, cluster, MAX_PARTS) else {
             return Err(policy_error(
@@ -118,7 +128,7 @@ mod engine {
                 }
             }
         }
-        Ok((Placement::new(experts, cluster.ranks(), slots)?, proved))
+        Ok(MilpSolution { placement: Placement::new(experts, cluster.ranks(), slots)?, proved })
     }
 
     /// Returns the number of ranks of each kind that hold each part, and true if that is proved to be

@@ -9,7 +9,7 @@ mod columns;
 mod milp;
 mod round;
 
-pub use milp::Milp;
+pub use milp::{Milp, MilpSolution};
 pub use round::LpRound;
 
 use super::PlaceError;

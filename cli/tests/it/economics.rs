@@ -121,12 +121,8 @@ fn planning_replay_and_service_agree_on_what_pays() {
             assert_eq!(served.2, moves, "{case}");
 
             let all = trace(0..3 * EVERY);
-            let config = SimulationConfig {
-                cluster,
-                methods: vec![SplitMethod::Exact],
-                plan_on: 0..EVERY,
-                judge_on: EVERY..3 * EVERY,
-            };
+            let methods = vec![SplitMethod::Exact];
+            let config = SimulationConfig::new(cluster, methods, 0..EVERY, EVERY..3 * EVERY);
             let replay = ReplayOptions {
                 every: EVERY,
                 window: HistoryWindow::Last(EVERY),

@@ -36,7 +36,7 @@ pub(super) fn plan_sentence(view: &PhaseView) -> String {
         format!("next decision within {} steps", state.due_in)
     };
     let lag = if state.lag > 0 { format!(", {} steps behind", state.lag) } else { String::new() };
-    let quiet = stopped_seconds(&state).map_or(String::new(), |quiet| format!(", no loads for {quiet} s"));
+    let quiet = stopped_seconds(state).map_or(String::new(), |quiet| format!(", no loads for {quiet} s"));
     let down = if state.down.is_empty() { String::new() } else { format!(", down: {:?}", state.down) };
     format!(
         "{plan}; step {}{lag}{quiet}; {due}; {} layers, {} experts, {} of {} ranks{down}",

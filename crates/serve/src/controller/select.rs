@@ -162,7 +162,8 @@ impl PhaseState {
 
     /// Returns whether each layer moves, and the number of accepted moves that exceed a budget.
     fn select_layers(&self, candidates: &[Option<LayerCandidate>], ranks: usize) -> (Vec<bool>, usize) {
-        let options: Vec<Vec<MoveOption<'_>>> = candidates.iter().map(move_options).collect();
+        let options: Vec<Vec<MoveOption<'_>>> =
+            candidates.iter().map(|candidate| move_options(candidate.as_ref())).collect();
         let budget = MoveBudget {
             per_receiver: self.copy_budget.affordable_transfers(&self.core.copies),
             moves: (self.options.move_budget > 0).then_some(self.options.move_budget),
@@ -286,7 +287,7 @@ fn mean_imbalances(candidates: &[Option<LayerCandidate>], selected: &[bool]) -> 
 /// Returns the options of a layer: to stay, and to make the moves of its candidate.
 ///
 /// A layer that has to change has no choice.
-fn move_options(candidate: &Option<LayerCandidate>) -> Vec<MoveOption<'_>> {
+fn move_options(candidate: Option<&LayerCandidate>) -> Vec<MoveOption<'_>> {
     let stays = MoveOption { moves: &[], time: 0 };
     match candidate {
         Some(candidate) if candidate.forced => {

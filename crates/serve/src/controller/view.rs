@@ -113,8 +113,9 @@ impl PhaseState {
         if self.core.version == 0 {
             return None;
         }
-        let planned =
-            |planned: bool| (0..self.core.layers.len()).filter(move |&layer| self.core.planned[layer] == planned);
+        let planned = |planned: bool| {
+            (0..self.core.layers.len()).filter(move |&layer| self.core.planned[layer] == planned)
+        };
         let layers: Vec<LayerPlan> = planned(true)
             .map(|layer| {
                 let figures = &self.core.estimates[layer];

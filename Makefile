@@ -92,7 +92,7 @@ mpi: $(TOOLS) ## Run the executor's ranks as processes over MPI, with and withou
 	@if { command -v mpicc && mpirun --version 2>/dev/null | grep -q "Open MPI"; } >/dev/null; then \
 		export CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}"; \
 		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES),mpi --test mpi && \
-		$(WITH_TOOLS) $(CARGO) test -p evenkeel-exec --features mpi --lib transport::mpi && \
+		$(WITH_TOOLS) $(CARGO) test -p evenkeel-exec --features mpi --lib comm::mpi && \
 		$(WITH_TOOLS) $(CARGO) clippy --workspace --exclude evenkeel-python --features $(FEATURES),mpi --lib --bins --test mpi -- -D warnings; \
 	else .ci/skipped "no Open MPI" "make mpi"; fi
 

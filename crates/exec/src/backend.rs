@@ -1,12 +1,12 @@
 //! The interface of a backend, which runs one MoE layer on all ranks, and the results of a layer.
 
+use super::comm::placement_digest;
 use super::error::ExecError;
 use super::forward::StepRun;
 use super::placement_state::PlacementState;
 use super::random::RandomStream;
 use super::router::{Capacity, RouteArgs, Router, Routing, SoftMixtures};
 use super::step_stats::gather_step_stats;
-use super::transport::placement_digest;
 use super::weights::Dtype;
 use evenkeel::cluster::Cluster;
 use evenkeel::model::MoeModel;

@@ -102,7 +102,7 @@ pub enum ExecError {
     Cuda(#[from] evenkeel_cuda::CudaError),
     /// Another rank could not be reached, or its state differs.
     #[error(transparent)]
-    Transport(#[from] super::transport::TransportError),
+    Comm(#[from] super::comm::CommError),
     /// The run is empty.
     #[error("{0}")]
     Nothing(String),
@@ -111,7 +111,7 @@ pub enum ExecError {
 impl ExecError {
     /// Returns whether all ranks of a job have this error, so that one message is enough.
     pub fn is_common(&self) -> bool {
-        matches!(self, ExecError::Transport(error) if error.is_common())
+        matches!(self, ExecError::Comm(error) if error.is_common())
     }
 
     /// Returns [`ExecError::Shape`] if `given` differs from `expected`.

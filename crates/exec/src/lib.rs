@@ -19,6 +19,7 @@ pub mod batch_source;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod clock;
+pub mod comm;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -34,7 +35,6 @@ pub mod router;
 pub mod run;
 mod simd;
 mod step_stats;
-pub mod transport;
 pub mod weights;
 
 pub use backend::{

@@ -17,9 +17,9 @@
 
 use super::backend::Aggregate;
 use super::calibrate::{CostSweep, RooflineFit, measure_experts};
+use super::comm::{CommError, ProcessGroup, Purpose};
 use super::error::ExecError;
 use super::run::ExecRun;
-use super::transport::{ProcessGroup, Purpose, TransportError};
 use evenkeel::split::Roofline;
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ impl ExchangeCost {
     ///
     /// # Errors
     /// Fails if another rank is lost.
-    pub fn measure(wire: &ProcessGroup) -> Result<Self, TransportError> {
+    pub fn measure(wire: &ProcessGroup) -> Result<Self, CommError> {
         let others = wire.ranks().saturating_sub(1) as u64;
         let mut times = [0u64; 2];
         for (time, bytes) in times.iter_mut().zip([0, TIMED_BYTES]) {

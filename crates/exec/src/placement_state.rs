@@ -3,8 +3,8 @@
 //! All processes of a group have the same state, because they change it alike.
 
 use super::backend::ExecConfig;
+use super::comm::{ProcessGroup, placement_digest};
 use super::error::ExecError;
-use super::transport::{ProcessGroup, placement_digest};
 use evenkeel::place::Placement;
 use std::collections::BTreeSet;
 use std::rc::Rc;

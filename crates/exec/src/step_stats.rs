@@ -3,10 +3,10 @@
 //! Input: this rank's [`StepRun`]. Output: the results of all ranks, the same on all of them.
 
 use crate::backend::{LayerRun, LayerStage};
+use crate::comm::{ProcessGroup, Purpose};
 use crate::error::ExecError;
 use crate::forward::StepRun;
 use crate::reference::ReferenceCheck;
-use crate::transport::{ProcessGroup, Purpose};
 use evenkeel::planner::TokenCopies;
 use std::time::Duration;
 

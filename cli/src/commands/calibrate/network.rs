@@ -38,10 +38,10 @@ pub(super) fn run(args: &NetworkArgs, output: Output) -> anyhow::Result<()> {
     use crate::output::{ReportedError, StderrBar, print_error};
     use evenkeel::cluster::Cluster;
     use evenkeel_exec::calibrate::network::{LinkFile, measure_links};
+    use evenkeel_exec::comm::{CallContext, Communicator as _, MpiCommunicator, Purpose};
     use evenkeel_exec::run::StepProgress;
-    use evenkeel_exec::transport::{CallContext, MpiTransport, Purpose, Transport as _};
 
-    let mpi = MpiTransport::join(std::time::Duration::from_mins(1), exit_stuck_process)?;
+    let mpi = MpiCommunicator::join(std::time::Duration::from_mins(1), exit_stuck_process)?;
     let first = mpi.rank() == 0;
     let end = || mpi.leave(CallContext::outside(Purpose::Control));
     if mpi.ranks() < 2 {

@@ -1,9 +1,9 @@
 //! Traffic between ranks in separate processes, as a table and a document.
 
 use crate::render::table::render_table;
+use evenkeel_exec::comm::{Distance, Purpose};
 use evenkeel_exec::job::JobStats;
 use evenkeel_exec::run::RunReport;
-use evenkeel_exec::transport::{Distance, Purpose};
 use serde_json::{Value, json};
 
 /// Traffic of all ranks together.

@@ -24,11 +24,11 @@ use evenkeel_exec::ExecConfig;
 use evenkeel_exec::activations::ActivationGenerator;
 use evenkeel_exec::batch_source::BatchSource;
 use evenkeel_exec::checkpoint::Checkpoint;
+use evenkeel_exec::comm::ProcessGroup;
 use evenkeel_exec::cpu::CpuOptions;
 #[cfg(feature = "cuda")]
 use evenkeel_exec::cuda::{CudaOptions, GemmPath};
 use evenkeel_exec::run::{ExecRun, RunReport};
-use evenkeel_exec::transport::ProcessGroup;
 use evenkeel_exec::weights::{RandomWeights, WeightSource};
 use std::ops::Range;
 use std::rc::Rc;

@@ -10,12 +10,12 @@ use crate::output::{Output, ReportedError, StderrBar, print_error};
 #[cfg(feature = "cuda")]
 use anyhow::Context as _;
 use evenkeel_exec::ExecError;
+#[cfg(feature = "cuda")]
+use evenkeel_exec::comm::{CommError, NcclCommunicator, rendezvous::Launch};
+#[cfg(feature = "mpi")]
+use evenkeel_exec::comm::{MpiCommunicator, StuckCall};
 use evenkeel_exec::job::{Fingerprint, Job, JobOptions, RankError, RankMemory, run_fingerprint};
 use evenkeel_exec::run::StepProgress;
-#[cfg(feature = "mpi")]
-use evenkeel_exec::transport::{MpiTransport, StuckCall};
-#[cfg(feature = "cuda")]
-use evenkeel_exec::transport::{NcclTransport, TransportError, rendezvous::Launch};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -27,15 +27,16 @@ fn join_job(request: &RunRequest) -> anyhow::Result<Job> {
         TransportName::Nccl => {
             let launch = Launch::from_environment().context("--transport nccl")?;
             let rank = launch.rank;
-            let joined = NcclTransport::join(launch, request.gpu, timeout).map_err(|error| match error {
-                // All ranks find the same error, so one message is enough.
-                TransportError::Joining(_) if rank > 0 => anyhow::Error::from(ReportedError),
-                error => anyhow::Error::from(error).context(format!("rank {rank}")),
-            })?;
+            let joined =
+                NcclCommunicator::join(launch, request.gpu, timeout).map_err(|error| match error {
+                    // All ranks find the same error, so one message is enough.
+                    CommError::Joining(_) if rank > 0 => anyhow::Error::from(ReportedError),
+                    error => anyhow::Error::from(error).context(format!("rank {rank}")),
+                })?;
             Ok(Job::new(Rc::new(joined)))
         }
         #[cfg(feature = "mpi")]
-        TransportName::Mpi => Ok(Job::new(Rc::new(MpiTransport::join(timeout, exit_stuck_process)?))),
+        TransportName::Mpi => Ok(Job::new(Rc::new(MpiCommunicator::join(timeout, exit_stuck_process)?))),
         _ => anyhow::bail!("--transport: this evenkeel was built without it"),
     }
 }
@@ -109,9 +110,9 @@ fn rank_memory(request: &RunRequest, job: &Job) -> Result<(RankMemory, Vec<Strin
                 CudaAware::Yes => Some(true),
                 CudaAware::No => Some(false),
             };
-            let gpus = job.devices(request.gpu, cuda_aware)?;
-            let (notices, options) = (gpus.notices(), super::cuda_options(request.gpu, 1, request.ffn));
-            Ok((RankMemory::Device { gpus, options }, notices))
+            let device = job.open_devices(request.gpu, cuda_aware)?;
+            let options = super::cuda_options(device.index, 1, request.ffn);
+            Ok((RankMemory::Device { options, memory: device.memory }, device.notices))
         }
         _ => Ok((RankMemory::Host, Vec::new())),
     }

@@ -1,14 +1,14 @@
 //! Measures the cost of exchanges between ranks on this machine, and fits the links that `simulate network`
 //! takes.
 //!
-//! Input: a transport. Output: [`LinkPoint`]s (the time of an exchange of a number of bytes) and a
+//! Input: a communicator. Output: [`LinkPoint`]s (the time of an exchange of a number of bytes) and a
 //! [`Network`]. Every exchange sends a message to every other rank. Its cost without bytes is attributed to
 //! the messages, so that it grows with the ranks. Links within nodes and between them are measured
 //! separately. With only one node, the second is assumed equal to the first.
 
+use crate::comm::{CallContext, Communicator, Purpose};
 use crate::error::ExecError;
 use crate::run::StepProgress;
-use crate::transport::{CallContext, Purpose, Transport};
 use evenkeel::cluster::{Cluster, LinkParameters, NETWORK_FORMAT, Network};
 use evenkeel::evaluate::SummaryStats;
 use serde::Serialize;
@@ -36,12 +36,12 @@ pub struct LinkPoint {
 /// # Errors
 /// Fails if another rank is lost, or if there is only one rank.
 pub fn measure_links(
-    transport: &dyn Transport,
+    communicator: &dyn Communicator,
     cluster: &Cluster,
     rounds: usize,
     progress: &dyn StepProgress,
 ) -> Result<Vec<LinkPoint>, ExecError> {
-    let (me, ranks) = (transport.rank(), transport.ranks());
+    let (me, ranks) = (communicator.rank(), communicator.ranks());
     if ranks < 2 || rounds == 0 || ranks != cluster.ranks() {
         return Err(ExecError::Nothing(
             "nothing to measure: expected at least two ranks, as many as the cluster has, and a round".into(),
@@ -61,16 +61,16 @@ pub fn measure_links(
                     .map(|to| if linked(cross, to) { vec![1u8; size] } else { Vec::new() })
                     .collect();
                 // All ranks begin together.
-                transport.all_to_all_v(at, vec![Vec::new(); ranks])?;
+                communicator.all_to_all_v(at, vec![Vec::new(); ranks])?;
                 let begun = Instant::now();
-                transport.all_to_all_v(at, parcels)?;
+                communicator.all_to_all_v(at, parcels)?;
                 // The first round touches memory and connections, and is discarded.
                 if round > 0 {
                     times.push(begun.elapsed().as_secs_f64() * 1e6);
                 }
             }
             let own = SummaryStats::from_values(times).p50;
-            let replies = transport.all_to_all_v(at, vec![own.to_le_bytes().to_vec(); ranks])?;
+            let replies = communicator.all_to_all_v(at, vec![own.to_le_bytes().to_vec(); ranks])?;
             let replies = replies.iter().map(|bytes| bytes.as_slice().try_into().map(f64::from_le_bytes));
             let all: Vec<f64> = replies.collect::<Result<_, _>>().map_err(|_| {
                 ExecError::Nothing("a rank sent no time: all ranks must run one version".into())
@@ -171,7 +171,7 @@ impl LinkFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::ThreadTransport;
+    use crate::comm::ThreadCommunicator;
     use std::time::Duration;
 
     #[test]
@@ -199,7 +199,7 @@ mod tests {
     fn all_ranks_measure_the_same() {
         let cluster = Cluster::new(4, 2, 4, 0).unwrap();
         let all: Vec<Vec<LinkPoint>> = std::thread::scope(|scope| {
-            let begun: Vec<_> = ThreadTransport::create_group(4, Duration::from_mins(1))
+            let begun: Vec<_> = ThreadCommunicator::create_group(4, Duration::from_mins(1))
                 .into_iter()
                 .map(|rank| scope.spawn(move || measure_links(&rank, &cluster, 2, &()).unwrap()))
                 .collect();

@@ -14,8 +14,8 @@ use crate::backend::{
     ExecConfig, LayerInput, LayerRun, LayerStage, RoutingSource, SourceRouting, StageTimes,
 };
 use crate::clock::time_work;
+use crate::comm::{ProcessGroup, Purpose, placement_digest};
 use crate::error::ExecError;
-use crate::transport::{ProcessGroup, Purpose, placement_digest};
 use evenkeel::model::MoeModel;
 use evenkeel::place::Placement;
 use std::time::Instant;

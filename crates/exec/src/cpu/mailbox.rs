@@ -2,8 +2,8 @@
 
 use super::codec::{self, DecodeError};
 use super::send_buffer::SendBuffer;
+use crate::comm::{CommError, ProcessGroup, Purpose};
 use crate::error::ExecError;
-use crate::transport::{ProcessGroup, Purpose, TransportError};
 use crate::weights::Matrix;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -112,6 +112,6 @@ impl<'a> Mailbox<'a> {
             if self.group.is_local(rank) { messages.remove(&(number, me, rank)) } else { came.next() }
         };
         let all: Option<Vec<Message>> = from.iter().map(next).collect();
-        all.ok_or_else(|| TransportError::not_started(number).into())
+        all.ok_or_else(|| CommError::not_started(number).into())
     }
 }

@@ -31,9 +31,9 @@ pub use ffn::Ffn;
 pub use matmul::times_transposed;
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun};
+use super::comm::ProcessGroup;
 use super::error::ExecError;
 use super::placement_state::PlacementState;
-use super::transport::ProcessGroup;
 use super::weights::{ExpertWeights, WeightSource};
 use copy_thread::CopyThread;
 use evenkeel::place::Placement;

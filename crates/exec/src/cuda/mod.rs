@@ -41,9 +41,9 @@ pub use expert_timer::ExpertTimer;
 pub use graph::RecordedLayer;
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun};
+use super::comm::ProcessGroup;
 use super::error::ExecError;
 use super::placement_state::{PlacementState, experts_of_rank};
-use super::transport::{DeviceTransport, ProcessGroup};
 use super::weights::{Dtype, WeightSource};
 use cublas::CublasGemm;
 use evenkeel::place::Placement;
@@ -223,10 +223,9 @@ impl Cuda {
         Self::build(config, options, source, placements, (group, None))
     }
 
-    /// Builds the memory of this process's rank on the GPU with which it joined; the GPU in `options` is
-    /// ignored. There is one placement per layer, the same in all processes, and weights of its own slots
-    /// from `source`. `group` and `gpus` must belong to the same group. With `verify_splits` the processes
-    /// compare digests of every split.
+    /// Builds the memory of this process's rank on the GPU that its communicator assigned, which `options`
+    /// must name. There is one placement per layer, the same in all processes, and weights of its own slots
+    /// from `source`. With `verify_splits` the processes compare digests of every split.
     ///
     /// # Errors
     /// Fails as [`Cuda::new`] does, and if a placement differs from that of the other processes.
@@ -235,11 +234,11 @@ impl Cuda {
         options: CudaOptions,
         source: &dyn WeightSource,
         placements: Vec<Placement>,
-        (group, gpus): (Rc<ProcessGroup>, Rc<dyn DeviceTransport>),
+        group: Rc<ProcessGroup>,
         verify_splits: bool,
     ) -> Result<Self, ExecError> {
-        let options = CudaOptions { device: gpus.device(), devices: 1, ..options };
-        let remote = RemoteRanks::new(Rc::clone(&group), gpus, verify_splits);
+        let options = CudaOptions { devices: 1, ..options };
+        let remote = RemoteRanks::new(Rc::clone(&group), verify_splits);
         Self::build(config, options, source, placements, (group, Some(remote)))
     }
 

@@ -2,17 +2,15 @@
 //!
 //! Input: counts and send buffers that the kernels have packed. Output: the filled
 //! [`RemoteMirror`](super::rank::RemoteMirror)s of the other ranks, as between GPUs of one process. A
-//! [`DeviceTransport`] takes sizes from the host. So the host waits once per layer for the number of rows
+//! communicator takes sizes from the host. So the host waits once per layer for the number of rows
 //! that every rank sends to every other. Over NCCL no other part of a layer waits for the host before its
 //! end; over MPI every exchange does.
 
 use super::kernels::address;
 use super::layer_pass::{LayerPass, buffers_and_tables};
 use super::rank::{BufferSizes, CudaRank};
+use crate::comm::{CommError, DeviceOperation, ProcessGroup, Purpose, placement_digest};
 use crate::error::ExecError;
-use crate::transport::{
-    DeviceOperation, DeviceTransport, ProcessGroup, Purpose, TransportError, placement_digest,
-};
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use cudarc::driver::{CudaEvent, CudaSlice, CudaViewMut, DevicePtr as _, DevicePtrMut as _};
 use evenkeel::place::Placement;
@@ -28,10 +26,10 @@ const MAX_TOKENS_PER_RANK: u64 = 1 << 28;
 /// The other ranks of the group, as this rank reaches them.
 pub(super) struct RemoteRanks {
     group: Rc<ProcessGroup>,
-    gpus: Rc<dyn DeviceTransport>,
     verifies_splits: bool,
-    /// Transport error of an exchange started inside a CUDA callback, which can only return [`CudaError`].
-    failed: RefCell<Option<TransportError>>,
+    /// Communication error of an exchange started inside a CUDA callback, which can only return
+    /// [`CudaError`].
+    failed: RefCell<Option<CommError>>,
     /// Purpose and events of the layer's exchanges.
     spans: RefCell<Vec<(Purpose, [CudaEvent; 2])>>,
     /// Step and layer of the last pass. `tokens` are those of all ranks in this step.
@@ -43,16 +41,15 @@ pub(super) struct RemoteRanks {
 
 impl fmt::Debug for RemoteRanks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Far").field("group", &self.group).finish_non_exhaustive()
+        f.debug_struct("RemoteRanks").field("group", &self.group).finish_non_exhaustive()
     }
 }
 
 impl RemoteRanks {
-    pub(super) fn new(group: Rc<ProcessGroup>, gpus: Rc<dyn DeviceTransport>, prove: bool) -> Rc<Self> {
+    pub(super) fn new(group: Rc<ProcessGroup>, verifies_splits: bool) -> Rc<Self> {
         Rc::new(Self {
             group,
-            gpus,
-            verifies_splits: prove,
+            verifies_splits,
             failed: RefCell::default(),
             spans: RefCell::default(),
             pass: Cell::default(),
@@ -73,13 +70,13 @@ impl RemoteRanks {
 
     /// Creates the same connection for another backend of this process.
     pub(super) fn clone_for(&self) -> Rc<Self> {
-        Self::new(Rc::clone(&self.group), Rc::clone(&self.gpus), self.verifies_splits)
+        Self::new(Rc::clone(&self.group), self.verifies_splits)
     }
 
-    /// Returns the transport error that made a layer fail, if there is one, instead of the CUDA error that
+    /// Returns the communicator error that made a layer fail, if there is one, instead of the CUDA error that
     /// replaced it.
     pub(super) fn full_error(&self, error: ExecError) -> ExecError {
-        self.failed.take().map_or(error, ExecError::Transport)
+        self.failed.take().map_or(error, ExecError::Comm)
     }
 
     /// Returns the tokens of all ranks, from this rank's own. They are equal in all layers of a step. All
@@ -127,7 +124,9 @@ impl RemoteRanks {
         planners: &[DevicePlanner],
     ) -> Result<(), ExecError> {
         for planner in planners.iter().filter(|_| self.verifies_splits) {
-            self.gpus.synchronize(self.group.context(Purpose::Counts), planner.gpu().stream())?;
+            self.group
+                .communicator()
+                .synchronize(self.group.context(Purpose::Counts), planner.gpu().stream())?;
             self.verify_split(placement, &planner.download(0)?.quotas)?;
         }
         Ok(())
@@ -147,10 +146,10 @@ impl RemoteRanks {
         let begin = stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(&failed)?;
         #[allow(unsafe_code, reason = "device memory passes to another process")]
         // SAFETY: callers pass memory of this rank's buffers, boards and planners. It stays allocated until
-        // the stream is synchronised, and forever if `clings` returns true. All ranks have agreed on the
+        // the stream is synchronised, and forever if `must_leak` returns true. All ranks have agreed on the
         // sizes.
         unsafe {
-            self.gpus.enqueue(false, self.group.context(purpose), stream, exchange)?;
+            self.group.communicator().enqueue(false, self.group.context(purpose), stream, exchange)?;
         }
         let end = stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(&failed)?;
         self.spans.borrow_mut().push((purpose, [begin, end]));
@@ -159,7 +158,7 @@ impl RemoteRanks {
 
     /// Waits for all work on a rank's stream.
     pub(super) fn synchronize(&self, rank: &CudaRank) -> Result<(), ExecError> {
-        Ok(self.gpus.synchronize(self.group.context(Purpose::Combine), rank.gpu.stream())?)
+        Ok(self.group.communicator().synchronize(self.group.context(Purpose::Combine), rank.gpu.stream())?)
     }
 
     /// Adds the times of the layer's exchanges, which must be complete.
@@ -190,7 +189,7 @@ impl RemoteRanks {
             &gpu,
             &[DeviceOperation::All(own, address(&buffers.all_sizes))],
         )?;
-        self.gpus.synchronize(self.group.context(Purpose::Dispatch), gpu.stream())?;
+        self.group.communicator().synchronize(self.group.context(Purpose::Dispatch), gpu.stream())?;
         let sizes = gpu.download(&buffers.all_sizes)?;
         if let Some(from) = sizes.iter().position(|&size| size as usize > buffers.room.tokens) {
             let reason = "more rows than the rank has tokens";
@@ -277,27 +276,32 @@ impl RemoteRanks {
             self.group.record_bytes(Purpose::Moves, [self.rank(), to], bytes);
         }
         #[allow(unsafe_code, reason = "device memory passes to another process")]
-        // SAFETY: callers keep the expert's memory until `moved` has returned, and forever if `clings`
-        // returns true.
+        // SAFETY: callers keep the expert's memory until `wait_for_moves` has returned, and forever if
+        // `must_leak` returns true.
         unsafe {
-            Ok(self.gpus.enqueue(true, self.group.context(Purpose::Moves), gpu.stream(), &[part])?)
+            Ok(self.group.communicator().enqueue(
+                true,
+                self.group.context(Purpose::Moves),
+                gpu.stream(),
+                &[part],
+            )?)
         }
     }
 
-    /// Returns whether events around a move measure its time; see [`DeviceTransport::is_stream_ordered`].
+    /// Returns whether events around a move measure its time; see [`Communicator::is_stream_ordered`].
     pub(super) fn is_stream_ordered(&self) -> bool {
-        self.gpus.is_stream_ordered()
+        self.group.communicator().is_stream_ordered()
     }
 
-    /// Returns whether memory of this rank must not be freed; see [`DeviceTransport::must_leak`].
+    /// Returns whether memory of this rank must not be freed; see [`Communicator::must_leak`].
     pub(super) fn must_leak(&self) -> bool {
-        self.gpus.must_leak()
+        self.group.communicator().must_leak()
     }
 
     /// Waits for all moves.
     pub(super) fn wait_for_moves(&self, gpu: &GpuContext) -> Result<(), ExecError> {
         let begun = std::time::Instant::now();
-        self.gpus.synchronize(self.group.context(Purpose::Moves), gpu.stream())?;
+        self.group.communicator().synchronize(self.group.context(Purpose::Moves), gpu.stream())?;
         self.group.record_background(Purpose::Moves, begun.elapsed());
         Ok(())
     }
@@ -332,7 +336,7 @@ impl DeviceGather for RemoteGather {
         far.enqueue_exchange(Purpose::Counts, gpu, &[DeviceOperation::All((from, bytes), to)]).map_err(
             |error| {
                 let code = error.to_string();
-                if let ExecError::Transport(error) = error {
+                if let ExecError::Comm(error) = error {
                     *far.failed.borrow_mut() = Some(error);
                 }
                 CudaError::Nccl { doing: "gathering counts", code }

@@ -1,7 +1,7 @@
 //! Agreement of all ranks on results and failures, so that one failed rank ends the job with one message.
 
+use crate::comm::{CommError, ProcessGroup, Purpose, format_ranks};
 use crate::error::ExecError;
-use crate::transport::{ProcessGroup, Purpose, TransportError, format_ranks};
 use std::collections::BTreeMap;
 
 /// A reason for which a rank stops.
@@ -19,8 +19,8 @@ impl<E: From<ExecError>> From<ExecError> for RankError<E> {
     }
 }
 
-impl<E: From<ExecError>> From<TransportError> for RankError<E> {
-    fn from(error: TransportError) -> Self {
+impl<E: From<ExecError>> From<CommError> for RankError<E> {
+    fn from(error: CommError) -> Self {
         ExecError::from(error).into()
     }
 }
@@ -32,7 +32,7 @@ impl<E: From<ExecError>> From<TransportError> for RankError<E> {
 /// Fails if a process failed, or if a rank is lost.
 pub(crate) fn agree_on_result<T>(group: &ProcessGroup, result: Result<T, ExecError>) -> Result<T, ExecError> {
     // After the loss of a rank no exchange is possible.
-    if group.is_complete() || matches!(result, Err(ExecError::Transport(_))) {
+    if group.is_complete() || matches!(result, Err(ExecError::Comm(_))) {
         return result;
     }
     let reason = result.as_ref().err().map_or_else(String::new, |error| evenkeel::error_chain(error));
@@ -46,13 +46,10 @@ pub(crate) fn agree_on_result<T>(group: &ProcessGroup, result: Result<T, ExecErr
 }
 
 /// Returns an error with the first reason for which ranks fail, if any fails.
-pub(super) fn refuse_failed(
-    failed: &BTreeMap<String, Vec<usize>>,
-    ranks: usize,
-) -> Result<(), TransportError> {
+pub(super) fn refuse_failed(failed: &BTreeMap<String, Vec<usize>>, ranks: usize) -> Result<(), CommError> {
     match failed.iter().next() {
         None => Ok(()),
-        Some((why, all)) if all.len() == ranks => Err(TransportError::Refused(why.clone())),
-        Some((why, some)) => Err(TransportError::Refused(format!("{}: {why}", format_ranks(some)))),
+        Some((why, all)) if all.len() == ranks => Err(CommError::Refused(why.clone())),
+        Some((why, some)) => Err(CommError::Refused(format!("{}: {why}", format_ranks(some)))),
     }
 }

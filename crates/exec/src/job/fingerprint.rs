@@ -6,9 +6,9 @@
 
 use super::agreement::refuse_failed;
 use crate::batch_source::BatchSource;
+use crate::comm::{CommError, format_ranks};
 use crate::error::ExecError;
 use crate::run::ExecRun;
-use crate::transport::{TransportError, format_ranks};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -97,23 +97,18 @@ fn short_digest(hash: Sha256) -> String {
 pub(super) fn encode_fingerprint(
     fingerprint: Result<Fingerprint, String>,
     host: &str,
-) -> Result<Vec<u8>, TransportError> {
+) -> Result<Vec<u8>, CommError> {
     let with_host = fingerprint.map(|mut values| {
         values.insert(HOST.to_owned(), host.to_owned());
         values
     });
-    serde_json::to_vec(&with_host).map_err(|error| TransportError::Library {
-        call: "encoding a fingerprint",
-        reason: error.to_string(),
-    })
+    serde_json::to_vec(&with_host)
+        .map_err(|error| CommError::Library { call: "encoding a fingerprint", reason: error.to_string() })
 }
 
 /// Refuses ranks that cannot run together. The error names the difference and is the same on all ranks.
 /// Returns the hosts.
-pub(super) fn compare_fingerprints(
-    ranks: usize,
-    gathered: &[Vec<u8>],
-) -> Result<Vec<String>, TransportError> {
+pub(super) fn compare_fingerprints(ranks: usize, gathered: &[Vec<u8>]) -> Result<Vec<String>, CommError> {
     let mut all: Vec<Fingerprint> = Vec::with_capacity(gathered.len());
     let mut failed: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (rank, bytes) in gathered.iter().enumerate() {
@@ -135,12 +130,12 @@ pub(super) fn compare_fingerprints(
     }
     if !differ.is_empty() {
         let why = format!("the ranks would not run the same: {}", differ.join("; "));
-        return Err(TransportError::Refused(why));
+        return Err(CommError::Refused(why));
     }
     let stated = all.first().and_then(|values| values.get(RANKS));
     let expected = stated.and_then(|ranks| ranks.parse().ok()).unwrap_or(0);
     if expected != ranks {
-        return Err(TransportError::Ranks { given: ranks, expected });
+        return Err(CommError::Ranks { given: ranks, expected });
     }
     Ok(all.into_iter().map(|mut values| values.remove(HOST).unwrap_or_default()).collect())
 }

@@ -13,15 +13,15 @@ pub(crate) use agreement::agree_on_result;
 pub use fingerprint::{Fingerprint, run_fingerprint};
 pub use stats::JobStats;
 
+use super::comm::{CallContext, Communicator, ProcessGroup, Purpose};
+#[cfg(feature = "cuda")]
+use super::comm::{MessageMemory, RankDevice};
 use super::cpu::CpuOptions;
 #[cfg(feature = "cuda")]
 use super::cuda::CudaOptions;
 use super::error::ExecError;
 use super::overlap::Overlap;
 use super::run::{ExecRun, RunReport, StepProgress};
-#[cfg(feature = "cuda")]
-use super::transport::DeviceTransport;
-use super::transport::{CallContext, ProcessGroup, Purpose, Transport};
 use fingerprint::{compare_fingerprints, encode_fingerprint};
 use stats::gather_traffic;
 use std::ops::Range;
@@ -35,10 +35,10 @@ pub enum RankMemory {
     /// Memory of a GPU.
     #[cfg(feature = "cuda")]
     Device {
-        /// The exchanges between the GPUs of the ranks.
-        gpus: Rc<dyn DeviceTransport>,
-        /// The options of the backend.
+        /// The options of the backend, with the GPU that was assigned to this rank.
         options: CudaOptions,
+        /// The memory that is passed to the communication library.
+        memory: MessageMemory,
     },
 }
 
@@ -54,18 +54,18 @@ pub struct JobOptions {
 /// A job of processes, as one of its ranks.
 #[derive(Debug, Clone)]
 pub struct Job {
-    transport: Rc<dyn Transport>,
+    communicator: Rc<dyn Communicator>,
 }
 
 impl Job {
-    /// Creates the job of the ranks that a transport connects.
-    pub fn new(transport: Rc<dyn Transport>) -> Self {
-        Self { transport }
+    /// Creates the job of the ranks that a communicator connects.
+    pub fn new(communicator: Rc<dyn Communicator>) -> Self {
+        Self { communicator }
     }
 
     /// Returns this rank.
     pub fn rank(&self) -> usize {
-        self.transport.rank()
+        self.communicator.rank()
     }
 
     /// Meets the other ranks, runs `work`, and leaves the job. Returns `None` if this or another rank failed.
@@ -78,10 +78,10 @@ impl Job {
         report: impl Fn(E, Option<usize>) -> String,
     ) -> Option<T> {
         let leave = || {
-            let left = self.transport.leave(CallContext::outside(Purpose::Control));
+            let left = self.communicator.leave(CallContext::outside(Purpose::Control));
             left.map_err(RankError::from)
         };
-        let done = self.transport.meet().map_err(RankError::from).and_then(|()| work());
+        let done = self.communicator.meet().map_err(RankError::from).and_then(|()| work());
         let ended = match done {
             Ok(result) => leave().map(|()| Some(result)),
             Err(RankError::All(error)) => {
@@ -96,7 +96,7 @@ impl Job {
         };
         ended.unwrap_or_else(|(RankError::All(error) | RankError::Own(error))| {
             let reason = report(error, Some(self.rank()));
-            self.transport.abort(&reason);
+            self.communicator.abort(&reason);
             None
         })
     }
@@ -107,22 +107,19 @@ impl Job {
     /// # Errors
     /// Fails if ranks differ or failed, with the same error on all ranks, and if a rank is lost.
     pub fn compare(&self, fingerprint: Result<Fingerprint, String>) -> Result<Vec<String>, ExecError> {
-        let encoded = encode_fingerprint(fingerprint, &self.transport.host())?;
-        let all = self.transport.all_gather(CallContext::outside(Purpose::Control), vec![encoded])?;
-        Ok(compare_fingerprints(self.transport.ranks(), &all)?)
+        let encoded = encode_fingerprint(fingerprint, &self.communicator.host())?;
+        let all = self.communicator.all_gather(CallContext::outside(Purpose::Control), vec![encoded])?;
+        Ok(compare_fingerprints(self.communicator.ranks(), &all)?)
     }
 
-    /// Assigns a GPU to every rank, from `first` on; see [`Transport::devices`]. All ranks must call it.
+    /// Assigns a GPU to every rank, from `first` on; see [`Communicator::open_devices`]. All ranks must
+    /// call it.
     ///
     /// # Errors
-    /// Fails as [`Transport::devices`] does.
+    /// Fails as [`Communicator::open_devices`] does.
     #[cfg(feature = "cuda")]
-    pub fn devices(
-        &self,
-        first: usize,
-        cuda_aware: Option<bool>,
-    ) -> Result<Rc<dyn DeviceTransport>, ExecError> {
-        Ok(self.transport.devices(first, cuda_aware)?)
+    pub fn open_devices(&self, first: usize, cuda_aware: Option<bool>) -> Result<RankDevice, ExecError> {
+        Ok(self.communicator.open_devices(first, cuda_aware)?)
     }
 
     /// Executes a run, planned on the steps `plan_on`, as one rank. Every rank calls it with the same
@@ -140,7 +137,7 @@ impl Job {
         options: JobOptions,
         progress: &dyn StepProgress,
     ) -> Result<(RunReport, JobStats), ExecError> {
-        let group = Rc::new(ProcessGroup::new(Rc::clone(&self.transport), run.exec.cluster)?);
+        let group = Rc::new(ProcessGroup::new(Rc::clone(&self.communicator), run.exec.cluster)?);
         let verify_splits = options.verify_splits;
         let (outcome, memory, chunks, overlap) = match memory {
             RankMemory::Host => {
@@ -154,9 +151,9 @@ impl Job {
                 (run.on_cpu(&group, options, plan_on, progress)?, None, chunks, overlap)
             }
             #[cfg(feature = "cuda")]
-            RankMemory::Device { gpus, options } => {
-                let outcome = run.on_devices((&group, gpus), *options, verify_splits, plan_on, progress)?;
-                (outcome, Some(gpus.memory().to_string()), 1, None)
+            RankMemory::Device { options, memory } => {
+                let outcome = run.on_devices(&group, *options, verify_splits, plan_on, progress)?;
+                (outcome, Some(memory.to_string()), 1, None)
             }
         };
         group.set_context(None, None);
@@ -177,12 +174,12 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::{LocalTransport, TransportError};
+    use crate::comm::{CommError, LocalCommunicator};
     use std::cell::RefCell;
 
     /// Runs a job whose work has a result. Returns its outcome, and the reports with their ranks.
     fn run(result: Result<u8, RankError<ExecError>>) -> (Option<u8>, Vec<(String, Option<usize>)>) {
-        let (job, reports) = (Job::new(Rc::new(LocalTransport::new(1))), RefCell::new(Vec::new()));
+        let (job, reports) = (Job::new(Rc::new(LocalCommunicator::new(1))), RefCell::new(Vec::new()));
         let report = |error: ExecError, rank: Option<usize>| {
             reports.borrow_mut().push((error.to_string(), rank));
             error.to_string()
@@ -194,7 +191,7 @@ mod tests {
     #[test]
     fn common_errors_are_reported_without_a_rank() {
         assert_eq!(run(Ok(7)), (Some(7), Vec::new()));
-        let refused = TransportError::Refused("no".into());
+        let refused = CommError::Refused("no".into());
         assert_eq!(run(Err(refused.into())), (None, vec![("no".into(), None)]));
         let own = ExecError::Nothing("nothing to run".into());
         assert_eq!(run(Err(own.into())), (None, vec![("nothing to run".into(), Some(0))]));

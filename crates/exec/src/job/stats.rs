@@ -1,8 +1,8 @@
 //! Statistics of a job: its hosts, and the traffic between its ranks.
 
 use crate::backend::Aggregate;
+use crate::comm::{CommError, ProcessGroup, Purpose, TrafficStats};
 use crate::overlap::Overlap;
-use crate::transport::{ProcessGroup, Purpose, TrafficStats, TransportError};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ impl JobStats {
 }
 
 /// Returns the traffic of all ranks.
-pub(super) fn gather_traffic(group: &ProcessGroup) -> Result<Vec<TrafficStats>, TransportError> {
+pub(super) fn gather_traffic(group: &ProcessGroup) -> Result<Vec<TrafficStats>, CommError> {
     let own = group.traffic_stats();
     let numbers: Vec<u64> = own
         .bytes

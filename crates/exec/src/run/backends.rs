@@ -3,14 +3,12 @@
 
 use super::{ExecRun, RunReport, StepProgress};
 use crate::backend::{Backend, ExecConfig};
+use crate::comm::ProcessGroup;
 use crate::cpu::{Cpu, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::cuda::{Cuda, CudaOptions};
 use crate::error::ExecError;
 use crate::job::agree_on_result;
-#[cfg(feature = "cuda")]
-use crate::transport::DeviceTransport;
-use crate::transport::ProcessGroup;
 use evenkeel::place::Placement;
 use std::ops::Range;
 use std::rc::Rc;
@@ -57,26 +55,26 @@ impl ExecRun<'_> {
         )
     }
 
-    /// Runs as [`ExecRun::on_cuda`] does, as one rank among processes with a GPU each. `group` and `gpus`
-    /// must belong to the same group.
+    /// Runs as [`ExecRun::on_cuda`] does, as one rank among processes with a GPU each. `options` must name
+    /// the GPU that the communicator assigned.
     ///
     /// # Errors
     /// Fails as [`ExecRun::run`] and [`Cuda::join`] do, and if a layer cannot be placed.
     #[cfg(feature = "cuda")]
     pub fn on_devices(
         &self,
-        (group, gpus): (&Rc<ProcessGroup>, &Rc<dyn DeviceTransport>),
+        group: &Rc<ProcessGroup>,
         options: CudaOptions,
         verify_splits: bool,
         plan_on: Range<usize>,
         progress: &dyn StepProgress,
     ) -> Result<RunReport, ExecError> {
         let weights = self.weights.as_ref();
-        let ends = (Rc::clone(group), Rc::clone(gpus));
+        let own = Rc::clone(group);
         self.run_planned(
             Some(group),
             (plan_on, progress),
-            |exec, placements| Cuda::join(exec, options, weights, placements, ends, verify_splits),
+            |exec, placements| Cuda::join(exec, options, weights, placements, own, verify_splits),
             |plain, placements| plain.with_placements(weights, placements, self.exec.method),
         )
     }

@@ -10,11 +10,11 @@ use evenkeel::planner::TokenCopies;
 use evenkeel::split::{PrimaryObjective, SplitMethod};
 use evenkeel_exec::activations::ActivationGenerator;
 use evenkeel_exec::batch_source::BatchSource;
+use evenkeel_exec::comm::{CommError, Distance, ProcessGroup, Purpose, ThreadCommunicator};
 use evenkeel_exec::cpu::{Cpu, CpuOptions};
 use evenkeel_exec::forward::run_step;
 use evenkeel_exec::router::{Capacity, Overflow, Router};
 use evenkeel_exec::run::{ExecRun, RunReplan, RunReport};
-use evenkeel_exec::transport::{Distance, ProcessGroup, Purpose, ThreadTransport, TransportError};
 use evenkeel_exec::weights::{Dtype, RandomWeights};
 use evenkeel_exec::{Aggregate, Backend as _, ExecConfig, ExecError, RoutingSource};
 use proptest::prelude::*;
@@ -30,10 +30,10 @@ fn ranks<T: Send>(
     timeout: Duration,
     work: impl Fn(Rc<ProcessGroup>) -> T + Sync,
 ) -> Vec<T> {
-    let group = ThreadTransport::create_group(cluster.ranks(), timeout);
+    let group = ThreadCommunicator::create_group(cluster.ranks(), timeout);
     std::thread::scope(|scope| {
         let work = &work;
-        let start = |rank: ThreadTransport| {
+        let start = |rank: ThreadCommunicator| {
             scope.spawn(move || work(Rc::new(ProcessGroup::new(Rc::new(rank), cluster).unwrap())))
         };
         let threads: Vec<_> = group.into_iter().map(start).collect();
@@ -234,9 +234,7 @@ fn a_rank_with_another_plan_is_named_by_all() {
         let config = ExecConfig { method: other(group.rank()), ..config.clone() };
         said(&group, config, of(3), CpuOptions { verify_splits: true, chunks: 1 }).unwrap_err()
     }) {
-        let ExecError::Transport(TransportError::Differ { what, ranks, at }) = &error else {
-            unreachable!("{error}")
-        };
+        let ExecError::Comm(CommError::Differ { what, ranks, at }) = &error else { unreachable!("{error}") };
         assert_eq!((*what, ranks.as_slice()), ("the split", [3].as_slice()));
         assert!(at.step.is_some() && at.layer.is_some(), "{error}");
     }
@@ -255,7 +253,7 @@ fn a_rank_that_is_gone_is_named() {
     });
     assert!(all.iter().flatten().any(|error| error.contains("rank 1 does not answer")), "{all:?}");
     assert_eq!(all.iter().flatten().count(), 3);
-    let alone = ThreadTransport::create_group(3, PATIENCE).remove(0);
+    let alone = ThreadCommunicator::create_group(3, PATIENCE).remove(0);
     let error = ProcessGroup::new(Rc::new(alone), cluster).unwrap_err();
     assert!(error.to_string().contains("3 processes were started for 4 ranks"), "{error}");
 }

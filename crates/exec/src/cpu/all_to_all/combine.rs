@@ -3,11 +3,11 @@
 use super::{AllToAll, ExchangeShape, ExchangeStage};
 use crate::backend::{LayerStage, StageTimes};
 use crate::clock::time_work;
+use crate::comm::{CommError, Purpose};
 use crate::cpu::codec::{self, ByteReader, DecodeError};
 use crate::cpu::mailbox::Message;
 use crate::cpu::send_buffer::{answer_order, rows_answered_in};
 use crate::error::ExecError;
-use crate::transport::{Purpose, TransportError};
 use crate::weights::Matrix;
 
 impl AllToAll<'_> {
@@ -67,7 +67,7 @@ impl AllToAll<'_> {
                 self.accept_answers(rank, chunk, message)
                     .map_err(self.malformed_message(Purpose::Combine, from))?;
             }
-            Ok::<_, TransportError>(())
+            Ok::<_, CommError>(())
         })?;
         self.summed_chunks += 1;
         if groups.count > 1 {

@@ -26,8 +26,8 @@ use super::node_groups::NodeGroups;
 use super::send_buffer::{SendBuffer, SlotChunks, rows_sent_in};
 use crate::backend::{LayerStage, StageTimes};
 use crate::clock::time_work;
+use crate::comm::{CommError, Purpose};
 use crate::error::ExecError;
-use crate::transport::{Purpose, TransportError};
 use crate::weights::{Dtype, Matrix};
 
 /// The exchanges of a chunk.
@@ -155,7 +155,7 @@ impl<'a> AllToAll<'a> {
         &self,
         purpose: Purpose,
         from: usize,
-    ) -> impl Fn(DecodeError) -> TransportError + use<'a> {
+    ) -> impl Fn(DecodeError) -> CommError + use<'a> {
         let group = self.mail.group;
         move |reason| group.malformed_message(purpose, from, reason)
     }
@@ -258,7 +258,7 @@ impl<'a> AllToAll<'a> {
                 self.accept_chunk(from, chunk, message)
                     .map_err(self.malformed_message(Purpose::Dispatch, from))?;
             }
-            Ok::<_, TransportError>(())
+            Ok::<_, CommError>(())
         })?;
         self.received_chunks += 1;
         Ok(())

@@ -2,9 +2,9 @@
 //! together.
 
 use super::{LEAVE_TIMEOUT, comm, heartbeat};
-use crate::transport::gpu_selection::{self, BEFORE_EXCHANGES, OpenGpu, RankHello, joining_error};
-use crate::transport::rendezvous::{Launch, StoreClient, StoreServer};
-use crate::transport::{TransportError, format_ranks};
+use crate::comm::gpu_selection::{self, BEFORE_EXCHANGES, OpenGpu, RankHello, joining_error};
+use crate::comm::rendezvous::{Launch, StoreClient, StoreServer};
+use crate::comm::{CommError, format_ranks};
 use evenkeel_cuda::nccl::NcclId;
 use evenkeel_cuda::{GpuContext, probe_devices};
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -22,12 +22,12 @@ pub(super) struct BootstrapResult {
     pub(super) ids: [NcclId; 2],
 }
 
-/// Meets the other ranks; see [`super::NcclTransport::join`].
+/// Meets the other ranks; see [`super::NcclCommunicator::join`].
 pub(super) fn meet_ranks(
     launch: &Launch,
     first: usize,
     timeout: Duration,
-) -> Result<BootstrapResult, TransportError> {
+) -> Result<BootstrapResult, CommError> {
     let server =
         if launch.rank == 0 && !launch.has_store { Some(start_store(&launch.store_address)?) } else { None };
     let mut store = StoreClient::connect(&launch.store_address, timeout).map_err(joining_error)?;
@@ -45,7 +45,7 @@ pub(super) fn meet_ranks(
 
 /// Starts a store at the meeting point. Listens on that address alone if it belongs to this host, otherwise
 /// on all addresses.
-fn start_store(meet: &(String, u16)) -> Result<StoreServer, TransportError> {
+fn start_store(meet: &(String, u16)) -> Result<StoreServer, CommError> {
     let addresses = (meet.0.as_str(), meet.1).to_socket_addrs();
     let mut addresses: Vec<SocketAddr> =
         addresses.map_err(|error| joining_error(format!("MASTER_ADDR={}: {error}", meet.0)))?.collect();
@@ -69,7 +69,7 @@ fn start_store(meet: &(String, u16)) -> Result<StoreServer, TransportError> {
 }
 
 /// Opens this rank's GPU.
-fn open_local_gpu(launch: &Launch, first: usize) -> Result<OpenGpu, TransportError> {
+fn open_local_gpu(launch: &Launch, first: usize) -> Result<OpenGpu, CommError> {
     let nccl = comm::nccl_library()?.version;
     let devices = probe_devices().map_err(joining_error)?.len();
     // A launcher may show every process only its own GPU.
@@ -89,7 +89,7 @@ fn exchange_hellos(
     store: &mut StoreClient,
     own: &RankHello,
     timeout: Duration,
-) -> Result<Vec<RankHello>, TransportError> {
+) -> Result<Vec<RankHello>, CommError> {
     let begun = Instant::now();
     let key = |rank: usize| format!("{}hello/{rank}", launch.job);
     let own = serde_json::to_vec(own).map_err(joining_error)?;
@@ -97,7 +97,7 @@ fn exchange_hellos(
     let keys: Vec<String> = (0..launch.ranks).map(key).collect();
     let silent = store.wait_for_keys(&keys, timeout).map_err(joining_error)?;
     if !silent.is_empty() {
-        return Err(TransportError::Lost {
+        return Err(CommError::Lost {
             at: BEFORE_EXCHANGES,
             silent,
             failed: Vec::new(),
@@ -113,7 +113,7 @@ fn exchange_hellos(
 }
 
 /// Rejects ranks that cannot join. The error is the same on all ranks.
-fn check_hellos(all: &[RankHello]) -> Result<(), TransportError> {
+fn check_hellos(all: &[RankHello]) -> Result<(), CommError> {
     gpu_selection::check_all_joined(all)?;
     if let Some((host, ranks)) = gpu_selection::shared_gpus(all).first() {
         return Err(joining_error(format!(
@@ -129,7 +129,7 @@ fn exchange_ids(
     launch: &Launch,
     store: &mut StoreClient,
     timeout: Duration,
-) -> Result<[NcclId; 2], TransportError> {
+) -> Result<[NcclId; 2], CommError> {
     let key = format!("{}ids", launch.job);
     if launch.rank == 0 {
         let ids = [comm::create_id()?, comm::create_id()?];
@@ -140,7 +140,7 @@ fn exchange_ids(
     let silent = store.wait_for_keys(std::slice::from_ref(&key), timeout).map_err(joining_error)?;
     let stored: Option<Vec<u8>> = store.get(&key).map_err(joining_error)?;
     let Some(stored) = stored.filter(|_| silent.is_empty()) else {
-        return Err(TransportError::Lost {
+        return Err(CommError::Lost {
             at: BEFORE_EXCHANGES,
             silent: vec![0],
             failed: Vec::new(),

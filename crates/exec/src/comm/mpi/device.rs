@@ -1,45 +1,36 @@
-//! A transport of device memory over MPI: ranks of an MPI job with a GPU each, or several ranks that share
+//! Exchanges of device memory over MPI: ranks of an MPI job with a GPU each, or several ranks that share
 //! one.
 //!
 //! MPI ignores streams, so the host keeps the order: it waits for the stream before the first message of an
-//! exchange. Data that a step needs has arrived when [`DeviceTransport::enqueue`] returns. Background
-//! exchanges are begun there, travel during other calls of the library, and are waited for in
-//! [`DeviceTransport::settle`]. A CUDA-aware library receives device addresses; for any other library the
-//! data passes through host memory.
+//! exchange. Data that a step needs has arrived when [`MpiDevice::enqueue`] returns. Background exchanges are
+//! begun there, travel during other calls of the library, and are waited for in [`MpiDevice::synchronize`]. A
+//! CUDA-aware library receives device addresses; for any other library the data passes through host memory.
 //!
-//! [`Process::wait`] does all waiting. It notices a roll call, the deadline, and a request of the launcher to
-//! end this process.
+//! [`MpiProcess::wait_until`] does all waiting. It notices a roll call, the deadline, and a request of the
+//! launcher to end this process.
 
 #![allow(unsafe_code, reason = "copies between device and host, and messages from device memory")]
 
 use super::request::MpiRequest;
-use super::{DEVICE_MOVE_TAG, DEVICE_TAG, MpiTransport};
-use crate::transport::gpu_selection::{self, BEFORE_EXCHANGES, OpenGpu, RankHello, joining_error};
-use crate::transport::{
-    CallContext, DeviceOperation, DevicePiece, DeviceTransport, MessageMemory, Transport as _,
-    TransportError, format_ranks,
+use super::{DEVICE_MOVE_TAG, DEVICE_TAG, MpiCommunicator, MpiProcess};
+use crate::comm::gpu_selection::{self, BEFORE_EXCHANGES, OpenGpu, RankHello, joining_error};
+use crate::comm::{
+    CallContext, CommError, Communicator as _, DeviceOperation, DevicePiece, MessageMemory, RankDevice,
+    format_ranks,
 };
 use cudarc::driver::{CudaStream, DriverError, result};
 use evenkeel_cuda::{CudaError, GpuContext, probe_devices};
 use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
-use std::fmt;
 use std::iter::repeat_n;
-use std::rc::Rc;
 use std::sync::Arc;
 
 /// The longest message in bytes, because MPI counts with 31 bits. Longer pieces are divided.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;
 
-/// One process of an MPI job with its GPU. Clones share the connection.
-#[derive(Clone)]
-pub(super) struct MpiDeviceTransport(Rc<MpiDeviceState>);
-
-struct MpiDeviceState {
-    mpi: MpiTransport,
-    device: usize,
+/// The GPU of this process, and its exchanges.
+pub(super) struct MpiDevice {
     gpu: Arc<GpuContext>,
-    notices: Vec<String>,
     memory: MessageMemory,
     /// Exchanges that were begun in the background of the steps.
     begun: RefCell<Vec<DeviceExchange>>,
@@ -63,7 +54,7 @@ struct DeviceReceive {
 
 impl DeviceExchange {
     /// Returns whether all messages are complete.
-    fn test(&mut self) -> Result<bool, TransportError> {
+    fn test(&mut self) -> Result<bool, CommError> {
         let mut all = true;
         for message in self.sent.iter_mut().chain(self.wanted.iter_mut().map(|wanted| &mut wanted.message)) {
             all &= message.test()?;
@@ -82,18 +73,8 @@ impl DeviceExchange {
     }
 }
 
-impl fmt::Debug for MpiDeviceTransport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MpiDevice")
-            .field("mpi", &self.0.mpi)
-            .field("device", &self.0.device)
-            .field("memory", &self.0.memory)
-            .finish_non_exhaustive()
-    }
-}
-
-fn driver_error(call: &'static str) -> impl Fn(DriverError) -> TransportError {
-    move |error| TransportError::Library { call, reason: format!("{:?}", error.0) }
+fn driver_error(call: &'static str) -> impl Fn(DriverError) -> CommError {
+    move |error| CommError::Library { call, reason: format!("{:?}", error.0) }
 }
 
 /// Divides a piece into messages.
@@ -111,7 +92,7 @@ fn choose_gpu(devices: usize, first: usize, local: usize) -> Result<usize, CudaE
     }
 }
 
-impl MpiDeviceTransport {
+impl MpiDevice {
     /// Returns whether the MPI library reports that it accepts device memory (`MPIX_Query_cuda_support`). A
     /// library without this call does not.
     fn is_cuda_aware() -> bool {
@@ -135,11 +116,11 @@ impl MpiDeviceTransport {
     /// # Errors
     /// Fails if a rank has no GPU or one of another kind, with the same error on all ranks. Fails if a rank
     /// is lost.
-    pub(super) fn join(
-        mpi: &MpiTransport,
+    pub(super) fn open(
+        mpi: &MpiCommunicator,
         first: usize,
         cuda_aware: Option<bool>,
-    ) -> Result<Self, TransportError> {
+    ) -> Result<(Self, RankDevice), CommError> {
         let takes_device_memory = cuda_aware.unwrap_or_else(Self::is_cuda_aware);
         let (rank, ranks, host) = (mpi.rank(), mpi.ranks(), mpi.host());
         let gather = |own: Vec<u8>| mpi.all_to_all_v(BEFORE_EXCHANGES, vec![own; ranks]);
@@ -153,7 +134,7 @@ impl MpiDeviceTransport {
         let hello = serde_json::to_vec(&(hello, takes_device_memory)).map_err(joining_error)?;
         let read = |(from, bytes): (usize, Vec<u8>)| {
             let reason = "it does not describe the GPU of the rank";
-            serde_json::from_slice(&bytes).map_err(|_| TransportError::Malformed {
+            serde_json::from_slice(&bytes).map_err(|_| CommError::Malformed {
                 from,
                 at: BEFORE_EXCHANGES,
                 reason,
@@ -177,26 +158,20 @@ impl MpiDeviceTransport {
         let OpenGpu { device, gpu, .. } = opened?;
         let memory =
             if aware.into_iter().all(|aware| aware) { MessageMemory::Device } else { MessageMemory::Staged };
-        let inner = MpiDeviceState {
-            mpi: mpi.clone(),
-            device,
-            gpu,
-            notices,
-            memory,
-            begun: RefCell::default(),
-            failed: Cell::new(false),
-        };
-        Ok(Self(Rc::new(inner)))
+        let (begun, failed) = (RefCell::default(), Cell::new(false));
+        Ok((Self { gpu, memory, begun, failed }, RankDevice { index: device, memory, notices }))
     }
-}
 
-impl MpiDeviceState {
     /// Waits until the stream has completed its current work.
-    fn wait_for_stream(&self, at: CallContext, stream: &Arc<CudaStream>) -> Result<(), TransportError> {
+    fn wait_for_stream(
+        &self,
+        process: &MpiProcess,
+        at: CallContext,
+        stream: &Arc<CudaStream>,
+    ) -> Result<(), CommError> {
         let failed = driver_error("waiting for a stream");
         self.gpu.stream().context().bind_to_thread().map_err(&failed)?;
         let done = stream.record_event(None).map_err(&failed)?;
-        let process = &self.mpi.0;
         match process.wait_until(|| done.try_is_complete().map_err(&failed))? {
             None => Ok(()),
             // Only this rank's own GPU is late.
@@ -209,16 +184,17 @@ impl MpiDeviceState {
     /// Begins all messages of an exchange.
     ///
     /// # Safety
-    /// The caller must keep the promises of [`DeviceTransport::enqueue`], and the stream must have completed
+    /// The caller must keep the promises of [`MpiDevice::enqueue`], and the stream must have completed
     /// its earlier work.
     unsafe fn start_exchange(
         &self,
+        process: &MpiProcess,
         tag: c_int,
         stream: &Arc<CudaStream>,
         parts: &[DeviceOperation],
-    ) -> Result<DeviceExchange, TransportError> {
-        let (comm, me) = (self.mpi.0.comm, self.mpi.rank());
-        let others = (0..self.mpi.ranks()).filter(|&rank| rank != me);
+    ) -> Result<DeviceExchange, CommError> {
+        let (comm, me) = (process.comm, process.rank);
+        let others = (0..process.ranks).filter(|&rank| rank != me);
         let aware = self.memory == MessageMemory::Device;
         let mut begun = DeviceExchange { stream: stream_key(stream), sent: Vec::new(), wanted: Vec::new() };
         // Receives are posted before sends, so that the destination of a message is known when it arrives.
@@ -273,12 +249,11 @@ impl MpiDeviceState {
 
     /// Waits for messages, and copies received ones to their destination, on the stream.
     fn finish_exchange(
-        &self,
+        process: &MpiProcess,
         at: CallContext,
         stream: &Arc<CudaStream>,
         mut begun: DeviceExchange,
-    ) -> Result<(), TransportError> {
-        let process = &self.mpi.0;
+    ) -> Result<(), CommError> {
         if let Some(waited) = process.wait_until(|| begun.test())? {
             let missing = if waited > process.timeout { begun.missing_ranks() } else { Vec::new() };
             return Err(process.call_roll(at, waited, missing));
@@ -293,8 +268,62 @@ impl MpiDeviceState {
         Ok(())
     }
 
+    /// Enqueues an exchange; see [`Communicator::enqueue`](crate::comm::Communicator::enqueue).
+    ///
+    /// # Safety
+    /// The caller must keep the promises of that function.
+    pub(super) unsafe fn enqueue(
+        &self,
+        process: &MpiProcess,
+        background: bool,
+        at: CallContext,
+        stream: &Arc<CudaStream>,
+        parts: &[DeviceOperation],
+    ) -> Result<(), CommError> {
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let tag = if background { DEVICE_MOVE_TAG } else { DEVICE_TAG };
+        self.note_failure(self.wait_for_stream(process, at, stream))?;
+        // SAFETY: the caller's promise covers the memory, and the stream has just been waited for.
+        let begun = self.note_failure(unsafe { self.start_exchange(process, tag, stream, parts) })?;
+        if background {
+            self.begun.borrow_mut().push(begun);
+            return Ok(());
+        }
+        self.note_failure(Self::finish_exchange(process, at, stream, begun))
+    }
+
+    /// Waits for all work on a stream and for the exchanges enqueued on it.
+    pub(super) fn synchronize(
+        &self,
+        process: &MpiProcess,
+        at: CallContext,
+        stream: &Arc<CudaStream>,
+    ) -> Result<(), CommError> {
+        let (here, others): (Vec<_>, Vec<_>) =
+            self.begun.take().into_iter().partition(|begun| begun.stream == stream_key(stream));
+        self.begun.replace(others);
+        let mut all = DeviceExchange { stream: stream_key(stream), sent: Vec::new(), wanted: Vec::new() };
+        for begun in here {
+            all.sent.extend(begun.sent);
+            all.wanted.extend(begun.wanted);
+        }
+        self.note_failure(
+            Self::finish_exchange(process, at, stream, all)
+                .and_then(|()| self.wait_for_stream(process, at, stream)),
+        )
+    }
+
+    /// Returns true after an error with device addresses, because such messages cannot be withdrawn. MPI may
+    /// not cancel a receive that has begun, and a hung rank reads its messages when it resumes. Messages in
+    /// host memory own their memory.
+    pub(super) fn must_leak(&self) -> bool {
+        self.memory == MessageMemory::Device && self.failed.get()
+    }
+
     /// Records that an exchange failed.
-    fn note_failure<T>(&self, done: Result<T, TransportError>) -> Result<T, TransportError> {
+    fn note_failure<T>(&self, done: Result<T, CommError>) -> Result<T, CommError> {
         self.failed.set(self.failed.get() || done.is_err());
         done
     }
@@ -308,10 +337,7 @@ fn stream_key(stream: &Arc<CudaStream>) -> usize {
 ///
 /// # Safety
 /// The piece must be allocated device memory.
-unsafe fn copy_to_host(
-    stream: &Arc<CudaStream>,
-    (at, bytes): DevicePiece,
-) -> Result<Vec<u8>, TransportError> {
+unsafe fn copy_to_host(stream: &Arc<CudaStream>, (at, bytes): DevicePiece) -> Result<Vec<u8>, CommError> {
     let failed = driver_error("copying bytes to send to the host");
     let mut host = vec![0u8; bytes];
     // SAFETY: the caller promises that the piece exists. The destination has its size and outlives the copy.
@@ -319,68 +345,6 @@ unsafe fn copy_to_host(
     unsafe { result::memcpy_dtoh_async(&mut host, at, stream.cu_stream()) }.map_err(&failed)?;
     stream.synchronize().map_err(failed)?;
     Ok(host)
-}
-
-impl DeviceTransport for MpiDeviceTransport {
-    fn device(&self) -> usize {
-        self.0.device
-    }
-
-    fn memory(&self) -> MessageMemory {
-        self.0.memory
-    }
-
-    fn notices(&self) -> Vec<String> {
-        self.0.notices.clone()
-    }
-
-    fn is_stream_ordered(&self) -> bool {
-        false
-    }
-
-    unsafe fn enqueue(
-        &self,
-        background: bool,
-        at: CallContext,
-        stream: &Arc<CudaStream>,
-        parts: &[DeviceOperation],
-    ) -> Result<(), TransportError> {
-        let inner = &self.0;
-        if parts.is_empty() {
-            return Ok(());
-        }
-        let tag = if background { DEVICE_MOVE_TAG } else { DEVICE_TAG };
-        inner.note_failure(inner.wait_for_stream(at, stream))?;
-        // SAFETY: the caller's promise covers the memory, and the stream has just been waited for.
-        let begun = inner.note_failure(unsafe { inner.start_exchange(tag, stream, parts) })?;
-        if background {
-            inner.begun.borrow_mut().push(begun);
-            return Ok(());
-        }
-        inner.note_failure(inner.finish_exchange(at, stream, begun))
-    }
-
-    fn synchronize(&self, at: CallContext, stream: &Arc<CudaStream>) -> Result<(), TransportError> {
-        let inner = &self.0;
-        let (here, others): (Vec<_>, Vec<_>) =
-            inner.begun.take().into_iter().partition(|begun| begun.stream == stream_key(stream));
-        inner.begun.replace(others);
-        let mut all = DeviceExchange { stream: stream_key(stream), sent: Vec::new(), wanted: Vec::new() };
-        for begun in here {
-            all.sent.extend(begun.sent);
-            all.wanted.extend(begun.wanted);
-        }
-        inner.note_failure(
-            inner.finish_exchange(at, stream, all).and_then(|()| inner.wait_for_stream(at, stream)),
-        )
-    }
-
-    /// Returns true after an error with device addresses, because such messages cannot be withdrawn. MPI may
-    /// not cancel a receive that has begun, and a hung rank reads its messages when it resumes. Messages in
-    /// host memory own their memory.
-    fn must_leak(&self) -> bool {
-        self.0.memory == MessageMemory::Device && self.0.failed.get()
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 
 use super::roll_files::{CALL_BEGUN, CALL_FINISHED, REASON_REPORTED, ROLL_ANSWERED, RollFiles};
 use super::{ENDING_GRACE, GRACE_LIMITS};
-use crate::transport::TransportError;
+use crate::comm::CommError;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +26,7 @@ pub(super) type StuckHandler = Arc<dyn Fn(StuckCall) + Send + Sync>;
 #[derive(Debug)]
 pub struct StuckCall {
     /// The error, which names the ranks that do not answer.
-    pub error: TransportError,
+    pub error: CommError,
     /// This rank, if the launcher states it.
     pub rank: Option<usize>,
     /// True if the launcher asked this rank to end.
@@ -39,7 +39,7 @@ impl StuckCall {
     /// Returns whether nothing is wrong with this rank. Its work was complete, and the launcher ended it
     /// together with a job that another rank had ended. That rank has reported the cause.
     pub fn is_end_of_job(&self) -> bool {
-        let TransportError::Blocked { call, silent, .. } = &self.error else { return false };
+        let CommError::Blocked { call, silent, .. } = &self.error else { return false };
         self.ended_from_outside && *call == "MPI_Finalize" && silent.is_empty()
     }
 
@@ -113,7 +113,7 @@ impl CallWatchdog {
         timeout: Duration,
         ending: &Arc<AtomicBool>,
         stuck: &StuckHandler,
-    ) -> Result<Self, TransportError> {
+    ) -> Result<Self, CommError> {
         let board = RollFiles::from_environment(call, |name| std::env::var(name).ok());
         let board = board.filter(|board| board.set_mark(CALL_BEGUN));
         let shared = Arc::new(WatchedCall { state: Mutex::new(CallState::Blocked), changed: Condvar::new() });
@@ -126,9 +126,10 @@ impl CallWatchdog {
             ending: Arc::clone(ending),
         };
         let stuck = Arc::clone(stuck);
-        std::thread::Builder::new().name("mpi watch".into()).spawn(move || watcher.run(&*stuck)).map_err(
-            |error| TransportError::Library { call: "starting a thread", reason: error.to_string() },
-        )?;
+        std::thread::Builder::new()
+            .name("mpi watch".into())
+            .spawn(move || watcher.run(&*stuck))
+            .map_err(|error| CommError::Library { call: "starting a thread", reason: error.to_string() })?;
         Ok(Self { shared, board })
     }
 
@@ -249,7 +250,7 @@ impl WatchdogThread {
         why: String,
     ) -> StuckCall {
         let silent = silent.into_iter().collect();
-        let error = TransportError::Blocked { call: self.call, silent, waited, why };
+        let error = CommError::Blocked { call: self.call, silent, waited, why };
         StuckCall {
             error,
             rank: self.board.as_ref().map(|board| board.rank),

@@ -1,7 +1,7 @@
-//! One process's end of a transport: traffic by purpose and distance, activities for error messages, and
+//! One process's end of a communicator: traffic by purpose and distance, activities for error messages, and
 //! checks that all ranks agree.
 
-use super::{CallContext, LocalTransport, Transport, TransportError};
+use super::{CallContext, CommError, Communicator, LocalCommunicator};
 use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
 use sha2::{Digest, Sha256};
@@ -87,10 +87,10 @@ impl TrafficStats {
     }
 }
 
-/// One process's end of a transport: the ranks of this process, and the way to those of other processes.
+/// One process's end of a communicator: the ranks of this process, and the way to those of other processes.
 #[derive(Debug)]
 pub struct ProcessGroup {
-    transport: Rc<dyn Transport>,
+    communicator: Rc<dyn Communicator>,
     cluster: Cluster,
     at: Cell<(Option<u64>, Option<usize>)>,
     tally: RefCell<TrafficStats>,
@@ -98,40 +98,40 @@ pub struct ProcessGroup {
 }
 
 impl ProcessGroup {
-    /// Connects a transport with the group that it serves.
+    /// Connects a communicator with the group that it serves.
     ///
     /// # Errors
     /// Fails if they differ in their number of ranks.
-    pub fn new(transport: Rc<dyn Transport>, cluster: Cluster) -> Result<Self, TransportError> {
-        let (given, expected) = (transport.ranks(), cluster.ranks());
+    pub fn new(communicator: Rc<dyn Communicator>, cluster: Cluster) -> Result<Self, CommError> {
+        let (given, expected) = (communicator.ranks(), cluster.ranks());
         if given != expected {
-            return Err(TransportError::Ranks { given, expected });
+            return Err(CommError::Ranks { given, expected });
         }
-        Ok(Self::connect(transport, cluster))
+        Ok(Self::connect(communicator, cluster))
     }
 
     /// Creates a group whose ranks are all in this process.
     pub fn local(cluster: Cluster) -> Self {
-        Self::connect(Rc::new(LocalTransport::new(cluster.ranks())), cluster)
+        Self::connect(Rc::new(LocalCommunicator::new(cluster.ranks())), cluster)
     }
 
-    fn connect(transport: Rc<dyn Transport>, cluster: Cluster) -> Self {
-        Self { transport, cluster, at: Cell::default(), tally: RefCell::default(), numbers: Cell::new(0) }
+    fn connect(communicator: Rc<dyn Communicator>, cluster: Cluster) -> Self {
+        Self { communicator, cluster, at: Cell::default(), tally: RefCell::default(), numbers: Cell::new(0) }
     }
 
     /// Returns the rank of this process, the lowest one of several.
     pub fn rank(&self) -> usize {
-        self.transport.rank()
+        self.communicator.rank()
     }
 
     /// Returns the number of ranks of the group.
     pub fn ranks(&self) -> usize {
-        self.transport.ranks()
+        self.communicator.ranks()
     }
 
     /// Returns the ranks of this process: one, or all.
     pub fn local_ranks(&self) -> Range<usize> {
-        self.transport.local_ranks()
+        self.communicator.local_ranks()
     }
 
     /// Returns whether a rank is in this process.
@@ -144,9 +144,15 @@ impl ProcessGroup {
         self.local_ranks().len() == self.ranks()
     }
 
-    /// Returns the name of the transport.
+    /// Returns the communicator.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn communicator(&self) -> &dyn Communicator {
+        self.communicator.as_ref()
+    }
+
+    /// Returns the name of the communicator.
     pub fn name(&self) -> &'static str {
-        self.transport.name()
+        self.communicator.name()
     }
 
     /// Returns the traffic so far.
@@ -204,54 +210,54 @@ impl ProcessGroup {
         first
     }
 
-    /// Begins an exchange with some of the other ranks; see [`Transport::start_exchange`].
+    /// Begins an exchange with some of the other ranks; see [`Communicator::start_exchange`].
     ///
     /// # Errors
-    /// Fails as [`Transport::start_exchange`] does.
+    /// Fails as [`Communicator::start_exchange`] does.
     pub fn start_exchange(
         &self,
         purpose: Purpose,
         number: u64,
         to: Vec<(usize, Vec<u8>)>,
         from: Vec<usize>,
-    ) -> Result<(), TransportError> {
+    ) -> Result<(), CommError> {
         to.iter().for_each(|(to, bytes)| self.record_bytes(purpose, [self.rank(), *to], bytes.len()));
-        self.transport.start_exchange(number, to, from)
+        self.communicator.start_exchange(number, to, from)
     }
 
-    /// Returns whether an exchange is complete; see [`Transport::test`].
+    /// Returns whether an exchange is complete; see [`Communicator::test`].
     ///
     /// # Errors
-    /// Fails as [`Transport::test`] does.
-    pub fn test(&self, number: u64) -> Result<bool, TransportError> {
-        self.transport.test(number)
+    /// Fails as [`Communicator::test`] does.
+    pub fn test(&self, number: u64) -> Result<bool, CommError> {
+        self.communicator.test(number)
     }
 
-    /// Waits for an exchange; see [`Transport::wait`].
+    /// Waits for an exchange; see [`Communicator::wait`].
     ///
     /// # Errors
-    /// Fails as [`Transport::wait`] does.
-    pub fn wait(&self, purpose: Purpose, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
-        self.record_wait(purpose, || self.transport.wait(self.context(purpose), number))
+    /// Fails as [`Communicator::wait`] does.
+    pub fn wait(&self, purpose: Purpose, number: u64) -> Result<Vec<Vec<u8>>, CommError> {
+        self.record_wait(purpose, || self.communicator.wait(self.context(purpose), number))
     }
 
     /// Returns the bytes of all ranks, `[R]`, from those of the ranks of this process.
     ///
     /// # Errors
-    /// Fails as [`Transport::all_to_all_v`] does.
-    pub fn all_gather(&self, purpose: Purpose, own: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
+    /// Fails as [`Communicator::all_to_all_v`] does.
+    pub fn all_gather(&self, purpose: Purpose, own: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CommError> {
         for (from, own) in self.local_ranks().zip(&own) {
             (0..self.ranks()).for_each(|to| self.record_bytes(purpose, [from, to], own.len()));
         }
-        self.record_wait(purpose, || self.transport.all_gather(self.context(purpose), own))
+        self.record_wait(purpose, || self.communicator.all_gather(self.context(purpose), own))
     }
 
     /// Returns the numbers of all ranks, in the order of ranks, from those of the ranks of this process. All
     /// ranks must pass equally many.
     ///
     /// # Errors
-    /// Fails as [`Transport::all_to_all_v`] does, and if a rank sends another number of them.
-    pub fn all_gather_u64(&self, purpose: Purpose, own: &[u64]) -> Result<Vec<u64>, TransportError> {
+    /// Fails as [`Communicator::all_to_all_v`] does, and if a rank sends another number of them.
+    pub fn all_gather_u64(&self, purpose: Purpose, own: &[u64]) -> Result<Vec<u64>, CommError> {
         let locals = self.local_ranks().len().max(1);
         let each = own.len() / locals;
         let encode =
@@ -271,42 +277,42 @@ impl ProcessGroup {
         Ok(all)
     }
 
-    /// Begins to send moved weights; see [`Transport::isend`].
+    /// Begins to send moved weights; see [`Communicator::isend`].
     ///
     /// # Errors
-    /// Fails as [`Transport::isend`] does.
-    pub fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
+    /// Fails as [`Communicator::isend`] does.
+    pub fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), CommError> {
         self.record_bytes(Purpose::Moves, [self.rank(), to], bytes.len());
-        self.transport.isend(to, bytes)
+        self.communicator.isend(to, bytes)
     }
 
-    /// Begins to receive moved weights; see [`Transport::irecv`].
+    /// Begins to receive moved weights; see [`Communicator::irecv`].
     ///
     /// # Errors
-    /// Fails as [`Transport::irecv`] does.
-    pub fn irecv(&self, from: usize) -> Result<(), TransportError> {
-        self.transport.irecv(from)
+    /// Fails as [`Communicator::irecv`] does.
+    pub fn irecv(&self, from: usize) -> Result<(), CommError> {
+        self.communicator.irecv(from)
     }
 
-    /// Waits for all moves; see [`Transport::wait_all`].
+    /// Waits for all moves; see [`Communicator::wait_all`].
     ///
     /// # Errors
-    /// Fails as [`Transport::wait_all`] does.
-    pub fn wait_all(&self) -> Result<Vec<Vec<u8>>, TransportError> {
-        self.record_wait(Purpose::Moves, || self.transport.wait_all(self.context(Purpose::Moves)))
+    /// Fails as [`Communicator::wait_all`] does.
+    pub fn wait_all(&self) -> Result<Vec<Vec<u8>>, CommError> {
+        self.record_wait(Purpose::Moves, || self.communicator.wait_all(self.context(Purpose::Moves)))
     }
 
     /// Checks that all processes hold the same data, by comparing digests. The error is the same on all
     /// ranks. `digest` is not called if all ranks are in this process.
     ///
     /// # Errors
-    /// Returns [`TransportError::Differ`] with the ranks that differ from the majority. At a tie the digest
-    /// of the lowest rank counts. Otherwise fails as [`Transport::all_to_all_v`] does.
+    /// Returns [`CommError::Differ`] with the ranks that differ from the majority. At a tie the digest
+    /// of the lowest rank counts. Otherwise fails as [`Communicator::all_to_all_v`] does.
     pub fn assert_identical(
         &self,
         what: &'static str,
         digest: impl FnOnce() -> [u8; 32],
-    ) -> Result<(), TransportError> {
+    ) -> Result<(), CommError> {
         if self.is_complete() {
             return Ok(());
         }
@@ -318,13 +324,13 @@ impl ProcessGroup {
         if ranks.is_empty() {
             Ok(())
         } else {
-            Err(TransportError::Differ { what, ranks, at: self.context(Purpose::Control) })
+            Err(CommError::Differ { what, ranks, at: self.context(Purpose::Control) })
         }
     }
 
     /// Returns the error for a message of unexpected form from a rank.
-    pub fn malformed_message(&self, purpose: Purpose, from: usize, reason: &'static str) -> TransportError {
-        TransportError::Malformed { from, at: self.context(purpose), reason }
+    pub fn malformed_message(&self, purpose: Purpose, from: usize, reason: &'static str) -> CommError {
+        CommError::Malformed { from, at: self.context(purpose), reason }
     }
 }
 

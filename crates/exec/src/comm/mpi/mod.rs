@@ -1,4 +1,4 @@
-//! A transport between the processes of an MPI job: one process is one rank.
+//! A communicator between the processes of an MPI job: one process is one rank.
 //!
 //! Nothing here blocks inside the library: messages are begun and then tested, with a deadline. If the
 //! deadline passes, if another rank gives up, or if the launcher asks this process to end, the ranks **call
@@ -12,8 +12,8 @@
 //! `MPI_Init` and `MPI_Finalize` do block. A [`CallWatchdog`] applies the same time limit to them, and names
 //! ranks in the same way.
 //!
-//! The thread that started the library makes all calls (`MPI_THREAD_FUNNELED`); [`MpiTransport`] cannot leave
-//! it.
+//! The thread that started the library makes all calls (`MPI_THREAD_FUNNELED`); [`MpiCommunicator`] cannot
+//! leave it.
 
 #[cfg(feature = "cuda")]
 mod device;
@@ -22,11 +22,13 @@ mod request;
 mod roll_files;
 mod watchdog;
 
+use super::{CallContext, CommError, Communicator, Purpose};
 #[cfg(feature = "cuda")]
-use super::DeviceTransport;
-use super::{CallContext, Purpose, Transport, TransportError};
+use super::{DeviceOperation, RankDevice};
 #[cfg(feature = "cuda")]
-use device::MpiDeviceTransport;
+use cudarc::driver::CudaStream;
+#[cfg(feature = "cuda")]
+use device::MpiDevice;
 use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::ffi;
@@ -34,6 +36,8 @@ use mpi::topology::Communicator as _;
 use mpi::traits::AsRaw as _;
 use pending_exchange::{ExpectedMessage, PendingExchange};
 use request::{MpiRequest, check_code};
+#[cfg(feature = "cuda")]
+use std::cell::OnceCell;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_int;
@@ -72,10 +76,10 @@ const BEFORE_EXCHANGES: CallContext = CallContext::outside(Purpose::Control);
 
 /// One process of an MPI job. Clones share the connection.
 #[derive(Clone)]
-pub struct MpiTransport(Rc<MpiProcess>);
+pub struct MpiCommunicator(Rc<MpiProcess>);
 
 struct MpiProcess {
-    /// The library. Only [`Transport::leave`] drops it, because that waits for all other ranks.
+    /// The library. Only [`Communicator::leave`] drops it, because that waits for all other ranks.
     universe: RefCell<ManuallyDrop<Option<Universe>>>,
     comm: ffi::MPI_Comm,
     rank: usize,
@@ -95,9 +99,12 @@ struct MpiProcess {
     moves: RefCell<PendingExchange>,
     /// Exchanges under way, by number.
     exchanges: RefCell<HashMap<u64, PendingExchange>>,
+    /// The GPU of this rank, once it has been assigned.
+    #[cfg(feature = "cuda")]
+    device: OnceCell<MpiDevice>,
 }
 
-impl fmt::Debug for MpiTransport {
+impl fmt::Debug for MpiCommunicator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mpi")
             .field("rank", &self.0.rank)
@@ -106,11 +113,11 @@ impl fmt::Debug for MpiTransport {
     }
 }
 
-impl MpiTransport {
+impl MpiCommunicator {
     /// Joins the MPI job of this process, as started by `mpirun` or `srun`. Without a launcher the job has
-    /// one rank. A rank that is silent for `timeout` counts as lost. Call [`Transport::meet`] next.
+    /// one rank. A rank that is silent for `timeout` counts as lost. Call [`Communicator::meet`] next.
     ///
-    /// If the library does not return in time, from here or from [`Transport::leave`], `stuck` runs on a
+    /// If the library does not return in time, from here or from [`Communicator::leave`], `stuck` runs on a
     /// separate thread. It must end the process without calling the library.
     ///
     /// # Errors
@@ -118,8 +125,8 @@ impl MpiTransport {
     pub fn join(
         timeout: Duration,
         stuck: impl Fn(StuckCall) + Send + Sync + 'static,
-    ) -> Result<Self, TransportError> {
-        let library = |call, reason: &str| TransportError::Library { call, reason: reason.into() };
+    ) -> Result<Self, CommError> {
+        let library = |call, reason: &str| CommError::Library { call, reason: reason.into() };
         let ending = Arc::new(AtomicBool::new(false));
         #[expect(
             clippy::disallowed_methods,
@@ -161,6 +168,8 @@ impl MpiTransport {
             turn: Cell::new(0),
             moves: RefCell::default(),
             exchanges: RefCell::default(),
+            #[cfg(feature = "cuda")]
+            device: OnceCell::new(),
         })))
     }
 }
@@ -169,6 +178,12 @@ impl MpiTransport {
 type RollAnswers = BTreeMap<usize, String>;
 
 impl MpiProcess {
+    /// Returns the GPU of this rank.
+    #[cfg(feature = "cuda")]
+    fn opened_device(&self) -> Result<&MpiDevice, CommError> {
+        self.device.get().ok_or_else(|| CommError::no_devices("mpi"))
+    }
+
     fn other_ranks(&self) -> impl Iterator<Item = usize> {
         let me = self.rank;
         (0..self.ranks).filter(move |&rank| rank != me)
@@ -229,9 +244,9 @@ impl MpiProcess {
         at: CallContext,
         waited: Duration,
         missing: impl IntoIterator<Item = usize>,
-    ) -> TransportError {
+    ) -> CommError {
         if self.has_reported.replace(true) {
-            return TransportError::Ended { at };
+            return CommError::Ended { at };
         }
         self.send_report(ROLL_TAG, "");
         // Ranks that are still in `MPI_Init` receive no messages.
@@ -246,19 +261,17 @@ impl MpiProcess {
         let silent: Vec<usize> = self.other_ranks().filter(|&rank| !is_there(rank)).collect();
         let failed: Vec<_> = answers.into_iter().filter(|(_, why)| !why.is_empty()).collect();
         match () {
-            () if !silent.is_empty() || !failed.is_empty() => {
-                TransportError::Lost { at, silent, failed, waited }
-            }
-            () if self.ending.load(Ordering::Relaxed) => TransportError::Ended { at },
-            () => TransportError::Late { at, missing: missing.into_iter().collect(), waited },
+            () if !silent.is_empty() || !failed.is_empty() => CommError::Lost { at, silent, failed, waited },
+            () if self.ending.load(Ordering::Relaxed) => CommError::Ended { at },
+            () => CommError::Late { at, missing: missing.into_iter().collect(), waited },
         }
     }
 
     /// Tests until everything has arrived. If waiting has to stop earlier, returns the time waited.
     fn wait_until(
         &self,
-        mut all_here: impl FnMut() -> Result<bool, TransportError>,
-    ) -> Result<Option<Duration>, TransportError> {
+        mut all_here: impl FnMut() -> Result<bool, CommError>,
+    ) -> Result<Option<Duration>, CommError> {
         let begun = Instant::now();
         let mut turns = 0u32;
         if self.has_reported.get() {
@@ -284,7 +297,7 @@ impl MpiProcess {
     }
 
     /// Returns whether another rank has called the roll. Leaves its message for [`MpiProcess::answers`].
-    fn is_roll_called(&self) -> Result<bool, TransportError> {
+    fn is_roll_called(&self) -> Result<bool, CommError> {
         let mut flag: c_int = 0;
         // SAFETY: the flag is allocated, and the status is ignored.
         #[allow(unsafe_code, reason = "a call into the MPI library")]
@@ -306,7 +319,7 @@ impl MpiProcess {
         &self,
         at: CallContext,
         mut under_way: PendingExchange,
-    ) -> Result<Vec<Vec<u8>>, TransportError> {
+    ) -> Result<Vec<Vec<u8>>, CommError> {
         let waited = self.wait_until(|| under_way.test(self.comm))?;
         let wanted = under_way.wanted;
         if let Some(waited) = waited {
@@ -317,7 +330,7 @@ impl MpiProcess {
     }
 }
 
-impl Transport for MpiTransport {
+impl Communicator for MpiCommunicator {
     fn name(&self) -> &'static str {
         "mpi"
     }
@@ -334,7 +347,7 @@ impl Transport for MpiTransport {
         self.0.host.clone()
     }
 
-    fn meet(&self) -> Result<(), TransportError> {
+    fn meet(&self) -> Result<(), CommError> {
         self.all_to_all_v(BEFORE_EXCHANGES, vec![Vec::new(); self.ranks()])?;
         if let Some(start) = self.0.start.take() {
             start.stop();
@@ -342,7 +355,7 @@ impl Transport for MpiTransport {
         Ok(())
     }
 
-    fn leave(&self, at: CallContext) -> Result<(), TransportError> {
+    fn leave(&self, at: CallContext) -> Result<(), CommError> {
         self.all_to_all_v(at, vec![Vec::new(); self.ranks()])?;
         let process = &self.0;
         let end = CallWatchdog::start("MPI_Finalize", process.timeout, &process.ending, &process.stuck)?;
@@ -379,19 +392,42 @@ impl Transport for MpiTransport {
     }
 
     #[cfg(feature = "cuda")]
-    fn devices(
-        &self,
-        first: usize,
-        cuda_aware: Option<bool>,
-    ) -> Result<Rc<dyn DeviceTransport>, TransportError> {
-        Ok(Rc::new(MpiDeviceTransport::join(self, first, cuda_aware)?))
+    fn open_devices(&self, first: usize, cuda_aware: Option<bool>) -> Result<RankDevice, CommError> {
+        let (device, assigned) = MpiDevice::open(self, first, cuda_aware)?;
+        // A second call would assign the same GPU.
+        let _ = self.0.device.set(device);
+        Ok(assigned)
     }
 
-    fn all_to_all_v(
+    #[cfg(feature = "cuda")]
+    fn is_stream_ordered(&self) -> bool {
+        false
+    }
+
+    #[cfg(feature = "cuda")]
+    #[allow(unsafe_code, reason = "the trait requires it")]
+    unsafe fn enqueue(
         &self,
+        background: bool,
         at: CallContext,
-        mut parcels: Vec<Vec<u8>>,
-    ) -> Result<Vec<Vec<u8>>, TransportError> {
+        stream: &Arc<CudaStream>,
+        parts: &[DeviceOperation],
+    ) -> Result<(), CommError> {
+        // SAFETY: the caller keeps the promises.
+        unsafe { self.0.opened_device()?.enqueue(&self.0, background, at, stream, parts) }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn synchronize(&self, at: CallContext, stream: &Arc<CudaStream>) -> Result<(), CommError> {
+        self.0.opened_device()?.synchronize(&self.0, at, stream)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn must_leak(&self) -> bool {
+        self.0.device.get().is_some_and(MpiDevice::must_leak)
+    }
+
+    fn all_to_all_v(&self, at: CallContext, mut parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CommError> {
         let process = &self.0;
         let (me, ranks) = (process.rank, process.ranks);
         let turn = process.turn.get();
@@ -413,7 +449,7 @@ impl Transport for MpiTransport {
         number: u64,
         to: Vec<(usize, Vec<u8>)>,
         from: Vec<usize>,
-    ) -> Result<(), TransportError> {
+    ) -> Result<(), CommError> {
         let tag = PARTIAL_EXCHANGE_TAG + (number % TAG_TURNS as u64) as c_int;
         let send = |(to, bytes)| MpiRequest::isend(self.0.comm, to, tag, bytes);
         let sent = to.into_iter().map(send).collect::<Result<_, _>>()?;
@@ -422,30 +458,30 @@ impl Transport for MpiTransport {
         Ok(())
     }
 
-    fn test(&self, number: u64) -> Result<bool, TransportError> {
+    fn test(&self, number: u64) -> Result<bool, CommError> {
         let mut exchanges = self.0.exchanges.borrow_mut();
-        let exchange = exchanges.get_mut(&number).ok_or_else(|| TransportError::not_started(number))?;
+        let exchange = exchanges.get_mut(&number).ok_or_else(|| CommError::not_started(number))?;
         exchange.test(self.0.comm)
     }
 
-    fn wait(&self, at: CallContext, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
+    fn wait(&self, at: CallContext, number: u64) -> Result<Vec<Vec<u8>>, CommError> {
         let exchange = self.0.exchanges.borrow_mut().remove(&number);
-        self.0.wait_exchange(at, exchange.ok_or_else(|| TransportError::not_started(number))?)
+        self.0.wait_exchange(at, exchange.ok_or_else(|| CommError::not_started(number))?)
     }
 
-    fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
+    fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), CommError> {
         let message = MpiRequest::isend(self.0.comm, to, MOVE_TAG, bytes)?;
         self.0.moves.borrow_mut().sent.push(message);
         Ok(())
     }
 
-    fn irecv(&self, from: usize) -> Result<(), TransportError> {
+    fn irecv(&self, from: usize) -> Result<(), CommError> {
         let wanted = ExpectedMessage { from, tag: MOVE_TAG, message: None };
         self.0.moves.borrow_mut().wanted.push(wanted);
         Ok(())
     }
 
-    fn wait_all(&self, at: CallContext) -> Result<Vec<Vec<u8>>, TransportError> {
+    fn wait_all(&self, at: CallContext) -> Result<Vec<Vec<u8>>, CommError> {
         let moves = PendingExchange { in_order: true, ..self.0.moves.take() };
         if moves.sent.is_empty() && moves.wanted.is_empty() {
             return Ok(Vec::new());

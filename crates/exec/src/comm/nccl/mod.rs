@@ -1,9 +1,9 @@
-//! A transport over NCCL between processes with a GPU each: one process is one rank.
+//! A communicator over NCCL between processes with a GPU each: one process is one rank.
 //!
 //! The ranks meet at a store ([`rendezvous`](super::rendezvous)), where each publishes its GPU. Rank 0
 //! creates two communicators: one for the exchanges of a step, one for moves of weights in the background.
-//! All ranks begin their exchanges in the same order on both. Bytes of the host ([`Transport`]) pass through
-//! device memory; data of the GPU ([`crate::cuda`]) is sent directly.
+//! All ranks begin their exchanges in the same order on both. Bytes of the host ([`Communicator`]) pass
+//! through device memory; data of the GPU ([`crate::cuda`]) is sent directly.
 //!
 //! NCCL calls do not block, and streams are waited for with a deadline. The ranks call the roll through the
 //! store in four cases:
@@ -21,9 +21,9 @@ mod heartbeat;
 
 use super::gpu_selection::{BEFORE_EXCHANGES, joining_error};
 use super::rendezvous::{Launch, StoreServer};
-use super::{CallContext, DeviceOperation, DeviceTransport, MessageMemory, Transport, TransportError};
+use super::{CallContext, CommError, Communicator, DeviceOperation, MessageMemory, RankDevice};
 use bootstrap::BootstrapResult;
-use comm::NcclCommunicator;
+use comm::NcclHandle;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr as _};
 use evenkeel_cuda::GpuContext;
 use heartbeat::Heartbeat;
@@ -46,7 +46,7 @@ const MAX_PARCEL_BYTES: u64 = 1 << 40;
 
 /// One process of a job, with one GPU. Clones share the connection.
 #[derive(Clone)]
-pub struct NcclTransport(Rc<NcclProcess>);
+pub struct NcclCommunicator(Rc<NcclProcess>);
 
 struct NcclProcess {
     launch: Launch,
@@ -56,7 +56,7 @@ struct NcclProcess {
     timeout: Duration,
     heartbeat: Heartbeat,
     /// The communicators of steps and of moves.
-    comms: OnceCell<[NcclCommunicator; 2]>,
+    comms: OnceCell<[NcclHandle; 2]>,
     server: Option<StoreServer>,
     /// True if the launcher has asked this process to end.
     ending: Arc<AtomicBool>,
@@ -72,23 +72,23 @@ struct PendingMoves {
     from: Vec<usize>,
 }
 
-impl fmt::Debug for NcclTransport {
+impl fmt::Debug for NcclCommunicator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Nccl").field("launch", &self.0.launch).finish_non_exhaustive()
     }
 }
 
-fn driver_error(error: impl fmt::Display) -> TransportError {
-    TransportError::Library { call: "an exchange between GPUs", reason: error.to_string() }
+fn driver_error(error: impl fmt::Display) -> CommError {
+    CommError::Library { call: "an exchange between GPUs", reason: error.to_string() }
 }
 
-impl NcclTransport {
+impl NcclCommunicator {
     /// Joins the job that `launch` describes. The GPU is the one at `first` plus the rank's index on its
     /// host, or the only one that the process sees. A rank without a heartbeat for `timeout` counts as lost.
     ///
     /// # Errors
     /// Fails if a rank does not arrive, if two ranks have the same GPU, or if a rank has no GPU or no NCCL.
-    pub fn join(launch: Launch, first: usize, timeout: Duration) -> Result<Self, TransportError> {
+    pub fn join(launch: Launch, first: usize, timeout: Duration) -> Result<Self, CommError> {
         let BootstrapResult { server, store, host, device, gpu, ids } =
             bootstrap::meet_ranks(&launch, first, timeout)?;
         let ending = Arc::new(AtomicBool::new(false));
@@ -116,7 +116,7 @@ impl NcclTransport {
         let mut comms = Vec::with_capacity(2);
         for id in ids {
             process.bind_context()?;
-            let comm = NcclCommunicator::start_join(id, process.launch.rank, process.launch.ranks)?;
+            let comm = NcclHandle::start_join(id, process.launch.rank, process.launch.ranks)?;
             process.heartbeat.record_activity("joining".into());
             process.wait_until(BEFORE_EXCHANGES, || comm.is_idle()).inspect_err(|_| {
                 comm.abort();
@@ -124,19 +124,19 @@ impl NcclTransport {
             })?;
             comms.push(comm);
         }
-        if let Ok(comms) = <[NcclCommunicator; 2]>::try_from(comms) {
+        if let Ok(comms) = <[NcclHandle; 2]>::try_from(comms) {
             let _ = process.comms.set(comms);
         }
         Ok(Self(Rc::new(process)))
     }
 
-    /// Runs one exchange for [`Transport::all_to_all_v`] and waits for it.
+    /// Runs one exchange for [`Communicator::all_to_all_v`] and waits for it.
     fn run_exchange(
         &self,
         at: CallContext,
         stream: &Arc<CudaStream>,
         parts: &[DeviceOperation],
-    ) -> Result<(), TransportError> {
+    ) -> Result<(), CommError> {
         // SAFETY: the caller's memory outlives this call. When it returns, the stream is complete or the
         // communicators are aborted.
         #[allow(unsafe_code, reason = "as above")]
@@ -148,11 +148,11 @@ impl NcclTransport {
 }
 
 impl NcclProcess {
-    fn communicators(&self) -> impl Iterator<Item = &NcclCommunicator> {
+    fn communicators(&self) -> impl Iterator<Item = &NcclHandle> {
         self.comms.get().into_iter().flatten()
     }
 
-    fn bind_context(&self) -> Result<(), TransportError> {
+    fn bind_context(&self) -> Result<(), CommError> {
         self.gpu.stream().context().bind_to_thread().map_err(driver_error)
     }
 
@@ -170,8 +170,8 @@ impl NcclProcess {
     fn wait_until(
         &self,
         at: CallContext,
-        mut done: impl FnMut() -> Result<bool, TransportError>,
-    ) -> Result<(), TransportError> {
+        mut done: impl FnMut() -> Result<bool, CommError>,
+    ) -> Result<(), CommError> {
         let begun = Instant::now();
         let mut turns = 0u32;
         loop {
@@ -197,31 +197,29 @@ impl NcclProcess {
     }
 
     /// Aborts all exchanges, calls the roll, and returns the error that names the lost ranks.
-    fn lost_error(&self, at: CallContext, waited: Duration, error: Option<TransportError>) -> TransportError {
+    fn lost_error(&self, at: CallContext, waited: Duration, error: Option<CommError>) -> CommError {
         if self.has_reported.replace(true) {
-            return error.unwrap_or(TransportError::Ended { at });
+            return error.unwrap_or(CommError::Ended { at });
         }
-        self.communicators().for_each(NcclCommunicator::abort);
+        self.communicators().for_each(NcclHandle::abort);
         let roll = match self.heartbeat.call_roll(self.grace_period(), self.ending.load(Ordering::Relaxed)) {
             Ok(roll) => roll,
             // The store is gone with rank 0, which ran it.
             Err(_) if self.server.is_none() && !self.launch.has_store => {
-                return TransportError::Lost { at, silent: vec![0], failed: Vec::new(), waited };
+                return CommError::Lost { at, silent: vec![0], failed: Vec::new(), waited };
             }
             Err(gone) => {
-                return error.unwrap_or(TransportError::Library {
-                    call: "calling the roll",
-                    reason: gone.to_string(),
-                });
+                return error
+                    .unwrap_or(CommError::Library { call: "calling the roll", reason: gone.to_string() });
             }
         };
         match error {
             _ if !roll.silent.is_empty() || !roll.failed.is_empty() => {
-                TransportError::Lost { at, silent: roll.silent, failed: roll.failed, waited }
+                CommError::Lost { at, silent: roll.silent, failed: roll.failed, waited }
             }
-            _ if roll.ended => TransportError::Ended { at },
+            _ if roll.ended => CommError::Ended { at },
             Some(error) => error,
-            None => TransportError::Late { at, missing: roll.behind, waited },
+            None => CommError::Late { at, missing: roll.behind, waited },
         }
     }
 }
@@ -230,57 +228,7 @@ fn device_address<T>(memory: &CudaSlice<T>) -> u64 {
     memory.device_ptr(memory.stream()).0
 }
 
-impl DeviceTransport for NcclTransport {
-    fn device(&self) -> usize {
-        self.0.device
-    }
-
-    fn memory(&self) -> MessageMemory {
-        MessageMemory::Device
-    }
-
-    fn is_stream_ordered(&self) -> bool {
-        true
-    }
-
-    #[allow(unsafe_code, reason = "the trait requires it; NCCL keeps the order of the stream")]
-    unsafe fn enqueue(
-        &self,
-        background: bool,
-        at: CallContext,
-        stream: &Arc<CudaStream>,
-        parts: &[DeviceOperation],
-    ) -> Result<(), TransportError> {
-        let process = &self.0;
-        let Some(comm) = process.communicators().nth(usize::from(background)).filter(|_| !parts.is_empty())
-        else {
-            return Ok(());
-        };
-        process.bind_context()?;
-        process.heartbeat.record_activity(at.to_string());
-        comm.enqueue(stream, parts).map_err(|error| process.lost_error(at, Duration::ZERO, Some(error)))?;
-        process.wait_until(at, || comm.is_idle())
-    }
-
-    fn synchronize(&self, at: CallContext, stream: &Arc<CudaStream>) -> Result<(), TransportError> {
-        let process = &self.0;
-        let done = stream.record_event(None).map_err(driver_error)?;
-        process.wait_until(at, || {
-            if done.try_is_complete().map_err(driver_error)? {
-                return Ok(true);
-            }
-            process.communicators().try_for_each(|comm| comm.is_idle().map(drop))?;
-            Ok(false)
-        })
-    }
-
-    /// Returns false, because an aborted communicator releases all memory.
-    fn must_leak(&self) -> bool {
-        false
-    }
-}
-
-impl Transport for NcclTransport {
+impl Communicator for NcclCommunicator {
     fn name(&self) -> &'static str {
         "nccl"
     }
@@ -297,7 +245,7 @@ impl Transport for NcclTransport {
         self.0.host.clone()
     }
 
-    fn leave(&self, at: CallContext) -> Result<(), TransportError> {
+    fn leave(&self, at: CallContext) -> Result<(), CommError> {
         let process = &self.0;
         self.all_to_all_v(at, vec![Vec::new(); self.ranks()])?;
         for comm in process.communicators() {
@@ -312,7 +260,7 @@ impl Transport for NcclTransport {
     /// Notifies all others of the reason unless the roll has been called, and aborts all exchanges.
     fn abort(&self, reason: &str) {
         let process = &self.0;
-        process.communicators().for_each(NcclCommunicator::abort);
+        process.communicators().for_each(NcclHandle::abort);
         if !process.has_reported.replace(true) {
             // If the store is gone, the other ranks know.
             let _ = process.heartbeat.report_failure(reason);
@@ -321,16 +269,44 @@ impl Transport for NcclTransport {
         process.leave_store(process.grace_period() + NOTICE_TIME);
     }
 
-    /// Returns the GPUs with which the ranks have joined.
-    fn devices(&self, _: usize, _: Option<bool>) -> Result<Rc<dyn DeviceTransport>, TransportError> {
-        Ok(Rc::new(self.clone()))
+    /// Returns the GPU with which this rank has joined. An aborted communicator releases all memory.
+    fn open_devices(&self, _: usize, _: Option<bool>) -> Result<RankDevice, CommError> {
+        let (index, memory) = (self.0.device, MessageMemory::Device);
+        Ok(RankDevice { index, memory, notices: Vec::new() })
     }
 
-    fn all_to_all_v(
+    #[allow(unsafe_code, reason = "the trait requires it; NCCL keeps the order of the stream")]
+    unsafe fn enqueue(
         &self,
+        background: bool,
         at: CallContext,
-        mut parcels: Vec<Vec<u8>>,
-    ) -> Result<Vec<Vec<u8>>, TransportError> {
+        stream: &Arc<CudaStream>,
+        parts: &[DeviceOperation],
+    ) -> Result<(), CommError> {
+        let process = &self.0;
+        let Some(comm) = process.communicators().nth(usize::from(background)).filter(|_| !parts.is_empty())
+        else {
+            return Ok(());
+        };
+        process.bind_context()?;
+        process.heartbeat.record_activity(at.to_string());
+        comm.enqueue(stream, parts).map_err(|error| process.lost_error(at, Duration::ZERO, Some(error)))?;
+        process.wait_until(at, || comm.is_idle())
+    }
+
+    fn synchronize(&self, at: CallContext, stream: &Arc<CudaStream>) -> Result<(), CommError> {
+        let process = &self.0;
+        let done = stream.record_event(None).map_err(driver_error)?;
+        process.wait_until(at, || {
+            if done.try_is_complete().map_err(driver_error)? {
+                return Ok(true);
+            }
+            process.communicators().try_for_each(|comm| comm.is_idle().map(drop))?;
+            Ok(false)
+        })
+    }
+
+    fn all_to_all_v(&self, at: CallContext, mut parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CommError> {
         let (gpu, me, ranks) = (&self.0.gpu, self.rank(), self.ranks());
         let stream = gpu.stream();
         let own = std::mem::take(&mut parcels[me]);
@@ -346,7 +322,7 @@ impl Transport for NcclTransport {
         let sizes: Vec<u64> =
             (0..ranks).map(|from| if from == me { 0 } else { all[from * ranks + me] }).collect();
         if let Some(from) = sizes.iter().position(|&size| size > MAX_PARCEL_BYTES) {
-            return Err(TransportError::Malformed { from, at, reason: "it is longer than any parcel" });
+            return Err(CommError::Malformed { from, at, reason: "it is longer than any parcel" });
         }
 
         // One additional byte, because device memory cannot be empty.
@@ -375,18 +351,18 @@ impl Transport for NcclTransport {
         Ok(came)
     }
 
-    /// Queues the bytes until [`Transport::wait_all`], which all ranks call.
-    fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
+    /// Queues the bytes until [`Communicator::wait_all`], which all ranks call.
+    fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), CommError> {
         self.0.moves.borrow_mut().to.push((to, bytes));
         Ok(())
     }
 
-    fn irecv(&self, from: usize) -> Result<(), TransportError> {
+    fn irecv(&self, from: usize) -> Result<(), CommError> {
         self.0.moves.borrow_mut().from.push(from);
         Ok(())
     }
 
-    fn wait_all(&self, at: CallContext) -> Result<Vec<Vec<u8>>, TransportError> {
+    fn wait_all(&self, at: CallContext) -> Result<Vec<Vec<u8>>, CommError> {
         let PendingMoves { to, from } = self.0.moves.take();
         let mut parcels = vec![Vec::new(); self.ranks()];
         for (to, bytes) in to {
@@ -396,7 +372,7 @@ impl Transport for NcclTransport {
         let came = self.all_to_all_v(at, parcels)?;
         let mut rest: Vec<&[u8]> = came.iter().map(Vec::as_slice).collect();
         let next = |from: usize| {
-            let short = || TransportError::Malformed { from, at, reason: "it ends early" };
+            let short = || CommError::Malformed { from, at, reason: "it ends early" };
             let (length, behind) = rest[from].split_first_chunk::<8>().ok_or_else(short)?;
             let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| short())?;
             let (bytes, behind) = behind.split_at_checked(length).ok_or_else(short)?;

@@ -1,7 +1,7 @@
 //! Exchanges under way: messages that were begun, and messages that are expected.
 
 use super::request::MpiRequest;
-use crate::transport::TransportError;
+use crate::comm::CommError;
 use mpi::ffi;
 use std::ffi::c_int;
 
@@ -16,7 +16,7 @@ pub(super) struct PendingExchange {
 
 impl PendingExchange {
     /// Advances all messages as far as possible. Returns whether all are complete.
-    pub(super) fn test(&mut self, comm: ffi::MPI_Comm) -> Result<bool, TransportError> {
+    pub(super) fn test(&mut self, comm: ffi::MPI_Comm) -> Result<bool, CommError> {
         let mut all = true;
         // Tests all messages, because a large message begins to move only when it is tested.
         for wanted in &mut self.wanted {
@@ -40,7 +40,7 @@ pub(super) struct ExpectedMessage {
 }
 
 impl ExpectedMessage {
-    fn test_received(&mut self, comm: ffi::MPI_Comm) -> Result<bool, TransportError> {
+    fn test_received(&mut self, comm: ffi::MPI_Comm) -> Result<bool, CommError> {
         if self.message.is_none() {
             self.message =
                 MpiRequest::try_receive(comm, Some(self.from), self.tag)?.map(|(_, message)| message);

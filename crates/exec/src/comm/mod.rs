@@ -1,13 +1,14 @@
-//! Exchanges between ranks with separate memories, and their transports.
+//! Exchanges between ranks with separate memories.
 //!
 //! Input: one rank's bytes for every other rank. Output: the bytes of every other rank for this one. A
-//! [`Transport`] carries bytes and names lost ranks. A [`ProcessGroup`] is one process's end of it: it counts
-//! bytes by purpose and distance, and knows the current activity for error messages.
+//! [`Communicator`] carries bytes and names lost ranks. A [`ProcessGroup`] is one process's end of it: it
+//! counts bytes by purpose and distance, and knows the current activity for error messages.
 //!
-//! The ranks of [`LocalTransport`] share one thread of this process, those of [`ThreadTransport`] are threads
-//! of it. Those of `MpiTransport` (feature `mpi`) are processes of an MPI job, and those of `NcclTransport`
-//! (feature `cuda`) are processes with one GPU each. A `DeviceTransport` carries device memory, over NCCL or,
-//! with both features, over MPI.
+//! The ranks of [`LocalCommunicator`] share one thread of this process, and those of
+//! [`ThreadCommunicator`] are threads of it. Those of `MpiCommunicator` (feature `mpi`) are processes of
+//! an MPI job, and those of `NcclCommunicator` (feature `cuda`) are processes with one GPU each. The last
+//! two also carry device memory, with the feature `cuda`. NCCL itself keeps the order of streams; over MPI
+//! the host waits.
 
 #[cfg(feature = "cuda")]
 mod device;
@@ -24,27 +25,29 @@ pub mod rendezvous;
 mod threads;
 
 #[cfg(feature = "cuda")]
-pub use device::{DeviceOperation, DevicePiece, DeviceTransport, MessageMemory};
-pub use local::LocalTransport;
+pub use device::{DeviceOperation, DevicePiece, MessageMemory, RankDevice};
+pub use local::LocalCommunicator;
 #[cfg(feature = "mpi")]
-pub use mpi::{MpiTransport, StuckCall};
+pub use mpi::{MpiCommunicator, StuckCall};
 #[cfg(feature = "cuda")]
-pub use nccl::NcclTransport;
+pub use nccl::NcclCommunicator;
 pub(super) use process_group::placement_digest;
 pub use process_group::{Distance, ProcessGroup, Purpose, TrafficStats};
-pub use threads::ThreadTransport;
+pub use threads::ThreadCommunicator;
 
+#[cfg(feature = "cuda")]
+use cudarc::driver::CudaStream;
 use std::fmt;
 use std::ops::Range;
 #[cfg(feature = "cuda")]
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
 /// A carrier of bytes between the ranks of one group. A process has one rank of the group, or all. Every
 /// process calls the same methods in the same order.
-pub trait Transport: fmt::Debug {
-    /// Returns the name that selects the transport.
+pub trait Communicator: fmt::Debug {
+    /// Returns the name that selects the communicator.
     fn name(&self) -> &'static str;
 
     /// Returns the number of ranks of the group, `R`.
@@ -67,7 +70,7 @@ pub trait Transport: fmt::Debug {
     ///
     /// # Errors
     /// Fails if a rank is lost.
-    fn meet(&self) -> Result<(), TransportError> {
+    fn meet(&self) -> Result<(), CommError> {
         Ok(())
     }
 
@@ -75,7 +78,7 @@ pub trait Transport: fmt::Debug {
     ///
     /// # Errors
     /// Fails if a rank is lost.
-    fn leave(&self, _at: CallContext) -> Result<(), TransportError> {
+    fn leave(&self, _at: CallContext) -> Result<(), CommError> {
         Ok(())
     }
 
@@ -83,35 +86,20 @@ pub trait Transport: fmt::Debug {
     /// this returns.
     fn abort(&self, _reason: &str) {}
 
-    /// Assigns a GPU to every rank, from `first` on. All ranks must call it after they have agreed on their
-    /// inputs. `cuda_aware` states whether the library takes device memory; with `None` the library is asked.
-    ///
-    /// # Errors
-    /// Fails if a rank has no GPU or one of another kind, with the same error on all ranks. Fails if a rank
-    /// is lost, or if the ranks have no GPUs.
-    #[cfg(feature = "cuda")]
-    fn devices(
-        &self,
-        _first: usize,
-        _cuda_aware: Option<bool>,
-    ) -> Result<Rc<dyn DeviceTransport>, TransportError> {
-        Err(TransportError::Joining(format!("ranks over {} have no GPUs", self.name())))
-    }
-
     /// Exchanges buffers of any size between all ranks (all-to-all). `parcels` `[L][R]` contains a buffer for
     /// every rank from each rank of this process. The result `[L][R]` contains the buffers from every rank. A
     /// buffer of a rank to itself returns unchanged. `at` is the rank's current activity.
     ///
     /// # Errors
     /// Fails if another rank is lost, or does not answer in time.
-    fn all_to_all_v(&self, at: CallContext, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError>;
+    fn all_to_all_v(&self, at: CallContext, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CommError>;
 
     /// Gathers a buffer of every rank. `own` contains those of the ranks of this process, and the result
     /// `[R]` those of all.
     ///
     /// # Errors
-    /// Fails as [`Transport::all_to_all_v`] does.
-    fn all_gather(&self, at: CallContext, own: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
+    /// Fails as [`Communicator::all_to_all_v`] does.
+    fn all_gather(&self, at: CallContext, own: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CommError> {
         let ranks = self.ranks();
         let parcels = own.into_iter().flat_map(|own| std::iter::repeat_n(own, ranks)).collect();
         let mut came = self.all_to_all_v(at, parcels)?;
@@ -119,37 +107,37 @@ pub trait Transport: fmt::Debug {
         Ok(came)
     }
 
-    /// Begins an exchange with some of the other ranks. Each entry of `to` goes to its rank, and one message
-    /// is expected from each rank of `from`. All participants pass the same `number`, which no other exchange
-    /// under way uses. Exchanges may begin and end in different orders on different ranks. Not all transports
-    /// support this.
+    /// Begins an exchange with some of the other ranks. Each entry of `to` goes to its rank, and one
+    /// message is expected from each rank of `from`. All participants pass the same `number`, which no
+    /// other exchange under way uses. Exchanges may begin and end in different orders on different ranks.
+    /// Not all communicators support this.
     ///
     /// # Errors
-    /// Fails if another rank is known to be lost, or if the transport does not support it.
+    /// Fails if another rank is known to be lost, or if the communicator does not support it.
     fn start_exchange(
         &self,
         _number: u64,
         _to: Vec<(usize, Vec<u8>)>,
         _from: Vec<usize>,
-    ) -> Result<(), TransportError> {
+    ) -> Result<(), CommError> {
         let reason = format!("{} supports exchanges between all ranks only", self.name());
-        Err(TransportError::Library { call: "starting an exchange", reason })
+        Err(CommError::Library { call: "starting an exchange", reason })
     }
 
     /// Returns whether an exchange is complete in both directions, and advances the messages under way.
     ///
     /// # Errors
     /// Fails if the library fails.
-    fn test(&self, _number: u64) -> Result<bool, TransportError> {
+    fn test(&self, _number: u64) -> Result<bool, CommError> {
         Ok(true)
     }
 
     /// Waits for an exchange. Returns the received messages in the order of `from`.
     ///
     /// # Errors
-    /// Fails as [`Transport::all_to_all_v`] does, and if no such exchange was begun.
-    fn wait(&self, _at: CallContext, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
-        Err(TransportError::not_started(number))
+    /// Fails as [`Communicator::all_to_all_v`] does, and if no such exchange was begun.
+    fn wait(&self, _at: CallContext, number: u64) -> Result<Vec<Vec<u8>>, CommError> {
+        Err(CommError::not_started(number))
     }
 
     /// Begins to send `bytes` to another process, which must begin to receive them. Messages between two
@@ -157,25 +145,83 @@ pub trait Transport: fmt::Debug {
     ///
     /// # Errors
     /// Fails if the other rank is known to be lost, or if there is no other process.
-    fn isend(&self, to: usize, _bytes: Vec<u8>) -> Result<(), TransportError> {
-        Err(TransportError::no_process("starting to send", to))
+    fn isend(&self, to: usize, _bytes: Vec<u8>) -> Result<(), CommError> {
+        Err(CommError::no_process("starting to send", to))
     }
 
     /// Begins to receive from another process.
     ///
     /// # Errors
-    /// Fails as [`Transport::isend`] does.
-    fn irecv(&self, from: usize) -> Result<(), TransportError> {
-        Err(TransportError::no_process("starting to receive", from))
+    /// Fails as [`Communicator::isend`] does.
+    fn irecv(&self, from: usize) -> Result<(), CommError> {
+        Err(CommError::no_process("starting to receive", from))
     }
 
     /// Waits for all sends and receives. Returns the received messages in the order in which their receives
     /// began.
     ///
     /// # Errors
-    /// Fails as [`Transport::all_to_all_v`] does.
-    fn wait_all(&self, _at: CallContext) -> Result<Vec<Vec<u8>>, TransportError> {
+    /// Fails as [`Communicator::all_to_all_v`] does.
+    fn wait_all(&self, _at: CallContext) -> Result<Vec<Vec<u8>>, CommError> {
         Ok(Vec::new())
+    }
+
+    /// Assigns a GPU to every rank, from `first` on. All ranks must call it after they have agreed on their
+    /// inputs. `cuda_aware` states whether the library takes device memory; with `None` the library is asked.
+    ///
+    /// # Errors
+    /// Fails if a rank has no GPU or one of another kind, with the same error on all ranks. Fails if a rank
+    /// is lost, or if ranks of this kind have no GPUs.
+    #[cfg(feature = "cuda")]
+    fn open_devices(&self, _first: usize, _cuda_aware: Option<bool>) -> Result<RankDevice, CommError> {
+        Err(CommError::no_devices(self.name()))
+    }
+
+    /// Returns whether exchanges with `background = true` run in the order of the stream. Events around them
+    /// then measure their time. Otherwise they are complete when [`Communicator::synchronize`] returns.
+    #[cfg(feature = "cuda")]
+    fn is_stream_ordered(&self) -> bool {
+        true
+    }
+
+    /// Enqueues an exchange of device memory on `stream`. Work enqueued later on the same stream sees its
+    /// result. With `background = true` (expert migration) it does not: call [`Communicator::synchronize`]
+    /// first. Both ranks must post pieces of equal size, in the same order.
+    ///
+    /// # Errors
+    /// Fails if another rank is lost, or does not answer in time. Fails before
+    /// [`Communicator::open_devices`].
+    ///
+    /// # Safety
+    /// Pieces must be memory of this rank's GPU. Until the stream has been synchronised, they must stay
+    /// allocated, nothing may write the sent pieces, and nothing may access the received ones. If that fails,
+    /// [`Communicator::must_leak`] returns whether this holds forever.
+    #[cfg(feature = "cuda")]
+    #[allow(unsafe_code, reason = "the caller is responsible for the addresses")]
+    unsafe fn enqueue(
+        &self,
+        _background: bool,
+        _at: CallContext,
+        _stream: &Arc<CudaStream>,
+        _parts: &[DeviceOperation],
+    ) -> Result<(), CommError> {
+        Err(CommError::no_devices(self.name()))
+    }
+
+    /// Waits for all work on a stream and for the exchanges enqueued on it.
+    ///
+    /// # Errors
+    /// Fails as [`Communicator::enqueue`] does.
+    #[cfg(feature = "cuda")]
+    fn synchronize(&self, _at: CallContext, _stream: &Arc<CudaStream>) -> Result<(), CommError> {
+        Err(CommError::no_devices(self.name()))
+    }
+
+    /// Returns whether enqueued memory may still be read and written after an error, for an unknown time.
+    /// Such memory must not be freed before this process ends.
+    #[cfg(feature = "cuda")]
+    fn must_leak(&self) -> bool {
+        false
     }
 }
 
@@ -213,7 +259,7 @@ impl fmt::Display for CallContext {
 /// An error of an exchange.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum TransportError {
+pub enum CommError {
     /// Ranks that do not answer.
     #[error("{} ({at}, after {:.1} s)", format_lost(silent, failed), waited.as_secs_f64())]
     Lost {
@@ -303,28 +349,34 @@ pub enum TransportError {
     },
 }
 
-impl TransportError {
+impl CommError {
     /// Returns whether all ranks of a job have this error, so that one message is enough.
     pub fn is_common(&self) -> bool {
         matches!(
             self,
-            TransportError::Differ { .. }
-                | TransportError::Ranks { .. }
-                | TransportError::Joining(_)
-                | TransportError::Refused(_)
+            CommError::Differ { .. }
+                | CommError::Ranks { .. }
+                | CommError::Joining(_)
+                | CommError::Refused(_)
         )
     }
 
     /// Returns the error for a message to a rank that is in no other process. This is a defect of this
     /// program.
     pub(crate) fn no_process(call: &'static str, rank: usize) -> Self {
-        TransportError::Library { call, reason: format!("rank {rank} is in no other process") }
+        CommError::Library { call, reason: format!("rank {rank} is in no other process") }
+    }
+
+    /// Returns the error for device memory of ranks without GPUs.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn no_devices(name: &str) -> Self {
+        CommError::Joining(format!("ranks over {name} have no GPUs"))
     }
 
     /// Returns the error for the end of an exchange that was never begun. This is a defect of this program.
     pub(crate) fn not_started(number: u64) -> Self {
         let reason = format!("exchange {number} was not started");
-        TransportError::Library { call: "waiting for an exchange", reason }
+        CommError::Library { call: "waiting for an exchange", reason }
     }
 }
 

@@ -5,7 +5,7 @@
 //! that computes does not. A rank that fails, or waits too long, calls the roll by setting `down`. Every rank
 //! that sees `down`, or has set it, writes its own failure, if any, to `here/RANK`.
 
-use crate::transport::rendezvous::{Launch, StoreClient, StoreClientError};
+use crate::comm::rendezvous::{Launch, StoreClient, StoreClientError};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

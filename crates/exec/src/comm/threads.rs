@@ -1,6 +1,6 @@
-//! A transport between ranks that are threads of one process.
+//! A communicator between ranks that are threads of one process.
 
-use super::{CallContext, Transport, TransportError};
+use super::{CallContext, CommError, Communicator};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// One rank of a group of threads.
 #[derive(Debug)]
-pub struct ThreadTransport {
+pub struct ThreadCommunicator {
     rank: usize,
     timeout: Duration,
     /// Channels to each rank, and from each rank: all-to-all send buffers, moves, and messages of numbered
@@ -32,12 +32,12 @@ struct ThreadExchanges {
     came: HashMap<(u64, usize), Vec<u8>>,
 }
 
-impl ThreadTransport {
+impl ThreadCommunicator {
     /// Creates the ranks of a group. Each must move to a thread of its own. A rank that sends nothing for
     /// `timeout` counts as lost.
-    pub fn create_group(ranks: usize, timeout: Duration) -> Vec<ThreadTransport> {
-        let mut group: Vec<ThreadTransport> = (0..ranks)
-            .map(|rank| ThreadTransport {
+    pub fn create_group(ranks: usize, timeout: Duration) -> Vec<ThreadCommunicator> {
+        let mut group: Vec<ThreadCommunicator> = (0..ranks)
+            .map(|rank| ThreadCommunicator {
                 rank,
                 timeout,
                 to: Vec::new(),
@@ -56,8 +56,8 @@ impl ThreadTransport {
         group
     }
 
-    fn lost_error(at: CallContext, silent: Vec<usize>, waited: Duration) -> TransportError {
-        TransportError::Lost { at, silent, failed: Vec::new(), waited }
+    fn lost_error(at: CallContext, silent: Vec<usize>, waited: Duration) -> CommError {
+        CommError::Lost { at, silent, failed: Vec::new(), waited }
     }
 
     /// Receives the next message of a kind from every rank of `sources`. The error names the ranks that send
@@ -67,7 +67,7 @@ impl ThreadTransport {
         at: CallContext,
         kind: usize,
         sources: impl Iterator<Item = usize>,
-    ) -> Result<Vec<Vec<u8>>, TransportError> {
+    ) -> Result<Vec<Vec<u8>>, CommError> {
         let (begun, mut came, mut silent) = (Instant::now(), Vec::new(), Vec::new());
         for source in sources {
             match self.from[source][kind].recv_timeout(self.timeout.saturating_sub(begun.elapsed())) {
@@ -80,7 +80,7 @@ impl ThreadTransport {
     }
 }
 
-impl Transport for ThreadTransport {
+impl Communicator for ThreadCommunicator {
     fn name(&self) -> &'static str {
         "threads"
     }
@@ -93,7 +93,7 @@ impl Transport for ThreadTransport {
         self.rank..self.rank + 1
     }
 
-    fn all_to_all_v(&self, at: CallContext, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, TransportError> {
+    fn all_to_all_v(&self, at: CallContext, parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CommError> {
         for (to, parcel) in self.to.iter().zip(parcels) {
             // A lost rank is detected when nothing arrives from it.
             let _ = to[0].send((0, parcel));
@@ -106,7 +106,7 @@ impl Transport for ThreadTransport {
         number: u64,
         to: Vec<(usize, Vec<u8>)>,
         from: Vec<usize>,
-    ) -> Result<(), TransportError> {
+    ) -> Result<(), CommError> {
         for (to, bytes) in to {
             let _ = self.to[to][2].send((number, bytes));
         }
@@ -114,9 +114,9 @@ impl Transport for ThreadTransport {
         Ok(())
     }
 
-    fn test(&self, number: u64) -> Result<bool, TransportError> {
+    fn test(&self, number: u64) -> Result<bool, CommError> {
         let ThreadExchanges { begun, came } = &mut *self.under_way.borrow_mut();
-        let sources = begun.get(&number).ok_or_else(|| TransportError::not_started(number))?;
+        let sources = begun.get(&number).ok_or_else(|| CommError::not_started(number))?;
         for &source in sources {
             while let Ok((number, bytes)) = self.from[source][2].try_recv() {
                 came.insert((number, source), bytes);
@@ -125,9 +125,9 @@ impl Transport for ThreadTransport {
         Ok(sources.iter().all(|&source| came.contains_key(&(number, source))))
     }
 
-    fn wait(&self, at: CallContext, number: u64) -> Result<Vec<Vec<u8>>, TransportError> {
+    fn wait(&self, at: CallContext, number: u64) -> Result<Vec<Vec<u8>>, CommError> {
         let ThreadExchanges { begun, came } = &mut *self.under_way.borrow_mut();
-        let sources = begun.remove(&number).ok_or_else(|| TransportError::not_started(number))?;
+        let sources = begun.remove(&number).ok_or_else(|| CommError::not_started(number))?;
         let (since, mut all, mut silent) = (Instant::now(), Vec::with_capacity(sources.len()), Vec::new());
         for source in sources {
             let mut bytes = came.remove(&(number, source));
@@ -146,17 +146,17 @@ impl Transport for ThreadTransport {
         if silent.is_empty() { Ok(all) } else { Err(Self::lost_error(at, silent, since.elapsed())) }
     }
 
-    fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), TransportError> {
+    fn isend(&self, to: usize, bytes: Vec<u8>) -> Result<(), CommError> {
         let _ = self.to[to][1].send((0, bytes));
         Ok(())
     }
 
-    fn irecv(&self, from: usize) -> Result<(), TransportError> {
+    fn irecv(&self, from: usize) -> Result<(), CommError> {
         self.begun.borrow_mut().push(from);
         Ok(())
     }
 
-    fn wait_all(&self, at: CallContext) -> Result<Vec<Vec<u8>>, TransportError> {
+    fn wait_all(&self, at: CallContext) -> Result<Vec<Vec<u8>>, CommError> {
         self.receive_each(at, 1, self.begun.take().into_iter())
     }
 }

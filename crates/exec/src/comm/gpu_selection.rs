@@ -1,6 +1,6 @@
 //! Selects the GPU of a rank, and checks whether the ranks can run together.
 
-use super::{CallContext, Purpose, TransportError, format_ranks};
+use super::{CallContext, CommError, Purpose, format_ranks};
 use evenkeel_cuda::{CudaError, GpuContext};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,12 +24,12 @@ pub(super) struct OpenGpu {
     kind: String,
 }
 
-pub(super) fn joining_error(error: impl fmt::Display) -> TransportError {
-    TransportError::Joining(error.to_string())
+pub(super) fn joining_error(error: impl fmt::Display) -> CommError {
+    CommError::Joining(error.to_string())
 }
 
 /// Opens a GPU. `with` describes further properties that must be equal on all ranks.
-pub(super) fn open_gpu(device: usize, with: &str) -> Result<OpenGpu, TransportError> {
+pub(super) fn open_gpu(device: usize, with: &str) -> Result<OpenGpu, CommError> {
     let gpu = GpuContext::open(device).map_err(joining_error)?;
     let uuid = gpu
         .stream()
@@ -46,7 +46,7 @@ pub(super) fn open_gpu(device: usize, with: &str) -> Result<OpenGpu, TransportEr
 }
 
 /// Returns the first message of a rank.
-pub(super) fn hello_message(host: &str, opened: &Result<OpenGpu, TransportError>) -> RankHello {
+pub(super) fn hello_message(host: &str, opened: &Result<OpenGpu, CommError>) -> RankHello {
     let facts = match opened {
         Ok(OpenGpu { name, kind, .. }) => vec![("gpu", name.clone()), ("kind", kind.clone())],
         Err(error) => vec![("why", error.to_string())],
@@ -65,7 +65,7 @@ fn group_ranks_by<'a>(all: &'a [RankHello], names: &[&str]) -> BTreeMap<Vec<&'a 
 }
 
 /// Rejects a group in which a rank cannot join. The error is the same on all ranks.
-pub(super) fn check_all_joined(all: &[RankHello]) -> Result<(), TransportError> {
+pub(super) fn check_all_joined(all: &[RankHello]) -> Result<(), CommError> {
     let Some((why, ranks)) = group_ranks_by(all, &["why"]).into_iter().find(|(why, _)| !why[0].is_empty())
     else {
         return Ok(());
@@ -87,7 +87,7 @@ pub(super) fn shared_gpus(all: &[RankHello]) -> Vec<(&str, Vec<usize>)> {
 
 /// Rejects ranks with GPUs of different kinds, because their splits might differ. The error is the same on
 /// all ranks.
-pub(super) fn check_same_kind(all: &[RankHello]) -> Result<(), TransportError> {
+pub(super) fn check_same_kind(all: &[RankHello]) -> Result<(), CommError> {
     let kinds = group_ranks_by(all, &["kind"]);
     if kinds.len() <= 1 {
         return Ok(());

@@ -6,13 +6,13 @@
 
 #![allow(unsafe_code, reason = "calls into the MPI library")]
 
-use crate::transport::TransportError;
+use crate::comm::CommError;
 use mpi::ffi;
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 
 /// Converts the return code of an MPI call into a result.
-pub(super) fn check_code(call: &'static str, code: c_int) -> Result<(), TransportError> {
+pub(super) fn check_code(call: &'static str, code: c_int) -> Result<(), CommError> {
     if code == ffi::MPI_SUCCESS as c_int {
         return Ok(());
     }
@@ -21,12 +21,12 @@ pub(super) fn check_code(call: &'static str, code: c_int) -> Result<(), Transpor
     // SAFETY: the buffer holds the longest text that MPI returns.
     unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &raw mut length) };
     text.truncate(length.max(0) as usize);
-    Err(TransportError::Library { call, reason: String::from_utf8_lossy(&text).into_owned() })
+    Err(CommError::Library { call, reason: String::from_utf8_lossy(&text).into_owned() })
 }
 
-fn message_length(call: &'static str, rank: usize, bytes: usize) -> Result<c_int, TransportError> {
+fn message_length(call: &'static str, rank: usize, bytes: usize) -> Result<c_int, CommError> {
     let reason = |_| format!("a message of {bytes} bytes for or from rank {rank}, expected at most 2 GiB");
-    c_int::try_from(bytes).map_err(reason).map_err(|reason| TransportError::Library { call, reason })
+    c_int::try_from(bytes).map_err(reason).map_err(|reason| CommError::Library { call, reason })
 }
 
 /// A message in transit, with its memory.
@@ -47,7 +47,7 @@ impl MpiRequest {
         to: usize,
         tag: c_int,
         bytes: Vec<u8>,
-    ) -> Result<Self, TransportError> {
+    ) -> Result<Self, CommError> {
         let mut message = Self::new(bytes);
         let (from, length) = (message.bytes.as_ptr(), message.bytes.len());
         // SAFETY: the bytes stay allocated and unchanged until the message is complete (see `drop`).
@@ -67,7 +67,7 @@ impl MpiRequest {
         tag: c_int,
         at: u64,
         bytes: usize,
-    ) -> Result<Self, TransportError> {
+    ) -> Result<Self, CommError> {
         let mut message = Self::new(Vec::new());
         // SAFETY: the caller keeps the memory.
         unsafe { message.post_send(comm, to, tag, at as *const c_void, bytes) }?;
@@ -86,7 +86,7 @@ impl MpiRequest {
         tag: c_int,
         from: *const c_void,
         bytes: usize,
-    ) -> Result<(), TransportError> {
+    ) -> Result<(), CommError> {
         let length = message_length("MPI_Isend", to, bytes)?;
         // SAFETY: the caller keeps the memory unchanged.
         let code = unsafe {
@@ -102,7 +102,7 @@ impl MpiRequest {
         from: usize,
         tag: c_int,
         bytes: usize,
-    ) -> Result<Self, TransportError> {
+    ) -> Result<Self, CommError> {
         let mut message = Self::new(vec![0; bytes]);
         let to = message.bytes.as_mut_ptr();
         // SAFETY: the bytes stay allocated until the message is complete (see `drop`), and nothing reads them
@@ -123,7 +123,7 @@ impl MpiRequest {
         tag: c_int,
         at: u64,
         bytes: usize,
-    ) -> Result<Self, TransportError> {
+    ) -> Result<Self, CommError> {
         let mut message = Self::new(Vec::new());
         // SAFETY: the caller keeps the memory.
         unsafe { message.post_receive(comm, from, tag, at as *mut c_void, bytes) }?;
@@ -138,7 +138,7 @@ impl MpiRequest {
         tag: c_int,
         to: *mut c_void,
         bytes: usize,
-    ) -> Result<(), TransportError> {
+    ) -> Result<(), CommError> {
         let length = message_length("MPI_Irecv", from, bytes)?;
         self.expected = Some(length);
         // SAFETY: the caller provides enough memory.
@@ -154,7 +154,7 @@ impl MpiRequest {
         comm: ffi::MPI_Comm,
         from: Option<usize>,
         tag: c_int,
-    ) -> Result<Option<(usize, Self)>, TransportError> {
+    ) -> Result<Option<(usize, Self)>, CommError> {
         let (mut flag, mut length): (c_int, c_int) = (0, 0);
         let mut status = MaybeUninit::<ffi::MPI_Status>::uninit();
         // SAFETY: everything that MPI writes is allocated. The status is read only after MPI has filled it.
@@ -184,7 +184,7 @@ impl MpiRequest {
     }
 
     /// Returns whether the message is complete.
-    pub(super) fn test(&mut self) -> Result<bool, TransportError> {
+    pub(super) fn test(&mut self) -> Result<bool, CommError> {
         if !self.is_complete {
             let mut flag: c_int = 0;
             let mut status = MaybeUninit::<ffi::MPI_Status>::uninit();
@@ -199,7 +199,7 @@ impl MpiRequest {
                 check_code("MPI_Get_count", code)?;
                 if came != expected {
                     let reason = format!("{came} bytes received, expected {expected}");
-                    return Err(TransportError::Library { call: "MPI_Irecv", reason });
+                    return Err(CommError::Library { call: "MPI_Irecv", reason });
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! A communicator that never blocks the host: operations are begun, then tested.
 
-use crate::transport::{DeviceOperation, TransportError};
+use crate::comm::{CommError, DeviceOperation};
 use cudarc::driver::CudaStream;
 use evenkeel_cuda::CudaError;
 use evenkeel_cuda::nccl::{IN_PROGRESS, NcclComm, NcclConfig, NcclId, NcclLibrary, SUCCESS, UINT8};
@@ -10,17 +10,17 @@ use std::ptr::null_mut;
 
 /// One communicator of this rank. Dropping it aborts it unless it has been left.
 #[derive(Debug)]
-pub(super) struct NcclCommunicator {
+pub(super) struct NcclHandle {
     nccl: &'static NcclLibrary,
     handle: Cell<NcclComm>,
 }
 
-fn nccl_error(nccl: &NcclLibrary, call: &'static str, result: c_int) -> TransportError {
-    TransportError::Library { call, reason: nccl.result_text(result) }
+fn nccl_error(nccl: &NcclLibrary, call: &'static str, result: c_int) -> CommError {
+    CommError::Library { call, reason: nccl.result_text(result) }
 }
 
 /// Creates the id of a new communicator.
-pub(super) fn create_id() -> Result<NcclId, TransportError> {
+pub(super) fn create_id() -> Result<NcclId, CommError> {
     let nccl = nccl_library()?;
     let mut id = NcclId([0; 128]);
     #[allow(unsafe_code, reason = "a call into NCCL, which writes the id")]
@@ -30,14 +30,14 @@ pub(super) fn create_id() -> Result<NcclId, TransportError> {
 }
 
 /// Returns the NCCL library, if it is installed.
-pub(super) fn nccl_library() -> Result<&'static NcclLibrary, TransportError> {
-    NcclLibrary::get().map_err(|error: CudaError| TransportError::Joining(error.to_string()))
+pub(super) fn nccl_library() -> Result<&'static NcclLibrary, CommError> {
+    NcclLibrary::get().map_err(|error: CudaError| CommError::Joining(error.to_string()))
 }
 
-impl NcclCommunicator {
-    /// Begins to join, on the current device. The communicator has joined when [`NcclCommunicator::is_idle`]
+impl NcclHandle {
+    /// Begins to join, on the current device. The communicator has joined when [`NcclHandle::is_idle`]
     /// returns true.
-    pub(super) fn start_join(id: NcclId, rank: usize, ranks: usize) -> Result<Self, TransportError> {
+    pub(super) fn start_join(id: NcclId, rank: usize, ranks: usize) -> Result<Self, CommError> {
         let nccl = nccl_library()?;
         let (mut handle, mut config) = (null_mut(), NcclConfig::without_blocking());
         #[allow(unsafe_code, reason = "a call into NCCL, which copies the configuration")]
@@ -51,7 +51,7 @@ impl NcclCommunicator {
     }
 
     /// Returns whether no operation is under way on the host.
-    pub(super) fn is_idle(&self) -> Result<bool, TransportError> {
+    pub(super) fn is_idle(&self) -> Result<bool, CommError> {
         let (mut state, handle) = (SUCCESS, self.handle.get());
         if handle.is_null() {
             return Err(nccl_error(self.nccl, "an exchange after ncclCommAbort", SUCCESS));
@@ -68,11 +68,7 @@ impl NcclCommunicator {
 
     /// Enqueues an exchange. Pieces must be device memory that stays allocated until the stream is complete,
     /// and that nothing else uses meanwhile.
-    pub(super) fn enqueue(
-        &self,
-        stream: &CudaStream,
-        parts: &[DeviceOperation],
-    ) -> Result<(), TransportError> {
+    pub(super) fn enqueue(&self, stream: &CudaStream, parts: &[DeviceOperation]) -> Result<(), CommError> {
         let (nccl, handle) = (self.nccl, self.handle.get());
         if handle.is_null() {
             return Err(nccl_error(nccl, "an exchange after ncclCommAbort", SUCCESS));
@@ -111,7 +107,7 @@ impl NcclCommunicator {
     }
 
     /// Begins to leave. No operation may be under way. The communicator has left when
-    /// [`NcclCommunicator::is_idle`] returns true.
+    /// [`NcclHandle::is_idle`] returns true.
     pub(super) fn start_leave(&self) {
         let handle = self.handle.get();
         if !handle.is_null() {
@@ -140,7 +136,7 @@ impl NcclCommunicator {
     }
 }
 
-impl Drop for NcclCommunicator {
+impl Drop for NcclHandle {
     fn drop(&mut self) {
         self.abort();
     }

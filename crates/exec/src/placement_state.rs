@@ -68,14 +68,17 @@ impl PlacementState {
     }
 
     /// Returns an error unless a placement has the experts, slots and ranks of this group.
-    pub(super) fn expect_fit(&self, placement: &Placement) -> Result<(), ExecError> {
+    fn expect_fit(&self, placement: &Placement) -> Result<(), ExecError> {
         ExecError::expect_size("experts of a placement", placement.experts(), self.experts)?;
         ExecError::expect_size("slots of a placement", placement.slots().len(), self.slots)?;
         ExecError::expect_size("ranks of a placement", placement.ranks(), self.group.ranks())
     }
 
     /// Returns the current placement of a layer, for a switch to `next`.
-    pub(super) fn expect_next(&self, layer: usize, next: &Placement) -> Result<&Placement, ExecError> {
+    ///
+    /// # Errors
+    /// Fails if there is no such layer, or if the next placement has another shape.
+    pub fn expect_next(&self, layer: usize, next: &Placement) -> Result<&Placement, ExecError> {
         let current = self.expect_layer(layer)?;
         self.expect_fit(next)?;
         Ok(current)
@@ -87,7 +90,10 @@ impl PlacementState {
     }
 
     /// Returns the first rank that holds an expert.
-    pub(super) fn home_rank(&self, layer: usize, expert: u32) -> Result<usize, ExecError> {
+    ///
+    /// # Errors
+    /// Fails if there is no such layer or expert.
+    pub fn home_rank(&self, layer: usize, expert: u32) -> Result<usize, ExecError> {
         let placement = self.expect_layer(layer)?;
         let (given, expected) = (expert as usize, placement.experts());
         if given >= expected {
@@ -98,7 +104,10 @@ impl PlacementState {
 
     /// Stages an expert on a rank. Returns the rank from which it has to be copied, unless it is already
     /// there or on its way.
-    pub(super) fn stage_expert(
+    ///
+    /// # Errors
+    /// Fails if there is no such rank, layer or expert.
+    pub fn stage_expert(
         &mut self,
         layer: usize,
         rank: usize,
@@ -112,14 +121,16 @@ impl PlacementState {
         Ok((!there && self.staged.insert((layer, rank, expert))).then_some(home))
     }
 
-    /// Replaces the placement of a layer, whose staged experts are no longer needed. Returns the old one.
-    pub(super) fn replace(&mut self, layer: usize, next: Placement) -> Placement {
+    /// Replaces the placement of a layer, whose staged experts are no longer needed. The layer must exist.
+    pub fn replace(&mut self, layer: usize, next: Placement) {
         self.staged.retain(|&(of, ..)| of != layer);
-        std::mem::replace(&mut self.placements[layer], next)
+        if let Some(placement) = self.placements.get_mut(layer) {
+            *placement = next;
+        }
     }
 
     /// Returns two byte counts per rank: weights in use, and experts staged or on their way.
-    pub(super) fn memory(&self) -> Vec<[u64; 2]> {
+    pub fn memory(&self) -> Vec<[u64; 2]> {
         let of = |rank: usize| {
             let slots = self.placements.iter().flat_map(|placement| experts_of_rank(placement, rank));
             let staged = self.staged.iter().filter(|staged| staged.1 == rank).count();

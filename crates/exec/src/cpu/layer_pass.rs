@@ -224,10 +224,13 @@ impl RankExchange<'_> {
             rows.copy_chunk(flow.inbox(), chunk);
             rows
         });
-        for slot in chunks.slots_of(chunk) {
-            let slots = &rank.slots[*index];
+        let (held, slots) = (&rank.slots[*index], chunks.slots_of(chunk));
+        // Between processes, messages advance after every expert.
+        let stride = if flow.is_local() { slots.len().max(1) } else { 1 };
+        for first in slots.clone().step_by(stride) {
             time_work(&mut times[LayerStage::Ffn as usize], || {
-                rows.run_slot(slots, slot, &mut rank.ffn, model.activation);
+                let slots = first..slots.end.min(first + stride);
+                slots.for_each(|slot| rows.run_slot(held, slot, &mut rank.ffn, model.activation));
             });
             flow.poll(times)?;
         }

@@ -142,7 +142,10 @@ impl AllToAll<'_> {
     /// of this group, at the position of this group, and one per other group.
     pub(in crate::cpu) fn into_answers(mut self) -> (Vec<Vec<u32>>, Vec<Matrix>) {
         let ExchangeShape { groups, chunks, dtype, .. } = self.shape;
-        let order = |at: usize| -> Vec<u32> {
+        let mut order = |at: usize| -> Vec<u32> {
+            if chunks.count() == 1 {
+                return std::mem::take(&mut self.sent[at]);
+            }
             answer_order(&self.own[at].spans, chunks).map(|row| self.sent[at][row]).collect()
         };
         let places: Vec<usize> = (0..groups.count)

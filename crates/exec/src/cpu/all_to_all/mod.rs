@@ -317,9 +317,14 @@ impl<'a> AllToAll<'a> {
         &self.inbox
     }
 
+    /// Returns whether all ranks are in this process, so that nothing is under way.
+    pub(super) fn is_local(&self) -> bool {
+        self.mail.group.is_complete()
+    }
+
     /// Forwards received data without waiting.
     pub(super) fn poll(&mut self, times: &mut StageTimes) -> Result<(), ExecError> {
-        if self.mail.group.is_complete() {
+        if self.is_local() {
             return Ok(());
         }
         let (chunks, peers) = (self.shape.chunks.count(), self.group_ranks());

@@ -50,8 +50,10 @@ fn default_count() -> usize {
 /// The most steps over which the mean imbalance is compared with the drift threshold.
 const MAX_DRIFT_STEPS: usize = 256;
 
-/// The default horizon in steps: less than three minutes at 10 ms a step. Loads of a deployment stay alike for
-/// longer. Transfers are bounded by their share of the time, however long the horizon is.
+/// The default horizon in steps: less than three minutes at 10 ms a step.
+///
+/// Loads of a deployment stay alike for longer. Transfers are bounded by their share of the time, however
+/// long the horizon is.
 const DEFAULT_HORIZON: u64 = 16_384;
 
 /// The horizon, in steps, of a configuration that states `move_cost` in batches but no horizon.

@@ -1,7 +1,7 @@
 //! Read access to the state of a phase: its figures, its current plan, and the loads of the latest steps.
 //!
-//! Input is a [`PhaseState`]. Output is what the documents of [`crate::wire`] show. The fields of the state are
-//! private to the controller, so that only steps and proposals change them.
+//! Input is a [`PhaseState`]. Output is what the documents of [`crate::wire`] show. The fields of the state
+//! are private to the controller, so that only steps and proposals change them.
 
 use super::state::{DISPLAYED_STEPS, PhaseState, StepOutcome};
 use crate::Phase;

@@ -39,8 +39,10 @@ struct RankPass<'a> {
 struct RankExchange<'a> {
     pass: RankPass<'a>,
     flow: AllToAll<'a>,
-    /// Received rows, from the first chunk on.
+    /// Received rows, from the first chunk to the last.
     rows: Option<GroupedRows>,
+    /// Number of received rows.
+    served: u64,
     /// Results of the shared expert, `[token][H]`.
     shared: Vec<f32>,
 }
@@ -174,7 +176,7 @@ impl<'a> RankPass<'a> {
         let packed = time_work(&mut times[LayerStage::Dispatch as usize], || self.pack_tokens(shape));
         let flow = AllToAll::start_dispatch(mail, (self.rank.own, first), shape, packed, &mut times)?;
         self.times = times;
-        Ok(RankExchange { pass: self, flow, rows: None, shared: Vec::new() })
+        Ok(RankExchange { pass: self, flow, rows: None, served: 0, shared: Vec::new() })
     }
 
     /// Packs this rank's tokens for the ranks of its group and for the other groups. Also returns the token
@@ -237,6 +239,12 @@ impl RankExchange<'_> {
         let answers = time_work(&mut times[LayerStage::Combine as usize], || {
             rows.weighted_answers(flow.inbox(), chunk, dtype)
         });
+        if chunk + 1 == chunks.count() {
+            // Other ranks of this process need the memory.
+            self.served = rows.row_count();
+            self.rows = None;
+            flow.discard_inbox();
+        }
         flow.send_answers(answers, times)
     }
 
@@ -258,7 +266,7 @@ impl RankExchange<'_> {
             rank::combine_answers(&own, &sent, &answers, &self.shared, model.hidden as usize)
         });
         run.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-        run.rank_loads[rank.own] = self.rows.map_or(0, |rows| rows.row_count());
+        run.rank_loads[rank.own] = self.served;
         run.routed[rank.own] = own.routed;
         run.times[rank.own] = times;
     }

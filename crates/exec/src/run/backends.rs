@@ -70,11 +70,12 @@ impl ExecRun<'_> {
         progress: &dyn StepProgress,
     ) -> Result<RunReport, ExecError> {
         let weights = self.weights.as_ref();
-        let own = Rc::clone(group);
         self.run_planned(
             Some(group),
             (plan_on, progress),
-            |exec, placements| Cuda::join(exec, options, weights, placements, own, verify_splits),
+            |exec, placements| {
+                Cuda::join(exec, options, weights, placements, Rc::clone(group), verify_splits)
+            },
             |plain, placements| plain.with_placements(weights, placements, self.exec.method),
         )
     }
@@ -85,7 +86,7 @@ impl ExecRun<'_> {
         &self,
         group: Option<&Rc<ProcessGroup>>,
         (plan_on, progress): (Range<usize>, &dyn StepProgress),
-        build: impl FnOnce(ExecConfig, Vec<Placement>) -> Result<B, ExecError>,
+        build: impl Fn(ExecConfig, Vec<Placement>) -> Result<B, ExecError>,
         replace: impl FnOnce(&B, Vec<Placement>) -> Result<B, ExecError>,
     ) -> Result<RunReport, ExecError> {
         let agree = |placements| match group {
@@ -100,6 +101,11 @@ impl ExecRun<'_> {
         let contiguous = vec![self.contiguous_placement()?; self.layers.len()];
         let mut plain = build(ExecConfig { method: None, ..self.exec.clone() }, contiguous)?;
         let placements = agree(self.first_placements(&mut plain, plan_on, progress))?;
+        if !self.compare && group.is_some_and(|group| group.is_complete()) {
+            // The host has one memory for all ranks. It need not hold the experts of both.
+            drop(plain);
+            return self.run(&mut build(self.exec.clone(), placements)?, None, progress);
+        }
         let mut planned = replace(&plain, placements)?;
         // Without a comparison its memory is freed before the run.
         let mut plain = self.compare.then_some(plain);

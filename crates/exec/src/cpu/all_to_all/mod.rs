@@ -317,6 +317,11 @@ impl<'a> AllToAll<'a> {
         &self.inbox
     }
 
+    /// Frees the received tokens.
+    pub(super) fn discard_inbox(&mut self) {
+        self.inbox = Vec::new();
+    }
+
     /// Returns whether all ranks are in this process, so that nothing is under way.
     pub(super) fn is_local(&self) -> bool {
         self.mail.group.is_complete()

@@ -70,10 +70,10 @@ const ANONYMOUS: &[(&str, &str)] = &[
     ("evenkeel_solver", "SolverTables::forests SolverTables::seats SolverTables::two"),
     (
         "evenkeel_exec",
-        "Backend::memory calibrate::RooflineFile::shape calibrate::network::LinkFile::off calibrate::network::fit_link \
-         overlap::LayerCosts::bytes run::RunReport::loss run::RunReport::memory run::RunReport::times run::StepRow::times \
-         transport::MpiDeviceTransport::shared_gpus transport::TrafficStats::bytes transport::TrafficStats::waited \
-         transport::rendezvous::Launch::store_address",
+        "Backend::memory PlacementState::memory calibrate::RooflineFile::shape calibrate::network::LinkFile::off \
+         calibrate::network::fit_link comm::TrafficStats::bytes comm::TrafficStats::waited \
+         comm::rendezvous::Launch::store_address job::Job::execute job::JobStats::layer_time overlap::LayerCosts::bytes \
+         run::RunReport::loss run::RunReport::memory run::RunReport::times run::StepRow::times",
     ),
     ("evenkeel_serve", "PhaseState::last_imbalance StepOutcome::imbalance counts_digest wire::counts_digest"),
 ];

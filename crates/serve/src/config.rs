@@ -379,10 +379,10 @@ mod tests {
         let stated =
             |text: &str| read(&format!("[decide]\n{text}\n")).unwrap().controller_config(None).unwrap();
         let of = |options: ControllerConfig| (options.horizon, options.copy_share_limit());
-        assert_eq!(of(stated("")), (1024, Some(0.01)));
+        assert_eq!(of(stated("")), (16384, Some(0.01)));
         assert_eq!(of(stated("move_cost = 0.5")), (256, None));
         assert_eq!(of(stated("move_cost = 0.5\nhorizon = 100\ncopy_share = 0.02")), (100, Some(0.02)));
-        assert_eq!(of(stated("copy_share = 0")), (1024, None));
+        assert_eq!(of(stated("copy_share = 0")), (16384, None));
     }
 
     #[test]

@@ -8,18 +8,19 @@
 
 /// Option of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SlotOption {
+pub struct LayerOption {
     /// Cost of the option: redundant slots of the layer, or moves.
     pub cost: usize,
-    /// Sum of the exact peaks of the layer's batches.
-    pub peaks: u64,
+    /// Time of the layer's batches, or the sum of their exact peaks. Any unit serves, if it is the same for
+    /// all layers.
+    pub time: u64,
 }
 
 /// Chooses a level for each layer, by index, so that all redundant slots together are at most `budget`.
 ///
 /// Levels of a layer are in ascending order of slots. The first one is the least that the layer can have.
 /// Returns `None` if even the first levels exceed the budget.
-pub fn allocate_slots(layers: &[Vec<SlotOption>], budget: usize) -> Option<Vec<usize>> {
+pub fn allocate_slots(layers: &[Vec<LayerOption>], budget: usize) -> Option<Vec<usize>> {
     let least: usize = layers.iter().map(|levels| levels.first().map_or(0, |level| level.cost)).sum();
     let mut left = budget.checked_sub(least)?;
     let envelopes: Vec<Vec<usize>> = layers.iter().map(|levels| convex_envelope(levels)).collect();
@@ -30,7 +31,7 @@ pub fn allocate_slots(layers: &[Vec<SlotOption>], budget: usize) -> Option<Vec<u
         for (layer, envelope) in envelopes.iter().enumerate() {
             let Some(&next) = envelope.get(at[layer] + 1) else { continue };
             let (from, to) = (layers[layer][envelope[at[layer]]], layers[layer][next]);
-            let (slots, saved) = ((to.cost - from.cost) as u64, from.peaks - to.peaks);
+            let (slots, saved) = ((to.cost - from.cost) as u64, from.time - to.time);
             // More tokens saved per slot win, and the lowest layer wins ties.
             let better = |&(most, per, _): &(u64, u64, usize)| {
                 u128::from(saved) * u128::from(per) > u128::from(most) * u128::from(slots)
@@ -48,16 +49,16 @@ pub fn allocate_slots(layers: &[Vec<SlotOption>], budget: usize) -> Option<Vec<u
 
 /// Returns the indices of the levels on the lower convex envelope that each save something. The first level
 /// always belongs to it.
-pub(super) fn convex_envelope(levels: &[SlotOption]) -> Vec<usize> {
+pub(super) fn convex_envelope(levels: &[LayerOption]) -> Vec<usize> {
     let mut kept: Vec<usize> = Vec::new();
     for (index, level) in levels.iter().enumerate() {
-        if kept.last().is_some_and(|&last| levels[last].peaks <= level.peaks) {
+        if kept.last().is_some_and(|&last| levels[last].time <= level.time) {
             continue;
         }
         while let [.., a, b] = kept[..] {
             let (a, b) = (levels[a], levels[b]);
             let slope =
-                |x: SlotOption, y: SlotOption| (u128::from(x.peaks - y.peaks), (y.cost - x.cost) as u128);
+                |x: LayerOption, y: LayerOption| (u128::from(x.time - y.time), (y.cost - x.cost) as u128);
             let ((saved, slots), (saved_next, slots_next)) = (slope(a, b), slope(b, *level));
             if saved * slots_next >= saved_next * slots {
                 break;
@@ -74,8 +75,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn levels(points: &[(usize, u64)]) -> Vec<SlotOption> {
-        points.iter().map(|&(cost, peaks)| SlotOption { cost, peaks }).collect()
+    fn levels(points: &[(usize, u64)]) -> Vec<LayerOption> {
+        points.iter().map(|&(cost, time)| LayerOption { cost, time }).collect()
     }
 
     #[test]
@@ -96,7 +97,7 @@ mod tests {
             drops in prop::collection::vec(prop::collection::vec(0u64..30, 3), 3), budget in 0usize..10
         ) {
             // With equal steps and falling savings the greedy choice is optimal for every budget.
-            let layers: Vec<Vec<SlotOption>> = drops.iter().map(|drops| {
+            let layers: Vec<Vec<LayerOption>> = drops.iter().map(|drops| {
                 let mut drops = drops.clone();
                 drops.sort_unstable_by(|a, b| b.cmp(a));
                 let mut peaks = 200;
@@ -105,7 +106,7 @@ mod tests {
             }).collect();
             let chosen = allocate_slots(&layers, budget).unwrap();
             let cost = |at: &[usize]| at.iter().zip(&layers).map(|(&k, l)| l[k].cost).sum::<usize>();
-            let peaks = |at: &[usize]| at.iter().zip(&layers).map(|(&k, l)| l[k].peaks).sum::<u64>();
+            let peaks = |at: &[usize]| at.iter().zip(&layers).map(|(&k, l)| l[k].time).sum::<u64>();
             prop_assert!(cost(&chosen) <= budget);
             for a in 0..4 { for b in 0..4 { for c in 0..4 {
                 if cost(&[a, b, c]) <= budget {

@@ -13,6 +13,6 @@ mod knapsack;
 mod moves;
 mod select;
 
-pub use knapsack::{SlotOption, allocate_slots};
+pub use knapsack::{LayerOption, allocate_slots};
 pub use moves::{MoveEconomics, MoveJudge, MoveVerdict, PlacementFigures, PricedPlacement, busiest_receiver};
 pub use select::{MoveBudget, MoveOption, select_moves};

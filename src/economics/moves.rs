@@ -113,16 +113,13 @@ pub struct PricedPlacement {
     pub replanned: ReplannedPlacement,
     /// Verdict on the moves.
     pub verdict: MoveVerdict,
+    /// Figures of the placement with the necessary moves alone.
+    pub before: PlacementFigures,
     /// Figures of the placement.
-    pub figures: PlacementFigures,
+    pub after: PlacementFigures,
 }
 
 impl PricedPlacement {
-    /// Creates a placement with a verdict of [`MoveJudge::judge`].
-    pub fn new(replanned: ReplannedPlacement, verdict: MoveVerdict, figures: PlacementFigures) -> Self {
-        Self { replanned, verdict, figures }
-    }
-
     /// Returns the placement if its moves pay, and `previous` otherwise.
     pub fn accepted_or(self, previous: &Placement) -> Placement {
         if self.verdict.accepted { self.replanned.placement } else { previous.clone() }
@@ -218,11 +215,38 @@ impl<'a> MoveJudge<'a> {
         Ok(sum)
     }
 
-    /// Returns the verdict on a placement, against the placement with the necessary moves alone.
+    /// Judges a placement against `least`, the placement with the necessary moves alone.
     ///
     /// The batches are those on which the placement was planned, so its fall of the imbalance on them is too
     /// favourable. A policy that expects another fall corrects it.
-    pub fn judge(
+    ///
+    /// # Errors
+    /// Fails if a batch cannot be split.
+    pub fn compare(
+        &self,
+        least: &ReplannedPlacement,
+        replanned: ReplannedPlacement,
+    ) -> Result<PricedPlacement, SplitError> {
+        self.compare_with_figures(least, self.figures(&least.placement)?, replanned)
+    }
+
+    /// Judges as [`MoveJudge::compare`] does. `before` holds the figures of `least`.
+    fn compare_with_figures(
+        &self,
+        least: &ReplannedPlacement,
+        before: PlacementFigures,
+        replanned: ReplannedPlacement,
+    ) -> Result<PricedPlacement, SplitError> {
+        let after = if replanned.placement == least.placement {
+            before.clone()
+        } else {
+            self.figures(&replanned.placement)?
+        };
+        let verdict = self.verdict((&before, &least.moves), (&after, &replanned));
+        Ok(PricedPlacement { replanned, verdict, before, after })
+    }
+
+    fn verdict(
         &self,
         (least, least_moves): (&PlacementFigures, &[ExpertMove]),
         (after, replanned): (&PlacementFigures, &ReplannedPlacement),
@@ -276,48 +300,34 @@ impl<'a> MoveJudge<'a> {
         mut place: impl FnMut(Option<usize>, f64) -> Result<ReplannedPlacement, PlaceError>,
     ) -> Result<PricedPlacement, PlaceError> {
         let base = self.figures(&least.placement)?;
-        let mut best: Option<PricedPlacement> = None;
-        let mut limit = max_moves;
         let price = self.move_price();
         // Transfers to several ranks take the time of one.
         let receivers = max_moves.unwrap_or(usize::MAX).min(self.cluster.ranks()).max(1);
-        let mut asked = price / receivers as f64;
+        let (mut limit, mut asked) = (max_moves, price / receivers as f64);
+        let mut judged = self.compare_with_figures(least, base.clone(), place(limit, asked)?)?;
+        let mut best = judged.clone();
         loop {
-            let replanned = match place(limit, asked) {
-                Err(PlaceError::TooFewMoves { .. }) if best.is_some() => break,
-                replanned => replanned?,
-            };
-            let figures = if replanned.placement == least.placement {
-                base.clone()
-            } else {
-                self.figures(&replanned.placement)?
-            };
-            let verdict = self.judge((&base, &least.moves), (&figures, &replanned));
-            let (moves, priced) = (replanned.moves.len(), replanned.expected_gain.is_some());
-            if best.as_ref().is_none_or(|best| verdict.net_ps() > best.verdict.net_ps()) {
-                best = Some(PricedPlacement { replanned, verdict, figures });
-            }
-            if priced {
-                if verdict.accepted || asked >= price {
-                    break;
+            if judged.replanned.expected_gain.is_some() {
+                if judged.verdict.accepted || asked >= price {
+                    return Ok(best);
                 }
                 asked = price;
-                continue;
+            } else {
+                // A limit above these moves would give the same answer.
+                let moves = judged.replanned.moves.len();
+                let next = moves.min(limit.unwrap_or(moves)) / 2;
+                if next <= least.moves.len() {
+                    return Ok(best);
+                }
+                limit = Some(next);
             }
-            // A limit above these moves would give the same answer.
-            let next = moves.min(limit.unwrap_or(moves)) / 2;
-            if next <= least.moves.len() {
-                break;
+            judged = match place(limit, asked) {
+                Err(PlaceError::TooFewMoves { .. }) => return Ok(best),
+                replanned => self.compare_with_figures(least, base.clone(), replanned?)?,
+            };
+            if judged.verdict.net_ps() > best.verdict.net_ps() {
+                best = judged.clone();
             }
-            limit = Some(next);
-        }
-        match best {
-            Some(best) => Ok(best),
-            None => Ok(PricedPlacement {
-                replanned: least.clone(),
-                verdict: MoveVerdict { accepted: true, ..MoveVerdict::default() },
-                figures: base,
-            }),
         }
     }
 }

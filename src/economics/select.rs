@@ -5,7 +5,7 @@
 //! the lower convex envelope of a layer come first, by the time saved per move (Fox, Operations Research 14,
 //! 1966). Then all others follow, as long as they fit.
 
-use super::knapsack::{SlotOption, convex_envelope};
+use super::knapsack::{LayerOption, convex_envelope};
 use super::moves::busiest_receiver;
 use crate::place::ExpertMove;
 use std::cmp::Reverse;
@@ -33,9 +33,10 @@ pub struct MoveBudget {
 ///
 /// The choice is made for every smaller number of experts per receiver too, and the best is taken. A larger
 /// budget is therefore never worse, although greedy choices alone may be.
-pub fn select_moves(layers: &[Vec<MoveOption<'_>>], ranks: usize, budget: &MoveBudget) -> Vec<usize> {
+pub fn select_moves(layers: &[Vec<MoveOption<'_>>], budget: &MoveBudget) -> Vec<usize> {
     let order = option_order(layers);
-    let mut necessary = vec![0u64; ranks];
+    let moves = layers.iter().flatten().flat_map(|option| option.moves);
+    let mut necessary = vec![0u64; moves.map(|m| m.to as usize + 1).max().unwrap_or(0)];
     layers.iter().filter_map(|options| options.first()).for_each(|option| receive(&mut necessary, option));
     let Some(most) = budget.per_receiver else {
         return fill_budget(layers, &order, &necessary, (u64::MAX, budget.moves));
@@ -94,12 +95,12 @@ fn fill_budget(
 fn option_order(layers: &[Vec<MoveOption<'_>>]) -> Vec<(usize, usize)> {
     let mut steps = Vec::new();
     for (layer, options) in layers.iter().enumerate() {
-        let levels: Vec<SlotOption> =
-            options.iter().map(|o| SlotOption { cost: o.moves.len(), peaks: o.time }).collect();
+        let levels: Vec<LayerOption> =
+            options.iter().map(|o| LayerOption { cost: o.moves.len(), time: o.time }).collect();
         let envelope = convex_envelope(&levels);
         let pairs = envelope.windows(2).map(|pair| (0, pair[0], pair[1]));
         for (later, from, to) in pairs.chain((1..levels.len()).map(|to| (1, 0, to))) {
-            let saved = u128::from(levels[from].peaks.saturating_sub(levels[to].peaks));
+            let saved = u128::from(levels[from].time.saturating_sub(levels[to].time));
             // The unit is 2⁻³² of the unit of time per move.
             let per_move = (saved << 32) / (levels[to].cost - levels[from].cost).max(1) as u128;
             steps.push((later, Reverse(per_move), layer, to));
@@ -125,7 +126,7 @@ mod tests {
             vec![option(&none, 100), option(&one, 90), option(&two, 70)],
             vec![option(&none, 100), option(&one, 60)],
         ];
-        let choose = |per_receiver, moves| select_moves(&layers, 2, &MoveBudget { per_receiver, moves });
+        let choose = |per_receiver, moves| select_moves(&layers, &MoveBudget { per_receiver, moves });
         assert_eq!(choose(None, None), [2, 1]);
         assert_eq!(choose(Some(1), None), [0, 1], "rank 0 has room for one expert");
         assert_eq!(choose(Some(2), None), [2, 1]);
@@ -138,6 +139,6 @@ mod tests {
     fn an_option_that_saves_nothing_is_not_chosen() {
         let (none, one) = (moves(&[]), moves(&[0]));
         let layers = [vec![MoveOption { moves: &none, time: 5 }, MoveOption { moves: &one, time: 5 }]];
-        assert_eq!(select_moves(&layers, 1, &MoveBudget::default()), [0]);
+        assert_eq!(select_moves(&layers, &MoveBudget::default()), [0]);
     }
 }

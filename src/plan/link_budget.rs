@@ -99,7 +99,7 @@ impl PlanRequest<'_> {
             })
             .collect();
         let limit = MoveBudget { per_receiver: Some(copies), moves: None };
-        let chosen = select_moves(&options, ranks, &limit);
+        let chosen = select_moves(&options, &limit);
         let place = |layer: usize, history: &History<'_>| match busy.iter().position(|&other| other == layer)
         {
             Some(at) => Ok(layers[at][chosen[at]].placement.clone()),

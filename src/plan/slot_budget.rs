@@ -7,7 +7,7 @@
 use super::layer_stage::{LayerStage, PlacedLayer};
 use super::{ConstraintError, LayerChange, Plan, PlanReport, PlanRequest, PlanRequestError};
 use crate::cluster::{Cluster, ClusterError};
-use crate::economics::{SlotOption, allocate_slots};
+use crate::economics::{LayerOption, allocate_slots};
 use crate::evaluate::{EvaluateError, Progress, busy_layers};
 use crate::forecast::History;
 use crate::place::{PeakEvaluator, PlaceError};
@@ -37,7 +37,7 @@ impl PlanRequest<'_> {
             named(busy[0])(PlaceError::Shape { policy: stage.name(), reason })
         })?;
         let done = AtomicUsize::new(0);
-        let tried: Vec<(Vec<SlotOption>, Vec<PlacedLayer>)> = busy
+        let tried: Vec<(Vec<LayerOption>, Vec<PlacedLayer>)> = busy
             .par_iter()
             .map(|&layer| {
                 let options = self.slot_options(stage, layer, &clusters).map_err(named(layer))?;
@@ -45,7 +45,7 @@ impl PlanRequest<'_> {
                 Ok(options)
             })
             .collect::<Result<_, EvaluateError>>()?;
-        let curves: Vec<Vec<SlotOption>> = tried.iter().map(|(levels, _)| levels.clone()).collect();
+        let curves: Vec<Vec<LayerOption>> = tried.iter().map(|(levels, _)| levels.clone()).collect();
         let Some(chosen) = allocate_slots(&curves, budget) else {
             let least = curves.iter().map(|levels| levels[0].cost).sum();
             return Err(ConstraintError::MemoryBudget { budget, least }.into());
@@ -85,7 +85,7 @@ impl PlanRequest<'_> {
         stage: &LayerStage<'_>,
         layer: usize,
         clusters: &[Cluster],
-    ) -> Result<(Vec<SlotOption>, Vec<PlacedLayer>), PlaceError> {
+    ) -> Result<(Vec<LayerOption>, Vec<PlacedLayer>), PlaceError> {
         let history = History::from_trace(self.trace, layer);
         let mut scenarios =
             PeakEvaluator::from_history(&history, usize::MAX).with_speeds(&self.constraints.speeds);
@@ -94,7 +94,7 @@ impl PlanRequest<'_> {
             match stage.place_layer(layer, &history, cluster, self.constraints.max_moves) {
                 Ok(placed) => {
                     let cost = cluster.slots() - history.experts();
-                    levels.push(SlotOption { cost, peaks: scenarios.sum_for_placement(&placed.placement)? });
+                    levels.push(LayerOption { cost, time: scenarios.sum_for_placement(&placed.placement)? });
                     placements.push(placed);
                 }
                 Err(error) => refused = Some(error),

@@ -32,8 +32,8 @@ impl LayerCandidate {
         self.forced || (!self.replanned.moves.is_empty() && self.verdict.accepted)
     }
 
-    fn from_figures(before: &PlacementFigures, priced: PricedPlacement, forced: bool) -> Self {
-        let PricedPlacement { replanned, verdict, figures: after, .. } = priced;
+    fn from_priced(priced: PricedPlacement, forced: bool) -> Self {
+        let PricedPlacement { replanned, verdict, before, after, .. } = priced;
         let ranks = |figures: &PlacementFigures| figures.rank_loads.iter().map(|&load| load as f32).collect();
         let estimate = LayerEstimate {
             before: before.imbalance,
@@ -41,7 +41,7 @@ impl LayerCandidate {
             bound: after.bound,
             batches: after.batches,
         };
-        let (ranks_before, ranks_after) = (ranks(before), ranks(&after));
+        let (ranks_before, ranks_after) = (ranks(&before), ranks(&after));
         Self { replanned, verdict, estimate, ranks_before, ranks_after, forced }
     }
 }
@@ -79,8 +79,7 @@ impl PhaseState {
             PhaseCommand::Replan { .. } => {
                 let request = PlaceRequest::new(&history, cluster).max_moves(self.options.max_moves);
                 let priced = judge.replan(policy, &request, before)?;
-                let figures = judge.figures(before)?;
-                return Ok(Some(LayerCandidate::from_figures(&figures, priced, false)));
+                return Ok(Some(LayerCandidate::from_priced(priced, false)));
             }
             PhaseCommand::Down(rank) => {
                 let at = self.active_ranks().iter().position(|&r| r as usize == *rank).unwrap_or(0);
@@ -110,10 +109,8 @@ impl PhaseState {
             ReplannedPlacement::without_moves(replanned.placement)
         };
         let forced = command.is_rank_change() || !self.core.planned[layer];
-        let (old, new) = (judge.figures(&from)?, judge.figures(&replanned.placement)?);
-        let verdict = judge.judge((&old, &[]), (&new, &replanned));
-        let priced = PricedPlacement::new(replanned, verdict, new);
-        Ok(Some(LayerCandidate::from_figures(&old, priced, forced)))
+        let priced = judge.compare(&ReplannedPlacement::without_moves(from), replanned)?;
+        Ok(Some(LayerCandidate::from_priced(priced, forced)))
     }
 
     /// Returns the picoseconds that other placements, `[L]`, save within the horizon if all of its steps are
@@ -135,9 +132,9 @@ impl PhaseState {
             let batches: Vec<&[u64]> = steps.clone().map(|step| trace.loads(step, layer)).collect();
             let economics = self.copy_budget.layer_economics(self.options.horizon, &batches, &self.cluster);
             let judge = MoveJudge::new(&economics, &self.cluster, batches, &[]);
-            let replanned = ReplannedPlacement::without_moves(after.clone());
-            let verdict = judge.judge((&judge.figures(before)?, &[]), (&judge.figures(after)?, &replanned));
-            saved = saved.saturating_add(verdict.gain_ps);
+            let [before, after] =
+                [before, after].map(|placement| ReplannedPlacement::without_moves(placement.clone()));
+            saved = saved.saturating_add(judge.compare(&before, after)?.verdict.gain_ps);
         }
         Ok(saved)
     }

@@ -23,7 +23,7 @@ impl PhaseState {
         (cluster, down): (Cluster, BTreeSet<usize>),
         candidates: Vec<Option<LayerCandidate>>,
     ) -> Proposal {
-        let (selected, waiting) = self.select_layers(&candidates, cluster.ranks());
+        let (selected, waiting) = self.select_layers(&candidates);
         let mut imbalance = mean_imbalances(&candidates, &selected);
         let sums = SelectionTotals { waiting, ..SelectionTotals::from_candidates(&candidates, &selected) };
         let (acts, why) = self.judge_selection(trigger, cluster.ranks(), imbalance, &sums);
@@ -45,14 +45,8 @@ impl PhaseState {
         let expert_bytes = self.shape.parsed_model().ok().flatten().map(|model| model.expert_bytes());
         let busiest =
             if counted.0 > 0 { busiest_receiver(selected_moves(&candidates, &selected)) } else { 0 };
+        let reason = self.trigger_reason(trigger) + &why;
         let decision = Decision {
-            number: self.core.decisions + 1,
-            phase: self.phase,
-            step: self.core.last_step,
-            accepted: self.core.accepted,
-            trigger,
-            outcome,
-            reason: self.trigger_reason(trigger) + &why,
             plan: version,
             judged_steps: self.window.len().min(self.options.judged),
             imbalance,
@@ -64,8 +58,7 @@ impl PhaseState {
             gain_ms: picos_to_ms(sums.gain_ps),
             cost_ms: picos_to_ms(sums.cost_ps),
             copy_ms: self.copy_budget.transfer_ms(busiest),
-            duration_ms: 0.0,
-            timestamp_unix_s: 0,
+            ..self.next_decision(trigger, outcome, reason)
         };
         let mut proposal = Proposal {
             changes_plan: publishes,
@@ -161,14 +154,14 @@ impl PhaseState {
     }
 
     /// Returns whether each layer moves, and the number of accepted moves that exceed a budget.
-    fn select_layers(&self, candidates: &[Option<LayerCandidate>], ranks: usize) -> (Vec<bool>, usize) {
+    fn select_layers(&self, candidates: &[Option<LayerCandidate>]) -> (Vec<bool>, usize) {
         let options: Vec<Vec<MoveOption<'_>>> =
             candidates.iter().map(|candidate| move_options(candidate.as_ref())).collect();
         let budget = MoveBudget {
             per_receiver: self.copy_budget.affordable_transfers(&self.core.copies),
             moves: (self.options.move_budget > 0).then_some(self.options.move_budget),
         };
-        let chosen = select_moves(&options, ranks, &budget);
+        let chosen = select_moves(&options, &budget);
         let mut waiting = 0;
         let layers = candidates.iter().zip(options.iter().zip(chosen));
         let selected = layers.map(|(candidate, (options, chosen))| {

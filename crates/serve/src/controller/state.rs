@@ -351,7 +351,20 @@ impl PhaseState {
         reason: String,
         at: u64,
     ) -> Decision {
-        let decision = Decision {
+        let decision = Decision { timestamp_unix_s: at, ..self.next_decision(trigger, outcome, reason) };
+        self.core.expected = self.recent_imbalance();
+        self.record_noop(&decision);
+        decision
+    }
+
+    /// Returns the next decision, which changes nothing.
+    pub(super) fn next_decision(
+        &self,
+        trigger: Trigger,
+        outcome: DecisionOutcome,
+        reason: String,
+    ) -> Decision {
+        Decision {
             number: self.core.decisions + 1,
             phase: self.phase,
             step: self.core.last_step,
@@ -371,11 +384,8 @@ impl PhaseState {
             cost_ms: 0.0,
             copy_ms: 0.0,
             duration_ms: 0.0,
-            timestamp_unix_s: at,
-        };
-        self.core.expected = self.recent_imbalance();
-        self.record_noop(&decision);
-        decision
+            timestamp_unix_s: 0,
+        }
     }
 
     /// Shows a plan that a dry run considered, unless a decision was made meanwhile.

@@ -72,11 +72,11 @@ fn run_in_process(request: &RunRequest, output: Output) -> anyhow::Result<()> {
     let outcome = match request.backend {
         BackendName::Cpu => {
             let group = Rc::new(ProcessGroup::local(inputs.exec.cluster));
-            run.on_cpu(&group, CpuOptions::default(), plan_on, &bar)?
+            run.run_on_cpu(&group, CpuOptions::default(), plan_on, &bar)?
         }
         #[cfg(feature = "cuda")]
         BackendName::Cuda => {
-            run.on_cuda(cuda_options(request.gpu, request.gpus, request.ffn), plan_on, &bar)?
+            run.run_on_cuda(cuda_options(request.gpu, request.gpus, request.ffn), plan_on, &bar)?
         }
         #[cfg(not(feature = "cuda"))]
         BackendName::Cuda => bail!(WITHOUT_CUDA),

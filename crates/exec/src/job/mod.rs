@@ -148,11 +148,11 @@ impl Job {
                     (overlap.chunks, Some(overlap))
                 };
                 let options = CpuOptions { verify_splits, chunks };
-                (run.on_cpu(&group, options, plan_on, progress)?, None, chunks, overlap)
+                (run.run_on_cpu(&group, options, plan_on, progress)?, None, chunks, overlap)
             }
             #[cfg(feature = "cuda")]
             RankMemory::Device { options, memory } => {
-                let outcome = run.on_devices(&group, *options, verify_splits, plan_on, progress)?;
+                let outcome = run.run_on_devices(&group, *options, verify_splits, plan_on, progress)?;
                 (outcome, Some(memory.to_string()), 1, None)
             }
         };

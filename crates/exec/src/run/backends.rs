@@ -19,7 +19,7 @@ impl ExecRun<'_> {
     ///
     /// # Errors
     /// Fails as [`ExecRun::run`] and [`Cpu::join`] do, and if a layer cannot be placed.
-    pub fn on_cpu(
+    pub fn run_on_cpu(
         &self,
         group: &Rc<ProcessGroup>,
         options: CpuOptions,
@@ -40,7 +40,7 @@ impl ExecRun<'_> {
     /// # Errors
     /// Fails as [`ExecRun::run`] and [`Cuda::new`] do, and if a layer cannot be placed.
     #[cfg(feature = "cuda")]
-    pub fn on_cuda(
+    pub fn run_on_cuda(
         &self,
         options: CudaOptions,
         plan_on: Range<usize>,
@@ -55,13 +55,13 @@ impl ExecRun<'_> {
         )
     }
 
-    /// Runs as [`ExecRun::on_cuda`] does, as one rank among processes with a GPU each. `options` must name
+    /// Runs as [`ExecRun::run_on_cuda`] does, as one rank among processes with a GPU each. `options` must name
     /// the GPU that the communicator assigned.
     ///
     /// # Errors
     /// Fails as [`ExecRun::run`] and [`Cuda::join`] do, and if a layer cannot be placed.
     #[cfg(feature = "cuda")]
-    pub fn on_devices(
+    pub fn run_on_devices(
         &self,
         group: &Rc<ProcessGroup>,
         options: CudaOptions,

@@ -82,12 +82,12 @@ fn as_in_one_memory(config: &ExecConfig, policy: &str, tokens: usize, chunks: &[
         exec: config.clone(),
     };
     let local = Rc::new(ProcessGroup::local(cluster));
-    let expected = run.on_cpu(&local, CpuOptions::default(), 0..3, &()).unwrap();
+    let expected = run.run_on_cpu(&local, CpuOptions::default(), 0..3, &()).unwrap();
     assert!(expected.check.unwrap().within_bounds(dtype), "{model}: {:?}", expected.check);
     assert!(expected.matches_prediction());
     for &chunks in chunks {
         let options = CpuOptions { verify_splits: true, chunks };
-        for outcome in ranks(cluster, PATIENCE, |group| run.on_cpu(&group, options, 0..3, &()).unwrap()) {
+        for outcome in ranks(cluster, PATIENCE, |group| run.run_on_cpu(&group, options, 0..3, &()).unwrap()) {
             assert_eq!(found(&outcome), found(&expected), "{model}, {chunks} chunks");
         }
     }

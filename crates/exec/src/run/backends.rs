@@ -55,8 +55,8 @@ impl ExecRun<'_> {
         )
     }
 
-    /// Runs as [`ExecRun::run_on_cuda`] does, as one rank among processes with a GPU each. `options` must name
-    /// the GPU that the communicator assigned.
+    /// Runs as [`ExecRun::run_on_cuda`] does, as one rank among processes with a GPU each. `options` must
+    /// name the GPU that the communicator assigned.
     ///
     /// # Errors
     /// Fails as [`ExecRun::run`] and [`Cuda::join`] do, and if a layer cannot be placed.

@@ -292,7 +292,7 @@ pub(crate) fn plan_of(steps: std::ops::Range<u64>) -> (u64, String) {
     let mut lane = PhaseState::new(shape(), options(), Phase::All, vec![1, 2, 5], EXPERTS).unwrap();
     let never = AtomicBool::new(false);
     for id in steps {
-        let seen = AcceptedStep { accepted: lane.accepted_steps() + 1, id, counts: step(id).counts };
+        let seen = AcceptedStep { accepted: lane.accepted_steps() + 1, step: step(id) };
         if let Some(trigger) = lane.apply_step(seen, 0).unwrap() {
             let proposal =
                 lane.propose(&PhaseCommand::Replan { trigger, dry_run: false }, &never).unwrap().unwrap();

@@ -11,7 +11,7 @@ use evenkeel::place::{self, Placement};
 use evenkeel::plan::{Plan, PlanRequest};
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
-use evenkeel_serve::{AcceptedStep, ControllerConfig, ModelSpec, Phase, PhaseCommand, PhaseState};
+use evenkeel_serve::{AcceptedStep, ControllerConfig, ModelSpec, Phase, PhaseCommand, PhaseState, StepLoads};
 use evenkeel_simulate::{ReplanSchedule, ReplayOptions, SimulationConfig, replay_trace};
 use serde_json::json;
 use std::ops::Range;
@@ -85,7 +85,7 @@ fn serve(policy: &str, gbps: u64, horizon: u64) -> (Vec<Placement>, Vec<Placemen
     for step in 0..2 * EVERY {
         let counts = (0..LAYERS.len()).flat_map(|layer| loads(step, layer));
         let counts = counts.map(|load| u32::try_from(load).unwrap()).collect();
-        let seen = AcceptedStep { accepted: step as u64 + 1, id: step as u64, counts };
+        let seen = AcceptedStep { accepted: step as u64 + 1, step: StepLoads { id: step as u64, counts } };
         if let Some(trigger) = state.apply_step(seen, 0).unwrap() {
             let command = PhaseCommand::Replan { trigger, dry_run: false };
             let proposal = state.propose(&command, &never).unwrap().unwrap();

@@ -36,6 +36,7 @@ mod replan;
 mod replan_ranks;
 mod serve_api;
 mod serve_core;
+mod serve_documents;
 mod serve_price;
 mod serve_replay;
 mod serve_runs;

@@ -7,7 +7,7 @@
 use crate::serve_support::{EXPERTS, LAYERS, options, shape, step};
 use evenkeel_serve::{
     AcceptedStep, ControllerConfig, Decision, DecisionOutcome, ModelSpec, Phase, PhaseCommand, PhaseState,
-    Trigger,
+    StepLoads, Trigger,
 };
 use serde_json::json;
 use std::sync::atomic::AtomicBool;
@@ -26,7 +26,7 @@ fn ask(lane: &mut PhaseState, ask: &PhaseCommand) -> Decision {
 fn feed(lane: &mut PhaseState, steps: std::ops::Range<u64>, at: impl Fn(u64) -> u64) -> Vec<Decision> {
     let mut decisions = vec![];
     for id in steps {
-        let seen = AcceptedStep { accepted: lane.accepted_steps() + 1, id, counts: step(id).counts };
+        let seen = AcceptedStep { accepted: lane.accepted_steps() + 1, step: step(id) };
         if let Some(trigger) = lane.apply_step(seen, at(id)).unwrap() {
             decisions.push(ask(lane, &PhaseCommand::Replan { trigger, dry_run: false }));
         }
@@ -179,7 +179,7 @@ fn idle_layers_have_no_plan_until_they_are_busy() {
         if id < 6 {
             counts[EXPERTS..2 * EXPERTS].fill(0);
         }
-        let seen = AcceptedStep { accepted: id + 1, id, counts: counts.into() };
+        let seen = AcceptedStep { accepted: id + 1, step: StepLoads { id, counts: counts.into() } };
         if let Some(trigger) = lane.apply_step(seen, 0).unwrap() {
             ask(&mut lane, &PhaseCommand::Replan { trigger, dry_run: false });
         }

@@ -115,7 +115,7 @@ fn a_killed_service_goes_on_with_what_copies_have_left() {
         PhaseState::new(shape_of(shape.clone()), options, Phase::All, vec![1, 2, 5], EXPERTS).unwrap();
     let (mut decisions, never) = (vec![], AtomicBool::new(false));
     for id in 0..90 {
-        let seen = AcceptedStep { accepted: id + 1, id, counts: step(id).counts };
+        let seen = AcceptedStep { accepted: id + 1, step: step(id) };
         if let Some(trigger) = lane.apply_step(seen, 0).unwrap() {
             let proposal =
                 lane.propose(&PhaseCommand::Replan { trigger, dry_run: false }, &never).unwrap().unwrap();
@@ -154,7 +154,7 @@ fn copies_that_cannot_wait_are_a_debt() {
         proposal.decision
     };
     for id in 0..4 {
-        lane.apply_step(AcceptedStep { accepted: id + 1, id, counts: step(id).counts }, 0).unwrap();
+        lane.apply_step(AcceptedStep { accepted: id + 1, step: step(id) }, 0).unwrap();
     }
     let first = ask(&mut lane, PhaseCommand::Replan { trigger: Trigger::First, dry_run: false });
     assert_eq!(

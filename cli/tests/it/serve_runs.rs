@@ -145,7 +145,7 @@ fn steps_without_tokens_decide_nothing() {
         let never = AtomicBool::new(false);
         let mut decisions = vec![];
         for step in with_idle(idle) {
-            let seen = AcceptedStep { accepted: lane.accepted_steps() + 1, id: step.id, counts: step.counts };
+            let seen = AcceptedStep { accepted: lane.accepted_steps() + 1, step };
             if let Some(trigger) = lane.apply_step(seen, 0).unwrap() {
                 let ask = PhaseCommand::Replan { trigger, dry_run: false };
                 let proposal = lane.propose(&ask, &never).unwrap().unwrap();

@@ -9,6 +9,7 @@ use crate::controller::config::{ControllerConfig, ModelSpec};
 use crate::controller::propose::PhaseCommand;
 use crate::controller::state::{AcceptedStep, PhaseError, PhaseState};
 use crate::wire::decision::{CopyStatus, Decision, DecisionOutcome};
+use crate::wire::loads::StepLoads;
 use evenkeel::evaluate::evaluate_layer;
 use evenkeel::forecast::HistoryWindow;
 use evenkeel::place::PlaceRequest;
@@ -67,8 +68,8 @@ pub fn backtest(
     for at in 0..trace.steps().len() {
         let counts = (0..trace.layers().len()).flat_map(|layer| trace.loads(at, layer));
         let counts = counts.map(|&load| u32::try_from(load).unwrap_or(u32::MAX)).collect();
-        let seen = AcceptedStep { accepted: at as u64 + 1, id: at as u64, counts };
-        let live = !seen.is_idle();
+        let seen = AcceptedStep { accepted: at as u64 + 1, step: StepLoads { id: at as u64, counts } };
+        let live = !seen.step.is_idle();
         let due = state.apply_step(seen, 0)?;
         if live
             && state.plan_version() > 0

@@ -35,9 +35,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from typing import Any, Iterable, NamedTuple
+from typing import TYPE_CHECKING, Any, Iterable, NamedTuple
 
 from . import _transport
+
+if TYPE_CHECKING:
+    from ._service_documents import ModelStatus, RankChangeResponse, Receipt
 
 PHASES = ("all", "prefill", "decode")
 RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -111,7 +114,7 @@ class Client:
 
     def create(
         self, ranks: int, redundant: int | None = None, *, num_redundant_experts: int | None = None, **more: Any
-    ) -> dict[str, Any]:
+    ) -> ModelStatus:
         """Creates the model unless it exists, and returns its state.
 
         ``redundant`` counts slots beyond one per expert over all ranks, by default 0. SGLang and vLLM call
@@ -142,7 +145,7 @@ class Client:
 
     def post(
         self, step: int, counts: Any, layers: Iterable[int] | None = None, *, run: str | None = None
-    ) -> dict[str, int]:
+    ) -> Receipt:
         """Posts one step, ``counts[layers, experts]``. ``layers`` are the layers' real ids, by default 0, 1,
         2, .. .
         """
@@ -155,7 +158,7 @@ class Client:
         *,
         binary: bool = True,
         run: str | None = None,
-    ) -> dict[str, int]:
+    ) -> Receipt:
         """Posts several steps at once; ``binary=False`` as JSON. Returns how many were new, known, and are
         not processed yet.
 
@@ -193,15 +196,15 @@ class Client:
         ranks = [int(rank) for rank in headers["evenkeel-ranks"].split(",")]
         return Plan(int(headers["evenkeel-plan-version"]), text, ranks, headers["etag"])
 
-    def rank_down(self, rank: int) -> dict[str, Any]:
+    def rank_down(self, rank: int) -> RankChangeResponse:
         """Plans without a lost rank and returns the decisions."""
         return json.loads(self._send("POST", f"/ranks/{int(rank)}/down", b"", JSON, 300.0)[1])
 
-    def rank_up(self, rank: int) -> dict[str, Any]:
+    def rank_up(self, rank: int) -> RankChangeResponse:
         """Plans with a restored rank and returns the decisions."""
         return json.loads(self._send("POST", f"/ranks/{int(rank)}/up", b"", JSON, 300.0)[1])
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> ModelStatus:
         """Returns the state of the model."""
         return json.loads(self._send("GET", "", None, {}, self.timeout)[1])
 

@@ -155,8 +155,9 @@ impl PhaseState {
 
     /// Returns the window as a trace.
     fn window_trace(&self) -> Result<Trace, PhaseError> {
-        let labels = self.window.iter().map(|seen| seen.id.to_string()).collect();
-        let loads = self.window.iter().flat_map(|seen| seen.counts.iter().map(|&count| u64::from(count)));
+        let labels = self.window.iter().map(|seen| seen.step.id.to_string()).collect();
+        let loads =
+            self.window.iter().flat_map(|seen| seen.step.counts.iter().map(|&count| u64::from(count)));
         Ok(Trace::from_loads(self.core.experts, self.core.layers.clone(), labels, loads.collect())?)
     }
 }

@@ -52,8 +52,9 @@ impl PhaseState {
         state.placements = placements.map_err(PlaceError::from)?;
         state.splitters = LayerSplitters::new(state.placements.iter().cloned(), SplitMethod::Exact)?;
         let width = layers * core.experts;
-        let is_processed = |seen: &AcceptedStep| seen.accepted <= core.accepted && seen.counts.len() == width;
-        for seen in window.filter(|seen| is_processed(seen) && !seen.is_idle()) {
+        let is_processed =
+            |seen: &AcceptedStep| seen.accepted <= core.accepted && seen.step.counts.len() == width;
+        for seen in window.filter(|seen| is_processed(seen) && !seen.step.is_idle()) {
             state.window.push_back(seen);
             if state.window.len() > state.options.retained_steps() {
                 state.window.pop_front();

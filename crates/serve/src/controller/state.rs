@@ -11,6 +11,7 @@ use super::price::{CopyBudget, CopyLedger, CopyPrice};
 use super::propose::{LayerEstimate, Proposal};
 use crate::Phase;
 use crate::wire::decision::{Decision, DecisionOutcome, HistoryPoint, Imbalances, Trigger};
+use crate::wire::loads::StepLoads;
 use crate::wire::status::PlanPreview;
 use evenkeel::cluster::Cluster;
 use evenkeel::export::MAX_PLAN_SLOTS;
@@ -25,22 +26,13 @@ use thiserror::Error;
 /// The number of latest steps whose rank loads are kept for display.
 pub(crate) const DISPLAYED_STEPS: usize = 16;
 
-/// An accepted step.
+/// A posted step after its acceptance.
 #[derive(Debug, Clone)]
 pub struct AcceptedStep {
     /// The place of the step in the order of acceptance, from 1.
     pub accepted: u64,
-    /// The poster's number of the step.
-    pub id: u64,
-    /// The token counts, `[L][E]`.
-    pub counts: Arc<[u32]>,
-}
-
-impl AcceptedStep {
-    /// Returns whether no expert of any layer drew a token.
-    pub fn is_idle(&self) -> bool {
-        self.counts.iter().all(|&count| count == 0)
-    }
+    /// The step as it was posted.
+    pub step: StepLoads,
 }
 
 /// The loads of one step under exact splits on the current plan.
@@ -234,22 +226,22 @@ impl PhaseState {
     /// # Errors
     /// Fails if the batch cannot be split: its counts do not fit, or their sum overflows.
     pub fn apply_step(&mut self, seen: AcceptedStep, at: u64) -> Result<Option<Trigger>, PhaseError> {
-        if seen.is_idle() {
+        if seen.step.is_idle() {
             self.core.accepted = seen.accepted;
-            self.core.last_step = Some(seen.id);
+            self.core.last_step = Some(seen.step.id);
             self.copy_budget.accrue_step(&mut self.core.copies);
             self.idle.push(seen.accepted);
             return Ok(self.pending_trigger());
         }
-        let served = self.evaluate(&seen.counts)?;
+        let served = self.evaluate(&seen.step.counts)?;
         let (mean, max, bound) = served.imbalance(self.cluster.ranks());
         self.core.accepted = seen.accepted;
-        self.core.last_step = Some(seen.id);
+        self.core.last_step = Some(seen.step.id);
         self.core.live += 1;
         self.copy_budget.accrue_step(&mut self.core.copies);
         self.core.points.push(HistoryPoint {
             accepted: seen.accepted,
-            step: seen.id,
+            step: seen.step.id,
             steps: 1,
             mean,
             max,
@@ -419,7 +411,8 @@ impl PhaseState {
     /// Recomputes the loads of the latest steps under the current plan.
     pub(super) fn evaluate_recent(&mut self) -> Result<(), PhaseError> {
         let skip = self.window.len().saturating_sub(self.recent_capacity());
-        let steps: Vec<Arc<[u32]>> = self.window.iter().skip(skip).map(|seen| seen.counts.clone()).collect();
+        let steps: Vec<Arc<[u32]>> =
+            self.window.iter().skip(skip).map(|seen| seen.step.counts.clone()).collect();
         self.recent.clear();
         for counts in steps {
             let served = self.evaluate(&counts)?;

@@ -203,7 +203,7 @@ impl PhaseState {
     pub(crate) fn hottest_experts(&self) -> Vec<HotExpert> {
         let mut tokens = vec![0u64; self.core.layers.len() * self.core.experts];
         for seen in self.window.iter().rev().take(DISPLAYED_STEPS) {
-            tokens.iter_mut().zip(seen.counts.iter()).for_each(|(sum, &count)| *sum += u64::from(count));
+            tokens.iter_mut().zip(seen.step.counts.iter()).for_each(|(sum, &count)| *sum += u64::from(count));
         }
         let mut all: Vec<(f64, usize, usize)> = Vec::new();
         for (layer, row) in tokens.chunks(self.core.experts).enumerate() {

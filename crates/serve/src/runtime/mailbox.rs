@@ -220,6 +220,7 @@ pub(crate) fn manual_replan() -> PhaseCommand {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::StepLoads;
 
     fn request(command: PhaseCommand) -> (PendingCommand, oneshot::Receiver<DecisionResult>) {
         let (answer, receive) = oneshot::channel();
@@ -227,13 +228,13 @@ mod tests {
     }
 
     fn step(id: u64) -> AcceptedStep {
-        AcceptedStep { accepted: id, id, counts: [1].into() }
+        AcceptedStep { accepted: id, step: StepLoads { id, counts: [1].into() } }
     }
 
     fn name(work: Option<WorkerJob>) -> String {
         match work {
             Some(WorkerJob::Command(request)) => format!("{:?}", request.command),
-            Some(WorkerJob::Step(seen)) => format!("step {}", seen.id),
+            Some(WorkerJob::Step(seen)) => format!("step {}", seen.step.id),
             other => format!("{other:?}"),
         }
     }

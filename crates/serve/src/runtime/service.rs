@@ -15,7 +15,7 @@ use crate::store::{StateStore, StoreChange};
 use crate::wire::binary::unpack_counts;
 use crate::wire::decision::Decision;
 use crate::wire::event::ModelEvent;
-use crate::wire::loads::{Loads, counts_digest};
+use crate::wire::loads::{Loads, StepLoads, counts_digest};
 use crate::{LogCallback, Phase};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -446,7 +446,10 @@ impl ServedModel {
             {
                 return Err(broken(&format!("the counts of step {id} do not match their digest")));
             }
-            steps.push(AcceptedStep { accepted: *accepted, id: *id, counts: counts.into() });
+            steps.push(AcceptedStep {
+                accepted: *accepted,
+                step: StepLoads { id: *id, counts: counts.into() },
+            });
         }
         let (layers, experts, processed) = (core.layers.clone(), core.experts, core.accepted);
         let step_log = StepLog::new(layers, experts);

@@ -72,7 +72,7 @@ impl PhaseWorker {
     }
 
     fn process_step(&self, seen: AcceptedStep) -> Option<Trigger> {
-        let id = seen.id;
+        let id = seen.step.id;
         let stepped = self.state_mut().apply_step(seen, unix_seconds());
         stepped.unwrap_or_else(|error| {
             (self.context.log)(&format!(

@@ -18,7 +18,7 @@
 use super::number_ranges::NumberRanges;
 use super::{EngineRun, StoredStep};
 use crate::controller::state::AcceptedStep;
-use crate::wire::loads::{Loads, counts_digest};
+use crate::wire::loads::{Loads, StepLoads, counts_digest};
 use crate::wire::receipt::{Receipt, Refusal};
 use crate::{MAX_STEP_JUMP, binary::pack_counts};
 use std::collections::{HashMap, VecDeque};
@@ -82,8 +82,7 @@ pub(crate) struct AdmittedPost {
 #[derive(Debug, Clone)]
 pub(crate) struct NewStep {
     run: u32,
-    pub(crate) id: u64,
-    pub(crate) counts: std::sync::Arc<[u32]>,
+    step: StepLoads,
 }
 
 /// The relation of a step to the known runs.
@@ -176,15 +175,15 @@ impl StepLog {
         let result = self.admit_steps(loads, run, far, &mut taken);
         if let Err(refusal) = result {
             // A refused post leaves no trace.
-            for step in &taken.new {
-                self.known.remove(&(step.run, step.id));
+            for NewStep { run, step } in &taken.new {
+                self.known.remove(&(*run, step.id));
             }
             self.runs.truncate(before.0);
             self.rewound = before.1;
             return Err(refusal);
         }
-        for step in &taken.new {
-            if let Some(state) = self.runs.iter_mut().find(|state| state.run.number == step.run) {
+        for NewStep { run, step } in &taken.new {
+            if let Some(state) = self.runs.iter_mut().find(|state| state.run.number == *run) {
                 state.highest = state.highest.max(Some(step.id));
             }
         }
@@ -230,10 +229,10 @@ impl StepLog {
             highest = highest.max(Some(step.id));
             let run = state.run.clone();
             self.known.insert((run.number, step.id), KnownStep { digest, durable: false });
-            taken.new.push(NewStep { run: run.number, id: step.id, counts: step.counts.clone() });
+            taken.new.push(NewStep { run: run.number, step: step.clone() });
             taken.receipt.accepted += 1;
             let mut bytes = Vec::new();
-            if step.counts.iter().any(|&count| count > 0) {
+            if !step.is_idle() {
                 pack_counts(&step.counts, &mut bytes);
             }
             let row = StoredStep { id: step.id, digest, bytes };
@@ -304,19 +303,19 @@ impl StepLog {
         most: usize,
     ) -> Vec<AcceptedStep> {
         let Some(first) = first else {
-            for step in &new {
-                self.known.remove(&(step.run, step.id));
+            for NewStep { run, step } in &new {
+                self.known.remove(&(*run, step.id));
             }
             return vec![];
         };
         let mut seen = Vec::with_capacity(new.len());
-        for (accepted, step) in (first..).zip(new) {
-            if let Some(known) = self.known.get_mut(&(step.run, step.id)) {
+        for (accepted, NewStep { run, step }) in (first..).zip(new) {
+            if let Some(known) = self.known.get_mut(&(run, step.id)) {
                 known.durable = true;
             }
-            self.order.push_back((accepted, step.run, step.id));
+            self.order.push_back((accepted, run, step.id));
             self.durable = self.durable.max(accepted);
-            seen.push(AcceptedStep { accepted, id: step.id, counts: step.counts });
+            seen.push(AcceptedStep { accepted, step });
         }
         while self.order.len() > most {
             let Some((_, run, id)) = self.order.pop_front() else { break };

@@ -37,6 +37,13 @@ pub struct StepLoads {
     pub counts: Arc<[u32]>,
 }
 
+impl StepLoads {
+    /// Returns whether no expert of any layer drew a token.
+    pub fn is_idle(&self) -> bool {
+        self.counts.iter().all(|&count| count == 0)
+    }
+}
+
 /// Error of invalid loads.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{at}: {found}, expected {expected}")]

@@ -5,6 +5,7 @@
 # Missing Debian packages are installed if the user is root (.ci/debian). .ci/skipped reports all omitted
 # parts.
 
+comma := ,
 CARGO ?= cargo
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
@@ -13,7 +14,10 @@ KILLS ?= 200
 # Tests of the program `attack` that attack the service.
 ATTACKS := serve_
 
-FEATURES := highs,evenkeel-solver/oracle
+# With Open MPI, everything is compiled with the feature `mpi`, so that its tests need no second compilation.
+MPI := $(shell command -v mpicc >/dev/null && mpirun --version 2>/dev/null | grep -q "Open MPI" && echo mpi)
+WITHOUT_MPI := .ci/skipped "no Open MPI"
+FEATURES := highs,evenkeel-solver/oracle$(if $(MPI),$(comma)$(MPI))
 EVENKEEL := $(or $(CARGO_TARGET_DIR),target)/release/evenkeel
 AXE := .tools/axe/package/axe.min.js
 # A test among the targets selects the features with which `make test` compiles, so that nothing is compiled
@@ -29,13 +33,14 @@ CLANG_NAMES := libclang.so libclang.so.* libclang-[0-9]*.so libclang-[0-9]*.so.*
 LIBCLANG := $(or $(LIBCLANG_PATH),$(wildcard $(foreach folder,$(CLANG_FOLDERS),$(addprefix $(folder)/,$(CLANG_NAMES)))))
 CMAKE := $(or $(CMAKE),$(shell command -v cmake 2>/dev/null))
 
+# Open MPI's headers include stddef.h, which some libclang packages lack. The C compiler's folder has it.
+WITH_TOOLS = CMAKE_TOOLCHAIN_FILE=$(CURDIR)/.ci/highs.cmake $(if $(MPI),CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}")
 ifneq ($(and $(CMAKE),$(LIBCLANG)),)
 TOOLS :=
-WITH_TOOLS :=
 else
 TOOLS := .tools/ready
 # The folder comes last in PATH, so that its Python shadows no other. Its name contains Python's version.
-WITH_TOOLS = PATH="$$PATH:$(CURDIR)/.tools/bin" \
+WITH_TOOLS += PATH="$$PATH:$(CURDIR)/.tools/bin" \
 	LIBCLANG_PATH="$$(echo $(CURDIR)/.tools/lib/python3*/site-packages/clang/native)"
 endif
 
@@ -59,7 +64,7 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help compiler demo test kernels gpu gpukit mpi namespaces python stacks page page-in-chromium conformance faults attack check features examples bench fuzz clean
+.PHONY: help compiler demo test kernels gpu gpukit mpi namespaces python stacks page page-in-chromium mpi-ranks conformance faults attack check features examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -73,37 +78,34 @@ demo: ## Plan and compare on a sample trace; writes demo/plan.json and demo/repo
 	$(EVENKEEL) simulate $(SAMPLE) $(CLUSTER) --policies contiguous,eplb,lplb:ring,recourse --splits even,exact \
 		--report demo/report.html
 
-test: $(TOOLS) ## Run all tests and documentation examples, with HiGHS as referee.
+test: $(TOOLS) ## Run all tests and documentation examples, with HiGHS as referee, and with Open MPI if there is one.
+	@$(if $(MPI),,$(WITHOUT_MPI) "make test")
 	$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES)
 
 kernels: $(TOOLS) $(NVRTC_READY) ## Compile the CUDA kernels for sm_80, sm_90, sm_90a and sm_100; needs no GPU.
 	$(WITH_TOOLS) $(WITH_NVRTC) $(CARGO) test --workspace --features $(FEATURES) --test it -- --nocapture cubins::
 
 gpukit: $(TOOLS) ## Build the programs of `make gpu` into target/gpu; scripts/gpu.sh runs them on a machine without Rust.
-	$(WITH_TOOLS) CARGO=$(CARGO) PYTHON=$(PYTHON) FEATURES=$(FEATURES) scripts/gpu_kit.sh target/gpu
+	$(WITH_TOOLS) CARGO=$(CARGO) PYTHON=$(PYTHON) scripts/gpu_kit.sh target/gpu
 
 gpu: gpukit $(NVRTC_READY) ## On a machine with a GPU: run its tests, benchmarks and compute-sanitizer; prints the figures of docs/.
 	$(WITH_NVRTC) PYTHON=$(PYTHON) scripts/gpu.sh target/gpu
 
-# Open MPI's headers include stddef.h, which some libclang packages lack. The C compiler's folder has it. The
-# path does not make cargo compile HiGHS again.
-mpi: $(TOOLS) ## Run the executor's ranks as processes over MPI, with and without GPUs, and kill some; as root, installs Open MPI by apt.
+mpi: ## Run the executor's ranks as processes over MPI, with and without GPUs, and kill some; as root, installs Open MPI by apt.
 	@.ci/debian "command -v mpicc && command -v mpirun" libopenmpi-dev openmpi-bin || true
-	@if { command -v mpicc && mpirun --version 2>/dev/null | grep -q "Open MPI"; } >/dev/null; then \
-		export CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}"; \
-		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES),mpi --test mpi && \
-		$(WITH_TOOLS) $(CARGO) test -p evenkeel-exec --features mpi --lib comm::mpi && \
-		$(WITH_TOOLS) $(CARGO) clippy --workspace --exclude evenkeel-python --features $(FEATURES),mpi --lib --bins --test mpi -- -D warnings; \
-	else .ci/skipped "no Open MPI" "make mpi"; fi
+	@$(MAKE) --no-print-directory mpi-ranks
+
+mpi-ranks: $(TOOLS)
+	@$(if $(MPI),$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) --test mpi && \
+		$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) --lib comm::mpi,$(WITHOUT_MPI) "make mpi")
 
 namespaces: $(TOOLS) ## Run ranks over MPI in two network namespaces joined by a shaped link; needs root and Open MPI.
-	@if command -v mpicc >/dev/null; then \
-		export CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}"; \
-		$(WITH_TOOLS) $(CARGO) build --release -p evenkeel-cli --features mpi && scripts/namespaces.sh $(EVENKEEL) $(LINK); \
-	else .ci/skipped "no Open MPI" "make namespaces"; fi
+	@$(if $(MPI),$(WITH_TOOLS) $(CARGO) build --release -p evenkeel-cli --features mpi && \
+		scripts/namespaces.sh $(EVENKEEL) $(LINK),$(WITHOUT_MPI) "make namespaces")
 
+# The profile of the other tests compiles faster, and checks overflows.
 python: .tools/python/ready ## Build the Python package, install it into .tools/python and run its tests.
-	.tools/python/bin/pip install --quiet --disable-pip-version-check pyyaml .
+	MATURIN_PEP517_ARGS="--profile dev" .tools/python/bin/pip install --quiet --disable-pip-version-check pyyaml .
 	.tools/python/bin/python -m pytest -q
 
 stacks: .tools/python/ready $(TOOLS) ## Test the plug-ins with vLLM's, SGLang's and vllm-ascend's own modules, fetched into .tools/stacks.
@@ -138,7 +140,7 @@ check: $(TOOLS) ## Check formatting, lints, documentation, sentences and public 
 	$(PYTHON) -m unittest discover --quiet --start-directory scripts --pattern 'test_*.py'
 	$(CARGO) fmt --all --check
 	$(WITH_TOOLS) $(CARGO) clippy --workspace --all-targets --features $(FEATURES) -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace
+	$(WITH_TOOLS) RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace
 	$(WITH_TOOLS) $(CARGO) test --workspace --features $(FEATURES) --test it -- foreign_types:: public_api::
 
 features: $(TOOLS) .tools/hack/bin/cargo-hack ## Check that every package builds with each of its features alone.

@@ -5,7 +5,7 @@
 # features of the library. cargo-hack calls cargo there for the root package. The root package is therefore
 # checked by its name.
 #
-# `make mpi` builds with MPI, and `make test` with HiGHS and the oracle.
+# `make test` builds with MPI, HiGHS and the oracle.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 skipped=(highs mpi oracle)

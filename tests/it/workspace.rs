@@ -17,6 +17,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "bytes csv encoding_rs encoding_rs_io flate2 parquet rayon rustix safetensors serde serde_json sha2 zip zstd",
     ),
     ("evenkeel-simulate", "evenkeel", "rayon thiserror"),
+    ("evenkeel-cost", "evenkeel", "bytes parquet rand_chacha rayon serde serde_json thiserror zip"),
     ("evenkeel-cuda", "evenkeel solver", "cudarc libloading sha2 thiserror"),
     (
         "evenkeel-exec",

@@ -1,0 +1,357 @@
+//! Cost database `evenkeel.costs/1`: fitted kernel times of one GPU, with provenance and errors.
+//!
+//! In: JSON. Out: a [`CostDatabase`], checked: every figure of the hardware is positive, every coefficient and
+//! error is a number from 0, and no kernel occurs twice. Unknown keys are errors.
+
+use crate::dtype::Dtype;
+use crate::features::Feature;
+use crate::hardware::Hardware;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use thiserror::Error;
+
+/// Format of the JSON document.
+pub const FORMAT: &str = "evenkeel.costs/1";
+
+/// Fitted kernel times of one GPU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct CostDatabase {
+    /// Format and version of the document, [`FORMAT`].
+    pub format: String,
+    /// Name of the GPU, such as `h100`.
+    pub gpu: String,
+    /// Hardware figures to which the coefficients belong.
+    pub hardware: Hardware,
+    /// Source of the measurements.
+    pub provenance: Provenance,
+    /// Fitted kernels, ordered by table, framework, dtype, version and kernel.
+    pub kernels: Vec<KernelEntry>,
+}
+
+/// Source of measurements.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Provenance {
+    /// Name of the package that contains the measurements.
+    pub package: String,
+    /// Version of the package, or `unknown`.
+    pub version: String,
+    /// Licence of the measurements, with the holder of the copyright.
+    pub licence: String,
+    /// Paths of the files inside the package.
+    pub files: Vec<String>,
+}
+
+/// Kind of measured table. Tables differ in the layer that they time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum KernelTable {
+    /// The framework's MoE layer under tensor and expert parallelism, `moe_perf`.
+    Moe,
+    /// TensorRT-LLM's layer of wide expert parallelism, with EPLB's slots, `wideep_moe_perf`.
+    WideEp,
+    /// SGLang's DeepEP layer for prefill, `wideep_context_moe_perf`.
+    WideEpContext,
+    /// SGLang's DeepEP layer for decoding, `wideep_generation_moe_perf`.
+    WideEpGeneration,
+}
+
+impl KernelTable {
+    /// All kinds of tables.
+    pub const ALL: [KernelTable; 4] =
+        [KernelTable::Moe, KernelTable::WideEp, KernelTable::WideEpContext, KernelTable::WideEpGeneration];
+
+    /// Returns the name in databases.
+    pub fn name(self) -> &'static str {
+        match self {
+            KernelTable::Moe => "moe",
+            KernelTable::WideEp => "wide_ep",
+            KernelTable::WideEpContext => "wide_ep_context",
+            KernelTable::WideEpGeneration => "wide_ep_generation",
+        }
+    }
+}
+
+impl fmt::Display for KernelTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Fitted time of one kernel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct KernelEntry {
+    /// Kind of the measured table.
+    pub table: KernelTable,
+    /// Serving framework: `sglang`, `trtllm` or `vllm`.
+    pub framework: String,
+    /// Version of the framework.
+    pub version: String,
+    /// Name of the kernel in the table.
+    pub kernel: String,
+    /// Number format.
+    pub dtype: Dtype,
+    /// Effective size of the L2 cache over its size by the data sheet.
+    pub l2_scale: f64,
+    /// Coefficient of each feature, in microseconds per unit of the feature. Missing features count as zero.
+    pub coefficients: BTreeMap<Feature, f64>,
+    /// Measured rows of the kernel.
+    pub rows: u64,
+    /// Rows that contradict others of the table. Neither fit nor errors use them.
+    pub broken_rows: u64,
+    /// Errors on the shapes that the fit did not use.
+    pub errors: HeldOutErrors,
+}
+
+/// Errors on held-out rows, for both kinds of routing.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldOutErrors {
+    /// Errors on rows with balanced routing, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub balanced: Option<MethodErrors>,
+    /// Errors on rows with skewed routing, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub skewed: Option<MethodErrors>,
+}
+
+/// Errors of the kernel model and of two simpler methods on the same rows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MethodErrors {
+    /// Number of rows.
+    pub rows: u64,
+    /// Errors of the kernel model.
+    pub model: ErrorQuantiles,
+    /// Errors of the roofline: reading all active experts, or all arithmetic at 60 % of the peak rate.
+    pub roofline: ErrorQuantiles,
+    /// Errors of linear interpolation over tokens in the nearest other shape, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub interpolation: Option<ErrorQuantiles>,
+}
+
+/// Quantiles of absolute relative errors, in percent.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ErrorQuantiles {
+    /// The median.
+    pub median: f64,
+    /// The 90th percentile.
+    pub p90: f64,
+}
+
+/// Error of a database.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum CostError {
+    /// The text is no JSON document of the format.
+    #[error("no cost database: {0}")]
+    Json(String),
+    /// A key has a wrong value.
+    #[error("cost database: {key}: found {found}, expected {expected}")]
+    Value {
+        /// Path of the key.
+        key: String,
+        /// The value.
+        found: String,
+        /// The allowed values.
+        expected: String,
+    },
+    /// No table is shipped for a GPU.
+    #[error("no measured kernels for GPU \"{gpu}\": expected one of {known}")]
+    UnknownGpu {
+        /// The requested GPU.
+        gpu: String,
+        /// Names of the GPUs with tables.
+        known: String,
+    },
+    /// The database has no such kernel.
+    #[error("no kernel of {framework} with {dtype} for GPU \"{gpu}\": expected one of {known}")]
+    UnknownKernel {
+        /// GPU of the database.
+        gpu: String,
+        /// The requested framework.
+        framework: String,
+        /// The requested number format.
+        dtype: Dtype,
+        /// Frameworks and number formats in the database.
+        known: String,
+    },
+}
+
+impl CostDatabase {
+    /// Creates a database. Kernels are put in order.
+    pub fn new(
+        gpu: impl Into<String>,
+        hardware: Hardware,
+        provenance: Provenance,
+        mut kernels: Vec<KernelEntry>,
+    ) -> Self {
+        kernels.sort_by(|a, b| a.key().cmp(&b.key()));
+        Self { format: FORMAT.to_owned(), gpu: gpu.into(), hardware, provenance, kernels }
+    }
+
+    /// Reads a database.
+    ///
+    /// # Errors
+    /// Fails if the text is no such document, or if a value is outside its range.
+    pub fn from_json(text: &str) -> Result<Self, CostError> {
+        let database: Self =
+            serde_json::from_str(text).map_err(|error| CostError::Json(error.to_string()))?;
+        database.check_values()?;
+        Ok(database)
+    }
+
+    /// Returns the document: a line for the head, and one per kernel.
+    ///
+    /// # Errors
+    /// Fails if a number is infinite or undefined.
+    pub fn to_json(&self) -> Result<String, CostError> {
+        self.check_values()?;
+        let json = |error: serde_json::Error| CostError::Json(error.to_string());
+        let text = |value: Result<String, serde_json::Error>| value.map_err(json);
+        let lines: Vec<String> =
+            self.kernels.iter().map(|kernel| text(serde_json::to_string(kernel))).collect::<Result<_, _>>()?;
+        Ok(format!(
+            "{{\"format\":{},\n\"gpu\":{},\n\"hardware\":{},\n\"provenance\":{},\n\"kernels\":[\n{}\n]}}\n",
+            text(serde_json::to_string(&self.format))?,
+            text(serde_json::to_string(&self.gpu))?,
+            text(serde_json::to_string(&self.hardware))?,
+            text(serde_json::to_string(&self.provenance))?,
+            lines.join(",\n")
+        ))
+    }
+
+    /// Returns the kernel of a framework and number format that was measured most: that with the most rows in
+    /// the newest version that is in the table `moe`.
+    ///
+    /// An importer keeps only the newest main version of a framework and the releases after it. A release with
+    /// a few further shapes therefore does not displace the kernel of the main version.
+    ///
+    /// # Errors
+    /// Fails if there is none, and lists the ones that there are.
+    pub fn kernel(&self, framework: &str, dtype: Dtype) -> Result<&KernelEntry, CostError> {
+        self.kernel_in(KernelTable::Moe, framework, dtype)
+    }
+
+    /// Returns the kernel of a framework and number format that was measured most in a kind of table.
+    ///
+    /// # Errors
+    /// Fails if there is none, and lists the ones that there are.
+    pub fn kernel_in(
+        &self,
+        table: KernelTable,
+        framework: &str,
+        dtype: Dtype,
+    ) -> Result<&KernelEntry, CostError> {
+        let of_table = || self.kernels.iter().filter(move |kernel| kernel.table == table);
+        let found = of_table()
+            .filter(|kernel| kernel.framework == framework && kernel.dtype == dtype)
+            .max_by_key(|kernel| (kernel.rows, version_key(&kernel.version)));
+        found.ok_or_else(|| {
+            let known: BTreeSet<String> =
+                of_table().map(|kernel| format!("{} {}", kernel.framework, kernel.dtype)).collect();
+            CostError::UnknownKernel {
+                gpu: self.gpu.clone(),
+                framework: framework.to_owned(),
+                dtype,
+                known: known.into_iter().collect::<Vec<_>>().join(", "),
+            }
+        })
+    }
+
+    fn check_values(&self) -> Result<(), CostError> {
+        let wrong = |key: String, found: String, expected: &str| {
+            Err(CostError::Value { key, found, expected: expected.to_owned() })
+        };
+        if self.format != FORMAT {
+            return wrong("format".into(), format!("\"{}\"", self.format), &format!("\"{FORMAT}\""));
+        }
+        let hardware = &self.hardware;
+        for (key, value) in [
+            ("bandwidth", hardware.bandwidth),
+            ("flops_16bit", hardware.flops_16bit),
+            ("flops_8bit", hardware.flops_8bit),
+            ("flops_4bit", hardware.flops_4bit),
+            ("multiprocessors", hardware.multiprocessors),
+        ] {
+            if value == 0 {
+                return wrong(format!("hardware.{key}"), "0".into(), "a number from 1");
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for (at, kernel) in self.kernels.iter().enumerate() {
+            if !seen.insert(kernel.key()) {
+                return wrong(format!("kernels[{at}]"), kernel.describe(), "each kernel once");
+            }
+            let mut numbers = vec![("l2_scale".to_owned(), kernel.l2_scale)];
+            numbers.extend(kernel.coefficients.iter().map(|(f, &value)| (format!("coefficients.{f:?}"), value)));
+            for (name, errors) in [("balanced", kernel.errors.balanced), ("skewed", kernel.errors.skewed)] {
+                let Some(errors) = errors else { continue };
+                let methods = [Some(errors.model), Some(errors.roofline), errors.interpolation];
+                let quantiles = methods.into_iter().flatten().flat_map(|method| [method.median, method.p90]);
+                numbers.extend(quantiles.map(|value| (format!("errors.{name}"), value)));
+            }
+            if let Some((key, value)) = numbers.into_iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite())) {
+                return wrong(format!("kernels[{at}].{key}"), value.to_string(), "a number from 0");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl KernelEntry {
+    fn key(&self) -> (KernelTable, &str, Dtype, &str, &str) {
+        (self.table, &self.framework, self.dtype, &self.version, &self.kernel)
+    }
+
+    fn describe(&self) -> String {
+        format!("{} {} {} {} {}", self.table, self.framework, self.version, self.kernel, self.dtype)
+    }
+}
+
+/// Returns a key that orders versions: the numbers in turn, a release after its candidates and before its
+/// posts.
+pub(crate) fn version_key(version: &str) -> Vec<u64> {
+    let mut key: Vec<u64> = Vec::new();
+    let mut is_final = true;
+    for part in version.split(|c: char| !c.is_ascii_alphanumeric()) {
+        let bounds = part.char_indices().zip(part.chars().skip(1));
+        let cuts = bounds.filter(|((_, a), b)| a.is_ascii_digit() != b.is_ascii_digit());
+        let mut from = 0;
+        let ends: Vec<usize> = cuts.map(|((at, a), _)| at + a.len_utf8()).chain([part.len()]).collect();
+        for end in ends {
+            match &part[from..end] {
+                "rc" | "a" | "b" | "dev" => is_final = false,
+                "post" => {
+                    key.push(u64::MAX);
+                    is_final = false;
+                }
+                digits => key.extend(digits.parse::<u64>().ok()),
+            }
+            from = end;
+        }
+    }
+    if is_final {
+        key.push(u64::MAX);
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered() {
+        let ordered = ["0.5.6", "0.5.6.post2", "0.5.10", "0.24.0", "1.3.0rc10", "1.3.0rc20", "1.3.0"];
+        assert!(ordered.is_sorted_by(|a, b| version_key(a) < version_key(b)));
+    }
+}

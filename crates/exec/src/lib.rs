@@ -30,6 +30,7 @@ pub mod migration;
 pub mod overlap;
 mod placement_state;
 pub mod random;
+mod rank;
 pub mod reference;
 pub mod router;
 pub mod run;

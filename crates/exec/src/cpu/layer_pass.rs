@@ -1,43 +1,55 @@
-//! One layer: the loop over the ranks of this process, phase by phase.
+//! One layer: the phases of a rank of this process, and its exchanges with the others.
 //!
 //! Between two phases the ranks exchange data. Ranks of this process move it, ranks of other processes get
 //! and send messages ([`Mailbox`]). Every phase of each rank is timed separately.
 
+use super::Cpu;
 use super::all_to_all::{AllToAll, ExchangeShape, PackedTokens};
 use super::grouped_rows::GroupedRows;
 use super::mailbox::Mailbox;
 use super::node_groups::NodeGroups;
 use super::rank::{self, CpuRank, ReplicatedLayer, SourceTokens};
 use super::send_buffer::{SlotChunks, TokenPacker};
-use super::{Cpu, CpuOptions};
 use crate::backend::{
     ExecConfig, LayerInput, LayerRun, LayerStage, RoutingSource, SourceRouting, StageTimes,
 };
 use crate::clock::time_work;
 use crate::comm::{ProcessGroup, Purpose, placement_digest};
 use crate::error::ExecError;
-use evenkeel::model::MoeModel;
+use crate::rank::{Exchange, Rank, run_layer};
 use evenkeel::place::Placement;
-use std::time::Instant;
 
-/// One rank in one layer, before its tokens travel.
-struct RankPass<'a> {
-    rank: &'a mut CpuRank,
-    model: &'a MoeModel,
-    index: usize,
+/// The data that the ranks of this process share in one layer.
+struct LayerContext<'a> {
+    config: &'a ExecConfig,
+    group: &'a ProcessGroup,
+    input: &'a LayerInput<'a>,
     layer: &'a ReplicatedLayer,
     placement: &'a Placement,
+    shape: ExchangeShape,
+    verify_splits: bool,
+    /// Tokens per source and expert, `[R][E]`, if they were gathered.
+    counts: Vec<u64>,
+}
+
+impl<'a> LayerContext<'a> {
+    /// Returns the slots of the choices of every source, if the input states them.
+    fn given_slots(&self) -> Option<&'a [Vec<i64>]> {
+        match self.input.routed {
+            RoutingSource::Replay { slots, .. } => slots,
+            RoutingSource::Router => None,
+        }
+    }
+}
+
+/// One rank in one layer.
+struct RankPass<'a> {
+    rank: &'a mut CpuRank,
     own: SourceTokens,
     /// Tokens per expert, `[E]`.
     counts: Vec<u64>,
     /// Slots of its choices, `[token][k]`.
     slots: Vec<i64>,
-    times: StageTimes,
-}
-
-/// One rank in one layer, with its tokens in transit.
-struct RankExchange<'a> {
-    pass: RankPass<'a>,
     flow: AllToAll<'a>,
     /// Received rows, from the first chunk to the last.
     rows: Option<GroupedRows>,
@@ -45,6 +57,7 @@ struct RankExchange<'a> {
     served: u64,
     /// Results of the shared expert, `[token][H]`.
     shared: Vec<f32>,
+    times: StageTimes,
 }
 
 impl Cpu {
@@ -56,11 +69,23 @@ impl Cpu {
         let (hidden, count) = (model.hidden as usize, cluster.ranks());
         input.check_shapes(layers.len(), count, hidden)?;
         group.set_context(Some(input.step), Some(input.layer));
-        let (layer, placement) = (&layers[input.layer], &state.placements()[input.layer]);
-        let route = |rank| RankPass::route(rank, config, layer, placement, input);
-        let mut passes: Vec<RankPass<'_>> = ranks.iter_mut().map(route).collect::<Result<_, _>>()?;
-        split_counts(&mut passes, group, input, *options)?;
-
+        let chunks = SlotChunks::new(cluster.slots_per_rank(), options.chunks);
+        let groups = NodeGroups::from_cluster(cluster, *aggregate);
+        let shape = ExchangeShape { groups, chunks, hidden, dtype: *dtype };
+        let (mail, first) = (Mailbox::new(group), group.reserve_ids(shape.exchange_count()));
+        let mut passes: Vec<RankPass<'_>> =
+            ranks.iter_mut().map(|rank| RankPass::new(rank, &mail, first, shape)).collect();
+        let mut context = LayerContext {
+            config,
+            group,
+            input,
+            layer: &layers[input.layer],
+            placement: &state.placements()[input.layer],
+            shape,
+            verify_splits: options.verify_splits,
+            counts: Vec::new(),
+        };
+        group.record_duration(run_layer(&mut passes, &mut context, chunks.count())?);
         let mut run = LayerRun {
             outputs: vec![Vec::new(); count],
             routed: vec![SourceRouting::default(); count],
@@ -69,114 +94,25 @@ impl Cpu {
             times: vec![StageTimes::default(); count],
             ..LayerRun::default()
         };
-        let chunks = SlotChunks::new(cluster.slots_per_rank(), options.chunks);
-        let groups = NodeGroups::from_cluster(cluster, *aggregate);
-        let shape = ExchangeShape { groups, chunks, hidden, dtype: *dtype };
-        let mail = Mailbox::new(group);
-        let (first, begun) = (group.reserve_ids(shape.exchange_count()), Instant::now());
-        let mut sent: Vec<RankExchange<'_>> = Vec::with_capacity(passes.len());
-        for pass in passes {
-            run.copies.add_source(&pass.slots, pass.own.routed.routing.top_k, pass.rank.own, cluster);
-            sent.push(pass.start_dispatch(&mail, first, shape)?);
-        }
-        sent.iter_mut().for_each(RankExchange::run_shared);
-        for chunk in 0..chunks.count() {
-            sent.iter_mut().try_for_each(|rank| rank.forward_tokens(chunk))?;
-            sent.iter_mut().try_for_each(|rank| rank.run_experts(chunk, shape))?;
-        }
-        sent.iter_mut().try_for_each(RankExchange::forward_answers)?;
-        sent.iter_mut().try_for_each(RankExchange::wait_answers)?;
-        group.record_duration(begun.elapsed());
-        sent.into_iter().for_each(|rank| rank.combine(&mut run));
+        passes.into_iter().for_each(|pass| pass.combine(config, &mut run));
         Ok(run)
     }
 }
 
-/// Gathers the counts of all ranks, splits them on every rank separately, and selects the slots that serve
-/// its tokens.
-fn split_counts(
-    passes: &mut [RankPass<'_>],
-    group: &ProcessGroup,
-    input: &LayerInput<'_>,
-    options: CpuOptions,
-) -> Result<(), ExecError> {
-    if let RoutingSource::Replay { slots: Some(slots), .. } = input.routed {
-        return passes.iter_mut().try_for_each(|pass| pass.take_slots(&slots[pass.rank.own]));
-    }
-    let mut gathered = Vec::new();
-    if passes.iter().any(|pass| pass.rank.planners[pass.index].is_some()) {
-        gathered = group.all_gather_u64(
-            Purpose::Counts,
-            &passes.iter().flat_map(|pass| pass.counts.iter().copied()).collect::<Vec<_>>(),
-        )?;
-    }
-    passes.iter_mut().try_for_each(|pass| pass.split(&gathered, group, options))
-}
-
 impl<'a> RankPass<'a> {
-    /// Routes and counts the tokens of a rank.
-    fn route(
-        rank: &'a mut CpuRank,
-        config: &'a ExecConfig,
-        layer: &'a ReplicatedLayer,
-        placement: &'a Placement,
-        input: &LayerInput<'_>,
-    ) -> Result<Self, ExecError> {
-        let (at, mut times) = (rank.own, StageTimes::default());
-        let args = config.route_args(input.step, input.layer, at);
-        let own = time_work(&mut times[LayerStage::Route as usize], || {
-            rank::route_source(layer, at, &input.tokens[at], input.routed, &args)
-        })?;
-        let counts = time_work(&mut times[LayerStage::Count as usize], || {
-            rank::count_tokens(&own.routed.routing.ids, config.model.experts)
-        });
-        let (model, index, slots) = (&config.model, input.layer, Vec::new());
-        Ok(Self { rank, model, index, layer, placement, own, counts, slots, times })
-    }
-
-    /// Takes the given slots, if they hold the chosen experts.
-    fn take_slots(&mut self, slots: &[i64]) -> Result<(), ExecError> {
-        rank::check_slots(self.rank.own, &self.own.routed.routing.ids, slots, self.placement)?;
-        self.slots = slots.to_vec();
-        Ok(())
-    }
-
-    /// Splits the counts of all ranks, and selects the slots that serve this rank's tokens.
-    fn split(
-        &mut self,
-        gathered: &[u64],
-        group: &ProcessGroup,
-        options: CpuOptions,
-    ) -> Result<(), ExecError> {
-        let (ids, placement) = (&self.own.routed.routing.ids, self.placement);
-        let time = &mut self.times[LayerStage::Split as usize];
-        let Some(planner) = self.rank.planners[self.index].as_mut() else {
-            self.slots = time_work(time, || rank::first_replicas(ids, placement));
-            return Ok(());
-        };
-        let quotas = time_work(time, || planner.split(gathered).map(|split| &split.quotas))?;
-        if options.verify_splits {
-            group.assert_identical("the split", || placement_digest(placement, quotas))?;
+    fn new(rank: &'a mut CpuRank, mail: &'a Mailbox<'a>, first: u64, shape: ExchangeShape) -> Self {
+        let flow = AllToAll::new(mail, (rank.own, first), shape);
+        Self {
+            rank,
+            own: SourceTokens::default(),
+            counts: Vec::new(),
+            slots: Vec::new(),
+            flow,
+            rows: None,
+            served: 0,
+            shared: Vec::new(),
+            times: StageTimes::default(),
         }
-        self.slots = time_work(time, || {
-            let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-            planner.redirect(&ids, self.rank.own)
-        })?;
-        Ok(())
-    }
-
-    /// Packs this rank's tokens and begins to send them.
-    fn start_dispatch(
-        mut self,
-        mail: &'a Mailbox<'a>,
-        first: u64,
-        shape: ExchangeShape,
-    ) -> Result<RankExchange<'a>, ExecError> {
-        let mut times = self.times;
-        let packed = time_work(&mut times[LayerStage::Dispatch as usize], || self.pack_tokens(shape));
-        let flow = AllToAll::start_dispatch(mail, (self.rank.own, first), shape, packed, &mut times)?;
-        self.times = times;
-        Ok(RankExchange { pass: self, flow, rows: None, served: 0, shared: Vec::new() })
     }
 
     /// Packs this rank's tokens for the ranks of its group and for the other groups. Also returns the token
@@ -197,28 +133,81 @@ impl<'a> RankPass<'a> {
             }
         })
     }
+
+    /// Sums the answers to every token, and adds the results of this rank to those of the layer.
+    fn combine(self, config: &ExecConfig, run: &mut LayerRun) {
+        let Self { rank, own, counts, slots, flow, shared, mut times, .. } = self;
+        run.copies.add_source(&slots, own.routed.routing.top_k, rank.own, &config.cluster);
+        run.outputs[rank.own] = time_work(&mut times[LayerStage::Combine as usize], || {
+            let (sent, answers) = flow.into_answers();
+            rank::combine_answers(&own, &sent, &answers, &shared, config.model.hidden as usize)
+        });
+        run.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        run.rank_loads[rank.own] = self.served;
+        run.routed[rank.own] = own.routed;
+        run.times[rank.own] = times;
+    }
 }
 
-impl RankExchange<'_> {
-    /// Runs the shared expert on this rank's own tokens, while others travel.
-    fn run_shared(&mut self) {
-        let (RankPass { rank, model, layer, own, times, .. }, shared) = (&mut self.pass, &mut self.shared);
-        let Some(expert) = &layer.shared else { return };
-        time_work(&mut times[LayerStage::Ffn as usize], || {
-            shared.resize(own.tokens.len(), 0.0);
-            rank.ffn.run(expert, model.activation, &own.tokens, model.hidden as usize, shared);
+impl Rank<LayerContext<'_>> for RankPass<'_> {
+    fn route(&mut self, context: &mut LayerContext<'_>) -> Result<(), ExecError> {
+        let (at, input) = (self.rank.own, context.input);
+        let args = context.config.route_args(input.step, input.layer, at);
+        self.own = time_work(&mut self.times[LayerStage::Route as usize], || {
+            rank::route_source(context.layer, at, &input.tokens[at], input.routed, &args)
+        })?;
+        Ok(())
+    }
+
+    fn count(&mut self, context: &mut LayerContext<'_>) -> Result<(), ExecError> {
+        self.counts = time_work(&mut self.times[LayerStage::Count as usize], || {
+            rank::count_tokens(&self.own.routed.routing.ids, context.config.model.experts)
         });
+        Ok(())
     }
 
-    /// Forwards the tokens of other groups up to a chunk.
-    fn forward_tokens(&mut self, chunk: usize) -> Result<(), ExecError> {
-        self.flow.forward_until(chunk + 1, &mut self.pass.times)
+    fn split(&mut self, context: &mut LayerContext<'_>) -> Result<(), ExecError> {
+        let (ids, placement, own) = (&self.own.routed.routing.ids, context.placement, self.rank.own);
+        if let Some(given) = context.given_slots() {
+            rank::check_slots(own, ids, &given[own], placement)?;
+            self.slots.clone_from(&given[own]);
+            return Ok(());
+        }
+        let time = &mut self.times[LayerStage::Split as usize];
+        let Some(planner) = &mut self.rank.planners[context.input.layer] else {
+            self.slots = time_work(time, || rank::first_replicas(ids, placement));
+            return Ok(());
+        };
+        let quotas = time_work(time, || planner.split(&context.counts).map(|split| &split.quotas))?;
+        if context.verify_splits {
+            context.group.assert_identical("the split", || placement_digest(placement, quotas))?;
+        }
+        self.slots = time_work(time, || {
+            let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+            planner.redirect(&ids, own)
+        })?;
+        Ok(())
     }
 
-    /// Waits for a chunk, runs its experts, and sends the answers.
-    fn run_experts(&mut self, chunk: usize, shape: ExchangeShape) -> Result<(), ExecError> {
-        let ExchangeShape { chunks, hidden, dtype, .. } = shape;
-        let (RankPass { rank, model, index, times, .. }, flow) = (&mut self.pass, &mut self.flow);
+    /// Also runs the shared expert, while the tokens travel.
+    fn send_tokens(&mut self, context: &mut LayerContext<'_>) -> Result<(), ExecError> {
+        let (mut times, model) = (self.times, &context.config.model);
+        let packed = time_work(&mut times[LayerStage::Dispatch as usize], || self.pack_tokens(context.shape));
+        self.flow.start_dispatch(packed, &mut times)?;
+        self.times = times;
+        let Some(expert) = &context.layer.shared else { return Ok(()) };
+        let (tokens, ffn) = (&self.own.tokens, &mut self.rank.ffn);
+        time_work(&mut self.times[LayerStage::Ffn as usize], || {
+            self.shared.resize(tokens.len(), 0.0);
+            ffn.run(expert, model.activation, tokens, model.hidden as usize, &mut self.shared);
+        });
+        Ok(())
+    }
+
+    /// Waits for the chunk first.
+    fn run_experts(&mut self, context: &mut LayerContext<'_>, chunk: usize) -> Result<(), ExecError> {
+        let ExchangeShape { chunks, hidden, dtype, .. } = context.shape;
+        let Self { rank, flow, times, .. } = self;
         flow.wait_chunk(times)?;
         let rows = time_work(&mut times[LayerStage::Dispatch as usize], || {
             let rows =
@@ -226,13 +215,14 @@ impl RankExchange<'_> {
             rows.copy_chunk(flow.inbox(), chunk);
             rows
         });
-        let (held, slots) = (&rank.slots[*index], chunks.slots_of(chunk));
+        let (held, slots) = (&rank.slots[context.input.layer], chunks.slots_of(chunk));
+        let activation = context.config.model.activation;
         // Between processes, messages advance after every expert.
         let stride = if flow.is_local() { slots.len().max(1) } else { 1 };
         for first in slots.clone().step_by(stride) {
             time_work(&mut times[LayerStage::Ffn as usize], || {
                 let slots = first..slots.end.min(first + stride);
-                slots.for_each(|slot| rows.run_slot(held, slot, &mut rank.ffn, model.activation));
+                slots.for_each(|slot| rows.run_slot(held, slot, &mut rank.ffn, activation));
             });
             flow.poll(times)?;
         }
@@ -248,26 +238,28 @@ impl RankExchange<'_> {
         flow.send_answers(answers, times)
     }
 
-    /// Sums the answers of this rank's group for other groups.
-    fn forward_answers(&mut self) -> Result<(), ExecError> {
-        self.flow.forward_all_answers(&mut self.pass.times)
+    fn receive_answers(&mut self, _: &mut LayerContext<'_>) -> Result<(), ExecError> {
+        self.flow.wait_answers(&mut self.times)
     }
 
-    /// Waits for the answers to this rank's tokens.
-    fn wait_answers(&mut self) -> Result<(), ExecError> {
-        self.flow.wait_answers(&mut self.pass.times)
-    }
-
-    /// Sums the answers to every token, and adds the results of this rank to those of the layer.
-    fn combine(self, run: &mut LayerRun) {
-        let RankPass { rank, model, own, counts, mut times, .. } = self.pass;
-        run.outputs[rank.own] = time_work(&mut times[LayerStage::Combine as usize], || {
-            let (sent, answers) = self.flow.into_answers();
-            rank::combine_answers(&own, &sent, &answers, &self.shared, model.hidden as usize)
-        });
-        run.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-        run.rank_loads[rank.own] = self.served;
-        run.routed[rank.own] = own.routed;
-        run.times[rank.own] = times;
+    /// Gathers counts, and forwards tokens and answers as a gateway.
+    fn exchange(ranks: &mut [Self], context: &mut LayerContext<'_>, data: Exchange) -> Result<(), ExecError> {
+        match data {
+            Exchange::Counts => {
+                let splits = |pass: &Self| pass.rank.planners[context.input.layer].is_some();
+                if context.given_slots().is_none() && ranks.iter().any(splits) {
+                    let own: Vec<u64> = ranks.iter().flat_map(|pass| pass.counts.iter().copied()).collect();
+                    context.counts = context.group.all_gather_u64(Purpose::Counts, &own)?;
+                }
+                Ok(())
+            }
+            Exchange::Rows => Ok(()),
+            Exchange::Tokens(chunk) => {
+                ranks.iter_mut().try_for_each(|pass| pass.flow.forward_until(chunk + 1, &mut pass.times))
+            }
+            Exchange::Answers => {
+                ranks.iter_mut().try_for_each(|pass| pass.flow.forward_all_answers(&mut pass.times))
+            }
+        }
     }
 }

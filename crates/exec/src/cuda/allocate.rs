@@ -2,12 +2,12 @@
 
 use super::cublas::CublasGemm;
 use super::expert_buffer::ExpertBuffer;
-use super::expert_slots::{ExpertSlots, SlotBuffers};
+use super::expert_slots::SlotBuffers;
 use super::migration::CopyStream;
-use super::rank::{BufferSizes, CudaRank, RankBuffers};
+use super::rank::{BufferSizes, CudaRank, LayerPlanner, RankBuffers};
 use super::replicated::DeviceLayer;
 use super::stage_timer::StageTimer;
-use super::{Cuda, GemmPath, LayerPlanners, StreamSharing, check_memory, next_stamp};
+use super::{Cuda, GemmPath, StreamSharing, check_memory, next_stamp};
 use crate::backend::ExecConfig;
 use crate::error::ExecError;
 use crate::placement_state::{PlacementState, experts_of_rank};
@@ -39,7 +39,11 @@ impl Cuda {
                 StreamSharing::Alone => Arc::clone(&together[device]),
                 StreamSharing::Own => self.gpus[device].context.fork_stream()?,
             };
-            ranks.push(CudaRank::new(own, device, gpu, Arc::clone(&self.gpus[device].kernels))?);
+            let mut rank = CudaRank::new(own, device, gpu, Arc::clone(&self.gpus[device].kernels))?;
+            if self.options.path == GemmPath::Cublas {
+                rank.blas = Some(CublasGemm::new(&rank.gpu)?);
+            }
+            ranks.push(rank);
         }
         let missing = |placement: &Placement, layer: usize, rank: usize| {
             let here = experts_of_rank(placement, rank).iter().flatten();
@@ -53,19 +57,12 @@ impl Cuda {
             let cells: usize = state.placements().iter().enumerate().map(of).sum();
             check_memory(&gpu.context, "experts", self.shape.bytes() * cells as u64)?;
         }
-        let mut homes: Vec<ExpertSlots> = ranks.iter().map(|_| ExpertSlots::default()).collect();
         for (layer, placement) in state.placements().iter().enumerate() {
             let slots = self.fill_layer(source, layer, placement)?;
-            for ((home, rank), slots) in homes.iter_mut().zip(&ranks).zip(slots) {
-                home.push_layer(&self.gpus[rank.device].context, placement, slots)?;
+            for (rank, slots) in ranks.iter_mut().zip(slots) {
+                rank.experts.push_layer(&self.gpus[rank.device].context, placement, slots)?;
             }
         }
-        let blas = match self.options.path {
-            GemmPath::Own => vec![],
-            GemmPath::Cublas => {
-                ranks.iter().map(|rank| CublasGemm::new(&rank.gpu)).collect::<Result<_, _>>()?
-            }
-        };
         self.synchronize()?;
         Ok(Self {
             config,
@@ -74,13 +71,9 @@ impl Cuda {
             shape: self.shape,
             state,
             ranks,
-            homes,
             remote: self.remote.as_ref().map(|remote| remote.clone_for()),
-            plans: vec![],
             boards: None,
-            blas,
             clock: StageTimer::default(),
-            given: false,
             stamps: vec![],
             sides: self.gpus.iter().map(|gpu| CopyStream::new(&gpu.context)).collect::<Result<_, _>>()?,
         })
@@ -134,9 +127,7 @@ impl Cuda {
     pub(super) fn reserve_buffers(&mut self, tokens: usize, top_k: usize) -> Result<(), ExecError> {
         let (model, cluster) = (&self.config.model, &self.config.cluster);
         let old = self.ranks.first().and_then(|rank| rank.buffers.as_ref()).map(|buffers| buffers.room);
-        if old.is_some_and(|old| old.tokens >= tokens && old.top_k >= top_k)
-            && self.plans.len() == self.state.placements().len()
-        {
+        if self.boards.is_some() && old.is_some_and(|old| old.tokens >= tokens && old.top_k >= top_k) {
             return Ok(());
         }
         let inner = |layer: &DeviceLayer| layer.shared.as_ref().map_or(0, |shared| shared.shape.inner);
@@ -153,8 +144,10 @@ impl Cuda {
         };
         self.synchronize()?;
         self.stamps = self.state.placements().iter().map(|_| next_stamp()).collect();
-        self.ranks.iter_mut().for_each(|rank| rank.buffers = None);
-        self.plans.clear();
+        for rank in &mut self.ranks {
+            rank.buffers = None;
+            rank.planners.clear();
+        }
         self.boards = None;
         self.synchronize()?;
         for (device, gpu) in self.gpus.iter().enumerate() {
@@ -186,37 +179,46 @@ impl Cuda {
             let gpus: Vec<_> = self.ranks.iter().map(|rank| Arc::clone(&rank.gpu)).collect();
             Ok(Box::new(PeerGather::new(&gpus, width)?))
         };
-        self.boards = Some([board(model.experts)?, board(cluster.slots())?]);
+        let boards = [board(model.experts)?, board(cluster.slots())?];
         let plan = |placement| self.create_planners(placement, room);
-        self.plans = self.state.placements().iter().map(plan).collect::<Result<_, _>>()?;
+        for planners in self.state.placements().iter().map(plan).collect::<Result<Vec<_>, _>>()? {
+            for (rank, planner) in self.ranks.iter_mut().zip(planners) {
+                rank.planners.push(planner);
+            }
+        }
+        // The boards come last, because they state that buffers and planners are complete.
+        self.boards = Some(boards);
         self.synchronize()
     }
 
-    /// Creates the planners that split a layer: on the device if the split is exact and the device supports
-    /// it, otherwise on the host.
+    /// Creates the planners of all ranks that split a layer: on the device if the split is exact and the
+    /// device supports it, otherwise on the host.
     pub(super) fn create_planners(
         &self,
         placement: &Placement,
         room: BufferSizes,
-    ) -> Result<LayerPlanners, ExecError> {
+    ) -> Result<Vec<LayerPlanner>, ExecError> {
         let cluster = &self.config.cluster;
-        if self.config.method.is_none() {
-            return Ok(LayerPlanners::None);
-        }
         if self.config.method == Some(SplitMethod::Exact) && self.config.tie_break.is_none() {
             let of = |rank: &CudaRank| {
                 let placements = std::slice::from_ref(placement);
-                DevicePlanner::new(&rank.gpu, placements, cluster, rank.own, room.max_choices())
+                let planner =
+                    DevicePlanner::new(&rank.gpu, placements, cluster, rank.own, room.max_choices());
+                planner.map(|planner| LayerPlanner::Device(Box::new(planner)))
             };
             match self.ranks.iter().map(of).collect::<Result<Vec<_>, _>>() {
-                Ok(planners) => return Ok(LayerPlanners::Device(planners)),
+                Ok(planners) => return Ok(planners),
                 // The problem is too large for the device, or of an unsupported kind.
                 Err(CudaError::SharedMemory { .. } | CudaError::Program(_)) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let of = |_| self.config.create_planner(placement).map(Option::into_iter);
-        let planners = (0..self.ranks.len()).map(of).collect::<Result<Vec<_>, _>>()?;
-        Ok(LayerPlanners::Host(planners.into_iter().flatten().collect()))
+        let of = |_: &CudaRank| -> Result<LayerPlanner, ExecError> {
+            Ok(match self.config.create_planner(placement)? {
+                Some(planner) => LayerPlanner::Host(Box::new(planner)),
+                None => LayerPlanner::FirstReplica,
+            })
+        };
+        self.ranks.iter().map(of).collect()
     }
 }

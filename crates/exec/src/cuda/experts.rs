@@ -1,6 +1,5 @@
 //! The feed-forward networks of a rank, routed and shared, by the kernels' grouped products or by cuBLAS.
 
-use super::GemmPath;
 use super::cublas::{CublasGemm, GemmProblem};
 use super::expert_buffer::ExpertLayout;
 use super::kernels::{DeviceAddress, GroupedGemm, KernelLauncher, address};
@@ -102,8 +101,6 @@ impl CudaRank {
     /// Runs the routed experts on the rows received by this rank. `choices` are those of all sources.
     pub(super) fn run_routed(
         &self,
-        path: GemmPath,
-        blas: Option<&CublasGemm>,
         buffers: &RankBuffers,
         cells: SlotAddresses<'_>,
         (shape, activation): (ExpertLayout, Activation),
@@ -125,7 +122,7 @@ impl CudaRank {
         if choices == 0 {
             return Ok(());
         }
-        let Some(blas) = blas.filter(|_| path == GemmPath::Cublas) else {
+        let Some(blas) = &self.blas else {
             return self.run_own_kernels(&groups, tile_index(choices, room.ranks * room.per_rank));
         };
         // This is the only synchronisation of this path: cuBLAS takes sizes from the host.
@@ -142,8 +139,6 @@ impl CudaRank {
     /// Runs the shared expert on this rank's own tokens.
     pub(super) fn run_shared(
         &self,
-        path: GemmPath,
-        blas: Option<&CublasGemm>,
         buffers: &RankBuffers,
         layer: &DeviceLayer,
         activation: Activation,
@@ -162,7 +157,7 @@ impl CudaRank {
             inside: address(&buffers.shared_inside),
             out: address(&buffers.shared_out),
         };
-        let Some(blas) = blas.filter(|_| path == GemmPath::Cublas) else {
+        let Some(blas) = &self.blas else {
             return self.run_own_kernels(&groups, tile_index(tokens, 1));
         };
         let between = [address(&buffers.tokens), address(&buffers.shared_gate), address(&buffers.shared_up)];

@@ -1,8 +1,9 @@
 //! A layer as a CUDA graph: recorded once, launched repeatedly, without the host between its kernels.
 
 use super::layer_pass::{LayerPass, buffers_and_tables};
+use super::rank::LayerPlanner;
 use super::route::ChoiceSource;
-use super::{Cuda, GemmPath, LayerPlanners, StreamSharing};
+use super::{Cuda, GemmPath, StreamSharing};
 use crate::backend::RoutingSource;
 use crate::error::ExecError;
 use evenkeel_cuda::{CapturedGraph, CudaError};
@@ -38,14 +39,14 @@ impl Cuda {
             });
         }
         ExecError::expect_size("sources", tokens.len(), self.ranks.len())?;
-        let pass = self.prepare_pass(layer, tokens.to_vec(), &RoutingSource::Router)?;
+        let pass = self.prepare_pass((0, layer), tokens.to_vec(), &RoutingSource::Router)?;
         let host = |what: &str| {
             Err(ExecError::Nothing(format!("{what}: the host takes part, so the layer cannot be recorded")))
         };
         if pass.chooser != ChoiceSource::Device {
             return host("this router");
         }
-        if matches!(self.plans[layer], LayerPlanners::Host(_)) {
+        if self.ranks.iter().any(|rank| matches!(rank.planners[layer], LayerPlanner::Host(_))) {
             return host("this split");
         }
         if self.options.path == GemmPath::Cublas {
@@ -60,10 +61,10 @@ impl Cuda {
         let of_layer = pass.clone();
         let graph = first.capture_graph(|| {
             self.fork_streams()?;
-            let enqueued = self.enqueue_all(&of_layer, residual);
+            let enqueued = self.enqueue_layer(&of_layer, RoutingSource::Router, residual);
             // The streams must join the recording again, even after an error in it.
             self.join_streams()?;
-            enqueued.map_err(|error| match error {
+            enqueued.map(drop).map_err(|error| match error {
                 ExecError::Cuda(error) => error,
                 other => CudaError::Driver { doing: "recording a layer", code: other.to_string() },
             })
@@ -95,18 +96,6 @@ impl Cuda {
             rank.record_mark()?;
             first.wait_for(rank)
         })
-    }
-
-    /// Enqueues the whole layer on the device.
-    fn enqueue_all(&mut self, pass: &LayerPass, residual: bool) -> Result<(), ExecError> {
-        for (at, rank) in self.ranks.iter().enumerate() {
-            let layer = &self.gpus[rank.device].layers[pass.layer];
-            let (buffers, _) = buffers_and_tables(rank)?;
-            let args = self.config.route_args(0, pass.layer, at);
-            rank.enqueue_norm(buffers, layer, pass.tokens[at])?;
-            rank.choose_on_device(buffers, layer, pass.tokens[at], &args, pass.top_k)?;
-        }
-        self.enqueue_layer(pass, residual)
     }
 
     /// Checks that the memory of a recorded layer has not been replaced.

@@ -102,7 +102,7 @@ impl Cuda {
     ) -> Result<(), ExecError> {
         let (from, device) = (self.home_buffer(layer, expert)?, self.device_of(rank));
         let gpu = Arc::clone(&self.sides[device].gpu);
-        let mut cell = self.homes[at].take_buffer(&gpu, &self.shape)?;
+        let mut cell = self.ranks[at].experts.take_buffer(&gpu, &self.shape)?;
         // All earlier work on these cells is complete, because every layer ends with a synchronisation.
         let events = record_copy(&gpu, || cell.copy_from(&gpu, &from))?;
         self.sides[device].begun.push(PendingCopy { layer, rank, expert, from: Some(from), cell, events });
@@ -131,7 +131,7 @@ impl Cuda {
         receive: impl FnOnce(&GpuContext, DeviceAddress, u64) -> Result<(), ExecError>,
     ) -> Result<(), ExecError> {
         let gpu = Arc::clone(&self.sides[0].gpu);
-        let cell = self.homes[0].take_buffer(&gpu, &self.shape)?;
+        let cell = self.ranks[0].experts.take_buffer(&gpu, &self.shape)?;
         let events = match record_copy(&gpu, || receive(&gpu, cell.address(), self.shape.bytes())) {
             Ok(events) => events,
             Err(error) => {
@@ -160,7 +160,7 @@ impl Cuda {
             let ms = events[0].elapsed_ms(&events[1]).map_err(CudaError::driver_error("reading a time"))?;
             took[rank] += Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default();
             if let Some(at) = self.local_index(rank) {
-                self.homes[at].staged.insert((layer, expert), Arc::new(cell));
+                self.ranks[at].experts.staged.insert((layer, expert), Arc::new(cell));
             }
         }
         Ok(took)
@@ -168,7 +168,7 @@ impl Cuda {
 
     /// Returns the weights that a rank would use after a switch, held or staged.
     fn available_buffer(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<ExpertBuffer>> {
-        let staged = || self.homes[self.local_index(rank)?].staged.get(&(layer, expert)).cloned();
+        let staged = || self.ranks[self.local_index(rank)?].experts.staged.get(&(layer, expert)).cloned();
         self.held_buffer(rank, layer, expert).or_else(staged)
     }
 
@@ -186,15 +186,21 @@ impl Cuda {
             );
         }
         let room: Option<BufferSizes> = self.ranks[0].buffers.as_ref().map(|buffers| buffers.room);
-        if let Some(room) = room.filter(|_| layer < self.plans.len()) {
-            self.plans[layer] = self.create_planners(&placement, room)?;
+        if let Some(room) = room {
+            let planners = self.create_planners(&placement, room)?;
+            for (rank, planner) in self.ranks.iter_mut().zip(planners) {
+                // Planners are missing if their creation failed. Then the next layer creates all.
+                if let Some(current) = rank.planners.get_mut(layer) {
+                    *current = planner;
+                }
+            }
             self.stamps[layer] = next_stamp();
         }
         self.state.replace(layer, placement);
         let placement = &self.state.placements()[layer];
         let gpus = &self.gpus;
-        for ((home, rank), slots) in self.homes.iter_mut().zip(&self.ranks).zip(next) {
-            home.replace_layer(&gpus[rank.device].context, layer, placement, slots)?;
+        for (rank, slots) in self.ranks.iter_mut().zip(next) {
+            rank.experts.replace_layer(&gpus[rank.device].context, layer, placement, slots)?;
         }
         self.synchronize()
     }

@@ -20,7 +20,6 @@
 
 mod allocate;
 mod cublas;
-mod dispatch;
 mod expert_buffer;
 mod expert_slots;
 mod expert_timer;
@@ -30,6 +29,7 @@ mod kernels;
 mod launch;
 mod layer_pass;
 mod migration;
+mod phases;
 mod rank;
 mod readback;
 mod remote;
@@ -45,13 +45,10 @@ use super::comm::ProcessGroup;
 use super::error::ExecError;
 use super::placement_state::{PlacementState, experts_of_rank};
 use super::weights::{Dtype, WeightSource};
-use cublas::CublasGemm;
 use evenkeel::place::Placement;
-use evenkeel::planner::Planner;
 use evenkeel::split::SplitMethod;
-use evenkeel_cuda::{CudaError, DeviceGather, DevicePlanner, GpuContext, nvrtc_version, probe_devices};
+use evenkeel_cuda::{CudaError, DeviceGather, GpuContext, nvrtc_version, probe_devices};
 use expert_buffer::{ExpertBuffer, ExpertLayout};
-use expert_slots::ExpertSlots;
 use kernels::ExecKernels;
 use migration::CopyStream;
 use rank::CudaRank;
@@ -148,17 +145,6 @@ impl CudaOptions {
     }
 }
 
-/// The planners of a layer's batches, on every rank.
-#[derive(Debug)]
-enum LayerPlanners {
-    /// No split: first replicas serve all tokens.
-    None,
-    /// Planners on the device.
-    Device(Vec<DevicePlanner>),
-    /// Planners on the host.
-    Host(Vec<Planner>),
-}
-
 /// One GPU: its kernels, and the weights that all ranks on it share.
 #[derive(Debug)]
 struct SharedGpu {
@@ -176,17 +162,11 @@ pub struct Cuda {
     state: PlacementState,
     /// The ranks of this process: all of the group, or one.
     ranks: Vec<CudaRank>,
-    homes: Vec<ExpertSlots>,
     /// The connection to ranks in other processes, if any.
     remote: Option<Rc<RemoteRanks>>,
-    /// Planners per layer, created together with the buffers.
-    plans: Vec<LayerPlanners>,
     /// Boards of tokens per expert, and per slot.
     boards: Option<[Box<dyn DeviceGather>; 2]>,
-    blas: Vec<CublasGemm>,
     clock: StageTimer,
-    /// True if the slots of the next pass are already set.
-    given: bool,
     /// Background streams, per GPU.
     sides: Vec<CopyStream>,
     /// A number per layer, unique over all backends. It changes when memory of a recorded layer is freed.
@@ -297,13 +277,9 @@ impl Cuda {
             shape,
             state,
             ranks: vec![],
-            homes: vec![],
             remote,
-            plans: vec![],
             boards: None,
-            blas: vec![],
             clock: StageTimer::default(),
-            given: false,
             sides: vec![],
             stamps: vec![],
             config,
@@ -357,8 +333,8 @@ impl Cuda {
     }
 
     fn held_buffer(&self, rank: usize, layer: usize, expert: u32) -> Option<Arc<ExpertBuffer>> {
-        let (home, placements) = (self.homes.get(self.local_index(rank)?)?, self.state.placements());
-        home.find_buffer(placements.get(layer)?, rank, layer, expert)
+        let placement = self.state.placements().get(layer)?;
+        self.ranks.get(self.local_index(rank)?)?.experts.find_buffer(placement, rank, layer, expert)
     }
 
     /// Returns an expert from the first rank that holds it.
@@ -395,9 +371,7 @@ impl Drop for Cuda {
                 // A hung rank may later continue a message from or to this memory, and the library cannot
                 // withdraw it. So the allocations stay until the driver frees them with the process.
                 std::mem::forget(std::mem::take(&mut self.ranks));
-                std::mem::forget(std::mem::take(&mut self.homes));
                 std::mem::forget(std::mem::take(&mut self.sides));
-                std::mem::forget(std::mem::take(&mut self.plans));
                 return;
             }
         }

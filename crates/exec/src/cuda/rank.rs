@@ -4,12 +4,16 @@
 //! its tokens. Nothing here waits, and the host does not know how many rows a rank will receive. Buffers have
 //! room for the largest possible number, and kernels read the actual one from device memory.
 
+use super::cublas::CublasGemm;
+use super::expert_slots::ExpertSlots;
 use super::kernels::{DeviceAddress, ExecKernels, KernelLauncher, address, upload, zeros};
 use super::launch::{LogitShape, RankPosition};
 use super::replicated::DeviceLayer;
+use crate::backend::LayerStage;
 use cudarc::driver::{CudaEvent, CudaSlice};
+use evenkeel::planner::Planner;
 use evenkeel_cuda::tables::CHUNK_IDS;
-use evenkeel_cuda::{CudaError, GpuContext};
+use evenkeel_cuda::{CudaError, DevicePlanner, GpuContext};
 use std::sync::Arc;
 
 /// The capacity of buffers.
@@ -259,7 +263,23 @@ pub(super) struct CudaRank {
     pub(super) kernels: Arc<ExecKernels>,
     /// A mark on its stream, for which other ranks can wait.
     here: CudaEvent,
+    pub(super) experts: ExpertSlots,
+    /// One planner per layer, created together with the buffers.
+    pub(super) planners: Vec<LayerPlanner>,
+    /// The products of cuBLAS, with [`GemmPath::Cublas`](super::GemmPath).
+    pub(super) blas: Option<CublasGemm>,
     pub(super) buffers: Option<RankBuffers>,
+}
+
+/// The planner of a layer's batches on one rank. All ranks have the same kind.
+#[derive(Debug)]
+pub(super) enum LayerPlanner {
+    /// No split: first replicas serve all tokens.
+    FirstReplica,
+    /// A planner on the device.
+    Device(Box<DevicePlanner>),
+    /// A planner on the host.
+    Host(Box<Planner>),
 }
 
 impl CudaRank {
@@ -271,7 +291,8 @@ impl CudaRank {
     ) -> Result<Self, CudaError> {
         let here =
             gpu.stream().context().new_event(None).map_err(CudaError::driver_error("creating an event"))?;
-        Ok(Self { own, device, gpu, kernels, here, buffers: None })
+        let (experts, planners) = (ExpertSlots::default(), Vec::new());
+        Ok(Self { own, device, gpu, kernels, here, experts, planners, blas: None, buffers: None })
     }
 
     /// Moves the mark to the current end of this rank's stream.
@@ -365,14 +386,14 @@ impl CudaRank {
 }
 
 /// Copies the data that ranks on other GPUs have sent to rank `own`, on its stream: their assignments and
-/// send buffers, or their answers.
-pub(super) fn copy_mirrors(ranks: &mut [CudaRank], own: usize, answers: bool) -> Result<(), CudaError> {
+/// send buffers to dispatch, or their answers to combine.
+pub(super) fn copy_mirrors(ranks: &mut [CudaRank], own: usize, stage: LayerStage) -> Result<(), CudaError> {
     let Some(mut mine) = ranks[own].buffers.take() else { return Ok(()) };
     let stream = ranks[own].gpu.stream().clone();
     let failed = CudaError::driver_error("copying between GPUs");
     let copied = mine.mirrors.iter_mut().zip(ranks.iter()).try_for_each(|(mirror, other)| {
         let (Some(to), Some(of)) = (mirror, &other.buffers) else { return Ok(()) };
-        if answers {
+        if stage == LayerStage::Combine {
             return of.answers[own].as_ref().map_or(Ok(()), |from| stream.memcpy_dtod(from, &mut to.answers));
         }
         let tokens = of.room.tokens;

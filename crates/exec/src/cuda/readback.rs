@@ -1,21 +1,16 @@
 //! Copies the results of a layer back to the host.
 
+use super::Cuda;
 use super::layer_pass::{LayerPass, buffers_and_tables};
+use super::rank::LayerPlanner;
 use super::route::{ChoiceSource, choose_on_host};
-use super::{Cuda, LayerPlanners};
-use crate::backend::{LayerRun, SourceRouting};
+use crate::backend::LayerRun;
 use crate::error::ExecError;
-use crate::router::{RouteArgs, RouterError};
-use evenkeel_cuda::DevicePlanner;
+use crate::router::RouterError;
 
 impl Cuda {
-    /// Collects the results after they are complete.
-    pub(super) fn read_results(
-        &mut self,
-        pass: &LayerPass,
-        mut routed: Vec<SourceRouting>,
-        args: &[RouteArgs],
-    ) -> Result<LayerRun, ExecError> {
+    /// Waits for the device, and adds its results to those of the host.
+    pub(super) fn read_results(&mut self, pass: &LayerPass, run: &mut LayerRun) -> Result<(), ExecError> {
         if let Some(far) = &self.remote {
             self.ranks.iter().try_for_each(|rank| far.synchronize(rank))?;
             far.record_times()?;
@@ -24,15 +19,13 @@ impl Cuda {
         let (model, cluster) = (&self.config.model, &self.config.cluster);
         let (hidden, k) = (model.hidden as usize, pass.top_k);
         let layer = &self.device_layers()[pass.layer];
-        let mut run = LayerRun {
-            counts: vec![0; model.experts],
-            outputs: vec![vec![]; cluster.ranks()],
-            rank_loads: vec![0; cluster.ranks()],
-            ..LayerRun::default()
-        };
+        run.counts = vec![0; model.experts];
+        run.outputs = vec![vec![]; cluster.ranks()];
+        run.rank_loads = vec![0; cluster.ranks()];
         for rank in &self.ranks {
             let (at, (buffers, _)) = (rank.own, buffers_and_tables(rank)?);
             let (tokens, rows, gpu) = (pass.tokens[at], pass.rows[at], &rank.gpu);
+            let args = self.config.route_args(pass.step, pass.layer, at);
             if pass.chooser == ChoiceSource::Device && tokens > 0 {
                 let bad = gpu.download(&buffers.bad)?.first().copied().unwrap_or(u32::MAX);
                 if bad != u32::MAX {
@@ -40,16 +33,16 @@ impl Cuda {
                 }
                 let logits = gpu.download(&buffers.logits.slice(..tokens * buffers.room.width))?;
                 // Losses are statistics, so the host computes them from the same logits.
-                let mut of_source = choose_on_host(&layer.router, logits, &args[at])?;
+                let mut of_source = choose_on_host(&layer.router, logits, &args)?;
                 of_source.routing.ids = gpu.download(&buffers.ids.slice(..tokens * k))?;
                 of_source.routing.weights = gpu.download(&buffers.weights.slice(..tokens * k))?;
                 of_source.routing.dropped =
                     u64::from(gpu.download(&buffers.dropped)?.first().copied().unwrap_or(0));
-                routed[at] = of_source;
+                run.routed[at] = of_source;
             } else if pass.chooser == ChoiceSource::Device {
-                routed[at] = choose_on_host(&layer.router, vec![], &args[at])?;
+                run.routed[at] = choose_on_host(&layer.router, vec![], &args)?;
             }
-            for &id in &routed[at].routing.ids {
+            for &id in &run.routed[at].routing.ids {
                 if let Some(count) = usize::try_from(id).ok().and_then(|id| run.counts.get_mut(id)) {
                     *count += 1;
                 }
@@ -65,7 +58,7 @@ impl Cuda {
                 far.record_local(&slots, &buffers.room, k);
             }
             let mut out = gpu.download(&buffers.out.slice(..rows * hidden))?;
-            if let Some(soft) = &routed[at].soft {
+            if let Some(soft) = &run.routed[at].soft {
                 out = soft.unmix_results(&out, hidden);
                 if layer.shared.is_some() {
                     let shared = gpu.download(&buffers.shared_out.slice(..tokens * hidden))?;
@@ -74,10 +67,11 @@ impl Cuda {
             }
             run.outputs[at] = out;
         }
-        if let LayerPlanners::Device(planners) = &mut self.plans[pass.layer] {
-            planners.iter_mut().try_for_each(DevicePlanner::check_faults)?;
+        for rank in &mut self.ranks {
+            if let LayerPlanner::Device(planner) = &mut rank.planners[pass.layer] {
+                planner.check_faults()?;
+            }
         }
-        run.routed = routed;
-        Ok(run)
+        Ok(())
     }
 }

@@ -121,15 +121,14 @@ impl RemoteRanks {
     pub(super) fn verify_device_split(
         &self,
         placement: &Placement,
-        planners: &[DevicePlanner],
+        planner: &DevicePlanner,
     ) -> Result<(), ExecError> {
-        for planner in planners.iter().filter(|_| self.verifies_splits) {
-            self.group
-                .communicator()
-                .synchronize(self.group.context(Purpose::Counts), planner.gpu().stream())?;
-            self.verify_split(placement, &planner.download(0)?.quotas)?;
+        if !self.verifies_splits {
+            return Ok(());
         }
-        Ok(())
+        let context = self.group.context(Purpose::Counts);
+        self.group.communicator().synchronize(context, planner.gpu().stream())?;
+        self.verify_split(placement, &planner.download(0)?.quotas)
     }
 
     /// Begins an exchange between two events.

@@ -3,6 +3,7 @@
 
 use super::kernels::address;
 use super::launch::LogitShape;
+use super::layer_pass::buffers_mut;
 use super::rank::{CudaRank, RankBuffers, fill_ones};
 use super::replicated::DeviceLayer;
 use crate::backend::{RoutingSource, SourceRouting};
@@ -96,7 +97,8 @@ impl CudaRank {
     }
 
     /// Sends choices of the host to the device.
-    pub(super) fn send_choices(&self, buffers: &mut RankBuffers, routing: &Routing) -> Result<(), CudaError> {
+    pub(super) fn send_choices(&mut self, routing: &Routing) -> Result<(), ExecError> {
+        let buffers = buffers_mut(&mut self.buffers)?;
         let failed = CudaError::driver_error("copying choices to the device");
         let ids = pad_ids(routing.ids.iter().copied(), buffers.room.max_choices());
         self.gpu.stream().memcpy_htod(&ids, &mut buffers.ids).map_err(&failed)?;
@@ -107,12 +109,8 @@ impl CudaRank {
     }
 
     /// Replaces the normed tokens by mixtures of them.
-    pub(super) fn send_mixtures(
-        &self,
-        buffers: &mut RankBuffers,
-        soft: &SoftMixtures,
-        tokens: usize,
-    ) -> Result<(), CudaError> {
+    pub(super) fn send_mixtures(&mut self, soft: &SoftMixtures, tokens: usize) -> Result<(), ExecError> {
+        let buffers = buffers_mut(&mut self.buffers)?;
         let hidden = buffers.room.hidden;
         if tokens == 0 {
             return Ok(());
@@ -121,7 +119,7 @@ impl CudaRank {
         let mixed: Vec<u16> =
             soft.mix_tokens(&exact, hidden).into_iter().map(|x| bf16::from_f32(x).to_bits()).collect();
         let failed = CudaError::driver_error("copying mixtures to the device");
-        self.gpu.stream().memcpy_htod(&mixed, &mut buffers.tokens).map_err(failed)
+        Ok(self.gpu.stream().memcpy_htod(&mixed, &mut buffers.tokens).map_err(failed)?)
     }
 }
 

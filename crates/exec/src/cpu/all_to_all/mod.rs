@@ -84,43 +84,44 @@ pub(super) struct AllToAll<'a> {
 }
 
 impl<'a> AllToAll<'a> {
-    /// Begins the dispatch of all chunks, with exchanges numbered from `first` on. `packed` contains the send
-    /// buffers for the ranks of this rank's group, then for every group (its own is empty).
-    pub(super) fn start_dispatch(
-        mail: &'a Mailbox<'a>,
-        (rank, first): (usize, u64),
-        shape: ExchangeShape,
-        packed: PackedTokens,
-        times: &mut StageTimes,
-    ) -> Result<Self, ExecError> {
-        let ExchangeShape { groups, chunks, hidden, dtype } = shape;
-        let (own, sent) = packed;
-        let empty = || Matrix::with_capacity(dtype, 0);
-        let mut flow = Self {
+    /// Prepares the exchanges of a layer, numbered from `first` on.
+    pub(super) fn new(mail: &'a Mailbox<'a>, (rank, first): (usize, u64), shape: ExchangeShape) -> Self {
+        Self {
             mail,
             rank,
             shape,
-            home: groups.position_of(rank),
+            home: shape.groups.position_of(rank),
             first,
-            answers: own.iter().map(|_| empty()).collect(),
-            own,
-            sent,
-            relays: (0..groups.count).map(|_| None).collect(),
-            inbox: vec![SendBuffer::empty(dtype); mail.group.ranks()],
+            own: Vec::new(),
+            sent: Vec::new(),
+            answers: Vec::new(),
+            relays: (0..shape.groups.count).map(|_| None).collect(),
+            inbox: vec![SendBuffer::empty(shape.dtype); mail.group.ranks()],
             forwarded_chunks: 0,
             summed_chunks: 0,
             received_chunks: 0,
             answered_chunks: 0,
-        };
-        let (group, index) = flow.home;
+        }
+    }
+
+    /// Begins the dispatch of all chunks. `packed` contains the send buffers for the ranks of this rank's
+    /// group, then for every group (its own is empty).
+    pub(super) fn start_dispatch(
+        &mut self,
+        (own, sent): PackedTokens,
+        times: &mut StageTimes,
+    ) -> Result<(), ExecError> {
+        let ExchangeShape { groups, chunks, hidden, dtype } = self.shape;
+        self.answers = own.iter().map(|_| Matrix::with_capacity(dtype, 0)).collect();
+        (self.own, self.sent) = (own, sent);
+        let (group, index) = self.home;
         if groups.count == 1 {
-            flow.forward_until(chunks.count(), times)?;
-            return Ok(flow);
+            return self.forward_until(chunks.count(), times);
         }
         for chunk in 0..chunks.count() {
             let to = time_work(&mut times[LayerStage::Dispatch as usize], || {
                 let to = |other: usize| {
-                    let parcel = &flow.own[groups.size + other];
+                    let parcel = &self.own[groups.size + other];
                     let mut bytes = Vec::new();
                     if !parcel.visits.is_empty() {
                         codec::encode_chunk(parcel, chunk, hidden, &mut bytes);
@@ -129,10 +130,10 @@ impl<'a> AllToAll<'a> {
                 };
                 groups.other_groups(group).map(to).collect()
             });
-            let number = flow.exchange_id(ExchangeStage::Cross, chunk);
-            mail.start_exchange(Purpose::Dispatch, number, rank, to, &flow.gateway_peers())?;
+            let number = self.exchange_id(ExchangeStage::Cross, chunk);
+            self.mail.start_exchange(Purpose::Dispatch, number, self.rank, to, &self.gateway_peers())?;
         }
-        Ok(flow)
+        Ok(())
     }
 
     fn exchange_id(&self, stage: ExchangeStage, chunk: usize) -> u64 {

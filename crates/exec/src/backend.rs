@@ -7,7 +7,7 @@ use super::placement_state::PlacementState;
 use super::random::RandomStream;
 use super::router::{Capacity, RouteArgs, Router, Routing, SoftMixtures};
 use super::step_stats::gather_step_stats;
-use super::weights::Dtype;
+use super::weights::{Dtype, WeightSource};
 use evenkeel::cluster::Cluster;
 use evenkeel::model::MoeModel;
 use evenkeel::place::Placement;
@@ -280,6 +280,20 @@ impl LayerRun {
 pub trait Backend {
     /// Returns the name that selects the backend.
     fn name(&self) -> &'static str;
+
+    /// Builds a backend for the same model and group with other placements and another split. A rank shares
+    /// the experts that it already holds in this backend.
+    ///
+    /// # Errors
+    /// Fails if weights cannot be read, if memory is short, or if a placement does not fit.
+    fn with_placements(
+        &self,
+        source: &dyn WeightSource,
+        placements: Vec<Placement>,
+        method: Option<SplitMethod>,
+    ) -> Result<Self, ExecError>
+    where
+        Self: Sized;
 
     /// Returns the current placements, and the ranks of this process.
     fn state(&self) -> &PlacementState;

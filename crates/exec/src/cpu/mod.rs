@@ -110,27 +110,6 @@ impl Cpu {
         })
     }
 
-    /// Builds a backend for the same model and group with other placements and another split. A rank shares
-    /// the experts that it already holds in this backend.
-    ///
-    /// # Errors
-    /// Fails as [`Cpu::join`] does.
-    pub fn with_placements(
-        &self,
-        source: &dyn WeightSource,
-        placements: Vec<Placement>,
-        method: Option<SplitMethod>,
-    ) -> Result<Self, ExecError> {
-        let config = ExecConfig { method, ..self.config.clone() };
-        let (layers, group) = (Arc::clone(&self.layers), (Rc::clone(self.state.group()), self.options));
-        Self::build_ranks(config, layers, placements, group, |rank, layer, expert| {
-            match self.held_weights(rank, layer, expert) {
-                Some(weights) => Ok(weights),
-                None => Ok(Arc::new(source.expert_weights(layer, expert as usize)?)),
-            }
-        })
-    }
-
     fn build_ranks(
         config: ExecConfig,
         layers: Arc<Vec<ReplicatedLayer>>,
@@ -163,6 +142,22 @@ impl Cpu {
 impl Backend for Cpu {
     fn name(&self) -> &'static str {
         "cpu"
+    }
+
+    fn with_placements(
+        &self,
+        source: &dyn WeightSource,
+        placements: Vec<Placement>,
+        method: Option<SplitMethod>,
+    ) -> Result<Self, ExecError> {
+        let config = ExecConfig { method, ..self.config.clone() };
+        let (layers, group) = (Arc::clone(&self.layers), (Rc::clone(self.state.group()), self.options));
+        Self::build_ranks(config, layers, placements, group, |rank, layer, expert| {
+            match self.held_weights(rank, layer, expert) {
+                Some(weights) => Ok(weights),
+                None => Ok(Arc::new(source.expert_weights(layer, expert as usize)?)),
+            }
+        })
     }
 
     fn state(&self) -> &PlacementState {

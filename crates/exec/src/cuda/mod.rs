@@ -287,20 +287,6 @@ impl Cuda {
         this.build_backend(source, placements, method)
     }
 
-    /// Builds a backend for the same model, group and GPUs with other placements and another split. A rank
-    /// shares the experts that it already holds in this backend.
-    ///
-    /// # Errors
-    /// Fails as [`Cuda::new`] and [`Cuda::join`] do.
-    pub fn with_placements(
-        &self,
-        source: &dyn WeightSource,
-        placements: Vec<Placement>,
-        method: Option<SplitMethod>,
-    ) -> Result<Self, ExecError> {
-        self.build_backend(source, placements, method)
-    }
-
     /// Waits for all ranks, and for data sent to the GPUs.
     fn synchronize(&self) -> Result<(), ExecError> {
         self.ranks.iter().try_for_each(|rank| rank.gpu.synchronize())?;
@@ -386,6 +372,15 @@ impl Drop for Cuda {
 impl Backend for Cuda {
     fn name(&self) -> &'static str {
         "cuda"
+    }
+
+    fn with_placements(
+        &self,
+        source: &dyn WeightSource,
+        placements: Vec<Placement>,
+        method: Option<SplitMethod>,
+    ) -> Result<Self, ExecError> {
+        self.build_backend(source, placements, method)
     }
 
     fn state(&self) -> &PlacementState {

@@ -27,12 +27,9 @@ impl ExecRun<'_> {
         progress: &dyn StepProgress,
     ) -> Result<RunReport, ExecError> {
         let weights = self.weights.as_ref();
-        self.run_planned(
-            Some(group),
-            (plan_on, progress),
-            |exec, placements| Cpu::join(exec, weights, placements, Rc::clone(group), options),
-            |plain, placements| plain.with_placements(weights, placements, self.exec.method),
-        )
+        self.run_planned(Some(group), (plan_on, progress), |exec, placements| {
+            Cpu::join(exec, weights, placements, Rc::clone(group), options)
+        })
     }
 
     /// Runs all steps on GPUs with all ranks in this process, planned on the steps `plan_on`.
@@ -47,12 +44,9 @@ impl ExecRun<'_> {
         progress: &dyn StepProgress,
     ) -> Result<RunReport, ExecError> {
         let weights = self.weights.as_ref();
-        self.run_planned(
-            None,
-            (plan_on, progress),
-            |exec, placements| Cuda::new(exec, options, weights, placements),
-            |plain, placements| plain.with_placements(weights, placements, self.exec.method),
-        )
+        self.run_planned(None, (plan_on, progress), |exec, placements| {
+            Cuda::new(exec, options, weights, placements)
+        })
     }
 
     /// Runs as [`ExecRun::run_on_cuda`] does, as one rank among processes with a GPU each. `options` must
@@ -70,24 +64,18 @@ impl ExecRun<'_> {
         progress: &dyn StepProgress,
     ) -> Result<RunReport, ExecError> {
         let weights = self.weights.as_ref();
-        self.run_planned(
-            Some(group),
-            (plan_on, progress),
-            |exec, placements| {
-                Cuda::join(exec, options, weights, placements, Rc::clone(group), verify_splits)
-            },
-            |plain, placements| plain.with_placements(weights, placements, self.exec.method),
-        )
+        self.run_planned(Some(group), (plan_on, progress), |exec, placements| {
+            Cuda::join(exec, options, weights, placements, Rc::clone(group), verify_splits)
+        })
     }
 
-    /// Plans and runs all steps. `build` builds a backend, and `replace` another one with other placements
-    /// that shares its weights. The processes of `group` agree on the placements.
+    /// Plans and runs all steps on the backends that `build` builds. The processes of `group` agree on the
+    /// placements.
     fn run_planned<B: Backend>(
         &self,
         group: Option<&Rc<ProcessGroup>>,
         (plan_on, progress): (Range<usize>, &dyn StepProgress),
         build: impl Fn(ExecConfig, Vec<Placement>) -> Result<B, ExecError>,
-        replace: impl FnOnce(&B, Vec<Placement>) -> Result<B, ExecError>,
     ) -> Result<RunReport, ExecError> {
         let agree = |placements| match group {
             Some(group) => agree_on_result(group, placements),
@@ -106,7 +94,7 @@ impl ExecRun<'_> {
             drop(plain);
             return self.run(&mut build(self.exec.clone(), placements)?, None, progress);
         }
-        let mut planned = replace(&plain, placements)?;
+        let mut planned = plain.with_placements(self.weights.as_ref(), placements, self.exec.method)?;
         // Without a comparison its memory is freed before the run.
         let mut plain = self.compare.then_some(plain);
         self.run(&mut planned, plain.as_mut().map(|plain| plain as &mut dyn Backend), progress)

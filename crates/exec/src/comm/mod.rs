@@ -25,7 +25,7 @@ pub mod rendezvous;
 mod threads;
 
 #[cfg(feature = "cuda")]
-pub use device::{DeviceOperation, DevicePiece, MessageMemory, RankDevice};
+pub use device::{DeviceCommunicator, DeviceOperation, DevicePiece, MessageMemory, RankDevice};
 pub use local::LocalCommunicator;
 #[cfg(feature = "mpi")]
 pub use mpi::{MpiCommunicator, StuckCall};
@@ -35,12 +35,8 @@ pub(super) use process_group::placement_digest;
 pub use process_group::{Distance, ProcessGroup, Purpose, TrafficStats};
 pub use threads::ThreadCommunicator;
 
-#[cfg(feature = "cuda")]
-use cudarc::driver::CudaStream;
 use std::fmt;
 use std::ops::Range;
-#[cfg(feature = "cuda")]
-use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -166,62 +162,13 @@ pub trait Communicator: fmt::Debug {
         Ok(Vec::new())
     }
 
-    /// Assigns a GPU to every rank, from `first` on. All ranks must call it after they have agreed on their
-    /// inputs. `cuda_aware` states whether the library takes device memory; with `None` the library is asked.
+    /// Returns the way of device memory to the other ranks.
     ///
     /// # Errors
-    /// Fails if a rank has no GPU or one of another kind, with the same error on all ranks. Fails if a rank
-    /// is lost, or if ranks of this kind have no GPUs.
+    /// Fails if ranks of this kind have no GPUs.
     #[cfg(feature = "cuda")]
-    fn open_devices(&self, _first: usize, _cuda_aware: Option<bool>) -> Result<RankDevice, CommError> {
+    fn devices(&self) -> Result<&dyn DeviceCommunicator, CommError> {
         Err(CommError::no_devices(self.name()))
-    }
-
-    /// Returns whether exchanges with `background = true` run in the order of the stream. Events around them
-    /// then measure their time. Otherwise they are complete when [`Communicator::synchronize`] returns.
-    #[cfg(feature = "cuda")]
-    fn is_stream_ordered(&self) -> bool {
-        true
-    }
-
-    /// Enqueues an exchange of device memory on `stream`. Work enqueued later on the same stream sees its
-    /// result. With `background = true` (expert migration) it does not: call [`Communicator::synchronize`]
-    /// first. Both ranks must post pieces of equal size, in the same order.
-    ///
-    /// # Errors
-    /// Fails if another rank is lost, or does not answer in time. Fails before
-    /// [`Communicator::open_devices`].
-    ///
-    /// # Safety
-    /// Pieces must be memory of this rank's GPU. Until the stream has been synchronised, they must stay
-    /// allocated, nothing may write the sent pieces, and nothing may access the received ones. If that fails,
-    /// [`Communicator::must_leak`] returns whether this holds forever.
-    #[cfg(feature = "cuda")]
-    #[allow(unsafe_code, reason = "the caller is responsible for the addresses")]
-    unsafe fn enqueue(
-        &self,
-        _background: bool,
-        _at: CallContext,
-        _stream: &Arc<CudaStream>,
-        _parts: &[DeviceOperation],
-    ) -> Result<(), CommError> {
-        Err(CommError::no_devices(self.name()))
-    }
-
-    /// Waits for all work on a stream and for the exchanges enqueued on it.
-    ///
-    /// # Errors
-    /// Fails as [`Communicator::enqueue`] does.
-    #[cfg(feature = "cuda")]
-    fn synchronize(&self, _at: CallContext, _stream: &Arc<CudaStream>) -> Result<(), CommError> {
-        Err(CommError::no_devices(self.name()))
-    }
-
-    /// Returns whether enqueued memory may still be read and written after an error, for an unknown time.
-    /// Such memory must not be freed before this process ends.
-    #[cfg(feature = "cuda")]
-    fn must_leak(&self) -> bool {
-        false
     }
 }
 

@@ -1,6 +1,8 @@
 //! One process's end of a communicator: traffic by purpose and distance, activities for error messages, and
 //! checks that all ranks agree.
 
+#[cfg(feature = "cuda")]
+use super::DeviceCommunicator;
 use super::{CallContext, CommError, Communicator, LocalCommunicator};
 use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
@@ -144,10 +146,10 @@ impl ProcessGroup {
         self.local_ranks().len() == self.ranks()
     }
 
-    /// Returns the communicator.
+    /// Returns the way of device memory to the other ranks; see [`Communicator::devices`].
     #[cfg(feature = "cuda")]
-    pub(crate) fn communicator(&self) -> &dyn Communicator {
-        self.communicator.as_ref()
+    pub(crate) fn devices(&self) -> Result<&dyn DeviceCommunicator, CommError> {
+        self.communicator.devices()
     }
 
     /// Returns the name of the communicator.

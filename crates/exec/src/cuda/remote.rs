@@ -9,7 +9,7 @@
 use super::kernels::address;
 use super::layer_pass::{LayerPass, buffers_and_tables};
 use super::rank::{BufferSizes, CudaRank};
-use crate::comm::{CommError, DeviceOperation, ProcessGroup, Purpose, placement_digest};
+use crate::comm::{CommError, DeviceCommunicator, DeviceOperation, ProcessGroup, Purpose, placement_digest};
 use crate::error::ExecError;
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use cudarc::driver::{CudaEvent, CudaSlice, CudaViewMut, DevicePtr as _, DevicePtrMut as _};
@@ -127,7 +127,7 @@ impl RemoteRanks {
             return Ok(());
         }
         let context = self.group.context(Purpose::Counts);
-        self.group.communicator().synchronize(context, planner.gpu().stream())?;
+        self.group.devices()?.synchronize(context, planner.gpu().stream())?;
         self.verify_split(placement, &planner.download(0)?.quotas)
     }
 
@@ -148,7 +148,7 @@ impl RemoteRanks {
         // the stream is synchronised, and forever if `must_leak` returns true. All ranks have agreed on the
         // sizes.
         unsafe {
-            self.group.communicator().enqueue(false, self.group.context(purpose), stream, exchange)?;
+            self.group.devices()?.enqueue(false, self.group.context(purpose), stream, exchange)?;
         }
         let end = stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(&failed)?;
         self.spans.borrow_mut().push((purpose, [begin, end]));
@@ -157,7 +157,7 @@ impl RemoteRanks {
 
     /// Waits for all work on a rank's stream.
     pub(super) fn synchronize(&self, rank: &CudaRank) -> Result<(), ExecError> {
-        Ok(self.group.communicator().synchronize(self.group.context(Purpose::Combine), rank.gpu.stream())?)
+        Ok(self.group.devices()?.synchronize(self.group.context(Purpose::Combine), rank.gpu.stream())?)
     }
 
     /// Adds the times of the layer's exchanges, which must be complete.
@@ -188,7 +188,7 @@ impl RemoteRanks {
             &gpu,
             &[DeviceOperation::All(own, address(&buffers.all_sizes))],
         )?;
-        self.group.communicator().synchronize(self.group.context(Purpose::Dispatch), gpu.stream())?;
+        self.group.devices()?.synchronize(self.group.context(Purpose::Dispatch), gpu.stream())?;
         let sizes = gpu.download(&buffers.all_sizes)?;
         if let Some(from) = sizes.iter().position(|&size| size as usize > buffers.room.tokens) {
             let reason = "more rows than the rank has tokens";
@@ -278,7 +278,7 @@ impl RemoteRanks {
         // SAFETY: callers keep the expert's memory until `wait_for_moves` has returned, and forever if
         // `must_leak` returns true.
         unsafe {
-            Ok(self.group.communicator().enqueue(
+            Ok(self.group.devices()?.enqueue(
                 true,
                 self.group.context(Purpose::Moves),
                 gpu.stream(),
@@ -287,20 +287,20 @@ impl RemoteRanks {
         }
     }
 
-    /// Returns whether events around a move measure its time; see [`Communicator::is_stream_ordered`].
+    /// Returns whether events around a move measure its time; see [`DeviceCommunicator::is_stream_ordered`].
     pub(super) fn is_stream_ordered(&self) -> bool {
-        self.group.communicator().is_stream_ordered()
+        self.group.devices().is_ok_and(DeviceCommunicator::is_stream_ordered)
     }
 
-    /// Returns whether memory of this rank must not be freed; see [`Communicator::must_leak`].
+    /// Returns whether memory of this rank must not be freed; see [`DeviceCommunicator::must_leak`].
     pub(super) fn must_leak(&self) -> bool {
-        self.group.communicator().must_leak()
+        self.group.devices().is_ok_and(DeviceCommunicator::must_leak)
     }
 
     /// Waits for all moves.
     pub(super) fn wait_for_moves(&self, gpu: &GpuContext) -> Result<(), ExecError> {
         let begun = std::time::Instant::now();
-        self.group.communicator().synchronize(self.group.context(Purpose::Moves), gpu.stream())?;
+        self.group.devices()?.synchronize(self.group.context(Purpose::Moves), gpu.stream())?;
         self.group.record_background(Purpose::Moves, begun.elapsed());
         Ok(())
     }

@@ -112,14 +112,14 @@ impl Job {
         Ok(compare_fingerprints(self.communicator.ranks(), &all)?)
     }
 
-    /// Assigns a GPU to every rank, from `first` on; see [`Communicator::open_devices`]. All ranks must
-    /// call it.
+    /// Assigns a GPU to every rank, from `first` on. All ranks must call it.
     ///
     /// # Errors
-    /// Fails as [`Communicator::open_devices`] does.
+    /// Fails if ranks of this kind have no GPUs. Otherwise fails as
+    /// [`DeviceCommunicator::open_devices`](super::comm::DeviceCommunicator::open_devices) does.
     #[cfg(feature = "cuda")]
     pub fn open_devices(&self, first: usize, cuda_aware: Option<bool>) -> Result<RankDevice, ExecError> {
-        Ok(self.communicator.open_devices(first, cuda_aware)?)
+        Ok(self.communicator.devices()?.open_devices(first, cuda_aware)?)
     }
 
     /// Executes a run, planned on the steps `plan_on`, as one rank. Every rank calls it with the same

@@ -15,8 +15,8 @@ use super::request::MpiRequest;
 use super::{DEVICE_MOVE_TAG, DEVICE_TAG, MpiCommunicator, MpiProcess};
 use crate::comm::gpu_selection::{self, BEFORE_EXCHANGES, OpenGpu, RankHello, joining_error};
 use crate::comm::{
-    CallContext, CommError, Communicator as _, DeviceOperation, DevicePiece, MessageMemory, RankDevice,
-    format_ranks,
+    CallContext, CommError, Communicator as _, DeviceCommunicator, DeviceOperation, DevicePiece,
+    MessageMemory, RankDevice, format_ranks,
 };
 use cudarc::driver::{CudaStream, DriverError, result};
 use evenkeel_cuda::{CudaError, GpuContext, probe_devices};
@@ -345,6 +345,38 @@ unsafe fn copy_to_host(stream: &Arc<CudaStream>, (at, bytes): DevicePiece) -> Re
     unsafe { result::memcpy_dtoh_async(&mut host, at, stream.cu_stream()) }.map_err(&failed)?;
     stream.synchronize().map_err(failed)?;
     Ok(host)
+}
+
+impl DeviceCommunicator for MpiCommunicator {
+    fn open_devices(&self, first: usize, cuda_aware: Option<bool>) -> Result<RankDevice, CommError> {
+        let (device, assigned) = MpiDevice::open(self, first, cuda_aware)?;
+        // A second call would assign the same GPU.
+        let _ = self.0.device.set(device);
+        Ok(assigned)
+    }
+
+    fn is_stream_ordered(&self) -> bool {
+        false
+    }
+
+    unsafe fn enqueue(
+        &self,
+        background: bool,
+        at: CallContext,
+        stream: &Arc<CudaStream>,
+        parts: &[DeviceOperation],
+    ) -> Result<(), CommError> {
+        // SAFETY: the caller keeps the promises.
+        unsafe { self.0.opened_device()?.enqueue(&self.0, background, at, stream, parts) }
+    }
+
+    fn synchronize(&self, at: CallContext, stream: &Arc<CudaStream>) -> Result<(), CommError> {
+        self.0.opened_device()?.synchronize(&self.0, at, stream)
+    }
+
+    fn must_leak(&self) -> bool {
+        self.0.device.get().is_some_and(MpiDevice::must_leak)
+    }
 }
 
 #[cfg(test)]

@@ -22,11 +22,9 @@ mod request;
 mod roll_files;
 mod watchdog;
 
+#[cfg(feature = "cuda")]
+use super::DeviceCommunicator;
 use super::{CallContext, CommError, Communicator, Purpose};
-#[cfg(feature = "cuda")]
-use super::{DeviceOperation, RankDevice};
-#[cfg(feature = "cuda")]
-use cudarc::driver::CudaStream;
 #[cfg(feature = "cuda")]
 use device::MpiDevice;
 use mpi::Threading;
@@ -392,39 +390,8 @@ impl Communicator for MpiCommunicator {
     }
 
     #[cfg(feature = "cuda")]
-    fn open_devices(&self, first: usize, cuda_aware: Option<bool>) -> Result<RankDevice, CommError> {
-        let (device, assigned) = MpiDevice::open(self, first, cuda_aware)?;
-        // A second call would assign the same GPU.
-        let _ = self.0.device.set(device);
-        Ok(assigned)
-    }
-
-    #[cfg(feature = "cuda")]
-    fn is_stream_ordered(&self) -> bool {
-        false
-    }
-
-    #[cfg(feature = "cuda")]
-    #[allow(unsafe_code, reason = "the trait requires it")]
-    unsafe fn enqueue(
-        &self,
-        background: bool,
-        at: CallContext,
-        stream: &Arc<CudaStream>,
-        parts: &[DeviceOperation],
-    ) -> Result<(), CommError> {
-        // SAFETY: the caller keeps the promises.
-        unsafe { self.0.opened_device()?.enqueue(&self.0, background, at, stream, parts) }
-    }
-
-    #[cfg(feature = "cuda")]
-    fn synchronize(&self, at: CallContext, stream: &Arc<CudaStream>) -> Result<(), CommError> {
-        self.0.opened_device()?.synchronize(&self.0, at, stream)
-    }
-
-    #[cfg(feature = "cuda")]
-    fn must_leak(&self) -> bool {
-        self.0.device.get().is_some_and(MpiDevice::must_leak)
+    fn devices(&self) -> Result<&dyn DeviceCommunicator, CommError> {
+        Ok(self)
     }
 
     fn all_to_all_v(&self, at: CallContext, mut parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CommError> {

@@ -21,7 +21,9 @@ mod heartbeat;
 
 use super::gpu_selection::{BEFORE_EXCHANGES, joining_error};
 use super::rendezvous::{Launch, StoreServer};
-use super::{CallContext, CommError, Communicator, DeviceOperation, MessageMemory, RankDevice};
+use super::{
+    CallContext, CommError, Communicator, DeviceCommunicator, DeviceOperation, MessageMemory, RankDevice,
+};
 use bootstrap::BootstrapResult;
 use comm::NcclHandle;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr as _};
@@ -269,41 +271,8 @@ impl Communicator for NcclCommunicator {
         process.leave_store(process.grace_period() + NOTICE_TIME);
     }
 
-    /// Returns the GPU with which this rank has joined. An aborted communicator releases all memory.
-    fn open_devices(&self, _: usize, _: Option<bool>) -> Result<RankDevice, CommError> {
-        let (index, memory) = (self.0.device, MessageMemory::Device);
-        Ok(RankDevice { index, memory, notices: Vec::new() })
-    }
-
-    #[allow(unsafe_code, reason = "the trait requires it; NCCL keeps the order of the stream")]
-    unsafe fn enqueue(
-        &self,
-        background: bool,
-        at: CallContext,
-        stream: &Arc<CudaStream>,
-        parts: &[DeviceOperation],
-    ) -> Result<(), CommError> {
-        let process = &self.0;
-        let Some(comm) = process.communicators().nth(usize::from(background)).filter(|_| !parts.is_empty())
-        else {
-            return Ok(());
-        };
-        process.bind_context()?;
-        process.heartbeat.record_activity(at.to_string());
-        comm.enqueue(stream, parts).map_err(|error| process.lost_error(at, Duration::ZERO, Some(error)))?;
-        process.wait_until(at, || comm.is_idle())
-    }
-
-    fn synchronize(&self, at: CallContext, stream: &Arc<CudaStream>) -> Result<(), CommError> {
-        let process = &self.0;
-        let done = stream.record_event(None).map_err(driver_error)?;
-        process.wait_until(at, || {
-            if done.try_is_complete().map_err(driver_error)? {
-                return Ok(true);
-            }
-            process.communicators().try_for_each(|comm| comm.is_idle().map(drop))?;
-            Ok(false)
-        })
+    fn devices(&self) -> Result<&dyn DeviceCommunicator, CommError> {
+        Ok(self)
     }
 
     fn all_to_all_v(&self, at: CallContext, mut parcels: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CommError> {
@@ -380,5 +349,53 @@ impl Communicator for NcclCommunicator {
             Ok(bytes.to_vec())
         };
         from.into_iter().map(next).collect()
+    }
+}
+
+impl DeviceCommunicator for NcclCommunicator {
+    /// Returns the GPU with which this rank has joined.
+    fn open_devices(&self, _: usize, _: Option<bool>) -> Result<RankDevice, CommError> {
+        let (index, memory) = (self.0.device, MessageMemory::Device);
+        Ok(RankDevice { index, memory, notices: Vec::new() })
+    }
+
+    fn is_stream_ordered(&self) -> bool {
+        true
+    }
+
+    #[allow(unsafe_code, reason = "the trait requires it; NCCL keeps the order of the stream")]
+    unsafe fn enqueue(
+        &self,
+        background: bool,
+        at: CallContext,
+        stream: &Arc<CudaStream>,
+        parts: &[DeviceOperation],
+    ) -> Result<(), CommError> {
+        let process = &self.0;
+        let Some(comm) = process.communicators().nth(usize::from(background)).filter(|_| !parts.is_empty())
+        else {
+            return Ok(());
+        };
+        process.bind_context()?;
+        process.heartbeat.record_activity(at.to_string());
+        comm.enqueue(stream, parts).map_err(|error| process.lost_error(at, Duration::ZERO, Some(error)))?;
+        process.wait_until(at, || comm.is_idle())
+    }
+
+    fn synchronize(&self, at: CallContext, stream: &Arc<CudaStream>) -> Result<(), CommError> {
+        let process = &self.0;
+        let done = stream.record_event(None).map_err(driver_error)?;
+        process.wait_until(at, || {
+            if done.try_is_complete().map_err(driver_error)? {
+                return Ok(true);
+            }
+            process.communicators().try_for_each(|comm| comm.is_idle().map(drop))?;
+            Ok(false)
+        })
+    }
+
+    /// An aborted communicator releases all memory.
+    fn must_leak(&self) -> bool {
+        false
     }
 }

@@ -1,7 +1,7 @@
 //! The interface of a backend, which runs one MoE layer on all ranks, and the results of a layer.
 
 use super::comm::placement_digest;
-use super::error::ExecError;
+use super::error::{ExecError, UnknownName};
 use super::forward::StepRun;
 use super::placement_state::PlacementState;
 use super::random::RandomStream;
@@ -93,11 +93,11 @@ impl fmt::Display for Aggregate {
 }
 
 impl FromStr for Aggregate {
-    type Err = String;
+    type Err = UnknownName;
 
-    fn from_str(name: &str) -> Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
         let found = Aggregate::ALL.into_iter().find(|way| way.to_string() == name);
-        found.ok_or_else(|| format!("unknown aggregation `{name}`: expected none or node"))
+        found.ok_or_else(|| UnknownName::new("aggregation", name, "none or node"))
     }
 }
 

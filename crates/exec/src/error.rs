@@ -108,6 +108,22 @@ pub enum ExecError {
     Nothing(String),
 }
 
+/// Error of a name that no variant of a type has.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("unknown {what} `{name}`: expected {expected}")]
+pub struct UnknownName {
+    what: &'static str,
+    name: String,
+    expected: &'static str,
+}
+
+impl UnknownName {
+    /// Returns the error for `name`, which is none of the `expected` names of `what`.
+    pub(crate) fn new(what: &'static str, name: &str, expected: &'static str) -> Self {
+        Self { what, name: name.into(), expected }
+    }
+}
+
 impl ExecError {
     /// Returns whether all ranks of a job have this error, so that one message is enough.
     pub fn is_common(&self) -> bool {

@@ -42,5 +42,5 @@ pub use backend::{
     Aggregate, Backend, ExecConfig, LayerInput, LayerRun, LayerStage, RoutingSource, SourceRouting,
     StageTimes,
 };
-pub use error::ExecError;
+pub use error::{ExecError, UnknownName};
 pub use placement_state::PlacementState;

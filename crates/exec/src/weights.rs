@@ -4,7 +4,7 @@
 //! any rank can get any expert at any time without asking another rank. Matrices are `[out][in]`, row by row,
 //! as in checkpoints.
 
-use super::error::ExecError;
+use super::error::{ExecError, UnknownName};
 use super::random::RandomStream;
 use super::simd::{round_to_bf16, widen_into};
 use evenkeel::model::MoeModel;
@@ -51,13 +51,13 @@ impl fmt::Display for Dtype {
 }
 
 impl FromStr for Dtype {
-    type Err = String;
+    type Err = UnknownName;
 
-    fn from_str(name: &str) -> Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
         match name {
             "f32" => Ok(Dtype::F32),
             "bf16" => Ok(Dtype::Bf16),
-            _ => Err(format!("unknown dtype `{name}`: expected f32 or bf16")),
+            _ => Err(UnknownName::new("dtype", name, "f32 or bf16")),
         }
     }
 }

@@ -10,6 +10,7 @@ use evenkeel_exec::router::Overflow;
 use evenkeel_exec::weights::Dtype;
 use std::path::PathBuf;
 use std::str::FromStr;
+use thiserror::Error;
 
 /// Run MoE layers on all ranks under a plan; measure, check and record
 ///
@@ -324,14 +325,19 @@ pub(crate) enum ChunkCount {
     Auto,
 }
 
-impl FromStr for ChunkCount {
-    type Err = String;
+/// Error of text that is no [`ChunkCount`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("expected auto or a number from 1")]
+pub(crate) struct ChunkCountError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for ChunkCount {
+    type Err = ChunkCountError;
+
+    fn from_str(text: &str) -> Result<Self, ChunkCountError> {
         match text.parse() {
             _ if text == "auto" => Ok(ChunkCount::Auto),
             Ok(count) if count > 0 => Ok(ChunkCount::Fixed(count)),
-            _ => Err("expected auto or a number from 1".into()),
+            _ => Err(ChunkCountError),
         }
     }
 }

@@ -42,7 +42,7 @@ pub use graph::RecordedLayer;
 
 use super::backend::{Backend, ExecConfig, LayerInput, LayerRun};
 use super::comm::ProcessGroup;
-use super::error::ExecError;
+use super::error::{ExecError, UnknownName};
 use super::placement_state::{PlacementState, experts_of_rank};
 use super::weights::{Dtype, WeightSource};
 use evenkeel::place::Placement;
@@ -82,13 +82,13 @@ impl fmt::Display for GemmPath {
 }
 
 impl FromStr for GemmPath {
-    type Err = String;
+    type Err = UnknownName;
 
-    fn from_str(name: &str) -> Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
         match name {
             "own" => Ok(GemmPath::Own),
             "cublas" => Ok(GemmPath::Cublas),
-            _ => Err(format!("unknown products `{name}`: expected own or cublas")),
+            _ => Err(UnknownName::new("products", name, "own or cublas")),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Capacity is counted per source and expert, as GShard counts it per group and Switch per core. So no rank
 //! has to know another's tokens to route its own.
 
+use crate::error::UnknownName;
 use std::str::FromStr;
 
 /// The handling of a choice whose expert is full.
@@ -15,13 +16,13 @@ pub enum Overflow {
 }
 
 impl FromStr for Overflow {
-    type Err = String;
+    type Err = UnknownName;
 
-    fn from_str(name: &str) -> Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
         match name {
             "drop" => Ok(Overflow::Drop),
             "next" => Ok(Overflow::Next),
-            _ => Err(format!("unknown overflow rule `{name}`: expected drop or next")),
+            _ => Err(UnknownName::new("overflow rule", name, "drop or next")),
         }
     }
 }

@@ -19,12 +19,13 @@ fn f32s(name: String, shape: &[usize], numbers: &[f32]) -> Out {
 }
 
 fn matrix(name: String, shape: [usize; 2], matrix: &Matrix) -> Out {
-    match matrix {
-        Matrix::F32(numbers) => f32s(name, &shape, numbers),
-        Matrix::Bf16(numbers) => {
-            Out(name, Stored::BF16, shape.to_vec(), numbers.iter().flat_map(|x| x.to_le_bytes()).collect())
-        }
+    let numbers = matrix.to_f32();
+    if matrix.dtype() == Dtype::F32 {
+        return f32s(name, &shape, &numbers);
     }
+    // A bf16 is the upper half of the `f32` with the same value.
+    let half = |x: &f32| ((x.to_bits() >> 16) as u16).to_le_bytes();
+    Out(name, Stored::BF16, shape.to_vec(), numbers.iter().flat_map(half).collect())
 }
 
 fn write(path: &Path, tensors: &[Out]) {
@@ -170,9 +171,9 @@ fn gpt_oss(folder: &Path, plain: bool) -> (MoeModel, Vec<ExpertWeights>) {
         };
         let bias = |which: usize| (0..32).map(|i| (e * 64 + 2 * i + which) as f32).collect();
         ExpertWeights {
-            gate: Some(Matrix::F32(rows(0))),
-            up: Matrix::F32(rows(1)),
-            down: Matrix::F32((0..64 * 32).map(|at| value(1, e * 64 * 32 + at)).collect()),
+            gate: Some(Matrix::new(Dtype::F32, rows(0))),
+            up: Matrix::new(Dtype::F32, rows(1)),
+            down: Matrix::new(Dtype::F32, (0..64 * 32).map(|at| value(1, e * 64 * 32 + at)).collect()),
             biases: Some(evenkeel_exec::weights::Biases {
                 gate: bias(0),
                 up: bias(1),

@@ -44,7 +44,7 @@ struct Case {
 
 fn main() {
     let numbers = |n: usize| RandomStream::new(1, &[n as u64]).uniform_weights(n, 1.0);
-    let (a, b) = (numbers(LARGE * LARGE), Matrix::F32(numbers(LARGE * LARGE + 1)[1..].to_vec()));
+    let (a, b) = (numbers(LARGE * LARGE), Matrix::new(Dtype::F32, numbers(LARGE * LARGE + 1)[1..].to_vec()));
     let mut c = vec![0f32; LARGE * LARGE];
     let mut cases = Vec::new();
     for name in ["qwen3-30b-a3b", "deepseek-v2-lite"] {

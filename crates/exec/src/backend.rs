@@ -3,7 +3,7 @@
 use super::comm::placement_digest;
 use super::error::{ExecError, UnknownName};
 use super::forward::StepRun;
-use super::placement_state::PlacementState;
+use super::placement_state::{PlacementState, WeightBytes};
 use super::random::RandomStream;
 use super::router::{Capacity, RouteArgs, Router, Routing, SoftMixtures};
 use super::step_stats::gather_step_stats;
@@ -363,10 +363,8 @@ pub trait Backend {
         self.state().home_rank(layer, expert).map(|_| self.state().expert_bytes())
     }
 
-    /// Returns two byte counts per rank: weights in use (routed and shared experts, norms, routers), and
-    /// experts in staging slots or on their way there. Weights that are equal on all ranks may be stored
-    /// once, and count for each rank.
-    fn memory(&self) -> Vec<[u64; 2]> {
+    /// Returns the bytes of weights on every rank.
+    fn memory(&self) -> Vec<WeightBytes> {
         self.state().memory()
     }
 }

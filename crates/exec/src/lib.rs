@@ -43,4 +43,4 @@ pub use backend::{
     StageTimes,
 };
 pub use error::{ExecError, UnknownName};
-pub use placement_state::PlacementState;
+pub use placement_state::{PlacementState, WeightBytes};

@@ -69,8 +69,10 @@ pub struct LayerCosts {
     pub link: ExchangeCost,
     /// Successive exchanges in a dispatch, and in a combine.
     pub exchanges: u64,
-    /// Bytes of dispatch and of combine that a rank sends to others.
-    pub bytes: [u64; 2],
+    /// Bytes of dispatch that a rank sends to others.
+    pub dispatch_bytes: u64,
+    /// Bytes of combine that a rank sends to others.
+    pub combine_bytes: u64,
     /// Picoseconds of its experts.
     pub experts: u64,
 }
@@ -82,7 +84,7 @@ impl LayerCosts {
         let travel = |bytes: u64| {
             self.exchanges * self.link.latency * 1000 + bytes.saturating_mul(self.link.byte) / count
         };
-        let [out, back] = self.bytes.map(travel);
+        let [out, back] = [self.dispatch_bytes, self.combine_bytes].map(travel);
         let (mut ran, mut returned) = (0, 0);
         for chunk in 1..=count {
             ran = (chunk * out).max(ran) + self.experts / count;
@@ -142,7 +144,8 @@ impl Overlap {
         let parts = LayerCosts {
             link,
             exchanges: 1 + u64::from(twice),
-            bytes: [rows + visits, rows],
+            dispatch_bytes: rows + visits,
+            combine_bytes: rows,
             experts: experts.min(u64::MAX / 4),
         };
         Ok(Self { roofline, parts, chunks: parts.best_chunks(slots) })
@@ -158,7 +161,8 @@ mod tests {
         LayerCosts {
             link: ExchangeCost { latency, byte: 1000 },
             exchanges: 1,
-            bytes: [out, back],
+            dispatch_bytes: out,
+            combine_bytes: back,
             experts: experts * 1000,
         }
     }

@@ -9,6 +9,16 @@ use evenkeel::place::Placement;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+/// The bytes of the weights on a rank. Weights that are equal on all ranks may be stored once, and count for
+/// each rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WeightBytes {
+    /// Weights in use: routed and shared experts, norms, routers.
+    pub in_use: u64,
+    /// Experts in staging slots or on their way there.
+    pub staged: u64,
+}
+
 /// The placements of a backend.
 #[derive(Debug)]
 pub struct PlacementState {
@@ -129,13 +139,13 @@ impl PlacementState {
         }
     }
 
-    /// Returns two byte counts per rank: weights in use, and experts staged or on their way.
-    pub fn memory(&self) -> Vec<[u64; 2]> {
+    /// Returns the bytes of weights on every rank.
+    pub fn memory(&self) -> Vec<WeightBytes> {
         let of = |rank: usize| {
             let slots = self.placements.iter().flat_map(|placement| experts_of_rank(placement, rank));
             let staged = self.staged.iter().filter(|staged| staged.1 == rank).count();
             let used = slots.flatten().count() as u64 * self.expert_bytes + self.replicated_bytes;
-            [used, staged as u64 * self.expert_bytes]
+            WeightBytes { in_use: used, staged: staged as u64 * self.expert_bytes }
         };
         (0..self.group.ranks()).map(of).collect()
     }

@@ -64,35 +64,45 @@ impl FromStr for Dtype {
 
 /// A matrix in its stored number type, row by row.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Matrix {
-    /// Numbers of 32 bits.
+pub struct Matrix(pub(crate) Numbers);
+
+/// The numbers of a matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Numbers {
     F32(Vec<f32>),
-    /// Numbers of 16 bits.
     Bf16(Vec<bf16>),
 }
 
 impl Matrix {
     /// Rounds numbers to a dtype.
     pub fn new(dtype: Dtype, numbers: Vec<f32>) -> Self {
-        match dtype {
-            Dtype::F32 => Matrix::F32(numbers),
-            Dtype::Bf16 => Matrix::Bf16(numbers.into_iter().map(round_to_bf16).collect()),
-        }
+        Self(match dtype {
+            Dtype::F32 => Numbers::F32(numbers),
+            Dtype::Bf16 => Numbers::Bf16(numbers.into_iter().map(round_to_bf16).collect()),
+        })
     }
 
     /// Creates an empty matrix with room for `numbers` numbers.
     pub fn with_capacity(dtype: Dtype, numbers: usize) -> Self {
-        match dtype {
-            Dtype::F32 => Matrix::F32(Vec::with_capacity(numbers)),
-            Dtype::Bf16 => Matrix::Bf16(Vec::with_capacity(numbers)),
+        Self(match dtype {
+            Dtype::F32 => Numbers::F32(Vec::with_capacity(numbers)),
+            Dtype::Bf16 => Numbers::Bf16(Vec::with_capacity(numbers)),
+        })
+    }
+
+    /// Returns the stored number type.
+    pub fn dtype(&self) -> Dtype {
+        match &self.0 {
+            Numbers::F32(_) => Dtype::F32,
+            Numbers::Bf16(_) => Dtype::Bf16,
         }
     }
 
     /// Returns the number of entries.
     pub fn len(&self) -> usize {
-        match self {
-            Matrix::F32(numbers) => numbers.len(),
-            Matrix::Bf16(numbers) => numbers.len(),
+        match &self.0 {
+            Numbers::F32(numbers) => numbers.len(),
+            Numbers::Bf16(numbers) => numbers.len(),
         }
     }
 
@@ -103,26 +113,26 @@ impl Matrix {
 
     /// Returns the size in bytes.
     pub fn bytes(&self) -> u64 {
-        match self {
-            Matrix::F32(numbers) => 4 * numbers.len() as u64,
-            Matrix::Bf16(numbers) => 2 * numbers.len() as u64,
+        match &self.0 {
+            Numbers::F32(numbers) => 4 * numbers.len() as u64,
+            Numbers::Bf16(numbers) => 2 * numbers.len() as u64,
         }
     }
 
     /// Rounds and appends numbers.
     pub fn push(&mut self, numbers: &[f32]) {
-        match self {
-            Matrix::F32(kept) => kept.extend_from_slice(numbers),
-            Matrix::Bf16(kept) => kept.extend(numbers.iter().map(|&x| round_to_bf16(x))),
+        match &mut self.0 {
+            Numbers::F32(kept) => kept.extend_from_slice(numbers),
+            Numbers::Bf16(kept) => kept.extend(numbers.iter().map(|&x| round_to_bf16(x))),
         }
     }
 
     /// Appends all numbers of another matrix, rounded if the dtypes differ.
     pub fn append(&mut self, other: &Matrix) {
-        match (self, other) {
-            (Matrix::F32(kept), Matrix::F32(other)) => kept.extend_from_slice(other),
-            (Matrix::Bf16(kept), Matrix::Bf16(other)) => kept.extend_from_slice(other),
-            (this, other) => this.push(&other.to_f32()),
+        match (&mut self.0, &other.0) {
+            (Numbers::F32(kept), Numbers::F32(other)) => kept.extend_from_slice(other),
+            (Numbers::Bf16(kept), Numbers::Bf16(other)) => kept.extend_from_slice(other),
+            _ => self.push(&other.to_f32()),
         }
     }
 
@@ -131,9 +141,9 @@ impl Matrix {
     /// # Panics
     /// Panics if `at` is past the end.
     pub fn read(&self, at: usize, out: &mut [f32]) {
-        match self {
-            Matrix::F32(numbers) => out.iter_mut().zip(&numbers[at..]).for_each(|(out, &x)| *out = x),
-            Matrix::Bf16(numbers) => widen_into(&numbers[at..], out),
+        match &self.0 {
+            Numbers::F32(numbers) => out.iter_mut().zip(&numbers[at..]).for_each(|(out, &x)| *out = x),
+            Numbers::Bf16(numbers) => widen_into(&numbers[at..], out),
         }
     }
 
@@ -263,7 +273,8 @@ impl WeightSource for RandomWeights {
     fn router_weights(&self, layer: usize) -> Result<GateWeights, ExecError> {
         let hidden = self.model.hidden as usize;
         let mut stream = self.random_stream(2, layer, 0);
-        let weight = Matrix::F32(stream.uniform_weights(self.width * hidden, 1.0 / (hidden as f32).sqrt()));
+        let weight = stream.uniform_weights(self.width * hidden, 1.0 / (hidden as f32).sqrt());
+        let weight = Matrix::new(Dtype::F32, weight);
         let bias =
             if self.model.activation.has_biases() { stream.uniform_weights(self.width, 0.1) } else { vec![] };
         Ok(GateWeights { weight, bias, selection: vec![] })

@@ -199,8 +199,8 @@ impl RunPage<'_> {
             for time in times.into_iter().chain([copied]) {
                 let _ = write!(out, "<td>{}</td>", format_fixed(time * 1e3, 3));
             }
-            for bytes in memory {
-                let _ = write!(out, "<td>{}</td>", format_fixed(*bytes as f64 / f64::from(1 << 20), 1));
+            for bytes in [memory.in_use, memory.staged] {
+                let _ = write!(out, "<td>{}</td>", format_fixed(bytes as f64 / f64::from(1 << 20), 1));
             }
             out.push_str("</tr>\n");
         }

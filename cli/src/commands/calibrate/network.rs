@@ -115,8 +115,8 @@ fn print_links(
         "Exchanges of {} in {} nodes\n{}{}\n{}",
         file.network.name,
         file.nodes,
-        link("in node", node, file.off[0]),
-        link("between nodes", cross, file.off[1]),
+        link("in node", node, file.off.node),
+        link("between nodes", cross, file.off.cross),
         render_table(
             &["", "messages", "bytes out and in", "us", "fitted us"],
             file.points.iter().map(row).collect(),

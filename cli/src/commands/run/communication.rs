@@ -2,7 +2,7 @@
 
 use crate::render::table::render_table;
 use evenkeel_exec::comm::{Distance, Purpose};
-use evenkeel_exec::job::JobStats;
+use evenkeel_exec::job::{JobStats, LayerTime};
 use evenkeel_exec::run::RunReport;
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ impl CommunicationStats {
     pub(super) fn to_text(&self, outcome: &RunReport) -> String {
         let (stats, all) = (&self.stats, self.stats.total());
         let row = |&purpose: &Purpose| {
-            let bytes = all.bytes[purpose as usize];
+            let bytes = Distance::ALL.map(|distance| all.bytes(purpose, distance));
             let mut cells = vec![purpose.name().to_owned()];
             cells.extend(bytes.map(|bytes| format!("{:.3}", bytes as f64 / f64::from(1 << 20))));
             cells.push(format!("{:.3}", stats.seconds_waited(purpose)));
@@ -43,11 +43,11 @@ impl CommunicationStats {
             render_table(&header, Purpose::ALL.iter().map(row).collect(), 1)
         );
         // On a GPU only the device's phases are timed, not the layer on the host.
-        if let Some((ms, share)) = stats.layer_time() {
+        if let Some(LayerTime { ms, waiting_share }) = stats.layer_time() {
             text += &format!(
                 "\nDispatch, experts and combine of a layer in {}: {ms:.3} ms, {:.1} % of it waiting for exchanges\n",
                 if stats.chunks == 1 { "1 chunk".to_owned() } else { format!("{} chunks", stats.chunks) },
-                share * 100.0
+                waiting_share * 100.0
             );
         }
         if let (Some(overlap), Some(one), Some(chosen)) =
@@ -69,7 +69,7 @@ impl CommunicationStats {
     pub(super) fn to_json(&self, outcome: &RunReport) -> Value {
         let (stats, all) = (&self.stats, self.stats.total());
         let purpose = |&purpose: &Purpose| {
-            let [rank, node, other] = Distance::ALL.map(|reach| all.bytes[purpose as usize][reach as usize]);
+            let [rank, node, other] = Distance::ALL.map(|distance| all.bytes(purpose, distance));
             let fields = json!({
                 "own_rank_bytes": rank,
                 "own_node_bytes": node,
@@ -82,15 +82,15 @@ impl CommunicationStats {
         json!({
             "aggregate": stats.aggregate.to_string(),
             "chunks": stats.chunks,
-            "layer_ms": layer_time.map(|(ms, _)| ms),
-            "communication_share": layer_time.map(|(_, share)| share),
+            "layer_ms": layer_time.map(|time| time.ms),
+            "communication_share": layer_time.map(|time| time.waiting_share),
             "modelled": stats.overlap.map(|overlap| json!({
                 "layer_ms": stats.modelled_ms(stats.chunks),
                 "layer_ms_in_one_chunk": stats.modelled_ms(1),
                 "exchange_us": overlap.parts.link.latency as f64 / 1e3,
                 "byte_ns": overlap.parts.link.byte as f64 / 1e3,
-                "dispatch_bytes": overlap.parts.bytes[0],
-                "combine_bytes": overlap.parts.bytes[1],
+                "dispatch_bytes": overlap.parts.dispatch_bytes,
+                "combine_bytes": overlap.parts.combine_bytes,
                 "experts_ms": overlap.parts.experts as f64 / 1e9,
             })),
             "name": stats.name,

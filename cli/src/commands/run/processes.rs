@@ -90,10 +90,11 @@ fn execute_rank(request: &RunRequest, output: Output, job: &Job) -> Result<(), R
         ChunkCount::Auto => None,
     };
     let options = JobOptions { verify_splits: request.verify_plans, chunks };
-    let (outcome, stats) = job.execute(&run, inputs.plan_on.clone(), hosts, &memory, options, progress)?;
+    let done = job.execute(&run, inputs.plan_on.clone(), hosts, &memory, options, progress)?;
+    let outcome = done.run;
     drop(bar);
     if job.rank() == 0 {
-        let stats = CommunicationStats { stats, notices };
+        let stats = CommunicationStats { stats: done.stats, notices };
         report_run(request, &run, &inputs.plan_on, &outcome, Some(&stats), output).map_err(RankError::Own)?;
     }
     check_outcome(&run, &outcome).map_err(RankError::All)

@@ -151,7 +151,9 @@ fn phase_table(run: &ExecRun<'_>, outcome: &RunReport) -> String {
         let mut cells = vec![rank.to_string()];
         cells.extend(LayerStage::ALL.map(|phase| ms(outcome.stage_time(RunVariant::Plan, rank, phase))));
         cells.push(ms(moves.copied[rank] / outcome.steps.len().max(1) as u32));
-        cells.extend(outcome.memory[rank].map(|bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 20))));
+        let memory = outcome.memory[rank];
+        let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+        cells.extend([memory.in_use, memory.staged].map(mib));
         cells
     };
     let mut header = vec!["rank"];
@@ -178,8 +180,8 @@ pub(super) fn run_to_json(
         let moves =
             outcome.total_moves().copied[rank].as_secs_f64() * 1e3 / outcome.steps.len().max(1) as f64;
         of_rank.insert("moves_ms".into(), json!(moves));
-        of_rank.insert("memory_bytes".into(), json!(outcome.memory[rank][0]));
-        of_rank.insert("staging_bytes".into(), json!(outcome.memory[rank][1]));
+        of_rank.insert("memory_bytes".into(), json!(outcome.memory[rank].in_use));
+        of_rank.insert("staging_bytes".into(), json!(outcome.memory[rank].staged));
         Value::Object(of_rank)
     };
     let moves = outcome.total_moves();
@@ -214,8 +216,8 @@ pub(super) fn run_to_json(
         "router": {
             "name": if run.feed.trace().is_some() { "replay".to_owned() } else { exec.router.to_string() },
             "dropped": outcome.dropped,
-            "balance_loss": outcome.loss[0],
-            "z_loss": outcome.loss[1],
+            "balance_loss": outcome.loss.balance,
+            "z_loss": outcome.loss.z,
         },
         "sent": {
             "tokens": outcome.copies.tokens,
@@ -241,8 +243,8 @@ pub(super) fn run_to_json(
         "steps": outcome.steps.iter().map(|step| json!({
             "tokens": step.tokens,
             "peaks": step.served.iter().map(|loads| loads.iter().max()).collect::<Vec<_>>(),
-            "modelled_ms": step.times.map(|time| time.modelled.as_secs_f64() * 1e3),
-            "wall_ms": step.times.map(|time| time.wall.as_secs_f64() * 1e3),
+            "modelled_ms": RunVariant::ALL.map(|variant| step.time(variant).modelled.as_secs_f64() * 1e3),
+            "wall_ms": RunVariant::ALL.map(|variant| step.time(variant).wall.as_secs_f64() * 1e3),
             "moved_bytes": step.moved.bytes,
         })).collect::<Vec<_>>(),
     })

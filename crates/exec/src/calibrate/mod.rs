@@ -240,7 +240,7 @@ impl RooflineFit {
             token_ps: self.roofline.token,
             tile: self.roofline.tile,
             model: model.name.into(),
-            shape: [model.hidden, model.intermediate],
+            shape: ExpertShape { hidden: model.hidden, intermediate: model.intermediate },
             dtype: dtype.into(),
             backend: backend.into(),
             residual: self.residual_summary(),
@@ -251,6 +251,28 @@ impl RooflineFit {
 
 fn measured_over_fitted(roofline: &Roofline, point: &CostPoint) -> f64 {
     point.cost_ps() / roofline.piece_cost(point.tokens).unwrap_or(u64::MAX) as f64
+}
+
+/// The widths of an expert, in a file `[hidden, intermediate]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[u64; 2]", into = "[u64; 2]")]
+pub struct ExpertShape {
+    /// The width of its tokens.
+    pub hidden: u64,
+    /// Its inner width.
+    pub intermediate: u64,
+}
+
+impl From<[u64; 2]> for ExpertShape {
+    fn from([hidden, intermediate]: [u64; 2]) -> Self {
+        Self { hidden, intermediate }
+    }
+}
+
+impl From<ExpertShape> for [u64; 2] {
+    fn from(ExpertShape { hidden, intermediate }: ExpertShape) -> Self {
+        [hidden, intermediate]
+    }
 }
 
 /// A fit in its file format, [`ROOFLINE_FORMAT`].
@@ -266,8 +288,8 @@ pub struct RooflineFile {
     pub tile: u64,
     /// The measured model.
     pub model: String,
-    /// The width of its tokens, and the inner width of an expert.
-    pub shape: [u64; 2],
+    /// The widths of its experts.
+    pub shape: ExpertShape,
     /// The number type of the weights.
     pub dtype: String,
     /// The backend of the measurement.

@@ -89,15 +89,23 @@ pub fn measure_links(
     Ok(points)
 }
 
-/// Fits the link with the least sum of squared logarithms of measured over fitted times. Also returns the
-/// largest relative error of a point.
+/// A fitted link.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinkFit {
+    /// The link.
+    pub link: LinkParameters,
+    /// The largest relative error of a point.
+    pub error: f64,
+}
+
+/// Fits the link with the least sum of squared logarithms of measured over fitted times.
 ///
 /// If a message costs as much as a fixed number of bytes, the best rate is a geometric mean. The search tries
 /// numbers from a byte to a gigabyte, with steps that become finer around the best.
 ///
 /// # Errors
 /// Fails if there are fewer than two sizes.
-pub fn fit_link(points: &[LinkPoint]) -> Result<(LinkParameters, f64), ExecError> {
+pub fn fit_link(points: &[LinkPoint]) -> Result<LinkFit, ExecError> {
     let sound = |p: &LinkPoint| p.us > 0.0 && p.us.is_finite() && p.messages > 0;
     let mut sizes: Vec<u64> = points.iter().map(|p| p.bytes).collect();
     sizes.sort_unstable();
@@ -124,7 +132,23 @@ pub fn fit_link(points: &[LinkPoint]) -> Result<(LinkParameters, f64), ExecError
     let link =
         LinkParameters { alpha_us: 0.0, message_us: best.exp() * slope, gb_s: 1e-3 / slope, node_gb_s: None };
     let off = points.iter().map(|p| (p.us / link.exchange_us(p.messages as f64, p.bytes as f64) - 1.0).abs());
-    Ok((link, off.fold(0.0, f64::max)))
+    Ok(LinkFit { link, error: off.fold(0.0, f64::max) })
+}
+
+/// The largest relative errors of a fit, in a file `[node, cross]`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(into = "[f64; 2]")]
+pub struct LinkErrors {
+    /// That of the link within nodes.
+    pub node: f64,
+    /// That of the link between nodes.
+    pub cross: f64,
+}
+
+impl From<LinkErrors> for [f64; 2] {
+    fn from(LinkErrors { node, cross }: LinkErrors) -> Self {
+        [node, cross]
+    }
 }
 
 /// A network in its file format, with the measurements that were fitted. [`Network::from_json`] reads it.
@@ -138,8 +162,8 @@ pub struct LinkFile {
     pub ranks: usize,
     /// Nodes of the measurement.
     pub nodes: usize,
-    /// Largest relative error of the fit, within nodes and between them.
-    pub off: [f64; 2],
+    /// Largest relative errors of the fit.
+    pub off: LinkErrors,
     /// The measurements.
     pub points: Vec<LinkPoint>,
 }
@@ -159,10 +183,10 @@ impl LinkFile {
         };
         Ok(Self {
             format: NETWORK_FORMAT,
-            network: Network { name, node: node.0, cross: cross.0 },
+            network: Network { name, node: node.link, cross: cross.link },
             ranks: cluster.ranks(),
             nodes: cluster.nodes(),
-            off: [node.1, cross.1],
+            off: LinkErrors { node: node.error, cross: cross.error },
             points,
         })
     }
@@ -181,7 +205,7 @@ mod tests {
             let bytes = 3 * size as u64;
             LinkPoint { cross: false, messages: 3, bytes, us: link.exchange_us(3.0, bytes as f64) }
         };
-        let (found, off) = fit_link(&MESSAGE_BYTES.map(point)).unwrap();
+        let LinkFit { link: found, error: off } = fit_link(&MESSAGE_BYTES.map(point)).unwrap();
         assert!((found.message_us - 4.0).abs() < 1e-6 && (found.gb_s - 2.5).abs() < 1e-6 && off < 1e-6);
         assert!(fit_link(&[point(0)]).is_err());
         let text = serde_json::to_string(

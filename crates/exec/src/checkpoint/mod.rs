@@ -13,7 +13,7 @@ mod names;
 pub use names::TensorNaming;
 
 use super::error::ExecError;
-use super::weights::{Biases, Dtype, ExpertWeights, GateWeights, Matrix, WeightSource};
+use super::weights::{Biases, Dtype, ExpertWeights, GateWeights, Matrix, Numbers, WeightSource};
 use evenkeel::model::MoeModel;
 use files::{CheckpointFiles, StoredTensor};
 use std::path::Path;
@@ -111,7 +111,7 @@ impl Checkpoint {
             && let Some(numbers) = tensor.finite_bf16()
         {
             tensor.check_shape(&shape)?;
-            return Ok(Matrix::Bf16(numbers));
+            return Ok(Matrix(Numbers::Bf16(numbers)));
         }
         Ok(Matrix::new(self.dtype, self.read_tensor(layer, rest, &shape)?))
     }

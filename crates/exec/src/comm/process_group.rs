@@ -63,11 +63,8 @@ impl Distance {
 /// Traffic by [`Purpose`] and [`Distance`], and waiting times by purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TrafficStats {
-    /// Bytes sent.
-    pub bytes: [[u64; Distance::ALL.len()]; Purpose::ALL.len()],
-    /// Time from the call of an exchange to its end. For an exchange that was begun earlier, only the time of
-    /// the final wait.
-    pub waited: [Duration; Purpose::ALL.len()],
+    pub(crate) bytes: [[u64; Distance::ALL.len()]; Purpose::ALL.len()],
+    pub(crate) waited: [Duration; Purpose::ALL.len()],
     /// Time from the beginning of a layer's dispatch to the end of its combine, summed over all layers that
     /// ran.
     pub layers: Duration,
@@ -76,6 +73,17 @@ pub struct TrafficStats {
 }
 
 impl TrafficStats {
+    /// Returns the bytes sent for a purpose over a distance.
+    pub fn bytes(&self, purpose: Purpose, distance: Distance) -> u64 {
+        self.bytes[purpose as usize][distance as usize]
+    }
+
+    /// Returns the time from the call of exchanges to their end. For an exchange that was begun earlier, only
+    /// the time of the final wait.
+    pub fn waited(&self, purpose: Purpose) -> Duration {
+        self.waited[purpose as usize]
+    }
+
     /// Returns the sum of both.
     #[must_use]
     pub fn sum_with(mut self, other: &TrafficStats) -> TrafficStats {

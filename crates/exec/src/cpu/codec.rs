@@ -1,7 +1,7 @@
 //! Encoding of send buffers, rows and experts: little-endian, lengths first.
 
 use super::send_buffer::{Assignment, SendBuffer, SlotChunks, row_spans, rows_sent_in};
-use crate::weights::{Biases, Dtype, ExpertWeights, Matrix};
+use crate::weights::{Biases, Dtype, ExpertWeights, Matrix, Numbers};
 use half::bf16;
 use std::ops::Range;
 
@@ -48,13 +48,13 @@ pub(super) fn encode_matrix(matrix: &Matrix, out: &mut Vec<u8>) {
 
 fn encode_part(matrix: &Matrix, numbers: Range<usize>, out: &mut Vec<u8>) {
     let at = out.len();
-    match matrix {
-        Matrix::F32(all) => {
+    match &matrix.0 {
+        Numbers::F32(all) => {
             out.resize(at + 4 * numbers.len(), 0);
             let numbers = &all[numbers];
             out[at..].as_chunks_mut().0.iter_mut().zip(numbers).for_each(|(out, x)| *out = x.to_le_bytes());
         }
-        Matrix::Bf16(all) => {
+        Numbers::Bf16(all) => {
             out.resize(at + 2 * numbers.len(), 0);
             let numbers = &all[numbers];
             out[at..].as_chunks_mut().0.iter_mut().zip(numbers).for_each(|(out, x)| *out = x.to_le_bytes());
@@ -125,12 +125,12 @@ pub(super) fn decode_into(
     numbers: usize,
     out: &mut Matrix,
 ) -> Result<(), DecodeError> {
-    match out {
-        Matrix::F32(out) => {
+    match &mut out.0 {
+        Numbers::F32(out) => {
             let bytes = reader.take_bytes(numbers.checked_mul(4).ok_or("it is too long")?)?;
             out.extend(bytes.as_chunks().0.iter().map(|&number| f32::from_le_bytes(number)));
         }
-        Matrix::Bf16(out) => {
+        Numbers::Bf16(out) => {
             let bytes = reader.take_bytes(numbers.checked_mul(2).ok_or("it is too long")?)?;
             out.extend(bytes.as_chunks().0.iter().map(|&number| bf16::from_le_bytes(number)));
         }

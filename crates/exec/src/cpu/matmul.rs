@@ -3,7 +3,7 @@
 
 use super::skinny_gemm::{MAX_SKINNY_ROWS, skinny_gemm};
 use crate::simd::widen_bf16;
-use crate::weights::Matrix;
+use crate::weights::{Matrix, Numbers};
 
 /// Rows of a bf16 matrix that are converted at a time. They are few enough to be still in the cache when they
 /// are multiplied.
@@ -21,11 +21,13 @@ pub fn times_transposed(
     [rows, columns, inner]: [usize; 3],
     scratch: &mut Vec<f32>,
 ) {
-    match w {
-        Matrix::F32(w) if rows <= MAX_SKINNY_ROWS => skinny_gemm(x, w, out, [rows, columns, inner], scratch),
-        Matrix::Bf16(w) if rows <= MAX_SKINNY_ROWS => skinny_gemm(x, w, out, [rows, columns, inner], scratch),
-        Matrix::F32(w) => multiply_panel(x, w, out, [rows, columns, inner], columns),
-        Matrix::Bf16(w) => {
+    match &w.0 {
+        Numbers::F32(w) if rows <= MAX_SKINNY_ROWS => skinny_gemm(x, w, out, [rows, columns, inner], scratch),
+        Numbers::Bf16(w) if rows <= MAX_SKINNY_ROWS => {
+            skinny_gemm(x, w, out, [rows, columns, inner], scratch);
+        }
+        Numbers::F32(w) => multiply_panel(x, w, out, [rows, columns, inner], columns),
+        Numbers::Bf16(w) => {
             for from in (0..columns).step_by(PANEL_ROWS) {
                 let here = PANEL_ROWS.min(columns - from);
                 widen_bf16(&w[from * inner..(from + here) * inner], scratch);

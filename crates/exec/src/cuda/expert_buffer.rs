@@ -5,7 +5,7 @@
 
 use super::kernels::{DeviceAddress, address};
 use crate::error::ExecError;
-use crate::weights::{ExpertWeights, Matrix};
+use crate::weights::{ExpertWeights, Numbers};
 use cudarc::driver::CudaSlice;
 use evenkeel::model::Activation;
 use evenkeel_cuda::{CudaError, GpuContext};
@@ -95,9 +95,9 @@ impl ExpertBuffer {
         };
         for matrix in weights.gate.iter().chain([&weights.up, &weights.down]) {
             ExecError::expect_size("numbers of an expert's matrix", matrix.len(), shape.matrix_len())?;
-            match matrix {
-                Matrix::Bf16(numbers) => put(numbers.as_slice().reinterpret_cast())?,
-                Matrix::F32(numbers) => {
+            match &matrix.0 {
+                Numbers::Bf16(numbers) => put(numbers.as_slice().reinterpret_cast())?,
+                Numbers::F32(numbers) => {
                     let rounded: Vec<u16> = numbers.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
                     put(&rounded)?;
                 }

@@ -11,7 +11,7 @@ mod stats;
 pub use agreement::RankError;
 pub(crate) use agreement::agree_on_result;
 pub use fingerprint::{Fingerprint, run_fingerprint};
-pub use stats::JobStats;
+pub use stats::{JobStats, LayerTime};
 
 use super::comm::{CallContext, Communicator, ProcessGroup, Purpose};
 #[cfg(feature = "cuda")]
@@ -49,6 +49,16 @@ pub struct JobOptions {
     pub verify_splits: bool,
     /// Chunks of slots in which tokens travel in host memory; `None` selects a number from measured costs.
     pub chunks: Option<usize>,
+}
+
+/// The results of a run among processes.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct JobReport {
+    /// The results of the run, the same on all ranks.
+    pub run: RunReport,
+    /// The statistics of all ranks.
+    pub stats: JobStats,
 }
 
 /// A job of processes, as one of its ranks.
@@ -136,7 +146,7 @@ impl Job {
         memory: &RankMemory,
         options: JobOptions,
         progress: &dyn StepProgress,
-    ) -> Result<(RunReport, JobStats), ExecError> {
+    ) -> Result<JobReport, ExecError> {
         let group = Rc::new(ProcessGroup::new(Rc::clone(&self.communicator), run.exec.cluster)?);
         let verify_splits = options.verify_splits;
         let (outcome, memory, chunks, overlap) = match memory {
@@ -167,7 +177,7 @@ impl Job {
             chunks,
             overlap,
         };
-        Ok((outcome, stats))
+        Ok(JobReport { run: outcome, stats })
     }
 }
 

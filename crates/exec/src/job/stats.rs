@@ -27,6 +27,15 @@ pub struct JobStats {
     pub overlap: Option<Overlap>,
 }
 
+/// The time of a layer, from its dispatch to the end of its combine.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerTime {
+    /// Milliseconds.
+    pub ms: f64,
+    /// The share of it spent waiting for exchanges.
+    pub waiting_share: f64,
+}
+
 impl JobStats {
     /// Returns the traffic of all ranks together.
     pub fn total(&self) -> TrafficStats {
@@ -40,17 +49,17 @@ impl JobStats {
 
     /// Returns the seconds that an average rank spent in exchanges.
     pub fn seconds_waited(&self, purpose: Purpose) -> f64 {
-        self.total().waited[purpose as usize].as_secs_f64() / self.traffic.len().max(1) as f64
+        self.total().waited(purpose).as_secs_f64() / self.traffic.len().max(1) as f64
     }
 
-    /// Returns the milliseconds of a layer on an average rank, dispatch to combine, and the share of it spent
-    /// waiting for exchanges. Returns `None` if layers were not timed: on a GPU only phases are.
-    pub fn layer_time(&self) -> Option<(f64, f64)> {
+    /// Returns the time of a layer on an average rank. Returns `None` if layers were not timed: on a GPU only
+    /// phases are.
+    pub fn layer_time(&self) -> Option<LayerTime> {
         let all = self.total();
-        let waited = [Purpose::Dispatch, Purpose::Combine].map(|purpose| all.waited[purpose as usize]);
+        let waited = [Purpose::Dispatch, Purpose::Combine].map(|purpose| all.waited(purpose));
         let (layers, waited) = (all.layers.as_secs_f64(), waited.iter().sum::<Duration>().as_secs_f64());
-        let share = if layers > 0.0 { waited / layers } else { 0.0 };
-        (all.runs > 0).then(|| (layers * 1e3 / all.runs as f64, share))
+        let waiting_share = if layers > 0.0 { waited / layers } else { 0.0 };
+        (all.runs > 0).then(|| LayerTime { ms: layers * 1e3 / all.runs as f64, waiting_share })
     }
 
     /// Returns the predicted milliseconds of a layer with this number of chunks.

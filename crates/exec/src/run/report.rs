@@ -4,7 +4,9 @@ use super::{ExecRun, MigrationStats};
 use crate::backend::{Backend, LayerStage, StageTimes};
 use crate::error::ExecError;
 use crate::forward::StepRun;
+use crate::placement_state::WeightBytes;
 use crate::reference::ReferenceCheck;
+use crate::router::RouterLoss;
 use evenkeel::evaluate::SummaryStats;
 use evenkeel::planner::TokenCopies;
 use evenkeel::trace::Trace;
@@ -58,12 +60,17 @@ pub struct StepRow {
     /// The load that every rank served without a plan, `[layer][R]`.
     pub unplanned: Vec<Vec<u64>>,
     /// Times, indexed by [`RunVariant::ALL`].
-    pub times: [StepTime; 3],
+    pub(super) times: [StepTime; 3],
     /// The moves before this step.
     pub moved: MigrationStats,
 }
 
 impl StepRow {
+    /// Returns the time of a variant; 0 if it did not run.
+    pub fn time(&self, variant: RunVariant) -> StepTime {
+        self.times[variant as usize]
+    }
+
     pub(super) fn record_variant(&mut self, variant: RunVariant, run: &StepRun) {
         self.times[variant as usize] = StepTime { modelled: run.modelled_time(), wall: run.wall };
         let served = || run.layers.iter().map(|layer| layer.rank_loads.clone()).collect();
@@ -83,16 +90,15 @@ pub struct RunReport {
     /// The deviation from the reference over all steps, if the run was checked.
     pub check: Option<ReferenceCheck>,
     /// Time per rank and phase over the timed steps, indexed by [`RunVariant::ALL`], `[R]` each.
-    pub times: [Vec<StageTimes>; 3],
+    times: [Vec<StageTimes>; 3],
     /// Largest number of bytes of experts per rank, in use and in staging slots.
-    pub memory: Vec<[u64; 2]>,
+    pub memory: Vec<WeightBytes>,
     /// The token rows that travelled on the plan.
     pub copies: TokenCopies,
     /// Choices on the plan that exceeded the capacity.
     pub dropped: u64,
-    /// Mean load-balancing loss and z-loss of the router, over steps, layers and sources with tokens. 0 if no
-    /// router ran.
-    pub loss: [f64; 2],
+    /// Mean losses of the router, over steps, layers and sources with tokens. 0 if no router ran.
+    pub loss: RouterLoss,
     /// Number of re-plannings.
     pub replans: usize,
     experts: usize,
@@ -111,10 +117,10 @@ impl RunReport {
             steps: Vec::new(),
             check: None,
             times: std::array::from_fn(|_| vec![StageTimes::default(); ranks]),
-            memory: vec![[0; 2]; ranks],
+            memory: vec![WeightBytes::default(); ranks],
             copies: TokenCopies::default(),
             dropped: 0,
-            loss: [0.0; 2],
+            loss: RouterLoss::default(),
             replans: 0,
             experts: run.exec.model.experts,
             layers: run.layers.iter().map(id).collect(),
@@ -139,9 +145,9 @@ impl RunReport {
             for routed in layer.routed.iter().filter(|routed| routed.is_remote || !routed.logits.is_empty()) {
                 self.dropped += routed.routing.dropped;
                 self.losses += 1;
-                let loss = [routed.routing.loss.balance, routed.routing.loss.z];
-                let n = self.losses as f64;
-                self.loss.iter_mut().zip(loss).for_each(|(mean, loss)| *mean += (loss - *mean) / n);
+                let (loss, n) = (routed.routing.loss, self.losses as f64);
+                self.loss.balance += (loss.balance - self.loss.balance) / n;
+                self.loss.z += (loss.z - self.loss.z) / n;
             }
         }
         if let Some(check) = run.check {
@@ -151,7 +157,8 @@ impl RunReport {
 
     pub(super) fn record_memory(&mut self, backend: &dyn Backend) {
         for (most, now) in self.memory.iter_mut().zip(backend.memory()) {
-            most.iter_mut().zip(now).for_each(|(most, now)| *most = now.max(*most));
+            most.in_use = now.in_use.max(most.in_use);
+            most.staged = now.staged.max(most.staged);
         }
     }
 
@@ -204,7 +211,7 @@ impl RunReport {
     /// Returns the median over the steps of a variant's tokens per second; `None` if it did not run.
     pub fn token_rate(&self, variant: RunVariant, of: fn(&StepTime) -> Duration) -> Option<f64> {
         let one = |step: &StepRow| {
-            let time = of(&step.times[variant as usize]);
+            let time = of(&step.time(variant));
             (!time.is_zero()).then(|| step.tokens as f64 / time.as_secs_f64())
         };
         let rates: Vec<f64> = self.timed_steps().iter().filter_map(one).collect();
@@ -215,7 +222,7 @@ impl RunReport {
     /// of modelled times.
     pub fn share_of_balanced(&self, variant: RunVariant) -> Option<f64> {
         let one = |step: &StepRow| {
-            let [time, balanced] = [variant, RunVariant::Balanced].map(|v| step.times[v as usize].modelled);
+            let [time, balanced] = [variant, RunVariant::Balanced].map(|v| step.time(v).modelled);
             (!time.is_zero() && !balanced.is_zero()).then(|| balanced.as_secs_f64() / time.as_secs_f64())
         };
         let shares: Vec<f64> = self.timed_steps().iter().filter_map(one).collect();

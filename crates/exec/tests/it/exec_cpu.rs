@@ -13,7 +13,7 @@ use evenkeel_exec::cpu::Cpu;
 use evenkeel_exec::forward::run_step;
 use evenkeel_exec::random::RandomStream;
 use evenkeel_exec::router::{Capacity, Overflow, Router};
-use evenkeel_exec::weights::Dtype;
+use evenkeel_exec::weights::{Dtype, Matrix};
 use evenkeel_exec::{Backend, ExecConfig, LayerInput, RoutingSource};
 use proptest::prelude::*;
 
@@ -120,11 +120,10 @@ fn gpt_oss_is_its_published_code() {
     let source = weights(&config);
     let mut expert = source.expert_weights(0, 1).unwrap();
     // The values are large enough for the clamps to apply.
-    let scale =
-        |m: &evenkeel_exec::weights::Matrix| m.to_f32().into_iter().map(|x| 14.0 * x).collect::<Vec<f32>>();
+    let scale = |m: &Matrix| m.to_f32().into_iter().map(|x| 14.0 * x).collect::<Vec<f32>>();
     let (gate, up, down) = (scale(expert.gate.as_ref().unwrap()), scale(&expert.up), expert.down.to_f32());
-    expert.gate = Some(evenkeel_exec::weights::Matrix::F32(gate.clone()));
-    expert.up = evenkeel_exec::weights::Matrix::F32(up.clone());
+    expert.gate = Some(Matrix::new(Dtype::F32, gate.clone()));
+    expert.up = Matrix::new(Dtype::F32, up.clone());
     let x = tokens(64, &[5], 1).remove(0);
     let mut out = vec![0f32; x.len()];
     evenkeel_exec::cpu::Ffn::default().run(&expert, Activation::ClampedSwiGlu, &x, 64, &mut out);

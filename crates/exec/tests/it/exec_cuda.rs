@@ -295,7 +295,7 @@ fn placements_switch_at_every_step() {
                 run_step(&mut cuda, 2, at, &mut x, |_| RoutingSource::Router, Some(&mut reference)).unwrap();
             assert!(run.check.unwrap().within_bounds(Dtype::Bf16), "step {at}, {streams:?}: {:?}", run.check);
         }
-        assert!(cuda.memory().iter().all(|&[_, staged]| staged == 0), "staging slots are empty again");
+        assert!(cuda.memory().iter().all(|memory| memory.staged == 0), "staging slots are empty again");
         let missing = cuda.activate_placement(0, placement(10, &cluster, 2)).unwrap_err();
         assert!(matches!(missing, ExecError::NotStaged { layer: 0, .. }), "{missing}");
         assert!(

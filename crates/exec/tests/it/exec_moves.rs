@@ -33,7 +33,7 @@ fn placements_switch_at_every_step_for_a_hundred_steps() {
                 run_step(&mut cpu, 2, at, &mut x, |_| RoutingSource::Router, Some(&mut reference)).unwrap();
             assert!(run.check.unwrap().within_bounds(dtype), "step {at}: {:?}", run.check);
         }
-        assert!(cpu.memory().iter().all(|&[_, staged]| staged == 0), "staging slots are empty again");
+        assert!(cpu.memory().iter().all(|memory| memory.staged == 0), "staging slots are empty again");
     }
 }
 
@@ -54,7 +54,7 @@ fn a_budget_is_kept_and_the_old_slots_serve_until_then() {
         begun += moved.copies;
         steps += 1;
         assert!(begun as u64 * expert <= steps * mover.bytes_per_step(), "step {steps}");
-        let on_the_way: u64 = cpu.memory().iter().map(|&[_, staged]| staged).sum();
+        let on_the_way: u64 = cpu.memory().iter().map(|memory| memory.staged).sum();
         let expected = if mover.is_done() { &new } else { &old };
         assert_eq!(cpu.placement(0), expected);
         assert_eq!(on_the_way, if mover.is_done() { 0 } else { begun as u64 * expert }, "staging is counted");

@@ -56,7 +56,7 @@ fn found(outcome: &RunReport) -> impl PartialEq + std::fmt::Debug + use<> {
             (row.tokens, row.served.clone(), row.predicted.clone(), row.unplanned.clone(), moved)
         })
         .collect();
-    let counts = (outcome.copies, outcome.dropped, outcome.loss.map(f64::to_bits), outcome.replans);
+    let counts = (outcome.copies, outcome.dropped, [outcome.loss.balance, outcome.loss.z].map(f64::to_bits), outcome.replans);
     (steps, outcome.check, outcome.memory.clone(), counts)
 }
 
@@ -139,7 +139,7 @@ fn far(config: &ExecConfig, chunks: usize, purpose: Purpose) -> [u64; 2] {
     let sent = ranks(config.cluster, PATIENCE, |group| {
         let options = CpuOptions { verify_splits: false, chunks };
         said(&group, config.clone(), placements(), options).unwrap();
-        group.traffic_stats().bytes[purpose as usize]
+        Distance::ALL.map(|reach| group.traffic_stats().bytes(purpose, reach))
     });
     [Distance::Node, Distance::Cluster].map(|reach| sent.iter().map(|bytes| bytes[reach as usize]).sum())
 }
@@ -185,8 +185,8 @@ fn one_process_counts_the_traffic_of_many() {
         });
         for purpose in [Purpose::Counts, Purpose::Dispatch, Purpose::Combine] {
             let of_many: [u64; 3] = Distance::ALL
-                .map(|reach| many.iter().map(|stats| stats.bytes[purpose as usize][reach as usize]).sum());
-            assert_eq!(local.traffic_stats().bytes[purpose as usize], of_many, "{aggregate} {purpose:?}");
+                .map(|reach| many.iter().map(|stats| stats.bytes(purpose, reach)).sum());
+            assert_eq!(Distance::ALL.map(|reach| local.traffic_stats().bytes(purpose, reach)), of_many, "{aggregate} {purpose:?}");
         }
     }
 }

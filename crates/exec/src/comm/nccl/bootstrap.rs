@@ -3,7 +3,7 @@
 
 use super::{LEAVE_TIMEOUT, comm, heartbeat};
 use crate::comm::gpu_selection::{self, BEFORE_EXCHANGES, OpenGpu, RankHello, joining_error};
-use crate::comm::rendezvous::{Launch, StoreClient, StoreServer};
+use crate::comm::rendezvous::{Launch, StoreAddress, StoreClient, StoreServer};
 use crate::comm::{CommError, format_ranks};
 use evenkeel_cuda::nccl::NcclId;
 use evenkeel_cuda::{GpuContext, probe_devices};
@@ -45,11 +45,11 @@ pub(super) fn meet_ranks(
 
 /// Starts a store at the meeting point. Listens on that address alone if it belongs to this host, otherwise
 /// on all addresses.
-fn start_store(meet: &(String, u16)) -> Result<StoreServer, CommError> {
-    let addresses = (meet.0.as_str(), meet.1).to_socket_addrs();
+fn start_store(meet: &StoreAddress) -> Result<StoreServer, CommError> {
+    let addresses = (meet.host.as_str(), meet.port).to_socket_addrs();
     let mut addresses: Vec<SocketAddr> =
-        addresses.map_err(|error| joining_error(format!("MASTER_ADDR={}: {error}", meet.0)))?.collect();
-    addresses.push(([0, 0, 0, 0], meet.1).into());
+        addresses.map_err(|error| joining_error(format!("MASTER_ADDR={}: {error}", meet.host)))?.collect();
+    addresses.push(([0, 0, 0, 0], meet.port).into());
     let mut last = None;
     for address in addresses {
         match StoreServer::start(address) {
@@ -64,7 +64,7 @@ fn start_store(meet: &(String, u16)) -> Result<StoreServer, CommError> {
     let why = last.map_or_else(String::new, |error| error.to_string());
     Err(joining_error(format!(
         "cannot start a store at {}:{}: {why} (another MASTER_PORT may be free)",
-        meet.0, meet.1
+        meet.host, meet.port
     )))
 }
 

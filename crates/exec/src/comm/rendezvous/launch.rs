@@ -12,6 +12,21 @@ use thiserror::Error;
 /// The default port, which is PyTorch's.
 const DEFAULT_PORT: u16 = 29_500;
 
+/// The host and port of a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreAddress {
+    /// Name or address of the host.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+impl fmt::Display for StoreAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
 /// One process of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
@@ -21,8 +36,8 @@ pub struct Launch {
     pub ranks: usize,
     /// Index among the ranks of this host.
     pub local_rank: usize,
-    /// Host and port of the store.
-    pub store_address: (String, u16),
+    /// The address of the store.
+    pub store_address: StoreAddress,
     /// True if the launcher runs a store there. Otherwise rank 0 must.
     pub has_store: bool,
     /// Prefix of all keys, which differs between jobs and between attempts.
@@ -114,7 +129,10 @@ impl Launch {
             rank,
             ranks,
             local_rank,
-            store_address: (store_host(&get, rank_name, ranks)?, store_port(&get)?),
+            store_address: StoreAddress {
+                host: store_host(&get, rank_name, ranks)?,
+                port: store_port(&get)?,
+            },
             has_store: kept,
             job: format!("evenkeel/{job}/{}/", attempt.unwrap_or_default()),
         })
@@ -123,11 +141,7 @@ impl Launch {
 
 impl fmt::Display for Launch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "rank {} of {}, meeting at {}:{}",
-            self.rank, self.ranks, self.store_address.0, self.store_address.1
-        )
+        write!(f, "rank {} of {}, meeting at {}", self.rank, self.ranks, self.store_address)
     }
 }
 
@@ -200,7 +214,7 @@ mod tests {
             rank: 3,
             ranks: 8,
             local_rank: 1,
-            store_address: ("a".into(), 77),
+            store_address: StoreAddress { host: "a".into(), port: 77 },
             has_store: true,
             job: "evenkeel/x/2/".into(),
         };
@@ -209,11 +223,11 @@ mod tests {
             .unwrap();
         assert_eq!(
             (slurm.store_address, slurm.local_rank, slurm.has_store),
-            (("gpu007".into(), 29_500), 1, false)
+            (StoreAddress { host: "gpu007".into(), port: 29_500 }, 1, false)
         );
         let mpi = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=1";
         assert_eq!(
-            read(&format!("{mpi} OMPI_COMM_WORLD_LOCAL_SIZE=2")).unwrap().store_address.0,
+            read(&format!("{mpi} OMPI_COMM_WORLD_LOCAL_SIZE=2")).unwrap().store_address.host,
             "127.0.0.1"
         );
         for (list, host) in

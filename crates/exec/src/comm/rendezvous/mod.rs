@@ -10,6 +10,6 @@ mod protocol;
 mod server;
 mod store;
 
-pub use launch::{Launch, LaunchError};
+pub use launch::{Launch, LaunchError, StoreAddress};
 pub use server::StoreServer;
 pub use store::{StoreClient, StoreClientError};

@@ -220,14 +220,14 @@ fn read_keys(from: &mut impl io::Read) -> io::Result<Vec<StoreKey>> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use super::super::{StoreClient, StoreClientError};
+    use super::super::{StoreAddress, StoreClient, StoreClientError};
     use super::*;
 
     const SOON: Duration = Duration::from_secs(5);
 
-    fn started() -> (StoreServer, (String, u16)) {
+    fn started() -> (StoreServer, StoreAddress) {
         let server = StoreServer::start(([127, 0, 0, 1], 0).into()).unwrap();
-        let meet = ("127.0.0.1".to_owned(), server.listen_address().port());
+        let meet = StoreAddress { host: "127.0.0.1".to_owned(), port: server.listen_address().port() };
         (server, meet)
     }
 
@@ -269,7 +269,7 @@ mod tests {
         let many = [&hello[..], &[CHECK], &u64::MAX.to_le_bytes()].concat();
         let unknown = [&hello[..], &[99]].concat();
         for sent in [b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![1; 20], long, many, unknown] {
-            let mut stream = TcpStream::connect((meet.0.as_str(), meet.1)).unwrap();
+            let mut stream = TcpStream::connect((meet.host.as_str(), meet.port)).unwrap();
             stream.set_read_timeout(Some(SOON)).unwrap();
             stream.write_all(&sent).unwrap();
             // A connection closed with unread bytes may be reset at the other end.
@@ -286,7 +286,8 @@ mod tests {
     #[test]
     fn what_listens_but_is_no_store_is_said() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let meet = ("127.0.0.1".to_owned(), listener.local_addr().unwrap().port());
+        let port = listener.local_addr().unwrap().port();
+        let meet = StoreAddress { host: "127.0.0.1".to_owned(), port };
         let talks = std::thread::spawn(move || {
             for mut stream in listener.incoming().take(1).flatten() {
                 stream.write_all(b"220 welcome\r\n").unwrap();

@@ -1,5 +1,6 @@
 //! The client of the store.
 
+use super::launch::StoreAddress;
 use super::protocol::{
     ADD, CHECK, GET, MAGIC, MAX_VALUE_BYTES, PING, READY, SET, VALIDATE, encode_bytes, prefixed_key,
     read_array, read_bytes,
@@ -48,13 +49,13 @@ pub struct StoreClient {
 }
 
 impl StoreClient {
-    /// Connects to the store at a host and port, and retries for `timeout`.
+    /// Connects to a store, and retries for `timeout`.
     ///
     /// # Errors
     /// Returns [`StoreClientError::Absent`] if no connection succeeds.
-    pub fn connect(meet: &(String, u16), timeout: Duration) -> Result<Self, StoreClientError> {
+    pub fn connect(meet: &StoreAddress, timeout: Duration) -> Result<Self, StoreClientError> {
         let begun = Instant::now();
-        let at = format!("{}:{}", meet.0, meet.1);
+        let at = meet.to_string();
         loop {
             match Self::try_connect(meet, &at) {
                 Ok(store) => return Ok(store),
@@ -70,11 +71,11 @@ impl StoreClient {
     ///
     /// # Errors
     /// Returns [`StoreClientError::Absent`] if no connection succeeds.
-    pub fn reconnect(&self, meet: &(String, u16)) -> Result<Self, StoreClientError> {
+    pub fn reconnect(&self, meet: &StoreAddress) -> Result<Self, StoreClientError> {
         Self::connect(meet, REQUEST_TIMEOUT)
     }
 
-    fn try_connect(meet: &(String, u16), at: &str) -> io::Result<Self> {
+    fn try_connect(meet: &StoreAddress, at: &str) -> io::Result<Self> {
         let mut newer = Self { at: at.to_owned(), stream: open_stream(meet)?, older: 0 };
         let mut hello = vec![VALIDATE];
         hello.extend(MAGIC.to_le_bytes());
@@ -187,9 +188,9 @@ impl StoreClient {
     }
 }
 
-fn open_stream(meet: &(String, u16)) -> io::Result<TcpStream> {
+fn open_stream(meet: &StoreAddress) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (meet.0.as_str(), meet.1).to_socket_addrs()? {
+    for address in (meet.host.as_str(), meet.port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, REQUEST_TIMEOUT) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;

@@ -208,6 +208,7 @@ impl LayerInput<'_> {
 
 /// The routing of one source's tokens.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct SourceRouting {
     /// Logits on which its router decided, `[token][width]`. Empty if it did not run.
     pub logits: Vec<f32>,
@@ -222,6 +223,7 @@ pub struct SourceRouting {
 
 /// The results of one layer.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct LayerRun {
     /// The values that the layer adds to every rank's tokens, `[token][H]`, before the residual.
     pub outputs: Vec<Vec<f32>>,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 /// The results of one step.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct StepRun {
     /// Results per layer. Their outputs have been added to the tokens and are empty.
     pub layers: Vec<LayerRun>,

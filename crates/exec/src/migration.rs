@@ -23,6 +23,7 @@ struct MigrationTarget {
 
 /// The moves between two steps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MigrationStats {
     /// Transfers begun.
     pub copies: usize,

@@ -30,6 +30,7 @@ const TIMED_BYTES: u64 = 64 << 10;
 
 /// The cost of an exchange between all ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ExchangeCost {
     /// Nanoseconds of an empty exchange.
     pub latency: u64,
@@ -64,6 +65,7 @@ impl ExchangeCost {
 
 /// The cost components of a layer, on an average rank.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct LayerCosts {
     /// The cost of exchanges.
     pub link: ExchangeCost,
@@ -101,6 +103,7 @@ impl LayerCosts {
 
 /// The measurements and the selected number of chunks.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Overlap {
     /// The cost of an expert, in picoseconds.
     pub roofline: Roofline,

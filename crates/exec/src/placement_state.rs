@@ -12,6 +12,7 @@ use std::rc::Rc;
 /// The bytes of the weights on a rank. Weights that are equal on all ranks may be stored once, and count for
 /// each rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct WeightBytes {
     /// Weights in use: routed and shared experts, norms, routers.
     pub in_use: u64,

@@ -26,6 +26,7 @@ pub const NORM_EPSILON: f64 = 1e-6;
 
 /// The deviations of an executor from the reference.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
 pub struct ReferenceCheck {
     /// The largest error of a token in any layer: `max|y - reference| / max|reference|` over its vector.
     pub output: f64,

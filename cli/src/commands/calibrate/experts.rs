@@ -101,12 +101,10 @@ impl ExpertsArgs {
             intermediate: self.intermediate.unwrap_or(self.model.intermediate),
             ..self.model
         };
-        let sweep = CostSweep {
-            tokens: self.tokens.clone(),
-            experts: self.experts.clone(),
-            rounds: self.rounds as usize,
-            ..CostSweep::default()
-        };
+        let sweep = CostSweep::default()
+            .tokens(self.tokens.clone())
+            .experts(self.experts.clone())
+            .rounds(self.rounds as usize);
         Ok(ExpertsRequest { model, sweep })
     }
 }

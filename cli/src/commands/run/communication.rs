@@ -43,7 +43,7 @@ impl CommunicationStats {
             render_table(&header, Purpose::ALL.iter().map(row).collect(), 1)
         );
         // On a GPU only the device's phases are timed, not the layer on the host.
-        if let Some(LayerTime { ms, waiting_share }) = stats.layer_time() {
+        if let Some(LayerTime { ms, waiting_share, .. }) = stats.layer_time() {
             text += &format!(
                 "\nDispatch, experts and combine of a layer in {}: {ms:.3} ms, {:.1} % of it waiting for exchanges\n",
                 if stats.chunks == 1 { "1 chunk".to_owned() } else { format!("{} chunks", stats.chunks) },

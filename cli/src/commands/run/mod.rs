@@ -293,5 +293,5 @@ pub(crate) fn cuda_options(device: usize, devices: u16, ffn: FfnName) -> CudaOpt
         FfnName::Own => GemmPath::Own,
         FfnName::Cublas => GemmPath::Cublas,
     };
-    CudaOptions { device, devices: devices.into(), path, ..CudaOptions::default() }
+    CudaOptions::default().device(device).devices(devices.into()).path(path)
 }

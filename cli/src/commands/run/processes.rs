@@ -89,7 +89,7 @@ fn execute_rank(request: &RunRequest, output: Output, job: &Job) -> Result<(), R
         ChunkCount::Fixed(count) => Some(count),
         ChunkCount::Auto => None,
     };
-    let options = JobOptions { verify_splits: request.verify_plans, chunks };
+    let options = JobOptions::default().verify_splits(request.verify_plans).chunks(chunks);
     let done = job.execute(&run, inputs.plan_on.clone(), hosts, &memory, options, progress)?;
     let outcome = done.run;
     drop(bar);

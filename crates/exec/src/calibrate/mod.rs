@@ -46,6 +46,7 @@ impl CostPoint {
 
 /// The points to measure.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CostSweep {
     /// Numbers of tokens per expert.
     pub tokens: Vec<u64>,
@@ -65,6 +66,34 @@ impl Default for CostSweep {
 }
 
 impl CostSweep {
+    /// Sets [`Self::tokens`](#structfield.tokens).
+    #[must_use]
+    pub fn tokens(mut self, tokens: Vec<u64>) -> Self {
+        self.tokens = tokens;
+        self
+    }
+
+    /// Sets [`Self::experts`](#structfield.experts).
+    #[must_use]
+    pub fn experts(mut self, experts: Vec<u64>) -> Self {
+        self.experts = experts;
+        self
+    }
+
+    /// Sets [`Self::rounds`](#structfield.rounds).
+    #[must_use]
+    pub fn rounds(mut self, rounds: usize) -> Self {
+        self.rounds = rounds;
+        self
+    }
+
+    /// Sets [`Self::pool`](#structfield.pool).
+    #[must_use]
+    pub fn pool(mut self, pool: usize) -> Self {
+        self.pool = pool;
+        self
+    }
+
     /// Returns the largest number of tokens per expert, and the number of experts in memory for a model.
     fn check_sweep(&self, model: &MoeModel) -> Result<(u64, usize), ExecError> {
         let most = self.tokens.iter().copied().max().unwrap_or(0);
@@ -169,6 +198,7 @@ pub fn measure_on_cuda(
 
 /// A roofline with its deviation from the measurements.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct RooflineFit {
     /// The cost of one expert, in picoseconds.
     pub roofline: Roofline,
@@ -277,6 +307,7 @@ impl From<ExpertShape> for [u64; 2] {
 
 /// A fit in its file format, [`ROOFLINE_FORMAT`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RooflineFile {
     /// [`ROOFLINE_FORMAT`].
     pub format: String,

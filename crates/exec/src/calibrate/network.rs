@@ -19,6 +19,7 @@ const MESSAGE_BYTES: [usize; 8] = [0, 1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 1
 
 /// One measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct LinkPoint {
     /// True for links between nodes.
     pub cross: bool,
@@ -91,6 +92,7 @@ pub fn measure_links(
 
 /// A fitted link.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct LinkFit {
     /// The link.
     pub link: LinkParameters,
@@ -153,6 +155,7 @@ impl From<LinkErrors> for [f64; 2] {
 
 /// A network in its file format, with the measurements that were fitted. [`Network::from_json`] reads it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct LinkFile {
     format: &'static str,
     /// The fitted network.

@@ -86,6 +86,7 @@ impl fmt::Display for MessageMemory {
 
 /// The GPU that a rank got.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RankDevice {
     /// Index of the GPU among those that the process sees.
     pub index: usize,

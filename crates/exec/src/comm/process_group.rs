@@ -62,6 +62,7 @@ impl Distance {
 
 /// Traffic by [`Purpose`] and [`Distance`], and waiting times by purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct TrafficStats {
     pub(crate) bytes: [[u64; Distance::ALL.len()]; Purpose::ALL.len()],
     pub(crate) waited: [Duration; Purpose::ALL.len()],

@@ -47,6 +47,7 @@ use std::time::Duration;
 
 /// Options of the CPU backend. Results do not depend on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CpuOptions {
     /// True to compare digests of every split between processes.
     pub verify_splits: bool,
@@ -58,6 +59,22 @@ pub struct CpuOptions {
 impl Default for CpuOptions {
     fn default() -> Self {
         Self { verify_splits: false, chunks: 1 }
+    }
+}
+
+impl CpuOptions {
+    /// Sets [`Self::verify_splits`](#structfield.verify_splits).
+    #[must_use]
+    pub fn verify_splits(mut self, verify_splits: bool) -> Self {
+        self.verify_splits = verify_splits;
+        self
+    }
+
+    /// Sets [`Self::chunks`](#structfield.chunks).
+    #[must_use]
+    pub fn chunks(mut self, chunks: usize) -> Self {
+        self.chunks = chunks;
+        self
     }
 }
 

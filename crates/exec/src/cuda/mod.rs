@@ -105,6 +105,7 @@ pub enum StreamSharing {
 
 /// The options of a backend apart from the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct CudaOptions {
     /// The only GPU, or the first one.
     pub device: usize,
@@ -117,6 +118,34 @@ pub struct CudaOptions {
 }
 
 impl CudaOptions {
+    /// Sets [`Self::device`](#structfield.device).
+    #[must_use]
+    pub fn device(mut self, device: usize) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Sets [`Self::devices`](#structfield.devices).
+    #[must_use]
+    pub fn devices(mut self, devices: usize) -> Self {
+        self.devices = devices;
+        self
+    }
+
+    /// Sets [`Self::path`](#structfield.path).
+    #[must_use]
+    pub fn path(mut self, path: GemmPath) -> Self {
+        self.path = path;
+        self
+    }
+
+    /// Sets [`Self::streams`](#structfield.streams).
+    #[must_use]
+    pub fn streams(mut self, streams: StreamSharing) -> Self {
+        self.streams = streams;
+        self
+    }
+
     fn gpu_ordinals(&self) -> std::ops::Range<usize> {
         self.device..self.device.saturating_add(self.devices.max(1))
     }

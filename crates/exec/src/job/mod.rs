@@ -43,12 +43,29 @@ pub enum RankMemory {
 }
 
 /// Options of a run among processes, the same on all ranks. Results do not depend on them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct JobOptions {
     /// True to compare digests of every split between the ranks.
     pub verify_splits: bool,
     /// Chunks of slots in which tokens travel in host memory; `None` selects a number from measured costs.
     pub chunks: Option<usize>,
+}
+
+impl JobOptions {
+    /// Sets [`Self::verify_splits`](#structfield.verify_splits).
+    #[must_use]
+    pub fn verify_splits(mut self, verify_splits: bool) -> Self {
+        self.verify_splits = verify_splits;
+        self
+    }
+
+    /// Sets [`Self::chunks`](#structfield.chunks).
+    #[must_use]
+    pub fn chunks(mut self, chunks: Option<usize>) -> Self {
+        self.chunks = chunks;
+        self
+    }
 }
 
 /// The results of a run among processes.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 /// The statistics of all ranks of a job.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct JobStats {
     /// Name of the communicator.
     pub name: &'static str,
@@ -29,6 +30,7 @@ pub struct JobStats {
 
 /// The time of a layer, from its dispatch to the end of its combine.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct LayerTime {
     /// Milliseconds.
     pub ms: f64,

@@ -141,6 +141,7 @@ pub enum RouterError {
 
 /// The routing of the tokens of one source.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Routing {
     /// Experts per token.
     pub top_k: usize,

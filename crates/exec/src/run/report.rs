@@ -40,6 +40,7 @@ impl RunVariant {
 
 /// The time of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct StepTime {
     /// The time if all ranks ran at once: between two exchanges every rank waits for the slowest. Each rank
     /// is timed alone, and links cost nothing.
@@ -50,6 +51,7 @@ pub struct StepTime {
 
 /// The results of one step.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct StepRow {
     /// Tokens of all ranks.
     pub tokens: usize,
@@ -84,6 +86,7 @@ impl StepRow {
 
 /// The results of a whole run.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RunReport {
     /// The results of each step.
     pub steps: Vec<StepRow>,

@@ -51,7 +51,7 @@ fn options(at: usize) -> CudaOptions {
     let (path, streams) = OPTIONS[at % OPTIONS.len()];
     // Ranks are distributed over all GPUs, three at most.
     let devices = evenkeel_cuda::probe_devices().map_or(1, |found| found.len()).min(3);
-    CudaOptions { device: 0, devices, path, streams }
+    CudaOptions::default().devices(devices).path(path).streams(streams)
 }
 
 fn backend(config: &ExecConfig, at: usize, placements: Vec<Placement>) -> (Cuda, Reference) {
@@ -229,7 +229,7 @@ fn a_recorded_layer_is_the_layer() {
                     config(small(name, 8, 2), cluster, Router::Softmax { renormalise: at == 0 }, Dtype::Bf16);
                 config.method = method;
                 config.capacity = Some(Capacity { factor: 1.5, overflow: Overflow::Drop });
-                let options = CudaOptions { streams, ..CudaOptions::default() };
+                let options = CudaOptions::default().streams(streams);
                 let placements = vec![placement(8, &cluster, 5); 2];
                 let mut cuda =
                     Cuda::new(config.clone(), options, weights(&config).as_ref(), placements).unwrap();

@@ -56,7 +56,12 @@ fn found(outcome: &RunReport) -> impl PartialEq + std::fmt::Debug + use<> {
             (row.tokens, row.served.clone(), row.predicted.clone(), row.unplanned.clone(), moved)
         })
         .collect();
-    let counts = (outcome.copies, outcome.dropped, [outcome.loss.balance, outcome.loss.z].map(f64::to_bits), outcome.replans);
+    let counts = (
+        outcome.copies,
+        outcome.dropped,
+        [outcome.loss.balance, outcome.loss.z].map(f64::to_bits),
+        outcome.replans,
+    );
     (steps, outcome.check, outcome.memory.clone(), counts)
 }
 
@@ -86,7 +91,7 @@ fn as_in_one_memory(config: &ExecConfig, policy: &str, tokens: usize, chunks: &[
     assert!(expected.check.unwrap().within_bounds(dtype), "{model}: {:?}", expected.check);
     assert!(expected.matches_prediction());
     for &chunks in chunks {
-        let options = CpuOptions { verify_splits: true, chunks };
+        let options = CpuOptions::default().verify_splits(true).chunks(chunks);
         for outcome in ranks(cluster, PATIENCE, |group| run.run_on_cpu(&group, options, 0..3, &()).unwrap()) {
             assert_eq!(found(&outcome), found(&expected), "{model}, {chunks} chunks");
         }
@@ -137,7 +142,7 @@ proptest! {
 fn far(config: &ExecConfig, chunks: usize, purpose: Purpose) -> [u64; 2] {
     let placements = || vec![placement(10, &config.cluster, 1), placement(10, &config.cluster, 3)];
     let sent = ranks(config.cluster, PATIENCE, |group| {
-        let options = CpuOptions { verify_splits: false, chunks };
+        let options = CpuOptions::default().chunks(chunks);
         said(&group, config.clone(), placements(), options).unwrap();
         Distance::ALL.map(|reach| group.traffic_stats().bytes(purpose, reach))
     });
@@ -184,9 +189,13 @@ fn one_process_counts_the_traffic_of_many() {
             group.traffic_stats()
         });
         for purpose in [Purpose::Counts, Purpose::Dispatch, Purpose::Combine] {
-            let of_many: [u64; 3] = Distance::ALL
-                .map(|reach| many.iter().map(|stats| stats.bytes(purpose, reach)).sum());
-            assert_eq!(Distance::ALL.map(|reach| local.traffic_stats().bytes(purpose, reach)), of_many, "{aggregate} {purpose:?}");
+            let of_many: [u64; 3] =
+                Distance::ALL.map(|reach| many.iter().map(|stats| stats.bytes(purpose, reach)).sum());
+            assert_eq!(
+                Distance::ALL.map(|reach| local.traffic_stats().bytes(purpose, reach)),
+                of_many,
+                "{aggregate} {purpose:?}"
+            );
         }
     }
 }
@@ -232,7 +241,7 @@ fn a_rank_with_another_plan_is_named_by_all() {
     let other = |rank| Some(if rank == 3 { SplitMethod::Even } else { SplitMethod::Exact });
     for error in ranks(cluster, PATIENCE, |group| {
         let config = ExecConfig { method: other(group.rank()), ..config.clone() };
-        said(&group, config, of(3), CpuOptions { verify_splits: true, chunks: 1 }).unwrap_err()
+        said(&group, config, of(3), CpuOptions::default().verify_splits(true)).unwrap_err()
     }) {
         let ExecError::Comm(CommError::Differ { what, ranks, at }) = &error else { unreachable!("{error}") };
         assert_eq!((*what, ranks.as_slice()), ("the split", [3].as_slice()));

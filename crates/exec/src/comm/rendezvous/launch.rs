@@ -29,6 +29,7 @@ impl fmt::Display for StoreAddress {
 
 /// One process of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Launch {
     /// This rank, `0..R`.
     pub rank: usize,

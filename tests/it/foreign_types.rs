@@ -22,7 +22,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
          cudarc::driver::CudaStream cudarc::driver::CudaView cudarc::driver::CudaViewMut cudarc::driver::DevicePtr \
          cudarc::driver::DeviceRepr cudarc::driver::DriverError",
     ),
-    ("evenkeel_exec", "crates/exec/src", "serde::* thiserror::* cudarc::driver::CudaStream half::bf16"),
+    ("evenkeel_exec", "crates/exec/src", "serde::* thiserror::* cudarc::driver::CudaStream"),
     ("evenkeel_report", "crates/report/src", ""),
     ("evenkeel_serve", "crates/serve/src", "serde::* thiserror::* toml::* utoipa::*"),
 ];
@@ -68,13 +68,6 @@ fn interfaces_contain_no_other_foreign_types() -> Outcome {
 /// docs/decisions/0001-public-api.md states the reasons.
 const ANONYMOUS: &[(&str, &str)] = &[
     ("evenkeel_solver", "SolverTables::forests SolverTables::seats SolverTables::two"),
-    (
-        "evenkeel_exec",
-        "Backend::memory PlacementState::memory calibrate::RooflineFile::shape calibrate::network::LinkFile::off \
-         calibrate::network::fit_link comm::TrafficStats::bytes comm::TrafficStats::waited \
-         comm::rendezvous::Launch::store_address job::Job::execute job::JobStats::layer_time overlap::LayerCosts::bytes \
-         run::RunReport::loss run::RunReport::memory run::RunReport::times run::StepRow::times",
-    ),
     ("evenkeel_serve", "PhaseState::last_imbalance StepOutcome::imbalance counts_digest wire::counts_digest"),
 ];
 

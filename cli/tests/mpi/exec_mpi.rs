@@ -3,7 +3,7 @@
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use crate::mpirun_support::{ENDLESS, EVENKEEL, Job, errors, plan_without_a_rank};
+use crate::mpirun_support::{ENDLESS, EVENKEEL, Job, LAUNCHER_LIMIT, errors, plan_without_a_rank};
 use crate::processes_support::{assert_same, parsed, variable_of};
 use crate::skip_support::skipped;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -165,8 +165,9 @@ fn signalled_at_start(signal: &str, delay: Duration) -> SignalledJob {
     let signalled = Instant::now();
     assert!(Command::new("sh").args(["-c", &format!("kill {signal} {victim}")]).status().unwrap().success());
     // The limit covers the timeout of 4 s, 1 s for the roll, 1 s for the reports of the others, and the end.
+    let limit = Duration::from_secs(15) + LAUNCHER_LIMIT;
     let output = job.end();
-    assert!(signalled.elapsed() < Duration::from_secs(15), "{signal}, {delay:?}: {:?}", signalled.elapsed());
+    assert!(signalled.elapsed() < limit, "{signal}, {delay:?}: {:?}", signalled.elapsed());
     assert!(!output.status.success());
     let said =
         |rank: usize| std::fs::read_to_string(folder.path().join(rank.to_string())).unwrap_or_default();

@@ -102,6 +102,9 @@ pub struct KernelEntry {
     pub l2_scale: f64,
     /// Coefficient of each feature, in microseconds per unit of the feature. Missing features count as zero.
     pub coefficients: BTreeMap<Feature, f64>,
+    /// Measured models: hidden width, inner width, experts per token, experts. Frameworks choose the kernel of
+    /// a number format by model.
+    pub models: Vec<[u64; 4]>,
     /// Measured rows of the kernel.
     pub rows: u64,
     /// Rows that contradict others of the table. Neither fit nor errors use them.
@@ -265,6 +268,29 @@ impl CostDatabase {
                 known: known.into_iter().collect::<Vec<_>>().join(", "),
             }
         })
+    }
+
+    /// Returns the kernel that was measured with a model: hidden width, inner width, experts per token, experts.
+    /// Returns that of [`CostDatabase::kernel_in`] if none was.
+    ///
+    /// # Errors
+    /// Fails if there is no kernel of the framework and number format, and lists the ones that there are.
+    pub fn kernel_of_model(
+        &self,
+        table: KernelTable,
+        framework: &str,
+        dtype: Dtype,
+        model: [u64; 4],
+    ) -> Result<&KernelEntry, CostError> {
+        let fits = |kernel: &&KernelEntry| {
+            (kernel.table, kernel.framework.as_str(), kernel.dtype) == (table, framework, dtype)
+                && kernel.models.contains(&model)
+        };
+        let measured = self.kernels.iter().filter(fits);
+        match measured.max_by_key(|kernel| (kernel.rows, version_key(&kernel.version))) {
+            Some(kernel) => Ok(kernel),
+            None => self.kernel_in(table, framework, dtype),
+        }
     }
 
     fn check_values(&self) -> Result<(), CostError> {

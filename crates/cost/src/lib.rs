@@ -2,7 +2,8 @@
 //!
 //! A [`CostDatabase`] holds fitted kernels of one GPU: coefficients, provenance and errors on held-out shapes.
 //! Databases of some GPUs are part of the crate. [`RankKernel`] computes the time of one rank's experts from
-//! the rows of each, as a [`CostModel`](evenkeel::split::CostModel).
+//! the rows of each, as a [`CostModel`](evenkeel::split::CostModel). [`import`] fits kernels to the tables of
+//! NVIDIA's package `aiconfigurator-core`, and [`check`] compares a database with them.
 //!
 //! ```
 //! use evenkeel::split::CostModel;
@@ -21,10 +22,14 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod builtin;
+#[cfg(feature = "import")]
+pub mod check;
 mod database;
 mod dtype;
 mod features;
 mod hardware;
+#[cfg(feature = "import")]
+pub mod import;
 pub mod nnls;
 mod rank_kernel;
 mod rank_load;

@@ -1,0 +1,166 @@
+//! Rows of one kernel with flags and features: its fit, and its errors.
+
+use super::broken_rows::find_broken_rows;
+use super::fit::{FeatureRow, Fit, TrainingRows, fit_directly, fit_with_validation};
+use super::hold_out::fold_of;
+use super::interpolation::interpolate;
+use super::is_held_out;
+use super::measurements::{MeasuredKernel, Measurement};
+use super::routed_loads::RoutedLoads;
+use crate::check::ErrorSamples;
+use crate::database::{HeldOutErrors, KernelEntry, KernelTable};
+use crate::features::{FEATURE_COUNT, Feature, FeatureScale};
+use crate::hardware::Hardware;
+use std::collections::BTreeSet;
+
+/// Effective sizes of the L2 cache over its size by the data sheet. Some GPUs keep more than half of it.
+const L2_SCALES: [f64; 2] = [1.0, 1.3];
+
+/// Training rows without which a kernel is not fitted: five per coefficient of a typical fit.
+const MIN_TRAINING_ROWS: usize = 60;
+
+/// Features of the fit to SGLang's DeepEP tables. Each has 400 rows of one model.
+const DEEP_EP_FEATURES: usize = 24;
+
+/// Part of the peak rate that the roofline assumes.
+const ROOFLINE_SHARE: f64 = 0.6;
+
+/// Rows of a kernel with flags.
+pub(crate) struct KernelRows<'a> {
+    kernel: &'a MeasuredKernel,
+    held_out: Vec<bool>,
+    broken: Vec<bool>,
+}
+
+/// Rows to which errors refer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowScope {
+    /// Rows of held-out shapes.
+    HeldOut,
+    /// All rows, of a version that was not fitted.
+    All,
+}
+
+impl<'a> KernelRows<'a> {
+    pub(crate) fn new(kernel: &'a MeasuredKernel) -> Self {
+        let table = kernel.id.table;
+        let held_out = kernel.rows.iter().map(|row| is_held_out(table, row)).collect();
+        // Only the framework's own table has the grid of ranks by which rows can contradict each other.
+        let broken = match table {
+            KernelTable::Moe => find_broken_rows(&kernel.rows),
+            _ => vec![false; kernel.rows.len()],
+        };
+        Self { kernel, held_out, broken }
+    }
+
+    /// Fits the kernel. `None` if it has too few rows.
+    pub(crate) fn fit(&self, loads: &RoutedLoads, hardware: &Hardware) -> Option<KernelEntry> {
+        let rows = &self.kernel.rows;
+        let train: Vec<usize> = (0..rows.len()).filter(|&at| !self.held_out[at] && !self.broken[at]).collect();
+        if train.len() < MIN_TRAINING_ROWS {
+            return None;
+        }
+        let id = &self.kernel.id;
+        let scales = if id.table == KernelTable::Moe { &L2_SCALES[..] } else { &L2_SCALES[..1] };
+        let features: Vec<Vec<FeatureRow>> = scales
+            .iter()
+            .map(|scale| {
+                train.iter().map(|&at| self.mean_features(&rows[at], loads, hardware, *scale)).collect()
+            })
+            .collect();
+        let times: Vec<f64> = train.iter().map(|&at| rows[at].time_us).collect();
+        let balanced: Vec<bool> = train.iter().map(|&at| rows[at].is_balanced()).collect();
+        let folds: Vec<u64> = train.iter().map(|&at| fold_of(&rows[at].shape_key())).collect();
+        let candidates: Vec<TrainingRows<'_>> = features
+            .iter()
+            .map(|features| TrainingRows { features, times: &times, balanced: &balanced, folds: &folds })
+            .collect();
+        let Fit { coefficients, chosen } = match id.table {
+            KernelTable::Moe => fit_with_validation(&candidates)?,
+            KernelTable::WideEp => fit_directly(candidates.first()?, FEATURE_COUNT),
+            _ => fit_directly(candidates.first()?, DEEP_EP_FEATURES),
+        };
+        let named = Feature::ALL.into_iter().zip(coefficients).filter(|(_, value)| *value > 0.0);
+        let models: BTreeSet<[u64; 4]> = rows
+            .iter()
+            .map(|row| [row.model.hidden, row.model.intermediate, row.model.top_k, row.model.experts])
+            .collect();
+        let mut entry = KernelEntry {
+            table: id.table,
+            framework: id.framework.clone(),
+            version: id.version.clone(),
+            kernel: id.kernel.clone(),
+            dtype: id.dtype,
+            l2_scale: scales[chosen],
+            coefficients: named.map(|(feature, value)| (feature, round_digits(value, 6))).collect(),
+            models: models.into_iter().collect(),
+            rows: rows.len() as u64,
+            broken_rows: self.broken_rows(),
+            errors: HeldOutErrors::default(),
+        };
+        entry.errors = self.errors(&entry, loads, hardware, RowScope::HeldOut).summarize();
+        Some(entry)
+    }
+
+    /// Returns the number of broken rows.
+    pub(crate) fn broken_rows(&self) -> u64 {
+        self.broken.iter().filter(|&&broken| broken).count() as u64
+    }
+
+    /// Compares a fitted kernel with rows that its fit did not use.
+    pub(crate) fn errors(
+        &self,
+        entry: &KernelEntry,
+        loads: &RoutedLoads,
+        hardware: &Hardware,
+        scope: RowScope,
+    ) -> ErrorSamples {
+        let rows = &self.kernel.rows;
+        let coefficients = Feature::ALL.map(|feature| entry.coefficients.get(&feature).copied().unwrap_or(0.0));
+        let interpolated = match scope {
+            RowScope::HeldOut => interpolate(rows, &self.held_out),
+            RowScope::All => vec![None; rows.len()],
+        };
+        let mut samples = ErrorSamples::default();
+        for (at, row) in rows.iter().enumerate() {
+            let in_scope = scope == RowScope::All || self.held_out[at];
+            if !in_scope || self.broken[at] {
+                continue;
+            }
+            let features = self.mean_features(row, loads, hardware, entry.l2_scale);
+            let time = features.iter().zip(&coefficients).map(|(value, weight)| value * weight).sum();
+            let scale = self.scale(row, hardware, entry.l2_scale);
+            let drawn = loads.get(&row.routing).map(Vec::as_slice).unwrap_or_default();
+            let roofline: f64 = drawn.iter().map(|load| scale.roofline(load, ROOFLINE_SHARE)).sum();
+            let roofline = roofline / drawn.len().max(1) as f64;
+            samples.add(row.is_balanced(), row.time_us, time, roofline, interpolated[at]);
+        }
+        samples
+    }
+
+    fn scale(&self, row: &Measurement, hardware: &Hardware, l2_scale: f64) -> FeatureScale {
+        FeatureScale::new(row.rank_shape(), self.kernel.id.dtype, hardware, 0.5 * l2_scale)
+    }
+
+    /// Returns the features of a row, averaged over the draws of its routing.
+    fn mean_features(
+        &self,
+        row: &Measurement,
+        loads: &RoutedLoads,
+        hardware: &Hardware,
+        l2_scale: f64,
+    ) -> FeatureRow {
+        let scale = self.scale(row, hardware, l2_scale);
+        let drawn = loads.get(&row.routing).map(Vec::as_slice).unwrap_or_default();
+        let mut sum = [0.0; FEATURE_COUNT];
+        for load in drawn {
+            sum.iter_mut().zip(scale.features(load)).for_each(|(sum, value)| *sum += value);
+        }
+        sum.map(|value| value / drawn.len().max(1) as f64)
+    }
+}
+
+/// Rounds to a number of decimal digits that count.
+pub(crate) fn round_digits(value: f64, digits: usize) -> f64 {
+    format!("{value:.*e}", digits.saturating_sub(1)).parse().unwrap_or(value)
+}

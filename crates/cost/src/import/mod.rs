@@ -1,0 +1,218 @@
+//! Import of measured kernel times: NVIDIA's package `aiconfigurator-core` in, databases out.
+//!
+//! In: the wheel, an unzipped package, or a folder of its tables. Out: one [`CostDatabase`] per GPU. The steps:
+//! read the rows, draw the routing of each ([`crate::routing`]), leave out rows that contradict others, hold out
+//! a fifth of the shapes, fit, and measure errors on the shapes held out.
+//!
+//! The main version of a framework is the newest with at least 30 % as many rows as its largest. Kernels of the
+//! main version and later ones are fitted. Rows of older versions are held out altogether; [`crate::check`]
+//! compares them.
+
+mod broken_rows;
+mod collector;
+mod fit;
+mod hold_out;
+mod interpolation;
+pub(crate) mod kernel_rows;
+pub(crate) mod measurements;
+pub(crate) mod package;
+mod parquet_columns;
+pub(crate) mod routed_loads;
+
+use crate::database::{CostDatabase, KernelTable, Provenance, version_key};
+use crate::hardware::{Hardware, KNOWN_GPUS};
+use kernel_rows::KernelRows;
+use measurements::{KernelId, MeasuredKernel, read_kernels, routing_keys};
+use package::{Package, PackageTable};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use thiserror::Error;
+
+/// Stage of an import or check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ImportStage {
+    /// Tables are read.
+    Reading,
+    /// Routings are drawn.
+    Routing,
+    /// Kernels are fitted.
+    Fitting,
+    /// Kernels are compared with their rows.
+    Checking,
+}
+
+/// Receiver of progress: stage, finished items, and all items of the stage. Each GPU begins again.
+pub type Progress<'a> = &'a (dyn Fn(ImportStage, usize, usize) + Sync);
+
+/// Error of an import.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ImportError {
+    /// A file cannot be read.
+    #[error("{path}: {source}", path = path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// A file is neither a folder nor a wheel.
+    #[error("{path}: found {found}, expected a folder or wheel of aiconfigurator-core", path = path.display())]
+    Wheel {
+        /// The file.
+        path: PathBuf,
+        /// Description of the content.
+        found: String,
+    },
+    /// The package has no tables of kernels.
+    #[error(
+        "{path}: no tables of MoE kernels: expected files GPU/moe/FRAMEWORK/VERSION/moe_perf.parquet",
+        path = path.display()
+    )]
+    NoTables {
+        /// The package.
+        path: PathBuf,
+    },
+    /// A table has unusable content.
+    #[error("{path}: found {found}, expected {expected}", path = path.display())]
+    Table {
+        /// The table.
+        path: PathBuf,
+        /// Description of the content.
+        found: String,
+        /// Description of usable content.
+        expected: String,
+    },
+    /// The package has no table of a requested GPU, or no figures of its hardware are known.
+    #[error("no tables of GPU \"{gpu}\" in the package: expected one of {known}")]
+    UnknownGpu {
+        /// The requested GPU.
+        gpu: String,
+        /// GPUs with tables and figures.
+        known: String,
+    },
+}
+
+impl ImportError {
+    fn read(path: &Path, source: &std::io::Error) -> Self {
+        let source = std::io::Error::new(source.kind(), source.to_string());
+        ImportError::Read { path: path.to_owned(), source }
+    }
+
+    fn zip(path: &Path, error: &zip::result::ZipError) -> Self {
+        ImportError::Wheel { path: path.to_owned(), found: error.to_string() }
+    }
+}
+
+/// Returns the GPUs of a package for which hardware figures are known.
+///
+/// # Errors
+/// Fails if the path is no package.
+pub fn package_gpus(path: &Path) -> Result<Vec<&'static str>, ImportError> {
+    Ok(gpus_of(&Package::open(path)?).map(|(gpu, ..)| gpu).collect())
+}
+
+fn gpus_of(package: &Package) -> impl Iterator<Item = (&'static str, &'static str, Hardware)> + '_ {
+    KNOWN_GPUS.into_iter().filter(|(_, folder, _)| package.tables.iter().any(|table| table.gpu_folder == *folder))
+}
+
+/// The tables of one GPU, read and routed.
+pub(crate) struct GpuMeasurements {
+    pub(crate) hardware: Hardware,
+    pub(crate) kernels: Vec<MeasuredKernel>,
+    pub(crate) loads: routed_loads::RoutedLoads,
+    provenance: Provenance,
+}
+
+/// Reads the tables of one GPU. `keep` chooses kernels by their identity, given all of them.
+pub(crate) fn read_gpu(
+    package: &Package,
+    gpu: &str,
+    keep: impl Fn(&[MeasuredKernel], &KernelId) -> bool,
+    progress: Progress<'_>,
+) -> Result<GpuMeasurements, ImportError> {
+    let Some((_, folder, hardware)) = gpus_of(package).find(|(name, ..)| *name == gpu) else {
+        let known = gpus_of(package).map(|(name, ..)| name).collect::<Vec<_>>().join(", ");
+        return Err(ImportError::UnknownGpu { gpu: gpu.to_owned(), known });
+    };
+    let tables: Vec<&PackageTable> =
+        package.tables.iter().filter(|table| table.gpu_folder == folder).collect();
+    let mut kernels = read_kernels(package, &tables, progress)?;
+    let kept: Vec<bool> = kernels.iter().map(|kernel| keep(&kernels, &kernel.id)).collect();
+    let mut kept = kept.into_iter();
+    kernels.retain(|_| kept.next().unwrap_or(false));
+    let loads = routed_loads::draw_loads(&routing_keys(&kernels), progress);
+    let used = |table: &&&PackageTable| {
+        kernels.iter().any(|kernel| {
+            let id = &kernel.id;
+            (id.table, &id.framework, &id.version) == (table.table, &table.framework, &table.version)
+        })
+    };
+    let provenance = Provenance {
+        package: "aiconfigurator-core".to_owned(),
+        version: package.version.clone(),
+        licence: "Apache-2.0, Copyright (c) 2025-2026 NVIDIA CORPORATION & AFFILIATES".to_owned(),
+        files: tables.iter().filter(used).map(|table| table.name.clone()).collect(),
+    };
+    Ok(GpuMeasurements { hardware, kernels, loads, provenance })
+}
+
+/// Fits databases to the tables of a package, for some of its GPUs or, without names, for all.
+///
+/// # Errors
+/// Fails if the path is no package, if a table is unusable, or if it has no tables of a GPU.
+pub fn import_package(
+    path: &Path,
+    gpus: &[&str],
+    progress: Progress<'_>,
+) -> Result<Vec<CostDatabase>, ImportError> {
+    let package = Package::open(path)?;
+    let all: Vec<&str> = gpus_of(&package).map(|(gpu, ..)| gpu).collect();
+    if all.is_empty() {
+        return Err(ImportError::NoTables { path: path.to_owned() });
+    }
+    let gpus = if gpus.is_empty() { &all } else { gpus };
+    gpus.iter().map(|gpu| import_gpu(&package, gpu, progress)).collect()
+}
+
+fn import_gpu(package: &Package, gpu: &str, progress: Progress<'_>) -> Result<CostDatabase, ImportError> {
+    let GpuMeasurements { hardware, kernels, loads, provenance } =
+        read_gpu(package, gpu, is_current, progress)?;
+    let (done, total) = (AtomicUsize::new(0), kernels.len());
+    let entries: Vec<_> = kernels
+        .into_par_iter()
+        .map(|kernel| {
+            let entry = KernelRows::new(&kernel).fit(&loads, &hardware);
+            progress(ImportStage::Fitting, done.fetch_add(1, Ordering::Relaxed) + 1, total);
+            entry
+        })
+        .collect();
+    Ok(CostDatabase::new(gpu, hardware, provenance, entries.into_iter().flatten().collect()))
+}
+
+/// Share of the rows of a framework's largest version that its main version has at least.
+const MAIN_VERSION_SHARE: f64 = 0.3;
+
+/// Returns true if a kernel belongs to the main version of its framework, or to a later one.
+pub(crate) fn is_current(kernels: &[MeasuredKernel], id: &KernelId) -> bool {
+    let mut rows: BTreeMap<Vec<u64>, usize> = BTreeMap::new();
+    let same = |other: &KernelId| (other.table, &other.framework) == (id.table, &id.framework);
+    for kernel in kernels.iter().filter(|kernel| same(&kernel.id)) {
+        *rows.entry(version_key(&kernel.id.version)).or_default() += kernel.rows.len();
+    }
+    let most = rows.values().copied().max().unwrap_or(0) as f64;
+    let main = rows.iter().rev().find(|(_, rows)| **rows as f64 >= MAIN_VERSION_SHARE * most);
+    main.is_none_or(|(main, _)| version_key(&id.version) >= *main)
+}
+
+/// Returns true if the shape of a row is held out of the fit.
+pub(crate) fn is_held_out(table: KernelTable, row: &measurements::Measurement) -> bool {
+    match table {
+        // These tables have a single model, so one number of ranks is held out.
+        KernelTable::WideEpContext | KernelTable::WideEpGeneration => row.ranks == 32,
+        _ => hold_out::is_held_out(&row.shape_key()),
+    }
+}

@@ -1,0 +1,146 @@
+//! Files of NVIDIA's package `aiconfigurator-core`: in its wheel, unzipped, or in any folder above the tables.
+//!
+//! In: a path. Out: the tables with GPU, framework and version, which the last folders of their paths state:
+//! `GPU/moe/FRAMEWORK/VERSION/NAME.parquet`.
+
+use super::ImportError;
+use crate::database::KernelTable;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// One table of the package.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PackageTable {
+    /// Folder of the GPU, such as `h100_sxm`.
+    pub(crate) gpu_folder: String,
+    pub(crate) framework: String,
+    pub(crate) version: String,
+    pub(crate) table: KernelTable,
+    /// Path inside the package, with slashes.
+    pub(crate) name: String,
+}
+
+/// An opened package.
+#[derive(Debug)]
+pub(crate) struct Package {
+    path: PathBuf,
+    is_wheel: bool,
+    pub(crate) tables: Vec<PackageTable>,
+    pub(crate) version: String,
+}
+
+/// The most bytes of one table. The largest published one has 2 MB.
+const MAX_TABLE_BYTES: u64 = 256 << 20;
+
+impl Package {
+    /// Lists the tables of a wheel or folder.
+    pub(crate) fn open(path: &Path) -> Result<Self, ImportError> {
+        let metadata = std::fs::metadata(path).map_err(|error| ImportError::read(path, &error))?;
+        let is_wheel = !metadata.is_dir();
+        let names = if is_wheel { wheel_names(path)? } else { folder_names(path)? };
+        let mut tables: Vec<PackageTable> = names.iter().filter_map(|name| parse_name(name)).collect();
+        tables.sort();
+        if tables.is_empty() {
+            return Err(ImportError::NoTables { path: path.to_owned() });
+        }
+        // A folder below the package does not name its version; its own path may.
+        let own_path = path.to_string_lossy();
+        let version = names.iter().map(String::as_str).chain([&*own_path]).find_map(package_version);
+        Ok(Self { path: path.to_owned(), is_wheel, tables, version: version.unwrap_or("unknown").to_owned() })
+    }
+
+    /// Reads a table.
+    pub(crate) fn read(&self, table: &PackageTable) -> Result<Vec<u8>, ImportError> {
+        let place = self.place(table);
+        let io_error = |error: std::io::Error| ImportError::read(&place, &error);
+        let mut bytes = Vec::new();
+        if self.is_wheel {
+            let mut archive = open_wheel(&self.path)?;
+            let entry = archive.by_name(&table.name).map_err(|error| ImportError::zip(&self.path, &error))?;
+            entry.take(MAX_TABLE_BYTES + 1).read_to_end(&mut bytes).map_err(io_error)?;
+        } else {
+            File::open(&place)
+                .and_then(|file| file.take(MAX_TABLE_BYTES + 1).read_to_end(&mut bytes))
+                .map_err(io_error)?;
+        }
+        if bytes.len() as u64 > MAX_TABLE_BYTES {
+            let found = format!("over {MAX_TABLE_BYTES} bytes");
+            return Err(ImportError::Table { path: place, found, expected: "a smaller table".into() });
+        }
+        Ok(bytes)
+    }
+
+    /// Returns the path of a table for messages: in a folder that of its file.
+    pub(crate) fn place(&self, table: &PackageTable) -> PathBuf {
+        self.path.join(&table.name)
+    }
+}
+
+type Wheel = zip::ZipArchive<BufReader<File>>;
+
+fn open_wheel(path: &Path) -> Result<Wheel, ImportError> {
+    let file = File::open(path).map_err(|error| ImportError::read(path, &error))?;
+    zip::ZipArchive::new(BufReader::new(file)).map_err(|error| ImportError::zip(path, &error))
+}
+
+fn wheel_names(path: &Path) -> Result<Vec<String>, ImportError> {
+    let archive = open_wheel(path)?;
+    let names = archive.file_names().map(|name| name.map(|name| name.into_owned()));
+    names.collect::<Result<_, _>>().map_err(|error| ImportError::zip(path, &error))
+}
+
+fn folder_names(root: &Path) -> Result<Vec<String>, ImportError> {
+    let mut names = Vec::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(folder) = open.pop() {
+        let read_error = |error: std::io::Error| ImportError::read(&folder, &error);
+        for entry in std::fs::read_dir(&folder).map_err(read_error)? {
+            let entry = entry.map_err(read_error)?;
+            let path = entry.path();
+            if entry.file_type().map_err(read_error)?.is_dir() {
+                open.push(path.clone());
+            }
+            let parts = path.strip_prefix(root).unwrap_or(&path).iter();
+            names.push(parts.map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/"));
+        }
+    }
+    Ok(names)
+}
+
+fn parse_name(name: &str) -> Option<PackageTable> {
+    let mut parts = name.rsplit('/');
+    let table = match parts.next()? {
+        "moe_perf.parquet" => KernelTable::Moe,
+        "wideep_moe_perf.parquet" => KernelTable::WideEp,
+        "wideep_context_moe_perf.parquet" => KernelTable::WideEpContext,
+        "wideep_generation_moe_perf.parquet" => KernelTable::WideEpGeneration,
+        _ => return None,
+    };
+    let (version, framework, moe, gpu) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let [gpu_folder, framework, version] = [gpu, framework, version].map(str::to_owned);
+    (moe == "moe").then(|| PackageTable { gpu_folder, framework, version, table, name: name.to_owned() })
+}
+
+/// Returns the version in the name of a wheel or of its folder of metadata.
+fn package_version(path: &str) -> Option<&str> {
+    let (_, rest) = path.split_once("aiconfigurator_core-")?;
+    let version = rest.split(['-', '/']).next()?;
+    Some(version.strip_suffix(".dist").unwrap_or(version)).filter(|version| !version.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_state_the_table() {
+        let table = parse_name("x/systems/data/gb200/moe/trtllm/1.3.0rc10/wideep_moe_perf.parquet").unwrap();
+        let parts = (&*table.gpu_folder, &*table.framework, &*table.version, table.table);
+        assert_eq!(parts, ("gb200", "trtllm", "1.3.0rc10", KernelTable::WideEp));
+        assert_eq!(parse_name("gb200/comm/trtllm/1.3.0rc10/moe_perf.parquet"), None);
+        for name in ["aiconfigurator_core-0.12.0.dist-info/METADATA", "/tmp/aiconfigurator_core-0.12.0-cp311.whl"] {
+            assert_eq!(package_version(name), Some("0.12.0"));
+        }
+    }
+}

@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("evenkeel_solver", "solver/src", "thiserror::*"),
     ("evenkeel_trace", "crates/trace/src", ""),
     ("evenkeel_simulate", "crates/simulate/src", "thiserror::*"),
+    ("evenkeel_cost", "crates/cost/src", "serde::* thiserror::*"),
     (
         "evenkeel_cuda",
         "crates/cuda/src",

@@ -3,7 +3,16 @@
 use crate::database::{CostDatabase, CostError};
 
 /// Name and text of every table.
-const TABLES: &[(&str, &str)] = &[];
+const TABLES: [(&str, &str); 8] = [
+    ("a100", include_str!("../tables/a100.json")),
+    ("h100", include_str!("../tables/h100.json")),
+    ("h200", include_str!("../tables/h200.json")),
+    ("b200", include_str!("../tables/b200.json")),
+    ("b300", include_str!("../tables/b300.json")),
+    ("gb200", include_str!("../tables/gb200.json")),
+    ("gb300", include_str!("../tables/gb300.json")),
+    ("l40s", include_str!("../tables/l40s.json")),
+];
 
 /// Returns the names of the GPUs with a table in the crate.
 pub fn builtin_gpus() -> Vec<&'static str> {

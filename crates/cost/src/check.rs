@@ -1,17 +1,17 @@
 //! Comparison of a database with the measurements of a package.
 //!
-//! In: a [`CostDatabase`] and a package. Out: one [`CheckRow`] per table, framework and dtype, with the errors of
-//! the model, the roofline and interpolation on the held-out shapes, and one per older version, of which no row
-//! was fitted. Rows are read, routed and flagged as in an import.
+//! In: a [`CostDatabase`] and a package. Out: one [`CheckRow`] per table, framework and dtype, and one per
+//! older version. It has the errors of the model, the roofline and interpolation on rows that no fit used.
+//! Rows are read, routed and flagged as in an import.
 
-use crate::database::{
-    CostDatabase, ErrorQuantiles, HeldOutErrors, KernelEntry, KernelTable, MethodErrors,
-};
+use crate::database::CostDatabase;
 use crate::dtype::Dtype;
 use crate::import::kernel_rows::{KernelRows, RowScope, round_digits};
 use crate::import::measurements::{KernelId, MeasuredKernel};
 use crate::import::package::Package;
+use crate::import::routed_loads::RoutedLoads;
 use crate::import::{ImportError, ImportStage, Progress, read_gpu};
+use crate::kernel_entry::{ErrorQuantiles, HeldOutErrors, KernelEntry, KernelTable, MethodErrors};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -48,8 +48,8 @@ pub struct CheckRow {
 }
 
 impl CheckRow {
-    /// Returns true if the errors are acceptable: for balanced routing a median of at most 8 % and a 90th
-    /// percentile of at most 25 %, for skewed routing 12 % and 35 %.
+    /// Returns true if the errors are acceptable. For balanced routing the median is at most 8 % and the
+    /// 90th percentile at most 25 %. For skewed routing they are at most 12 % and 35 %.
     pub fn meets_limits(&self) -> bool {
         let meets = |errors: Option<MethodErrors>, median: f64, p90: f64| {
             errors.is_none_or(|errors| errors.model.median <= median && errors.model.p90 <= p90)
@@ -78,7 +78,8 @@ pub fn check_database(
 ) -> Result<Vec<CheckRow>, ImportError> {
     let package = Package::open(path)?;
     let has_entry = |_: &[MeasuredKernel], id: &KernelId| find_entry(database, id).is_some();
-    let measured = read_gpu(&package, &database.gpu, has_entry, progress)?;
+    let mut loads = RoutedLoads::default();
+    let measured = read_gpu(&package, &database.gpu, has_entry, &mut loads, progress)?;
     let (done, total) = (AtomicUsize::new(0), measured.kernels.len());
     let compared: Vec<_> = measured
         .kernels
@@ -92,7 +93,7 @@ pub fn check_database(
                 (RowScope::HeldOut, CheckScope::HeldOutShapes)
             };
             let rows = KernelRows::new(kernel);
-            let samples = rows.errors(entry, &measured.loads, &database.hardware, scope);
+            let samples = rows.errors(entry, &loads, &database.hardware, scope);
             progress(ImportStage::Checking, done.fetch_add(1, Ordering::Relaxed) + 1, total);
             Some(((id.table, id.framework.clone(), id.dtype, label), (samples, rows.broken_rows())))
         })
@@ -103,20 +104,21 @@ pub fn check_database(
         group.0.append(samples);
         group.1 += broken;
     }
-    let row = |((table, framework, dtype, scope), (samples, broken_rows)): (_, (ErrorSamples, u64))| CheckRow {
-        gpu: database.gpu.clone(),
-        table,
-        framework,
-        dtype,
-        scope,
-        broken_rows,
-        errors: samples.summarize(),
-    };
+    let row =
+        |((table, framework, dtype, scope), (samples, broken_rows)): (_, (ErrorSamples, u64))| CheckRow {
+            gpu: database.gpu.clone(),
+            table,
+            framework,
+            dtype,
+            scope,
+            broken_rows,
+            errors: samples.summarize(),
+        };
     Ok(groups.into_iter().map(row).collect())
 }
 
-/// Returns the entry that predicts a measured kernel: its own, or for an older version the kernel of the same
-/// name, else that with the most rows. The flag is true for an older version.
+/// Returns the entry that predicts a measured kernel. For an older version it is the kernel of the same
+/// name, or else that with the most rows. The flag is true for an older version.
 fn find_entry<'a>(database: &'a CostDatabase, id: &KernelId) -> Option<(&'a KernelEntry, bool)> {
     let same = |entry: &&KernelEntry| {
         (entry.table, &entry.framework, entry.dtype) == (id.table, &id.framework, id.dtype)
@@ -175,7 +177,8 @@ impl ErrorSamples {
     }
 }
 
-/// Returns median and 90th percentile, linear between ranks and rounded to a hundredth of a percent at least.
+/// Returns median and 90th percentile, linear between ranks and rounded to a hundredth of a percent at
+/// least.
 pub(crate) fn quantiles(errors: &mut [f64]) -> Option<ErrorQuantiles> {
     let last = errors.len().checked_sub(1)?;
     errors.sort_by(f64::total_cmp);

@@ -1,14 +1,13 @@
 //! Cost database `evenkeel.costs/1`: fitted kernel times of one GPU, with provenance and errors.
 //!
-//! In: JSON. Out: a [`CostDatabase`], checked: every figure of the hardware is positive, every coefficient and
-//! error is a number from 0, and no kernel occurs twice. Unknown keys are errors.
+//! In: JSON. Out: a [`CostDatabase`], checked: every figure of the hardware is positive, every coefficient
+//! and error is a number from 0, and no kernel occurs twice. Unknown keys are errors.
 
 use crate::dtype::Dtype;
-use crate::features::Feature;
 use crate::hardware::Hardware;
+use crate::kernel_entry::{KernelEntry, KernelTable, version_key};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeSet;
 use thiserror::Error;
 
 /// Format of the JSON document.
@@ -44,110 +43,6 @@ pub struct Provenance {
     pub licence: String,
     /// Paths of the files inside the package.
     pub files: Vec<String>,
-}
-
-/// Kind of measured table. Tables differ in the layer that they time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum KernelTable {
-    /// The framework's MoE layer under tensor and expert parallelism, `moe_perf`.
-    Moe,
-    /// TensorRT-LLM's layer of wide expert parallelism, with EPLB's slots, `wideep_moe_perf`.
-    WideEp,
-    /// SGLang's DeepEP layer for prefill, `wideep_context_moe_perf`.
-    WideEpContext,
-    /// SGLang's DeepEP layer for decoding, `wideep_generation_moe_perf`.
-    WideEpGeneration,
-}
-
-impl KernelTable {
-    /// All kinds of tables.
-    pub const ALL: [KernelTable; 4] =
-        [KernelTable::Moe, KernelTable::WideEp, KernelTable::WideEpContext, KernelTable::WideEpGeneration];
-
-    /// Returns the name in databases.
-    pub fn name(self) -> &'static str {
-        match self {
-            KernelTable::Moe => "moe",
-            KernelTable::WideEp => "wide_ep",
-            KernelTable::WideEpContext => "wide_ep_context",
-            KernelTable::WideEpGeneration => "wide_ep_generation",
-        }
-    }
-}
-
-impl fmt::Display for KernelTable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-/// Fitted time of one kernel.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[non_exhaustive]
-pub struct KernelEntry {
-    /// Kind of the measured table.
-    pub table: KernelTable,
-    /// Serving framework: `sglang`, `trtllm` or `vllm`.
-    pub framework: String,
-    /// Version of the framework.
-    pub version: String,
-    /// Name of the kernel in the table.
-    pub kernel: String,
-    /// Number format.
-    pub dtype: Dtype,
-    /// Effective size of the L2 cache over its size by the data sheet.
-    pub l2_scale: f64,
-    /// Coefficient of each feature, in microseconds per unit of the feature. Missing features count as zero.
-    pub coefficients: BTreeMap<Feature, f64>,
-    /// Measured models: hidden width, inner width, experts per token, experts. Frameworks choose the kernel of
-    /// a number format by model.
-    pub models: Vec<[u64; 4]>,
-    /// Measured rows of the kernel.
-    pub rows: u64,
-    /// Rows that contradict others of the table. Neither fit nor errors use them.
-    pub broken_rows: u64,
-    /// Errors on the shapes that the fit did not use.
-    pub errors: HeldOutErrors,
-}
-
-/// Errors on held-out rows, for both kinds of routing.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HeldOutErrors {
-    /// Errors on rows with balanced routing, if there are any.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub balanced: Option<MethodErrors>,
-    /// Errors on rows with skewed routing, if there are any.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub skewed: Option<MethodErrors>,
-}
-
-/// Errors of the kernel model and of two simpler methods on the same rows.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MethodErrors {
-    /// Number of rows.
-    pub rows: u64,
-    /// Errors of the kernel model.
-    pub model: ErrorQuantiles,
-    /// Errors of the roofline: reading all active experts, or all arithmetic at 60 % of the peak rate.
-    pub roofline: ErrorQuantiles,
-    /// Errors of linear interpolation over tokens in the nearest other shape, if there is one.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub interpolation: Option<ErrorQuantiles>,
-}
-
-/// Quantiles of absolute relative errors, in percent.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ErrorQuantiles {
-    /// The median.
-    pub median: f64,
-    /// The 90th percentile.
-    pub p90: f64,
 }
 
 /// Error of a database.
@@ -220,8 +115,11 @@ impl CostDatabase {
         self.check_values()?;
         let json = |error: serde_json::Error| CostError::Json(error.to_string());
         let text = |value: Result<String, serde_json::Error>| value.map_err(json);
-        let lines: Vec<String> =
-            self.kernels.iter().map(|kernel| text(serde_json::to_string(kernel))).collect::<Result<_, _>>()?;
+        let lines: Vec<String> = self
+            .kernels
+            .iter()
+            .map(|kernel| text(serde_json::to_string(kernel)))
+            .collect::<Result<_, _>>()?;
         Ok(format!(
             "{{\"format\":{},\n\"gpu\":{},\n\"hardware\":{},\n\"provenance\":{},\n\"kernels\":[\n{}\n]}}\n",
             text(serde_json::to_string(&self.format))?,
@@ -232,11 +130,11 @@ impl CostDatabase {
         ))
     }
 
-    /// Returns the kernel of a framework and number format that was measured most: that with the most rows in
-    /// the newest version that is in the table `moe`.
+    /// Returns the kernel of a framework and number format with the most rows in the table `moe`. Among
+    /// equals it is that of the newest version.
     ///
-    /// An importer keeps only the newest main version of a framework and the releases after it. A release with
-    /// a few further shapes therefore does not displace the kernel of the main version.
+    /// An importer keeps only the newest main version of a framework and the releases after it. A release
+    /// with a few further shapes therefore does not displace the kernel of the main version.
     ///
     /// # Errors
     /// Fails if there is none, and lists the ones that there are.
@@ -270,8 +168,8 @@ impl CostDatabase {
         })
     }
 
-    /// Returns the kernel that was measured with a model: hidden width, inner width, experts per token, experts.
-    /// Returns that of [`CostDatabase::kernel_in`] if none was.
+    /// Returns the kernel that was measured with a model: hidden width, inner width, experts per token,
+    /// experts. Returns that of [`CostDatabase::kernel_in`] if none was.
     ///
     /// # Errors
     /// Fails if there is no kernel of the framework and number format, and lists the ones that there are.
@@ -318,66 +216,20 @@ impl CostDatabase {
                 return wrong(format!("kernels[{at}]"), kernel.describe(), "each kernel once");
             }
             let mut numbers = vec![("l2_scale".to_owned(), kernel.l2_scale)];
-            numbers.extend(kernel.coefficients.iter().map(|(f, &value)| (format!("coefficients.{f:?}"), value)));
+            numbers
+                .extend(kernel.coefficients.iter().map(|(f, &value)| (format!("coefficients.{f:?}"), value)));
             for (name, errors) in [("balanced", kernel.errors.balanced), ("skewed", kernel.errors.skewed)] {
                 let Some(errors) = errors else { continue };
                 let methods = [Some(errors.model), Some(errors.roofline), errors.interpolation];
                 let quantiles = methods.into_iter().flatten().flat_map(|method| [method.median, method.p90]);
                 numbers.extend(quantiles.map(|value| (format!("errors.{name}"), value)));
             }
-            if let Some((key, value)) = numbers.into_iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite())) {
+            if let Some((key, value)) =
+                numbers.into_iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite()))
+            {
                 return wrong(format!("kernels[{at}].{key}"), value.to_string(), "a number from 0");
             }
         }
         Ok(())
-    }
-}
-
-impl KernelEntry {
-    fn key(&self) -> (KernelTable, &str, Dtype, &str, &str) {
-        (self.table, &self.framework, self.dtype, &self.version, &self.kernel)
-    }
-
-    fn describe(&self) -> String {
-        format!("{} {} {} {} {}", self.table, self.framework, self.version, self.kernel, self.dtype)
-    }
-}
-
-/// Returns a key that orders versions: the numbers in turn, a release after its candidates and before its
-/// posts.
-pub(crate) fn version_key(version: &str) -> Vec<u64> {
-    let mut key: Vec<u64> = Vec::new();
-    let mut is_final = true;
-    for part in version.split(|c: char| !c.is_ascii_alphanumeric()) {
-        let bounds = part.char_indices().zip(part.chars().skip(1));
-        let cuts = bounds.filter(|((_, a), b)| a.is_ascii_digit() != b.is_ascii_digit());
-        let mut from = 0;
-        let ends: Vec<usize> = cuts.map(|((at, a), _)| at + a.len_utf8()).chain([part.len()]).collect();
-        for end in ends {
-            match &part[from..end] {
-                "rc" | "a" | "b" | "dev" => is_final = false,
-                "post" => {
-                    key.push(u64::MAX);
-                    is_final = false;
-                }
-                digits => key.extend(digits.parse::<u64>().ok()),
-            }
-            from = end;
-        }
-    }
-    if is_final {
-        key.push(u64::MAX);
-    }
-    key
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_ordered() {
-        let ordered = ["0.5.6", "0.5.6.post2", "0.5.10", "0.24.0", "1.3.0rc10", "1.3.0rc20", "1.3.0"];
-        assert!(ordered.is_sorted_by(|a, b| version_key(a) < version_key(b)));
     }
 }

@@ -11,6 +11,7 @@
 use crate::dtype::Dtype;
 use crate::hardware::Hardware;
 use crate::rank_load::{RankLoad, TILE_ROWS};
+use evenkeel::model::MoeModel;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of an MoE layer on one rank.
@@ -28,6 +29,21 @@ pub struct MoeShape {
     pub slots: u64,
     /// Matrices of an expert: 3 with a gate, else 2.
     pub matrices: u64,
+}
+
+impl MoeShape {
+    /// Returns the shape of a model's layer on ranks with the same number of slots, without tensor
+    /// parallelism. `slots` is the number of slots of all ranks: the experts and their replicas.
+    pub fn of_model(model: &MoeModel, slots: u64, ranks: u64) -> Self {
+        Self {
+            hidden: model.hidden,
+            intermediate: model.intermediate,
+            top_k: model.top_k as u64,
+            experts: slots,
+            slots: slots / ranks.max(1),
+            matrices: model.activation.matrix_count(),
+        }
+    }
 }
 
 /// Part of a kernel's time, or a size that it depends on.
@@ -155,8 +171,8 @@ pub(crate) struct FeatureScale {
 }
 
 impl FeatureScale {
-    /// Computes the constants. `l2_share` is the part of the L2 cache that keeps weights between two runs of
-    /// the layer: 0 if other layers run in between.
+    /// Computes the constants. `l2_share` is the part of the L2 cache that keeps weights between two runs
+    /// of the layer: 0 if other layers run in between.
     pub(crate) fn new(shape: MoeShape, dtype: Dtype, hardware: &Hardware, l2_share: f64) -> Self {
         let bandwidth = hardware.bandwidth.max(1) as f64 / 1e6;
         let flops = hardware.flops(dtype).max(1) as f64 / 1e6;
@@ -176,8 +192,8 @@ impl FeatureScale {
         }
     }
 
-    /// Returns the roofline of the whole load: reading the active experts, or multiplying all rows at `share`
-    /// of the peak rate.
+    /// Returns the roofline of the whole load: reading the active experts, or multiplying all rows at
+    /// `share` of the peak rate.
     #[cfg_attr(not(feature = "import"), allow(dead_code, reason = "only checks compare with it"))]
     pub(crate) fn roofline(&self, load: &RankLoad, share: f64) -> f64 {
         (load.active as f64 * self.read).max(load.rows as f64 * self.row / share)
@@ -193,8 +209,8 @@ impl FeatureScale {
         let (read, arithmetic) = (active * self.read, rows * self.row);
         let large = f64::from(u8::from(load.tokens > shape.slots));
         let misaligned_16 =
-            f64::from(u8::from(shape.intermediate % 16 != 0 || shape.hidden % 16 != 0));
-        let misaligned_128 = f64::from(u8::from(shape.intermediate % 128 != 0));
+            f64::from(u8::from(!(shape.intermediate.is_multiple_of(16) && shape.hidden.is_multiple_of(16))));
+        let misaligned_128 = f64::from(u8::from(!shape.intermediate.is_multiple_of(128)));
         let beyond_l2 = |moved: f64| {
             let elements = moved * (hidden + 1.5 * inner) + tokens * hidden;
             (read + elements * self.element - self.cached).max(0.0)
@@ -260,7 +276,10 @@ mod tests {
         let value = |feature| values[Feature::ALL.iter().position(|&f| f == feature).unwrap()];
         let close = |feature, expected: f64| {
             let found: f64 = value(feature);
-            assert!((found - expected).abs() <= 1e-12 * expected.abs(), "{feature:?}: {found}, not {expected}");
+            assert!(
+                (found - expected).abs() <= 1e-12 * expected.abs(),
+                "{feature:?}: {found}, not {expected}"
+            );
         };
         let (read, row) = (512.0 / 1e6, 512.0 / 1e6);
         close(Feature::Launch, 1.0);

@@ -1,8 +1,8 @@
 //! Hardware figures of the GPUs whose kernels were measured.
 //!
 //! Bandwidths and peak rates are those of NVIDIA's table `systems/*.yaml`. Numbers of multiprocessors and
-//! sizes of caches are from the data sheets. A fitted coefficient has a meaning only together with the figures
-//! of its fit, so a database stores both.
+//! sizes of caches are from the data sheets. A fitted coefficient has a meaning only together with the
+//! figures of its fit, so a database stores both.
 
 use crate::dtype::{ActivationWidth, Dtype};
 use serde::{Deserialize, Serialize};

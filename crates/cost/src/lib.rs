@@ -1,9 +1,9 @@
 //! Measured times of MoE kernels.
 //!
-//! A [`CostDatabase`] holds fitted kernels of one GPU: coefficients, provenance and errors on held-out shapes.
-//! Databases of some GPUs are part of the crate. [`RankKernel`] computes the time of one rank's experts from
-//! the rows of each, as a [`CostModel`](evenkeel::split::CostModel). [`import`] fits kernels to the tables of
-//! NVIDIA's package `aiconfigurator-core`, and [`check`] compares a database with them.
+//! A [`CostDatabase`] holds fitted kernels of one GPU: coefficients, provenance and errors on held-out
+//! shapes. Databases of some GPUs are part of the crate. [`RankKernel`] computes the time of one rank's
+//! experts from the rows of each, as a [`CostModel`](evenkeel::split::CostModel). [`import`] fits kernels
+//! to the tables of NVIDIA's package `aiconfigurator-core`, and [`check`] compares a database with them.
 //!
 //! ```
 //! use evenkeel::split::CostModel;
@@ -30,18 +30,17 @@ mod features;
 mod hardware;
 #[cfg(feature = "import")]
 pub mod import;
+mod kernel_entry;
 pub mod nnls;
 mod rank_kernel;
 mod rank_load;
 pub mod routing;
 
 pub use builtin::builtin_gpus;
-pub use database::{
-    CostDatabase, CostError, ErrorQuantiles, FORMAT, HeldOutErrors, KernelEntry, KernelTable, MethodErrors,
-    Provenance,
-};
+pub use database::{CostDatabase, CostError, FORMAT, Provenance};
 pub use dtype::{ActivationWidth, Dtype, UnknownDtype};
 pub use features::{FEATURE_COUNT, Feature, MoeShape};
 pub use hardware::Hardware;
+pub use kernel_entry::{ErrorQuantiles, HeldOutErrors, KernelEntry, KernelTable, MethodErrors};
 pub use rank_kernel::{CacheState, RankKernel};
 pub use rank_load::RankLoad;

@@ -1,12 +1,12 @@
 //! Non-negative least squares.
 //!
-//! In: the Gram matrix `A^T A` and the vector `A^T b`. Out: `x >= 0` with the least `|A x - b|`. The method is
-//! the active set method of Lawson and Hanson (*Solving Least Squares Problems*, 1974, chapter 23).
+//! In: the Gram matrix `A^T A` and the vector `A^T b`. Out: `x >= 0` with the least `|A x - b|`. The method
+//! is the active set method of Lawson and Hanson (*Solving Least Squares Problems*, 1974, chapter 23).
 
 /// Returns the non-negative `x` that minimises `x^T G x / 2 - r^T x`.
 ///
-/// `gram` is symmetric and positive semidefinite, row by row. A column that depends on the columns in use stays
-/// at zero. Missing entries of `gram` count as zero.
+/// `gram` is symmetric and positive semidefinite, row by row. A column that depends on the columns in use
+/// stays at zero. Missing entries of `gram` count as zero.
 pub fn solve_nonnegative(gram: &[f64], rhs: &[f64]) -> Vec<f64> {
     let n = rhs.len();
     let at = |i: usize, j: usize| gram.get(i * n + j).copied().unwrap_or(0.0);
@@ -15,7 +15,8 @@ pub fn solve_nonnegative(gram: &[f64], rhs: &[f64]) -> Vec<f64> {
     // Columns whose entry made the system singular or would be undone at once, until the solution changes.
     let mut blocked = vec![false; n];
     let scale = rhs.iter().fold(0.0f64, |most, value| most.max(value.abs()));
-    // Each round raises the objective, so a set of columns never returns; the limit guards against rounding.
+    // Each round raises the objective, so a set of columns never returns; the limit guards against
+    // rounding.
     for _ in 0..30 * n.max(1) {
         let gradient: Vec<f64> =
             (0..n).map(|i| rhs[i] - (0..n).map(|j| at(i, j) * x[j]).sum::<f64>()).collect();
@@ -129,7 +130,8 @@ mod tests {
     }
 
     proptest! {
-        /// Karush, Kuhn and Tucker: no coefficient is negative, no gradient positive, and one of both is zero.
+        /// Karush, Kuhn and Tucker: no coefficient is negative, no gradient positive, and one of both is
+        /// zero.
         #[test]
         fn solutions_are_optimal(
             a in prop::collection::vec(prop::collection::vec(-3.0f64..3.0, 6), 6..20),

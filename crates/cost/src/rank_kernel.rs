@@ -1,12 +1,15 @@
 //! Time of one rank's experts, from the rows of every slot, by a fitted kernel.
 //!
-//! In: a [`KernelEntry`], the figures of its GPU, a [`MoeShape`] and rows per slot. Out: microseconds, or the
-//! whole picoseconds of [`CostModel`]. The time never falls if an expert gets more rows.
+//! In: a [`KernelEntry`], the figures of its GPU, a [`MoeShape`] and rows per slot. Out: microseconds, or
+//! the whole picoseconds of [`CostModel`]. The time never falls if an expert gets more rows.
 
-use crate::database::{CostDatabase, KernelEntry};
+use crate::database::{CostDatabase, CostError};
+use crate::dtype::Dtype;
 use crate::features::{FEATURE_COUNT, Feature, FeatureScale, MoeShape};
 use crate::hardware::Hardware;
+use crate::kernel_entry::{KernelEntry, KernelTable};
 use crate::rank_load::RankLoad;
+use evenkeel::model::MoeModel;
 use evenkeel::split::CostModel;
 
 /// State of the L2 cache when the layer begins.
@@ -15,7 +18,8 @@ pub enum CacheState {
     /// Other layers ran in between, so all weights come from memory. This is the state in a model.
     #[default]
     Cold,
-    /// The same layer ran before, so small weights stay in the cache. This is the state in the measurements.
+    /// The same layer ran before, so small weights stay in the cache. This is the state in the
+    /// measurements.
     Warm,
 }
 
@@ -29,6 +33,8 @@ pub struct RankKernel {
     floor: f64,
     /// Mean number of rows on a rank per token that enters it.
     rows_per_token: f64,
+    /// Tokens that enter every rank at least.
+    least_tokens: u64,
 }
 
 impl RankKernel {
@@ -40,10 +46,38 @@ impl RankKernel {
             CacheState::Warm => 0.5 * entry.l2_scale,
         };
         let scale = FeatureScale::new(shape, entry.dtype, hardware, l2_share);
-        let coefficients = Feature::ALL.map(|feature| entry.coefficients.get(&feature).copied().unwrap_or(0.0));
-        let mut kernel = Self { scale, shape, coefficients, floor: 0.0, rows_per_token: rows_per_token(&shape) };
+        let coefficients =
+            Feature::ALL.map(|feature| entry.coefficients.get(&feature).copied().unwrap_or(0.0));
+        let mut kernel = Self {
+            scale,
+            shape,
+            coefficients,
+            floor: 0.0,
+            rows_per_token: rows_per_token(&shape),
+            least_tokens: 0,
+        };
         kernel.floor = kernel.load_time_us(&RankLoad::default());
         kernel
+    }
+
+    /// Creates the model of a framework's kernel for a model's layer, with a cold cache. `slots` is the
+    /// number of slots of all ranks. The kernel is that of [`CostDatabase::kernel_of_model`] in the table
+    /// `moe`.
+    ///
+    /// # Errors
+    /// Fails if the database has no kernel of the framework and number format.
+    pub fn of_model(
+        database: &CostDatabase,
+        framework: &str,
+        dtype: Dtype,
+        model: &MoeModel,
+        slots: u64,
+        ranks: u64,
+    ) -> Result<Self, CostError> {
+        let sizes = [model.hidden, model.intermediate, model.top_k as u64, model.experts as u64];
+        let entry = database.kernel_of_model(KernelTable::Moe, framework, dtype, sizes)?;
+        let shape = MoeShape::of_model(model, slots, ranks);
+        Ok(Self::new(entry, &database.hardware, shape, CacheState::Cold))
     }
 
     /// Creates the model of the kernel that [`CostDatabase::kernel`] chooses, with a cold cache.
@@ -53,11 +87,20 @@ impl RankKernel {
     pub fn find(
         database: &CostDatabase,
         framework: &str,
-        dtype: crate::Dtype,
+        dtype: Dtype,
         shape: MoeShape,
-    ) -> Result<Self, crate::CostError> {
+    ) -> Result<Self, CostError> {
         let entry = database.kernel(framework, dtype)?;
         Ok(Self::new(entry, &database.hardware, shape, CacheState::Cold))
+    }
+
+    /// Sets the number of tokens that enter the layer on every rank, for stacks that gather all tokens on
+    /// all ranks. Without it, the tokens that enter are those with an expert on the rank, as after a
+    /// dispatch.
+    #[must_use]
+    pub fn with_gathered_tokens(mut self, tokens: u64) -> Self {
+        self.least_tokens = tokens;
+        self
     }
 
     /// Returns the shape.
@@ -83,9 +126,11 @@ impl RankKernel {
     }
 
     /// Returns the expected number of tokens that enter a rank with these rows, if tokens choose experts
-    /// evenly. It is at least the rows of the fullest expert, since a token chooses an expert once.
+    /// evenly. Gathered tokens count if they are more. It is at least the rows of the fullest expert, since
+    /// a token chooses an expert once.
     pub fn tokens_of_rows(&self, rows: u64, fullest: u64) -> u64 {
-        ((rows as f64 / self.rows_per_token).ceil() as u64).clamp(fullest.min(rows), rows)
+        let received = ((rows as f64 / self.rows_per_token).ceil() as u64).clamp(fullest.min(rows), rows);
+        received.max(self.least_tokens)
     }
 
     fn picoseconds(us: f64) -> u64 {
@@ -93,8 +138,8 @@ impl RankKernel {
     }
 }
 
-/// Returns the mean rows on a rank per token with at least one of them, if each token chooses `top_k` of the
-/// experts evenly and without repetition. It is `top_k` on a single rank, and 1 on many.
+/// Returns the mean rows on a rank per token that enters it. Each token chooses `top_k` of the experts
+/// evenly and without repetition. It is `top_k` on a single rank, and 1 on many.
 fn rows_per_token(shape: &MoeShape) -> f64 {
     let (slots, experts) = (shape.slots as f64, shape.experts.max(1) as f64);
     let remote = (shape.experts.saturating_sub(shape.slots)) as f64;
@@ -113,12 +158,12 @@ impl CostModel for RankKernel {
         if tokens == 0 {
             return 0;
         }
-        let load = RankLoad::from_rows([tokens], tokens);
+        let load = RankLoad::from_rows([tokens], tokens.max(self.least_tokens));
         Self::picoseconds((self.load_time_us(&load) - self.floor).max(0.0))
     }
 
-    /// Returns the time of the kernel over all slots, with its launch floor. The tokens that enter follow from
-    /// the rows by [`RankKernel::tokens_of_rows`]. No rows take no time.
+    /// Returns the time of the kernel over all slots, with its launch floor. The tokens that enter follow
+    /// from the rows by [`RankKernel::tokens_of_rows`]. No rows take no time.
     fn rank_ps(&self, slots: &[u64], speed: u32) -> u64 {
         let rows = slots.iter().fold(0u64, |sum, &count| sum.saturating_add(count));
         if rows == 0 {

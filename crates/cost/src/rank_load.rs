@@ -1,7 +1,7 @@
 //! The load of one rank, reduced to the numbers on which kernel times depend.
 //!
-//! In: rows per expert, and the tokens that enter the layer. Out: active experts, rows, and rows rounded up to
-//! tiles of several heights.
+//! In: rows per expert, and the tokens that enter the layer. Out: active experts, rows, and rows rounded up
+//! to tiles of several heights.
 
 /// Tile heights of grouped matrix multiplications, in rows.
 pub(crate) const TILE_ROWS: [u64; 6] = [8, 16, 32, 64, 128, 256];

@@ -1,9 +1,10 @@
 //! Rows that contradict others of the same table.
 //!
-//! In: the rows of a kernel. Out: a flag per row. A rank with no more experts and no wider share of each does no
-//! more work on the same tokens. A row is broken if it takes more than 1.6 times as long as such a larger rank,
-//! and 30 microseconds more. A curve over tokens with over 30 % of such rows is broken as a whole. These are
-//! kernels whose tactics were not tuned; times of 3 to 9 times the tuned ones occur. The rule knows no model.
+//! In: the rows of a kernel. Out: a flag per row. A rank with no more experts and no wider share of each
+//! does no more work on the same tokens. A row is broken if it takes more than 1.6 times as long as such a
+//! larger rank, and 30 microseconds more. A curve over tokens with over 30 % of such rows is broken as a
+//! whole. These are kernels whose tactics were not tuned; times of 3 to 9 times the tuned ones occur. The
+//! rule knows no model.
 
 use super::collector::LoadRule;
 use super::measurements::Measurement;
@@ -21,7 +22,8 @@ pub(super) fn find_broken_rows(rows: &[Measurement]) -> Vec<bool> {
     let comparable = |row: &Measurement| {
         matches!(row.routing.rule, LoadRule::Local | LoadRule::LocalOlderSampler) && !row.routing.grouped
     };
-    let same_work = |row: &Measurement| comparable(row).then_some((row.model, row.routing.exponent, row.tokens));
+    let same_work =
+        |row: &Measurement| comparable(row).then_some((row.model, row.routing.exponent, row.tokens));
     for group in groups(rows, same_work).into_values() {
         for &at in &group {
             let larger = group.iter().filter(|&&other| {

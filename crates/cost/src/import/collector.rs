@@ -1,8 +1,9 @@
 //! Meaning of a table's rows: the tokens that enter the timed layer, and the rows that it computes.
 //!
-//! In: framework, version, kernel, dtype and shape. Out: a [`CollectorRule`]. In every table `num_tokens` counts
-//! the tokens of all ranks. The rules were read from the published collectors (`ai-dynamo/aiconfigurator`,
-//! folder `collector/`). For vLLM 0.24 and TensorRT-LLM 1.3.0rc20 and later they were inferred from the data.
+//! In: framework, version, kernel, dtype and shape. Out: a [`CollectorRule`]. In every table `num_tokens`
+//! counts the tokens of all ranks. The rules were read from the published collectors
+//! (`ai-dynamo/aiconfigurator`, folder `collector/`). For vLLM 0.24 and TensorRT-LLM 1.3.0rc20 and later
+//! they were inferred from the data.
 //!
 //! - TensorRT-LLM and vLLM: all tokens enter, and the rows of rank 0's experts are computed.
 //! - vLLM 0.19 with `w4a16_mxfp4`: all rows are computed whatever the number of ranks.
@@ -10,8 +11,8 @@
 //!   Later versions do so for a few shapes with Triton kernels.
 //! - SGLang from 0.5.14 and vLLM from 0.24 route DeepSeek-V3's shape with its limit on groups of experts.
 
-use crate::database::version_key;
 use crate::dtype::Dtype;
+use crate::kernel_entry::version_key;
 
 /// Sizes of a model's layer, as in the columns of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,10 +34,25 @@ pub(crate) enum LoadRule {
     AllRows,
     /// Tokens with an own expert enter; remote rows count for the first own expert.
     Clamped,
-    /// Tokens with an own slot enter; the older sampler; one draw, of which the entering tokens are recorded.
+    /// Tokens with an own slot enter; the older sampler; one draw, of which the entering tokens are
+    /// recorded.
     WideEp,
     /// As `Local`, but every expert has the same whole number of rows if routing is even.
     DeepEp,
+}
+
+impl LoadRule {
+    /// Returns a name for seeds. It never changes, or the draws would.
+    pub(crate) fn seed_name(self) -> &'static str {
+        match self {
+            LoadRule::Local => "local",
+            LoadRule::LocalOlderSampler => "local, older sampler",
+            LoadRule::AllRows => "all rows",
+            LoadRule::Clamped => "clamped",
+            LoadRule::WideEp => "wide EP",
+            LoadRule::DeepEp => "DeepEP",
+        }
+    }
 }
 
 /// Meaning of the rows of one kernel and shape.
@@ -105,7 +121,8 @@ mod tests {
 
     #[test]
     fn rules_follow_version_and_shape() {
-        let rule = |framework, version, kernel, model| moe_rule(framework, version, kernel, Dtype::Bfloat16, model);
+        let rule =
+            |framework, version, kernel, model| moe_rule(framework, version, kernel, Dtype::Bfloat16, model);
         let mixtral = ModelShape { hidden: 4096, intermediate: 14336, top_k: 2, experts: 8 };
         let nemotron = ModelShape { hidden: 2688, intermediate: 1856, top_k: 6, experts: 128 };
         assert!(rule("sglang", "0.5.14", "fused_moe_triton", DEEPSEEK_V3).grouped);

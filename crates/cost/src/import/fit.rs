@@ -3,9 +3,9 @@
 //! In: features and times of the training rows. Out: non-negative coefficients, the number of features that
 //! cross-validation chose, and the effective size of the L2 cache.
 //!
-//! The fit minimises squared relative errors and is repeated with the weight `1 / sqrt(|relative error|)`, which
-//! moves it towards absolute relative errors. A skewed row is a mean over draws, and the model is linear in its
-//! coefficients, so the mean of the features over draws fits it exactly as it was measured.
+//! The fit minimises squared relative errors and is repeated with the weight `1 / sqrt(|relative error|)`,
+//! which moves it towards absolute relative errors. A skewed row is a mean over draws. The model is linear
+//! in its coefficients, so the mean of the features predicts the mean time.
 
 use super::hold_out::FOLDS;
 use crate::features::FEATURE_COUNT;
@@ -47,7 +47,8 @@ pub(super) fn fit_coefficients(
     rounds: usize,
 ) -> Vec<f64> {
     let count = include.iter().filter(|&&include| include).count().max(1) as f64;
-    let used = || features.iter().zip(times).zip(include).filter(|(_, include)| **include).map(|(row, _)| row);
+    let used =
+        || features.iter().zip(times).zip(include).filter(|(_, include)| **include).map(|(row, _)| row);
     let mut scale = vec![0.0f64; size];
     for (row, time) in used() {
         scale.iter_mut().zip(row).for_each(|(scale, value)| *scale += value / time / count);
@@ -56,7 +57,11 @@ pub(super) fn fit_coefficients(
     let scaled: Vec<FeatureRow> = used()
         .map(|(row, time)| {
             let mut scaled = [0.0; FEATURE_COUNT];
-            scaled.iter_mut().zip(row).zip(&scale).for_each(|((to, value), scale)| *to = value / scale / time);
+            scaled
+                .iter_mut()
+                .zip(row)
+                .zip(&scale)
+                .for_each(|((to, value), scale)| *to = value / scale / time);
             scaled
         })
         .collect();
@@ -80,8 +85,8 @@ fn dot(row: &FeatureRow, coefficients: &[f64]) -> f64 {
     row.iter().zip(coefficients).map(|(value, weight)| value * weight).sum()
 }
 
-/// Returns the Gram matrix and right side of rows whose target is 1. Chunks have a fixed size and are summed in
-/// order, so the result does not depend on the threads.
+/// Returns the Gram matrix and right side of rows whose target is 1. Chunks have a fixed size and are
+/// summed in order, so the result does not depend on the threads.
 fn normal_equations(rows: &[FeatureRow], weights: &[f64], size: usize) -> (Vec<f64>, Vec<f64>) {
     const CHUNK_ROWS: usize = 8192;
     let chunks: Vec<(Vec<f64>, Vec<f64>)> = rows
@@ -124,8 +129,8 @@ pub(super) struct Fit {
     pub(super) chosen: usize,
 }
 
-/// Fits with cross-validation. `candidates` are the same rows for several effective sizes of the L2 cache, the
-/// preferred one first.
+/// Fits with cross-validation. `candidates` are the same rows for several effective sizes of the L2 cache,
+/// the preferred one first.
 pub(super) fn fit_with_validation(candidates: &[TrainingRows<'_>]) -> Option<Fit> {
     let scores = candidates.iter().map(|rows| validate(rows, L2_CHOICE_SIZE).unwrap_or(f64::MAX));
     // Another size than the first must be better by half a percent.
@@ -150,8 +155,8 @@ pub(super) fn fit_directly(rows: &TrainingRows<'_>, size: usize) -> Fit {
     Fit { coefficients: fit_coefficients(rows.features, rows.times, &all, size, ROUNDS), chosen: 0 }
 }
 
-/// Returns the score of a number of features by cross-validation over shapes. `None` if a part has no rows, or
-/// the others have too few.
+/// Returns the score of a number of features by cross-validation over shapes. `None` if a part has no rows,
+/// or the others have too few.
 fn validate(rows: &TrainingRows<'_>, size: usize) -> Option<f64> {
     let mut errors = [Vec::new(), Vec::new()];
     for fold in 0..FOLDS {

@@ -1,8 +1,8 @@
 //! Interpolation between measured rows, for comparison with the model.
 //!
-//! In: the rows of a kernel, and the held-out ones among them. Out: a time per held-out row. The nearest other
-//! shape, by the logarithms of its sizes, gives the times of the same distribution. Between its numbers of
-//! tokens the time is linear over the logarithm of the tokens.
+//! In: the rows of a kernel, and the held-out ones among them. Out: a time per held-out row. The nearest
+//! other shape, by the logarithms of its sizes, gives the times of the same distribution. Between its
+//! numbers of tokens the time is linear over the logarithm of the tokens.
 
 use super::measurements::Measurement;
 use std::collections::BTreeMap;
@@ -45,7 +45,8 @@ pub(super) fn interpolate(rows: &[Measurement], held_out: &[bool]) -> Vec<Option
             let routing = routing_of(&rows[at]);
             // Slots under EPLB differ between shapes; any other number serves.
             let curve = nearest.iter().find_map(|other| {
-                let same = |found: &&CurveRouting| found.0 == routing.0 && found.1.is_some() == routing.1.is_some();
+                let same =
+                    |found: &&CurveRouting| found.0 == routing.0 && found.1.is_some() == routing.1.is_some();
                 other.curves.iter().find(|(found, _)| same(found)).map(|(_, curve)| curve)
             });
             times[at] = curve.and_then(|curve| time_on(curve, (rows[at].tokens as f64).log2()));
@@ -60,7 +61,8 @@ fn routing_of(row: &Measurement) -> CurveRouting {
 
 fn log_sizes(row: &Measurement) -> [f64; 5] {
     let shape = row.rank_shape();
-    [shape.hidden, shape.intermediate, shape.top_k, shape.experts, shape.slots].map(|size| (size as f64).log2())
+    [shape.hidden, shape.intermediate, shape.top_k, shape.experts, shape.slots]
+        .map(|size| (size as f64).log2())
 }
 
 /// Returns the time of a curve at a position. Outside, it is that of the nearest end.

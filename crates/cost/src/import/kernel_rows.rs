@@ -8,9 +8,9 @@ use super::is_held_out;
 use super::measurements::{MeasuredKernel, Measurement};
 use super::routed_loads::RoutedLoads;
 use crate::check::ErrorSamples;
-use crate::database::{HeldOutErrors, KernelEntry, KernelTable};
 use crate::features::{FEATURE_COUNT, Feature, FeatureScale};
 use crate::hardware::Hardware;
+use crate::kernel_entry::{HeldOutErrors, KernelEntry, KernelTable};
 use std::collections::BTreeSet;
 
 /// Effective sizes of the L2 cache over its size by the data sheet. Some GPUs keep more than half of it.
@@ -56,7 +56,8 @@ impl<'a> KernelRows<'a> {
     /// Fits the kernel. `None` if it has too few rows.
     pub(crate) fn fit(&self, loads: &RoutedLoads, hardware: &Hardware) -> Option<KernelEntry> {
         let rows = &self.kernel.rows;
-        let train: Vec<usize> = (0..rows.len()).filter(|&at| !self.held_out[at] && !self.broken[at]).collect();
+        let train: Vec<usize> =
+            (0..rows.len()).filter(|&at| !self.held_out[at] && !self.broken[at]).collect();
         if train.len() < MIN_TRAINING_ROWS {
             return None;
         }
@@ -116,7 +117,8 @@ impl<'a> KernelRows<'a> {
         scope: RowScope,
     ) -> ErrorSamples {
         let rows = &self.kernel.rows;
-        let coefficients = Feature::ALL.map(|feature| entry.coefficients.get(&feature).copied().unwrap_or(0.0));
+        let coefficients =
+            Feature::ALL.map(|feature| entry.coefficients.get(&feature).copied().unwrap_or(0.0));
         let interpolated = match scope {
             RowScope::HeldOut => interpolate(rows, &self.held_out),
             RowScope::All => vec![None; rows.len()],
@@ -130,7 +132,7 @@ impl<'a> KernelRows<'a> {
             let features = self.mean_features(row, loads, hardware, entry.l2_scale);
             let time = features.iter().zip(&coefficients).map(|(value, weight)| value * weight).sum();
             let scale = self.scale(row, hardware, entry.l2_scale);
-            let drawn = loads.get(&row.routing).map(Vec::as_slice).unwrap_or_default();
+            let drawn = loads.loads_of(&row.routing);
             let roofline: f64 = drawn.iter().map(|load| scale.roofline(load, ROOFLINE_SHARE)).sum();
             let roofline = roofline / drawn.len().max(1) as f64;
             samples.add(row.is_balanced(), row.time_us, time, roofline, interpolated[at]);
@@ -151,9 +153,9 @@ impl<'a> KernelRows<'a> {
         l2_scale: f64,
     ) -> FeatureRow {
         let scale = self.scale(row, hardware, l2_scale);
-        let drawn = loads.get(&row.routing).map(Vec::as_slice).unwrap_or_default();
+        let drawn = loads.loads_of(&row.routing);
         let mut sum = [0.0; FEATURE_COUNT];
-        for load in drawn {
+        for load in drawn.iter() {
             sum.iter_mut().zip(scale.features(load)).for_each(|(sum, value)| *sum += value);
         }
         sum.map(|value| value / drawn.len().max(1) as f64)

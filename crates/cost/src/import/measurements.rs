@@ -8,9 +8,9 @@ use super::package::{Package, PackageTable};
 use super::parquet_columns::{ContentError, ParquetTable, guard_panics};
 use super::routed_loads::RoutingKey;
 use super::{ImportError, ImportStage, Progress};
-use crate::database::KernelTable;
 use crate::dtype::Dtype;
 use crate::features::MoeShape;
+use crate::kernel_entry::KernelTable;
 use crate::routing::{Distribution, RoutingShape};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,16 +111,9 @@ fn read_table(
     let kernel = file.labels("kernel_source")?;
     let dtype = file.labels("moe_dtype")?;
     let distribution = file.labels("distribution")?;
-    let [tokens, hidden, inter, top_k, experts, tensor_ranks, ranks] = [
-        "num_tokens",
-        "hidden_size",
-        "inter_size",
-        "topk",
-        "num_experts",
-        "moe_tp_size",
-        "moe_ep_size",
-    ]
-    .map(|name| file.integers(name));
+    let [tokens, hidden, inter, top_k, experts, tensor_ranks, ranks] =
+        ["num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"]
+            .map(|name| file.integers(name));
     let (tokens, hidden, inter, top_k) = (tokens?, hidden?, inter?, top_k?);
     let (experts, tensor_ranks, ranks) = (experts?, tensor_ranks?, ranks?);
     let wide_ep = table.table == KernelTable::WideEp;

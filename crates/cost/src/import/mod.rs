@@ -1,12 +1,13 @@
 //! Import of measured kernel times: NVIDIA's package `aiconfigurator-core` in, databases out.
 //!
-//! In: the wheel, an unzipped package, or a folder of its tables. Out: one [`CostDatabase`] per GPU. The steps:
-//! read the rows, draw the routing of each ([`crate::routing`]), leave out rows that contradict others, hold out
-//! a fifth of the shapes, fit, and measure errors on the shapes held out.
+//! In: the wheel, an unzipped package, or a folder of its tables. Out: one [`CostDatabase`] per GPU. An
+//! import reads the rows and draws the routing of each ([`crate::routing`]). It leaves out rows that
+//! contradict others, and holds out a fifth of the shapes. It fits the rest, and measures errors on the
+//! held-out shapes.
 //!
-//! The main version of a framework is the newest with at least 30 % as many rows as its largest. Kernels of the
-//! main version and later ones are fitted. Rows of older versions are held out altogether; [`crate::check`]
-//! compares them.
+//! The main version of a framework is the newest with at least 30 % as many rows as its largest. Kernels of
+//! the main version and later ones are fitted. Rows of older versions are held out altogether;
+//! [`crate::check`] compares them.
 
 mod broken_rows;
 mod collector;
@@ -19,12 +20,14 @@ pub(crate) mod package;
 mod parquet_columns;
 pub(crate) mod routed_loads;
 
-use crate::database::{CostDatabase, KernelTable, Provenance, version_key};
+use crate::database::{CostDatabase, Provenance};
 use crate::hardware::{Hardware, KNOWN_GPUS};
+use crate::kernel_entry::{KernelTable, version_key};
 use kernel_rows::KernelRows;
 use measurements::{KernelId, MeasuredKernel, read_kernels, routing_keys};
 use package::{Package, PackageTable};
 use rayon::prelude::*;
+use routed_loads::RoutedLoads;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -116,22 +119,25 @@ pub fn package_gpus(path: &Path) -> Result<Vec<&'static str>, ImportError> {
 }
 
 fn gpus_of(package: &Package) -> impl Iterator<Item = (&'static str, &'static str, Hardware)> + '_ {
-    KNOWN_GPUS.into_iter().filter(|(_, folder, _)| package.tables.iter().any(|table| table.gpu_folder == *folder))
+    KNOWN_GPUS
+        .into_iter()
+        .filter(|(_, folder, _)| package.tables.iter().any(|table| table.gpu_folder == *folder))
 }
 
-/// The tables of one GPU, read and routed.
+/// The tables of one GPU.
 pub(crate) struct GpuMeasurements {
     pub(crate) hardware: Hardware,
     pub(crate) kernels: Vec<MeasuredKernel>,
-    pub(crate) loads: routed_loads::RoutedLoads,
     provenance: Provenance,
 }
 
-/// Reads the tables of one GPU. `keep` chooses kernels by their identity, given all of them.
+/// Reads the tables of one GPU, and draws the routings that `loads` lacks. `keep` chooses kernels by their
+/// identity, given all of them.
 pub(crate) fn read_gpu(
     package: &Package,
     gpu: &str,
     keep: impl Fn(&[MeasuredKernel], &KernelId) -> bool,
+    loads: &mut RoutedLoads,
     progress: Progress<'_>,
 ) -> Result<GpuMeasurements, ImportError> {
     let Some((_, folder, hardware)) = gpus_of(package).find(|(name, ..)| *name == gpu) else {
@@ -144,7 +150,7 @@ pub(crate) fn read_gpu(
     let kept: Vec<bool> = kernels.iter().map(|kernel| keep(&kernels, &kernel.id)).collect();
     let mut kept = kept.into_iter();
     kernels.retain(|_| kept.next().unwrap_or(false));
-    let loads = routed_loads::draw_loads(&routing_keys(&kernels), progress);
+    loads.draw_missing(&routing_keys(&kernels), progress);
     let used = |table: &&&PackageTable| {
         kernels.iter().any(|kernel| {
             let id = &kernel.id;
@@ -157,7 +163,7 @@ pub(crate) fn read_gpu(
         licence: "Apache-2.0, Copyright (c) 2025-2026 NVIDIA CORPORATION & AFFILIATES".to_owned(),
         files: tables.iter().filter(used).map(|table| table.name.clone()).collect(),
     };
-    Ok(GpuMeasurements { hardware, kernels, loads, provenance })
+    Ok(GpuMeasurements { hardware, kernels, provenance })
 }
 
 /// Fits databases to the tables of a package, for some of its GPUs or, without names, for all.
@@ -175,17 +181,25 @@ pub fn import_package(
         return Err(ImportError::NoTables { path: path.to_owned() });
     }
     let gpus = if gpus.is_empty() { &all } else { gpus };
-    gpus.iter().map(|gpu| import_gpu(&package, gpu, progress)).collect()
+    // GPUs share most routings.
+    let mut loads = RoutedLoads::default();
+    gpus.iter().map(|gpu| import_gpu(&package, gpu, &mut loads, progress)).collect()
 }
 
-fn import_gpu(package: &Package, gpu: &str, progress: Progress<'_>) -> Result<CostDatabase, ImportError> {
-    let GpuMeasurements { hardware, kernels, loads, provenance } =
-        read_gpu(package, gpu, is_current, progress)?;
+fn import_gpu(
+    package: &Package,
+    gpu: &str,
+    loads: &mut RoutedLoads,
+    progress: Progress<'_>,
+) -> Result<CostDatabase, ImportError> {
+    let GpuMeasurements { hardware, kernels, provenance } =
+        read_gpu(package, gpu, is_current, loads, progress)?;
+    let loads = &*loads;
     let (done, total) = (AtomicUsize::new(0), kernels.len());
     let entries: Vec<_> = kernels
         .into_par_iter()
         .map(|kernel| {
-            let entry = KernelRows::new(&kernel).fit(&loads, &hardware);
+            let entry = KernelRows::new(&kernel).fit(loads, &hardware);
             progress(ImportStage::Fitting, done.fetch_add(1, Ordering::Relaxed) + 1, total);
             entry
         })

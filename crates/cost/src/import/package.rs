@@ -1,10 +1,12 @@
-//! Files of NVIDIA's package `aiconfigurator-core`: in its wheel, unzipped, or in any folder above the tables.
+//! Files of NVIDIA's package `aiconfigurator-core`: in its wheel, unzipped, or in any folder above the
+//! tables.
 //!
-//! In: a path. Out: the tables with GPU, framework and version, which the last folders of their paths state:
-//! `GPU/moe/FRAMEWORK/VERSION/NAME.parquet`.
+//! In: a path. Out: the tables with GPU, framework and version, which the last folders of their paths
+//! state: `GPU/moe/FRAMEWORK/VERSION/NAME.parquet`.
 
 use super::ImportError;
-use crate::database::KernelTable;
+use crate::kernel_entry::KernelTable;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -86,7 +88,7 @@ fn open_wheel(path: &Path) -> Result<Wheel, ImportError> {
 
 fn wheel_names(path: &Path) -> Result<Vec<String>, ImportError> {
     let archive = open_wheel(path)?;
-    let names = archive.file_names().map(|name| name.map(|name| name.into_owned()));
+    let names = archive.file_names().map(|name| name.map(Cow::into_owned));
     names.collect::<Result<_, _>>().map_err(|error| ImportError::zip(path, &error))
 }
 
@@ -139,7 +141,9 @@ mod tests {
         let parts = (&*table.gpu_folder, &*table.framework, &*table.version, table.table);
         assert_eq!(parts, ("gb200", "trtllm", "1.3.0rc10", KernelTable::WideEp));
         assert_eq!(parse_name("gb200/comm/trtllm/1.3.0rc10/moe_perf.parquet"), None);
-        for name in ["aiconfigurator_core-0.12.0.dist-info/METADATA", "/tmp/aiconfigurator_core-0.12.0-cp311.whl"] {
+        for name in
+            ["aiconfigurator_core-0.12.0.dist-info/METADATA", "/tmp/aiconfigurator_core-0.12.0-cp311.whl"]
+        {
             assert_eq!(package_version(name), Some("0.12.0"));
         }
     }

@@ -1,7 +1,7 @@
 //! Whole columns of a Parquet file, by name.
 //!
-//! In: the bytes of a file. Out: a column's integers, numbers or labels. A missing column, another type and a
-//! missing value are errors.
+//! In: the bytes of a file. Out: a column's integers, numbers or labels. A missing column, another type and
+//! a missing value are errors.
 
 use bytes::Bytes;
 use parquet::basic::Type;
@@ -97,18 +97,15 @@ impl ParquetTable {
         let mut labels = Vec::new();
         let mut rows = Vec::with_capacity(self.rows.min(1 << 20));
         for value in self.values::<ByteArrayType>(name)? {
-            let row = match index.get(value.data()) {
-                Some(&row) => row,
-                None => {
-                    let text = std::str::from_utf8(value.data())
-                        .map_err(|_| ("bytes that are no UTF-8".to_owned(), expected()))?;
-                    let row = labels.len() as u32;
-                    labels.push(text.to_owned());
-                    index.insert(value.data().to_vec(), row);
-                    row
-                }
-            };
-            rows.push(row);
+            if let Some(&row) = index.get(value.data()) {
+                rows.push(row);
+                continue;
+            }
+            let text = std::str::from_utf8(value.data())
+                .map_err(|_| ("bytes that are no UTF-8".to_owned(), expected()))?;
+            rows.push(labels.len() as u32);
+            index.insert(value.data().to_vec(), labels.len() as u32);
+            labels.push(text.to_owned());
         }
         Ok(LabelColumn { labels, rows })
     }

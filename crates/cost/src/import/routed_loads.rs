@@ -1,7 +1,7 @@
 //! Loads of the timed rank for every row of a table.
 //!
-//! In: [`RoutingKey`]s. Out: the drawn loads of each. Many rows share a key, so each is drawn once, in parallel.
-//! The seed of a key is a hash of its fields.
+//! In: [`RoutingKey`]s. Out: the drawn loads of each. Many rows share a key, so each is drawn once, in
+//! parallel. The seed of a key is a hash of its fields.
 
 use super::collector::LoadRule;
 use super::hold_out::stable_hash;
@@ -9,10 +9,12 @@ use super::{ImportStage, Progress};
 use crate::rank_load::RankLoad;
 use crate::routing::{Distribution, RoundingRule, RoutingShape, TimedRouting, TimedRows};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Draws per skewed row. The error of a mean over 12 draws is below that of the measurements, which average 5.
+/// Draws per skewed row. The error of a mean over 12 draws is below that of the measurements, which average
+/// 5.
 const DRAWS: usize = 12;
 
 /// Draws per row of wide expert parallelism, and the number of those kept that are nearest to the recorded
@@ -34,27 +36,51 @@ pub(crate) struct RoutingKey {
     pub(crate) entering: Option<u64>,
 }
 
-/// Loads of all keys.
-pub(crate) type RoutedLoads = HashMap<RoutingKey, Vec<RankLoad>>;
+/// Loads of many keys.
+#[derive(Debug, Default)]
+pub(crate) struct RoutedLoads {
+    /// Loads by their key without the recorded tokens.
+    drawn: HashMap<RoutingKey, Vec<RankLoad>>,
+}
 
-/// Draws the loads of all keys.
-pub(crate) fn draw_loads(keys: &BTreeSet<RoutingKey>, progress: Progress<'_>) -> RoutedLoads {
-    let done = AtomicUsize::new(0);
-    let total = keys.len();
-    let keys: Vec<RoutingKey> = keys.iter().copied().collect();
-    let drawn = keys.into_par_iter().map(|key| {
-        let loads = key.draw();
-        progress(ImportStage::Routing, done.fetch_add(1, Ordering::Relaxed) + 1, total);
-        (key, loads)
-    });
-    drawn.collect()
+impl RoutedLoads {
+    /// Draws the loads of keys that have none yet.
+    pub(crate) fn draw_missing(&mut self, keys: &BTreeSet<RoutingKey>, progress: Progress<'_>) {
+        let keys: BTreeSet<RoutingKey> = keys.iter().map(RoutingKey::without_recorded_tokens).collect();
+        let keys: Vec<RoutingKey> = keys.into_iter().filter(|key| !self.drawn.contains_key(key)).collect();
+        let (done, total) = (AtomicUsize::new(0), keys.len());
+        let drawn = keys.into_par_iter().map(|key| {
+            let loads = key.draw();
+            progress(ImportStage::Routing, done.fetch_add(1, Ordering::Relaxed) + 1, total);
+            (key, loads)
+        });
+        self.drawn.par_extend(drawn);
+    }
+
+    /// Returns the loads of a key. With recorded tokens these are the draws nearest to them.
+    pub(crate) fn loads_of(&self, key: &RoutingKey) -> Cow<'_, [RankLoad]> {
+        let drawn = self.drawn.get(&key.without_recorded_tokens()).map(Vec::as_slice).unwrap_or_default();
+        let Some(entering) = key.entering else { return Cow::Borrowed(drawn) };
+        let mut loads = drawn.to_vec();
+        loads.sort_by_key(|load| load.tokens.abs_diff(entering));
+        loads.truncate(WIDE_EP_NEAREST);
+        Cow::Owned(loads)
+    }
 }
 
 impl RoutingKey {
+    fn without_recorded_tokens(&self) -> Self {
+        Self { entering: None, ..*self }
+    }
+
     fn draw(&self) -> Vec<RankLoad> {
+        let RoutingShape { tokens, experts, top_k, ranks } = self.shape;
         let text = format!(
-            "{:?}|{}|{:?}|{}|{:?}",
-            self.rule, self.grouped, self.shape, self.exponent, self.eplb_slots
+            "{}|{}|{tokens}|{experts}|{top_k}|{ranks}|{}|{}",
+            self.rule.seed_name(),
+            u8::from(self.grouped),
+            self.exponent,
+            self.eplb_slots.unwrap_or(0)
         );
         let seed = stable_hash(&text);
         let distribution = match self.exponent {
@@ -73,20 +99,13 @@ impl RoutingKey {
         let routing = TimedRouting { shape: self.shape, distribution, rule, timed, grouped, eplb_slots };
         match (self.rule, self.exponent) {
             (LoadRule::DeepEp, 0) => vec![self.even_load()],
-            (LoadRule::WideEp, _) => {
-                let mut loads = routing.draw_loads(WIDE_EP_DRAWS, seed);
-                if let Some(entering) = self.entering {
-                    loads.sort_by_key(|load| load.tokens.abs_diff(entering));
-                    loads.truncate(WIDE_EP_NEAREST);
-                }
-                loads
-            }
+            (LoadRule::WideEp, _) => routing.draw_loads(WIDE_EP_DRAWS, seed),
             _ => routing.draw_loads(DRAWS, seed),
         }
     }
 
-    /// Returns the load of SGLang's DeepEP collector with even routing: the same whole number of rows for every
-    /// expert, or one row for as many experts as there are.
+    /// Returns the load of SGLang's DeepEP collector with even routing. Every expert has the same whole
+    /// number of rows. With fewer rows than experts, some experts have one row.
     fn even_load(&self) -> RankLoad {
         let RoutingShape { tokens, experts, top_k, ranks } = self.shape;
         let local = experts / ranks.max(1);

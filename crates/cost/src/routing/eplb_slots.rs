@@ -1,16 +1,16 @@
 //! Rows per slot after EPLB, as TensorRT-LLM's collector for wide expert parallelism places replicas.
 //!
 //! In: a drawn load per expert and a number of slots. Out: rows per slot, with the slowest rank first. The
-//! expert with the most rows per replica is replicated first. Replicas, fullest first, go to the rank with the
-//! fewest rows that has a free slot. The placement sees the very batch that it serves.
+//! expert with the most rows per replica is replicated first. Replicas, fullest first, go to the rank with
+//! the fewest rows that has a free slot. The placement sees the very batch that it serves.
 
-use super::power_law::legacy_expert_counts;
 use super::RoutingShape;
+use super::power_law::legacy_expert_counts;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// Draws rows per slot under EPLB. `slots` is the number of slots of all ranks: a multiple of the ranks that is
-/// not less than the experts. The counts sum to [`RoutingShape::rows`].
+/// Draws rows per slot under EPLB. `slots` is the number of slots of all ranks: a multiple of the ranks
+/// that is not less than the experts. The counts sum to [`RoutingShape::rows`].
 pub fn draw_slot_counts(shape: &RoutingShape, exponent: f64, slots: u64, seed: u64) -> Vec<u64> {
     slot_counts(&mut ChaCha8Rng::seed_from_u64(seed), shape, exponent, slots)
 }
@@ -22,7 +22,8 @@ pub(crate) fn slot_counts(rng: &mut ChaCha8Rng, shape: &RoutingShape, exponent: 
     while (slot_expert.len() as u64) < slots && !counts.is_empty() {
         // Fractions are compared exactly, and the lowest expert wins a tie.
         let heavier = |a: usize, b: usize| {
-            let (left, right) = (counts[a] as u128 * replicas[b] as u128, counts[b] as u128 * replicas[a] as u128);
+            let (left, right) =
+                (counts[a] as u128 * replicas[b] as u128, counts[b] as u128 * replicas[a] as u128);
             left.cmp(&right).then(b.cmp(&a))
         };
         let Some(expert) = (0..counts.len()).max_by(|&a, &b| heavier(a, b)) else { break };
@@ -36,8 +37,11 @@ pub(crate) fn slot_counts(rng: &mut ChaCha8Rng, shape: &RoutingShape, exponent: 
     let slowest = (0..ranks.len()).max_by(|&a, &b| sum(&ranks[a]).total_cmp(&sum(&ranks[b])).then(b.cmp(&a)));
     let slowest = slowest.unwrap_or(0);
     let others = (0..ranks.len()).filter(|&rank| rank != slowest);
-    let order: Vec<f64> =
-        [slowest].into_iter().chain(others).flat_map(|rank| ranks[rank].iter().map(|&slot| load[slot])).collect();
+    let order: Vec<f64> = [slowest]
+        .into_iter()
+        .chain(others)
+        .flat_map(|rank| ranks[rank].iter().map(|&slot| load[slot]))
+        .collect();
     round_to_sum(&order, counts.iter().sum())
 }
 

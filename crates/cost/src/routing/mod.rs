@@ -1,8 +1,8 @@
 //! Synthetic routing of the collectors behind NVIDIA's tables, drawn again from the published description.
 //!
-//! In: a [`RoutingShape`], a [`Distribution`] and a seed. Out: rows per expert, or the [`RankLoad`] of the rank
-//! that a collector times. Counts are whole rows, and the same seed gives the same counts. The power law needs
-//! `powf`, whose last bit may differ between platforms; a count may then differ by one.
+//! In: a [`RoutingShape`], a [`Distribution`] and a seed. Out: rows per expert, or the [`RankLoad`] of the
+//! rank that a collector times. Counts are whole rows, and the same seed gives the same counts. The power
+//! law needs `powf`, whose last bit may differ between platforms; a count may then differ by one.
 
 mod eplb_slots;
 mod power_law;

@@ -1,11 +1,11 @@
 //! Rows per expert by a power law, as the collectors of NVIDIA's tables draw them.
 //!
-//! In: tokens, experts, experts per token, ranks, exponent and a random generator. Out: rows of every expert,
-//! at most one per token, `tokens * top_k` in all, with the fullest rank first.
+//! In: tokens, experts, experts per token, ranks, exponent and a random generator. Out: rows of every
+//! expert, at most one per token, `tokens * top_k` in all, with the fullest rank first.
 //!
 //! Uniform numbers become loads by the inverse distribution of a bounded power law. They are scaled to the
-//! number of rows and rounded. Rows beyond one per token, and then the rounding difference, are handed out by
-//! one of two rules: round the ranks, or (in older collectors) round the experts.
+//! number of rows and rounded. Rows beyond one per token are handed out to other experts, and then the
+//! rounding difference. Current collectors go round the ranks, older ones round the experts.
 
 use super::RoutingShape;
 use rand_chacha::ChaCha8Rng;
@@ -15,11 +15,8 @@ use rand_chacha::rand_core::Rng;
 fn draw_loads(rng: &mut ChaCha8Rng, shape: &RoutingShape, exponent: f64) -> (Vec<u64>, u64) {
     let rows = shape.rows() as f64;
     // Few rows need loads below one, or every expert would get a row.
-    let (low, high) = if shape.rows() > shape.experts {
-        (1.0, 0.8 * shape.tokens as f64)
-    } else {
-        (0.01, 2.0)
-    };
+    let (low, high) =
+        if shape.rows() > shape.experts { (1.0, 0.8 * shape.tokens as f64) } else { (0.01, 2.0) };
     let power = 1.0 - exponent;
     let (from, to) = (f64::powf(low, power), f64::powf(high, power));
     let loads: Vec<f64> = (0..shape.experts)
@@ -68,8 +65,12 @@ fn hand_out(
     take: impl Fn(&mut [u64], u64) -> u64,
 ) {
     while rows > 0 {
-        let open: Vec<usize> =
-            counts.chunks(per_rank).enumerate().filter(|(_, rank)| can_take(rank)).map(|(at, _)| at).collect();
+        let open: Vec<usize> = counts
+            .chunks(per_rank)
+            .enumerate()
+            .filter(|(_, rank)| can_take(rank))
+            .map(|(at, _)| at)
+            .collect();
         let Some(share) = rows.checked_div(open.len() as u64) else { return };
         let more = rows % open.len() as u64;
         for (turn, rank) in open.into_iter().enumerate() {
@@ -149,9 +150,9 @@ pub(super) fn legacy_counts(rng: &mut ChaCha8Rng, shape: &RoutingShape, exponent
     counts
 }
 
-/// Returns rows per expert by the older rule, in the order of the experts. Rows beyond one per token fill the
-/// smallest expert, and differences go round the experts from the smallest. Ties go by index, so a few rows
-/// end up on neighbouring experts of one rank.
+/// Returns rows per expert by the older rule, in the order of the experts. Rows beyond one per token fill
+/// the smallest expert, and differences go round the experts from the smallest. Ties go by index, so a few
+/// rows end up on neighbouring experts of one rank.
 pub(super) fn legacy_expert_counts(rng: &mut ChaCha8Rng, shape: &RoutingShape, exponent: f64) -> Vec<u64> {
     let (mut counts, mut cut) = draw_loads(rng, shape, exponent);
     for expert in ascending(&counts) {

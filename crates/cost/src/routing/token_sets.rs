@@ -1,8 +1,8 @@
 //! Experts of every token, as runs of tokens with the same experts.
 //!
-//! In: rows per expert, or the balanced pattern. Out: [`TokenRun`]s. The collectors lay the rows of the experts,
-//! fullest first, into a matrix of `top_k` columns and `tokens` rows, column by column. A token's experts are
-//! its row. Group-limited routing then restricts them as DeepSeek-V3's router does.
+//! In: rows per expert, or the balanced pattern. Out: [`TokenRun`]s. The collectors lay the rows of the
+//! experts, fullest first, into a matrix of `top_k` columns and `tokens` rows, column by column. A token's
+//! experts are its row. Group-limited routing then restricts them as DeepSeek-V3's router does.
 
 use super::RoutingShape;
 
@@ -62,8 +62,8 @@ pub(super) fn runs_of_counts(counts: &[u64], shape: &RoutingShape) -> Vec<TokenR
     cuts.windows(2).map(run).collect()
 }
 
-/// Restricts runs as a router with groups does: the groups with the most chosen experts (two count at most),
-/// the lowest index first, stay; missing choices go to the lowest experts of these groups.
+/// Restricts runs as a router with groups does. The groups with the most chosen experts stay, of which two
+/// count at most; the lowest index wins ties. Missing choices go to the lowest experts of these groups.
 pub(super) fn limit_groups(runs: &mut [TokenRun], shape: &RoutingShape) {
     let experts = shape.experts as usize;
     let size = (experts / GROUPS).max(1);

@@ -6,6 +6,7 @@
 use crate::dtype::Dtype;
 use crate::hardware::Hardware;
 use crate::kernel_entry::{KernelEntry, KernelTable, version_key};
+use crate::moe_shape::ModelShape;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use thiserror::Error;
@@ -168,8 +169,8 @@ impl CostDatabase {
         })
     }
 
-    /// Returns the kernel that was measured with a model: hidden width, inner width, experts per token,
-    /// experts. Returns that of [`CostDatabase::kernel_in`] if none was.
+    /// Returns the kernel that was measured with a model, or that of [`CostDatabase::kernel_in`] if none
+    /// was.
     ///
     /// # Errors
     /// Fails if there is no kernel of the framework and number format, and lists the ones that there are.
@@ -178,7 +179,7 @@ impl CostDatabase {
         table: KernelTable,
         framework: &str,
         dtype: Dtype,
-        model: [u64; 4],
+        model: ModelShape,
     ) -> Result<&KernelEntry, CostError> {
         let fits = |kernel: &&KernelEntry| {
             (kernel.table, kernel.framework.as_str(), kernel.dtype) == (table, framework, dtype)

@@ -10,41 +10,9 @@
 
 use crate::dtype::Dtype;
 use crate::hardware::Hardware;
+use crate::moe_shape::MoeShape;
 use crate::rank_load::{RankLoad, TILE_ROWS};
-use evenkeel::model::MoeModel;
 use serde::{Deserialize, Serialize};
-
-/// Sizes of an MoE layer on one rank.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MoeShape {
-    /// Width of a token's activation.
-    pub hidden: u64,
-    /// Width inside one expert on this rank: under tensor parallelism, the rank's share.
-    pub intermediate: u64,
-    /// Experts per token.
-    pub top_k: u64,
-    /// Experts of the layer. With replicas, the slots of all ranks.
-    pub experts: u64,
-    /// Experts, or slots, of this rank.
-    pub slots: u64,
-    /// Matrices of an expert: 3 with a gate, else 2.
-    pub matrices: u64,
-}
-
-impl MoeShape {
-    /// Returns the shape of a model's layer on ranks with the same number of slots, without tensor
-    /// parallelism. `slots` is the number of slots of all ranks: the experts and their replicas.
-    pub fn of_model(model: &MoeModel, slots: u64, ranks: u64) -> Self {
-        Self {
-            hidden: model.hidden,
-            intermediate: model.intermediate,
-            top_k: model.top_k as u64,
-            experts: slots,
-            slots: slots / ranks.max(1),
-            matrices: model.activation.matrix_count(),
-        }
-    }
-}
 
 /// Part of a kernel's time, or a size that it depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

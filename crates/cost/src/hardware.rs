@@ -37,6 +37,7 @@ impl Hardware {
 }
 
 /// Name of a GPU, its folder in NVIDIA's package, and its figures.
+#[cfg(feature = "import")]
 pub(crate) const KNOWN_GPUS: [(&str, &str, Hardware); 8] = [
     ("a100", "a100_sxm", figures(2_039, [312, 312, 312], 108, 40)),
     ("h100", "h100_sxm", figures(3_350, [989, 1_979, 1_979], 132, 50)),
@@ -49,6 +50,7 @@ pub(crate) const KNOWN_GPUS: [(&str, &str, Hardware); 8] = [
 ];
 
 /// Returns figures from gigabytes per second, 10^12 operations per second, multiprocessors, and megabytes.
+#[cfg(feature = "import")]
 const fn figures(gigabytes: u64, tera: [u64; 3], multiprocessors: u64, l2_megabytes: u64) -> Hardware {
     Hardware {
         bandwidth: gigabytes * 1_000_000_000,

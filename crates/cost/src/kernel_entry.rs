@@ -2,6 +2,7 @@
 
 use crate::dtype::Dtype;
 use crate::features::Feature;
+use crate::moe_shape::ModelShape;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -63,9 +64,8 @@ pub struct KernelEntry {
     /// Coefficient of each feature, in microseconds per unit of the feature. Missing features count as
     /// zero.
     pub coefficients: BTreeMap<Feature, f64>,
-    /// Measured models: hidden width, inner width, experts per token, experts. Frameworks choose the kernel
-    /// of a number format by model.
-    pub models: Vec<[u64; 4]>,
+    /// Measured models. Frameworks choose the kernel of a number format by model.
+    pub models: Vec<ModelShape>,
     /// Measured rows of the kernel.
     pub rows: u64,
     /// Rows that contradict others of the table. Neither fit nor errors use them.

@@ -31,6 +31,7 @@ mod hardware;
 #[cfg(feature = "import")]
 pub mod import;
 mod kernel_entry;
+mod moe_shape;
 pub mod nnls;
 mod rank_kernel;
 mod rank_load;
@@ -39,8 +40,9 @@ pub mod routing;
 pub use builtin::builtin_gpus;
 pub use database::{CostDatabase, CostError, FORMAT, Provenance};
 pub use dtype::{ActivationWidth, Dtype, UnknownDtype};
-pub use features::{FEATURE_COUNT, Feature, MoeShape};
+pub use features::{FEATURE_COUNT, Feature};
 pub use hardware::Hardware;
 pub use kernel_entry::{ErrorQuantiles, HeldOutErrors, KernelEntry, KernelTable, MethodErrors};
+pub use moe_shape::{ModelShape, MoeShape};
 pub use rank_kernel::{CacheState, RankKernel};
 pub use rank_load::RankLoad;

@@ -5,9 +5,10 @@
 
 use crate::database::{CostDatabase, CostError};
 use crate::dtype::Dtype;
-use crate::features::{FEATURE_COUNT, Feature, FeatureScale, MoeShape};
+use crate::features::{FEATURE_COUNT, Feature, FeatureScale};
 use crate::hardware::Hardware;
 use crate::kernel_entry::{KernelEntry, KernelTable};
+use crate::moe_shape::MoeShape;
 use crate::rank_load::RankLoad;
 use evenkeel::model::MoeModel;
 use evenkeel::split::CostModel;
@@ -74,8 +75,7 @@ impl RankKernel {
         slots: u64,
         ranks: u64,
     ) -> Result<Self, CostError> {
-        let sizes = [model.hidden, model.intermediate, model.top_k as u64, model.experts as u64];
-        let entry = database.kernel_of_model(KernelTable::Moe, framework, dtype, sizes)?;
+        let entry = database.kernel_of_model(KernelTable::Moe, framework, dtype, model.into())?;
         let shape = MoeShape::of_model(model, slots, ranks);
         Ok(Self::new(entry, &database.hardware, shape, CacheState::Cold))
     }

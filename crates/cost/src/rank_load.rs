@@ -16,7 +16,7 @@ pub struct RankLoad {
     /// Rows of all local experts.
     pub rows: u64,
     /// Tiles of 8, 16, 32, 64, 128 and 256 rows.
-    pub tiles: [u64; TILE_ROWS.len()],
+    pub(crate) tiles: [u64; TILE_ROWS.len()],
     /// Sum over the active experts of their rows, or 128 if they have fewer.
     pub rows_from_128: u64,
 }

@@ -13,15 +13,7 @@
 
 use crate::dtype::Dtype;
 use crate::kernel_entry::version_key;
-
-/// Sizes of a model's layer, as in the columns of a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ModelShape {
-    pub(crate) hidden: u64,
-    pub(crate) intermediate: u64,
-    pub(crate) top_k: u64,
-    pub(crate) experts: u64,
-}
+use crate::moe_shape::ModelShape;
 
 /// Way in which a collector loads the timed rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -11,6 +11,7 @@ use crate::check::ErrorSamples;
 use crate::features::{FEATURE_COUNT, Feature, FeatureScale};
 use crate::hardware::Hardware;
 use crate::kernel_entry::{HeldOutErrors, KernelEntry, KernelTable};
+use crate::moe_shape::ModelShape;
 use std::collections::BTreeSet;
 
 /// Effective sizes of the L2 cache over its size by the data sheet. Some GPUs keep more than half of it.
@@ -82,10 +83,7 @@ impl<'a> KernelRows<'a> {
             _ => fit_directly(candidates.first()?, DEEP_EP_FEATURES),
         };
         let named = Feature::ALL.into_iter().zip(coefficients).filter(|(_, value)| *value > 0.0);
-        let models: BTreeSet<[u64; 4]> = rows
-            .iter()
-            .map(|row| [row.model.hidden, row.model.intermediate, row.model.top_k, row.model.experts])
-            .collect();
+        let models: BTreeSet<ModelShape> = rows.iter().map(|row| row.model).collect();
         let mut entry = KernelEntry {
             table: id.table,
             framework: id.framework.clone(),

@@ -3,14 +3,14 @@
 //! In: the tables of a package. Out: one [`MeasuredKernel`] per table kind, framework, version, kernel and
 //! dtype. Rows without a time, of unknown dtypes, or with ranks that do not divide the layer are left out.
 
-use super::collector::{CollectorRule, EXCLUDED_KERNEL, LoadRule, ModelShape, moe_rule};
+use super::collector::{CollectorRule, EXCLUDED_KERNEL, LoadRule, moe_rule};
 use super::package::{Package, PackageTable};
 use super::parquet_columns::{ContentError, ParquetTable, guard_panics};
 use super::routed_loads::RoutingKey;
 use super::{ImportError, ImportStage, Progress};
 use crate::dtype::Dtype;
-use crate::features::MoeShape;
 use crate::kernel_entry::KernelTable;
+use crate::moe_shape::{ModelShape, MoeShape};
 use crate::routing::{Distribution, RoutingShape};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};

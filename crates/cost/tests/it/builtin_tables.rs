@@ -23,10 +23,10 @@ fn the_most_measured_kernel_is_chosen() {
     let kernel = database.kernel("trtllm", Dtype::Bfloat16).unwrap();
     // Release 1.3.0rc23 measured a few further models and does not displace the main version.
     assert_eq!((kernel.version.as_str(), kernel.kernel.as_str()), ("1.3.0rc20", "moe_torch_flow_cutlass"));
-    let nemotron = [2688, 1856, 6, 128];
+    let nemotron = [2688, 1856, 6, 128].into();
     let kernel = database.kernel_of_model(KernelTable::Moe, "trtllm", Dtype::Bfloat16, nemotron).unwrap();
     assert_eq!(kernel.kernel, "moe_torch_flow_nongated");
-    let unmeasured = [1, 2, 3, 4];
+    let unmeasured = [1, 2, 3, 4].into();
     let kernel = database.kernel_of_model(KernelTable::Moe, "trtllm", Dtype::Bfloat16, unmeasured).unwrap();
     assert_eq!(kernel.kernel, "moe_torch_flow_cutlass");
 }

@@ -32,7 +32,7 @@ fn the_tables_have_their_errors() {
     for row in &held_out {
         assert!(row.beats_simpler_methods(), "{row:?}");
     }
-    // Three of 16 groups miss a limit; docs name the reasons.
+    // Three of 16 groups miss a limit: kernels without tuning, and two with a single model.
     assert!(held_out.iter().filter(|row| row.meets_limits()).count() * 5 >= held_out.len() * 4);
     assert!(rows.iter().any(|row| matches!(row.scope, CheckScope::OlderVersion(_))));
 }

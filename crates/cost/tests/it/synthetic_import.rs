@@ -62,7 +62,7 @@ fn known_coefficients_are_recovered() {
     let [database] = databases.as_slice() else { panic!("{} databases", databases.len()) };
     let entry = database.kernel("trtllm", Dtype::Bfloat16).unwrap();
     assert_eq!((entry.rows, entry.broken_rows, entry.kernel.as_str()), (rows.len() as u64, 0, "known"));
-    assert!(entry.models.contains(&[7168, 2048, 8, 256]));
+    assert!(entry.models.contains(&[7168, 2048, 8, 256].into()));
     let errors = entry.errors.balanced.unwrap();
     assert!(errors.model.median < 0.5 && errors.model.p90 < 1.0, "{errors:?}");
     assert!(entry.errors.skewed.is_none());

@@ -46,6 +46,13 @@ pub struct Provenance {
     pub files: Vec<String>,
 }
 
+impl Provenance {
+    /// Creates a source without files.
+    pub fn new(package: impl Into<String>, version: impl Into<String>, licence: impl Into<String>) -> Self {
+        Self { package: package.into(), version: version.into(), licence: licence.into(), files: Vec::new() }
+    }
+}
+
 /// Error of a database.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]

@@ -112,6 +112,30 @@ pub struct ErrorQuantiles {
 }
 
 impl KernelEntry {
+    /// Creates an entry of the table `moe` without rows and errors, such as for coefficients from other
+    /// measurements.
+    pub fn new(
+        framework: impl Into<String>,
+        version: impl Into<String>,
+        kernel: impl Into<String>,
+        dtype: Dtype,
+        coefficients: BTreeMap<Feature, f64>,
+    ) -> Self {
+        Self {
+            table: KernelTable::Moe,
+            framework: framework.into(),
+            version: version.into(),
+            kernel: kernel.into(),
+            dtype,
+            l2_scale: 1.0,
+            coefficients,
+            models: Vec::new(),
+            rows: 0,
+            broken_rows: 0,
+            errors: HeldOutErrors::default(),
+        }
+    }
+
     pub(crate) fn key(&self) -> (KernelTable, &str, Dtype, &str, &str) {
         (self.table, &self.framework, self.dtype, &self.version, &self.kernel)
     }

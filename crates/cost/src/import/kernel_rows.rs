@@ -84,19 +84,13 @@ impl<'a> KernelRows<'a> {
         };
         let named = Feature::ALL.into_iter().zip(coefficients).filter(|(_, value)| *value > 0.0);
         let models: BTreeSet<ModelShape> = rows.iter().map(|row| row.model).collect();
-        let mut entry = KernelEntry {
-            table: id.table,
-            framework: id.framework.clone(),
-            version: id.version.clone(),
-            kernel: id.kernel.clone(),
-            dtype: id.dtype,
-            l2_scale: scales[chosen],
-            coefficients: named.map(|(feature, value)| (feature, round_digits(value, 6))).collect(),
-            models: models.into_iter().collect(),
-            rows: rows.len() as u64,
-            broken_rows: self.broken_rows(),
-            errors: HeldOutErrors::default(),
-        };
+        let coefficients = named.map(|(feature, value)| (feature, round_digits(value, 6))).collect();
+        let mut entry = KernelEntry::new(&id.framework, &id.version, &id.kernel, id.dtype, coefficients);
+        entry.table = id.table;
+        entry.l2_scale = scales[chosen];
+        entry.models = models.into_iter().collect();
+        entry.rows = rows.len() as u64;
+        entry.broken_rows = self.broken_rows();
         entry.errors = self.errors(&entry, loads, hardware, RowScope::HeldOut).summarize();
         Some(entry)
     }

@@ -1,7 +1,9 @@
 //! Times of ranks: monotone, whole, and the same for the same rows.
 
 use evenkeel::split::CostModel;
-use evenkeel_cost::{CacheState, CostDatabase, Dtype, MoeShape, RankKernel, builtin_gpus};
+use evenkeel_cost::{
+    CacheState, CostDatabase, Dtype, Feature, KernelEntry, MoeShape, Provenance, RankKernel, builtin_gpus,
+};
 use proptest::prelude::*;
 
 fn kernels(shape: MoeShape) -> Vec<RankKernel> {
@@ -38,6 +40,25 @@ fn a_cold_cache_is_never_faster() {
             .map(|cache| RankKernel::new(entry, &database.hardware, shape, cache).rank_ps(&[4; 16], 1));
         assert!(cold >= warm, "{}", entry.kernel);
     }
+}
+
+/// A kernel with 5 microseconds of launch, and weights at half of the bandwidth.
+#[test]
+fn times_add_up_by_hand() {
+    let hardware = CostDatabase::builtin("h100").unwrap().hardware;
+    let coefficients = [(Feature::Launch, 5.0), (Feature::WeightRead, 2.0)].into();
+    let entry = KernelEntry::new("own", "1", "by hand", Dtype::Fp8, coefficients);
+    let shape = MoeShape { hidden: 6700, intermediate: 1000, top_k: 2, experts: 4, slots: 4, matrices: 3 };
+    let kernel = RankKernel::new(&entry, &hardware, shape, CacheState::Cold);
+    // An expert has 20.1 MB, which 3350 GB/s read in 6 microseconds.
+    assert!((kernel.time_us(&[3, 0, 1, 0], 2) - 29.0).abs() < 1e-9);
+    assert!(
+        (kernel.expert_ps(7) as f64 - 12e6).abs() <= 1.0
+            && (kernel.rank_ps(&[7], 1) as f64 - 17e6).abs() <= 1.0
+    );
+    let provenance = Provenance::new("own measurements", "1", "none");
+    let database = CostDatabase::new("h100", hardware, provenance, vec![entry]);
+    assert_eq!(CostDatabase::from_json(&database.to_json().unwrap()).unwrap(), database);
 }
 
 #[test]

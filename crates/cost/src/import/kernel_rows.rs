@@ -10,7 +10,7 @@ use super::routed_loads::RoutedLoads;
 use crate::check::ErrorSamples;
 use crate::features::{FEATURE_COUNT, Feature, FeatureScale};
 use crate::hardware::Hardware;
-use crate::kernel_entry::{HeldOutErrors, KernelEntry, KernelTable};
+use crate::kernel_entry::{KernelEntry, KernelTable};
 use crate::moe_shape::ModelShape;
 use std::collections::BTreeSet;
 

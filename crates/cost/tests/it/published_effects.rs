@@ -1,4 +1,4 @@
-//! Two effects of published measurements, which the tables reproduce without being asked for them.
+//! Two effects of published measurements, which the fitted kernels reproduce.
 
 use evenkeel_cost::routing::{
     Distribution, RoundingRule, RoutingShape, TimedRouting, TimedRows, balanced_counts,
@@ -36,17 +36,27 @@ fn skewed_time(
 
 /// NVIDIA measured 0.070 ms with 256 slots and 0.118 ms with 288 (H100, TensorRT-LLM 1.3.0rc10, 32 ranks).
 /// With few tokens a rank takes the longer the more of its slots are hit, and replicas of hot experts are
-/// hit.
+/// hit. The fit of the table `wide_ep` has seen rows of both shapes. That of the table `moe` has seen no
+/// slots at all.
 #[test]
 fn redundant_slots_slow_small_batches() {
-    let time = |slots| {
-        let kernel = kernel("h100", KernelTable::WideEp, "trtllm", slots);
-        skewed_time(&kernel, 16, RoundingRule::RoundExperts, TimedRows::LocalOfEntering, Some(slots))
-    };
-    let (without, with) = (time(256), time(288));
-    println!("16 tokens: 256 slots {without:.0} us (measured 70), 288 slots {with:.0} us (measured 118)");
-    assert!(without < with);
-    assert!((without / 70.0 - 1.0).abs() < 0.2 && (with / 118.0 - 1.0).abs() < 0.2, "{without} {with}");
+    for table in [KernelTable::WideEp, KernelTable::Moe] {
+        let time = |slots| {
+            let kernel = kernel("h100", table, "trtllm", slots);
+            skewed_time(&kernel, 16, RoundingRule::RoundExperts, TimedRows::LocalOfEntering, Some(slots))
+        };
+        let (without, with) = (time(256), time(288));
+        println!(
+            "16 tokens, table {table}: 256 slots {without:.0} us (measured 70), 288 {with:.0} us (measured 118)"
+        );
+        assert!(without < with, "{table}");
+        if table == KernelTable::WideEp {
+            assert!(
+                (without / 70.0 - 1.0).abs() < 0.2 && (with / 118.0 - 1.0).abs() < 0.2,
+                "{without} {with}"
+            );
+        }
+    }
 }
 
 /// Skewed prefill takes 1.9 to 2.3 times as long as even prefill (SGLang's DeepEP layer, 32 ranks, exponent

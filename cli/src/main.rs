@@ -64,6 +64,8 @@ enum Command {
     Run(Box<commands::run::RunArgs>),
     #[command(subcommand)]
     Calibrate(commands::calibrate::CalibrateCommand),
+    #[command(subcommand)]
+    Costs(commands::costs::CostsCommand),
     #[cfg(feature = "serve")]
     Serve(commands::serve::ServeArgs),
     #[cfg(feature = "serve")]
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
         Command::Simulate(command) => commands::simulate::run(&command, output),
         Command::Run(args) => commands::run::run(&args, output),
         Command::Calibrate(command) => commands::calibrate::run(&command, output),
+        Command::Costs(command) => commands::costs::run(&command, output),
         #[cfg(feature = "serve")]
         Command::Serve(args) => commands::serve::run(args, output),
         #[cfg(feature = "serve")]

@@ -179,6 +179,15 @@ impl StderrBar {
         Self::with_template("running {bar:30} step {pos}/{len} {eta}")
     }
 
+    pub(crate) fn for_kernels() -> Self {
+        Self::with_template("kernels {bar:30} {pos}/{len} {eta}")
+    }
+
+    /// Reports that `done` of `total` items of a stage are finished.
+    pub(crate) fn report_kernels(&self, done: usize, total: usize) {
+        self.set_position(done as u64, total as u64);
+    }
+
     #[cfg(feature = "serve")]
     pub(crate) fn for_posting() -> Self {
         Self::with_template("posting {bar:30} step {pos}/{len} {per_sec} {eta}")

@@ -33,7 +33,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ),
     (
         "evenkeel-cli",
-        "evenkeel cuda exec report serve simulate solver trace",
+        "evenkeel cost cuda exec report serve simulate solver trace",
         "anyhow clap clap_complete clap_mangen comfy-table indicatif mpi ratatui rayon serde serde_json sha2 signal-hook strsim \
          thiserror toml toml_parser ureq",
     ),

@@ -7,6 +7,7 @@
 pub(crate) mod blend;
 pub(crate) mod cluster;
 pub(crate) mod cluster_grid;
+pub(crate) mod expert_time;
 pub(crate) mod model;
 #[cfg(feature = "serve")]
 pub(crate) mod move_price;

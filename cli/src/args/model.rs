@@ -42,6 +42,11 @@ pub(crate) struct ModelMaybeOnGpu {
 }
 
 impl ModelMaybeOnGpu {
+    /// Returns both if the GPU is stated.
+    pub(crate) fn on_gpu(self) -> Option<ModelOnGpu> {
+        Some(ModelOnGpu { model: self.model, gpu: self.gpu? })
+    }
+
     /// Returns both, or an error if the GPU is missing. `option` names the option that needs the GPU.
     pub(crate) fn with_gpu(self, option: &str) -> anyhow::Result<ModelOnGpu> {
         let model = self.model;

@@ -1,15 +1,13 @@
 //! Options of re-planning: lost ranks, limits of moves, and their payback.
 
+use crate::args::expert_time::ExpertTimeSource;
 use crate::args::model::ModelMaybeOnGpu;
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
+use evenkeel::cluster::Cluster;
 use evenkeel::economics::MoveEconomics;
 use evenkeel::model::MoeModel;
 use evenkeel::plan::LinkBudget;
-use evenkeel::split::MeasuredCost;
-use evenkeel_exec::calibrate::RooflineFile;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Bytes of a mebibyte.
 pub(crate) const MIB: u64 = 1 << 20;
@@ -46,40 +44,61 @@ pub(crate) struct MoveArgs {
     /// With --horizon-steps: gigabits per second that a rank receives
     #[arg(long, value_name = "GBPS", requires = "horizon_steps", help_heading = "Moves")]
     pub(crate) link_gbps: Option<u64>,
-    /// With --horizon-steps: times of experts, a file of `evenkeel calibrate experts`, instead of the GPU's
+    /// With --horizon-steps: times of experts, instead of the GPU's data sheet
+    ///
+    /// A file of `evenkeel calibrate experts`, or measured kernels, as in h100:trtllm: a GPU of
+    /// `evenkeel costs show` or a file of `evenkeel costs import`, and a framework.
     #[arg(
         long,
-        value_name = "FILE",
+        value_name = "FILE|GPU:FRAMEWORK",
         requires = "horizon_steps",
         hide_short_help = true,
         help_heading = "Moves"
     )]
-    pub(crate) expert_time: Option<PathBuf>,
+    pub(crate) expert_time: Option<ExpertTimeSource>,
 }
 
-/// Returns the economics of the moves of a model over a link of `gbps` gigabits per second, if a plan is used
-/// for `steps` steps. Experts take the times of the file, or those of the GPU's data sheet. `option` names
-/// the option that needs these times.
-pub(crate) fn move_economics(
-    (steps, gbps): (u64, u64),
+/// Economics of moves, before the cluster is known.
+#[derive(Debug, Clone)]
+pub(crate) struct EconomicsSpec {
+    /// Steps for which a plan is used.
+    pub(crate) steps: u64,
+    /// Gigabits per second that a rank receives.
+    pub(crate) gbps: u64,
     on: ModelMaybeOnGpu,
-    expert_time: Option<&Path>,
-    option: &str,
-) -> anyhow::Result<MoveEconomics> {
-    let economics = match expert_time {
-        Some(path) => {
-            let times = read_expert_times(path)?;
-            MoveEconomics::with_expert_times(steps, gbps, &on.model, Arc::new(times))
-        }
-        None => MoveEconomics::on_link(steps, gbps, &on.model, &on.with_gpu(option)?.gpu),
-    };
-    economics.with_context(|| format!("--link-gbps {gbps}: expected at least 1 gigabit per second"))
+    expert_time: Option<ExpertTimeSource>,
 }
 
-/// Reads the measured times of a file of `evenkeel calibrate experts`.
-pub(crate) fn read_expert_times(path: &Path) -> anyhow::Result<MeasuredCost> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    RooflineFile::parse_measured(&text).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
+impl EconomicsSpec {
+    /// Checks the options of the economics. `option` names the one that needs the times of experts.
+    pub(crate) fn resolve(
+        (steps, gbps): (u64, u64),
+        on: ModelMaybeOnGpu,
+        expert_time: Option<&ExpertTimeSource>,
+        option: &str,
+    ) -> anyhow::Result<Self> {
+        if gbps == 0 {
+            bail!("--link-gbps 0: expected at least 1 gigabit per second");
+        }
+        if expert_time.is_none() {
+            on.with_gpu(option)?;
+        }
+        Ok(Self { steps, gbps, on, expert_time: expert_time.cloned() })
+    }
+
+    /// Returns the economics on a cluster. Experts take the times of their source, or those of the GPU's data
+    /// sheet.
+    pub(crate) fn for_cluster(&self, cluster: &Cluster) -> anyhow::Result<MoveEconomics> {
+        let (steps, gbps, model) = (self.steps, self.gbps, &self.on.model);
+        let economics = match &self.expert_time {
+            Some(source) => {
+                let times = source.cost_model(model, cluster)?;
+                MoveEconomics::with_expert_times(steps, gbps, model, times)
+            }
+            None => MoveEconomics::on_link(steps, gbps, model, &self.on.with_gpu("--link-gbps")?.gpu),
+        };
+        economics.with_context(|| format!("--link-gbps {gbps}: expected at least 1 gigabit per second"))
+    }
 }
 
 /// Returns the limit of received bytes per rank.

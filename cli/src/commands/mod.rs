@@ -1,6 +1,7 @@
 //! The commands: one module per group, one file per subcommand.
 
 pub(crate) mod calibrate;
+pub(crate) mod costs;
 pub(crate) mod plan;
 pub(crate) mod run;
 #[cfg(feature = "serve")]

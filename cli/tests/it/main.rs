@@ -22,6 +22,7 @@ mod cases_plans;
 mod cases_readers;
 mod cli;
 mod config;
+mod costs;
 mod economics;
 mod exec_calibrate;
 mod exec_checkpoint;

@@ -30,7 +30,7 @@ fn pace(network: &str, one_copy: RowAggregation, bytes: [u64; 2]) -> StepCostMod
     let model: MoeModel = "deepseek-v3".parse().unwrap();
     assert_eq!((model.experts, model.top_k, model.hidden), (EXPERTS, TOP_K, HIDDEN));
     let expert = Roofline { read: 1_000_000, token: 1_000, tile: 1 };
-    StepCostModel::for_model(network.parse().unwrap(), &model, expert)
+    StepCostModel::for_model(network.parse().unwrap(), &model, std::sync::Arc::new(expert))
         .one_copy(one_copy)
         .bytes(RowBytes { dispatch: bytes[0], combine: bytes[1], visit: 0, count: 8 })
         .shared(0)

@@ -99,10 +99,8 @@ fn python_stub(openapi: &Value) -> String {
         writeln!(text, "\nclass {name}(TypedDict):").unwrap();
         for (field, schema) in fields {
             let kind = python_type(schema);
-            match required.contains(field.as_str()) {
-                true => writeln!(text, "    {field}: {kind}").unwrap(),
-                false => writeln!(text, "    {field}: NotRequired[{kind}]").unwrap(),
-            }
+            let kind = if required.contains(field.as_str()) { kind } else { format!("NotRequired[{kind}]") };
+            writeln!(text, "    {field}: {kind}").unwrap();
         }
     }
     text

@@ -1,11 +1,11 @@
-//! The result in plain words, with one picture and four figures.
+//! The result in plain words, with the times if they are known, one picture and four figures.
 
 use super::html::{escape_text, format_count, format_fixed, format_percent, format_quantity, format_ratio};
 use super::svg::SvgWriter;
 use super::{RowComparison, SimulationPage, policy_name, row_label};
 use evenkeel::model::MoeModel;
 use evenkeel::split::SplitMethod;
-use evenkeel_simulate::SimulationRow;
+use evenkeel_simulate::{SimulationRow, TimedRow, Verdict, format_ms};
 use std::fmt::Write as _;
 
 /// Writes the masthead and the result.
@@ -18,7 +18,17 @@ pub(super) fn write(
     let (before, after) = (comparison.before_row(), comparison.after_row());
     let outcome = comparison.outcome;
     write_masthead(out, &page.title);
-    let _ = writeln!(out, "<h1>{}</h1>", headline_sentence(comparison));
+    let balance = headline_sentence(comparison);
+    match page.verdict {
+        Some(verdict) => {
+            let _ = writeln!(out, "<h1>{}</h1>", escape_text(&verdict.to_sentences()));
+            draw_times(out, page, verdict);
+            let _ = writeln!(out, "<p class=\"say\">{balance}</p>");
+        }
+        None => {
+            let _ = writeln!(out, "<h1>{balance}</h1>");
+        }
+    }
     let setting = format!(
         "{} of {}, {} experts each, on {} with {} per rank",
         format_quantity(outcome.batches, "batch", "batches"),
@@ -86,6 +96,32 @@ pub(super) fn write_masthead(out: &mut String, title: &str) {
          <path class=\"level\" d=\"M0 7H32M16 15V20\"/></svg> <b>evenkeel</b> ",
     );
     let _ = writeln!(out, "<span>{}</span></p>", escape_text(title));
+}
+
+/// Draws the time of a step by every row as bars.
+fn draw_times(out: &mut String, page: &SimulationPage<'_>, verdict: &Verdict) {
+    let longest = verdict.rows.iter().map(|row| row.step_ms).fold(f64::MIN_POSITIVE, f64::max);
+    let label = |row: &TimedRow| {
+        let policy = page.outcome.planned.get(row.planned).map_or("", |planned| planned.policy.as_str());
+        format!("{policy}, {}: {} ms", row.method, format_ms(row.step_ms))
+    };
+    let said: Vec<String> = verdict.rows.iter().map(label).collect();
+    out.push_str("<figure class=\"hero\">\n");
+    let words = format!("Time of a step in the MoE layers: {}.", said.join("; "));
+    let mut svg = SvgWriter::open(out, "plot bare", verdict.rows.len() as f64 * 40.0, &words);
+    for (at, (row, label)) in verdict.rows.iter().zip(&said).enumerate() {
+        let class = if at == verdict.best { "after" } else { "before" };
+        let (top, length) = (at as f64 * 40.0, row.step_ms / longest * 100.0);
+        svg.draw_rect(&format!("bar {class}"), 0.0, top, length, 30.0);
+        // A label that is longer than its bar needs the colour of text on the page.
+        let on = if length < 50.0 { "before" } else { class };
+        svg.draw_text(&format!("start on-{on}"), 1.0, top + 20.0, label);
+    }
+    svg.close();
+    out.push_str(
+        "<figcaption>Time of a step in the MoE layers, attention and dense layers left out. The fastest row is \
+         highlighted.</figcaption>\n</figure>\n",
+    );
 }
 
 /// Draws the imbalance before and after as bars against the average rank.

@@ -37,7 +37,7 @@ use evenkeel::cluster::Cluster;
 use evenkeel::model::MoeModel;
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
-use evenkeel_simulate::{ReplayRow, SimulationResult, SimulationRow};
+use evenkeel_simulate::{ReplayRow, SimulationResult, SimulationRow, Verdict};
 use html::escape_text;
 use std::fmt::Write as _;
 
@@ -60,6 +60,8 @@ pub struct SimulationPage<'a> {
     pub outcome: &'a SimulationResult,
     /// The results of re-planning along the trace; empty without a replay.
     pub replayed: &'a [ReplayRow],
+    /// The answer in time, if times are known.
+    pub verdict: Option<&'a Verdict>,
 }
 
 const STYLE: &str = include_str!("style.css");
@@ -68,9 +70,17 @@ const STYLE: &str = include_str!("style.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
 impl<'a> SimulationPage<'a> {
-    /// Creates the content of a report without title, command line and replay.
+    /// Creates the content of a report without title, command line, replay and verdict.
     pub fn new(trace: &'a Trace, cluster: &'a Cluster, outcome: &'a SimulationResult) -> Self {
-        Self { title: String::new(), command: String::new(), trace, cluster, outcome, replayed: &[] }
+        Self {
+            title: String::new(),
+            command: String::new(),
+            trace,
+            cluster,
+            outcome,
+            replayed: &[],
+            verdict: None,
+        }
     }
 
     /// Sets [`Self::title`](#structfield.title).
@@ -91,6 +101,13 @@ impl<'a> SimulationPage<'a> {
     #[must_use]
     pub fn replayed(mut self, replayed: &'a [ReplayRow]) -> Self {
         self.replayed = replayed;
+        self
+    }
+
+    /// Sets [`Self::verdict`](#structfield.verdict).
+    #[must_use]
+    pub fn verdict(mut self, verdict: Option<&'a Verdict>) -> Self {
+        self.verdict = verdict;
         self
     }
 

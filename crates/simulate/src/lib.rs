@@ -13,12 +13,14 @@ pub mod network;
 mod objective;
 mod planning_cost;
 mod replay;
+mod verdict;
 
 pub use hindsight::hindsight;
 pub use locality::{TrafficLocality, measure_locality};
 pub use objective::{ObjectiveRow, SplitAim, evaluate_objective};
 pub use planning_cost::{PlanningCostRow, compare_planning_cost};
 pub use replay::{ReplanSchedule, ReplayOptions, ReplayRow, is_pareto_optimal, replay_trace};
+pub use verdict::{PLANNING_US, TimedRow, Verdict, VerdictSetting, format_ms};
 
 use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::{

@@ -8,6 +8,7 @@ use super::speeds::SpeedFigures;
 use crate::args::blend::{BlendSpec, blend_traces};
 use crate::args::cluster::{ClusterSpec, check_groups};
 use crate::args::planning::PlanningArgs;
+use crate::args::replan::EconomicsSpec;
 use crate::args::trace::{TraceArgs, busy_layer_ids};
 use crate::output::{Output, StderrBar, command_line, is_stdout, print_json, print_text, write_file};
 use crate::render::memory::RedundancyMemory;
@@ -32,6 +33,8 @@ pub(super) struct PlanJob {
     pub(super) target: Option<RuntimeTarget>,
     pub(super) blend: Vec<BlendSpec>,
     pub(super) constraints: Constraints,
+    /// Economics of moves, which join the constraints once the cluster is known.
+    pub(super) economics: Option<EconomicsSpec>,
     pub(super) moe_layers: Option<LayerSet>,
     pub(super) model: Option<MoeModel>,
     pub(super) start: PlanStart,
@@ -105,6 +108,7 @@ impl PlanJob {
             target: args.target,
             blend: args.blend,
             constraints,
+            economics: None,
             moe_layers: args.moe_layers,
             model: args.model.map(|on| on.model),
             start,
@@ -121,6 +125,9 @@ impl PlanJob {
         let previous = self.read_previous(&trace)?;
         let cluster = self.cluster(previous.as_ref(), trace.experts(), output)?;
         let (policy, target) = self.policy(previous.as_ref(), &cluster)?;
+        let mut constraints = self.constraints.clone();
+        constraints.economics =
+            self.economics.as_ref().map(|economics| economics.for_cluster(&cluster)).transpose()?;
         let split = target.map_or(SplitMethod::Even, RuntimeTarget::split);
         let batches = self.trace.describe_batches(&trace);
         let batches =
@@ -131,7 +138,7 @@ impl PlanJob {
         let mut made = PlanRequest::new(&trace, cluster, policy.as_ref())
             .provenance(origin)
             .previous(previous.as_ref())
-            .constraints(self.constraints.clone())
+            .constraints(constraints)
             .run(&bar)?;
         drop(bar);
         if let Some(named) = &self.moe_layers {
@@ -146,7 +153,7 @@ impl PlanJob {
         }
         let (limits, speeds) = (&self.constraints, &self.constraints.speeds);
         let details = PlanDetails {
-            horizon_steps: limits.economics.as_ref().map(|economics| economics.steps),
+            horizon_steps: self.economics.as_ref().map(|economics| economics.steps),
             memory,
             changes: previous.as_ref().map(|_| made.changes.clone()),
             links: made

@@ -2,7 +2,7 @@
 
 use super::pipeline::{PlanJob, PlanStart, PreviousPlan, RankChange};
 use crate::args::planning::PlanningArgs;
-use crate::args::replan::{MoveArgs, link_limit, move_economics};
+use crate::args::replan::{EconomicsSpec, MoveArgs, link_limit};
 use crate::args::trace::TraceArgs;
 use crate::output::Output;
 use clap::Args;
@@ -70,8 +70,8 @@ impl ReplanArgs {
         let (moves, model) = (&self.moves, self.planning.model);
         let economics = match (moves.horizon_steps, moves.link_gbps, model) {
             (Some(steps), Some(gbps), Some(on)) => {
-                let times = moves.expert_time.as_deref();
-                Some(move_economics((steps, gbps), on, times, "--horizon-steps")?)
+                let times = moves.expert_time.as_ref();
+                Some(EconomicsSpec::resolve((steps, gbps), on, times, "--horizon-steps")?)
             }
             _ => None,
         };
@@ -88,7 +88,7 @@ impl ReplanArgs {
         job.constraints.memory_budget = self.memory_budget;
         job.constraints.lost_ranks.clone_from(&moves.lost_ranks);
         job.constraints.max_moves = moves.max_moves;
-        job.constraints.economics = economics;
+        job.economics = economics;
         job.constraints.link_budget = link_budget;
         Ok(job)
     }

@@ -1,6 +1,7 @@
 //! The arguments of `evenkeel run`.
 
 use crate::args::cluster::ClusterArgs;
+use crate::args::expert_time::ExpertTimeSource;
 use crate::args::trace::TraceArgs;
 use clap::{Args, ValueEnum};
 use evenkeel::model::MoeModel;
@@ -174,9 +175,18 @@ pub(crate) struct RunArgs {
         help_heading = "Plan"
     )]
     pub(super) link_gbps: Option<u64>,
-    /// With --link-gbps: times of experts, a file of `evenkeel calibrate experts`
-    #[arg(long, value_name = "FILE", requires = "link_gbps", hide_short_help = true, help_heading = "Plan")]
-    pub(super) expert_time: Option<PathBuf>,
+    /// With --link-gbps: times of experts
+    ///
+    /// A file of `evenkeel calibrate experts`, or measured kernels, as in h100:trtllm: a GPU of
+    /// `evenkeel costs show` or a file of `evenkeel costs import`, and a framework.
+    #[arg(
+        long,
+        value_name = "FILE|GPU:FRAMEWORK",
+        requires = "link_gbps",
+        hide_short_help = true,
+        help_heading = "Plan"
+    )]
+    pub(super) expert_time: Option<ExpertTimeSource>,
     /// Hardware that runs the layers: cpu or cuda
     #[arg(
         long,

@@ -2,7 +2,6 @@
 
 use super::args::{BackendName, ChunkCount, CudaAware, FfnName, RunArgs, TransportName};
 use crate::args::cluster::ClusterSpec;
-use crate::args::replan::read_expert_times;
 use crate::args::trace::TraceArgs;
 use anyhow::{Context as _, bail};
 use evenkeel::cluster::Cluster;
@@ -16,7 +15,6 @@ use evenkeel_exec::router::{Capacity, Router};
 use evenkeel_exec::run::RunReplan;
 use evenkeel_exec::weights::Dtype;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// Policy that plans if none is stated.
 const DEFAULT_POLICY: &str = "recourse:exact";
@@ -115,8 +113,9 @@ impl RunArgs {
     fn resolve_replan(&self, model: &MoeModel) -> anyhow::Result<Option<RunReplan>> {
         let Some(every) = self.replan_every else { return Ok(None) };
         let economics = match (self.link_gbps, &self.expert_time) {
-            (Some(gbps), Some(path)) => {
-                let times = Arc::new(read_expert_times(path)?);
+            (Some(gbps), Some(source)) => {
+                let cluster = self.cluster.resolve()?.for_experts(model.experts)?;
+                let times = source.cost_model(model, &cluster)?;
                 MoveEconomics::with_expert_times(every, gbps, model, times)
             }
             _ => None,

@@ -13,6 +13,7 @@ mod policies;
 mod policy_selection;
 mod replay;
 mod traffic;
+mod verdict;
 
 use crate::output::Output;
 use clap::{Args, Subcommand};

@@ -1,24 +1,27 @@
 //! `evenkeel simulate network`: predicts step times on a network model.
 
 use super::comparison::{Comparison, ComparisonSpec, StudyArgs};
+use super::verdict::check_experts;
+use crate::args::expert_time::{ExpertTimeSource, read_calibration};
 use crate::args::model::ModelMaybeOnGpu;
 use crate::output::{Output, StderrBar};
 use crate::render::table::render_table;
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
-use evenkeel::cluster::{Network, NetworkError};
+use evenkeel::cluster::{Cluster, Network, NetworkError};
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::MoeModel;
-use evenkeel::split::{Roofline, expert_roofline};
+use evenkeel::split::{CostModel, Roofline, expert_roofline};
 use evenkeel::trace::{TokenTrace, Trace};
-use evenkeel_exec::calibrate;
+use evenkeel_exec::calibrate::RooflineFile;
 use evenkeel_simulate::SimulationResult;
 use evenkeel_simulate::network::{
     PredictionInput, RowAggregation, RowBytes, RowFormats, StepCostModel, StepPrediction, predict_steps,
 };
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// A preset, or a network that was read from a file.
@@ -83,9 +86,12 @@ pub(super) struct NetworkArgs {
     /// With --expert-time the GPU may be left out.
     #[arg(long, value_name = "MODEL[,GPU]", required = true, help_heading = "Network")]
     model: ModelMaybeOnGpu,
-    /// Times of experts, a file of `evenkeel calibrate experts`, instead of the GPU's data sheet
-    #[arg(long, value_name = "FILE", hide_short_help = true, help_heading = "Network")]
-    expert_time: Option<PathBuf>,
+    /// Times of experts, instead of the GPU's data sheet
+    ///
+    /// A file of `evenkeel calibrate experts`, or measured kernels, as in h100:trtllm: a GPU of
+    /// `evenkeel costs show` or a file of `evenkeel costs import`, and a framework.
+    #[arg(long, value_name = "FILE|GPU:FRAMEWORK", hide_short_help = true, help_heading = "Network")]
+    expert_time: Option<ExpertTimeSource>,
     /// Share of the data sheet's rates that kernels reach
     #[arg(
         long,
@@ -137,8 +143,8 @@ pub(super) struct NetworkArgs {
 /// Source of the times of experts.
 #[derive(Debug, Clone)]
 enum ExpertTime {
-    /// A file of `evenkeel calibrate experts`.
-    Measured(PathBuf),
+    /// Measurements.
+    Measured(ExpertTimeSource),
     /// The data sheet of a GPU.
     DataSheet(GpuSpec),
 }
@@ -160,30 +166,27 @@ impl NetworkArgs {
             bail!("--extra-layer-us {}: expected 0 to 1e9 microseconds", self.extra_layer_us);
         }
         let expert_time = match &self.expert_time {
-            Some(path) => ExpertTime::Measured(path.clone()),
+            Some(source) => ExpertTime::Measured(source.clone()),
             None => ExpertTime::DataSheet(self.model.with_gpu("--network without --expert-time")?.gpu),
         };
         Ok(NetworkRequest { comparison: self.study.resolve(Some(self.model.model))?, expert_time })
     }
 
-    /// Returns the parameters of the prediction for a trace.
+    /// Returns the parameters of the prediction for a trace, and the source of the times of experts.
     fn prediction_parameters(
         &self,
         expert_time: &ExpertTime,
-        trace: &Trace,
+        (trace, cluster): (&Trace, &Cluster),
         tokens: Option<&TokenTrace>,
-    ) -> anyhow::Result<StepCostModel> {
+    ) -> anyhow::Result<(StepCostModel, Value)> {
         let on = self.model.model;
         let model = MoeModel { hidden: self.hidden.unwrap_or(on.hidden), ..on };
-        if model.experts != trace.experts() {
-            let (name, experts, found) = (model.name, model.experts, trace.experts());
-            bail!("--model {name} has {experts} experts per layer, the trace {found}");
-        }
+        check_experts(&model, trace)?;
         if let Some(tokens) = tokens.filter(|tokens| tokens.top_k() != model.top_k) {
             let (name, top_k, found) = (model.name, model.top_k, tokens.top_k());
             bail!("tokens of --model {name} visit {top_k} experts, those of the trace {found}");
         }
-        let expert = expert_time.roofline(&model, self.efficiency)?;
+        let (expert, source) = expert_time.cost_model(&model, cluster, self.efficiency)?;
         let mut pace = StepCostModel::for_model(self.network.0.clone(), &model, expert)
             .one_copy(self.one_copy_per)
             .layers(self.num_layers.map_or(model.layers, |n| n as usize))
@@ -192,25 +195,36 @@ impl NetworkArgs {
         if let Some(formats) = self.row_format {
             pace.bytes = RowBytes::for_width(model.hidden, formats);
         }
-        Ok(pace)
+        Ok((pace, source))
     }
 }
 
 impl ExpertTime {
-    fn roofline(&self, model: &MoeModel, efficiency: f64) -> anyhow::Result<Roofline> {
-        match self {
-            ExpertTime::Measured(path) => {
-                let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-                let read = calibrate::RooflineFile::parse_roofline(&text);
-                read.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
+    /// Returns the times of experts on a cluster, and their source for documents.
+    fn cost_model(
+        &self,
+        model: &MoeModel,
+        cluster: &Cluster,
+        efficiency: f64,
+    ) -> anyhow::Result<(Arc<dyn CostModel>, Value)> {
+        let roofline = match self {
+            ExpertTime::Measured(ExpertTimeSource::Kernels(source)) => {
+                let (kernel, source) = source.rank_kernel(model, cluster)?;
+                return Ok((Arc::new(kernel), source));
+            }
+            ExpertTime::Measured(ExpertTimeSource::Calibrated(path)) => {
+                let read = RooflineFile::parse_roofline(&read_calibration(path)?);
+                read.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?
             }
             ExpertTime::DataSheet(gpu) => {
                 let peak = expert_roofline(model, gpu);
                 let at_efficiency = |ps: u64| (ps as f64 / efficiency).round() as u64;
                 let (read, token) = (at_efficiency(peak.read), at_efficiency(peak.token));
-                Ok(Roofline { read, token, ..peak })
+                Roofline { read, token, ..peak }
             }
-        }
+        };
+        let Roofline { read, token, tile } = roofline;
+        Ok((Arc::new(roofline), json!({ "read_ps": read, "token_ps": token, "tile": tile })))
     }
 }
 
@@ -220,7 +234,8 @@ pub(super) fn run(args: &NetworkArgs, output: Output) -> anyhow::Result<()> {
     let tokens = read_token_ids(&spec, &read, output);
     let trace = tokens.as_ref().map_or(&read, TokenTrace::trace);
     output.print_notices(trace.notices());
-    let pace = args.prediction_parameters(&expert_time, trace, tokens.as_ref())?;
+    let cluster = spec.cluster.for_experts(trace.experts())?;
+    let (pace, expert) = args.prediction_parameters(&expert_time, (trace, &cluster), tokens.as_ref())?;
     let comparison = Comparison::run(&spec, trace, output)?;
     let Comparison { config, outcome, .. } = &comparison;
     let batches = tokens.as_ref().map_or(PredictionInput::Counts(trace), PredictionInput::Tokens);
@@ -229,6 +244,7 @@ pub(super) fn run(args: &NetworkArgs, output: Output) -> anyhow::Result<()> {
     drop(bar);
     let prediction = NetworkPrediction {
         pace,
+        expert,
         model: args.model.model.to_string(),
         counted: tokens.is_some(),
         ranks: config.cluster.ranks(),
@@ -256,6 +272,8 @@ fn read_token_ids(spec: &ComparisonSpec, trace: &Trace, output: Output) -> Optio
 #[derive(Debug)]
 struct NetworkPrediction {
     pace: StepCostModel,
+    /// The source of the times of experts.
+    expert: Value,
     model: String,
     /// True if rows were counted token by token.
     counted: bool,
@@ -306,7 +324,27 @@ impl NetworkPrediction {
             "rows in node",
             "to others",
         ];
-        format!("{title}\n{}", render_table(&header, rows.collect(), 2))
+        let experts = self.expert_text();
+        format!("{title}\n{experts}\n{}", render_table(&header, rows.collect(), 2))
+    }
+
+    /// Returns the source of the times of experts in words.
+    fn expert_text(&self) -> String {
+        let text = |key: &str| self.expert[key].as_str().unwrap_or_default();
+        if !self.expert["framework"].is_string() {
+            return "Experts take the longer time of reading and multiplying: no kernel is measured.".into();
+        }
+        format!(
+            "Experts take the times of {} {} in {} on {}, {}.",
+            text("framework"),
+            text("version"),
+            text("dtype"),
+            text("gpu"),
+            self.expert["errors"]["skewed"]["model"]["median"].as_f64().map_or_else(
+                || "whose error is not known".to_owned(),
+                |error| format!("within {error:.1} % in half of the shapes that were left out of the fit")
+            )
+        )
     }
 
     fn to_json(&self, outcome: &SimulationResult) -> Value {
@@ -341,7 +379,7 @@ impl NetworkPrediction {
                 "dispatch": pace.bytes.dispatch, "combine": pace.bytes.combine, "visit": pace.bytes.visit,
                 "count": pace.bytes.count,
             },
-            "expert": { "read_ps": pace.expert.read, "token_ps": pace.expert.token, "tile": pace.expert.tile },
+            "expert": self.expert,
             "other_us": pace.other_us,
             "overlap": pace.overlap,
             "results": self.rows.iter().map(row).collect::<Vec<_>>(),

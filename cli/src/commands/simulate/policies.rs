@@ -2,16 +2,18 @@
 
 use super::cluster_table::compare_clusters;
 use super::comparison::{Comparison, ComparisonArgs, ComparisonSpec, check_steps};
+use super::verdict::{MISSING_MODEL, TimedComparison};
 use crate::args::cluster::check_groups;
 use crate::args::cluster_grid::{ClusterGridArgs, ClusterGridSpec};
-use crate::args::model::ModelArgs;
+use crate::args::model::{ModelArgs, ModelMaybeOnGpu, ModelOnGpu};
 use crate::args::trace::TraceArgs;
-use crate::output::{Output, command_line, print_json, write_file};
+use crate::output::{Output, command_line, print_json, print_text, write_file};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::model::MoeModel;
 use evenkeel_report::SimulationPage;
 use evenkeel_simulate::ReplayRow;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Compare policies and splits, on one or several clusters (the default)
@@ -51,6 +53,8 @@ pub(super) struct PoliciesRequest {
     pub(super) grid: ClusterGridSpec,
     pub(super) comparison: ComparisonArgs,
     pub(super) model: Option<MoeModel>,
+    /// Model and GPU that give the times, if both are stated.
+    on: Option<ModelOnGpu>,
     report: Option<PathBuf>,
 }
 
@@ -71,6 +75,7 @@ impl PoliciesArgs {
             grid,
             comparison: self.comparison.clone(),
             model: self.model.model.map(|on| on.model),
+            on: self.model.model.and_then(ModelMaybeOnGpu::on_gpu),
             report: self.report.clone(),
         })
     }
@@ -92,11 +97,18 @@ pub(super) fn run(args: &PoliciesArgs, output: Output) -> anyhow::Result<()> {
         placed_speeds: None,
     };
     let comparison = Comparison::run(&spec, &trace, output)?;
+    let timed = request.on.map(|on| TimedComparison::predict(&comparison, on)).transpose()?.flatten();
     if let Some(path) = &request.report {
-        write_report(path, &comparison, &[])?;
+        write_report(path, &comparison, &[], timed.as_ref())?;
     }
     if output.is_json() {
-        return print_json(&comparison.to_json(None));
+        let verdict = timed.as_ref().map(|timed| timed.to_json(&comparison));
+        return print_json(&comparison.to_json(Some(("verdict", json!(verdict)))));
+    }
+    match &timed {
+        Some(timed) => print_text(&timed.to_text(&comparison))?,
+        None if request.on.is_none() => print_text(MISSING_MODEL)?,
+        None => {}
     }
     comparison.print_table()?;
     if let Some(path) = &request.report {
@@ -105,16 +117,18 @@ pub(super) fn run(args: &PoliciesArgs, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes the report of a comparison, with the rows of a replay if there is one.
+/// Writes the report of a comparison, with the rows of a replay and the verdict if there are any.
 pub(super) fn write_report(
     path: &Path,
     comparison: &Comparison<'_>,
     replayed: &[ReplayRow],
+    timed: Option<&TimedComparison>,
 ) -> anyhow::Result<()> {
     let page = SimulationPage::new(comparison.trace, &comparison.config.cluster, &comparison.outcome)
         .title("Simulation")
         .command(command_line())
-        .replayed(replayed);
+        .replayed(replayed)
+        .verdict(timed.map(|timed| &timed.verdict));
     let memory = comparison.memory.as_ref();
     write_file(path, &memory.map_or_else(|| page.to_html(), |memory| page.to_html_for(&memory.model)))
 }

@@ -2,8 +2,9 @@
 
 use super::comparison::{Comparison, ComparisonSpec, StudyArgs};
 use super::policies::write_report;
+use crate::args::expert_time::ExpertTimeSource;
 use crate::args::model::ModelArgs;
-use crate::args::replan::move_economics;
+use crate::args::replan::EconomicsSpec;
 use crate::output::{Output, StderrBar};
 use crate::render::table::render_table;
 use anyhow::bail;
@@ -51,15 +52,18 @@ pub(super) struct ReplayArgs {
     /// --model needs a GPU: MODEL,GPU. The value is the link rate into a rank, in gigabits per second.
     #[arg(long, value_name = "GBPS", requires = "model", help_heading = "Re-planning")]
     link_gbps: Option<u64>,
-    /// With --link-gbps: times of experts, a file of `evenkeel calibrate experts`, instead of the GPU's
+    /// With --link-gbps: times of experts, instead of the GPU's data sheet
+    ///
+    /// A file of `evenkeel calibrate experts`, or measured kernels, as in h100:trtllm: a GPU of
+    /// `evenkeel costs show` or a file of `evenkeel costs import`, and a framework.
     #[arg(
         long,
-        value_name = "FILE",
+        value_name = "FILE|GPU:FRAMEWORK",
         requires = "link_gbps",
         hide_short_help = true,
         help_heading = "Re-planning"
     )]
-    expert_time: Option<PathBuf>,
+    expert_time: Option<ExpertTimeSource>,
     /// Write a report to this file: one HTML page that needs no network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -94,6 +98,7 @@ impl FromStr for WindowLength {
 pub(super) struct ReplayRequest {
     comparison: ComparisonSpec,
     replay: ReplayOptions,
+    economics: Option<EconomicsSpec>,
 }
 
 impl ReplayArgs {
@@ -109,28 +114,33 @@ impl ReplayArgs {
             (None, WindowLength::Steps(steps)) => HistoryWindow::Last(steps),
             (None, WindowLength::Auto) => HistoryWindow::Auto { ahead: every },
         };
-        let times = self.expert_time.as_deref();
+        let times = self.expert_time.as_ref();
         let economics = match (self.link_gbps, self.model.model) {
-            (Some(gbps), Some(on)) => Some(move_economics((every as u64, gbps), on, times, "--link-gbps")?),
+            (Some(gbps), Some(on)) => {
+                Some(EconomicsSpec::resolve((every as u64, gbps), on, times, "--link-gbps")?)
+            }
             _ => None,
         };
         Ok(ReplayRequest {
             comparison: self.study.resolve(self.model.model.map(|on| on.model))?,
-            replay: ReplayOptions { every, window, max_moves: self.max_moves.clone(), economics },
+            replay: ReplayOptions { every, window, max_moves: self.max_moves.clone(), economics: None },
+            economics,
         })
     }
 }
 
 pub(super) fn run(args: &ReplayArgs, output: Output) -> anyhow::Result<()> {
-    let ReplayRequest { comparison: spec, replay: schedule } = args.resolve()?;
+    let ReplayRequest { comparison: spec, replay: mut schedule, economics } = args.resolve()?;
     let trace = spec.trace.read_for_model(spec.model)?;
     output.print_notices(trace.notices());
     let comparison = Comparison::run(&spec, &trace, output)?;
+    schedule.economics =
+        economics.map(|economics| economics.for_cluster(&comparison.config.cluster)).transpose()?;
     let bar = StderrBar::for_layers();
     let rows = replay_trace(&trace, &comparison.config, &schedule, &comparison.policies, &bar)?;
     drop(bar);
     if let Some(path) = &args.report {
-        write_report(path, &comparison, &rows)?;
+        write_report(path, &comparison, &rows, None)?;
     }
     let results = ReplayResults { schedule, rows };
     comparison.print_study("replan", (results.to_text(), results.to_json()), output)?;

@@ -8,8 +8,9 @@
 use super::traffic::{DuplexFlow, RankFlow, RowAggregation, RowTraffic, TrafficFlow};
 use evenkeel::cluster::{Cluster, LinkParameters, Network};
 use evenkeel::model::{MoeModel, Precision};
-use evenkeel::split::Roofline;
+use evenkeel::split::CostModel;
 use std::str::FromStr;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// The number format of a row.
@@ -104,7 +105,7 @@ impl RowBytes {
 }
 
 /// The parameters of a layer's time, apart from the batch.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StepCostModel {
     /// The network between the ranks.
@@ -113,8 +114,8 @@ pub struct StepCostModel {
     pub one_copy: RowAggregation,
     /// The bytes of each message part.
     pub bytes: RowBytes,
-    /// The time of an expert.
-    pub expert: Roofline,
+    /// The time of a rank's experts.
+    pub expert: Arc<dyn CostModel>,
     /// The number of routed experts of a layer, `E`.
     pub experts: usize,
     /// The number of routed experts that a token visits.
@@ -161,7 +162,7 @@ impl LayerTime {
 impl StepCostModel {
     /// Returns the parameters for a model on a network, where `expert` is the time of its experts. Rows have
     /// the formats of [`RowFormats::for_precision`], and one row goes to every rank that serves a token.
-    pub fn for_model(network: Network, model: &MoeModel, expert: Roofline) -> Self {
+    pub fn for_model(network: Network, model: &MoeModel, expert: Arc<dyn CostModel>) -> Self {
         Self {
             network,
             one_copy: RowAggregation::Rank,
@@ -249,7 +250,8 @@ impl StepCostModel {
         let counts = if planned { self.counts_us(cluster, traffic.ranks_per_node()) } else { 0.0 };
         let slots = cluster.slots_per_rank().max(1);
         let of_rank = |quotas: &[u64]| -> f64 {
-            quotas.iter().map(|&quota| self.expert_us((quota as f64 / parts).ceil() as u64)).sum()
+            let quotas: Vec<u64> = quotas.iter().map(|&quota| (quota as f64 / parts).ceil() as u64).collect();
+            self.expert.rank_ps(&quotas, 1) as f64 / 1e6
         };
         let experts: Vec<f64> = quotas.chunks(slots).map(of_rank).collect();
         let mean_experts = experts.iter().sum::<f64>() / experts.len().max(1) as f64;
@@ -277,7 +279,7 @@ impl StepCostModel {
     }
 
     fn expert_us(&self, tokens: u64) -> f64 {
-        self.expert.piece_cost(tokens).unwrap_or(u64::MAX) as f64 / 1e6
+        self.expert.expert_ps(tokens) as f64 / 1e6
     }
 
     /// Returns the time to exchange one part of a batch: the rows, and the data of each of their visits.

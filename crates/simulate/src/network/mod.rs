@@ -256,7 +256,7 @@ fn predict_batch(
 
 /// Returns `true` if ranks exchange their counts. They do not for an even split or the rule of a stack, nor
 /// if every expert has one replica.
-fn exchanges_counts(placement: &Placement, method: SplitMethod) -> bool {
+pub(crate) fn exchanges_counts(placement: &Placement, method: SplitMethod) -> bool {
     !matches!(method, SplitMethod::Even | SplitMethod::Stack(_))
         && (0..placement.experts()).any(|expert| placement.replicas(expert).len() > 1)
 }

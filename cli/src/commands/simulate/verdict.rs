@@ -1,0 +1,191 @@
+//! The time that a comparison is about, and the sentence that answers "is balancing worth it?".
+//!
+//! In: a comparison, a model and a GPU. Out: predicted times of all rows. Measured kernels of the GPU give
+//! the times of experts, if the program has them, and the GPU's data sheet otherwise. The network is the
+//! preset of machines with this GPU.
+
+use super::comparison::Comparison;
+use crate::args::expert_time::KernelSource;
+use crate::args::model::ModelOnGpu;
+use crate::output::StderrBar;
+use crate::render::table::render_table;
+use anyhow::bail;
+use evenkeel::cluster::{Cluster, Network};
+use evenkeel::model::MoeModel;
+use evenkeel::split::{CostModel, Roofline, expert_roofline};
+use evenkeel::trace::Trace;
+use evenkeel_cost::builtin_gpus;
+use evenkeel_simulate::network::{PredictionInput, StepCostModel, predict_steps};
+use evenkeel_simulate::{PLANNING_US, TimedRow, Verdict, VerdictSetting, format_ms};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Frameworks whose kernels determine the times, the first one that has the model's number format.
+/// TensorRT-LLM's kernels come first, because their time depends on the rows of the rank alone. SGLang's
+/// general kernels also pay for rows of other ranks.
+const FRAMEWORKS: [&str; 3] = ["trtllm", "vllm", "sglang"];
+
+/// Share of a data sheet's rates that kernels reach where none is measured, and the error of times by it.
+const DATA_SHEET_SHARE: f64 = 0.7;
+const DATA_SHEET_ERROR: f64 = 0.5;
+
+/// A verdict with the sources of its times.
+#[derive(Debug)]
+pub(super) struct TimedComparison {
+    pub(super) verdict: Verdict,
+    on: ModelOnGpu,
+    network: String,
+    kernels: Value,
+}
+
+/// Times of experts, with their relative error and their source.
+struct ExpertTimes {
+    cost: Arc<dyn CostModel>,
+    error: f64,
+    source: Value,
+}
+
+impl ExpertTimes {
+    fn on_cluster(on: ModelOnGpu, cluster: &Cluster) -> Self {
+        let gpu = on.gpu.name;
+        if builtin_gpus().contains(&gpu) {
+            for framework in FRAMEWORKS {
+                let source = KernelSource::new(gpu, framework);
+                if let Ok((kernel, source)) = source.rank_kernel(&on.model, cluster) {
+                    let errors = &source["errors"];
+                    let median = ["skewed", "balanced"]
+                        .iter()
+                        .find_map(|kind| errors[kind]["model"]["median"].as_f64());
+                    let error = median.map_or(DATA_SHEET_ERROR, |percent| percent / 100.0);
+                    return Self { cost: Arc::new(kernel), error, source };
+                }
+            }
+        }
+        let peak = expert_roofline(&on.model, &on.gpu);
+        let at_share = |ps: u64| (ps as f64 / DATA_SHEET_SHARE).round() as u64;
+        let (read, token) = (at_share(peak.read), at_share(peak.token));
+        let cost = Arc::new(Roofline { read, token, ..peak });
+        Self { cost, error: DATA_SHEET_ERROR, source: Value::Null }
+    }
+}
+
+/// Refuses a model whose layers have other experts than the trace.
+pub(super) fn check_experts(model: &MoeModel, trace: &Trace) -> anyhow::Result<()> {
+    if model.experts != trace.experts() {
+        let (name, experts, found) = (model.name, model.experts, trace.experts());
+        bail!("--model {name} has {experts} experts per layer, the trace {found}");
+    }
+    Ok(())
+}
+
+/// Returns the network of machines with a GPU.
+fn network_of(gpu: &str) -> Option<Network> {
+    let system = match gpu {
+        "a100" => "p4d",
+        "h100" | "h200" => "h100",
+        "h800" | "h20" => "h800",
+        "b200" => "b200",
+        "mi300x" => "mi300x",
+        _ => return None,
+    };
+    system.parse().ok()
+}
+
+impl TimedComparison {
+    /// Predicts the times of all rows of a comparison. Returns `None` if no network is known for the GPU, or
+    /// if no row does nothing.
+    ///
+    /// # Errors
+    /// Fails if the model has other experts than the trace.
+    pub(super) fn predict(comparison: &Comparison<'_>, on: ModelOnGpu) -> anyhow::Result<Option<Self>> {
+        let Comparison { trace, config, outcome, .. } = comparison;
+        check_experts(&on.model, trace)?;
+        let Some(network) = network_of(on.gpu.name) else { return Ok(None) };
+        let times = ExpertTimes::on_cluster(on, &config.cluster);
+        let name = network.to_string();
+        let pace = StepCostModel::for_model(network, &on.model, Arc::clone(&times.cost));
+        let bar = StderrBar::for_layers();
+        let predictions = predict_steps(PredictionInput::Counts(trace), config, outcome, &pace, &bar)?;
+        drop(bar);
+        let tokens = predictions.first().map_or(0.0, |row| row.tokens);
+        let tokens_per_expert = tokens * on.model.top_k as f64 / on.model.experts.max(1) as f64;
+        let of_rank = |share: f64| {
+            let each = (tokens_per_expert * share).ceil() as u64;
+            times.cost.rank_ps(&vec![each; config.cluster.slots_per_rank()], 1)
+        };
+        let is_read_bound = of_rank(2.0) as f64 <= 1.25 * of_rank(1.0) as f64;
+        let setting = VerdictSetting { error: times.error, tokens_per_expert, is_read_bound };
+        let verdict = Verdict::from_predictions(outcome, &predictions, on.model.layers, setting);
+        let kernels = times.source;
+        Ok(verdict.map(|verdict| Self { verdict, on, network: name, kernels }))
+    }
+
+    /// Returns the verdict, the table of times, and their sources.
+    pub(super) fn to_text(&self, comparison: &Comparison<'_>) -> String {
+        let row = |row: &TimedRow| {
+            let share = |share: f64| format!("{:.1}%", 100.0 * share);
+            vec![
+                comparison.outcome.planned[row.planned].policy.clone(),
+                row.method.to_string(),
+                format_ms(row.step_ms),
+                share(row.gain),
+                share(row.communication_share),
+                share(row.imbalance_share),
+            ]
+        };
+        let header = ["policy", "split", "step ms", "saved", "comm.", "imbalance"];
+        let kernels = |key: &str| self.kernels[key].as_str().unwrap_or_default().to_owned();
+        let source = if self.kernels.is_null() {
+            format!(
+                "{:.0} % of the data sheet's rates, since no kernel is measured",
+                100.0 * DATA_SHEET_SHARE
+            )
+        } else {
+            format!("{} {} in {}", kernels("framework"), kernels("version"), kernels("dtype"))
+        };
+        format!(
+            "{}\n\n{}\nTimes of the {} MoE layers of {} on {}: experts by {source}, network {}, {PLANNING_US} us to \
+             split a batch by its counts. Attention and dense layers are left out.\n\n",
+            self.verdict.to_sentences(),
+            render_table(&header, self.verdict.rows.iter().map(row).collect(), 2),
+            self.on.model.layers,
+            self.on.model,
+            self.on.gpu,
+            self.network,
+        )
+    }
+
+    pub(super) fn to_json(&self, comparison: &Comparison<'_>) -> Value {
+        let verdict = &self.verdict;
+        let row = |row: &TimedRow| {
+            json!({
+                "policy": comparison.outcome.planned[row.planned].policy,
+                "split": row.method.to_string(),
+                "step_ms": row.step_ms,
+                "gain": row.gain,
+                "communication_share": row.communication_share,
+                "imbalance_share": row.imbalance_share,
+            })
+        };
+        json!({
+            "text": verdict.to_sentences(),
+            "is_worth_it": verdict.is_worth_it(),
+            "gain": verdict.gain(),
+            "error": verdict.setting.error,
+            "tokens_per_expert": verdict.setting.tokens_per_expert,
+            "is_read_bound": verdict.setting.is_read_bound,
+            "best": verdict.best,
+            "nothing": verdict.nothing,
+            "model": self.on.model.to_string(),
+            "gpu": self.on.gpu.to_string(),
+            "network": self.network,
+            "kernels": self.kernels,
+            "planning_us": PLANNING_US,
+            "results": verdict.rows.iter().map(row).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// Returns what is missing for a verdict.
+pub(super) const MISSING_MODEL: &str =
+    "Worth it? Times are not known: state the model and the GPU, as in --model deepseek-r1,h100.\n\n";

@@ -2,10 +2,11 @@
 
 use anyhow::{Context as _, bail};
 use evenkeel::cluster::Cluster;
+use evenkeel::gpu::GpuSpec;
 use evenkeel::model::{MoeModel, Precision};
-use evenkeel::split::CostModel;
+use evenkeel::split::{CostModel, Roofline, expert_roofline};
 use evenkeel_cost::{
-    CacheState, CostDatabase, Dtype, FORMAT, KernelEntry, KernelTable, MoeShape, RankKernel,
+    CacheState, CostDatabase, Dtype, FORMAT, KernelEntry, KernelTable, MoeShape, RankKernel, builtin_gpus,
 };
 use evenkeel_exec::calibrate::RooflineFile;
 use serde_json::{Value, json};
@@ -54,13 +55,23 @@ impl FromStr for ExpertTimeSource {
     }
 }
 
-/// Reads a cost database: a file, or one that is part of the program.
+/// Share of a data sheet's rates that kernels reach if none is measured.
+pub(crate) const DATA_SHEET_SHARE: f64 = 0.7;
+
+/// Returns the times of experts at a share of the data sheet's rates.
+pub(crate) fn data_sheet_times(model: &MoeModel, gpu: &GpuSpec, share: f64) -> Roofline {
+    let peak = expert_roofline(model, gpu);
+    let at_share = |ps: u64| (ps as f64 / share).round() as u64;
+    Roofline { read: at_share(peak.read), token: at_share(peak.token), ..peak }
+}
+
+/// Reads a cost database: one that is part of the program, or a file. A file with the name of a GPU is read
+/// as `./NAME`.
 pub(crate) fn read_database(name: &str) -> anyhow::Result<CostDatabase> {
-    let path = Path::new(name);
-    if !path.exists() {
+    if builtin_gpus().contains(&name) || !Path::new(name).exists() {
         return Ok(CostDatabase::builtin(name)?);
     }
-    let text = std::fs::read_to_string(path).with_context(|| name.to_owned())?;
+    let text = std::fs::read_to_string(name).with_context(|| name.to_owned())?;
     CostDatabase::from_json(&text).with_context(|| name.to_owned())
 }
 

@@ -2,7 +2,7 @@
 
 use super::comparison::{Comparison, ComparisonSpec, StudyArgs};
 use super::verdict::check_experts;
-use crate::args::expert_time::{ExpertTimeSource, read_calibration};
+use crate::args::expert_time::{DATA_SHEET_SHARE, ExpertTimeSource, data_sheet_times, read_calibration};
 use crate::args::model::ModelMaybeOnGpu;
 use crate::output::{Output, StderrBar};
 use crate::render::table::render_table;
@@ -11,7 +11,7 @@ use clap::Args;
 use evenkeel::cluster::{Cluster, Network, NetworkError};
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::MoeModel;
-use evenkeel::split::{CostModel, Roofline, expert_roofline};
+use evenkeel::split::{CostModel, Roofline};
 use evenkeel::trace::{TokenTrace, Trace};
 use evenkeel_exec::calibrate::RooflineFile;
 use evenkeel_simulate::SimulationResult;
@@ -96,7 +96,7 @@ pub(super) struct NetworkArgs {
     #[arg(
         long,
         value_name = "SHARE",
-        default_value_t = 0.7,
+        default_value_t = DATA_SHEET_SHARE,
         conflicts_with = "expert_time",
         hide_short_help = true,
         help_heading = "Network"
@@ -216,12 +216,7 @@ impl ExpertTime {
                 let read = RooflineFile::parse_roofline(&read_calibration(path)?);
                 read.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?
             }
-            ExpertTime::DataSheet(gpu) => {
-                let peak = expert_roofline(model, gpu);
-                let at_efficiency = |ps: u64| (ps as f64 / efficiency).round() as u64;
-                let (read, token) = (at_efficiency(peak.read), at_efficiency(peak.token));
-                Roofline { read, token, ..peak }
-            }
+            ExpertTime::DataSheet(gpu) => data_sheet_times(model, gpu, efficiency),
         };
         let Roofline { read, token, tile } = roofline;
         Ok((Arc::new(roofline), json!({ "read_ps": read, "token_ps": token, "tile": tile })))

@@ -7,7 +7,7 @@ use crate::render::table::render_table;
 use anyhow::bail;
 use clap::Args;
 use evenkeel::split::expert_roofline;
-use evenkeel_simulate::{PlanningCostRow, SimulationResult, compare_planning_cost};
+use evenkeel_simulate::{PLANNING_US, PlanningCostRow, SimulationResult, compare_planning_cost};
 use serde_json::{Value, json};
 
 /// Compare the time that planning each batch saves with the time that it takes
@@ -30,7 +30,7 @@ pub(super) struct PlanningCostArgs {
     #[arg(long, value_name = "MODEL,GPU", required = true, help_heading = "Times")]
     model_gpu: ModelOnGpu,
     /// Microseconds that planning one batch of one layer takes, from counting to redirected tokens
-    #[arg(long, value_name = "US", default_value_t = 20.0, help_heading = "Times")]
+    #[arg(long, value_name = "US", default_value_t = PLANNING_US, help_heading = "Times")]
     plan_us: f64,
 }
 

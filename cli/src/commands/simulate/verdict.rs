@@ -5,14 +5,14 @@
 //! preset of machines with this GPU.
 
 use super::comparison::Comparison;
-use crate::args::expert_time::KernelSource;
+use crate::args::expert_time::{DATA_SHEET_SHARE, KernelSource, data_sheet_times};
 use crate::args::model::ModelOnGpu;
 use crate::output::StderrBar;
 use crate::render::table::render_table;
 use anyhow::bail;
 use evenkeel::cluster::{Cluster, Network};
 use evenkeel::model::MoeModel;
-use evenkeel::split::{CostModel, Roofline, expert_roofline};
+use evenkeel::split::CostModel;
 use evenkeel::trace::Trace;
 use evenkeel_cost::builtin_gpus;
 use evenkeel_simulate::network::{PredictionInput, StepCostModel, predict_steps};
@@ -25,8 +25,7 @@ use std::sync::Arc;
 /// general kernels also pay for rows of other ranks.
 const FRAMEWORKS: [&str; 3] = ["trtllm", "vllm", "sglang"];
 
-/// Share of a data sheet's rates that kernels reach where none is measured, and the error of times by it.
-const DATA_SHEET_SHARE: f64 = 0.7;
+/// Relative error of times by the data sheet.
 const DATA_SHEET_ERROR: f64 = 0.5;
 
 /// A verdict with the sources of its times.
@@ -61,10 +60,7 @@ impl ExpertTimes {
                 }
             }
         }
-        let peak = expert_roofline(&on.model, &on.gpu);
-        let at_share = |ps: u64| (ps as f64 / DATA_SHEET_SHARE).round() as u64;
-        let (read, token) = (at_share(peak.read), at_share(peak.token));
-        let cost = Arc::new(Roofline { read, token, ..peak });
+        let cost = Arc::new(data_sheet_times(&on.model, &on.gpu, DATA_SHEET_SHARE));
         Self { cost, error: DATA_SHEET_ERROR, source: Value::Null }
     }
 }

@@ -21,9 +21,10 @@ pub(super) fn write(
     let balance = headline_sentence(comparison);
     match page.verdict {
         Some(verdict) => {
-            let _ = writeln!(out, "<h1>{}</h1>", escape_text(&verdict.to_sentences()));
+            let _ = writeln!(out, "<h1>{}</h1>", escape_text(&verdict.to_sentence()));
             draw_times(out, page, verdict);
-            let _ = writeln!(out, "<p class=\"say\">{balance}</p>");
+            let eplb = verdict.eplb_sentence().unwrap_or_default();
+            let _ = writeln!(out, "<p class=\"say\">{} {balance}</p>", escape_text(&eplb));
         }
         None => {
             let _ = writeln!(out, "<h1>{balance}</h1>");
@@ -114,7 +115,7 @@ fn draw_times(out: &mut String, page: &SimulationPage<'_>, verdict: &Verdict) {
         let (top, length) = (at as f64 * 40.0, row.step_ms / longest * 100.0);
         svg.draw_rect(&format!("bar {class}"), 0.0, top, length, 30.0);
         // A label that is longer than its bar needs the colour of text on the page.
-        let on = if length < 50.0 { "before" } else { class };
+        let on = if length < 40.0 { "before" } else { class };
         svg.draw_text(&format!("start on-{on}"), 1.0, top + 20.0, label);
     }
     svg.close();

@@ -112,56 +112,49 @@ impl Verdict {
         self.best != self.nothing && self.gain() > self.setting.error
     }
 
-    /// Returns the verdict in one or two sentences.
+    /// Returns the verdict, and EPLB's times if another row is the fastest.
     pub fn to_sentences(&self) -> String {
-        let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+        let verdict = self.to_sentence();
+        self.eplb_sentence().map_or(verdict.clone(), |eplb| format!("{verdict} {eplb}"))
+    }
+
+    /// Returns the verdict, with the reason if it is not worth it.
+    pub fn to_sentence(&self) -> String {
         let (best, nothing) = (&self.rows[self.best], &self.rows[self.nothing]);
-        let error = percent(self.setting.error);
-        let mut text = if self.is_worth_it() {
-            format!(
-                "Worth it: {} takes {} ms per step in the MoE layers instead of {} ms, {} less (error of the times: {error}).",
+        let (gain, error) = (format_share(self.gain()), format_share(self.setting.error));
+        let before = format_ms(nothing.step_ms);
+        if self.is_worth_it() {
+            return format!(
+                "Worth it: {} takes {} ms per step in the MoE layers instead of {before} ms, {gain} less (error of the \
+                 times: {error}).",
                 self.best_name,
                 format_ms(best.step_ms),
-                format_ms(nothing.step_ms),
-                percent(self.gain()),
-            )
-        } else {
-            let reason = if self.setting.is_read_bound {
-                format!(
-                    " With {:.1} tokens per expert, reading weights decides.",
-                    self.setting.tokens_per_expert
-                )
-            } else {
-                String::new()
-            };
-            let found = if self.best == self.nothing {
-                "no plan is faster than the contiguous placement with the even split".to_owned()
-            } else {
-                format!(
-                    "the fastest plan saves {}, within the error of the times ({error})",
-                    percent(self.gain())
-                )
-            };
-            format!(
-                "Not worth it: {found}, {} ms per step in the MoE layers.{reason}",
-                format_ms(nothing.step_ms)
-            )
-        };
-        if let Some(eplb) = self.eplb.filter(|&eplb| eplb != self.best) {
-            let row = &self.rows[eplb];
-            let change = if row.gain >= 0.0 {
-                format!("{} less", percent(row.gain))
-            } else {
-                format!("{} more", percent(-row.gain))
-            };
-            text += &format!(
-                " EPLB with the {} split takes {} ms, {change}.",
-                row.method,
-                format_ms(row.step_ms)
             );
         }
-        text
+        let found = if self.best == self.nothing {
+            "no plan is faster than the contiguous placement with the even split".to_owned()
+        } else {
+            format!("the fastest plan saves {gain}, within the error of the times ({error})")
+        };
+        let reason = if self.setting.is_read_bound {
+            format!(" With {:.1} tokens per expert, reading weights decides.", self.setting.tokens_per_expert)
+        } else {
+            String::new()
+        };
+        format!("Not worth it: {found}, {before} ms per step in the MoE layers.{reason}")
     }
+
+    /// Returns the time of EPLB's fastest row, unless it is the fastest of all.
+    pub fn eplb_sentence(&self) -> Option<String> {
+        let row = &self.rows[self.eplb.filter(|&eplb| eplb != self.best)?];
+        let change = if row.gain >= 0.0 { "less" } else { "more" };
+        let (split, ms, share) = (row.method, format_ms(row.step_ms), format_share(row.gain.abs()));
+        Some(format!("EPLB with the {split} split takes {ms} ms, {share} {change}."))
+    }
+}
+
+fn format_share(share: f64) -> String {
+    format!("{:.0} %", 100.0 * share)
 }
 
 /// Formats milliseconds with about three digits.
@@ -173,4 +166,54 @@ pub fn format_ms(ms: f64) -> String {
         _ => 0,
     };
     format!("{ms:.digits$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the verdict on rows that take these milliseconds. The first one does nothing, the second is
+    /// EPLB's.
+    fn verdict(ms: [f64; 3], setting: VerdictSetting) -> Verdict {
+        let row = |(planned, &step_ms): (usize, &f64)| TimedRow {
+            planned,
+            method: SplitMethod::Even,
+            step_ms,
+            gain: 1.0 - step_ms / ms[0],
+            communication_share: 0.0,
+            imbalance_share: 0.0,
+        };
+        let best = (0..3).reduce(|best, at| if ms[at] < ms[best] { at } else { best }).unwrap_or(0);
+        let best_name = format!("{} with the even split", ["contiguous", "eplb", "recourse"][best]);
+        let rows = ms.iter().enumerate().map(row).collect();
+        Verdict { rows, nothing: 0, best, setting, best_name, eplb: Some(1) }
+    }
+
+    #[test]
+    fn a_gain_above_the_error_is_worth_it() {
+        let setting = VerdictSetting { error: 0.04, ..VerdictSetting::default() };
+        let found = verdict([100.0, 70.0, 64.6], setting);
+        assert!(found.is_worth_it());
+        assert_eq!(
+            found.to_sentences(),
+            "Worth it: recourse with the even split takes 64.6 ms per step in the MoE layers instead of 100 ms, 35 % less \
+             (error of the times: 4 %). EPLB with the even split takes 70.0 ms, 30 % less."
+        );
+    }
+
+    #[test]
+    fn a_gain_within_the_error_is_not() {
+        let setting = VerdictSetting { error: 0.04, tokens_per_expert: 8.0, is_read_bound: true };
+        let within = verdict([10.0, 11.0, 9.7], setting);
+        assert!(!within.is_worth_it());
+        assert_eq!(
+            within.to_sentences(),
+            "Not worth it: the fastest plan saves 3 %, within the error of the times (4 %), 10.0 ms per step in the MoE layers. \
+             With 8.0 tokens per expert, reading weights decides. EPLB with the even split takes 11.0 ms, 10 % more."
+        );
+        let slower = verdict([10.0, 11.0, 12.0], setting);
+        assert!(
+            slower.to_sentence().starts_with("Not worth it: no plan is faster than the contiguous placement")
+        );
+    }
 }

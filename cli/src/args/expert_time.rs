@@ -6,7 +6,8 @@ use evenkeel::gpu::GpuSpec;
 use evenkeel::model::{MoeModel, Precision};
 use evenkeel::split::{CostModel, Roofline, expert_roofline};
 use evenkeel_cost::{
-    CacheState, CostDatabase, Dtype, FORMAT, KernelEntry, KernelTable, MoeShape, RankKernel, builtin_gpus,
+    CacheState, CostDatabase, Dtype, FORMAT, KernelEntry, KernelTable, MoeShape, Provenance, RankKernel,
+    builtin_gpus,
 };
 use evenkeel_exec::calibrate::RooflineFile;
 use serde_json::{Value, json};
@@ -81,8 +82,8 @@ impl KernelSource {
         Self { database: database.to_owned(), framework: framework.to_owned(), dtype: None }
     }
 
-    /// Returns the database and the kernel for a model in it.
-    fn read(&self, model: &MoeModel) -> anyhow::Result<(CostDatabase, KernelEntry)> {
+    /// Returns the kernel for a model on the ranks of a cluster.
+    pub(crate) fn kernel_on(&self, model: &MoeModel, cluster: &Cluster) -> anyhow::Result<FrameworkKernel> {
         let database = read_database(&self.database)?;
         let formats: Vec<Dtype> = match (&self.dtype, model.precision) {
             (Some(name), _) => vec![name.parse()?],
@@ -92,25 +93,42 @@ impl KernelSource {
         let of_format =
             |dtype| database.kernel_of_model(KernelTable::Moe, &self.framework, dtype, model.into());
         let found = formats.iter().find_map(|&dtype| of_format(dtype).ok());
-        let kernel = found.map_or_else(|| of_format(formats[0]), Ok)?;
-        let kernel = kernel.clone();
-        Ok((database, kernel))
+        let entry = found.map_or_else(|| of_format(formats[0]), Ok)?.clone();
+        let shape = MoeShape::of_model(model, cluster.slots() as u64, cluster.ranks() as u64);
+        let times = RankKernel::new(&entry, &database.hardware, shape, CacheState::Cold);
+        Ok(FrameworkKernel { times, entry, gpu: database.gpu, provenance: database.provenance })
+    }
+}
+
+/// A framework's kernel on the ranks of a cluster, with its origin.
+#[derive(Debug)]
+pub(crate) struct FrameworkKernel {
+    pub(crate) times: RankKernel,
+    entry: KernelEntry,
+    gpu: String,
+    provenance: Provenance,
+}
+
+impl FrameworkKernel {
+    /// Returns the median relative error on rows that the fit did not use, for skewed routing if there is
+    /// any.
+    pub(crate) fn median_error(&self) -> Option<f64> {
+        let errors = self.entry.errors;
+        errors.skewed.or(errors.balanced).map(|errors| errors.model.median / 100.0)
     }
 
-    /// Returns the times of a rank of a cluster, and the kernel behind them.
-    pub(crate) fn rank_kernel(
-        &self,
-        model: &MoeModel,
-        cluster: &Cluster,
-    ) -> anyhow::Result<(RankKernel, Value)> {
-        let (database, kernel) = self.read(model)?;
-        let shape = MoeShape::of_model(model, cluster.slots() as u64, cluster.ranks() as u64);
-        let source = json!({
-            "gpu": database.gpu, "framework": kernel.framework, "version": kernel.version,
-            "kernel": kernel.kernel, "dtype": kernel.dtype, "errors": kernel.errors,
-            "package": database.provenance.package, "package_version": database.provenance.version,
-        });
-        Ok((RankKernel::new(&kernel, &database.hardware, shape, CacheState::Cold), source))
+    /// Returns framework, version and number format.
+    pub(crate) fn describe(&self) -> String {
+        format!("{} {} in {}", self.entry.framework, self.entry.version, self.entry.dtype)
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let Self { entry, provenance, .. } = self;
+        json!({
+            "gpu": self.gpu, "framework": entry.framework, "version": entry.version, "kernel": entry.kernel,
+            "dtype": entry.dtype, "errors": entry.errors, "package": provenance.package,
+            "package_version": provenance.version,
+        })
     }
 }
 
@@ -127,7 +145,7 @@ impl ExpertTimeSource {
                 let times = RooflineFile::parse_measured(&text);
                 Ok(Arc::new(times.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?))
             }
-            ExpertTimeSource::Kernels(source) => Ok(Arc::new(source.rank_kernel(model, cluster)?.0)),
+            ExpertTimeSource::Kernels(source) => Ok(Arc::new(source.kernel_on(model, cluster)?.times)),
         }
     }
 }

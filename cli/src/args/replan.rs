@@ -64,7 +64,7 @@ pub(crate) struct EconomicsSpec {
     /// Steps for which a plan is used.
     pub(crate) steps: u64,
     /// Gigabits per second that a rank receives.
-    pub(crate) gbps: u64,
+    gbps: u64,
     on: ModelMaybeOnGpu,
     expert_time: Option<ExpertTimeSource>,
 }

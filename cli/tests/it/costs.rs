@@ -65,6 +65,7 @@ fn packages_without_tables_are_refused() {
 #[test]
 fn sources_that_do_not_exist_are_refused_with_those_that_do() {
     assert!(refusal("costs show h999").contains("h100"));
+    assert!(refusal("costs show h100 --framework nobody").contains("sglang, trtllm, vllm"));
     let network = |source: &str| {
         refusal(&format!(
             "simulate network {DECODE} --ranks 8 --network h100 --model gpt-oss-20b,h100 --expert-time {source}"
@@ -109,6 +110,12 @@ fn a_model_with_other_experts_has_no_times() {
     let message =
         refusal(&format!("simulate {PREFILL} --ranks 8 --policies contiguous --model gpt-oss-20b,h100"));
     assert!(message.contains("gpt-oss-20b has 32 experts per layer, the trace 64"), "{message}");
+}
+
+#[test]
+fn a_verdict_needs_a_row_that_does_nothing() {
+    let line = format!("simulate {DECODE} --ranks 8 --policies eplb --model gpt-oss-20b,h100");
+    assert!(stdout(&line).starts_with("Worth it? Nothing to compare with"));
 }
 
 #[test]

@@ -162,7 +162,7 @@ impl FeatureScale {
 
     /// Returns the roofline of the whole load: reading the active experts, or multiplying all rows at
     /// `share` of the peak rate.
-    #[cfg_attr(not(feature = "import"), allow(dead_code, reason = "only checks compare with it"))]
+    #[cfg(any(test, feature = "import"))]
     pub(crate) fn roofline(&self, load: &RankLoad, share: f64) -> f64 {
         (load.active as f64 * self.read).max(load.rows as f64 * self.row / share)
     }

@@ -51,7 +51,7 @@ pub struct Verdict {
     pub setting: VerdictSetting,
     /// The name of the fastest row, `POLICY with the SPLIT split`.
     best_name: String,
-    /// The fastest row of EPLB, and its split.
+    /// The index of EPLB's fastest row.
     eplb: Option<usize>,
 }
 

@@ -1,7 +1,7 @@
 //! `evenkeel costs import`: fits a cost database to measured kernel times.
 
 use crate::output::{Output, StderrBar, is_stdout, print_json, write_file};
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel_cost::import::{import_package, package_gpus};
 use serde_json::json;
@@ -43,16 +43,13 @@ pub(super) fn run(args: &ImportArgs, output: Output) -> anyhow::Result<()> {
     let bar = StderrBar::for_kernels();
     let databases = import_package(&args.package, &[gpu], &|_, done, total| bar.report_kernels(done, total))?;
     drop(bar);
-    for database in &databases {
-        write_file(&args.output, &database.to_json()?)?;
-    }
+    let database = databases.first().with_context(|| format!("{gpu}: no database was fitted"))?;
+    write_file(&args.output, &database.to_json()?)?;
     if is_stdout(&args.output) {
         return Ok(());
     }
-    let (kernels, rows) = databases
-        .iter()
-        .flat_map(|database| &database.kernels)
-        .fold((0, 0), |(kernels, rows), kernel| (kernels + 1, rows + kernel.rows));
+    let kernels = database.kernels.len();
+    let rows: u64 = database.kernels.iter().map(|kernel| kernel.rows).sum();
     if output.is_json() {
         return print_json(&json!({ "gpu": gpu, "kernels": kernels, "rows": rows, "output": args.output }));
     }

@@ -3,11 +3,13 @@
 use crate::args::expert_time::{KernelSource, read_database};
 use crate::output::{Output, print_json, print_text};
 use crate::render::table::render_table;
+use anyhow::bail;
 use clap::Args;
 use evenkeel::cluster::Cluster;
 use evenkeel::model::MoeModel;
 use evenkeel_cost::{CostDatabase, ErrorQuantiles, KernelEntry, MethodErrors, builtin_gpus};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// Show the kernels of a cost database, with their errors
 ///
@@ -43,6 +45,10 @@ pub(super) fn run(args: &ShowArgs, output: Output) -> anyhow::Result<()> {
     let is_shown =
         |kernel: &&KernelEntry| args.framework.as_ref().is_none_or(|name| *name == kernel.framework);
     let kernels: Vec<&KernelEntry> = database.kernels.iter().filter(is_shown).collect();
+    if let (Some(framework), true) = (&args.framework, kernels.is_empty()) {
+        let known: Vec<&str> = framework_names(&database).into_iter().collect();
+        bail!("--framework {framework}: {name} has no such kernels, expected one of {}", known.join(", "));
+    }
     if let (Some(model), Some(framework)) = (&args.model, &args.framework) {
         return show_model(&database, name, framework, (model, args.ranks as usize), output);
     }
@@ -111,29 +117,27 @@ pub(super) fn error_cells(errors: Option<MethodErrors>) -> [String; 3] {
 fn list_gpus(output: Output) -> anyhow::Result<()> {
     let databases: Vec<CostDatabase> =
         builtin_gpus().into_iter().map(CostDatabase::builtin).collect::<Result<_, _>>()?;
-    let frameworks = |database: &CostDatabase| {
-        let mut names: Vec<String> = database
-            .kernels
-            .iter()
-            .map(|kernel| format!("{}:{} {}", database.gpu, kernel.framework, kernel.version))
-            .collect();
-        names.dedup();
-        names
-    };
     if output.is_json() {
         let row = |database: &CostDatabase| {
             json!({
                 "gpu": database.gpu, "kernels": database.kernels.len(), "provenance": database.provenance,
-                "frameworks": frameworks(database),
+                "frameworks": framework_names(database),
             })
         };
         return print_json(&json!({ "databases": databases.iter().map(row).collect::<Vec<Value>>() }));
     }
     let row = |database: &CostDatabase| {
         let rows: u64 = database.kernels.iter().map(|kernel| kernel.rows).sum();
-        vec![database.gpu.clone(), database.kernels.len().to_string(), rows.to_string()]
+        let names: Vec<&str> = framework_names(database).into_iter().collect();
+        vec![database.gpu.clone(), names.join(", "), database.kernels.len().to_string(), rows.to_string()]
     };
-    print_text(&render_table(&["gpu", "kernels", "measured rows"], databases.iter().map(row).collect(), 1))
+    let header = ["gpu", "frameworks", "kernels", "measured rows"];
+    print_text(&render_table(&header, databases.iter().map(row).collect(), 2))
+}
+
+/// Returns the frameworks of a database.
+fn framework_names(database: &CostDatabase) -> BTreeSet<&str> {
+    database.kernels.iter().map(|kernel| kernel.framework.as_str()).collect()
 }
 
 /// Prints the times of a rank's experts, by tokens per expert.
@@ -146,10 +150,11 @@ fn show_model(
 ) -> anyhow::Result<()> {
     let redundant = model.experts.next_multiple_of(ranks) - model.experts;
     let cluster = Cluster::new(ranks, 1, model.experts, redundant)?;
-    let (kernel, source) = KernelSource::new(name, framework).rank_kernel(model, &cluster)?;
+    let kernel = KernelSource::new(name, framework).kernel_on(model, &cluster)?;
+    let times = &kernel.times;
     let slots = cluster.slots_per_rank();
     let time = |tokens: u64| {
-        kernel.time_us(&vec![tokens; slots], kernel.tokens_of_rows(tokens * slots as u64, tokens))
+        times.time_us(&vec![tokens; slots], times.tokens_of_rows(tokens * slots as u64, tokens))
     };
     if output.is_json() {
         let rows: Vec<Value> = TOKENS
@@ -157,8 +162,8 @@ fn show_model(
             .map(|&tokens| json!({ "tokens_per_expert": tokens, "rank_us": time(tokens) }))
             .collect();
         return print_json(&json!({
-            "model": model.name, "ranks": ranks, "slots_per_rank": slots, "source": source,
-            "launch_floor_us": kernel.launch_floor_us(), "rows": rows,
+            "model": model.name, "ranks": ranks, "slots_per_rank": slots, "source": kernel.to_json(),
+            "launch_floor_us": times.launch_floor_us(), "rows": rows,
         }));
     }
     let rows = TOKENS.iter().map(|&tokens| {
@@ -167,8 +172,9 @@ fn show_model(
         vec![tokens.to_string(), format!("{us:.1}"), format!("{:.3}", us / rows)]
     });
     print_text(&format!(
-        "{} on {ranks} ranks with {slots} experts each, {framework} on {}: one layer of one rank, weights read from memory\n\n{}",
+        "{} on {ranks} ranks with {slots} experts each, {} on {}: one layer of one rank, weights read from memory\n\n{}",
         model.name,
+        kernel.describe(),
         database.gpu,
         render_table(&["tokens per expert", "rank us", "us per row"], rows.collect(), 0)
     ))

@@ -178,7 +178,7 @@ impl NetworkArgs {
         expert_time: &ExpertTime,
         (trace, cluster): (&Trace, &Cluster),
         tokens: Option<&TokenTrace>,
-    ) -> anyhow::Result<(StepCostModel, Value)> {
+    ) -> anyhow::Result<(StepCostModel, TimesSource)> {
         let on = self.model.model;
         let model = MoeModel { hidden: self.hidden.unwrap_or(on.hidden), ..on };
         check_experts(&model, trace)?;
@@ -200,27 +200,47 @@ impl NetworkArgs {
 }
 
 impl ExpertTime {
-    /// Returns the times of experts on a cluster, and their source for documents.
+    /// Returns the times of experts on a cluster, and their source.
     fn cost_model(
         &self,
         model: &MoeModel,
         cluster: &Cluster,
         efficiency: f64,
-    ) -> anyhow::Result<(Arc<dyn CostModel>, Value)> {
-        let roofline = match self {
+    ) -> anyhow::Result<(Arc<dyn CostModel>, TimesSource)> {
+        let (roofline, words) = match self {
             ExpertTime::Measured(ExpertTimeSource::Kernels(source)) => {
-                let (kernel, source) = source.rank_kernel(model, cluster)?;
-                return Ok((Arc::new(kernel), source));
+                let kernel = source.kernel_on(model, cluster)?;
+                let error = kernel.median_error().map_or_else(
+                    || "an unknown error".to_owned(),
+                    |error| format!("a median error of {:.1} %", 100.0 * error),
+                );
+                let words = format!("{}, with {error} on shapes that the fit did not use", kernel.describe());
+                return Ok((
+                    Arc::new(kernel.times.clone()),
+                    TimesSource { words, document: kernel.to_json() },
+                ));
             }
             ExpertTime::Measured(ExpertTimeSource::Calibrated(path)) => {
                 let read = RooflineFile::parse_roofline(&read_calibration(path)?);
-                read.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?
+                let read = read.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+                (read, format!("the roofline of {}", path.display()))
             }
-            ExpertTime::DataSheet(gpu) => data_sheet_times(model, gpu, efficiency),
+            ExpertTime::DataSheet(gpu) => {
+                let share = 100.0 * efficiency;
+                (data_sheet_times(model, gpu, efficiency), format!("{share:.0} % of the data sheet's rates"))
+            }
         };
         let Roofline { read, token, tile } = roofline;
-        Ok((Arc::new(roofline), json!({ "read_ps": read, "token_ps": token, "tile": tile })))
+        let document = json!({ "read_ps": read, "token_ps": token, "tile": tile });
+        Ok((Arc::new(roofline), TimesSource { words, document }))
     }
+}
+
+/// Source of the times of experts, in words and for documents.
+#[derive(Debug)]
+struct TimesSource {
+    words: String,
+    document: Value,
 }
 
 pub(super) fn run(args: &NetworkArgs, output: Output) -> anyhow::Result<()> {
@@ -267,8 +287,7 @@ fn read_token_ids(spec: &ComparisonSpec, trace: &Trace, output: Output) -> Optio
 #[derive(Debug)]
 struct NetworkPrediction {
     pace: StepCostModel,
-    /// The source of the times of experts.
-    expert: Value,
+    expert: TimesSource,
     model: String,
     /// True if rows were counted token by token.
     counted: bool,
@@ -319,27 +338,8 @@ impl NetworkPrediction {
             "rows in node",
             "to others",
         ];
-        let experts = self.expert_text();
-        format!("{title}\n{experts}\n{}", render_table(&header, rows.collect(), 2))
-    }
-
-    /// Returns the source of the times of experts in words.
-    fn expert_text(&self) -> String {
-        let text = |key: &str| self.expert[key].as_str().unwrap_or_default();
-        if !self.expert["framework"].is_string() {
-            return "Experts take the longer time of reading and multiplying: no kernel is measured.".into();
-        }
-        format!(
-            "Experts take the times of {} {} in {} on {}, {}.",
-            text("framework"),
-            text("version"),
-            text("dtype"),
-            text("gpu"),
-            self.expert["errors"]["skewed"]["model"]["median"].as_f64().map_or_else(
-                || "whose error is not known".to_owned(),
-                |error| format!("within {error:.1} % in half of the shapes that were left out of the fit")
-            )
-        )
+        let experts = &self.expert.words;
+        format!("{title}\nTimes of experts: {experts}\n{}", render_table(&header, rows.collect(), 2))
     }
 
     fn to_json(&self, outcome: &SimulationResult) -> Value {
@@ -374,7 +374,7 @@ impl NetworkPrediction {
                 "dispatch": pace.bytes.dispatch, "combine": pace.bytes.combine, "visit": pace.bytes.visit,
                 "count": pace.bytes.count,
             },
-            "expert": self.expert,
+            "expert": self.expert.document,
             "other_us": pace.other_us,
             "overlap": pace.overlap,
             "results": self.rows.iter().map(row).collect::<Vec<_>>(),

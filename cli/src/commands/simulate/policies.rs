@@ -2,7 +2,7 @@
 
 use super::cluster_table::compare_clusters;
 use super::comparison::{Comparison, ComparisonArgs, ComparisonSpec, check_steps};
-use super::verdict::{MISSING_MODEL, TimedComparison};
+use super::verdict::{MISSING_BASELINE, MISSING_MODEL, TimedComparison};
 use crate::args::cluster::check_groups;
 use crate::args::cluster_grid::{ClusterGridArgs, ClusterGridSpec};
 use crate::args::model::{ModelArgs, ModelMaybeOnGpu, ModelOnGpu};
@@ -108,7 +108,7 @@ pub(super) fn run(args: &PoliciesArgs, output: Output) -> anyhow::Result<()> {
     match &timed {
         Some(timed) => print_text(&timed.to_text(&comparison))?,
         None if request.on.is_none() => print_text(MISSING_MODEL)?,
-        None => {}
+        None => print_text(MISSING_BASELINE)?,
     }
     comparison.print_table()?;
     if let Some(path) = &request.report {

@@ -5,7 +5,7 @@
 //! preset of machines with this GPU.
 
 use super::comparison::Comparison;
-use crate::args::expert_time::{DATA_SHEET_SHARE, KernelSource, data_sheet_times};
+use crate::args::expert_time::{DATA_SHEET_SHARE, FrameworkKernel, KernelSource, data_sheet_times};
 use crate::args::model::ModelOnGpu;
 use crate::output::StderrBar;
 use crate::render::table::render_table;
@@ -34,35 +34,15 @@ pub(super) struct TimedComparison {
     pub(super) verdict: Verdict,
     on: ModelOnGpu,
     network: String,
-    kernels: Value,
+    /// The kernel of the times; `None` for the data sheet.
+    kernel: Option<FrameworkKernel>,
 }
 
-/// Times of experts, with their relative error and their source.
-struct ExpertTimes {
-    cost: Arc<dyn CostModel>,
-    error: f64,
-    source: Value,
-}
-
-impl ExpertTimes {
-    fn on_cluster(on: ModelOnGpu, cluster: &Cluster) -> Self {
-        let gpu = on.gpu.name;
-        if builtin_gpus().contains(&gpu) {
-            for framework in FRAMEWORKS {
-                let source = KernelSource::new(gpu, framework);
-                if let Ok((kernel, source)) = source.rank_kernel(&on.model, cluster) {
-                    let errors = &source["errors"];
-                    let median = ["skewed", "balanced"]
-                        .iter()
-                        .find_map(|kind| errors[kind]["model"]["median"].as_f64());
-                    let error = median.map_or(DATA_SHEET_ERROR, |percent| percent / 100.0);
-                    return Self { cost: Arc::new(kernel), error, source };
-                }
-            }
-        }
-        let cost = Arc::new(data_sheet_times(&on.model, &on.gpu, DATA_SHEET_SHARE));
-        Self { cost, error: DATA_SHEET_ERROR, source: Value::Null }
-    }
+/// Returns the kernel that gives the times of a model on a GPU, if one is measured.
+fn measured_kernel(on: ModelOnGpu, cluster: &Cluster) -> Option<FrameworkKernel> {
+    let gpu = on.gpu.name;
+    let of = |framework| KernelSource::new(gpu, framework).kernel_on(&on.model, cluster).ok();
+    FRAMEWORKS.into_iter().filter(|_| builtin_gpus().contains(&gpu)).find_map(of)
 }
 
 /// Refuses a model whose layers have other experts than the trace.
@@ -97,9 +77,14 @@ impl TimedComparison {
         let Comparison { trace, config, outcome, .. } = comparison;
         check_experts(&on.model, trace)?;
         let Some(network) = network_of(on.gpu.name) else { return Ok(None) };
-        let times = ExpertTimes::on_cluster(on, &config.cluster);
+        let kernel = measured_kernel(on, &config.cluster);
+        let cost: Arc<dyn CostModel> = match &kernel {
+            Some(kernel) => Arc::new(kernel.times.clone()),
+            None => Arc::new(data_sheet_times(&on.model, &on.gpu, DATA_SHEET_SHARE)),
+        };
+        let error = kernel.as_ref().and_then(FrameworkKernel::median_error).unwrap_or(DATA_SHEET_ERROR);
         let name = network.to_string();
-        let pace = StepCostModel::for_model(network, &on.model, Arc::clone(&times.cost));
+        let pace = StepCostModel::for_model(network, &on.model, Arc::clone(&cost));
         let bar = StderrBar::for_layers();
         let predictions = predict_steps(PredictionInput::Counts(trace), config, outcome, &pace, &bar)?;
         drop(bar);
@@ -107,13 +92,12 @@ impl TimedComparison {
         let tokens_per_expert = tokens * on.model.top_k as f64 / on.model.experts.max(1) as f64;
         let of_rank = |share: f64| {
             let each = (tokens_per_expert * share).ceil() as u64;
-            times.cost.rank_ps(&vec![each; config.cluster.slots_per_rank()], 1)
+            cost.rank_ps(&vec![each; config.cluster.slots_per_rank()], 1)
         };
         let is_read_bound = of_rank(2.0) as f64 <= 1.25 * of_rank(1.0) as f64;
-        let setting = VerdictSetting { error: times.error, tokens_per_expert, is_read_bound };
+        let setting = VerdictSetting { error, tokens_per_expert, is_read_bound };
         let verdict = Verdict::from_predictions(outcome, &predictions, on.model.layers, setting);
-        let kernels = times.source;
-        Ok(verdict.map(|verdict| Self { verdict, on, network: name, kernels }))
+        Ok(verdict.map(|verdict| Self { verdict, on, network: name, kernel }))
     }
 
     /// Returns the verdict, the table of times, and their sources.
@@ -130,15 +114,13 @@ impl TimedComparison {
             ]
         };
         let header = ["policy", "split", "step ms", "saved", "comm.", "imbalance"];
-        let kernels = |key: &str| self.kernels[key].as_str().unwrap_or_default().to_owned();
-        let source = if self.kernels.is_null() {
+        let no_kernel = || {
             format!(
                 "{:.0} % of the data sheet's rates, since no kernel is measured",
                 100.0 * DATA_SHEET_SHARE
             )
-        } else {
-            format!("{} {} in {}", kernels("framework"), kernels("version"), kernels("dtype"))
         };
+        let source = self.kernel.as_ref().map_or_else(no_kernel, FrameworkKernel::describe);
         format!(
             "{}\n\n{}\nTimes of the {} MoE layers of {} on {}: experts by {source}, network {}, {PLANNING_US} us to \
              split a batch by its counts. Attention and dense layers are left out.\n\n",
@@ -175,13 +157,17 @@ impl TimedComparison {
             "model": self.on.model.to_string(),
             "gpu": self.on.gpu.to_string(),
             "network": self.network,
-            "kernels": self.kernels,
+            "kernel": self.kernel.as_ref().map(FrameworkKernel::to_json),
             "planning_us": PLANNING_US,
             "results": verdict.rows.iter().map(row).collect::<Vec<_>>(),
         })
     }
 }
 
-/// Returns what is missing for a verdict.
+/// The missing part of a verdict without a model and a GPU.
 pub(super) const MISSING_MODEL: &str =
     "Worth it? Times are not known: state the model and the GPU, as in --model deepseek-r1,h100.\n\n";
+
+/// The missing part of a verdict without a row that does nothing.
+pub(super) const MISSING_BASELINE: &str =
+    "Worth it? Nothing to compare with: --policies needs contiguous, and --splits needs even.\n\n";

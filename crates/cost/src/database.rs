@@ -1,12 +1,13 @@
 //! Cost database `evenkeel.costs/1`: fitted kernel times of one GPU, with provenance and errors.
 //!
 //! In: JSON. Out: a [`CostDatabase`], checked: every figure of the hardware is positive, every coefficient
-//! and error is a number from 0, and no kernel occurs twice. Unknown keys are errors.
+//! and error is a number from 0, and no kernel or operation occurs twice. Unknown keys are errors.
 
 use crate::dtype::Dtype;
 use crate::hardware::Hardware;
 use crate::kernel_entry::{KernelEntry, KernelTable, version_key};
 use crate::moe_shape::ModelShape;
+use crate::operations::OperationEntry;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use thiserror::Error;
@@ -29,6 +30,9 @@ pub struct CostDatabase {
     pub provenance: Provenance,
     /// Fitted kernels, ordered by table, framework, dtype, version and kernel.
     pub kernels: Vec<KernelEntry>,
+    /// Fitted operations of the rest of a step, ordered by kind, framework, dtype, version and kernel.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<OperationEntry>,
 }
 
 /// Source of measurements.
@@ -101,7 +105,16 @@ impl CostDatabase {
         mut kernels: Vec<KernelEntry>,
     ) -> Self {
         kernels.sort_by(|a, b| a.key().cmp(&b.key()));
-        Self { format: FORMAT.to_owned(), gpu: gpu.into(), hardware, provenance, kernels }
+        let format = FORMAT.to_owned();
+        Self { format, gpu: gpu.into(), hardware, provenance, kernels, operations: Vec::new() }
+    }
+
+    /// Adds fitted operations, and puts all in order.
+    #[must_use]
+    pub fn with_operations(mut self, operations: impl IntoIterator<Item = OperationEntry>) -> Self {
+        self.operations.extend(operations);
+        self.operations.sort_by(|a, b| a.key().cmp(&b.key()));
+        self
     }
 
     /// Reads a database.
@@ -115,7 +128,7 @@ impl CostDatabase {
         Ok(database)
     }
 
-    /// Returns the document: a line for the head, and one per kernel.
+    /// Returns the document: lines for the head, one per kernel, and one per operation.
     ///
     /// # Errors
     /// Fails if a number is infinite or undefined.
@@ -123,18 +136,21 @@ impl CostDatabase {
         self.check_values()?;
         let json = |error: serde_json::Error| CostError::Json(error.to_string());
         let text = |value: Result<String, serde_json::Error>| value.map_err(json);
-        let lines: Vec<String> = self
-            .kernels
-            .iter()
-            .map(|kernel| text(serde_json::to_string(kernel)))
-            .collect::<Result<_, _>>()?;
+        let kernels = self.kernels.iter().map(|kernel| text(serde_json::to_string(kernel)));
+        let kernels: Vec<String> = kernels.collect::<Result<_, _>>()?;
+        let operations = self.operations.iter().map(|entry| text(serde_json::to_string(entry)));
+        let operations: Vec<String> = operations.collect::<Result<_, _>>()?;
+        let operations = match operations.as_slice() {
+            [] => String::new(),
+            lines => format!(",\n\"operations\":[\n{}\n]", lines.join(",\n")),
+        };
         Ok(format!(
-            "{{\"format\":{},\n\"gpu\":{},\n\"hardware\":{},\n\"provenance\":{},\n\"kernels\":[\n{}\n]}}\n",
+            "{{\"format\":{},\n\"gpu\":{},\n\"hardware\":{},\n\"provenance\":{},\n\"kernels\":[\n{}\n]{operations}}}\n",
             text(serde_json::to_string(&self.format))?,
             text(serde_json::to_string(&self.gpu))?,
             text(serde_json::to_string(&self.hardware))?,
             text(serde_json::to_string(&self.provenance))?,
-            lines.join(",\n")
+            kernels.join(",\n")
         ))
     }
 
@@ -200,9 +216,6 @@ impl CostDatabase {
     }
 
     fn check_values(&self) -> Result<(), CostError> {
-        let wrong = |key: String, found: String, expected: &str| {
-            Err(CostError::Value { key, found, expected: expected.to_owned() })
-        };
         if self.format != FORMAT {
             return wrong("format".into(), format!("\"{}\"", self.format), &format!("\"{FORMAT}\""));
         }
@@ -218,6 +231,11 @@ impl CostDatabase {
                 return wrong(format!("hardware.{key}"), "0".into(), "a number from 1");
             }
         }
+        self.check_kernels()?;
+        self.check_operations()
+    }
+
+    fn check_kernels(&self) -> Result<(), CostError> {
         let mut seen = BTreeSet::new();
         for (at, kernel) in self.kernels.iter().enumerate() {
             if !seen.insert(kernel.key()) {
@@ -240,4 +258,26 @@ impl CostDatabase {
         }
         Ok(())
     }
+
+    fn check_operations(&self) -> Result<(), CostError> {
+        let mut seen = BTreeSet::new();
+        for (at, entry) in self.operations.iter().enumerate() {
+            if !seen.insert(entry.key()) {
+                return wrong(format!("operations[{at}]"), entry.describe(), "each operation once");
+            }
+            if let Some(parameter) = entry.operation.find_wrong_parameter() {
+                let key = format!("operations[{at}].{}", parameter.name);
+                return wrong(key, parameter.value.to_string(), parameter.expected);
+            }
+            let errors = [entry.errors.median, entry.errors.p90];
+            if let Some(value) = errors.into_iter().find(|value| !(*value >= 0.0 && value.is_finite())) {
+                return wrong(format!("operations[{at}].errors"), value.to_string(), "a number from 0");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wrong(key: String, found: String, expected: &str) -> Result<(), CostError> {
+    Err(CostError::Value { key, found, expected: expected.to_owned() })
 }

@@ -1,4 +1,4 @@
-//! Memory bandwidth and arithmetic rates of GPUs, by name.
+//! Memory, bandwidth and arithmetic rates of GPUs, by name.
 //!
 //! In: a name (`h100`). Out: a [`GpuSpec`]. The figures are peak rates from the vendors' data sheets, with
 //! dense arithmetic. Real kernels reach a part of both rates. Their ratio, and so the shape of the roofline,
@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// Peak rates of one GPU.
+/// Peak rates and memory of one GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GpuSpec {
     /// The name that selects it.
@@ -21,17 +21,35 @@ pub struct GpuSpec {
     /// Dense 8-bit floating-point arithmetic, 10^12 operations per second. A GPU without it has the rate of
     /// bfloat16.
     pub fp8: u64,
+    /// Memory, gigabytes (10^9).
+    pub memory: u64,
+    /// GPUs that share one fast link: those of a node, or of a rack whose nodes share it.
+    pub linked: u64,
+}
+
+const fn gpu(
+    name: &'static str,
+    bandwidth: u64,
+    [bf16, fp8]: [u64; 2],
+    [memory, linked]: [u64; 2],
+) -> GpuSpec {
+    GpuSpec { name, bandwidth, bf16, fp8, memory, linked }
 }
 
 /// GPUs known by name.
-pub const GPUS: [GpuSpec; 7] = [
-    GpuSpec { name: "a100", bandwidth: 2_039, bf16: 312, fp8: 312 },
-    GpuSpec { name: "h100", bandwidth: 3_350, bf16: 989, fp8: 1_979 },
-    GpuSpec { name: "h800", bandwidth: 3_350, bf16: 989, fp8: 1_979 },
-    GpuSpec { name: "h200", bandwidth: 4_800, bf16: 989, fp8: 1_979 },
-    GpuSpec { name: "h20", bandwidth: 4_000, bf16: 148, fp8: 296 },
-    GpuSpec { name: "b200", bandwidth: 8_000, bf16: 2_250, fp8: 4_500 },
-    GpuSpec { name: "mi300x", bandwidth: 5_300, bf16: 1_307, fp8: 2_614 },
+pub const GPUS: [GpuSpec; 12] = [
+    gpu("a100", 2_039, [312, 312], [80, 8]),
+    gpu("h100", 3_350, [989, 1_979], [80, 8]),
+    gpu("h800", 3_350, [989, 1_979], [80, 8]),
+    gpu("h200", 4_800, [989, 1_979], [141, 8]),
+    gpu("h20", 4_000, [148, 296], [96, 8]),
+    gpu("b200", 8_000, [2_250, 4_500], [180, 8]),
+    gpu("b300", 8_000, [2_250, 4_500], [288, 8]),
+    gpu("gb200", 8_000, [2_500, 5_000], [186, 72]),
+    gpu("gb300", 8_000, [2_500, 5_000], [288, 72]),
+    gpu("l40s", 864, [362, 733], [48, 8]),
+    gpu("mi300x", 5_300, [1_307, 2_614], [192, 8]),
+    gpu("mi355x", 8_000, [2_500, 5_000], [288, 8]),
 ];
 
 /// Error of an unknown GPU name.

@@ -61,6 +61,7 @@ enum Command {
     Trace(commands::trace::TraceCommand),
     Plan(Box<commands::plan::PlanCommand>),
     Simulate(Box<commands::simulate::SimulateCommand>),
+    Advise(Box<commands::advise::AdviseArgs>),
     Run(Box<commands::run::RunArgs>),
     #[command(subcommand)]
     Calibrate(commands::calibrate::CalibrateCommand),
@@ -97,6 +98,7 @@ fn main() -> ExitCode {
         Command::Trace(command) => commands::trace::run(&command, output),
         Command::Plan(command) => commands::plan::run(&command, output),
         Command::Simulate(command) => commands::simulate::run(&command, output),
+        Command::Advise(args) => commands::advise::run(&args, output),
         Command::Run(args) => commands::run::run(&args, output),
         Command::Calibrate(command) => commands::calibrate::run(&command, output),
         Command::Costs(command) => commands::costs::run(&command, output),

@@ -171,6 +171,10 @@ impl StderrBar {
         Self::with_template("layers  {bar:30} {pos}/{len} {eta}")
     }
 
+    pub(crate) fn for_placements() -> Self {
+        Self::with_template("placing {bar:30} {pos}/{len} {eta}")
+    }
+
     pub(crate) fn for_synthesis() -> Self {
         Self::with_template("writing {bar:30} step {pos}/{len} {eta}")
     }

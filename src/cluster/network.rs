@@ -7,7 +7,7 @@
 //! same time, and so do both links. The model serves predictions only. Ranks need not agree on its results,
 //! so its numbers are floating point.
 
-use super::presets::{LinkPreset, PRESETS, SYSTEMS};
+use super::presets::{LinkPreset, PRESETS, SYSTEMS, system_of_gpu};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -170,6 +170,11 @@ impl Network {
             self.name = format!("{}, {}", self.name, setting.trim());
         }
         self.check_ranges()
+    }
+
+    /// Returns the network of machines with a GPU, by the GPU's name. Returns `None` if it is not known.
+    pub fn of_gpu(gpu: &str) -> Option<Self> {
+        system_of_gpu(gpu)?.parse().ok()
     }
 
     fn check_ranges(self) -> Result<Self, NetworkError> {

@@ -67,12 +67,28 @@ pub struct SystemPreset {
     pub cross: &'static str,
 }
 
+/// Returns the system whose links are those of machines with a GPU. Returns `None` for a GPU whose links
+/// nobody has measured.
+pub(super) fn system_of_gpu(gpu: &str) -> Option<&'static str> {
+    Some(match gpu {
+        "a100" => "p4d",
+        "h100" | "h200" => "h100",
+        "h800" | "h20" => "h800",
+        "b200" | "b300" => "b200",
+        "mi300x" | "mi355x" => "mi300x",
+        "gb200" | "gb300" => "gb200",
+        _ => return None,
+    })
+}
+
 /// Machines known by name.
-pub const SYSTEMS: [SystemPreset; 8] = [
+pub const SYSTEMS: [SystemPreset; 9] = [
     SystemPreset { name: "h800", node: "nvlink4-h800", cross: "ib-ndr" },
     SystemPreset { name: "h800-ll", node: "nvlink4-h800-ll", cross: "ib-ndr" },
     SystemPreset { name: "h100", node: "nvlink4", cross: "ib-ndr" },
     SystemPreset { name: "b200", node: "nvlink5", cross: "ib-ndr" },
+    // All 72 GPUs of a rack share the NVLinks, so that trays are no border.
+    SystemPreset { name: "gb200", node: "nvlink5", cross: "ib-xdr" },
     SystemPreset { name: "mi300x", node: "xgmi", cross: "ib-ndr" },
     SystemPreset { name: "p4d", node: "nvlink3", cross: "efa-v1" },
     SystemPreset { name: "p5en", node: "nvlink4", cross: "efa-v3" },

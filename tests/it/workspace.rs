@@ -18,13 +18,14 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ),
     ("evenkeel-simulate", "evenkeel", "rayon thiserror"),
     ("evenkeel-cost", "evenkeel", "bytes parquet rand_chacha rayon serde serde_json thiserror zip"),
+    ("evenkeel-advise", "evenkeel cost", "rayon serde serde_json thiserror"),
     ("evenkeel-cuda", "evenkeel solver", "cudarc libloading sha2 thiserror"),
     (
         "evenkeel-exec",
         "evenkeel cuda",
         "cudarc gemm half libloading memmap2 mpi pulp rayon rustix safetensors serde serde_json sha2 signal-hook thiserror",
     ),
-    ("evenkeel-report", "evenkeel exec simulate", ""),
+    ("evenkeel-report", "advise evenkeel exec simulate", ""),
     (
         "evenkeel-serve",
         "evenkeel simulate solver trace",
@@ -33,7 +34,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ),
     (
         "evenkeel-cli",
-        "evenkeel cost cuda exec report serve simulate solver trace",
+        "advise evenkeel cost cuda exec report serve simulate solver trace",
         "anyhow clap clap_complete clap_mangen comfy-table indicatif mpi ratatui rayon serde serde_json sha2 signal-hook strsim \
          thiserror toml toml_parser ureq",
     ),

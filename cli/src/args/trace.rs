@@ -137,11 +137,34 @@ impl TraceArgs {
         self.read_or_draw(None, None)
     }
 
+    /// Reads the traces as batches of `model`. Batches are also drawn from steps that are sums over many
+    /// batches, as in several dumps.
+    pub(crate) fn read_small_batches(&self, model: MoeModel) -> anyhow::Result<Trace> {
+        /// Tokens of a step above which it is a sum over batches.
+        const MAX_STEP_TOKENS: u64 = 1 << 20;
+        let is_sum = |trace: &Trace| {
+            let steps = trace.steps().len() as u64;
+            let fullest =
+                (0..trace.layers().len()).map(|layer| trace.totals(layer).iter().sum::<u64>()).max();
+            fullest.unwrap_or(0) / (model.top_k as u64).max(1) > MAX_STEP_TOKENS * steps.max(1)
+        };
+        self.read_or_draw_if(Some(model), Some(DEFAULT_DRAWN_BATCHES / 2), is_sum)
+    }
+
     fn read_or_draw(&self, model: Option<MoeModel>, from_totals: Option<usize>) -> anyhow::Result<Trace> {
+        self.read_or_draw_if(model, from_totals, |_| false)
+    }
+
+    fn read_or_draw_if(
+        &self,
+        model: Option<MoeModel>,
+        from_totals: Option<usize>,
+        is_sum: impl Fn(&Trace) -> bool,
+    ) -> anyhow::Result<Trace> {
         let bar = StderrBar::for_reading();
         let trace = evenkeel_trace::read(&self.traces, &self.read_options(), &bar)?;
         drop(bar);
-        let implied = from_totals.filter(|_| trace.holds_totals() && !trace.is_empty());
+        let implied = from_totals.filter(|_| (trace.holds_totals() || is_sum(&trace)) && !trace.is_empty());
         let steps = self.resample.or(implied).filter(|&steps| steps > 0);
         unused_options::check_used(self, &trace, steps.is_some())?;
         let Some(steps) = steps else { return Ok(trace) };

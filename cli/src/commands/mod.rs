@@ -1,5 +1,6 @@
 //! The commands: one module per group, one file per subcommand.
 
+pub(crate) mod advise;
 pub(crate) mod calibrate;
 pub(crate) mod costs;
 pub(crate) mod plan;

@@ -20,6 +20,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod advice;
 mod calibration;
 mod distribution;
 mod experts;
@@ -41,6 +42,7 @@ use evenkeel_simulate::{ReplayRow, SimulationResult, SimulationRow, Verdict};
 use html::escape_text;
 use std::fmt::Write as _;
 
+pub use advice::AdvicePage;
 pub use calibration::FitPage;
 pub use run::RunPage;
 

@@ -54,19 +54,6 @@ pub(super) fn check_experts(model: &MoeModel, trace: &Trace) -> anyhow::Result<(
     Ok(())
 }
 
-/// Returns the network of machines with a GPU.
-fn network_of(gpu: &str) -> Option<Network> {
-    let system = match gpu {
-        "a100" => "p4d",
-        "h100" | "h200" => "h100",
-        "h800" | "h20" => "h800",
-        "b200" => "b200",
-        "mi300x" => "mi300x",
-        _ => return None,
-    };
-    system.parse().ok()
-}
-
 impl TimedComparison {
     /// Predicts the times of all rows of a comparison. Returns `None` if no network is known for the GPU, or
     /// if no row does nothing.
@@ -76,7 +63,7 @@ impl TimedComparison {
     pub(super) fn predict(comparison: &Comparison<'_>, on: ModelOnGpu) -> anyhow::Result<Option<Self>> {
         let Comparison { trace, config, outcome, .. } = comparison;
         check_experts(&on.model, trace)?;
-        let Some(network) = network_of(on.gpu.name) else { return Ok(None) };
+        let Some(network) = Network::of_gpu(on.gpu.name) else { return Ok(None) };
         let kernel = measured_kernel(on, &config.cluster);
         let cost: Arc<dyn CostModel> = match &kernel {
             Some(kernel) => Arc::new(kernel.times.clone()),

@@ -1,0 +1,272 @@
+//! `evenkeel advise`: the deployment to run, by recorded routing and measured kernels.
+
+mod files;
+mod gpu_counts;
+mod render;
+
+use crate::args::expert_time::read_database;
+use crate::args::trace::TraceArgs;
+use crate::output::{Output, StderrBar, command_line, print_json, print_text, write_file};
+use anyhow::{Context as _, bail};
+use clap::{Args, ValueEnum};
+use evenkeel::cluster::Network;
+use evenkeel::gpu::GpuSpec;
+use evenkeel::model::MoeModel;
+use evenkeel_advise::{Advice, AdviceRequest, ModelSpec, Serving, StepTimes, Workload};
+use evenkeel_cost::builtin_gpus;
+use evenkeel_report::AdvicePage;
+use gpu_counts::GpuCounts;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Serving framework whose kernels run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Framework {
+    Sglang,
+    Vllm,
+    Trtllm,
+}
+
+impl Framework {
+    fn name(self) -> &'static str {
+        match self {
+            Framework::Sglang => "sglang",
+            Framework::Vllm => "vllm",
+            Framework::Trtllm => "trtllm",
+        }
+    }
+}
+
+/// Use of the GPUs for prefill and decode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ServingMode {
+    /// Some instances prefill, others decode.
+    Disaggregated,
+    /// Every instance does both in turn.
+    Mixed,
+}
+
+/// Number format of the key-value cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CacheFormat {
+    Bf16,
+    Fp8,
+}
+
+/// Two numbers with a colon between them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Pair<T>(T, T);
+
+impl<T: FromStr> FromStr for Pair<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || format!("\"{text}\": expected two numbers with a colon between them");
+        let (first, second) = text.split_once(':').ok_or_else(expected)?;
+        let number = |text: &str| text.trim().parse().map_err(|_| expected());
+        Ok(Self(number(first)?, number(second)?))
+    }
+}
+
+/// Recommend a deployment: GPUs, parallelism, redundant experts, policy
+///
+/// The command prices all divisions of the model among the GPUs, with and without balancing. Times come from
+/// measured kernels, imbalance from the batches of TRACE. A gain within its own error counts as none.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  evenkeel advise dump.pt --model deepseek-r1 --gpu h100 --gpus 16..96 --context 4096:1024 \
+                       --tpot-ms 50 --report advice.html\n  evenkeel advise TRACE --model config.json --gpu h200 --gpus 8,16 \
+                       --context 2000:500 --framework vllm -o deployment"
+)]
+pub(crate) struct AdviseArgs {
+    #[command(flatten)]
+    trace: TraceArgs,
+    /// Model: a known name, or its config.json of Hugging Face
+    #[arg(long, value_name = "NAME|FILE", required = true)]
+    model: String,
+    /// GPU: a100, h100, h800, h200, h20, b200, b300, gb200, gb300, l40s, mi300x or mi355x
+    #[arg(long, value_name = "GPU", required = true)]
+    gpu: GpuSpec,
+    /// GPUs of an instance to consider, as 8,16,32 or 16..96
+    #[arg(long, value_name = "LIST|RANGE", required = true)]
+    gpus: GpuCounts,
+    /// Mean tokens of prompts and answers
+    #[arg(long, value_name = "INPUT:OUTPUT", required = true)]
+    context: Pair<u64>,
+    /// Framework whose kernels run
+    #[arg(long, value_enum, value_name = "NAME", default_value = "sglang")]
+    framework: Framework,
+    /// Highest time per output token, in milliseconds
+    #[arg(long, value_name = "MS")]
+    tpot_ms: Option<f64>,
+    /// Highest time to the first token without queueing, in milliseconds
+    #[arg(long, value_name = "MS")]
+    ttft_ms: Option<f64>,
+    /// Use of the GPUs for prefill and decode
+    #[arg(long, value_enum, value_name = "MODE", default_value = "disaggregated", hide_short_help = true)]
+    serving: ServingMode,
+    /// Highest number of redundant slots per GPU to consider
+    #[arg(
+        long,
+        value_name = "SLOTS",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u64).range(0..=8),
+        hide_short_help = true
+    )]
+    max_redundant: u64,
+    /// Number format of the key-value cache
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "bf16", hide_short_help = true)]
+    kv_dtype: CacheFormat,
+    /// Speculative drafts: tokens that a step verifies per request, and tokens that it accepts on average
+    #[arg(long, value_name = "VERIFIED:ACCEPTED", hide_short_help = true)]
+    drafts: Option<Pair<f64>>,
+    /// Coefficient of variation of the requests' context
+    #[arg(long, value_name = "CV", default_value_t = 0.0, hide_short_help = true)]
+    length_spread: f64,
+    /// Measured times: a file of `evenkeel costs import` [default: the table of the GPU, if there is one]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    costs: Option<PathBuf>,
+    /// List all deployments instead of the best ones
+    #[arg(long, hide_short_help = true)]
+    all: bool,
+    /// Write a report with pictures to this file, as HTML
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write plans and the files for serving stacks into this folder
+    #[arg(short, long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+}
+
+/// Question to answer, from options that are valid together.
+#[derive(Debug)]
+struct AdviseRequest {
+    model: ModelSpec,
+    times: StepTimes,
+    workload: Workload,
+    /// True if some times are measured.
+    is_measured: bool,
+}
+
+/// Longest context that is considered.
+const MAX_CONTEXT: u64 = 1 << 20;
+
+impl AdviseArgs {
+    /// Checks the options against each other, and reads the files that they name.
+    fn resolve(&self) -> anyhow::Result<AdviseRequest> {
+        let Pair(input, output) = self.context;
+        if !(1..=MAX_CONTEXT).contains(&input) || !(1..=MAX_CONTEXT).contains(&output) {
+            bail!("--context {input}:{output}: expected numbers of tokens from 1 to {MAX_CONTEXT}");
+        }
+        for (name, limit) in [("--tpot-ms", self.tpot_ms), ("--ttft-ms", self.ttft_ms)] {
+            if let Some(limit) = limit.filter(|limit| !(*limit > 0.0 && limit.is_finite())) {
+                bail!("{name} {limit}: expected more than 0 milliseconds");
+            }
+        }
+        let Pair(verified, accepted) = self.drafts.unwrap_or(Pair(1.0, 1.0));
+        if !(1.0..=64.0).contains(&verified) || !(1.0..=verified).contains(&accepted) {
+            bail!(
+                "--drafts {verified}:{accepted}: expected 1 to 64 verified tokens, and 1 to as many accepted ones"
+            );
+        }
+        if !(0.0..=10.0).contains(&self.length_spread) {
+            bail!("--length-spread {}: expected 0 to 10", self.length_spread);
+        }
+        let model = self.model_spec()?;
+        let kv_bytes = if self.kv_dtype == CacheFormat::Fp8 { 1.0 } else { 2.0 };
+        let database = match &self.costs {
+            Some(path) => Some(read_database(&path.display().to_string())?),
+            None if builtin_gpus().contains(&self.gpu.name) => Some(read_database(self.gpu.name)?),
+            None => None,
+        };
+        let network = match Network::of_gpu(self.gpu.name) {
+            Some(network) => network,
+            // PCIe and InfiniBand, for GPUs without NVLink.
+            None => "ib-xdr+ib-ndr".parse()?,
+        };
+        let is_measured = database.is_some();
+        let times = StepTimes::new(&model, self.gpu, network, database, self.framework.name(), kv_bytes);
+        let workload = Workload {
+            input,
+            output,
+            tpot_ms: self.tpot_ms,
+            ttft_ms: self.ttft_ms,
+            verified,
+            accepted,
+            length_spread: self.length_spread,
+            kv_bytes,
+            serving: match self.serving {
+                ServingMode::Disaggregated => Serving::Disaggregated,
+                ServingMode::Mixed => Serving::Mixed,
+            },
+        };
+        Ok(AdviseRequest { model, times, workload, is_measured })
+    }
+
+    /// Returns the model by its name, or reads its configuration.
+    fn model_spec(&self) -> anyhow::Result<ModelSpec> {
+        let path = Path::new(&self.model);
+        let is_file = path.extension().is_some_and(|end| end == "json") || path.is_file();
+        if !is_file {
+            return Ok(ModelSpec::of_known(self.model.parse::<MoeModel>()?)?);
+        }
+        let text = std::fs::read_to_string(path).with_context(|| self.model.clone())?;
+        // Most configurations are called config.json, and their folder has the name of the model.
+        let folder = path.parent().and_then(Path::file_name).filter(|_| path.ends_with("config.json"));
+        let name = folder.or(path.file_stem()).unwrap_or_default().to_string_lossy().into_owned();
+        ModelSpec::from_config_json(&name, &text).with_context(|| self.model.clone())
+    }
+}
+
+pub(crate) fn run(args: &AdviseArgs, output: Output) -> anyhow::Result<()> {
+    let AdviseRequest { model, times, workload, is_measured } = args.resolve()?;
+    let trace = args.trace.read_small_batches(model.moe)?;
+    if model.moe.experts != trace.experts() {
+        let (name, experts, found) = (&model.name, model.moe.experts, trace.experts());
+        bail!("--model {name} has {experts} experts per layer, the trace {found}");
+    }
+    output.print_notices(trace.notices());
+    if !is_measured {
+        output.print_note(&format!(
+            "no kernel of {} is measured: times are shares of its data sheet, off by up to half",
+            args.gpu
+        ));
+    }
+    let request = AdviceRequest {
+        model: &model,
+        times: &times,
+        trace: &trace,
+        workload,
+        gpus: args.gpus.counts(args.gpu.linked),
+        max_redundant: args.max_redundant,
+        seed: args.trace.seed,
+    };
+    let bar = StderrBar::for_placements();
+    let advice = Advice::find(&request, &bar)?;
+    drop(bar);
+    let written = match &args.output {
+        Some(folder) => files::write(folder, &advice, &request, output)?,
+        None => files::WrittenFiles::default(),
+    };
+    let launch = written.launch_commands(&self::launch_name(args), &advice, &request);
+    if let Some(path) = &args.report {
+        let page = AdvicePage::new(&advice, &request, &launch).command(command_line());
+        write_file(path, &page.to_html())?;
+    }
+    if output.is_json() {
+        return print_json(&render::to_json(&advice, &request, &launch, args.all));
+    }
+    print_text(&render::to_text(&advice, &request, &launch, args.framework.name(), args.all))?;
+    if let Some(path) = &args.report {
+        output.print_note(&format!("report written to {}", path.display()));
+    }
+    Ok(())
+}
+
+/// Returns the name of the model in commands: the folder of its configuration, or a placeholder.
+fn launch_name(args: &AdviseArgs) -> String {
+    let path = Path::new(&args.model);
+    match path.parent().filter(|_| path.ends_with("config.json")) {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.display().to_string(),
+        _ => "MODEL".to_owned(),
+    }
+}

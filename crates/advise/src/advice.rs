@@ -1,0 +1,464 @@
+//! The answer: the deployment to run, in words and figures, compared with doing nothing.
+//!
+//! In: an [`AdviceRequest`]. Out: an [`Advice`]. A gain within its own error counts as none. Among deployments
+//! that are equal within one percent, the simplest one is advised.
+
+use crate::balance::{BalanceError, BalancePolicy};
+use crate::figures::{BalanceChoice, BalanceKey, BalanceTable};
+use crate::search::{AdviceRequest, Deployment, SearchResult, Serving, search};
+use crate::step::{Phase, StepTime, StepWork, step_time};
+use crate::times::{ExchangeLoad, TimeSource};
+use evenkeel::evaluate::Progress;
+use thiserror::Error;
+
+/// Difference in tokens per second below which the simpler of two deployments is advised.
+const TIE: f64 = 0.01;
+
+/// One policy on the GPUs of the advised deployment.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ComparedPolicy {
+    /// Name of the policy and its split, or `perfect balance`.
+    pub name: String,
+    /// Redundant slots of all ranks.
+    pub redundant: u64,
+    /// Parts of a decode step.
+    pub decode: StepTime,
+    /// Output tokens per second and GPU.
+    pub tokens_per_s_per_gpu: f64,
+    /// Rows of the fullest rank over the mean when decoding.
+    pub imbalance: f64,
+}
+
+/// Advice on a deployment.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Advice {
+    /// All deployments.
+    pub search: SearchResult,
+    /// Index of the advised deployment.
+    pub best: usize,
+    /// Index of the best deployment that balances nothing. `None` if experts do not divide over any number of
+    /// GPUs that fits.
+    pub nothing: Option<usize>,
+    /// Index of the best deployment that balances.
+    pub balanced: Option<usize>,
+    /// Gain of balancing in output tokens per second and GPU, as a share; negative if it loses.
+    pub gain: f64,
+    /// Relative error of the gain, from the kernels' errors and the trace's variation.
+    pub error: f64,
+    /// True if balancing gains more than the error.
+    pub is_worth_it: bool,
+    /// The answer in sentences, the verdict first.
+    pub sentences: Vec<String>,
+    /// Policies on the GPUs of the advised deployment, doing nothing first, perfect balance last.
+    pub compared: Vec<ComparedPolicy>,
+    /// Sources of the times.
+    pub sources: Vec<TimeSource>,
+}
+
+/// Error of a question without an answer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AdviceError {
+    /// No deployment fits into memory.
+    #[error(
+        "no deployment of {model} fits into {gpus} GPUs of {memory} GB: expected more GPUs (--gpus) or a smaller context"
+    )]
+    Memory {
+        /// Name of the model.
+        model: String,
+        /// Numbers of GPUs that were tried.
+        gpus: String,
+        /// Memory of a GPU, gigabytes.
+        memory: u64,
+    },
+    /// No deployment is fast enough.
+    #[error("no deployment reaches {limit} ms per output token: the fastest takes {fastest:.1} ms")]
+    TooSlow {
+        /// The limit, milliseconds.
+        limit: f64,
+        /// Time per output token of the fastest deployment, milliseconds.
+        fastest: f64,
+    },
+    /// No prefill is fast enough.
+    #[error("no deployment reaches the first token within {0} ms: expected a higher --ttft-ms or more GPUs")]
+    FirstToken(f64),
+    /// A placement cannot be planned or judged.
+    #[error(transparent)]
+    Balance(#[from] BalanceError),
+}
+
+impl Advice {
+    /// Answers a question. `progress` receives the numbers of planned and of all placements.
+    ///
+    /// # Errors
+    /// Fails if no deployment fits into memory and limits, or if a placement cannot be planned.
+    pub fn find(request: &AdviceRequest<'_>, progress: &dyn Progress) -> Result<Self, AdviceError> {
+        let search = search(request, progress)?;
+        let all = &search.deployments;
+        let Some(fastest) = all.iter().map(|found| found.tpot_ms).reduce(f64::min) else {
+            return Err(match request.workload.ttft_ms {
+                Some(limit) if search.priced > 0 => AdviceError::FirstToken(limit),
+                _ => AdviceError::Memory {
+                    model: request.model.name.clone(),
+                    gpus: join(&request.gpus),
+                    memory: request.times.gpu().memory,
+                },
+            });
+        };
+        let first = |of: &dyn Fn(&Deployment) -> bool| {
+            all.iter().position(|found| found.within_limits && of(found)).map(|at| simplest(all, at, of))
+        };
+        let is_nothing = |found: &Deployment| found.choice.policy == BalancePolicy::Nothing;
+        let nothing = first(&is_nothing);
+        let balanced = first(&|found| !is_nothing(found));
+        let rate = |at: usize| all[at].tokens_per_s_per_gpu;
+        let (gain, error) = match (nothing, balanced) {
+            (Some(nothing), Some(balanced)) => {
+                (rate(balanced) / rate(nothing) - 1.0, request.error_of(&all[balanced]))
+            }
+            (None, Some(balanced)) => (f64::INFINITY, request.error_of(&all[balanced])),
+            _ => (0.0, nothing.map_or(0.0, |nothing| request.error_of(&all[nothing]))),
+        };
+        let is_worth_it = balanced.is_some() && gain > error;
+        let chosen = if is_worth_it { balanced } else { nothing.or(balanced) };
+        let Some(best) = chosen else {
+            let limit = request.workload.tpot_ms.unwrap_or_default();
+            return Err(AdviceError::TooSlow { limit, fastest });
+        };
+        let compared = request.compare(all, &all[best])?;
+        let sources = request.sources(&all[best]);
+        let mut advice = Self {
+            search,
+            best,
+            nothing,
+            balanced,
+            gain,
+            error,
+            is_worth_it,
+            sentences: Vec::new(),
+            compared,
+            sources,
+        };
+        advice.sentences = advice.write_sentences(request)?;
+        Ok(advice)
+    }
+
+    /// Returns the advised deployment.
+    pub fn best(&self) -> &Deployment {
+        &self.search.deployments[self.best]
+    }
+
+    /// Returns the answer as one text.
+    pub fn text(&self) -> String {
+        self.sentences.join(" ")
+    }
+
+    fn write_sentences(&self, request: &AdviceRequest<'_>) -> Result<Vec<String>, BalanceError> {
+        let mut found = vec![self.verdict_sentence(request)];
+        found.push(self.parallelism_sentence());
+        found.push(self.memory_sentence(request));
+        found.extend(self.replan_sentence(request)?);
+        Ok(found)
+    }
+
+    fn verdict_sentence(&self, request: &AdviceRequest<'_>) -> String {
+        let all = &self.search.deployments;
+        let rate = |at: usize| format!("{:.0} output tokens/s per GPU", all[at].tokens_per_s_per_gpu);
+        match (self.nothing, self.balanced) {
+            (Some(nothing), Some(balanced)) if self.is_worth_it => format!(
+                "Worth it: {} serves {} instead of {:.0}, {:.0} % more (range {:.0} to {:.0} %).",
+                describe(&all[balanced].choice),
+                rate(balanced),
+                all[nothing].tokens_per_s_per_gpu,
+                100.0 * self.gain,
+                100.0 * (self.gain - self.error),
+                100.0 * (self.gain + self.error),
+            ),
+            (Some(nothing), Some(_)) => {
+                let share = all[nothing].decode.imbalance_ms / all[nothing].decode.total_ms();
+                let tokens = all[nothing].batch as f64
+                    * all[nothing].parallel.ranks as f64
+                    * request.workload.verified;
+                let each = tokens * request.model.moe.top_k as f64 / request.model.moe.experts as f64;
+                format!(
+                    "Not worth it: balancing gains {:.0} %, within the error of {:.0} %; doing nothing serves {}. Imbalance \
+                     is {:.0} % of a decode step with {each:.1} tokens per expert.",
+                    100.0 * self.gain,
+                    100.0 * self.error,
+                    rate(nothing),
+                    100.0 * share,
+                )
+            }
+            (None, Some(balanced)) => format!(
+                "Experts do not divide over the GPUs without redundant slots: {} serves {}.",
+                describe(&all[balanced].choice),
+                rate(balanced)
+            ),
+            _ => format!("Nothing to balance: {} serves it.", self.best().parallel_text()),
+        }
+    }
+
+    /// Compares expert parallelism with tensor parallelism.
+    fn parallelism_sentence(&self) -> String {
+        let all = &self.search.deployments;
+        let best = self.best();
+        let other = |found: &&Deployment| {
+            found.within_limits
+                && found.parallel.is_expert_parallel() != best.parallel.is_expert_parallel()
+                && found.parallel.ranks > 1
+        };
+        let Some(other) = all.iter().find(other) else {
+            return format!("Run {}.", best.parallel_text());
+        };
+        let more = 100.0 * (best.tokens_per_s_per_gpu / other.tokens_per_s_per_gpu - 1.0);
+        let advice =
+            if !best.parallel.is_expert_parallel() { "Do not use expert parallelism: run" } else { "Run" };
+        if more / 100.0 < self.error {
+            let kind = if other.parallel.is_expert_parallel() { "expert" } else { "tensor" };
+            return format!(
+                "{advice} {}; {kind} parallelism over {} GPUs is equal within the error ({more:.0} % less).",
+                best.parallel_text(),
+                other.parallel.gpus()
+            );
+        }
+        format!("{advice} {}: {more:.0} % more than {}.", best.parallel_text(), other.parallel_text())
+    }
+
+    fn memory_sentence(&self, request: &AdviceRequest<'_>) -> String {
+        let best = self.best();
+        let memory = &best.memory;
+        let total = memory.total() / 1e9;
+        let of = request.times.gpu().memory;
+        if best.choice.redundant == 0 {
+            return format!("No redundant experts; {total:.0} of {of} GB per GPU are used.");
+        }
+        let context = (request.workload.input + request.workload.output / 2) as f64;
+        let per_token = memory.kv_cache / (best.batch as f64 * context).max(1.0);
+        let lost = memory.redundant / per_token.max(f64::MIN_POSITIVE);
+        format!(
+            "{} redundant experts take {:.1} GB per GPU, as much as the cache of {:.0} thousand tokens; {total:.0} of {of} GB \
+             are used.",
+            best.choice.redundant,
+            memory.redundant / 1e9,
+            lost / 1e3
+        )
+    }
+
+    /// Answers whether plans should be renewed, from the two halves of the trace.
+    fn replan_sentence(&self, request: &AdviceRequest<'_>) -> Result<Option<String>, BalanceError> {
+        let best = self.best();
+        if best.choice.policy == BalancePolicy::Nothing {
+            return Ok(None);
+        }
+        if request.trace.resampling().is_some() {
+            return Ok(Some(
+                "Batches are drawn from totals, so that the need to re-plan cannot be judged.".into(),
+            ));
+        }
+        let Some(gain) = request.replan_gain(best)? else { return Ok(None) };
+        let percent = 100.0 * gain;
+        Ok(Some(if gain > self.error {
+            format!("Re-plan: a plan of the newest batches saves {percent:.0} % of a decode step.")
+        } else {
+            format!(
+                "Do not re-plan: a plan of the newest batches saves {percent:.0} % of a decode step, within the error."
+            )
+        }))
+    }
+}
+
+/// Returns the simplest deployment that is equal to `at` within [`TIE`] and has its GPUs and batch.
+fn simplest(all: &[Deployment], at: usize, of: &dyn Fn(&Deployment) -> bool) -> usize {
+    let best = &all[at];
+    let is_equal = |found: &Deployment| {
+        found.within_limits
+            && of(found)
+            && found.parallel == best.parallel
+            && found.tokens_per_s_per_gpu >= (1.0 - TIE) * best.tokens_per_s_per_gpu
+    };
+    let effort =
+        |found: &Deployment| (found.choice.exact, found.choice.policy, found.choice.redundant, found.overlap);
+    let candidates = (at..all.len())
+        .take_while(|&other| all[other].tokens_per_s_per_gpu >= (1.0 - TIE) * best.tokens_per_s_per_gpu);
+    candidates
+        .filter(|&other| is_equal(&all[other]))
+        .min_by_key(|&other| (effort(&all[other]), other))
+        .unwrap_or(at)
+}
+
+/// Returns a choice in words.
+pub(crate) fn describe(choice: &BalanceChoice) -> String {
+    let split = choice.split();
+    match (choice.policy, choice.redundant) {
+        (BalancePolicy::Nothing, _) => "doing nothing".into(),
+        (policy, 0) => format!("{} without redundant experts", policy.name()),
+        (policy, redundant) => {
+            format!("{} with {redundant} redundant experts and the {split} split", policy.name())
+        }
+    }
+}
+
+impl Deployment {
+    /// Returns the division among GPUs in words.
+    pub fn parallel_text(&self) -> String {
+        let parallel = &self.parallel;
+        let stages =
+            if parallel.pp > 1 { format!(", {} pipeline stages", parallel.pp) } else { String::new() };
+        if !parallel.is_expert_parallel() {
+            return format!("tensor parallelism over {} GPUs{stages}", parallel.ranks);
+        }
+        let attention = match parallel.attention_tp {
+            1 => format!("data-parallel attention over {}", parallel.ranks),
+            tp => format!("attention over {} groups of {tp}", parallel.attention_dp()),
+        };
+        let shared = match parallel.expert_tp {
+            1 => String::new(),
+            tp => format!(" in groups of {tp}"),
+        };
+        format!("expert parallelism over {} GPUs{shared}, {attention}{stages}", parallel.ranks)
+    }
+}
+
+impl AdviceRequest<'_> {
+    /// Returns the relative error of a deployment's rate: the kernels' median errors by their share of the
+    /// time, and two standard errors of the trace's variation.
+    pub fn error_of(&self, deployment: &Deployment) -> f64 {
+        let workload = &self.workload;
+        let decode_ms = workload.output as f64 * deployment.decode.total_ms()
+            / (deployment.batch as f64 * workload.accepted);
+        let prefill_ms = workload.input as f64 * 1e3 / deployment.prefill.tokens_per_s_per_gpu;
+        let phases = [
+            (decode_ms, &deployment.decode, deployment.variation, false),
+            (prefill_ms, &deployment.prefill.pass, deployment.prefill.variation, true),
+        ];
+        let all = decode_ms + prefill_ms;
+        let (mut kernels, mut variation) = (0.0, 0.0);
+        for (ms, step, varies, is_prefill) in phases {
+            let sources = self.phase_sources(deployment, is_prefill);
+            let of = |part: &str| {
+                sources.iter().find(|source| source.part == part).map_or(0.0, |source| source.median_error)
+            };
+            let total = step.total_ms().max(f64::MIN_POSITIVE);
+            let sum = of("attention") * step.attention_ms
+                + of("products") * step.dense_ms
+                + of("experts") * (step.experts_ms + step.imbalance_ms)
+                + of("exchange") * (step.exchange_ms + step.planning_ms);
+            kernels += ms / all * sum / total;
+            variation += ms / all * varies;
+        }
+        (kernels * kernels + 4.0 * variation * variation).sqrt()
+    }
+
+    fn phase_sources(&self, deployment: &Deployment, is_prefill: bool) -> Vec<TimeSource> {
+        let (parallel, tokens) = if is_prefill {
+            (&deployment.prefill.parallel, deployment.prefill.tokens as f64)
+        } else {
+            (&deployment.parallel, deployment.batch as f64)
+        };
+        let phase = if is_prefill {
+            Phase::Prefill { prompt: self.workload.input }
+        } else {
+            Phase::Decode { context: self.workload.input }
+        };
+        let exchange = ExchangeLoad {
+            phase,
+            tokens,
+            hidden: self.model.moe.hidden,
+            top_k: self.model.moe.top_k as u64,
+            experts: self.model.moe.experts as u64,
+            ranks: parallel.ranks,
+            nodes: parallel.nodes(self.times.linked()),
+            imbalance: 1.0,
+            node_imbalance: 1.0,
+        };
+        self.times.sources(self.model, phase, &exchange, parallel)
+    }
+
+    /// Returns the sources of both phases, each once.
+    fn sources(&self, deployment: &Deployment) -> Vec<TimeSource> {
+        let mut found = Vec::new();
+        for (name, is_prefill) in [("decode", false), ("prefill", true)] {
+            for source in self.phase_sources(deployment, is_prefill) {
+                found.push(TimeSource { part: format!("{name} {}", source.part), ..source });
+            }
+        }
+        found
+    }
+
+    /// Returns the best deployment of every policy with the division and batch of `best`, and perfect balance.
+    fn compare(&self, all: &[Deployment], best: &Deployment) -> Result<Vec<ComparedPolicy>, BalanceError> {
+        let same = |found: &&Deployment| found.parallel == best.parallel && found.batch == best.batch;
+        let mut compared = Vec::new();
+        for policy in [BalancePolicy::Nothing, BalancePolicy::Eplb, BalancePolicy::Recourse] {
+            let of_policy = |found: &&Deployment| same(found) && found.choice.policy == policy;
+            let Some(found) = all.iter().find(of_policy) else { continue };
+            compared.push(ComparedPolicy {
+                name: match policy {
+                    BalancePolicy::Nothing => "nothing".into(),
+                    _ if found.choice.redundant == 0 => policy.name().into(),
+                    _ => format!("{}, {} split", policy.name(), found.choice.split()),
+                },
+                redundant: found.choice.redundant,
+                decode: found.decode,
+                tokens_per_s_per_gpu: found.tokens_per_s_per_gpu,
+                imbalance: found.imbalance,
+            });
+        }
+        let perfect = StepTime { imbalance_ms: 0.0, planning_ms: 0.0, ..best.decode };
+        let mut prefill = best.prefill.clone();
+        let pass = StepTime { imbalance_ms: 0.0, planning_ms: 0.0, ..prefill.pass };
+        prefill.tokens_per_s_per_gpu *= prefill.pass.total_ms() / pass.total_ms().max(f64::MIN_POSITIVE);
+        compared.push(ComparedPolicy {
+            name: "perfect balance".into(),
+            redundant: best.choice.redundant,
+            decode: perfect,
+            tokens_per_s_per_gpu: self.rate(best.batch, &perfect, prefill.tokens_per_s_per_gpu),
+            imbalance: 1.0,
+        });
+        Ok(compared)
+    }
+
+    /// Returns output tokens per second and GPU of a batch per GPU that decodes in `step`.
+    fn rate(&self, batch: u64, step: &StepTime, prefill_rate: f64) -> f64 {
+        let workload = &self.workload;
+        let decode_rate = batch as f64 * workload.accepted / step.total_ms() * 1e3;
+        let (input, output) = (workload.input as f64, workload.output as f64);
+        output / (input / prefill_rate + output / decode_rate)
+    }
+
+    /// Returns the share of a decode step that a plan of the judged batches themselves would save.
+    fn replan_gain(&self, best: &Deployment) -> Result<Option<f64>, BalanceError> {
+        let half = if best.overlap { 2.0 } else { 1.0 };
+        let tokens = best.batch as f64 * self.workload.verified;
+        let part = ((tokens / half).round().max(1.0) as u64) * best.parallel.ranks;
+        let table = BalanceTable::new(self.trace, self.model.moe.top_k, self.times.linked(), 64, self.seed);
+        let slots = self.model.moe.experts as u64 + best.choice.redundant;
+        let kernel =
+            self.times.expert_kernel(self.model, (slots, best.choice.ranks, best.parallel.expert_tp), false);
+        let key = BalanceKey { choice: best.choice, expert_tp: best.parallel.expert_tp, tokens: part };
+        let Some(figures) = table.hindsight(&key, kernel.as_ref())? else { return Ok(None) };
+        let work = StepWork {
+            phase: Phase::Decode { context: self.workload.input + self.workload.output / 2 },
+            tokens,
+            tokens_per_request: self.workload.verified,
+            attention_tiles: 1,
+            attention_imbalance: 1.0,
+            overlap: best.overlap,
+            planned: best.choice.exact,
+            kv_bytes: self.workload.kv_bytes,
+        };
+        let renewed = step_time(self.model, &best.parallel, self.times, &work, &figures);
+        Ok(Some(1.0 - renewed.total_ms() / best.decode.total_ms()))
+    }
+
+    /// Returns true if one instance prefills and decodes in turn.
+    pub fn is_mixed(&self) -> bool {
+        self.workload.serving == Serving::Mixed
+    }
+}
+
+fn join(numbers: &[u64]) -> String {
+    numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,34 @@
+//! Advice on deployments of MoE models: how many GPUs, which parallelism, replicas or not.
+//!
+//! A [`ModelSpec`] and a GPU give the times of all operations ([`StepTimes`]), a trace gives the balance of
+//! every placement ([`BalanceTable`]), and [`search`] prices all deployments that fit into memory.
+//! [`Advice`] is the answer in words and figures. docs/advise.md states the model and its errors against
+//! published services.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod advice;
+mod balance;
+mod batches;
+mod figures;
+mod launch;
+mod memory;
+mod model;
+mod parallelism;
+mod search;
+mod step;
+#[cfg(test)]
+mod tests;
+mod times;
+
+pub use advice::{Advice, AdviceError, ComparedPolicy};
+pub use balance::{BalanceError, BalanceFigures, BalancePolicy};
+pub use batches::{BatchPool, TracePart};
+pub use figures::{BalanceChoice, BalanceKey, BalanceTable};
+pub use launch::{LaunchCommand, PlacementFiles, STACKS, launch_commands};
+pub use memory::{MemoryLoad, MemoryUse, USABLE_SHARE, activation_bytes, memory_use};
+pub use model::{Attention, ModelError, ModelSpec, Window};
+pub use parallelism::Parallelism;
+pub use search::{AdviceRequest, Deployment, PrefillChoice, SearchResult, Serving, Workload, search};
+pub use step::{PLANNING_US, Phase, StepTime, StepWork, step_time};
+pub use times::{DATA_SHEET_ERROR, ExchangeLoad, ExchangeMode, GemmShape, StepTimes, TimeSource};

@@ -1,0 +1,661 @@
+//! Search over deployments: divisions of the GPUs, replicas, policies, splits, batches and overlap.
+//!
+//! In: an [`AdviceRequest`]. Out: all [`Deployment`]s that fit into memory, with the exact Pareto front of
+//! tokens per second per GPU against tokens per second per user. Decode and prefill are priced apart and then
+//! joined: `output / (input / prefill rate + output / decode rate)` output tokens per second and GPU.
+
+use crate::balance::{BalanceError, BalanceFigures, BalancePolicy};
+use crate::figures::{BalanceChoice, BalanceKey, BalanceTable};
+use crate::memory::{MemoryLoad, MemoryUse, USABLE_SHARE, memory_use};
+use crate::model::ModelSpec;
+use crate::parallelism::Parallelism;
+use crate::step::{Phase, StepTime, StepWork, step_time};
+use crate::times::StepTimes;
+use evenkeel::evaluate::Progress;
+use evenkeel::split::CostModel;
+use evenkeel::trace::Trace;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Use of a deployment's GPUs for the two phases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serving {
+    /// Some instances prefill, others decode. Their numbers follow from their rates.
+    Disaggregated,
+    /// Every instance prefills and decodes in turn.
+    Mixed,
+}
+
+/// Requests that a deployment serves, and its limits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Workload {
+    /// Tokens of a prompt.
+    pub input: u64,
+    /// Tokens of an answer.
+    pub output: u64,
+    /// Highest time per output token, milliseconds.
+    pub tpot_ms: Option<f64>,
+    /// Highest time to the first token, milliseconds.
+    pub ttft_ms: Option<f64>,
+    /// Tokens per request and step that the model verifies: 1 without drafts.
+    pub verified: f64,
+    /// Tokens per request and step that are accepted: 1 without drafts.
+    pub accepted: f64,
+    /// Coefficient of variation of the requests' context.
+    pub length_spread: f64,
+    /// Bytes of a number in the key-value cache.
+    pub kv_bytes: f64,
+    /// Use of the GPUs.
+    pub serving: Serving,
+}
+
+/// Question to answer.
+#[derive(Debug)]
+pub struct AdviceRequest<'a> {
+    /// The model.
+    pub model: &'a ModelSpec,
+    /// Times of its operations.
+    pub times: &'a StepTimes,
+    /// Recorded routing.
+    pub trace: &'a Trace,
+    /// Requests and limits.
+    pub workload: Workload,
+    /// Numbers of GPUs of an instance to consider.
+    pub gpus: Vec<u64>,
+    /// Highest number of redundant slots per rank.
+    pub max_redundant: u64,
+    /// Seed of all random choices.
+    pub seed: u64,
+}
+
+/// One way to deploy the model.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Deployment {
+    /// Division of the model among the GPUs of a decoding instance.
+    pub parallel: Parallelism,
+    /// Placement and split of the experts.
+    pub choice: BalanceChoice,
+    /// Requests per GPU that decode at the same time.
+    pub batch: u64,
+    /// Flag that is set if two halves of a decode batch overlap.
+    pub overlap: bool,
+    /// Time of a decode step with its parts.
+    pub decode: StepTime,
+    /// Memory of a decoding GPU.
+    pub memory: MemoryUse,
+    /// Rows of the fullest rank over the mean when decoding.
+    pub imbalance: f64,
+    /// Standard error of the decode step over the trace's batches, as a share of it.
+    pub variation: f64,
+    /// Time per output token, milliseconds.
+    pub tpot_ms: f64,
+    /// Output tokens per second and GPU, over the GPUs of both phases.
+    pub tokens_per_s_per_gpu: f64,
+    /// True if the time per output token is within the limit.
+    pub within_limits: bool,
+    /// The prefill that serves it. It is within the limit of the time to the first token.
+    pub prefill: PrefillChoice,
+}
+
+/// One way to prefill.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct PrefillChoice {
+    /// Division of the model among the GPUs of an instance.
+    pub parallel: Parallelism,
+    /// Placement and split of the experts.
+    pub choice: BalanceChoice,
+    /// Tokens of a pass per GPU.
+    pub tokens: u64,
+    /// Tiles on which attention runs one after the other.
+    pub attention_tiles: u64,
+    /// Flag that is set if two halves of a pass overlap.
+    pub overlap: bool,
+    /// Time of a pass with its parts.
+    pub pass: StepTime,
+    /// Memory of a GPU.
+    pub memory: MemoryUse,
+    /// Rows of the fullest rank over the mean.
+    pub imbalance: f64,
+    /// Standard error of the pass over the trace's batches, as a share of it.
+    pub variation: f64,
+    /// Time from the start of a prompt to its first token, without queueing, milliseconds.
+    pub ttft_ms: f64,
+    /// Prompt tokens per second and GPU.
+    pub tokens_per_s_per_gpu: f64,
+}
+
+/// Result of a search.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SearchResult {
+    /// Deployments within memory, by descending tokens per second per GPU.
+    pub deployments: Vec<Deployment>,
+    /// Indices of the Pareto front, by ascending tokens per second per GPU.
+    pub front: Vec<usize>,
+    /// Number of deployments that were priced.
+    pub priced: usize,
+    /// Number of deployments that do not fit into memory.
+    pub too_large: usize,
+    /// Number of placements that were planned.
+    pub planned: usize,
+}
+
+/// Requests per GPU that are considered.
+const BATCHES: [u64; 17] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512, 768];
+/// Prompt tokens per GPU and pass that are considered.
+const PASSES: [u64; 5] = [2_048, 4_096, 8_192, 16_384, 32_768];
+/// Tiles of attention that are considered.
+const TILES: [u64; 4] = [1, 2, 4, 8];
+/// Tokens per rank of the batches on which placements for decoding are planned.
+const PLANNED_DECODE_TOKENS: u64 = 64;
+/// Tokens per rank of the batches on which placements for prefill are planned.
+const PLANNED_PREFILL_TOKENS: u64 = 4_096;
+
+/// Searches all deployments. `progress` receives the numbers of planned and of all placements.
+///
+/// # Errors
+/// Fails if a placement cannot be planned or judged.
+pub fn search(request: &AdviceRequest<'_>, progress: &dyn Progress) -> Result<SearchResult, BalanceError> {
+    let shapes = request.shapes();
+    let mut decode = PhaseSearch::new(request, false, PLANNED_DECODE_TOKENS, progress);
+    let mut prefill = PhaseSearch::new(request, true, PLANNED_PREFILL_TOKENS, progress);
+    let passes = prefill.price_all(&shapes, PhaseSearch::price_prefill)?;
+    let steps = decode.price_all(&shapes, PhaseSearch::price_decode)?;
+    let priced = passes.priced + steps.priced;
+    let too_large = passes.too_large + steps.too_large;
+    let mut deployments = request.join(&steps.found, &passes.found);
+    deployments.sort_by(|a, b| {
+        let order = b.tokens_per_s_per_gpu.total_cmp(&a.tokens_per_s_per_gpu);
+        order.then(a.parallel.cmp(&b.parallel)).then(a.choice.cmp(&b.choice)).then(a.batch.cmp(&b.batch))
+    });
+    let front = pareto_front(&deployments);
+    let planned = decode.table.planned() + prefill.table.planned();
+    Ok(SearchResult { deployments, front, priced, too_large, planned })
+}
+
+/// Returns the indices of the deployments that no other beats in both rates, by ascending rate per GPU.
+/// `deployments` are sorted by descending rate per GPU.
+fn pareto_front(deployments: &[Deployment]) -> Vec<usize> {
+    let mut front = Vec::new();
+    let mut fastest = f64::INFINITY;
+    for (at, deployment) in deployments.iter().enumerate() {
+        if deployment.tpot_ms < fastest {
+            fastest = deployment.tpot_ms;
+            front.push(at);
+        }
+    }
+    front.reverse();
+    front
+}
+
+/// Priced work of one phase.
+struct Priced<T> {
+    found: Vec<T>,
+    priced: usize,
+    too_large: usize,
+}
+
+/// A decode step before it is joined with a prefill.
+#[derive(Debug, Clone)]
+struct DecodeChoice {
+    parallel: Parallelism,
+    choice: BalanceChoice,
+    batch: u64,
+    overlap: bool,
+    step: StepTime,
+    memory: MemoryUse,
+    imbalance: f64,
+    variation: f64,
+}
+
+impl AdviceRequest<'_> {
+    /// Returns the divisions of all numbers of GPUs, each once.
+    fn shapes(&self) -> Vec<Parallelism> {
+        let linked = self.times.linked();
+        let heads = self.model.heads();
+        let mut shapes: Vec<Parallelism> =
+            self.gpus.iter().flat_map(|&gpus| Parallelism::divisions(gpus, linked, heads)).collect();
+        shapes.retain(|shape| shape.expert_groups() <= self.model.moe.experts as u64);
+        shapes.sort_unstable();
+        shapes.dedup();
+        shapes
+    }
+
+    fn memory_limit(&self) -> f64 {
+        self.times.gpu().memory as f64 * 1e9 * USABLE_SHARE
+    }
+
+    fn mean_context(&self) -> u64 {
+        self.workload.input + self.workload.output / 2
+    }
+
+    /// Joins decode steps with the prefill of the same policy that gives the highest rate: with any division
+    /// of the GPUs if phases are disaggregated, else with the same.
+    fn join(&self, steps: &[DecodeChoice], passes: &[PrefillChoice]) -> Vec<Deployment> {
+        let workload = &self.workload;
+        let (input, output) = (workload.input as f64, workload.output as f64);
+        let is_in_time = |pass: &&PrefillChoice| workload.ttft_ms.is_none_or(|limit| pass.ttft_ms <= limit);
+        let class = |choice: &BalanceChoice| (choice.policy, choice.exact);
+        let best_of =
+            |of: &dyn Fn(&PrefillChoice) -> bool| {
+                let candidates = passes.iter().filter(is_in_time).filter(|pass| of(pass));
+                candidates.reduce(|best, pass| {
+                    if pass.tokens_per_s_per_gpu > best.tokens_per_s_per_gpu { pass } else { best }
+                })
+            };
+        let mut best: BTreeMap<_, Option<&PrefillChoice>> = BTreeMap::new();
+        let mut found = Vec::new();
+        for step in steps {
+            let is_mixed = workload.serving == Serving::Mixed;
+            let own = is_mixed.then_some((step.parallel, step.choice.redundant));
+            let prefill = *best.entry((class(&step.choice), own)).or_insert_with(|| {
+                best_of(&|pass| {
+                    let same = own.is_none_or(|(parallel, redundant)| {
+                        pass.parallel == parallel && pass.choice.redundant == redundant
+                    });
+                    same && (class(&pass.choice) == class(&step.choice)
+                        || (!is_mixed && pass.choice.policy == step.choice.policy))
+                })
+            });
+            let Some(prefill) = prefill else { continue };
+            let step_ms = step.step.total_ms();
+            let decode_rate = step.batch as f64 * workload.accepted / step_ms * 1e3;
+            let prefill_share = input / prefill.tokens_per_s_per_gpu;
+            let decode_share = output / decode_rate;
+            // Prefill delays the steps of a mixed instance by its share of the time.
+            let delay = if is_mixed { 1.0 + prefill_share / decode_share } else { 1.0 };
+            let tpot_ms = step_ms / workload.accepted * delay;
+            found.push(Deployment {
+                parallel: step.parallel,
+                choice: step.choice,
+                batch: step.batch,
+                overlap: step.overlap,
+                decode: step.step,
+                memory: step.memory,
+                imbalance: step.imbalance,
+                variation: step.variation,
+                tpot_ms,
+                tokens_per_s_per_gpu: output / (prefill_share + decode_share),
+                within_limits: workload.tpot_ms.is_none_or(|limit| tpot_ms <= limit),
+                prefill: prefill.clone(),
+            });
+        }
+        found
+    }
+}
+
+/// A priced choice with two figures: a higher rate and a shorter wait are better.
+trait PricedChoice: Send {
+    fn rate(&self) -> f64;
+    fn wait(&self) -> f64;
+}
+
+impl PricedChoice for DecodeChoice {
+    fn rate(&self) -> f64 {
+        self.batch as f64 / self.step.total_ms()
+    }
+
+    fn wait(&self) -> f64 {
+        self.step.total_ms()
+    }
+}
+
+impl PricedChoice for PrefillChoice {
+    fn rate(&self) -> f64 {
+        self.tokens_per_s_per_gpu
+    }
+
+    fn wait(&self) -> f64 {
+        self.ttft_ms
+    }
+}
+
+/// A division of the GPUs with a placement and a split.
+type Candidate = (Parallelism, BalanceChoice);
+
+/// Method that prices a candidate, by its figures or by those of perfect balance.
+type PriceOne<'a, T> = fn(&PhaseSearch<'a>, &Candidate, Balance) -> Priced<T>;
+
+/// Figures by which a candidate is priced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Balance {
+    /// Those of its placement on the trace.
+    Placed,
+    /// Those of ranks with equal loads, which no placement beats.
+    Perfect,
+}
+
+/// Search in one phase.
+struct PhaseSearch<'a> {
+    request: &'a AdviceRequest<'a>,
+    table: BalanceTable<'a>,
+    kernels: KernelCache<'a>,
+    progress: &'a dyn Progress,
+}
+
+/// Kernels of the experts by slots, groups of ranks, and ranks that share an expert. Each is made once.
+struct KernelCache<'a> {
+    request: &'a AdviceRequest<'a>,
+    is_prefill: bool,
+    made: Mutex<BTreeMap<(u64, u64, u64), Arc<dyn CostModel>>>,
+}
+
+impl KernelCache<'_> {
+    /// Returns the kernel of the experts on slots of all groups.
+    fn get(&self, slots: u64, groups: u64, expert_tp: u64) -> Arc<dyn CostModel> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = made.entry((slots, groups, expert_tp)).or_insert_with(|| {
+            self.request.times.expert_kernel(self.request.model, (slots, groups, expert_tp), self.is_prefill)
+        });
+        Arc::clone(kernel)
+    }
+}
+
+impl<'a> PhaseSearch<'a> {
+    fn new(
+        request: &'a AdviceRequest<'a>,
+        is_prefill: bool,
+        planned_tokens: u64,
+        progress: &'a dyn Progress,
+    ) -> Self {
+        let (model, linked) = (request.model, request.times.linked());
+        let table = BalanceTable::new(request.trace, model.moe.top_k, linked, planned_tokens, request.seed);
+        let kernels = KernelCache { request, is_prefill, made: Mutex::new(BTreeMap::new()) };
+        Self { request, table, kernels, progress }
+    }
+
+    /// Returns the choices of a division.
+    fn choices(&self, shape: &Parallelism) -> Vec<BalanceChoice> {
+        let experts = self.request.model.moe.experts as u64;
+        if !shape.is_expert_parallel() {
+            let policy = BalancePolicy::Nothing;
+            return vec![BalanceChoice { ranks: 1, redundant: 0, policy, exact: false }];
+        }
+        BalanceChoice::of_ranks(shape.expert_groups(), experts, self.request.max_redundant)
+    }
+
+    /// Prices all candidates. Recourse, which takes longest to plan, is planned only where perfect balance would
+    /// be on the Pareto front of the phase. The front is therefore the same as without this shortcut.
+    fn price_all<T: PricedChoice>(
+        &mut self,
+        shapes: &[Parallelism],
+        price: PriceOne<'a, T>,
+    ) -> Result<Priced<T>, BalanceError> {
+        let all: Vec<Candidate> = shapes
+            .iter()
+            .flat_map(|shape| self.choices(shape).into_iter().map(move |choice| (*shape, choice)))
+            .filter(|(shape, choice)| self.fits_at_all(shape, choice))
+            .collect();
+        let (slow, quick): (Vec<Candidate>, Vec<Candidate>) =
+            all.into_iter().partition(|(_, choice)| choice.policy == BalancePolicy::Recourse);
+        self.compute(&quick)?;
+        let this = &*self;
+        let mut found =
+            collect(quick.par_iter().map(|candidate| price(this, candidate, Balance::Placed)).collect());
+        let front = front_of(&found.found);
+        let is_promising = |candidate: &&Candidate| {
+            let bound = price(this, candidate, Balance::Perfect).found;
+            bound.iter().any(|point| !is_beaten(&front, point.rate(), point.wait()))
+        };
+        let promising: Vec<Candidate> = slow.par_iter().filter(is_promising).copied().collect();
+        self.compute(&promising)?;
+        let this = &*self;
+        let more =
+            collect(promising.par_iter().map(|candidate| price(this, candidate, Balance::Placed)).collect());
+        found.found.extend(more.found);
+        found.priced += more.priced;
+        found.too_large += more.too_large;
+        Ok(found)
+    }
+
+    /// Returns false if the weights alone exceed the memory.
+    fn fits_at_all(&self, shape: &Parallelism, choice: &BalanceChoice) -> bool {
+        let load = MemoryLoad {
+            requests: 1.0,
+            context: 1.0,
+            pass_tokens: 1.0,
+            imbalance: 1.0,
+            attention_tiles: 1,
+            kv_bytes: 1.0,
+        };
+        let slots = self.request.model.moe.experts as u64 + choice.redundant;
+        memory_use(self.request.model, shape, slots, &load).total() <= self.request.memory_limit()
+    }
+
+    /// Returns the tokens per rank for which figures are needed: whole batches and their halves.
+    fn sizes(&self) -> Vec<u64> {
+        let of = |sizes: &[u64]| -> Vec<u64> {
+            sizes
+                .iter()
+                .flat_map(|&size| [self.tokens(size as f64), self.tokens(size as f64 / 2.0)])
+                .collect()
+        };
+        let mut sizes = if self.is_prefill() { of(&PASSES) } else { of(&BATCHES) };
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    fn is_prefill(&self) -> bool {
+        self.kernels.is_prefill
+    }
+
+    /// Computes the figures of expert-parallel candidates.
+    fn compute(&mut self, candidates: &[Candidate]) -> Result<(), BalanceError> {
+        let sizes = self.sizes();
+        let mut keys: Vec<BalanceKey> = candidates
+            .iter()
+            .filter(|(shape, _)| shape.is_expert_parallel())
+            .flat_map(|(shape, choice)| {
+                let expert_tp = shape.expert_tp;
+                sizes.iter().map(move |&each| BalanceKey {
+                    choice: *choice,
+                    expert_tp,
+                    tokens: each * shape.ranks,
+                })
+            })
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let kernels = &self.kernels;
+        let kernel = |slots: u64, key: &BalanceKey| kernels.get(slots, key.choice.ranks, key.expert_tp);
+        self.table.compute(&keys, &kernel, self.progress)
+    }
+
+    /// Returns the balance of a candidate for `tokens` tokens per rank.
+    fn figures(&self, (shape, choice): &Candidate, tokens: u64, balance: Balance) -> Option<BalanceFigures> {
+        let of_all = tokens * shape.ranks;
+        if !shape.is_expert_parallel() {
+            // Every rank holds all experts, or a part of each: its rows are those of the whole batch.
+            let moe = &self.request.model.moe;
+            let kernel = self.kernels.get(moe.experts as u64, 1, shape.expert_tp);
+            let us = kernel.rank_ps(&self.table.typical_loads(of_all), 1) as f64 / 1e6;
+            return Some(BalanceFigures { experts_us: us, even_us: us, ..BalanceFigures::EVEN });
+        }
+        match balance {
+            Balance::Placed => self
+                .table
+                .get(&BalanceKey { choice: *choice, expert_tp: shape.expert_tp, tokens: of_all })
+                .copied(),
+            Balance::Perfect => {
+                // EPLB with the same slots was judged before; the even time does not depend on the policy.
+                let known = BalanceChoice { policy: BalancePolicy::Eplb, exact: false, ..*choice };
+                let even_us = self
+                    .table
+                    .get(&BalanceKey { choice: known, expert_tp: shape.expert_tp, tokens: of_all })?
+                    .even_us;
+                Some(BalanceFigures { experts_us: even_us, even_us, ..BalanceFigures::EVEN })
+            }
+        }
+    }
+
+    fn price_decode(&self, candidate: &Candidate, balance: Balance) -> Priced<DecodeChoice> {
+        let (request, workload) = (self.request, &self.request.workload);
+        let (shape, choice) = candidate;
+        let mut priced = Priced { found: vec![], priced: 0, too_large: 0 };
+        for &batch in &BATCHES {
+            let tokens = batch as f64 * workload.verified;
+            let Some(whole) = self.figures(candidate, self.tokens(batch as f64), balance) else { continue };
+            let load = MemoryLoad {
+                requests: (batch * shape.pp * shape.attention_tp) as f64,
+                context: workload.input as f64 + workload.output as f64 / 2.0,
+                pass_tokens: tokens,
+                imbalance: whole.imbalance,
+                attention_tiles: 1,
+                kv_bytes: workload.kv_bytes,
+            };
+            let slots = request.model.moe.experts as u64 + choice.redundant;
+            let memory = memory_use(request.model, shape, slots, &load);
+            if memory.total() > request.memory_limit() {
+                priced.too_large += 1;
+                continue;
+            }
+            for overlap in [false, true] {
+                let part = if overlap { batch as f64 / 2.0 } else { batch as f64 };
+                if overlap && (batch < 2 || !shape.is_expert_parallel()) {
+                    continue;
+                }
+                let Some(figures) = self.figures(candidate, self.tokens(part), balance) else { continue };
+                let work = StepWork {
+                    phase: Phase::Decode { context: request.mean_context() },
+                    tokens,
+                    tokens_per_request: workload.verified,
+                    attention_tiles: 1,
+                    attention_imbalance: self.attention_imbalance(shape, batch),
+                    overlap,
+                    planned: choice.exact,
+                    kv_bytes: workload.kv_bytes,
+                };
+                let step = step_time(request.model, shape, request.times, &work, &figures);
+                priced.priced += 1;
+                priced.found.push(DecodeChoice {
+                    parallel: *shape,
+                    choice: *choice,
+                    batch,
+                    overlap,
+                    step,
+                    memory,
+                    imbalance: whole.imbalance,
+                    variation: self.variation(&figures, &step, overlap),
+                });
+            }
+        }
+        priced
+    }
+
+    /// Returns the load of the fullest of many attention groups over the mean, by the expectation of the
+    /// maximum of normal numbers.
+    fn attention_imbalance(&self, shape: &Parallelism, batch: u64) -> f64 {
+        let groups = shape.attention_dp().max(1) as f64;
+        let requests = (batch * shape.attention_tp).max(1) as f64;
+        1.0 + self.request.workload.length_spread * (2.0 * groups.ln()).sqrt() / requests.sqrt()
+    }
+
+    fn price_prefill(&self, candidate: &Candidate, balance: Balance) -> Priced<PrefillChoice> {
+        let (request, workload) = (self.request, &self.request.workload);
+        let (shape, choice) = candidate;
+        let mut priced = Priced { found: vec![], priced: 0, too_large: 0 };
+        for &pass in &PASSES {
+            let Some(whole) = self.figures(candidate, pass, balance) else { continue };
+            for &attention_tiles in &TILES {
+                let group = (pass * shape.attention_tp) as f64;
+                let load = MemoryLoad {
+                    requests: group / workload.input.max(1) as f64,
+                    context: workload.input as f64,
+                    pass_tokens: pass as f64,
+                    imbalance: whole.imbalance,
+                    attention_tiles,
+                    kv_bytes: workload.kv_bytes,
+                };
+                let slots = request.model.moe.experts as u64 + choice.redundant;
+                let memory = memory_use(request.model, shape, slots, &load);
+                if memory.total() > request.memory_limit() {
+                    priced.too_large += 1;
+                    continue;
+                }
+                for overlap in [false, true] {
+                    if overlap && !shape.is_expert_parallel() {
+                        continue;
+                    }
+                    let part = if overlap { pass / 2 } else { pass };
+                    let Some(figures) = self.figures(candidate, part, balance) else { continue };
+                    let work = StepWork {
+                        phase: Phase::Prefill { prompt: workload.input },
+                        tokens: pass as f64,
+                        tokens_per_request: 1.0,
+                        attention_tiles,
+                        attention_imbalance: 1.0,
+                        overlap,
+                        planned: choice.exact,
+                        kv_bytes: workload.kv_bytes,
+                    };
+                    let time = step_time(request.model, shape, request.times, &work, &figures);
+                    let ms = time.total_ms();
+                    priced.priced += 1;
+                    priced.found.push(PrefillChoice {
+                        parallel: *shape,
+                        choice: *choice,
+                        tokens: pass,
+                        attention_tiles,
+                        overlap,
+                        pass: time,
+                        memory,
+                        imbalance: whole.imbalance,
+                        variation: self.variation(&figures, &time, overlap),
+                        ttft_ms: ms * (workload.input as f64 / group).ceil().max(1.0),
+                        tokens_per_s_per_gpu: pass as f64 / ms * 1e3,
+                    });
+                }
+                // More tiles only save memory.
+                break;
+            }
+        }
+        priced
+    }
+
+    /// Returns the tokens of a rank's batch: with drafts if it decodes.
+    fn tokens(&self, batch: f64) -> u64 {
+        let each = if self.is_prefill() { 1.0 } else { self.request.workload.verified };
+        ((batch * each).round() as u64).max(1)
+    }
+
+    /// Returns the standard error of a step over the batches of the trace, as a share of it.
+    fn variation(&self, figures: &BalanceFigures, step: &StepTime, overlap: bool) -> f64 {
+        let halves = if overlap { 2.0 } else { 1.0 };
+        let layers = self.request.model.moe.layers as f64;
+        layers * halves * figures.error_us / 1e3 / step.total_ms().max(f64::MIN_POSITIVE)
+    }
+}
+
+/// Returns the points (rate, wait) that no other beats, by descending rate and wait.
+fn front_of<T: PricedChoice>(found: &[T]) -> Vec<[f64; 2]> {
+    let mut points: Vec<[f64; 2]> = found.iter().map(|point| [point.rate(), point.wait()]).collect();
+    points.sort_by(|a, b| b[0].total_cmp(&a[0]).then(a[1].total_cmp(&b[1])));
+    let mut least = f64::INFINITY;
+    points.retain(|point| {
+        let is_new = point[1] < least;
+        least = least.min(point[1]);
+        is_new
+    });
+    points
+}
+
+/// Returns true if a point of a front has at least this rate and at most this wait.
+fn is_beaten(front: &[[f64; 2]], rate: f64, wait: f64) -> bool {
+    // Of the points with enough rate, the last one has the shortest wait.
+    let enough = front.partition_point(|point| point[0] >= rate);
+    enough > 0 && front[enough - 1][1] <= wait
+}
+
+fn collect<T>(parts: Vec<Priced<T>>) -> Priced<T> {
+    let mut all = Priced { found: vec![], priced: 0, too_large: 0 };
+    for part in parts {
+        all.found.extend(part.found);
+        all.priced += part.priced;
+        all.too_large += part.too_large;
+    }
+    all
+}

@@ -2,7 +2,12 @@
 //!
 //! In: a [`CostDatabase`] and a package. Out: one [`CheckRow`] per table, framework and dtype, and one per
 //! older version. It has the errors of the model, the roofline and interpolation on rows that no fit used.
-//! Rows are read, routed and flagged as in an import.
+//! Rows are read, routed and flagged as in an import. [`check_operations`] does the same for the other
+//! operations of a step.
+
+mod operations;
+
+pub use operations::{OperationCheckRow, check_operations};
 
 use crate::database::CostDatabase;
 use crate::dtype::Dtype;

@@ -1,7 +1,7 @@
 //! Cost database `evenkeel.costs/1`: fitted kernel times of one GPU, with provenance and errors.
 //!
 //! In: JSON. Out: a [`CostDatabase`], checked: every figure of the hardware is positive, every coefficient
-//! and error is a number from 0, and no kernel or operation occurs twice. Unknown keys are errors.
+//! and error is a number from 0. No kernel or operation occurs twice. Unknown keys are errors.
 
 use crate::dtype::Dtype;
 use crate::hardware::Hardware;

@@ -83,9 +83,9 @@ pub(crate) fn read_kernels(
     let read: Vec<BTreeMap<KernelId, Vec<Measurement>>> = tables
         .par_iter()
         .map(|table| {
-            let bytes = package.read(table)?;
+            let bytes = package.read(&table.name)?;
             let rows = guard_panics(|| read_table(table, bytes)).map_err(|(found, expected)| {
-                ImportError::Table { path: package.place(table), found, expected }
+                ImportError::Table { path: package.place(&table.name), found, expected }
             });
             progress(ImportStage::Reading, done.fetch_add(1, Ordering::Relaxed) + 1, tables.len());
             rows

@@ -3,7 +3,7 @@
 //! In: the wheel, an unzipped package, or a folder of its tables. Out: one [`CostDatabase`] per GPU. An
 //! import reads the rows and draws the routing of each ([`crate::routing`]). It leaves out rows that
 //! contradict others, and holds out a fifth of the shapes. It fits the rest, and measures errors on the
-//! held-out shapes.
+//! held-out shapes. The other operations of a step are fitted to tables of their own ([`operations`]).
 //!
 //! The main version of a framework is the newest with at least 30 % as many rows as its largest. Kernels of
 //! the main version and later ones are fitted. Rows of older versions are held out altogether;
@@ -16,6 +16,7 @@ mod hold_out;
 mod interpolation;
 pub(crate) mod kernel_rows;
 pub(crate) mod measurements;
+pub(crate) mod operations;
 pub(crate) mod package;
 mod parquet_columns;
 pub(crate) mod routed_loads;
@@ -25,10 +26,11 @@ use crate::hardware::{Hardware, KNOWN_GPUS};
 use crate::kernel_entry::{KernelTable, version_key};
 use kernel_rows::KernelRows;
 use measurements::{KernelId, MeasuredKernel, read_kernels, routing_keys};
-use package::{Package, PackageTable};
+use operations::{MeasuredOperation, fit_operation, read_operations, retain_current};
+use package::{OperationTable, Package, PackageTable};
 use rayon::prelude::*;
 use routed_loads::RoutedLoads;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use thiserror::Error;
@@ -192,7 +194,7 @@ fn import_gpu(
     loads: &mut RoutedLoads,
     progress: Progress<'_>,
 ) -> Result<CostDatabase, ImportError> {
-    let GpuMeasurements { hardware, kernels, provenance } =
+    let GpuMeasurements { hardware, kernels, mut provenance } =
         read_gpu(package, gpu, is_current, loads, progress)?;
     let loads = &*loads;
     let (done, total) = (AtomicUsize::new(0), kernels.len());
@@ -204,7 +206,33 @@ fn import_gpu(
             entry
         })
         .collect();
-    Ok(CostDatabase::new(gpu, hardware, provenance, entries.into_iter().flatten().collect()))
+    let mut operations = read_gpu_operations(package, gpu, progress)?;
+    retain_current(&mut operations);
+    let files: BTreeSet<&String> = operations.iter().flat_map(|operation| &operation.files).collect();
+    provenance.files.extend(files.into_iter().cloned());
+    let (done, total) = (AtomicUsize::new(0), operations.len());
+    let fitted: Vec<_> = operations
+        .into_par_iter()
+        .map(|operation| {
+            let entry = fit_operation(&operation, &hardware);
+            progress(ImportStage::Fitting, done.fetch_add(1, Ordering::Relaxed) + 1, total);
+            entry
+        })
+        .collect();
+    let kernels = entries.into_iter().flatten().collect();
+    Ok(CostDatabase::new(gpu, hardware, provenance, kernels).with_operations(fitted.into_iter().flatten()))
+}
+
+/// Reads the tables of a GPU's other operations. A package may have none.
+pub(crate) fn read_gpu_operations(
+    package: &Package,
+    gpu: &str,
+    progress: Progress<'_>,
+) -> Result<Vec<MeasuredOperation>, ImportError> {
+    let folder = KNOWN_GPUS.iter().find(|(name, ..)| *name == gpu).map(|(_, folder, _)| *folder);
+    let of_gpu = |table: &&OperationTable| Some(table.gpu_folder.as_str()) == folder;
+    let tables: Vec<&OperationTable> = package.operation_tables.iter().filter(of_gpu).collect();
+    read_operations(package, &tables, progress)
 }
 
 /// Share of the rows of a framework's largest version that its main version has at least.
@@ -217,9 +245,14 @@ pub(crate) fn is_current(kernels: &[MeasuredKernel], id: &KernelId) -> bool {
     for kernel in kernels.iter().filter(|kernel| same(&kernel.id)) {
         *rows.entry(version_key(&kernel.id.version)).or_default() += kernel.rows.len();
     }
+    main_version(&rows).is_none_or(|main| version_key(&id.version) >= *main)
+}
+
+/// Returns the newest version with enough rows, by the rows of each.
+fn main_version(rows: &BTreeMap<Vec<u64>, usize>) -> Option<&Vec<u64>> {
     let most = rows.values().copied().max().unwrap_or(0) as f64;
     let main = rows.iter().rev().find(|(_, rows)| **rows as f64 >= MAIN_VERSION_SHARE * most);
-    main.is_none_or(|(main, _)| version_key(&id.version) >= *main)
+    main.map(|(version, _)| version)
 }
 
 /// Returns true if the shape of a row is held out of the fit.

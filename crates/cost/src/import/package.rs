@@ -2,7 +2,7 @@
 //! tables.
 //!
 //! In: a path. Out: the tables with GPU, framework and version, which the last folders of their paths
-//! state: `GPU/moe/FRAMEWORK/VERSION/NAME.parquet`.
+//! state: `GPU/KIND/FRAMEWORK/VERSION/NAME.parquet`. Kernels have the kind `moe`.
 
 use super::ImportError;
 use crate::kernel_entry::KernelTable;
@@ -23,12 +23,44 @@ pub(crate) struct PackageTable {
     pub(crate) name: String,
 }
 
+/// Content of a table of other operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum TableContent {
+    LowLatency,
+    Normal,
+    MoeAllToAll,
+    NvlinkAllToAll,
+    Nccl,
+    AllReduce,
+    DecodeAttention,
+    PrefillAttention,
+    MlaDecode,
+    MlaPrefill,
+    MlaBlockDecode,
+    MlaBlockPrefill,
+    MlaBmm,
+    Gemm,
+}
+
+/// One table of another operation than the experts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct OperationTable {
+    /// Folder of the GPU, such as `h100_sxm`.
+    pub(crate) gpu_folder: String,
+    pub(crate) framework: String,
+    pub(crate) version: String,
+    pub(crate) content: TableContent,
+    /// Path inside the package, with slashes.
+    pub(crate) name: String,
+}
+
 /// An opened package.
 #[derive(Debug)]
 pub(crate) struct Package {
     path: PathBuf,
     is_wheel: bool,
     pub(crate) tables: Vec<PackageTable>,
+    pub(crate) operation_tables: Vec<OperationTable>,
     pub(crate) version: String,
 }
 
@@ -43,23 +75,27 @@ impl Package {
         let names = if is_wheel { wheel_names(path)? } else { folder_names(path)? };
         let mut tables: Vec<PackageTable> = names.iter().filter_map(|name| parse_name(name)).collect();
         tables.sort();
+        let mut operation_tables: Vec<OperationTable> =
+            names.iter().filter_map(|name| parse_operation_name(name)).collect();
+        operation_tables.sort();
         if tables.is_empty() {
             return Err(ImportError::NoTables { path: path.to_owned() });
         }
         // A folder below the package does not name its version; its own path may.
         let own_path = path.to_string_lossy();
         let version = names.iter().map(String::as_str).chain([&*own_path]).find_map(package_version);
-        Ok(Self { path: path.to_owned(), is_wheel, tables, version: version.unwrap_or("unknown").to_owned() })
+        let version = version.unwrap_or("unknown").to_owned();
+        Ok(Self { path: path.to_owned(), is_wheel, tables, operation_tables, version })
     }
 
-    /// Reads a table.
-    pub(crate) fn read(&self, table: &PackageTable) -> Result<Vec<u8>, ImportError> {
-        let place = self.place(table);
+    /// Reads a table by its path inside the package.
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, ImportError> {
+        let place = self.place(name);
         let io_error = |error: std::io::Error| ImportError::read(&place, &error);
         let mut bytes = Vec::new();
         if self.is_wheel {
             let mut archive = open_wheel(&self.path)?;
-            let entry = archive.by_name(&table.name).map_err(|error| ImportError::zip(&self.path, &error))?;
+            let entry = archive.by_name(name).map_err(|error| ImportError::zip(&self.path, &error))?;
             entry.take(MAX_TABLE_BYTES + 1).read_to_end(&mut bytes).map_err(io_error)?;
         } else {
             File::open(&place)
@@ -74,8 +110,8 @@ impl Package {
     }
 
     /// Returns the path of a table for messages: in a folder that of its file.
-    pub(crate) fn place(&self, table: &PackageTable) -> PathBuf {
-        self.path.join(&table.name)
+    pub(crate) fn place(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
 }
 
@@ -124,6 +160,31 @@ fn parse_name(name: &str) -> Option<PackageTable> {
     (moe == "moe").then(|| PackageTable { gpu_folder, framework, version, table, name: name.to_owned() })
 }
 
+fn parse_operation_name(name: &str) -> Option<OperationTable> {
+    let mut parts = name.rsplit('/');
+    let file = parts.next()?.strip_suffix("_perf.parquet")?;
+    let (version, framework, kind, gpu) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let content = match (kind, file) {
+        ("comm", "wideep_deepep_ll") => TableContent::LowLatency,
+        ("comm", "wideep_deepep_normal") => TableContent::Normal,
+        ("comm", "moe_a2a") => TableContent::MoeAllToAll,
+        ("comm", "trtllm_alltoall") => TableContent::NvlinkAllToAll,
+        ("comm", "nccl") if framework == "nccl" => TableContent::Nccl,
+        ("comm", "custom_allreduce") => TableContent::AllReduce,
+        ("attention", "generation_attention") => TableContent::DecodeAttention,
+        ("attention", "context_attention") => TableContent::PrefillAttention,
+        ("mla", "generation_mla") => TableContent::MlaDecode,
+        ("mla", "context_mla") => TableContent::MlaPrefill,
+        ("mla", "mla_generation_module" | "wideep_generation_mla") => TableContent::MlaBlockDecode,
+        ("mla", "mla_context_module" | "wideep_context_mla") => TableContent::MlaBlockPrefill,
+        ("mla_bmm", "mla_bmm") => TableContent::MlaBmm,
+        ("gemm", "gemm") => TableContent::Gemm,
+        _ => return None,
+    };
+    let [gpu_folder, framework, version] = [gpu, framework, version].map(str::to_owned);
+    Some(OperationTable { gpu_folder, framework, version, content, name: name.to_owned() })
+}
+
 /// Returns the version in the name of a wheel or of its folder of metadata.
 fn package_version(path: &str) -> Option<&str> {
     let (_, rest) = path.split_once("aiconfigurator_core-")?;
@@ -141,6 +202,10 @@ mod tests {
         let parts = (&*table.gpu_folder, &*table.framework, &*table.version, table.table);
         assert_eq!(parts, ("gb200", "trtllm", "1.3.0rc10", KernelTable::WideEp));
         assert_eq!(parse_name("gb200/comm/trtllm/1.3.0rc10/moe_perf.parquet"), None);
+        let table =
+            parse_operation_name("data/gb200/comm/trtllm/1.3.0rc10/trtllm_alltoall_perf.parquet").unwrap();
+        assert_eq!((&*table.version, table.content), ("1.3.0rc10", TableContent::NvlinkAllToAll));
+        assert_eq!(parse_operation_name("data/gb200/gemm/trtllm/1.3.0rc10/other_perf.parquet"), None);
         for name in
             ["aiconfigurator_core-0.12.0.dist-info/METADATA", "/tmp/aiconfigurator_core-0.12.0-cp311.whl"]
         {

@@ -30,6 +30,14 @@ pub(super) struct LabelColumn {
     pub(super) rows: Vec<u32>,
 }
 
+impl LabelColumn {
+    /// Returns the label of a row.
+    pub(super) fn label(&self, row: usize) -> &str {
+        let index = self.rows.get(row).map(|&index| index as usize);
+        index.and_then(|index| self.labels.get(index)).map_or("", String::as_str)
+    }
+}
+
 /// Runs a reader of untrusted bytes. The Parquet crate panics on some contradictory files.
 pub(super) fn guard_panics<T>(read: impl FnOnce() -> Result<T, ContentError>) -> Result<T, ContentError> {
     catch_unwind(AssertUnwindSafe(read))
@@ -48,6 +56,11 @@ impl ParquetTable {
 
     pub(super) fn row_count(&self) -> usize {
         self.rows
+    }
+
+    /// Returns true if there is a column of a name.
+    pub(super) fn has_column(&self, name: &str) -> bool {
+        self.find_column(name).is_some()
     }
 
     /// Returns a column of integers from 0.

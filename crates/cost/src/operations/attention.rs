@@ -91,13 +91,19 @@ pub struct DecodeAttention {
 }
 
 impl DecodeAttention {
+    /// Returns the bytes of the cache that a layer reads.
+    pub(crate) fn cache_bytes(&self, work: &AttentionWork) -> f64 {
+        let units = work.batch as f64 * work.kv_heads.max(1) as f64;
+        units * work.visible() * 2.0 * work.head_dim as f64 * self.kv_bytes
+    }
+
     /// Returns the time of one layer, microseconds.
     pub fn time_us(&self, work: &AttentionWork, hardware: &Hardware, cache: CacheState) -> f64 {
         let visible = work.visible();
         let (batch, kv_heads, heads) = (work.batch as f64, work.kv_heads.max(1), work.heads);
         let head_dim = work.head_dim as f64;
         let units = batch * kv_heads as f64;
-        let bytes = units * visible * 2.0 * head_dim * self.kv_bytes + batch * heads as f64 * head_dim * 4.0;
+        let bytes = self.cache_bytes(work) + batch * heads as f64 * head_dim * 4.0;
         let read = read_us(bytes, self.tb_s, miss_share(bytes, self.l2_mb, cache), self.l2_ratio);
         let rounds = (units / hardware.multiprocessors.max(1) as f64).ceil();
         let padded = work.padded_head_dim();

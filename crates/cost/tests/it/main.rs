@@ -8,6 +8,7 @@ mod repository;
 #[path = "../../../../tests/support/skip.rs"]
 mod skip_support;
 
+mod builtin_operations;
 mod builtin_tables;
 mod malformed_databases;
 #[cfg(feature = "import")]
@@ -17,6 +18,9 @@ mod measured_package;
 #[cfg(feature = "import")]
 mod package_writer;
 mod published_effects;
+mod published_exchanges;
 mod rank_kernels;
 #[cfg(feature = "import")]
 mod synthetic_import;
+#[cfg(feature = "import")]
+mod synthetic_operations;

@@ -56,9 +56,14 @@ pub(crate) fn write_table(
     [gpu, framework, version]: [&str; 3],
     columns: &[(&str, Values)],
 ) -> PathBuf {
-    let folder = root.join(gpu).join("moe").join(framework).join(version);
-    std::fs::create_dir_all(&folder).unwrap();
-    let path = folder.join("moe_perf.parquet");
+    write_file(&root.join(gpu).join("moe").join(framework).join(version).join("moe_perf.parquet"), columns)
+}
+
+/// Writes a table of a path, and returns the path.
+pub(crate) fn write_file(path: &Path, columns: &[(&str, Values)]) -> PathBuf {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).unwrap();
+    }
     let fields: Vec<String> = columns
         .iter()
         .map(|(name, values)| match values {
@@ -68,7 +73,7 @@ pub(crate) fn write_table(
         })
         .collect();
     let schema = parse_message_type(&format!("message schema {{ {} }}", fields.join(" "))).unwrap();
-    let file = std::fs::File::create(&path).unwrap();
+    let file = std::fs::File::create(path).unwrap();
     let properties = Arc::new(WriterProperties::builder().build());
     let mut writer = SerializedFileWriter::new(file, Arc::new(schema), properties).unwrap();
     let mut group = writer.next_row_group().unwrap();
@@ -90,5 +95,5 @@ pub(crate) fn write_table(
     }
     group.close().unwrap();
     writer.close().unwrap();
-    path
+    path.to_owned()
 }

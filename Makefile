@@ -64,7 +64,7 @@ WITH_NVRTC = EVENKEEL_NVRTC=required \
 	LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"
 endif
 
-.PHONY: help compiler demo test kernels gpu gpukit mpi namespaces python stacks page page-in-chromium mpi-ranks conformance faults attack check features examples bench fuzz clean
+.PHONY: help compiler demo fetch tools test kernels gpu gpukit mpi namespaces python stacks page page-in-chromium mpi-ranks conformance faults attack check features examples bench fuzz clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -107,6 +107,13 @@ namespaces: $(TOOLS) ## Run ranks over MPI in two network namespaces joined by a
 python: .tools/python/ready ## Build the Python package, install it into .tools/python and run its tests.
 	MATURIN_PEP517_ARGS="--profile dev" .tools/python/bin/pip install --quiet --disable-pip-version-check pyyaml .
 	.tools/python/bin/python -m pytest -q
+
+tools: $(TOOLS) ## Fetch the tools that compiling needs.
+
+fetch: ## Fetch what `make stacks`, `make page` and `make conformance` take from the network.
+	bindings/python/stacks.sh fetch
+	@.ci/debian "$(PYTHON) crates/serve/tests/page/browser.py" chromium || true
+	@$(MAKE) $(AXE) .tools/schemathesis/ready || true
 
 stacks: .tools/python/ready $(TOOLS) ## Test the plug-ins with vLLM's, SGLang's and vllm-ascend's own modules, fetched into .tools/stacks.
 	bindings/python/stacks.sh

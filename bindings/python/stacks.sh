@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests the plug-ins with the stacks' own modules, as published, and torch on the CPU (`make stacks`).
+# Tests the plug-ins with the stacks' own modules, as published, and torch on the CPU (`make stacks`). With the
+# argument `fetch` it only fetches them.
 #
 # Everything goes into .tools/stacks, once and without root. The modules come from the wheels of vllm, sglang
 # and vllm-ascend (a download of 400 MB, of which a few modules stay). torch comes from a Python that has it,
@@ -108,13 +109,6 @@ mkdir -p "$here/bin"
 printf '#!/bin/sh\nLD_LIBRARY_PATH=%s${LD_LIBRARY_PATH:-} exec %s/venv/bin/python "$@"\n' "'$libraries'" "$here" >"$here/bin/python3"
 printf '#!/bin/sh\nexec %s/bin/python3 -m torch.distributed.run "$@"\n' "$here" >"$here/bin/torchrun"
 chmod +x "$here/bin/python3" "$here/bin/torchrun"
-# The other virtual environment may be newer than this one.
-if ! .tools/python/bin/python -c 'import maturin' 2>/dev/null &&
-    ! .tools/python/bin/pip install --quiet --disable-pip-version-check 'maturin>=1.10,<2'; then
-    skip "no maturin" "pip could not fetch it"
-    exit 0
-fi
-
 if [[ $(cat "$here/modules/ready" 2>/dev/null) != "$folders" ]]; then
     echo "make stacks: fetching the wheels of ${wheels[*]} (400 MB, once)"
     if "$here/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest "$here/wheels" \
@@ -134,6 +128,17 @@ UNPACK
         skip "no wheels of the stacks" "pip could not fetch them; tests that need torch alone are run"
     fi
 fi
+# `stacks.sh fetch` only fetches.
+if [[ ${1:-} == fetch ]]; then
+    exit 0
+fi
+# The other virtual environment may be newer than this one.
+if ! .tools/python/bin/python -c 'import maturin' 2>/dev/null &&
+    ! .tools/python/bin/pip install --quiet --disable-pip-version-check 'maturin>=1.10,<2'; then
+    skip "no maturin" "pip could not fetch it"
+    exit 0
+fi
+
 if [[ $(cat "$here/modules/ready" 2>/dev/null) == "$folders" ]]; then
     export EVENKEEL_STACKS=$here/modules
 fi

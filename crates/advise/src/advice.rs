@@ -5,14 +5,11 @@
 
 use crate::balance::{BalanceError, BalancePolicy};
 use crate::figures::{BalanceChoice, BalanceKey, BalanceTable};
-use crate::search::{AdviceRequest, Deployment, SearchResult, Serving, search};
+use crate::search::{AdviceRequest, Deployment, SearchResult, Serving, TIE, search};
 use crate::step::{Phase, StepTime, StepWork, step_time};
 use crate::times::{ExchangeLoad, TimeSource};
 use evenkeel::evaluate::Progress;
 use thiserror::Error;
-
-/// Difference in tokens per second below which the simpler of two deployments is advised.
-const TIE: f64 = 0.01;
 
 /// One policy on the GPUs of the advised deployment.
 #[derive(Debug, Clone, PartialEq)]
@@ -433,11 +430,16 @@ impl AdviceRequest<'_> {
         let half = if best.overlap { 2.0 } else { 1.0 };
         let tokens = best.batch as f64 * self.workload.verified;
         let part = ((tokens / half).round().max(1.0) as u64) * best.parallel.ranks;
-        let table = BalanceTable::new(self.trace, self.model.moe.top_k, self.times.linked(), 64, self.seed);
+        let table = BalanceTable::new(self.trace, self.model.moe.top_k, self.times.linked(), self.seed);
         let slots = self.model.moe.experts as u64 + best.choice.redundant;
         let kernel =
             self.times.expert_kernel(self.model, (slots, best.choice.ranks, best.parallel.expert_tp), false);
-        let key = BalanceKey { choice: best.choice, expert_tp: best.parallel.expert_tp, tokens: part };
+        let key = BalanceKey {
+            choice: best.choice,
+            expert_tp: best.parallel.expert_tp,
+            is_prefill: false,
+            tokens: part,
+        };
         let Some(figures) = table.hindsight(&key, kernel.as_ref())? else { return Ok(None) };
         let work = StepWork {
             phase: Phase::Decode { context: self.workload.input + self.workload.output / 2 },

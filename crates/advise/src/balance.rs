@@ -36,10 +36,9 @@ impl BalancePolicy {
         match self {
             BalancePolicy::Nothing => Box::new(Contiguous),
             BalancePolicy::Eplb => Box::new(Eplb::new(1, TieBreak::LowestExpert)),
-            BalancePolicy::Recourse => match format!("recourse:{split}").parse() {
-                Ok(evenkeel::place::PolicySpec::Recourse(policy)) => Box::new(policy),
-                _ => Box::new(Recourse::default()),
-            },
+            BalancePolicy::Recourse => {
+                Box::new(Recourse::default().for_split(split).with_iterations(SEARCH_ITERATIONS))
+            }
         }
     }
 }
@@ -80,6 +79,8 @@ pub enum BalanceError {
     Trace(#[from] TraceError),
 }
 
+/// Iterations of recourse while deployments are compared. The plan of the advised one takes the default.
+const SEARCH_ITERATIONS: u64 = 2_000;
 /// Number of batches on which a placement is planned.
 const PLANNED_BATCHES: usize = 12;
 /// Number of batches on which a placement is judged.

@@ -63,35 +63,36 @@ pub struct BalanceKey {
     pub choice: BalanceChoice,
     /// GPUs that share every expert.
     pub expert_tp: u64,
+    /// True for prefill. Its kernels may be others.
+    pub is_prefill: bool,
     /// Tokens of a batch of all ranks.
     pub tokens: u64,
 }
 
+/// Tokens per rank of the batches on which placements are planned: between those of decode and of prefill.
+const PLANNED_TOKENS: u64 = 512;
 /// Number of layers that stand for all.
-const SAMPLED_LAYERS: usize = 4;
+const SAMPLED_LAYERS: usize = 3;
 
-/// Figures of all keys of one phase.
+/// Figures of all keys. A placement serves both phases.
 #[derive(Debug)]
 pub struct BalanceTable<'a> {
     pool: BatchPool<'a>,
     experts: usize,
     linked: u64,
     layers: Vec<usize>,
-    /// Tokens per rank on which placements are planned.
-    planned_tokens: u64,
     placements: BTreeMap<BalanceChoice, Vec<(usize, Placement)>>,
     figures: BTreeMap<BalanceKey, BalanceFigures>,
 }
 
 impl<'a> BalanceTable<'a> {
     /// Creates an empty table. Groups of up to `linked` ranks are one node.
-    pub fn new(trace: &'a Trace, top_k: usize, linked: u64, planned_tokens: u64, seed: u64) -> Self {
+    pub fn new(trace: &'a Trace, top_k: usize, linked: u64, seed: u64) -> Self {
         Self {
             pool: BatchPool::new(trace, top_k, seed),
             experts: trace.experts(),
             linked,
             layers: sample_layers(trace),
-            planned_tokens,
             placements: BTreeMap::new(),
             figures: BTreeMap::new(),
         }
@@ -156,7 +157,7 @@ impl<'a> BalanceTable<'a> {
         let placed: Vec<(BalanceChoice, (usize, Placement))> = work
             .par_iter()
             .map(|(choice, cluster, layer)| {
-                let tokens = this.planned_tokens * choice.ranks;
+                let tokens = PLANNED_TOKENS * choice.ranks;
                 let placement = place_layer(
                     &this.pool,
                     (this.experts, *layer),
@@ -198,7 +199,7 @@ impl<'a> BalanceTable<'a> {
         let Some(cluster) = self.cluster(&key.choice) else { return Ok(None) };
         let split = key.choice.split();
         let place = |&layer: &usize| {
-            let part = (TracePart::Second, self.planned_tokens * key.choice.ranks);
+            let part = (TracePart::Second, PLANNED_TOKENS * key.choice.ranks);
             let shape = (self.experts, layer);
             Ok((layer, place_layer(&self.pool, shape, (key.choice.policy, split), &cluster, part)?))
         };
@@ -255,10 +256,11 @@ mod tests {
         let key = |ranks, tokens| BalanceKey {
             choice: BalanceChoice { ranks, redundant: ranks, policy: BalancePolicy::Eplb, exact: true },
             expert_tp: 1,
+            is_prefill: false,
             tokens,
         };
         let table = |keys: &[BalanceKey]| {
-            let mut table = BalanceTable::new(&trace, 2, 8, 16, 0);
+            let mut table = BalanceTable::new(&trace, 2, 8, 0);
             table.compute(keys, &kernel, &()).unwrap();
             table
         };

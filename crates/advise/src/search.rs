@@ -143,16 +143,14 @@ pub struct SearchResult {
     pub planned: usize,
 }
 
+/// Difference below which two deployments count as equal.
+pub(crate) const TIE: f64 = 0.01;
 /// Requests per GPU that are considered.
 const BATCHES: [u64; 17] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512, 768];
 /// Prompt tokens per GPU and pass that are considered.
 const PASSES: [u64; 5] = [2_048, 4_096, 8_192, 16_384, 32_768];
 /// Tiles of attention that are considered.
 const TILES: [u64; 4] = [1, 2, 4, 8];
-/// Tokens per rank of the batches on which placements for decoding are planned.
-const PLANNED_DECODE_TOKENS: u64 = 64;
-/// Tokens per rank of the batches on which placements for prefill are planned.
-const PLANNED_PREFILL_TOKENS: u64 = 4_096;
 
 /// Searches all deployments. `progress` receives the numbers of planned and of all placements.
 ///
@@ -160,9 +158,11 @@ const PLANNED_PREFILL_TOKENS: u64 = 4_096;
 /// Fails if a placement cannot be planned or judged.
 pub fn search(request: &AdviceRequest<'_>, progress: &dyn Progress) -> Result<SearchResult, BalanceError> {
     let shapes = request.shapes();
-    let mut decode = PhaseSearch::new(request, false, PLANNED_DECODE_TOKENS, progress);
-    let mut prefill = PhaseSearch::new(request, true, PLANNED_PREFILL_TOKENS, progress);
+    let table =
+        BalanceTable::new(request.trace, request.model.moe.top_k, request.times.linked(), request.seed);
+    let mut prefill = PhaseSearch::new(request, true, table, progress);
     let passes = prefill.price_all(&shapes, PhaseSearch::price_prefill)?;
+    let mut decode = PhaseSearch::new(request, false, prefill.table, progress);
     let steps = decode.price_all(&shapes, PhaseSearch::price_decode)?;
     let priced = passes.priced + steps.priced;
     let too_large = passes.too_large + steps.too_large;
@@ -172,7 +172,7 @@ pub fn search(request: &AdviceRequest<'_>, progress: &dyn Progress) -> Result<Se
         order.then(a.parallel.cmp(&b.parallel)).then(a.choice.cmp(&b.choice)).then(a.batch.cmp(&b.batch))
     });
     let front = pareto_front(&deployments);
-    let planned = decode.table.planned() + prefill.table.planned();
+    let planned = decode.table.planned();
     Ok(SearchResult { deployments, front, priced, too_large, planned })
 }
 
@@ -358,11 +358,9 @@ impl<'a> PhaseSearch<'a> {
     fn new(
         request: &'a AdviceRequest<'a>,
         is_prefill: bool,
-        planned_tokens: u64,
+        table: BalanceTable<'a>,
         progress: &'a dyn Progress,
     ) -> Self {
-        let (model, linked) = (request.model, request.times.linked());
-        let table = BalanceTable::new(request.trace, model.moe.top_k, linked, planned_tokens, request.seed);
         let kernels = KernelCache { request, is_prefill, made: Mutex::new(BTreeMap::new()) };
         Self { request, table, kernels, progress }
     }
@@ -378,7 +376,7 @@ impl<'a> PhaseSearch<'a> {
     }
 
     /// Prices all candidates. Recourse, which takes longest to plan, is planned only where perfect balance would
-    /// be on the Pareto front of the phase. The front is therefore the same as without this shortcut.
+    /// be more than one percent beyond the Pareto front of the phase. No point of the front moves by more.
     fn price_all<T: PricedChoice>(
         &mut self,
         shapes: &[Parallelism],
@@ -398,7 +396,9 @@ impl<'a> PhaseSearch<'a> {
         let front = front_of(&found.found);
         let is_promising = |candidate: &&Candidate| {
             let bound = price(this, candidate, Balance::Perfect).found;
-            bound.iter().any(|point| !is_beaten(&front, point.rate(), point.wait()))
+            bound
+                .iter()
+                .any(|point| !is_beaten(&front, (1.0 - TIE) * point.rate(), point.wait() / (1.0 - TIE)))
         };
         let promising: Vec<Candidate> = slow.par_iter().filter(is_promising).copied().collect();
         self.compute(&promising)?;
@@ -443,6 +443,10 @@ impl<'a> PhaseSearch<'a> {
         self.kernels.is_prefill
     }
 
+    fn key(&self, shape: &Parallelism, choice: BalanceChoice, tokens: u64) -> BalanceKey {
+        BalanceKey { choice, expert_tp: shape.expert_tp, is_prefill: self.is_prefill(), tokens }
+    }
+
     /// Computes the figures of expert-parallel candidates.
     fn compute(&mut self, candidates: &[Candidate]) -> Result<(), BalanceError> {
         let sizes = self.sizes();
@@ -450,12 +454,7 @@ impl<'a> PhaseSearch<'a> {
             .iter()
             .filter(|(shape, _)| shape.is_expert_parallel())
             .flat_map(|(shape, choice)| {
-                let expert_tp = shape.expert_tp;
-                sizes.iter().map(move |&each| BalanceKey {
-                    choice: *choice,
-                    expert_tp,
-                    tokens: each * shape.ranks,
-                })
+                sizes.iter().map(|&each| self.key(shape, *choice, each * shape.ranks))
             })
             .collect();
         keys.sort_unstable();
@@ -476,17 +475,11 @@ impl<'a> PhaseSearch<'a> {
             return Some(BalanceFigures { experts_us: us, even_us: us, ..BalanceFigures::EVEN });
         }
         match balance {
-            Balance::Placed => self
-                .table
-                .get(&BalanceKey { choice: *choice, expert_tp: shape.expert_tp, tokens: of_all })
-                .copied(),
+            Balance::Placed => self.table.get(&self.key(shape, *choice, of_all)).copied(),
             Balance::Perfect => {
                 // EPLB with the same slots was judged before; the even time does not depend on the policy.
                 let known = BalanceChoice { policy: BalancePolicy::Eplb, exact: false, ..*choice };
-                let even_us = self
-                    .table
-                    .get(&BalanceKey { choice: known, expert_tp: shape.expert_tp, tokens: of_all })?
-                    .even_us;
+                let even_us = self.table.get(&self.key(shape, known, of_all))?.even_us;
                 Some(BalanceFigures { experts_us: even_us, even_us, ..BalanceFigures::EVEN })
             }
         }

@@ -146,6 +146,8 @@ pub struct PrefillRates {
     pub half_head_dim: f64,
     /// Tokens that the causal mask adds to the half of the pairs.
     pub tile_tokens: f64,
+    /// Share of the keys that one multiprocessor sees for a tile. It is below 1 if kernels split the keys.
+    pub chain_share: f64,
     /// Rate of memory, terabytes per second.
     pub tb_s: f64,
     /// Order of the norm that joins memory and arithmetic.
@@ -180,13 +182,13 @@ impl PrefillRates {
         let total = tera_us(sequence_heads * 4.0 * head_dim * pairs, peak)
             + sequence_heads * tiles / multiprocessors * self.unit_us;
         let row = 4.0 * PREFILL_TILE as f64 * head_dim * (visible + half_tile);
-        let chain = self.unit_us + tera_us(row, peak) * multiprocessors;
+        let chain = self.unit_us + self.chain_share * tera_us(row, peak) * multiprocessors;
         let arithmetic = norm([total, chain], self.q);
         self.floor_us + norm([tera_us(bytes, self.tb_s), arithmetic], self.p)
     }
 
     pub(crate) fn parameters_mut(&mut self) -> Vec<ParameterMut<'_>> {
-        parameters_mut!(self; floor_us, unit_us, tflop_s, half_head_dim, tile_tokens, tb_s, p, q)
+        parameters_mut!(self; floor_us, unit_us, tflop_s, half_head_dim, tile_tokens, chain_share, tb_s, p, q)
     }
 }
 
@@ -226,6 +228,7 @@ pub(super) mod tests {
             tflop_s: 600.0,
             half_head_dim: 0.0,
             tile_tokens: 0.0,
+            chain_share: 1.0,
             tb_s: 3.0,
             p: 200.0,
             q: 200.0,

@@ -62,9 +62,12 @@ impl MlaDecode {
     /// Returns the time of one layer, microseconds.
     pub fn time_us(&self, work: &MlaWork, hardware: &Hardware, cache: CacheState) -> f64 {
         let (batch, context) = (work.batch as f64, work.context as f64);
-        let per_sequence = context * CACHE_WIDTH * self.kv_bytes + LATENT_HEAD_BYTES * work.heads as f64;
-        let bytes = batch * per_sequence;
-        let read = read_us(bytes, self.tb_s, miss_share(bytes, self.l2_mb, cache), self.l2_ratio);
+        let bytes = batch * context * CACHE_WIDTH * self.kv_bytes;
+        // Kernels that convert the cache read it slowly. Queries and answers are not converted.
+        let queries = batch * LATENT_HEAD_BYTES * work.heads as f64;
+        let queries = tera_us(queries, hardware.bandwidth as f64 / 1e12);
+        let miss = miss_share(bytes, self.l2_mb, cache);
+        let read = read_us(bytes, self.tb_s, miss, self.l2_ratio) + queries;
         let units = work.batch * work.heads.div_ceil(UNIT_HEADS);
         let rounds = units.div_ceil(hardware.multiprocessors.max(1)) as f64;
         let rows = QUERY_TILE * work.heads.div_ceil(QUERY_TILE);
@@ -188,9 +191,10 @@ pub(super) mod tests {
     #[test]
     fn decode_reads_the_latent() {
         let work = MlaWork { batch: 100, context: 4000, heads: 128 };
-        let bytes = 100.0 * (4000.0 * 576.0 + 2176.0 * 128.0);
+        // The cache at 3 TB/s, and queries and answers at the 3.35 TB/s of the data sheet.
+        let read = 100.0 * (4000.0 * 576.0 / 3e6 + 2176.0 * 128.0 / 3.35e6);
         let cold = decode().time_us(&work, &hardware(), CacheState::Cold);
-        assert!((cold / (5.0 + bytes / 3e6) - 1.0).abs() < 1e-6);
+        assert!((cold / (5.0 + read) - 1.0).abs() < 1e-6);
         // 200 units are two rounds on 132 multiprocessors.
         let short = MlaWork { context: 1, ..work };
         let slow = MlaDecode { unit_us: 100.0, ..decode() };

@@ -184,7 +184,14 @@ pub(crate) mod tests {
 
     /// Returns the figures of an H100.
     pub(crate) fn hardware() -> Hardware {
-        crate::CostDatabase::builtin("h100").unwrap().hardware
+        Hardware {
+            bandwidth: 3_350_000_000_000,
+            flops_16bit: 989_000_000_000_000,
+            flops_8bit: 1_979_000_000_000_000,
+            flops_4bit: 1_979_000_000_000_000,
+            multiprocessors: 132,
+            l2_bytes: 50_000_000,
+        }
     }
 
     /// Returns 128 tokens per rank of DeepSeek-V3.

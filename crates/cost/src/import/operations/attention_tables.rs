@@ -116,6 +116,7 @@ pub(super) const UNFITTED: PrefillRates = PrefillRates {
     tflop_s: 1.0,
     half_head_dim: 0.0,
     tile_tokens: 1.0,
+    chain_share: 1.0,
     tb_s: 1.0,
     p: 1.0,
     q: 1.0,

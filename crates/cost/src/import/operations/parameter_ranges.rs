@@ -71,6 +71,7 @@ pub(super) fn parameter_range(name: &str, operation: &Operation, peak: &PeakRate
         "half_tile" => time(3.0, 20.0),
         "half_head_dim" => time(32.0, 1e3),
         "tile_tokens" => time(128.0, 2e3),
+        "chain_share" => rate(0.5, 0.01, 1.0),
         "tb_s" | "weight_tb_s" => rate(0.8 * peak.memory_tb_s, 0.02 * peak.memory_tb_s, peak.memory_tb_s),
         "quantise_tb_s" => rate(peak.memory_tb_s, 0.05 * peak.memory_tb_s, 5.0 * peak.memory_tb_s),
         // A multiplication alternates between operands, so its effective cache may seem larger.

@@ -140,14 +140,7 @@ impl TraceArgs {
     /// Reads the traces as batches of `model`. Batches are also drawn from steps that are sums over many
     /// batches, as in several dumps.
     pub(crate) fn read_small_batches(&self, model: MoeModel) -> anyhow::Result<Trace> {
-        /// Tokens of a step above which it is a sum over batches.
-        const MAX_STEP_TOKENS: u64 = 1 << 20;
-        let is_sum = |trace: &Trace| {
-            let steps = trace.steps().len() as u64;
-            let fullest =
-                (0..trace.layers().len()).map(|layer| trace.totals(layer).iter().sum::<u64>()).max();
-            fullest.unwrap_or(0) / (model.top_k as u64).max(1) > MAX_STEP_TOKENS * steps.max(1)
-        };
+        let is_sum = |trace: &Trace| evenkeel_advise::holds_sums(trace, model.top_k);
         self.read_or_draw_if(Some(model), Some(DEFAULT_DRAWN_BATCHES / 2), is_sum)
     }
 

@@ -8,7 +8,10 @@ use crate::figures::{BalanceChoice, BalanceKey, BalanceTable};
 use crate::search::{AdviceRequest, Deployment, SearchResult, Serving, TIE, search};
 use crate::step::{Phase, StepTime, StepWork, step_time};
 use crate::times::{ExchangeLoad, TimeSource};
+use evenkeel::cluster::{Cluster, ClusterError};
 use evenkeel::evaluate::Progress;
+use evenkeel::place;
+use evenkeel::plan::{BatchProvenance, Plan, PlanRequest, PlanRequestError};
 use thiserror::Error;
 
 /// One policy on the GPUs of the advised deployment.
@@ -54,6 +57,25 @@ pub struct Advice {
     pub sources: Vec<TimeSource>,
 }
 
+/// Work of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It decodes, or does both.
+    Decode,
+    /// It prefills for others.
+    Prefill,
+}
+
+impl Role {
+    /// Returns the name in files and commands.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Decode => "decode",
+            Role::Prefill => "prefill",
+        }
+    }
+}
+
 /// Error of a question without an answer.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -84,6 +106,12 @@ pub enum AdviceError {
     /// A placement cannot be planned or judged.
     #[error(transparent)]
     Balance(#[from] BalanceError),
+    /// The cluster of a role cannot exist.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The plan of a role fails.
+    #[error(transparent)]
+    Plan(#[from] PlanRequestError),
 }
 
 impl Advice {
@@ -145,6 +173,39 @@ impl Advice {
     /// Returns the advised deployment.
     pub fn best(&self) -> &Deployment {
         &self.search.deployments[self.best]
+    }
+
+    /// Plans all layers of the trace for a role of the advised deployment. Returns `None` if nothing is balanced
+    /// there, or if no instance has the role.
+    ///
+    /// # Errors
+    /// Fails if the plan fails.
+    pub fn plan(
+        &self,
+        request: &AdviceRequest<'_>,
+        role: Role,
+        progress: &dyn Progress,
+    ) -> Result<Option<Plan>, AdviceError> {
+        let best = self.best();
+        let (parallel, choice) = match role {
+            Role::Decode => (&best.parallel, &best.choice),
+            Role::Prefill => (&best.prefill.parallel, &best.prefill.choice),
+        };
+        if choice.policy == BalancePolicy::Nothing || (role == Role::Prefill && request.is_mixed()) {
+            return Ok(None);
+        }
+        // Groups of GPUs that share experts are the ranks of the plan.
+        let nodes = parallel.nodes(request.times.linked()) as usize;
+        let ranks = choice.ranks as usize;
+        let nodes = if ranks.is_multiple_of(nodes) { nodes } else { 1 };
+        let cluster = Cluster::new(ranks, nodes, request.trace.experts(), choice.redundant as usize)?;
+        let name = place::policy_name_for_split(choice.policy.name(), choice.split());
+        let policy = place::policy(&name, 1, &cluster).map_err(BalanceError::from)?;
+        let batches = request.trace.resampling().map_or_else(String::new, ToString::to_string);
+        let origin = BatchProvenance::default().seed(request.seed).split(choice.split()).batches(batches);
+        let made =
+            PlanRequest::new(request.trace, cluster, policy.as_ref()).provenance(origin).run(progress)?;
+        Ok(Some(made.plan))
     }
 
     /// Returns the answer as one text.

@@ -16,6 +16,17 @@ pub struct BatchPool<'a> {
     seed: u64,
 }
 
+/// Tokens of a step above which it is a sum over batches.
+const MAX_STEP_TOKENS: u64 = 1 << 20;
+
+/// Returns true if the steps of a trace are sums over many batches, so that batches have to be drawn.
+pub fn holds_sums(trace: &Trace, top_k: usize) -> bool {
+    let steps = trace.steps().len() as u64;
+    let visits = (0..trace.layers().len()).map(|layer| trace.totals(layer).iter().sum::<u64>()).max();
+    let tokens = visits.unwrap_or(0) / (top_k as u64).max(1);
+    trace.resampling().is_none() && (trace.holds_totals() || tokens > MAX_STEP_TOKENS * steps.max(1))
+}
+
 /// Part of a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TracePart {

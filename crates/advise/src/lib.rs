@@ -10,7 +10,9 @@
 mod advice;
 mod balance;
 mod batches;
+mod document;
 mod figures;
+mod gpu_counts;
 mod launch;
 mod memory;
 mod model;
@@ -21,14 +23,15 @@ mod step;
 mod tests;
 mod times;
 
-pub use advice::{Advice, AdviceError, ComparedPolicy};
+pub use advice::{Advice, AdviceError, ComparedPolicy, Role};
 pub use balance::{BalanceError, BalanceFigures, BalancePolicy};
-pub use batches::{BatchPool, TracePart};
+pub use batches::{BatchPool, TracePart, holds_sums};
 pub use figures::{BalanceChoice, BalanceKey, BalanceTable};
+pub use gpu_counts::{GpuCounts, WrongGpuCounts};
 pub use launch::{LaunchCommand, PlacementFiles, STACKS, launch_commands};
 pub use memory::{MemoryLoad, MemoryUse, USABLE_SHARE, activation_bytes, memory_use};
 pub use model::{Attention, ModelError, ModelSpec, Window};
 pub use parallelism::Parallelism;
 pub use search::{AdviceRequest, Deployment, PrefillChoice, SearchResult, Serving, Workload, search};
 pub use step::{PLANNING_US, Phase, StepTime, StepWork, step_time};
-pub use times::{DATA_SHEET_ERROR, ExchangeLoad, ExchangeMode, GemmShape, StepTimes, TimeSource};
+pub use times::{DATA_SHEET_ERROR, ExchangeLoad, ExchangeMode, GemmShape, StepTimes, TimeSource, TimesError};

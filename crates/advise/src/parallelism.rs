@@ -42,6 +42,15 @@ impl Parallelism {
         self.attention_tp == self.ranks
     }
 
+    /// Returns the kind of parallelism that divides the experts, in words.
+    pub fn experts_by(&self) -> String {
+        match (self.is_expert_parallel(), self.expert_tp) {
+            (false, _) => "tensor".to_owned(),
+            (true, 1) => "expert".to_owned(),
+            (true, tp) => format!("expert, tp {tp}"),
+        }
+    }
+
     /// Returns the nodes of a stage with `linked` GPUs per node.
     pub fn nodes(&self, linked: u64) -> u64 {
         self.ranks.div_ceil(linked.max(1))

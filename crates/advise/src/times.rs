@@ -7,7 +7,7 @@
 use crate::model::{Attention, ModelSpec};
 use crate::parallelism::Parallelism;
 use crate::step::{Phase, StepWork};
-use evenkeel::cluster::Network;
+use evenkeel::cluster::{Network, NetworkError};
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::{MoeModel, Precision};
 use evenkeel::split::{CostModel, Roofline, TILE_TOKENS};
@@ -16,11 +16,13 @@ use evenkeel_cost::operations::{
     MlaBmmWork, MlaWork, Operation, OperationEntry, OperationKind, OperationWork,
 };
 use evenkeel_cost::{
-    CacheState, CostDatabase, Dtype, Hardware, KernelEntry, KernelTable, ModelShape, MoeShape, RankKernel,
+    CacheState, CostDatabase, CostError, Dtype, Hardware, KernelEntry, KernelTable, ModelShape, MoeShape,
+    RankKernel, builtin_gpus,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use thiserror::Error;
 
 /// Share of a data sheet's rates that kernels reach if none is measured.
 const DATA_SHEET_SHARE: f64 = 0.7;
@@ -32,6 +34,18 @@ pub const DATA_SHEET_ERROR: f64 = 0.5;
 const EXCHANGE_MULTIPROCESSORS: u64 = 20;
 /// Tokens per rank above which stacks take the exchange's normal kernels instead of low-latency ones.
 const LOW_LATENCY_TOKENS: f64 = 512.0;
+
+/// Error of a built-in database or network.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TimesError {
+    /// The database cannot be read.
+    #[error(transparent)]
+    Costs(#[from] CostError),
+    /// The network cannot be read.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}
 
 /// Source of a time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -172,6 +186,34 @@ impl StepTimes {
         }
         times.exchanges = times.find_exchanges();
         times
+    }
+
+    /// Creates the times of a model on machines with a GPU, by their usual network. GPUs whose links are not
+    /// known have PCIe and InfiniBand. Without a database the built-in one of the GPU is used, if there is one.
+    ///
+    /// # Errors
+    /// Fails if a built-in database or network cannot be read.
+    pub fn of_gpu(
+        model: &ModelSpec,
+        gpu: GpuSpec,
+        database: Option<CostDatabase>,
+        framework: &str,
+        kv_bytes: f64,
+    ) -> Result<Self, TimesError> {
+        let network = match Network::of_gpu(gpu.name) {
+            Some(network) => network,
+            None => "ib-xdr+ib-ndr".parse()?,
+        };
+        let database = match database {
+            None if builtin_gpus().contains(&gpu.name) => Some(CostDatabase::builtin(gpu.name)?),
+            given => given,
+        };
+        Ok(Self::new(model, gpu, network, database, framework, kv_bytes))
+    }
+
+    /// Returns true if a database gives at least some of the times.
+    pub fn is_measured(&self) -> bool {
+        self.database.is_some()
     }
 
     /// Returns the measured operation of a kind in the first of the formats, for the framework if there is

@@ -1,7 +1,6 @@
 //! `evenkeel advise`: the deployment to run, by recorded routing and measured kernels.
 
 mod files;
-mod gpu_counts;
 mod render;
 
 use crate::args::expert_time::read_database;
@@ -9,13 +8,13 @@ use crate::args::trace::TraceArgs;
 use crate::output::{Output, StderrBar, command_line, print_json, print_text, write_file};
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
-use evenkeel::cluster::Network;
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::MoeModel;
-use evenkeel_advise::{Advice, AdviceRequest, ModelSpec, Serving, StepTimes, Workload};
-use evenkeel_cost::builtin_gpus;
+use evenkeel_advise::{
+    Advice, AdviceRequest, GpuCounts, ModelSpec, PlacementFiles, Serving, StepTimes, Workload,
+    launch_commands,
+};
 use evenkeel_report::AdvicePage;
-use gpu_counts::GpuCounts;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -143,8 +142,6 @@ struct AdviseRequest {
     model: ModelSpec,
     times: StepTimes,
     workload: Workload,
-    /// True if some times are measured.
-    is_measured: bool,
 }
 
 /// Longest context that is considered.
@@ -173,18 +170,9 @@ impl AdviseArgs {
         }
         let model = self.model_spec()?;
         let kv_bytes = if self.kv_dtype == CacheFormat::Fp8 { 1.0 } else { 2.0 };
-        let database = match &self.costs {
-            Some(path) => Some(read_database(&path.display().to_string())?),
-            None if builtin_gpus().contains(&self.gpu.name) => Some(read_database(self.gpu.name)?),
-            None => None,
-        };
-        let network = match Network::of_gpu(self.gpu.name) {
-            Some(network) => network,
-            // PCIe and InfiniBand, for GPUs without NVLink.
-            None => "ib-xdr+ib-ndr".parse()?,
-        };
-        let is_measured = database.is_some();
-        let times = StepTimes::new(&model, self.gpu, network, database, self.framework.name(), kv_bytes);
+        let database =
+            self.costs.as_ref().map(|path| read_database(&path.display().to_string())).transpose()?;
+        let times = StepTimes::of_gpu(&model, self.gpu, database, self.framework.name(), kv_bytes)?;
         let workload = Workload {
             input,
             output,
@@ -199,7 +187,7 @@ impl AdviseArgs {
                 ServingMode::Mixed => Serving::Mixed,
             },
         };
-        Ok(AdviseRequest { model, times, workload, is_measured })
+        Ok(AdviseRequest { model, times, workload })
     }
 
     /// Returns the model by its name, or reads its configuration.
@@ -218,14 +206,14 @@ impl AdviseArgs {
 }
 
 pub(crate) fn run(args: &AdviseArgs, output: Output) -> anyhow::Result<()> {
-    let AdviseRequest { model, times, workload, is_measured } = args.resolve()?;
+    let AdviseRequest { model, times, workload } = args.resolve()?;
     let trace = args.trace.read_small_batches(model.moe)?;
     if model.moe.experts != trace.experts() {
         let (name, experts, found) = (&model.name, model.moe.experts, trace.experts());
         bail!("--model {name} has {experts} experts per layer, the trace {found}");
     }
     output.print_notices(trace.notices());
-    if !is_measured {
+    if !times.is_measured() {
         output.print_note(&format!(
             "no kernel of {} is measured: times are shares of its data sheet, off by up to half",
             args.gpu
@@ -243,17 +231,17 @@ pub(crate) fn run(args: &AdviseArgs, output: Output) -> anyhow::Result<()> {
     let bar = StderrBar::for_placements();
     let advice = Advice::find(&request, &bar)?;
     drop(bar);
-    let written = match &args.output {
-        Some(folder) => files::write(folder, &advice, &request, output)?,
-        None => files::WrittenFiles::default(),
+    let files = match &args.output {
+        Some(folder) => files::write_files(folder, &advice, &request, output)?,
+        None => PlacementFiles::default(),
     };
-    let launch = written.launch_commands(&self::launch_name(args), &advice, &request);
+    let launch = launch_commands(&launch_name(args), advice.best(), workload.serving, &files);
     if let Some(path) = &args.report {
         let page = AdvicePage::new(&advice, &request, &launch).command(command_line());
         write_file(path, &page.to_html())?;
     }
     if output.is_json() {
-        return print_json(&render::to_json(&advice, &request, &launch, args.all));
+        return print_json(&advice.to_json(&request, &launch, args.all));
     }
     print_text(&render::to_text(&advice, &request, &launch, args.framework.name(), args.all))?;
     if let Some(path) = &args.report {

@@ -1,4 +1,4 @@
-//! Numbers of GPUs, from the command line.
+//! Numbers of GPUs of an instance, from a list or a range.
 
 use evenkeel::cluster::MAX_RANKS;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use thiserror::Error;
 
 /// Numbers of GPUs of an instance: a list, or a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum GpuCounts {
+pub enum GpuCounts {
     /// The numbers themselves.
     List(Vec<u64>),
     /// All useful numbers from the first to the last.
@@ -16,7 +16,7 @@ pub(super) enum GpuCounts {
 /// Error of text that states no numbers of GPUs.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("\"{0}\": expected numbers of GPUs from 1 to {MAX_RANKS}, as 8,16,32 or 16..96")]
-pub(super) struct WrongGpuCounts(String);
+pub struct WrongGpuCounts(String);
 
 impl FromStr for GpuCounts {
     type Err = WrongGpuCounts;
@@ -40,7 +40,7 @@ const MAX_SIZES: u64 = 16;
 
 impl GpuCounts {
     /// Returns the numbers. A range has powers of two below a node of eight GPUs and whole nodes above.
-    pub(super) fn counts(&self, linked: u64) -> Vec<u64> {
+    pub fn counts(&self, linked: u64) -> Vec<u64> {
         let (first, last) = match self {
             Self::List(list) => return list.clone(),
             Self::Range(first, last) => (*first, *last),

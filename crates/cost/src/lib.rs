@@ -1,9 +1,10 @@
-//! Measured times of MoE kernels.
+//! Measured times of MoE kernels, and of the other operations of a step.
 //!
 //! A [`CostDatabase`] holds fitted kernels of one GPU: coefficients, provenance and errors on held-out
 //! shapes. Databases of some GPUs are part of the crate. [`RankKernel`] computes the time of one rank's
 //! experts from the rows of each, as a [`CostModel`](evenkeel::split::CostModel). [`import`] fits kernels
 //! to the tables of NVIDIA's package `aiconfigurator-core`, and [`check`] compares a database with them.
+//! [`operations`] has exchange, collectives, attention and dense layers.
 //!
 //! ```
 //! use evenkeel::split::CostModel;

@@ -2,6 +2,29 @@
 //!
 //! In: an [`OperationEntry`] of a [`CostDatabase`](crate::CostDatabase), and a description of the work. Out:
 //! microseconds on one GPU. `docs/operation-times.md` states the formulas with their errors.
+//!
+//! ```
+//! use evenkeel_cost::operations::{ExchangePhase, ExchangeWork};
+//! use evenkeel_cost::{CacheState, CostDatabase, OperationKind, OperationWork};
+//!
+//! let database = CostDatabase::builtin("h100")?;
+//! let work = ExchangeWork {
+//!     tokens: 128,
+//!     hidden: 7168,
+//!     top_k: 8,
+//!     experts: 256,
+//!     ranks: 32,
+//!     nodes: 4,
+//!     node_limit: None,
+//!     multiprocessors: 20,
+//! };
+//! let kind = OperationKind::LowLatencyNodeExchange(ExchangePhase::Dispatch);
+//! let entry = database.operation(kind, "sglang", "fp8").expect("measured for H100");
+//! let work = OperationWork::Exchange(work);
+//! let time = entry.operation.time_us(&work, &database.hardware, CacheState::Cold);
+//! assert!(time.is_some_and(|time| (130.0..160.0).contains(&time)));
+//! # Ok::<(), evenkeel_cost::CostError>(())
+//! ```
 
 mod attention;
 mod collective;

@@ -2,7 +2,7 @@
 
 use crate::skip_support::skipped;
 use evenkeel_cost::CostDatabase;
-use evenkeel_cost::check::{CheckScope, check_database};
+use evenkeel_cost::check::{CheckScope, check_database, check_operations};
 use evenkeel_cost::import::import_package;
 use std::path::PathBuf;
 
@@ -34,5 +34,24 @@ fn the_tables_have_their_errors() {
     }
     // Three of 16 groups miss a limit: kernels without tuning, and two with a single model.
     assert!(held_out.iter().filter(|row| row.meets_limits()).count() * 5 >= held_out.len() * 4);
+    assert!(rows.iter().any(|row| matches!(row.scope, CheckScope::OlderVersion(_))));
+}
+
+/// The check of the operations finds the errors that the table states, and compares older versions.
+#[test]
+fn the_operations_have_their_errors() {
+    let Some(path) = package() else { return };
+    let database = CostDatabase::builtin("a100").unwrap();
+    let rows = check_operations(&database, &path, &|_, _, _| {}).unwrap();
+    let held_out = rows.iter().filter(|row| row.scope == CheckScope::HeldOutShapes);
+    let mut compared = 0;
+    for row in held_out {
+        let entry = database.operations_of(row.kind).find(|entry| {
+            (&entry.framework, &entry.kernel, &entry.dtype) == (&row.framework, &row.kernel, &row.dtype)
+        });
+        assert_eq!(entry.map(|entry| entry.errors), Some(row.errors), "{row:?}");
+        compared += 1;
+    }
+    assert_eq!(compared, database.operations.len());
     assert!(rows.iter().any(|row| matches!(row.scope, CheckScope::OlderVersion(_))));
 }

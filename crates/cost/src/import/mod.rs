@@ -3,7 +3,7 @@
 //! In: the wheel, an unzipped package, or a folder of its tables. Out: one [`CostDatabase`] per GPU. An
 //! import reads the rows and draws the routing of each ([`crate::routing`]). It leaves out rows that
 //! contradict others, and holds out a fifth of the shapes. It fits the rest, and measures errors on the
-//! held-out shapes. The other operations of a step are fitted to tables of their own ([`operations`]).
+//! held-out shapes. The other operations of a step are fitted to tables of their own ([`crate::operations`]).
 //!
 //! The main version of a framework is the newest with at least 30 % as many rows as its largest. Kernels of
 //! the main version and later ones are fitted. Rows of older versions are held out altogether;

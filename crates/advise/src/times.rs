@@ -162,6 +162,8 @@ impl StepTimes {
             exchanges: BTreeMap::new(),
         };
         let cache: &[&str] = if kv_bytes < 1.5 { &["fp8"] } else { &["bfloat16", "float16"] };
+        let prefill: &[&str] =
+            if kv_bytes < 1.5 { &["bfloat16_kv_fp8", "fp8", "bfloat16"] } else { &["bfloat16", "float16"] };
         let weights: &[&str] = match model.moe.precision {
             Precision::Fp8 if model.dtype == Dtype::Fp8 => &["fp8", "fp8_block"],
             Precision::Fp8 => &["fp8_block", "fp8"],
@@ -172,14 +174,20 @@ impl StepTimes {
             Attention::Grouped { heads, kv_heads, head_dim, .. } => {
                 let work = AttentionWork { batch: 1, context: 1, heads, kv_heads, head_dim, window: None };
                 times.decode = times.find(OperationKind::DecodeAttention(work.grouping()), cache);
-                times.prefill = times.find(OperationKind::PrefillAttention, cache);
+                times.prefill = times.find(OperationKind::PrefillAttention, prefill);
             }
             Attention::Latent { .. } => {
                 times.decode = times.find(OperationKind::MlaDecode, cache);
-                times.prefill = times.find(OperationKind::MlaPrefill, cache);
+                times.prefill = times.find(OperationKind::MlaPrefill, prefill);
                 times.latent = times.find(OperationKind::MlaBmm, &["bfloat16", "fp8"]);
-                if times.is_deepseek && framework == "sglang" {
-                    let of = |kind| times.find(kind, &["fp8_block", "fp8", "bfloat16"]);
+                if times.is_deepseek {
+                    let block: &[&str] = match (model.moe.precision, kv_bytes < 1.5) {
+                        (Precision::Fp8, true) => &["fp8_block_kv_fp8", "fp8_block"],
+                        (Precision::Fp8, false) => &["fp8_block"],
+                        (_, true) => &["bfloat16_kv_fp8", "bfloat16"],
+                        _ => &["bfloat16"],
+                    };
+                    let of = |kind| times.find(kind, block);
                     times.block = [of(OperationKind::MlaBlockDecode), of(OperationKind::MlaBlockPrefill)];
                 }
             }

@@ -25,6 +25,7 @@ AXE := .tools/axe/package/axe.min.js
 BUILD_BINS := build --workspace --features $(FEATURES) --bins --test c
 SAMPLE := traces/sample-prefill.csv.zst
 CLUSTER := --ranks 8 --redundant 8
+DEMO_MODEL := deepseek-v2-lite,h100
 
 # libclang is searched in the folders of clang-sys, which loads it. libclang-cpp is another library.
 CLANG_FOLDERS := /usr/lib /usr/lib64 /usr/local/lib /usr/lib/*-linux-gnu /usr/lib/llvm-*/lib \
@@ -73,10 +74,10 @@ help: ## Show this list.
 demo: ## Plan and compare on a sample trace; writes demo/plan.json and demo/report.html. Needs only Rust.
 	$(CARGO) build --release
 	mkdir -p demo
-	$(EVENKEEL) plan $(SAMPLE) $(CLUSTER) -o demo/plan.json
+	$(EVENKEEL) plan $(SAMPLE) $(CLUSTER) --model $(DEMO_MODEL) -o demo/plan.json
 	$(EVENKEEL) plan check demo/plan.json
 	$(EVENKEEL) simulate $(SAMPLE) $(CLUSTER) --policies contiguous,eplb,lplb:ring,recourse --splits even,exact \
-		--report demo/report.html
+		--model $(DEMO_MODEL) --report demo/report.html
 
 test: $(TOOLS) ## Run all tests and documentation examples, with HiGHS as referee, and with Open MPI if there is one.
 	@$(if $(MPI),,$(WITHOUT_MPI) "make test")

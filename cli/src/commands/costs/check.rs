@@ -5,7 +5,7 @@ use crate::args::expert_time::read_database;
 use crate::output::{Output, StderrBar, print_json, print_text};
 use crate::render::table::render_table;
 use clap::Args;
-use evenkeel_cost::check::{CheckRow, CheckScope, check_database};
+use evenkeel_cost::check::{CheckRow, CheckScope, OperationCheckRow, check_database, check_operations};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -29,11 +29,15 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
     let database = read_database(&args.database)?;
     let bar = StderrBar::for_kernels();
     let rows = check_database(&database, &args.package, &|_, done, total| bar.report_kernels(done, total))?;
+    let operations =
+        check_operations(&database, &args.package, &|_, done, total| bar.report_kernels(done, total))?;
     drop(bar);
     if output.is_json() {
-        return print_json(
-            &json!({ "gpu": database.gpu, "rows": rows.iter().map(row_to_json).collect::<Vec<_>>() }),
-        );
+        return print_json(&json!({
+            "gpu": database.gpu,
+            "rows": rows.iter().map(row_to_json).collect::<Vec<_>>(),
+            "operations": operations.iter().map(operation_to_json).collect::<Vec<_>>(),
+        }));
     }
     let header = [
         "framework",
@@ -51,10 +55,34 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
         "better",
     ];
     print_text(&format!(
-        "Kernels on {}: errors in percent, median / 90th percentile\n\n{}",
+        "Kernels on {}: errors in percent, median / 90th percentile\n\n{}\n{}",
         database.gpu,
-        render_table(&header, rows.iter().map(row_cells).collect(), 4)
+        render_table(&header, rows.iter().map(row_cells).collect(), 4),
+        render_table(
+            &["other operation", "framework", "dtype", "kernel", "rows of", "rows", "error"],
+            operations.iter().map(operation_cells).collect(),
+            5
+        )
     ))
+}
+
+fn operation_cells(row: &OperationCheckRow) -> Vec<String> {
+    vec![
+        row.kind.to_string(),
+        row.framework.clone(),
+        row.dtype.clone(),
+        row.kernel.clone(),
+        scope_name(&row.scope),
+        row.rows.to_string(),
+        format!("{:.1} / {:.1}", row.errors.median, row.errors.p90),
+    ]
+}
+
+fn operation_to_json(row: &OperationCheckRow) -> Value {
+    json!({
+        "operation": row.kind.to_string(), "framework": row.framework, "dtype": row.dtype, "kernel": row.kernel,
+        "scope": scope_name(&row.scope), "rows": row.rows, "errors": row.errors,
+    })
 }
 
 fn scope_name(scope: &CheckScope) -> String {

@@ -1,4 +1,5 @@
-//! `evenkeel costs show`: the kernels of a database with their errors, and the times of a model's experts.
+//! `evenkeel costs show`: kernels and operations of a database with their errors, and the times of a model's
+//! experts.
 
 use crate::args::expert_time::{KernelSource, read_database};
 use crate::output::{Output, print_json, print_text};
@@ -7,11 +8,11 @@ use anyhow::bail;
 use clap::Args;
 use evenkeel::cluster::Cluster;
 use evenkeel::model::MoeModel;
-use evenkeel_cost::{CostDatabase, ErrorQuantiles, KernelEntry, MethodErrors, builtin_gpus};
+use evenkeel_cost::{CostDatabase, ErrorQuantiles, KernelEntry, MethodErrors, OperationEntry, builtin_gpus};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// Show the kernels of a cost database, with their errors
+/// Show the kernels and operations of a cost database, with their errors
 ///
 /// Errors are absolute relative errors on shapes that the fit did not see, as median and 90th percentile.
 /// Balanced rows have even routing, skewed rows have drawn routing. Without DATABASE, the command lists the
@@ -52,15 +53,19 @@ pub(super) fn run(args: &ShowArgs, output: Output) -> anyhow::Result<()> {
     if let (Some(model), Some(framework)) = (&args.model, &args.framework) {
         return show_model(&database, name, framework, (model, args.ranks as usize), output);
     }
+    let of_framework = |entry: &&OperationEntry| {
+        args.framework.as_ref().is_none_or(|name| *name == entry.framework || entry.framework == "nccl")
+    };
+    let operations: Vec<&OperationEntry> = database.operations.iter().filter(of_framework).collect();
     if output.is_json() {
         return print_json(&json!({
             "gpu": database.gpu, "hardware": database.hardware, "provenance": database.provenance,
-            "kernels": kernels,
+            "kernels": kernels, "operations": operations,
         }));
     }
     let source = &database.provenance;
     print_text(&format!(
-        "Kernels on {}: {} {}, {}\nErrors in percent on held-out shapes: median / 90th percentile\n\n{}",
+        "Kernels on {}: {} {}, {}\nErrors in percent on held-out shapes: median / 90th percentile\n\n{}\n{}",
         database.gpu,
         source.package,
         source.version,
@@ -82,8 +87,26 @@ pub(super) fn run(args: &ShowArgs, output: Output) -> anyhow::Result<()> {
             ],
             kernels.into_iter().map(kernel_row).collect(),
             5
+        ),
+        render_table(
+            &["other operation", "framework", "version", "dtype", "kernel", "rows", "error"],
+            operations.into_iter().map(operation_row).collect(),
+            5
         )
     ))
+}
+
+/// Returns the cells of an operation.
+fn operation_row(entry: &OperationEntry) -> Vec<String> {
+    vec![
+        entry.operation.kind().to_string(),
+        entry.framework.clone(),
+        entry.version.clone(),
+        entry.dtype.clone(),
+        entry.kernel.clone(),
+        entry.rows.to_string(),
+        format!("{:.1} / {:.1}", entry.errors.median, entry.errors.p90),
+    ]
 }
 
 /// Returns the cells of a kernel.

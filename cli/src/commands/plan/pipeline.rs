@@ -7,9 +7,11 @@ use super::render::{PlanDetails, plan_to_json, plan_to_text};
 use super::speeds::SpeedFigures;
 use crate::args::blend::{BlendSpec, blend_traces};
 use crate::args::cluster::{ClusterSpec, check_groups};
+use crate::args::model::{ModelMaybeOnGpu, ModelOnGpu};
 use crate::args::planning::PlanningArgs;
 use crate::args::replan::EconomicsSpec;
 use crate::args::trace::{TraceArgs, busy_layer_ids};
+use crate::commands::simulate::verdict::{MISSING_MODEL, TimedComparison};
 use crate::output::{Output, StderrBar, command_line, is_stdout, print_json, print_text, write_file};
 use crate::render::memory::RedundancyMemory;
 use anyhow::{Context as _, bail};
@@ -21,7 +23,8 @@ use evenkeel::plan::{BatchProvenance, Constraints, FixedPlacement, Plan, PlanRep
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::{LayerSet, Trace};
 use evenkeel_report::SimulationPage;
-use evenkeel_simulate::{SimulationConfig, simulate};
+use evenkeel_simulate::{SimulationConfig, SimulationResult, Verdict, simulate};
+use serde_json::Value;
 use std::path::PathBuf;
 
 /// Plan to compute, from options that are valid together.
@@ -37,6 +40,8 @@ pub(super) struct PlanJob {
     pub(super) economics: Option<EconomicsSpec>,
     pub(super) moe_layers: Option<LayerSet>,
     pub(super) model: Option<MoeModel>,
+    /// The model on a GPU, if times are to be predicted.
+    pub(super) on: Option<ModelOnGpu>,
     pub(super) start: PlanStart,
     pub(super) output: Option<PathBuf>,
     pub(super) report: Option<PathBuf>,
@@ -111,6 +116,7 @@ impl PlanJob {
             economics: None,
             moe_layers: args.moe_layers,
             model: args.model.map(|on| on.model),
+            on: args.model.and_then(ModelMaybeOnGpu::on_gpu),
             start,
             output: args.output,
             report: None,
@@ -171,25 +177,41 @@ impl PlanJob {
         if let Some(path) = &self.output {
             write_file(path, &made.plan.to_json()?)?;
         }
-        if let Some(path) = &self.report {
-            let policy: Box<dyn Policy> = Box::new(FixedPlacement::from_plan(policy.name(), &made.plan));
-            write_file(path, &report_page(&trace, policy, &made, memory)?)?;
+        let judged = match (&self.report, self.on) {
+            (None, None) => None,
+            _ => Some(JudgedPlan::new(&trace, policy.name(), &made)?),
+        };
+        let timed =
+            |judged: &JudgedPlan, on| TimedComparison::predict(&trace, &judged.config, &judged.outcome, on);
+        let timed = judged.as_ref().zip(self.on).map(|(judged, on)| timed(judged, on)).transpose()?.flatten();
+        if let (Some(path), Some(judged)) = (&self.report, &judged) {
+            let verdict = timed.as_ref().map(|timed| &timed.verdict);
+            write_file(path, &judged.to_page(&trace, verdict, memory))?;
         }
-        self.print_plan(&trace, &made, &details, output)
+        let verdict = timed.as_ref().zip(judged.as_ref());
+        self.print_plan(&trace, &made, (&details, verdict), output)
     }
 
     fn print_plan(
         &self,
         trace: &Trace,
         made: &PlanReport,
-        details: &PlanDetails,
+        (details, verdict): (&PlanDetails, Option<(&TimedComparison, &JudgedPlan)>),
         output: Output,
     ) -> anyhow::Result<()> {
         if self.output.as_deref().is_some_and(is_stdout) {
             return Ok(());
         }
         if output.is_json() {
-            return print_json(&plan_to_json(self.output.as_deref(), trace, made, details));
+            let mut document = plan_to_json(self.output.as_deref(), trace, made, details);
+            document["verdict"] =
+                verdict.map_or(Value::Null, |(timed, judged)| timed.to_json(&judged.outcome));
+            return print_json(&document);
+        }
+        match verdict {
+            Some((timed, judged)) => print_text(&timed.to_text(&judged.outcome))?,
+            None if self.on.is_none() => print_text(MISSING_MODEL)?,
+            None => {}
         }
         print_text(&plan_to_text(made, output.is_verbose()))?;
         print_text(&details.to_text(&made.plan, output.is_verbose()))?;
@@ -268,25 +290,38 @@ impl PlanJob {
     }
 }
 
-/// Returns the report of three placements: contiguous with the even split, EPLB, and the plan. All are judged
-/// on the batches of the whole trace, under the split of the plan and the two usual ones.
-fn report_page(
-    trace: &Trace,
-    policy: Box<dyn Policy>,
-    made: &PlanReport,
-    memory: Option<RedundancyMemory>,
-) -> anyhow::Result<String> {
-    let all = 0..trace.steps().len();
-    let methods = made.plan.provenance.figures.iter().map(|figure| figure.split.parse());
-    let methods = methods.collect::<Result<_, _>>()?;
-    let config = SimulationConfig::new(made.plan.cluster, methods, all.clone(), all);
-    let title = format!("Plan by {}", policy.name());
-    let mut policies: Vec<Box<dyn Policy>> = vec![Box::new(Contiguous)];
-    if made.plan.cluster.is_even() && policy.name() != "eplb" {
-        policies.push(Box::new(Eplb::new(1, TieBreak::LowestExpert)));
+/// A plan beside the contiguous placement and EPLB's, judged on the batches of the whole trace.
+struct JudgedPlan {
+    cluster: Cluster,
+    config: SimulationConfig,
+    outcome: SimulationResult,
+    title: String,
+}
+
+impl JudgedPlan {
+    /// Judges three placements under the split of the plan and the two usual ones.
+    fn new(trace: &Trace, name: String, made: &PlanReport) -> anyhow::Result<Self> {
+        let all = 0..trace.steps().len();
+        let cluster = made.plan.cluster;
+        let methods = made.plan.provenance.figures.iter().map(|figure| figure.split.parse());
+        let methods = methods.collect::<Result<_, _>>()?;
+        let config = SimulationConfig::new(cluster, methods, all.clone(), all);
+        let title = format!("Plan by {name}");
+        let mut policies: Vec<Box<dyn Policy>> = vec![Box::new(Contiguous)];
+        if cluster.is_even() && name != "eplb" {
+            policies.push(Box::new(Eplb::new(1, TieBreak::LowestExpert)));
+        }
+        policies.push(Box::new(FixedPlacement::from_plan(name, &made.plan)));
+        let outcome = simulate(trace, &config, &policies, &()).context("while judging the plan")?;
+        Ok(Self { cluster, config, outcome, title })
     }
-    policies.push(policy);
-    let outcome = simulate(trace, &config, &policies, &()).context("while making the report")?;
-    let page = SimulationPage::new(trace, &made.plan.cluster, &outcome).title(title).command(command_line());
-    Ok(memory.map_or_else(|| page.to_html(), |memory| page.to_html_for(&memory.model)))
+
+    /// Returns the report.
+    fn to_page(&self, trace: &Trace, verdict: Option<&Verdict>, memory: Option<RedundancyMemory>) -> String {
+        let page = SimulationPage::new(trace, &self.cluster, &self.outcome)
+            .title(self.title.clone())
+            .command(command_line())
+            .verdict(verdict);
+        memory.map_or_else(|| page.to_html(), |memory| page.to_html_for(&memory.model))
+    }
 }

@@ -13,7 +13,7 @@ mod policies;
 mod policy_selection;
 mod replay;
 mod traffic;
-mod verdict;
+pub(crate) mod verdict;
 
 use crate::output::Output;
 use clap::{Args, Subcommand};

@@ -97,16 +97,17 @@ pub(super) fn run(args: &PoliciesArgs, output: Output) -> anyhow::Result<()> {
         placed_speeds: None,
     };
     let comparison = Comparison::run(&spec, &trace, output)?;
-    let timed = request.on.map(|on| TimedComparison::predict(&comparison, on)).transpose()?.flatten();
+    let timed = |on| TimedComparison::predict(&trace, &comparison.config, &comparison.outcome, on);
+    let timed = request.on.map(timed).transpose()?.flatten();
     if let Some(path) = &request.report {
         write_report(path, &comparison, &[], timed.as_ref())?;
     }
     if output.is_json() {
-        let verdict = timed.as_ref().map(|timed| timed.to_json(&comparison));
+        let verdict = timed.as_ref().map(|timed| timed.to_json(&comparison.outcome));
         return print_json(&comparison.to_json(Some(("verdict", json!(verdict)))));
     }
     match &timed {
-        Some(timed) => print_text(&timed.to_text(&comparison))?,
+        Some(timed) => print_text(&timed.to_text(&comparison.outcome))?,
         None if request.on.is_none() => print_text(MISSING_MODEL)?,
         None => print_text(MISSING_BASELINE)?,
     }

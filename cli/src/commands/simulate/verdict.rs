@@ -4,7 +4,6 @@
 //! the times of experts, if the program has them, and the GPU's data sheet otherwise. The network is the
 //! preset of machines with this GPU.
 
-use super::comparison::Comparison;
 use crate::args::expert_time::{DATA_SHEET_SHARE, FrameworkKernel, KernelSource, data_sheet_times};
 use crate::args::model::ModelOnGpu;
 use crate::output::StderrBar;
@@ -16,7 +15,9 @@ use evenkeel::split::CostModel;
 use evenkeel::trace::Trace;
 use evenkeel_cost::builtin_gpus;
 use evenkeel_simulate::network::{PredictionInput, StepCostModel, predict_steps};
-use evenkeel_simulate::{PLANNING_US, TimedRow, Verdict, VerdictSetting, format_ms};
+use evenkeel_simulate::{
+    PLANNING_US, SimulationConfig, SimulationResult, TimedRow, Verdict, VerdictSetting, format_ms,
+};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -30,8 +31,8 @@ const DATA_SHEET_ERROR: f64 = 0.5;
 
 /// A verdict with the sources of its times.
 #[derive(Debug)]
-pub(super) struct TimedComparison {
-    pub(super) verdict: Verdict,
+pub(crate) struct TimedComparison {
+    pub(crate) verdict: Verdict,
     on: ModelOnGpu,
     network: String,
     /// The kernel of the times; `None` for the data sheet.
@@ -60,8 +61,12 @@ impl TimedComparison {
     ///
     /// # Errors
     /// Fails if the model has other experts than the trace.
-    pub(super) fn predict(comparison: &Comparison<'_>, on: ModelOnGpu) -> anyhow::Result<Option<Self>> {
-        let Comparison { trace, config, outcome, .. } = comparison;
+    pub(crate) fn predict(
+        trace: &Trace,
+        config: &SimulationConfig,
+        outcome: &SimulationResult,
+        on: ModelOnGpu,
+    ) -> anyhow::Result<Option<Self>> {
         check_experts(&on.model, trace)?;
         let Some(network) = Network::of_gpu(on.gpu.name) else { return Ok(None) };
         let kernel = measured_kernel(on, &config.cluster);
@@ -88,11 +93,11 @@ impl TimedComparison {
     }
 
     /// Returns the verdict, the table of times, and their sources.
-    pub(super) fn to_text(&self, comparison: &Comparison<'_>) -> String {
+    pub(crate) fn to_text(&self, outcome: &SimulationResult) -> String {
         let row = |row: &TimedRow| {
             let share = |share: f64| format!("{:.1}%", 100.0 * share);
             vec![
-                comparison.outcome.planned[row.planned].policy.clone(),
+                outcome.planned[row.planned].policy.clone(),
                 row.method.to_string(),
                 format_ms(row.step_ms),
                 share(row.gain),
@@ -120,11 +125,11 @@ impl TimedComparison {
         )
     }
 
-    pub(super) fn to_json(&self, comparison: &Comparison<'_>) -> Value {
+    pub(crate) fn to_json(&self, outcome: &SimulationResult) -> Value {
         let verdict = &self.verdict;
         let row = |row: &TimedRow| {
             json!({
-                "policy": comparison.outcome.planned[row.planned].policy,
+                "policy": outcome.planned[row.planned].policy,
                 "split": row.method.to_string(),
                 "step_ms": row.step_ms,
                 "gain": row.gain,
@@ -152,7 +157,7 @@ impl TimedComparison {
 }
 
 /// The missing part of a verdict without a model and a GPU.
-pub(super) const MISSING_MODEL: &str =
+pub(crate) const MISSING_MODEL: &str =
     "Worth it? Times are not known: state the model and the GPU, as in --model deepseek-r1,h100.\n\n";
 
 /// The missing part of a verdict without a row that does nothing.

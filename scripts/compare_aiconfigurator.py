@@ -7,7 +7,7 @@ with its arguments and its milliseconds.
 
     python3 compare_aiconfigurator.py > deployments.jsonl
 
-The first run makes a virtual environment beside this file and installs the
+The first run makes a virtual environment in its own folder and installs the
 package from PyPI. Nothing else is downloaded: the model shapes and the tables
 of measured kernels come with the package.
 """
@@ -99,7 +99,7 @@ def build_model(name, gpu, framework, layout, deep_ep, database):
         nextn=0, workload_distribution="balanced", system=gpu,
         num_gpus_per_node=database.system_spec["node"]["num_gpus_per_node"],
     )
-    if deep_ep:  # what the tool's own search sets for large expert parallelism
+    if deep_ep:  # as the tool's own search does for large expert parallelism
         config.moe_comm_backend = {"context": "deepep_ht", "generation": "deepep_ll"}
         config.fmha_quant_mode = common.FMHAQuantMode.fp8_block
         config.kvcache_quant_mode = common.KVCacheQuantMode.fp8

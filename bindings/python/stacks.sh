@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests the plug-ins with the stacks' own modules, as published, and torch on the CPU (`make stacks`). With the
-# argument `fetch` it only fetches them.
+# Tests the plug-ins with the stacks' own modules, as published, and torch on the CPU (`make stacks`).
+# With the argument `fetch` it only fetches them.
 #
 # Everything goes into .tools/stacks, once and without root. The modules come from the wheels of vllm, sglang
 # and vllm-ascend (a download of 400 MB, of which a few modules stay). torch comes from a Python that has it,

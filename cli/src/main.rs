@@ -25,6 +25,7 @@ use std::process::ExitCode;
     name = "evenkeel",
     version,
     max_term_width = 110,
+    disable_help_subcommand = true,
     after_help = "Start with `evenkeel trace inspect TRACE`, then `evenkeel simulate TRACE --ranks 8`.",
     after_long_help = "Start with:\n  evenkeel trace inspect TRACE                the content of a trace\n  \
                        evenkeel simulate TRACE --ranks 8           the benefit of balancing, by policy\n  \

@@ -13,6 +13,7 @@ mod blend;
 pub mod build;
 mod builder;
 mod error;
+mod join;
 mod load_skew;
 mod options;
 mod resampling;

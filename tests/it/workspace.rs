@@ -39,7 +39,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
          thiserror toml toml_parser ureq",
     ),
     ("evenkeel-c", "evenkeel cuda trace", ""),
-    ("evenkeel-python", "evenkeel cuda trace", "numpy pyo3 rayon"),
+    ("evenkeel-python", "advise evenkeel cuda trace", "numpy pyo3 rayon"),
 ];
 
 /// Optional dependencies of the planning library. Its default features need none of them.

@@ -6,6 +6,7 @@
 
 #![allow(clippy::needless_pass_by_value, reason = "pyo3 passes arguments of Python by value")]
 
+mod advise;
 mod arrays;
 mod convert;
 mod device;
@@ -25,6 +26,8 @@ use pyo3::prelude::*;
 /// Load-balancing planner for Mixture-of-Experts models under expert parallelism (native part).
 #[pymodule]
 mod _native {
+    #[pymodule_export]
+    use super::advise::advise;
     #[pymodule_export]
     use super::device::{DevicePlanner, devices};
     #[pymodule_export]

@@ -182,6 +182,13 @@ fn layer_set(ids: &[u32]) -> PyResult<LayerSet> {
     ids.join(",").parse().map_err(library_error)
 }
 
+impl Plan {
+    /// Wraps a plan that has no previous one.
+    pub(crate) fn without_changes(inner: core::Plan) -> Self {
+        Self { inner, changes: vec![] }
+    }
+}
+
 #[pymethods]
 impl Plan {
     /// Reads and checks a plan file.

@@ -18,6 +18,7 @@ mod skip_support;
 #[path = "../../../tests/support/trace.rs"]
 mod trace_support;
 
+mod advise;
 mod cases_plans;
 mod cases_readers;
 mod cli;

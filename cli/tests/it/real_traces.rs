@@ -15,7 +15,7 @@ use evenkeel_simulate::{
 use evenkeel_trace::{self as trace, Batching, ReadOptions, RequestOrder, Trace};
 use std::path::PathBuf;
 
-fn folder(name: &str) -> Option<PathBuf> {
+pub(crate) fn folder(name: &str) -> Option<PathBuf> {
     let found = std::env::var_os("EVENKEEL_REAL_TRACES").map(|root| PathBuf::from(root).join(name));
     let found = found.filter(|path| path.is_dir());
     if found.is_none() {

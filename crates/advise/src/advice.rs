@@ -1,34 +1,19 @@
 //! The answer: the deployment to run, in words and figures, compared with doing nothing.
 //!
-//! In: an [`AdviceRequest`]. Out: an [`Advice`]. A gain within its own error counts as none. Among deployments
-//! that are equal within one percent, the simplest one is advised.
+//! In: an [`AdviceRequest`]. Out: an [`Advice`]. A gain within its own error counts as none. Among
+//! deployments that are equal within one percent, the simplest one is advised.
 
 use crate::balance::{BalanceError, BalancePolicy};
-use crate::figures::{BalanceChoice, BalanceKey, BalanceTable};
-use crate::search::{AdviceRequest, Deployment, SearchResult, Serving, TIE, search};
-use crate::step::{Phase, StepTime, StepWork, step_time};
-use crate::times::{ExchangeLoad, TimeSource};
+use crate::comparison::ComparedPolicy;
+use crate::figures::BalanceChoice;
+use crate::memory::USABLE_SHARE;
+use crate::search::{AdviceRequest, Deployment, SearchResult, TIE, search};
+use crate::times::TimeSource;
 use evenkeel::cluster::{Cluster, ClusterError};
 use evenkeel::evaluate::Progress;
 use evenkeel::place;
 use evenkeel::plan::{BatchProvenance, Plan, PlanRequest, PlanRequestError};
 use thiserror::Error;
-
-/// One policy on the GPUs of the advised deployment.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct ComparedPolicy {
-    /// Name of the policy and its split, or `perfect balance`.
-    pub name: String,
-    /// Redundant slots of all ranks.
-    pub redundant: u64,
-    /// Parts of a decode step.
-    pub decode: StepTime,
-    /// Output tokens per second and GPU.
-    pub tokens_per_s_per_gpu: f64,
-    /// Rows of the fullest rank over the mean when decoding.
-    pub imbalance: f64,
-}
 
 /// Advice on a deployment.
 #[derive(Debug)]
@@ -152,7 +137,7 @@ impl Advice {
             let limit = request.workload.tpot_ms.unwrap_or_default();
             return Err(AdviceError::TooSlow { limit, fastest });
         };
-        let compared = request.compare(all, &all[best])?;
+        let compared = request.compare(all, &all[best], nothing.map(|at| &all[at]));
         let sources = request.sources(&all[best]);
         let mut advice = Self {
             search,
@@ -175,8 +160,8 @@ impl Advice {
         &self.search.deployments[self.best]
     }
 
-    /// Plans all layers of the trace for a role of the advised deployment. Returns `None` if nothing is balanced
-    /// there, or if no instance has the role.
+    /// Plans all layers of the trace for a role of the advised deployment. Returns `None` if nothing is
+    /// balanced there, or if no instance has the role.
     ///
     /// # Errors
     /// Fails if the plan fails.
@@ -272,7 +257,7 @@ impl Advice {
         };
         let more = 100.0 * (best.tokens_per_s_per_gpu / other.tokens_per_s_per_gpu - 1.0);
         let advice =
-            if !best.parallel.is_expert_parallel() { "Do not use expert parallelism: run" } else { "Run" };
+            if best.parallel.is_expert_parallel() { "Run" } else { "Do not use expert parallelism: run" };
         if more / 100.0 < self.error {
             let kind = if other.parallel.is_expert_parallel() { "expert" } else { "tensor" };
             return format!(
@@ -289,6 +274,13 @@ impl Advice {
         let memory = &best.memory;
         let total = memory.total() / 1e9;
         let of = request.times.gpu().memory;
+        let limit = of as f64 * 1e9 * USABLE_SHARE;
+        if let Some(bytes) = memory.streamed(limit).filter(|&bytes| bytes > 0.0) {
+            return format!(
+                "{:.0} GB of experts per GPU do not fit and are read from the host in every step.",
+                bytes / 1e9
+            );
+        }
         if best.choice.redundant == 0 {
             return format!("No redundant experts; {total:.0} of {of} GB per GPU are used.");
         }
@@ -376,149 +368,6 @@ impl Deployment {
             tp => format!(" in groups of {tp}"),
         };
         format!("expert parallelism over {} GPUs{shared}, {attention}{stages}", parallel.ranks)
-    }
-}
-
-impl AdviceRequest<'_> {
-    /// Returns the relative error of a deployment's rate: the kernels' median errors by their share of the
-    /// time, and two standard errors of the trace's variation.
-    pub fn error_of(&self, deployment: &Deployment) -> f64 {
-        let workload = &self.workload;
-        let decode_ms = workload.output as f64 * deployment.decode.total_ms()
-            / (deployment.batch as f64 * workload.accepted);
-        let prefill_ms = workload.input as f64 * 1e3 / deployment.prefill.tokens_per_s_per_gpu;
-        let phases = [
-            (decode_ms, &deployment.decode, deployment.variation, false),
-            (prefill_ms, &deployment.prefill.pass, deployment.prefill.variation, true),
-        ];
-        let all = decode_ms + prefill_ms;
-        let (mut kernels, mut variation) = (0.0, 0.0);
-        for (ms, step, varies, is_prefill) in phases {
-            let sources = self.phase_sources(deployment, is_prefill);
-            let of = |part: &str| {
-                sources.iter().find(|source| source.part == part).map_or(0.0, |source| source.median_error)
-            };
-            let total = step.total_ms().max(f64::MIN_POSITIVE);
-            let sum = of("attention") * step.attention_ms
-                + of("products") * step.dense_ms
-                + of("experts") * (step.experts_ms + step.imbalance_ms)
-                + of("exchange") * (step.exchange_ms + step.planning_ms);
-            kernels += ms / all * sum / total;
-            variation += ms / all * varies;
-        }
-        (kernels * kernels + 4.0 * variation * variation).sqrt()
-    }
-
-    fn phase_sources(&self, deployment: &Deployment, is_prefill: bool) -> Vec<TimeSource> {
-        let (parallel, tokens) = if is_prefill {
-            (&deployment.prefill.parallel, deployment.prefill.tokens as f64)
-        } else {
-            (&deployment.parallel, deployment.batch as f64)
-        };
-        let phase = if is_prefill {
-            Phase::Prefill { prompt: self.workload.input }
-        } else {
-            Phase::Decode { context: self.workload.input }
-        };
-        let exchange = ExchangeLoad {
-            phase,
-            tokens,
-            hidden: self.model.moe.hidden,
-            top_k: self.model.moe.top_k as u64,
-            experts: self.model.moe.experts as u64,
-            ranks: parallel.ranks,
-            nodes: parallel.nodes(self.times.linked()),
-            imbalance: 1.0,
-            node_imbalance: 1.0,
-        };
-        self.times.sources(self.model, phase, &exchange, parallel)
-    }
-
-    /// Returns the sources of both phases, each once.
-    fn sources(&self, deployment: &Deployment) -> Vec<TimeSource> {
-        let mut found = Vec::new();
-        for (name, is_prefill) in [("decode", false), ("prefill", true)] {
-            for source in self.phase_sources(deployment, is_prefill) {
-                found.push(TimeSource { part: format!("{name} {}", source.part), ..source });
-            }
-        }
-        found
-    }
-
-    /// Returns the best deployment of every policy with the division and batch of `best`, and perfect balance.
-    fn compare(&self, all: &[Deployment], best: &Deployment) -> Result<Vec<ComparedPolicy>, BalanceError> {
-        let same = |found: &&Deployment| found.parallel == best.parallel && found.batch == best.batch;
-        let mut compared = Vec::new();
-        for policy in [BalancePolicy::Nothing, BalancePolicy::Eplb, BalancePolicy::Recourse] {
-            let of_policy = |found: &&Deployment| same(found) && found.choice.policy == policy;
-            let Some(found) = all.iter().find(of_policy) else { continue };
-            compared.push(ComparedPolicy {
-                name: match policy {
-                    BalancePolicy::Nothing => "nothing".into(),
-                    _ if found.choice.redundant == 0 => policy.name().into(),
-                    _ => format!("{}, {} split", policy.name(), found.choice.split()),
-                },
-                redundant: found.choice.redundant,
-                decode: found.decode,
-                tokens_per_s_per_gpu: found.tokens_per_s_per_gpu,
-                imbalance: found.imbalance,
-            });
-        }
-        let perfect = StepTime { imbalance_ms: 0.0, planning_ms: 0.0, ..best.decode };
-        let mut prefill = best.prefill.clone();
-        let pass = StepTime { imbalance_ms: 0.0, planning_ms: 0.0, ..prefill.pass };
-        prefill.tokens_per_s_per_gpu *= prefill.pass.total_ms() / pass.total_ms().max(f64::MIN_POSITIVE);
-        compared.push(ComparedPolicy {
-            name: "perfect balance".into(),
-            redundant: best.choice.redundant,
-            decode: perfect,
-            tokens_per_s_per_gpu: self.rate(best.batch, &perfect, prefill.tokens_per_s_per_gpu),
-            imbalance: 1.0,
-        });
-        Ok(compared)
-    }
-
-    /// Returns output tokens per second and GPU of a batch per GPU that decodes in `step`.
-    fn rate(&self, batch: u64, step: &StepTime, prefill_rate: f64) -> f64 {
-        let workload = &self.workload;
-        let decode_rate = batch as f64 * workload.accepted / step.total_ms() * 1e3;
-        let (input, output) = (workload.input as f64, workload.output as f64);
-        output / (input / prefill_rate + output / decode_rate)
-    }
-
-    /// Returns the share of a decode step that a plan of the judged batches themselves would save.
-    fn replan_gain(&self, best: &Deployment) -> Result<Option<f64>, BalanceError> {
-        let half = if best.overlap { 2.0 } else { 1.0 };
-        let tokens = best.batch as f64 * self.workload.verified;
-        let part = ((tokens / half).round().max(1.0) as u64) * best.parallel.ranks;
-        let table = BalanceTable::new(self.trace, self.model.moe.top_k, self.times.linked(), self.seed);
-        let slots = self.model.moe.experts as u64 + best.choice.redundant;
-        let kernel =
-            self.times.expert_kernel(self.model, (slots, best.choice.ranks, best.parallel.expert_tp), false);
-        let key = BalanceKey {
-            choice: best.choice,
-            expert_tp: best.parallel.expert_tp,
-            is_prefill: false,
-            tokens: part,
-        };
-        let Some(figures) = table.hindsight(&key, kernel.as_ref())? else { return Ok(None) };
-        let work = StepWork {
-            phase: Phase::Decode { context: self.workload.input + self.workload.output / 2 },
-            tokens,
-            tokens_per_request: self.workload.verified,
-            attention_tiles: 1,
-            attention_imbalance: 1.0,
-            overlap: best.overlap,
-            planned: best.choice.exact,
-            kv_bytes: self.workload.kv_bytes,
-        };
-        let renewed = step_time(self.model, &best.parallel, self.times, &work, &figures);
-        Ok(Some(1.0 - renewed.total_ms() / best.decode.total_ms()))
-    }
-
-    /// Returns true if one instance prefills and decodes in turn.
-    pub fn is_mixed(&self) -> bool {
-        self.workload.serving == Serving::Mixed
     }
 }
 

@@ -1,6 +1,7 @@
 //! The JSON document of an advice.
 
-use crate::advice::{Advice, ComparedPolicy};
+use crate::advice::Advice;
+use crate::comparison::ComparedPolicy;
 use crate::launch::LaunchCommand;
 use crate::memory::MemoryUse;
 use crate::search::{AdviceRequest, Deployment};
@@ -10,6 +11,7 @@ fn memory_to_json(memory: &MemoryUse) -> Value {
     let gb = |bytes: f64| bytes / 1e9;
     json!({
         "weights": gb(memory.weights),
+        "experts": gb(memory.experts),
         "redundant": gb(memory.redundant),
         "kv_cache": gb(memory.kv_cache),
         "activations": gb(memory.activations),

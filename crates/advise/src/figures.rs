@@ -1,7 +1,7 @@
 //! Balance of all placements that a search compares, each computed once.
 //!
-//! In: a trace, the kernels of the experts, and [`BalanceKey`]s. Out: [`BalanceFigures`] per key. A few layers
-//! stand for all: those with the least, the median and the most skewed totals among them.
+//! In: a trace, the kernels of the experts, and [`BalanceKey`]s. Out: [`BalanceFigures`] per key. A few
+//! layers stand for all: those with the least, the median and the most skewed totals among them.
 
 use crate::balance::{BalanceError, BalanceFigures, BalancePolicy, JudgedBatches, judge, place_layer};
 use crate::batches::{BatchPool, TracePart};

@@ -1,9 +1,11 @@
 //! Options with which serving stacks start a deployment.
 //!
 //! In: a model's name, a [`Deployment`] and the files of its placements. Out: a command line, or lines of a
-//! configuration, for SGLang, vLLM, TensorRT-LLM and Dynamo. What a stack has no option for is a note.
+//! configuration, for SGLang, vLLM, TensorRT-LLM and Dynamo. A note states parts for which a stack has no
+//! option.
 
-use crate::search::{Deployment, PrefillChoice, Serving};
+use crate::search::{Deployment, PrefillChoice};
+use crate::workload::Serving;
 use crate::{balance::BalancePolicy, figures::BalanceChoice, parallelism::Parallelism};
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -10,28 +10,35 @@
 mod advice;
 mod balance;
 mod batches;
+mod comparison;
 mod document;
+mod exchange_times;
 mod figures;
 mod gpu_counts;
 mod launch;
 mod memory;
 mod model;
 mod parallelism;
+mod phase_search;
 mod search;
 mod step;
 #[cfg(test)]
 mod tests;
 mod times;
+mod workload;
 
-pub use advice::{Advice, AdviceError, ComparedPolicy, Role};
+pub use advice::{Advice, AdviceError, Role};
 pub use balance::{BalanceError, BalanceFigures, BalancePolicy};
 pub use batches::{BatchPool, TracePart, holds_sums};
+pub use comparison::ComparedPolicy;
+pub use exchange_times::{ExchangeLoad, ExchangeMode};
 pub use figures::{BalanceChoice, BalanceKey, BalanceTable};
 pub use gpu_counts::{GpuCounts, WrongGpuCounts};
 pub use launch::{LaunchCommand, PlacementFiles, STACKS, launch_commands};
 pub use memory::{MemoryLoad, MemoryUse, USABLE_SHARE, activation_bytes, memory_use};
 pub use model::{Attention, ModelError, ModelSpec, Window};
 pub use parallelism::Parallelism;
-pub use search::{AdviceRequest, Deployment, PrefillChoice, SearchResult, Serving, Workload, search};
+pub use search::{AdviceRequest, Deployment, PrefillChoice, SearchResult, search};
 pub use step::{PLANNING_US, Phase, StepTime, StepWork, step_time};
-pub use times::{DATA_SHEET_ERROR, ExchangeLoad, ExchangeMode, GemmShape, StepTimes, TimeSource, TimesError};
+pub use times::{DATA_SHEET_ERROR, GemmShape, StepTimes, TimeSource, TimesError};
+pub use workload::{Serving, Workload, WorkloadError};

@@ -16,8 +16,10 @@ pub const USABLE_SHARE: f64 = 0.95;
 /// Memory of one GPU, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct MemoryUse {
-    /// Weights outside of routed experts, and one instance of every expert.
+    /// Weights outside of routed experts.
     pub weights: f64,
+    /// One instance of every expert.
+    pub experts: f64,
     /// Weights in redundant slots.
     pub redundant: f64,
     /// Key-value cache of all requests at their mean context.
@@ -29,9 +31,17 @@ pub struct MemoryUse {
 }
 
 impl MemoryUse {
+    /// Returns the bytes of experts that exceed a limit and are read from the host in every pass: none if all
+    /// fits. Returns `None` if the rest alone exceeds the limit.
+    pub fn streamed(&self, limit: f64) -> Option<f64> {
+        let excess = (self.total() - limit).max(0.0);
+        // Two buffers of a layer's experts stay, a small part of all.
+        (excess <= 0.95 * (self.experts + self.redundant)).then_some(excess)
+    }
+
     /// Returns the sum.
     pub fn total(&self) -> f64 {
-        self.weights + self.redundant + self.kv_cache + self.activations + self.framework
+        self.weights + self.experts + self.redundant + self.kv_cache + self.activations + self.framework
     }
 }
 
@@ -60,8 +70,7 @@ pub fn memory_use(model: &ModelSpec, parallel: &Parallelism, slots: u64, load: &
     let experts = moe.experts as f64 * expert / ranks;
     let redundant = slots.saturating_sub(moe.experts as u64) as f64 * expert / ranks;
     let vocabulary = 2.0 * (2 * moe.hidden * model.vocabulary) as f64 / tp / pp;
-    let weights =
-        model.dense_parameters() as f64 * model.dense_weight_bytes() / tp / pp + vocabulary + experts;
+    let weights = model.dense_parameters() as f64 * model.dense_weight_bytes() / tp / pp + vocabulary;
     // Latent caches are not divided by tensor parallelism: every GPU holds the whole latent vector.
     let divided = match model.attention {
         Attention::Grouped { kv_heads, .. } => tp.min(kv_heads as f64),
@@ -70,6 +79,7 @@ pub fn memory_use(model: &ModelSpec, parallel: &Parallelism, slots: u64, load: &
     let kv = model.kv_bytes_per_token(load.kv_bytes, load.context as u64) / pp / divided;
     MemoryUse {
         weights,
+        experts,
         redundant,
         kv_cache: kv * load.requests * load.context,
         activations: activation_bytes(model, parallel, load),
@@ -122,7 +132,10 @@ mod tests {
         let parallel = Parallelism { ranks: 32, attention_tp: 1, pp: 1, expert_tp: 1 };
         let used = memory_use(&deepseek(), &parallel, 288, &LOAD);
         // 58 layers x 8 experts of 44 MB, and 17 GB of all else in 8 bits and 3.7 GB of vocabulary.
-        assert!((used.weights / 1e9 - (58.0 * 8.0 * 0.04405 + 17.0)).abs() < 3.0, "{used:?}");
+        assert!(
+            ((used.weights + used.experts) / 1e9 - (58.0 * 8.0 * 0.04405 + 17.0)).abs() < 3.0,
+            "{used:?}"
+        );
         assert!((used.redundant / 1e9 - 58.0 * 0.04405).abs() < 0.01, "{used:?}");
         assert!((used.kv_cache / 1e9 - 64.0 * 4_096.0 * 70_272.0 / 1e9).abs() < 0.01, "{used:?}");
     }

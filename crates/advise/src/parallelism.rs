@@ -11,8 +11,8 @@ pub struct Parallelism {
     pub attention_tp: u64,
     /// Pipeline stages.
     pub pp: u64,
-    /// GPUs that share every expert: 1 for whole experts (expert parallelism), `ranks` if every GPU holds a part
-    /// of every expert (tensor parallelism).
+    /// GPUs that share every expert: 1 for whole experts (expert parallelism), `ranks` if every GPU holds a
+    /// part of every expert (tensor parallelism).
     pub expert_tp: u64,
 }
 

@@ -4,51 +4,18 @@
 //! tokens per second per GPU against tokens per second per user. Decode and prefill are priced apart and then
 //! joined: `output / (input / prefill rate + output / decode rate)` output tokens per second and GPU.
 
-use crate::balance::{BalanceError, BalanceFigures, BalancePolicy};
-use crate::figures::{BalanceChoice, BalanceKey, BalanceTable};
-use crate::memory::{MemoryLoad, MemoryUse, USABLE_SHARE, memory_use};
+use crate::balance::BalanceError;
+use crate::figures::{BalanceChoice, BalanceTable};
+use crate::memory::{MemoryUse, USABLE_SHARE};
 use crate::model::ModelSpec;
 use crate::parallelism::Parallelism;
-use crate::step::{Phase, StepTime, StepWork, step_time};
+use crate::phase_search::{DecodeChoice, PhaseSearch};
+use crate::step::StepTime;
 use crate::times::StepTimes;
+use crate::workload::{Serving, Workload};
 use evenkeel::evaluate::Progress;
-use evenkeel::split::CostModel;
 use evenkeel::trace::Trace;
-use rayon::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// Use of a deployment's GPUs for the two phases.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Serving {
-    /// Some instances prefill, others decode. Their numbers follow from their rates.
-    Disaggregated,
-    /// Every instance prefills and decodes in turn.
-    Mixed,
-}
-
-/// Requests that a deployment serves, and its limits.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Workload {
-    /// Tokens of a prompt.
-    pub input: u64,
-    /// Tokens of an answer.
-    pub output: u64,
-    /// Highest time per output token, milliseconds.
-    pub tpot_ms: Option<f64>,
-    /// Highest time to the first token, milliseconds.
-    pub ttft_ms: Option<f64>,
-    /// Tokens per request and step that the model verifies: 1 without drafts.
-    pub verified: f64,
-    /// Tokens per request and step that are accepted: 1 without drafts.
-    pub accepted: f64,
-    /// Coefficient of variation of the requests' context.
-    pub length_spread: f64,
-    /// Bytes of a number in the key-value cache.
-    pub kv_bytes: f64,
-    /// Use of the GPUs.
-    pub serving: Serving,
-}
 
 /// Question to answer.
 #[derive(Debug)]
@@ -145,12 +112,6 @@ pub struct SearchResult {
 
 /// Difference below which two deployments count as equal.
 pub(crate) const TIE: f64 = 0.01;
-/// Requests per GPU that are considered.
-const BATCHES: [u64; 17] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512, 768];
-/// Prompt tokens per GPU and pass that are considered.
-const PASSES: [u64; 5] = [2_048, 4_096, 8_192, 16_384, 32_768];
-/// Tiles of attention that are considered.
-const TILES: [u64; 4] = [1, 2, 4, 8];
 
 /// Searches all deployments. `progress` receives the numbers of planned and of all placements.
 ///
@@ -164,7 +125,7 @@ pub fn search(request: &AdviceRequest<'_>, progress: &dyn Progress) -> Result<Se
     let passes = prefill.price_all(&shapes, PhaseSearch::price_prefill)?;
     let mut decode = PhaseSearch::new(request, false, prefill.table, progress);
     let steps = decode.price_all(&shapes, PhaseSearch::price_decode)?;
-    let priced = passes.priced + steps.priced;
+    let priced = passes.count + steps.count;
     let too_large = passes.too_large + steps.too_large;
     let mut deployments = request.join(&steps.found, &passes.found);
     deployments.sort_by(|a, b| {
@@ -191,26 +152,6 @@ fn pareto_front(deployments: &[Deployment]) -> Vec<usize> {
     front
 }
 
-/// Priced work of one phase.
-struct Priced<T> {
-    found: Vec<T>,
-    priced: usize,
-    too_large: usize,
-}
-
-/// A decode step before it is joined with a prefill.
-#[derive(Debug, Clone)]
-struct DecodeChoice {
-    parallel: Parallelism,
-    choice: BalanceChoice,
-    batch: u64,
-    overlap: bool,
-    step: StepTime,
-    memory: MemoryUse,
-    imbalance: f64,
-    variation: f64,
-}
-
 impl AdviceRequest<'_> {
     /// Returns the divisions of all numbers of GPUs, each once.
     fn shapes(&self) -> Vec<Parallelism> {
@@ -224,11 +165,24 @@ impl AdviceRequest<'_> {
         shapes
     }
 
-    fn memory_limit(&self) -> f64 {
+    pub(crate) fn memory_limit(&self) -> f64 {
         self.times.gpu().memory as f64 * 1e9 * USABLE_SHARE
     }
 
-    fn mean_context(&self) -> u64 {
+    /// Returns the bytes of experts that are read from the host in every pass. `None` if the deployment does
+    /// not fit.
+    pub(crate) fn streamed(&self, memory: &MemoryUse) -> Option<f64> {
+        let streamed = memory.streamed(self.memory_limit())?;
+        (streamed <= 0.0 || self.workload.stream_gb_s.is_some()).then_some(streamed)
+    }
+
+    /// Adds the wait for streamed experts to a pass.
+    pub(crate) fn add_streaming(&self, step: StepTime, shape: &Parallelism, bytes: f64) -> StepTime {
+        // Every stage reads its experts for every micro-batch.
+        self.workload.stream_gb_s.map_or(step, |rate| step.with_streamed(bytes * shape.pp as f64, rate))
+    }
+
+    pub(crate) fn mean_context(&self) -> u64 {
         self.workload.input + self.workload.output / 2
     }
 
@@ -285,370 +239,4 @@ impl AdviceRequest<'_> {
         }
         found
     }
-}
-
-/// A priced choice with two figures: a higher rate and a shorter wait are better.
-trait PricedChoice: Send {
-    fn rate(&self) -> f64;
-    fn wait(&self) -> f64;
-}
-
-impl PricedChoice for DecodeChoice {
-    fn rate(&self) -> f64 {
-        self.batch as f64 / self.step.total_ms()
-    }
-
-    fn wait(&self) -> f64 {
-        self.step.total_ms()
-    }
-}
-
-impl PricedChoice for PrefillChoice {
-    fn rate(&self) -> f64 {
-        self.tokens_per_s_per_gpu
-    }
-
-    fn wait(&self) -> f64 {
-        self.ttft_ms
-    }
-}
-
-/// A division of the GPUs with a placement and a split.
-type Candidate = (Parallelism, BalanceChoice);
-
-/// Method that prices a candidate, by its figures or by those of perfect balance.
-type PriceOne<'a, T> = fn(&PhaseSearch<'a>, &Candidate, Balance) -> Priced<T>;
-
-/// Figures by which a candidate is priced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Balance {
-    /// Those of its placement on the trace.
-    Placed,
-    /// Those of ranks with equal loads, which no placement beats.
-    Perfect,
-}
-
-/// Search in one phase.
-struct PhaseSearch<'a> {
-    request: &'a AdviceRequest<'a>,
-    table: BalanceTable<'a>,
-    kernels: KernelCache<'a>,
-    progress: &'a dyn Progress,
-}
-
-/// Kernels of the experts by slots, groups of ranks, and ranks that share an expert. Each is made once.
-struct KernelCache<'a> {
-    request: &'a AdviceRequest<'a>,
-    is_prefill: bool,
-    made: Mutex<BTreeMap<(u64, u64, u64), Arc<dyn CostModel>>>,
-}
-
-impl KernelCache<'_> {
-    /// Returns the kernel of the experts on slots of all groups.
-    fn get(&self, slots: u64, groups: u64, expert_tp: u64) -> Arc<dyn CostModel> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let kernel = made.entry((slots, groups, expert_tp)).or_insert_with(|| {
-            self.request.times.expert_kernel(self.request.model, (slots, groups, expert_tp), self.is_prefill)
-        });
-        Arc::clone(kernel)
-    }
-}
-
-impl<'a> PhaseSearch<'a> {
-    fn new(
-        request: &'a AdviceRequest<'a>,
-        is_prefill: bool,
-        table: BalanceTable<'a>,
-        progress: &'a dyn Progress,
-    ) -> Self {
-        let kernels = KernelCache { request, is_prefill, made: Mutex::new(BTreeMap::new()) };
-        Self { request, table, kernels, progress }
-    }
-
-    /// Returns the choices of a division.
-    fn choices(&self, shape: &Parallelism) -> Vec<BalanceChoice> {
-        let experts = self.request.model.moe.experts as u64;
-        if !shape.is_expert_parallel() {
-            let policy = BalancePolicy::Nothing;
-            return vec![BalanceChoice { ranks: 1, redundant: 0, policy, exact: false }];
-        }
-        BalanceChoice::of_ranks(shape.expert_groups(), experts, self.request.max_redundant)
-    }
-
-    /// Prices all candidates. Recourse, which takes longest to plan, is planned only where perfect balance would
-    /// be more than one percent beyond the Pareto front of the phase. No point of the front moves by more.
-    fn price_all<T: PricedChoice>(
-        &mut self,
-        shapes: &[Parallelism],
-        price: PriceOne<'a, T>,
-    ) -> Result<Priced<T>, BalanceError> {
-        let all: Vec<Candidate> = shapes
-            .iter()
-            .flat_map(|shape| self.choices(shape).into_iter().map(move |choice| (*shape, choice)))
-            .filter(|(shape, choice)| self.fits_at_all(shape, choice))
-            .collect();
-        let (slow, quick): (Vec<Candidate>, Vec<Candidate>) =
-            all.into_iter().partition(|(_, choice)| choice.policy == BalancePolicy::Recourse);
-        self.compute(&quick)?;
-        let this = &*self;
-        let mut found =
-            collect(quick.par_iter().map(|candidate| price(this, candidate, Balance::Placed)).collect());
-        let front = front_of(&found.found);
-        let is_promising = |candidate: &&Candidate| {
-            let bound = price(this, candidate, Balance::Perfect).found;
-            bound
-                .iter()
-                .any(|point| !is_beaten(&front, (1.0 - TIE) * point.rate(), point.wait() / (1.0 - TIE)))
-        };
-        let promising: Vec<Candidate> = slow.par_iter().filter(is_promising).copied().collect();
-        self.compute(&promising)?;
-        let this = &*self;
-        let more =
-            collect(promising.par_iter().map(|candidate| price(this, candidate, Balance::Placed)).collect());
-        found.found.extend(more.found);
-        found.priced += more.priced;
-        found.too_large += more.too_large;
-        Ok(found)
-    }
-
-    /// Returns false if the weights alone exceed the memory.
-    fn fits_at_all(&self, shape: &Parallelism, choice: &BalanceChoice) -> bool {
-        let load = MemoryLoad {
-            requests: 1.0,
-            context: 1.0,
-            pass_tokens: 1.0,
-            imbalance: 1.0,
-            attention_tiles: 1,
-            kv_bytes: 1.0,
-        };
-        let slots = self.request.model.moe.experts as u64 + choice.redundant;
-        memory_use(self.request.model, shape, slots, &load).total() <= self.request.memory_limit()
-    }
-
-    /// Returns the tokens per rank for which figures are needed: whole batches and their halves.
-    fn sizes(&self) -> Vec<u64> {
-        let of = |sizes: &[u64]| -> Vec<u64> {
-            sizes
-                .iter()
-                .flat_map(|&size| [self.tokens(size as f64), self.tokens(size as f64 / 2.0)])
-                .collect()
-        };
-        let mut sizes = if self.is_prefill() { of(&PASSES) } else { of(&BATCHES) };
-        sizes.sort_unstable();
-        sizes.dedup();
-        sizes
-    }
-
-    fn is_prefill(&self) -> bool {
-        self.kernels.is_prefill
-    }
-
-    fn key(&self, shape: &Parallelism, choice: BalanceChoice, tokens: u64) -> BalanceKey {
-        BalanceKey { choice, expert_tp: shape.expert_tp, is_prefill: self.is_prefill(), tokens }
-    }
-
-    /// Computes the figures of expert-parallel candidates.
-    fn compute(&mut self, candidates: &[Candidate]) -> Result<(), BalanceError> {
-        let sizes = self.sizes();
-        let mut keys: Vec<BalanceKey> = candidates
-            .iter()
-            .filter(|(shape, _)| shape.is_expert_parallel())
-            .flat_map(|(shape, choice)| {
-                sizes.iter().map(|&each| self.key(shape, *choice, each * shape.ranks))
-            })
-            .collect();
-        keys.sort_unstable();
-        keys.dedup();
-        let kernels = &self.kernels;
-        let kernel = |slots: u64, key: &BalanceKey| kernels.get(slots, key.choice.ranks, key.expert_tp);
-        self.table.compute(&keys, &kernel, self.progress)
-    }
-
-    /// Returns the balance of a candidate for `tokens` tokens per rank.
-    fn figures(&self, (shape, choice): &Candidate, tokens: u64, balance: Balance) -> Option<BalanceFigures> {
-        let of_all = tokens * shape.ranks;
-        if !shape.is_expert_parallel() {
-            // Every rank holds all experts, or a part of each: its rows are those of the whole batch.
-            let moe = &self.request.model.moe;
-            let kernel = self.kernels.get(moe.experts as u64, 1, shape.expert_tp);
-            let us = kernel.rank_ps(&self.table.typical_loads(of_all), 1) as f64 / 1e6;
-            return Some(BalanceFigures { experts_us: us, even_us: us, ..BalanceFigures::EVEN });
-        }
-        match balance {
-            Balance::Placed => self.table.get(&self.key(shape, *choice, of_all)).copied(),
-            Balance::Perfect => {
-                // EPLB with the same slots was judged before; the even time does not depend on the policy.
-                let known = BalanceChoice { policy: BalancePolicy::Eplb, exact: false, ..*choice };
-                let even_us = self.table.get(&self.key(shape, known, of_all))?.even_us;
-                Some(BalanceFigures { experts_us: even_us, even_us, ..BalanceFigures::EVEN })
-            }
-        }
-    }
-
-    fn price_decode(&self, candidate: &Candidate, balance: Balance) -> Priced<DecodeChoice> {
-        let (request, workload) = (self.request, &self.request.workload);
-        let (shape, choice) = candidate;
-        let mut priced = Priced { found: vec![], priced: 0, too_large: 0 };
-        for &batch in &BATCHES {
-            let tokens = batch as f64 * workload.verified;
-            let Some(whole) = self.figures(candidate, self.tokens(batch as f64), balance) else { continue };
-            let load = MemoryLoad {
-                requests: (batch * shape.pp * shape.attention_tp) as f64,
-                context: workload.input as f64 + workload.output as f64 / 2.0,
-                pass_tokens: tokens,
-                imbalance: whole.imbalance,
-                attention_tiles: 1,
-                kv_bytes: workload.kv_bytes,
-            };
-            let slots = request.model.moe.experts as u64 + choice.redundant;
-            let memory = memory_use(request.model, shape, slots, &load);
-            if memory.total() > request.memory_limit() {
-                priced.too_large += 1;
-                continue;
-            }
-            for overlap in [false, true] {
-                let part = if overlap { batch as f64 / 2.0 } else { batch as f64 };
-                if overlap && (batch < 2 || !shape.is_expert_parallel()) {
-                    continue;
-                }
-                let Some(figures) = self.figures(candidate, self.tokens(part), balance) else { continue };
-                let work = StepWork {
-                    phase: Phase::Decode { context: request.mean_context() },
-                    tokens,
-                    tokens_per_request: workload.verified,
-                    attention_tiles: 1,
-                    attention_imbalance: self.attention_imbalance(shape, batch),
-                    overlap,
-                    planned: choice.exact,
-                    kv_bytes: workload.kv_bytes,
-                };
-                let step = step_time(request.model, shape, request.times, &work, &figures);
-                priced.priced += 1;
-                priced.found.push(DecodeChoice {
-                    parallel: *shape,
-                    choice: *choice,
-                    batch,
-                    overlap,
-                    step,
-                    memory,
-                    imbalance: whole.imbalance,
-                    variation: self.variation(&figures, &step, overlap),
-                });
-            }
-        }
-        priced
-    }
-
-    /// Returns the load of the fullest of many attention groups over the mean, by the expectation of the
-    /// maximum of normal numbers.
-    fn attention_imbalance(&self, shape: &Parallelism, batch: u64) -> f64 {
-        let groups = shape.attention_dp().max(1) as f64;
-        let requests = (batch * shape.attention_tp).max(1) as f64;
-        1.0 + self.request.workload.length_spread * (2.0 * groups.ln()).sqrt() / requests.sqrt()
-    }
-
-    fn price_prefill(&self, candidate: &Candidate, balance: Balance) -> Priced<PrefillChoice> {
-        let (request, workload) = (self.request, &self.request.workload);
-        let (shape, choice) = candidate;
-        let mut priced = Priced { found: vec![], priced: 0, too_large: 0 };
-        for &pass in &PASSES {
-            let Some(whole) = self.figures(candidate, pass, balance) else { continue };
-            for &attention_tiles in &TILES {
-                let group = (pass * shape.attention_tp) as f64;
-                let load = MemoryLoad {
-                    requests: group / workload.input.max(1) as f64,
-                    context: workload.input as f64,
-                    pass_tokens: pass as f64,
-                    imbalance: whole.imbalance,
-                    attention_tiles,
-                    kv_bytes: workload.kv_bytes,
-                };
-                let slots = request.model.moe.experts as u64 + choice.redundant;
-                let memory = memory_use(request.model, shape, slots, &load);
-                if memory.total() > request.memory_limit() {
-                    priced.too_large += 1;
-                    continue;
-                }
-                for overlap in [false, true] {
-                    if overlap && !shape.is_expert_parallel() {
-                        continue;
-                    }
-                    let part = if overlap { pass / 2 } else { pass };
-                    let Some(figures) = self.figures(candidate, part, balance) else { continue };
-                    let work = StepWork {
-                        phase: Phase::Prefill { prompt: workload.input },
-                        tokens: pass as f64,
-                        tokens_per_request: 1.0,
-                        attention_tiles,
-                        attention_imbalance: 1.0,
-                        overlap,
-                        planned: choice.exact,
-                        kv_bytes: workload.kv_bytes,
-                    };
-                    let time = step_time(request.model, shape, request.times, &work, &figures);
-                    let ms = time.total_ms();
-                    priced.priced += 1;
-                    priced.found.push(PrefillChoice {
-                        parallel: *shape,
-                        choice: *choice,
-                        tokens: pass,
-                        attention_tiles,
-                        overlap,
-                        pass: time,
-                        memory,
-                        imbalance: whole.imbalance,
-                        variation: self.variation(&figures, &time, overlap),
-                        ttft_ms: ms * (workload.input as f64 / group).ceil().max(1.0),
-                        tokens_per_s_per_gpu: pass as f64 / ms * 1e3,
-                    });
-                }
-                // More tiles only save memory.
-                break;
-            }
-        }
-        priced
-    }
-
-    /// Returns the tokens of a rank's batch: with drafts if it decodes.
-    fn tokens(&self, batch: f64) -> u64 {
-        let each = if self.is_prefill() { 1.0 } else { self.request.workload.verified };
-        ((batch * each).round() as u64).max(1)
-    }
-
-    /// Returns the standard error of a step over the batches of the trace, as a share of it.
-    fn variation(&self, figures: &BalanceFigures, step: &StepTime, overlap: bool) -> f64 {
-        let halves = if overlap { 2.0 } else { 1.0 };
-        let layers = self.request.model.moe.layers as f64;
-        layers * halves * figures.error_us / 1e3 / step.total_ms().max(f64::MIN_POSITIVE)
-    }
-}
-
-/// Returns the points (rate, wait) that no other beats, by descending rate and wait.
-fn front_of<T: PricedChoice>(found: &[T]) -> Vec<[f64; 2]> {
-    let mut points: Vec<[f64; 2]> = found.iter().map(|point| [point.rate(), point.wait()]).collect();
-    points.sort_by(|a, b| b[0].total_cmp(&a[0]).then(a[1].total_cmp(&b[1])));
-    let mut least = f64::INFINITY;
-    points.retain(|point| {
-        let is_new = point[1] < least;
-        least = least.min(point[1]);
-        is_new
-    });
-    points
-}
-
-/// Returns true if a point of a front has at least this rate and at most this wait.
-fn is_beaten(front: &[[f64; 2]], rate: f64, wait: f64) -> bool {
-    // Of the points with enough rate, the last one has the shortest wait.
-    let enough = front.partition_point(|point| point[0] >= rate);
-    enough > 0 && front[enough - 1][1] <= wait
-}
-
-fn collect<T>(parts: Vec<Priced<T>>) -> Priced<T> {
-    let mut all = Priced { found: vec![], priced: 0, too_large: 0 };
-    for part in parts {
-        all.found.extend(part.found);
-        all.priced += part.priced;
-        all.too_large += part.too_large;
-    }
-    all
 }

@@ -5,9 +5,10 @@
 //! the batch computes while the other half communicates, and a part of the shorter one is hidden.
 
 use crate::balance::BalanceFigures;
+use crate::exchange_times::ExchangeLoad;
 use crate::model::{Attention, ModelSpec};
 use crate::parallelism::Parallelism;
-use crate::times::{ExchangeLoad, GemmShape, StepTimes};
+use crate::times::{GemmShape, StepTimes};
 use serde::Serialize;
 
 /// Work of one pass.
@@ -61,9 +62,17 @@ pub struct StepTime {
     pub imbalance_ms: f64,
     /// Counts and splits of batches.
     pub planning_ms: f64,
+    /// Wait for weights that are read from the host, as far as nothing hides it.
+    pub streaming_ms: f64,
 }
 
 impl StepTime {
+    /// Adds the time to read `bytes` at `gb_s`, as far as it exceeds the step.
+    #[must_use]
+    pub fn with_streamed(self, bytes: f64, gb_s: f64) -> Self {
+        Self { streaming_ms: (bytes / (gb_s * 1e6) - self.total_ms()).max(0.0), ..self }
+    }
+
     /// Returns the time of the step, in milliseconds.
     pub fn total_ms(&self) -> f64 {
         self.attention_ms
@@ -72,6 +81,7 @@ impl StepTime {
             + self.exchange_ms
             + self.imbalance_ms
             + self.planning_ms
+            + self.streaming_ms
     }
 }
 
@@ -79,8 +89,8 @@ impl StepTime {
 pub const PLANNING_US: f64 = 20.0;
 
 /// Share of the shorter one of computation and exchange that two overlapping half batches hide. Both share
-/// multiprocessors and memory, so that it is not all. It is fitted to the gains of two-batch overlap that LMSYS
-/// published on 5 May 2025: 27 to 35 % in prefill, and 25.5 % in decode with 256 requests per GPU.
+/// multiprocessors and memory, so that it is not all. It is fitted to the gains of two-batch overlap that
+/// LMSYS published on 5 May 2025: 27 to 35 % in prefill, and 25.5 % in decode with 256 requests per GPU.
 const HIDDEN_SHARE: f64 = 0.5;
 
 /// Times of the parts of one layer for a part of a batch, in microseconds.
@@ -133,6 +143,7 @@ pub fn step_time(
         exchange_ms: ms(moe_layers * (layer_us(&even) - compute).max(0.0)),
         imbalance_ms: ms(moe_layers * (layer_us(&real) - layer_us(&even)).max(0.0)),
         planning_ms: ms(moe_layers * planning),
+        streaming_ms: 0.0,
     }
 }
 

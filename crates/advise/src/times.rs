@@ -1,19 +1,21 @@
-//! Times of the operations of a step on one GPU: measured where a table has them, by the data sheet elsewhere.
+//! Times of the operations of a step on one GPU: measured where a table has them, by the data sheet
+//! elsewhere.
 //!
 //! In: a GPU, a framework, and a [`CostDatabase`] of measured operations. Out: microseconds of attention,
 //! products, exchanges and reductions, the kernel of the experts, and the [`TimeSource`] of each. A framework
 //! without a measured operation takes that of another framework on the same GPU.
 
+use crate::exchange_times::{ExchangeKind, ExchangeLoad, ExchangeMode};
 use crate::model::{Attention, ModelSpec};
 use crate::parallelism::Parallelism;
 use crate::step::{Phase, StepWork};
 use evenkeel::cluster::{Network, NetworkError};
 use evenkeel::gpu::GpuSpec;
-use evenkeel::model::{MoeModel, Precision};
+use evenkeel::model::Precision;
 use evenkeel::split::{CostModel, Roofline, TILE_TOKENS};
 use evenkeel_cost::operations::{
-    AttentionWork, CollectiveKind, CollectiveWork, ExchangePhase, ExchangeRows, ExchangeWork, GemmWork,
-    MlaBmmWork, MlaWork, Operation, OperationEntry, OperationKind, OperationWork,
+    AttentionWork, CollectiveKind, CollectiveWork, ExchangePhase, GemmWork, MlaBmmWork, MlaWork,
+    OperationEntry, OperationKind, OperationWork,
 };
 use evenkeel_cost::{
     CacheState, CostDatabase, CostError, Dtype, Hardware, KernelEntry, KernelTable, ModelShape, MoeShape,
@@ -30,11 +32,6 @@ const DATA_SHEET_SHARE: f64 = 0.7;
 const LAUNCH_US: f64 = 4.0;
 /// Relative error of a time by the data sheet.
 pub const DATA_SHEET_ERROR: f64 = 0.5;
-/// Multiprocessors that DeepEP's normal kernels use.
-const EXCHANGE_MULTIPROCESSORS: u64 = 20;
-/// Tokens per rank above which stacks take the exchange's normal kernels instead of low-latency ones.
-const LOW_LATENCY_TOKENS: f64 = 512.0;
-
 /// Error of a built-in database or network.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -70,66 +67,23 @@ pub struct GemmShape {
     pub k: u64,
 }
 
-/// Rows that the ranks exchange in one layer.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ExchangeLoad {
-    /// Decode or prefill.
-    pub phase: Phase,
-    /// Tokens per rank.
-    pub tokens: f64,
-    /// Width of a token.
-    pub hidden: u64,
-    /// Experts per token.
-    pub top_k: u64,
-    /// Experts of the layer.
-    pub experts: u64,
-    /// Ranks.
-    pub ranks: u64,
-    /// Nodes.
-    pub nodes: u64,
-    /// Rows of the fullest rank over the mean.
-    pub imbalance: f64,
-    /// Rows of the fullest node over the mean.
-    pub node_imbalance: f64,
-}
-
-/// Kernels that bring tokens to their experts and back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ExchangeMode {
-    /// All-to-all kernels that send a token to the ranks of its experts, such as DeepEP's.
-    AllToAll,
-    /// All ranks gather all tokens, and their results are added up and scattered.
-    Gather,
-    /// The faster of both.
-    Fastest,
-}
-
-/// Kind of an exchange's kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct ExchangeKind {
-    /// A row per visit, for few tokens.
-    is_low_latency: bool,
-    /// The ranks are on several nodes.
-    has_nodes: bool,
-}
-
 /// Times of operations on one GPU in one framework.
 #[derive(Debug, Clone)]
 pub struct StepTimes {
     gpu: GpuSpec,
-    network: Network,
+    pub(crate) network: Network,
     database: Option<CostDatabase>,
-    hardware: Hardware,
-    framework: String,
-    exchange: ExchangeMode,
-    is_deepseek: bool,
+    pub(crate) hardware: Hardware,
+    pub(crate) framework: String,
+    pub(crate) exchange: ExchangeMode,
+    pub(crate) is_deepseek: bool,
     decode: Option<OperationEntry>,
     prefill: Option<OperationEntry>,
     /// Products of narrow weights, and of 16-bit weights.
     products: [Option<OperationEntry>; 2],
     latent: Option<OperationEntry>,
     block: [Option<OperationEntry>; 2],
-    exchanges: BTreeMap<(ExchangeKind, ExchangePhase), OperationEntry>,
+    pub(crate) exchanges: BTreeMap<(ExchangeKind, ExchangePhase), OperationEntry>,
 }
 
 impl StepTimes {
@@ -196,8 +150,9 @@ impl StepTimes {
         times
     }
 
-    /// Creates the times of a model on machines with a GPU, by their usual network. GPUs whose links are not
-    /// known have PCIe and InfiniBand. Without a database the built-in one of the GPU is used, if there is one.
+    /// Creates the times of a model on machines with a GPU, by their usual network. GPUs whose links are
+    /// not known have PCIe and InfiniBand. Without a database the built-in one of the GPU is used, if there
+    /// is one.
     ///
     /// # Errors
     /// Fails if a built-in database or network cannot be read.
@@ -226,7 +181,7 @@ impl StepTimes {
 
     /// Returns the measured operation of a kind in the first of the formats, for the framework if there is
     /// one, else for another.
-    fn find(&self, kind: OperationKind, formats: &[&str]) -> Option<OperationEntry> {
+    pub(crate) fn find(&self, kind: OperationKind, formats: &[&str]) -> Option<OperationEntry> {
         let database = self.database.as_ref()?;
         let own = formats.iter().find_map(|dtype| database.operation(kind, &self.framework, dtype));
         let of_others = || {
@@ -255,7 +210,7 @@ impl StepTimes {
         &self.gpu
     }
 
-    fn time(&self, entry: Option<&OperationEntry>, work: &OperationWork) -> Option<f64> {
+    pub(crate) fn time(&self, entry: Option<&OperationEntry>, work: &OperationWork) -> Option<f64> {
         // Other layers run in between, so that the cache is cold.
         entry?.operation.time_us(work, &self.hardware, CacheState::Cold)
     }
@@ -426,139 +381,6 @@ impl StepTimes {
         link.alpha_us + bytes / (link.gb_s * 1e3)
     }
 
-    /// Returns the time in which all ranks learn the counts of all ranks.
-    pub fn counts_us(&self, parallel: &Parallelism, moe: &MoeModel) -> f64 {
-        let load = ExchangeLoad {
-            phase: Phase::Decode { context: 1 },
-            tokens: 0.0,
-            hidden: moe.hidden,
-            top_k: moe.top_k as u64,
-            experts: moe.experts as u64,
-            ranks: parallel.ranks,
-            nodes: parallel.nodes(self.linked()),
-            imbalance: 1.0,
-            node_imbalance: 1.0,
-        };
-        // A flag for every expert is what a low-latency exchange without rows sends.
-        self.one_way_us(&load, ExchangePhase::Dispatch)
-    }
-
-    /// Returns the time of dispatch and combine of one layer.
-    pub fn exchange_us(&self, load: &ExchangeLoad) -> f64 {
-        let all_to_all =
-            || self.one_way_us(load, ExchangePhase::Dispatch) + self.one_way_us(load, ExchangePhase::Combine);
-        match self.exchange {
-            ExchangeMode::AllToAll => all_to_all(),
-            ExchangeMode::Gather => self.gather_us(load),
-            ExchangeMode::Fastest => all_to_all().min(self.gather_us(load)),
-        }
-    }
-
-    /// Returns the time in which all ranks gather all tokens in bfloat16, and add up and scatter the results.
-    fn gather_us(&self, load: &ExchangeLoad) -> f64 {
-        let bytes = load.tokens * load.ranks as f64 * 2.0 * load.hidden as f64;
-        let work = CollectiveWork { bytes: whole(bytes), ranks: load.ranks };
-        let of = |kind| {
-            let inside = self.find(OperationKind::Collective(kind), &["half", "bfloat16", "float16"]);
-            let measured = self.time(inside.as_ref(), &OperationWork::Collective(work));
-            measured.filter(|_| load.nodes == 1).unwrap_or_else(|| {
-                // Most of the data comes from other nodes.
-                let sent = bytes * (load.ranks - 1) as f64 / load.ranks as f64;
-                let link = if load.nodes > 1 { &self.network.cross } else { &self.network.node };
-                link.alpha_us + sent / (link.gb_s * 1e3)
-            })
-        };
-        of(CollectiveKind::AllGather) + of(CollectiveKind::ReduceScatter)
-    }
-
-    /// Returns the measured exchange for a load, if there is one.
-    fn exchange_entry(&self, load: &ExchangeLoad, phase: ExchangePhase) -> Option<&OperationEntry> {
-        let is_low_latency = matches!(load.phase, Phase::Decode { .. }) && load.tokens <= LOW_LATENCY_TOKENS;
-        self.exchanges.get(&(ExchangeKind { is_low_latency, has_nodes: load.nodes > 1 }, phase))
-    }
-
-    /// Finds the measured exchanges of all kinds.
-    fn find_exchanges(&self) -> BTreeMap<(ExchangeKind, ExchangePhase), OperationEntry> {
-        let mut found = BTreeMap::new();
-        for phase in [ExchangePhase::Dispatch, ExchangePhase::Combine] {
-            let formats: &[&str] = match phase {
-                ExchangePhase::Dispatch => &["fp8", "fp8_block", "nvfp4", "bf16", "bfloat16"],
-                _ => &["bf16", "bfloat16", "fp8"],
-            };
-            for (is_low_latency, has_nodes) in [(true, true), (true, false), (false, true), (false, false)] {
-                let mut kinds = match (is_low_latency, has_nodes) {
-                    (true, true) => {
-                        vec![OperationKind::LowLatencyNodeExchange(phase), OperationKind::NodeExchange(phase)]
-                    }
-                    (true, false) => {
-                        vec![OperationKind::LowLatencyExchange(phase), OperationKind::NormalExchange(phase)]
-                    }
-                    (false, true) => vec![OperationKind::NodeExchange(phase)],
-                    (false, false) => vec![OperationKind::NormalExchange(phase)],
-                };
-                if self.framework == "trtllm" && !has_nodes {
-                    kinds.insert(0, OperationKind::NvlinkExchange(phase));
-                }
-                if let Some(entry) = kinds.into_iter().find_map(|kind| self.find(kind, formats)) {
-                    found.insert((ExchangeKind { is_low_latency, has_nodes }, phase), entry);
-                }
-            }
-        }
-        found
-    }
-
-    fn one_way_us(&self, load: &ExchangeLoad, phase: ExchangePhase) -> f64 {
-        let node_limit = (self.is_deepseek && load.nodes > 4).then_some(4);
-        let work = ExchangeWork {
-            tokens: whole(load.tokens),
-            hidden: load.hidden,
-            top_k: load.top_k,
-            experts: load.experts,
-            ranks: load.ranks,
-            nodes: load.nodes,
-            node_limit,
-            multiprocessors: EXCHANGE_MULTIPROCESSORS,
-        };
-        let skew = |rows: ExchangeRows| ExchangeRows {
-            node: rows.node * load.imbalance,
-            cross: rows.cross * load.node_imbalance,
-        };
-        match self.exchange_entry(load, phase).map(|entry| &entry.operation) {
-            Some(Operation::LowLatencyExchange(kernel)) => {
-                // A row per visit goes to a rank, so the fullest rank counts between nodes too.
-                let rows = kernel.even_rows(&work);
-                let rows =
-                    ExchangeRows { node: rows.node * load.imbalance, cross: rows.cross * load.imbalance };
-                kernel.time_of_rows_us(&work, rows, &self.hardware)
-            }
-            Some(Operation::NormalExchange(kernel)) => {
-                kernel.time_of_rows_us(&work, skew(kernel.even_rows(&work)))
-            }
-            Some(Operation::NodeExchange(kernel)) => {
-                kernel.time_of_rows_us(&work, skew(kernel.even_rows(&work)))
-            }
-            Some(Operation::NvlinkExchange(kernel)) => {
-                kernel.time_of_rows_us(&work, skew(kernel.even_rows(&work)))
-            }
-            _ => self.exchange_by_network_us(load, phase),
-        }
-    }
-
-    /// Returns the time of one way by the network's rates, if no exchange is measured: a row per visit.
-    fn exchange_by_network_us(&self, load: &ExchangeLoad, phase: ExchangePhase) -> f64 {
-        let bytes = match phase {
-            ExchangePhase::Dispatch => load.hidden as f64 * (1.0 + 4.0 / 128.0),
-            _ => 2.0 * load.hidden as f64,
-        };
-        let visits = load.tokens * load.top_k as f64;
-        let per_node = load.ranks as f64 / load.nodes as f64;
-        let inside = visits * (per_node - 1.0) / load.ranks as f64 * load.imbalance;
-        let outside = visits * (1.0 - 1.0 / load.nodes as f64) * load.imbalance;
-        let network = &self.network;
-        let outside_us = if load.nodes > 1 { network.cross.exchange_us(1.0, outside * bytes) } else { 0.0 };
-        network.node.exchange_us(1.0, inside * bytes).max(outside_us)
-    }
-
     /// Returns the measured kernel of the experts for a phase, if there is one.
     fn expert_entry(&self, model: &ModelSpec, is_prefill: bool, is_parallel: bool) -> Option<&KernelEntry> {
         let database = self.database.as_ref()?;
@@ -605,20 +427,14 @@ impl StepTimes {
     ) -> Arc<dyn CostModel> {
         let moe = MoeShape::of_model(&model.moe, slots, groups);
         let shape = MoeShape { intermediate: moe.intermediate.div_ceil(expert_tp.max(1)), ..moe };
-        match self.expert_entry(model, is_prefill, groups > 1 && expert_tp == 1) {
-            Some(entry) => Arc::new(RankKernel::new(entry, &self.hardware, shape, CacheState::Cold)),
-            None => {
-                let parameters = (shape.matrices * shape.hidden * shape.intermediate) as f64;
-                let read = parameters * model.dtype.bytes_per_weight() / self.bytes_per_us();
-                let width = if model.moe.precision == Precision::Fp8 { 1.0 } else { 2.0 };
-                let token = 2.0 * parameters / self.operations_per_us(width);
-                Arc::new(Roofline {
-                    read: (read * 1e6) as u64,
-                    token: (token * 1e6) as u64,
-                    tile: TILE_TOKENS,
-                })
-            }
+        if let Some(entry) = self.expert_entry(model, is_prefill, groups > 1 && expert_tp == 1) {
+            return Arc::new(RankKernel::new(entry, &self.hardware, shape, CacheState::Cold));
         }
+        let parameters = (shape.matrices * shape.hidden * shape.intermediate) as f64;
+        let read = parameters * model.dtype.bytes_per_weight() / self.bytes_per_us();
+        let width = if model.moe.precision == Precision::Fp8 { 1.0 } else { 2.0 };
+        let token = 2.0 * parameters / self.operations_per_us(width);
+        Arc::new(Roofline { read: (read * 1e6) as u64, token: (token * 1e6) as u64, tile: TILE_TOKENS })
     }
 
     /// Returns the sources of the times of a phase.
@@ -676,7 +492,7 @@ fn mean_over_windows(window: Option<(u64, u64)>, time: impl Fn(Option<u64>) -> f
     }
 }
 
-fn whole(number: f64) -> u64 {
+pub(crate) fn whole(number: f64) -> u64 {
     (number.round() as u64).max(1)
 }
 

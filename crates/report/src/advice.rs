@@ -28,17 +28,26 @@ const BAR: f64 = 26.0;
 const ROW: f64 = 52.0;
 
 /// Names and classes of the parts of a step.
-const PARTS: [(&str, &str); 6] = [
+const PARTS: [(&str, &str); 7] = [
     ("attention", "s3"),
     ("dense", "s5"),
     ("experts", "s2"),
     ("exchange", "s0"),
     ("imbalance", "s1"),
     ("planning", "s4"),
+    ("streaming", "s6"),
 ];
 
-fn parts_of(step: &StepTime) -> [f64; 6] {
-    [step.attention_ms, step.dense_ms, step.experts_ms, step.exchange_ms, step.imbalance_ms, step.planning_ms]
+fn parts_of(step: &StepTime) -> [f64; 7] {
+    [
+        step.attention_ms,
+        step.dense_ms,
+        step.experts_ms,
+        step.exchange_ms,
+        step.imbalance_ms,
+        step.planning_ms,
+        step.streaming_ms,
+    ]
 }
 
 /// A line of a figure: name, class and points of (x, y).
@@ -139,7 +148,7 @@ impl<'a> AdvicePage<'a> {
         open_section(
             out,
             "front",
-            "What a GPU delivers, and how fast a user gets it",
+            "Throughput of a GPU and speed for a user",
             "Each line is a Pareto front: no deployment of its kind is better in both. Up and to the right is better.",
         );
         let fronts = [
@@ -284,7 +293,8 @@ impl<'a> AdvicePage<'a> {
         let _ = writeln!(out, "<dl class=\"facts\">");
         let memory = &best.memory;
         for (name, bytes) in [
-            ("weights", memory.weights),
+            ("weights outside of experts", memory.weights),
+            ("experts", memory.experts),
             ("redundant experts", memory.redundant),
             ("key-value cache", memory.kv_cache),
             ("activations", memory.activations),
@@ -370,7 +380,7 @@ impl<'a> AdvicePage<'a> {
                 "<dt>{}, {}</dt><dd><code class=\"command\">{}</code>",
                 command.stack,
                 command.role,
-                escape_text(&command.text).to_string().replace("\n", "<br/>")
+                escape_text(&command.text).to_string().replace('\n', "<br/>")
             );
             for note in &command.notes {
                 let _ = write!(out, "<span class=\"small\">{}. </span>", escape_text(note));

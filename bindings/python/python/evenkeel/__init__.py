@@ -13,6 +13,8 @@ it computes whole-token quotas with the lowest possible peak:
 >>> planner.redirect(np.array([[0, 1], [0, -1]]), source=0).shape
 (2, 2)
 
+``advise`` recommends a deployment: GPUs, parallelism, redundant experts.
+
 ``StackRouter`` predicts the slots of tokens that a serving stack splits by its own rule. ``evenkeel.eplb``
 and ``evenkeel.lplb`` have the calls of DeepSeek's EPLB and LPLB. ``evenkeel.cuda`` runs the fast loop on a
 GPU. ``evenkeel.vllm``, ``evenkeel.sglang`` and ``evenkeel.vllm_ascend`` are the plug-ins of those stacks.
@@ -20,6 +22,7 @@ GPU. ``evenkeel.vllm``, ``evenkeel.sglang`` and ``evenkeel.vllm_ascend`` are the
 """
 
 from . import client, cuda, eplb, lplb, sglang, vllm, vllm_ascend
+from ._advise import Advice, advise
 from ._native import (
     Error,
     Plan,
@@ -34,6 +37,7 @@ from ._native import (
 )
 
 __all__ = [
+    "Advice",
     "Error",
     "Plan",
     "Planner",
@@ -42,6 +46,7 @@ __all__ = [
     "Trace",
     "Unavailable",
     "__version__",
+    "advise",
     "client",
     "cuda",
     "eplb",

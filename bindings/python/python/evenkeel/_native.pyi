@@ -69,6 +69,24 @@ class Plan:
     def export(self, to: _Dialect, *, moe_layers: Optional[Sequence[int]] = None) -> str: ...
     def planner(self, layer: int) -> Planner: ...
 
+def advise(
+    trace: Trace,
+    model: str,
+    gpu: str,
+    gpus: Union[int, Sequence[int], str],
+    context: Tuple[int, int],
+    framework: str,
+    tpot_ms: Optional[float],
+    ttft_ms: Optional[float],
+    mixed: bool,
+    max_redundant: int,
+    kv_bytes: float,
+    drafts: Tuple[float, float],
+    length_spread: float,
+    stream_gb_s: Optional[float],
+    seed: int,
+    plan: bool,
+) -> Tuple[str, Optional[Plan], Optional[Plan]]: ...
 def plan(
     trace: Trace,
     ranks: int,

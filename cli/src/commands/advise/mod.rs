@@ -122,6 +122,10 @@ pub(crate) struct AdviseArgs {
     /// Coefficient of variation of the requests' context
     #[arg(long, value_name = "CV", default_value_t = 0.0, hide_short_help = true)]
     length_spread: f64,
+    /// Rate at which a GPU reads experts that do not fit from its host in every step, in gigabytes per second
+    /// [default: all weights have to fit]
+    #[arg(long, value_name = "GB/S", hide_short_help = true)]
+    stream_gb_s: Option<f64>,
     /// Measured times: a file of `evenkeel costs import` [default: the table of the GPU, if there is one]
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     costs: Option<PathBuf>,
@@ -144,35 +148,12 @@ struct AdviseRequest {
     workload: Workload,
 }
 
-/// Longest context that is considered.
-const MAX_CONTEXT: u64 = 1 << 20;
-
 impl AdviseArgs {
     /// Checks the options against each other, and reads the files that they name.
     fn resolve(&self) -> anyhow::Result<AdviseRequest> {
         let Pair(input, output) = self.context;
-        if !(1..=MAX_CONTEXT).contains(&input) || !(1..=MAX_CONTEXT).contains(&output) {
-            bail!("--context {input}:{output}: expected numbers of tokens from 1 to {MAX_CONTEXT}");
-        }
-        for (name, limit) in [("--tpot-ms", self.tpot_ms), ("--ttft-ms", self.ttft_ms)] {
-            if let Some(limit) = limit.filter(|limit| !(*limit > 0.0 && limit.is_finite())) {
-                bail!("{name} {limit}: expected more than 0 milliseconds");
-            }
-        }
         let Pair(verified, accepted) = self.drafts.unwrap_or(Pair(1.0, 1.0));
-        if !(1.0..=64.0).contains(&verified) || !(1.0..=verified).contains(&accepted) {
-            bail!(
-                "--drafts {verified}:{accepted}: expected 1 to 64 verified tokens, and 1 to as many accepted ones"
-            );
-        }
-        if !(0.0..=10.0).contains(&self.length_spread) {
-            bail!("--length-spread {}: expected 0 to 10", self.length_spread);
-        }
-        let model = self.model_spec()?;
         let kv_bytes = if self.kv_dtype == CacheFormat::Fp8 { 1.0 } else { 2.0 };
-        let database =
-            self.costs.as_ref().map(|path| read_database(&path.display().to_string())).transpose()?;
-        let times = StepTimes::of_gpu(&model, self.gpu, database, self.framework.name(), kv_bytes)?;
         let workload = Workload {
             input,
             output,
@@ -182,11 +163,17 @@ impl AdviseArgs {
             accepted,
             length_spread: self.length_spread,
             kv_bytes,
+            stream_gb_s: self.stream_gb_s,
             serving: match self.serving {
                 ServingMode::Disaggregated => Serving::Disaggregated,
                 ServingMode::Mixed => Serving::Mixed,
             },
         };
+        workload.check()?;
+        let model = self.model_spec()?;
+        let database =
+            self.costs.as_ref().map(|path| read_database(&path.display().to_string())).transpose()?;
+        let times = StepTimes::of_gpu(&model, self.gpu, database, self.framework.name(), kv_bytes)?;
         Ok(AdviseRequest { model, times, workload })
     }
 

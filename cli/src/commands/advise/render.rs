@@ -107,6 +107,7 @@ fn compared_text(advice: &Advice) -> String {
             step.exchange_ms,
             step.imbalance_ms,
             step.planning_ms,
+            step.streaming_ms,
             step.total_ms(),
         ];
         cells.extend(parts.map(|ms| format!("{ms:.2}")));
@@ -122,6 +123,7 @@ fn compared_text(advice: &Advice) -> String {
         "exchange",
         "imbalance",
         "planning",
+        "streaming",
         "total",
         "tokens/s/GPU",
     ];

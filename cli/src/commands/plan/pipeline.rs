@@ -177,13 +177,19 @@ impl PlanJob {
         if let Some(path) = &self.output {
             write_file(path, &made.plan.to_json()?)?;
         }
-        let judged = match (&self.report, self.on) {
+        let on = self.on.filter(|on| on.model.experts == trace.experts());
+        if let Some(other) = self.on.filter(|_| on.is_none()) {
+            let (model, experts, found) = (other.model, other.model.experts, trace.experts());
+            output
+                .print_note(&format!("no times: {model} has {experts} experts per layer, the trace {found}"));
+        }
+        let judged = match (&self.report, on) {
             (None, None) => None,
             _ => Some(JudgedPlan::new(&trace, policy.name(), &made)?),
         };
         let timed =
             |judged: &JudgedPlan, on| TimedComparison::predict(&trace, &judged.config, &judged.outcome, on);
-        let timed = judged.as_ref().zip(self.on).map(|(judged, on)| timed(judged, on)).transpose()?.flatten();
+        let timed = judged.as_ref().zip(on).map(|(judged, on)| timed(judged, on)).transpose()?.flatten();
         if let (Some(path), Some(judged)) = (&self.report, &judged) {
             let verdict = timed.as_ref().map(|timed| &timed.verdict);
             write_file(path, &judged.to_page(&trace, verdict, memory))?;
@@ -290,7 +296,7 @@ impl PlanJob {
     }
 }
 
-/// A plan beside the contiguous placement and EPLB's, judged on the batches of the whole trace.
+/// A plan with the contiguous placement and EPLB's, judged on the batches of the whole trace.
 struct JudgedPlan {
     cluster: Cluster,
     config: SimulationConfig,

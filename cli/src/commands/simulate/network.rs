@@ -6,7 +6,7 @@ use crate::args::expert_time::{DATA_SHEET_SHARE, ExpertTimeSource, data_sheet_ti
 use crate::args::model::ModelMaybeOnGpu;
 use crate::output::{Output, StderrBar};
 use crate::render::table::render_table;
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::cluster::{Cluster, Network, NetworkError};
 use evenkeel::gpu::GpuSpec;
@@ -129,6 +129,19 @@ pub(super) struct NetworkArgs {
     /// Microseconds per layer besides exchanges and experts: attention, router, norms
     #[arg(long, value_name = "US", default_value_t = 0.0, hide_short_help = true, help_heading = "Network")]
     extra_layer_us: f64,
+    /// Tiles of attention whose tokens one pass of the experts joins, G
+    ///
+    /// Attention runs on G consecutive batches of the trace one after the other, and experts once on all of
+    /// them. --extra-layer-us is the time of one tile.
+    #[arg(
+        long,
+        value_name = "G",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u64).range(1..=1 << 10),
+        hide_short_help = true,
+        help_heading = "Network"
+    )]
+    attention_tiles: u64,
     /// MoE layers of a step [default: the model's]
     #[arg(
         long,
@@ -190,7 +203,7 @@ impl NetworkArgs {
         let mut pace = StepCostModel::for_model(self.network.0.clone(), &model, expert)
             .one_copy(self.one_copy_per)
             .layers(self.num_layers.map_or(model.layers, |n| n as usize))
-            .other_us(self.extra_layer_us)
+            .other_us(self.extra_layer_us * self.attention_tiles as f64)
             .overlap(self.overlap);
         if let Some(formats) = self.row_format {
             pace.bytes = RowBytes::for_width(model.hidden, formats);
@@ -246,7 +259,10 @@ struct TimesSource {
 pub(super) fn run(args: &NetworkArgs, output: Output) -> anyhow::Result<()> {
     let NetworkRequest { comparison: spec, expert_time } = args.resolve()?;
     let read = spec.trace.read_for_model(spec.model)?;
-    let tokens = read_token_ids(&spec, &read, output);
+    let tiles = args.attention_tiles as usize;
+    let read = if tiles > 1 { read.join_steps(tiles).context("--attention-tiles")? } else { read };
+    // Joined batches are counted, since their tokens belong to several steps of the trace.
+    let tokens = if tiles > 1 { None } else { read_token_ids(&spec, &read, output) };
     let trace = tokens.as_ref().map_or(&read, TokenTrace::trace);
     output.print_notices(trace.notices());
     let cluster = spec.cluster.for_experts(trace.experts())?;

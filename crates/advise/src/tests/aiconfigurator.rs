@@ -1,4 +1,4 @@
-//! Twenty deployments beside NVIDIA's AIConfigurator, with balanced routing and without overlap.
+//! Twenty deployments, compared with NVIDIA's AIConfigurator, with balanced routing and without overlap.
 //!
 //! `scripts/compare_aiconfigurator.py` computes the figures of the other side.
 

@@ -2,6 +2,7 @@
 
 mod aiconfigurator;
 mod services;
+mod tiling;
 
 use crate::{BalanceFigures, ModelSpec, Parallelism, Phase, StepTime, StepTimes, StepWork, step_time};
 use evenkeel::cluster::Network;

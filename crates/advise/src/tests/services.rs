@@ -1,7 +1,8 @@
 //! Published services of DeepSeek-V3, with their stated inputs.
 //!
-//! Sources: DeepSeek's open-infra-index (day 6) and profile-data, in the figures of LMSYS, and LMSYS's blog of
-//! 5 May 2025 on 96 H100. Routing is even where the source says so, and the rest of the model is as measured.
+//! Sources: DeepSeek's open-infra-index (day 6) and profile-data, in the figures of LMSYS, and LMSYS's blog
+//! of 5 May 2025 on 96 H100. Routing is even where the source says so, and the rest of the model is as
+//! measured.
 
 use super::{even_step, parts, times_of};
 use crate::{ModelSpec, Parallelism, Phase, StepWork};

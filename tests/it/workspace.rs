@@ -28,7 +28,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("evenkeel-report", "advise evenkeel exec simulate", ""),
     (
         "evenkeel-serve",
-        "evenkeel simulate solver trace",
+        "cost evenkeel simulate solver trace",
         "axum bytes futures-util hyper hyper-util prometheus-client rayon redb rustix serde serde_json sha2 subtle thiserror \
          tokio tokio-rustls toml tower-service ureq utoipa zstd",
     ),

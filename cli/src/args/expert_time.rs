@@ -6,8 +6,8 @@ use evenkeel::gpu::GpuSpec;
 use evenkeel::model::{MoeModel, Precision};
 use evenkeel::split::{CostModel, Roofline, expert_roofline};
 use evenkeel_cost::{
-    CacheState, CostDatabase, Dtype, FORMAT, KernelEntry, KernelTable, MoeShape, Provenance, RankKernel,
-    builtin_gpus,
+    CacheState, CostDatabase, Dtype, FORMAT, KernelEntry, KernelTable, MeasuredExperts, MoeShape, Provenance,
+    RankKernel, builtin_gpus,
 };
 use evenkeel_exec::calibrate::RooflineFile;
 use serde_json::{Value, json};
@@ -110,6 +110,14 @@ pub(crate) struct FrameworkKernel {
 }
 
 impl FrameworkKernel {
+    /// Returns the built-in kernel that stands for a model on a GPU, if one is measured.
+    pub(crate) fn measured(gpu: &str, model: &MoeModel, cluster: &Cluster) -> Option<Self> {
+        let database = CostDatabase::builtin(gpu).ok()?;
+        let found = database.measured_experts(model, cluster.slots() as u64, cluster.ranks() as u64)?;
+        let MeasuredExperts { times, entry, .. } = found;
+        Some(Self { times, entry, gpu: database.gpu, provenance: database.provenance })
+    }
+
     /// Returns the median relative error on rows that the fit did not use, for skewed routing if there is
     /// any.
     pub(crate) fn median_error(&self) -> Option<f64> {

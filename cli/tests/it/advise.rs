@@ -139,7 +139,9 @@ fn a_config_json_is_a_model() {
     };
     let advice = document(&line(&config.display().to_string()));
     assert_eq!(advice["gpu"], "l40s");
-    assert_ne!(document(&line("gpt-oss-20b"))["options"], advice["options"]);
+    let known = document(&line("gpt-oss-20b"));
+    assert_ne!(known["options"], advice["options"]);
+    assert_eq!(document(&line("gpt-oss-20b,l40s").replace("--gpu l40s ", "")), known);
     let broken = folder.file("broken.json", b"{\"hidden_size\": 1}");
     let refused = command::refusal(&words(&line(&broken.display().to_string())));
     assert!(refused.contains("broken.json") && refused.contains("num_hidden_layers"), "{refused}");
@@ -157,6 +159,7 @@ fn questions_without_an_answer_say_why() {
     assert!(refusal(&on("8", "--drafts 2:3")).contains("as many accepted"));
     let experts = refusal("--model deepseek-v3 --gpu h100 --gpus 8 --context 10:10");
     assert!(experts.contains("256 experts per layer, the trace 64"), "{experts}");
+    assert!(refusal("--model deepseek-v2-lite --gpus 8 --context 10:10").contains("--gpu is missing"));
     let unknown = refusal("--model switch-c --gpu h100 --gpus 8 --context 10:10");
     assert!(unknown.contains("config.json"), "{unknown}");
     let memory = refusal("--model deepseek-v2-lite --gpu l40s --gpus 1 --context 1000000:1000");

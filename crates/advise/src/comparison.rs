@@ -109,7 +109,7 @@ impl AdviceRequest<'_> {
             compared.push(ComparedPolicy {
                 name: match policy {
                     BalancePolicy::Nothing if !same(&found) => {
-                        format!("nothing, on {} GPUs with a batch of {}", found.parallel.gpus(), found.batch)
+                        format!("nothing ({} GPUs, batch {})", found.parallel.gpus(), found.batch)
                     }
                     BalancePolicy::Nothing => "nothing".into(),
                     _ if found.choice.redundant == 0 => policy.name().into(),

@@ -47,5 +47,5 @@ pub use hardware::Hardware;
 pub use kernel_entry::{ErrorQuantiles, HeldOutErrors, KernelEntry, KernelTable, MethodErrors};
 pub use moe_shape::{ModelShape, MoeShape};
 pub use operations::{Operation, OperationEntry, OperationKind, OperationWork};
-pub use rank_kernel::{CacheState, RankKernel};
+pub use rank_kernel::{CacheState, MeasuredExperts, RankKernel};
 pub use rank_load::RankLoad;

@@ -10,7 +10,7 @@ use crate::hardware::Hardware;
 use crate::kernel_entry::{KernelEntry, KernelTable};
 use crate::moe_shape::MoeShape;
 use crate::rank_load::RankLoad;
-use evenkeel::model::MoeModel;
+use evenkeel::model::{MoeModel, Precision};
 use evenkeel::split::CostModel;
 
 /// State of the L2 cache when the layer begins.
@@ -135,6 +135,50 @@ impl RankKernel {
 
     fn picoseconds(us: f64) -> u64 {
         (us * 1e6).ceil() as u64
+    }
+}
+
+/// Frameworks whose kernels stand for a model on a GPU, the first one that has its number format.
+/// TensorRT-LLM's kernels come first, because their time depends on the rows of the rank alone. SGLang's
+/// general kernels also pay for rows of other ranks.
+const FRAMEWORKS: [&str; 3] = ["trtllm", "vllm", "sglang"];
+
+/// Measured kernel of a model's experts.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct MeasuredExperts {
+    /// Times of a rank.
+    pub times: RankKernel,
+    /// The kernel.
+    pub entry: KernelEntry,
+}
+
+impl MeasuredExperts {
+    /// Returns the median relative error on rows that the fit did not use, for skewed routing if there is
+    /// any. It is one half without such rows.
+    pub fn median_error(&self) -> f64 {
+        let errors = self.entry.errors;
+        errors.skewed.or(errors.balanced).map_or(0.5, |errors| errors.model.median / 100.0)
+    }
+}
+
+impl CostDatabase {
+    /// Returns a framework's kernel for a model's experts in the model's precision, with a cold cache.
+    /// `slots` is the number of slots of all ranks. `None` if no framework has one.
+    pub fn measured_experts(&self, model: &MoeModel, slots: u64, ranks: u64) -> Option<MeasuredExperts> {
+        let formats: &[Dtype] = match model.precision {
+            Precision::Fp8 => &[Dtype::Fp8Block, Dtype::Fp8],
+            _ => &[Dtype::Bfloat16],
+        };
+        let of = |framework: &&str| {
+            formats.iter().find_map(|&dtype| {
+                self.kernel_of_model(KernelTable::Moe, framework, dtype, model.into()).ok()
+            })
+        };
+        let entry = FRAMEWORKS.iter().find_map(of)?.clone();
+        let shape = MoeShape::of_model(model, slots, ranks);
+        let times = RankKernel::new(&entry, &self.hardware, shape, CacheState::Cold);
+        Some(MeasuredExperts { times, entry })
     }
 }
 

@@ -196,7 +196,8 @@ impl<'a> AdvicePage<'a> {
             out,
             "parts",
             "Where a decode step goes",
-            "The GPUs and the batch are those of the advised deployment. Imbalance is the wait for the fullest rank.",
+            "The GPUs and the batch are those of the advised deployment, and tokens/s those of one GPU. Imbalance is the wait for \
+             the fullest rank.",
         );
         out.push_str("<p class=\"small\">");
         for (name, class) in PARTS {
@@ -215,7 +216,7 @@ impl<'a> AdvicePage<'a> {
         for (at, row) in compared.iter().enumerate() {
             let y = ROW * at as f64;
             let label = format!(
-                "{}: {} ms, {} tokens/s per GPU",
+                "{}: {} ms, {} tokens/s",
                 row.name,
                 format_fixed(row.decode.total_ms(), 1),
                 format_count(row.tokens_per_s_per_gpu.round() as usize)

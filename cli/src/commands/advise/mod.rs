@@ -80,12 +80,12 @@ impl<T: FromStr> FromStr for Pair<T> {
 pub(crate) struct AdviseArgs {
     #[command(flatten)]
     trace: TraceArgs,
-    /// Model: a known name, or its config.json of Hugging Face
-    #[arg(long, value_name = "NAME|FILE", required = true)]
+    /// Model: a known name, as in deepseek-v3 or deepseek-v3,h100, or its config.json of Hugging Face
+    #[arg(long, value_name = "NAME[,GPU]|FILE", required = true)]
     model: String,
     /// GPU: a100, h100, h800, h200, h20, b200, b300, gb200, gb300, l40s, mi300x or mi355x
-    #[arg(long, value_name = "GPU", required = true)]
-    gpu: GpuSpec,
+    #[arg(long, value_name = "GPU")]
+    gpu: Option<GpuSpec>,
     /// GPUs of an instance to consider, as 8,16,32 or 16..96
     #[arg(long, value_name = "LIST|RANGE", required = true)]
     gpus: GpuCounts,
@@ -171,19 +171,37 @@ impl AdviseArgs {
         };
         workload.check()?;
         let model = self.model_spec()?;
+        let gpu = self.gpu_spec()?;
         let database =
             self.costs.as_ref().map(|path| read_database(&path.display().to_string())).transpose()?;
-        let times = StepTimes::of_gpu(&model, self.gpu, database, self.framework.name(), kv_bytes)?;
+        let times = StepTimes::of_gpu(&model, gpu, database, self.framework.name(), kv_bytes)?;
         Ok(AdviseRequest { model, times, workload })
+    }
+
+    /// Returns the file of the model's configuration, if `--model` names one.
+    fn config_file(&self) -> Option<&Path> {
+        let path = Path::new(&self.model);
+        (path.extension().is_some_and(|end| end == "json") || path.is_file()).then_some(path)
+    }
+
+    /// Returns the GPU of `--gpu`, or of `--model NAME,GPU`.
+    fn gpu_spec(&self) -> anyhow::Result<GpuSpec> {
+        if let Some(gpu) = self.gpu {
+            return Ok(gpu);
+        }
+        let behind = self.model.split_once(',').filter(|_| self.config_file().is_none());
+        match behind {
+            Some((_, gpu)) => Ok(gpu.trim().parse()?),
+            None => bail!("--gpu is missing: expected the GPU that runs the model, as in --gpu h100"),
+        }
     }
 
     /// Returns the model by its name, or reads its configuration.
     fn model_spec(&self) -> anyhow::Result<ModelSpec> {
-        let path = Path::new(&self.model);
-        let is_file = path.extension().is_some_and(|end| end == "json") || path.is_file();
-        if !is_file {
-            return Ok(ModelSpec::of_known(self.model.parse::<MoeModel>()?)?);
-        }
+        let Some(path) = self.config_file() else {
+            let name = self.model.split(',').next().unwrap_or_default().trim();
+            return Ok(ModelSpec::of_known(name.parse::<MoeModel>()?)?);
+        };
         let text = std::fs::read_to_string(path).with_context(|| self.model.clone())?;
         // Most configurations are called config.json, and their folder has the name of the model.
         let folder = path.parent().and_then(Path::file_name).filter(|_| path.ends_with("config.json"));
@@ -203,7 +221,7 @@ pub(crate) fn run(args: &AdviseArgs, output: Output) -> anyhow::Result<()> {
     if !times.is_measured() {
         output.print_note(&format!(
             "no kernel of {} is measured: times are shares of its data sheet, off by up to half",
-            args.gpu
+            times.gpu()
         ));
     }
     let request = AdviceRequest {
@@ -211,7 +229,7 @@ pub(crate) fn run(args: &AdviseArgs, output: Output) -> anyhow::Result<()> {
         times: &times,
         trace: &trace,
         workload,
-        gpus: args.gpus.counts(args.gpu.linked),
+        gpus: args.gpus.counts(times.linked()),
         max_redundant: args.max_redundant,
         seed: args.trace.seed,
     };

@@ -4,27 +4,21 @@
 //! the times of experts, if the program has them, and the GPU's data sheet otherwise. The network is the
 //! preset of machines with this GPU.
 
-use crate::args::expert_time::{DATA_SHEET_SHARE, FrameworkKernel, KernelSource, data_sheet_times};
+use crate::args::expert_time::{DATA_SHEET_SHARE, FrameworkKernel, data_sheet_times};
 use crate::args::model::ModelOnGpu;
 use crate::output::StderrBar;
 use crate::render::table::render_table;
 use anyhow::bail;
-use evenkeel::cluster::{Cluster, Network};
+use evenkeel::cluster::Network;
 use evenkeel::model::MoeModel;
 use evenkeel::split::CostModel;
 use evenkeel::trace::Trace;
-use evenkeel_cost::builtin_gpus;
 use evenkeel_simulate::network::{PredictionInput, StepCostModel, predict_steps};
 use evenkeel_simulate::{
     PLANNING_US, SimulationConfig, SimulationResult, TimedRow, Verdict, VerdictSetting, format_ms,
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
-
-/// Frameworks whose kernels determine the times, the first one that has the model's number format.
-/// TensorRT-LLM's kernels come first, because their time depends on the rows of the rank alone. SGLang's
-/// general kernels also pay for rows of other ranks.
-const FRAMEWORKS: [&str; 3] = ["trtllm", "vllm", "sglang"];
 
 /// Relative error of times by the data sheet.
 const DATA_SHEET_ERROR: f64 = 0.5;
@@ -37,13 +31,6 @@ pub(crate) struct TimedComparison {
     network: String,
     /// The kernel of the times; `None` for the data sheet.
     kernel: Option<FrameworkKernel>,
-}
-
-/// Returns the kernel that gives the times of a model on a GPU, if one is measured.
-fn measured_kernel(on: ModelOnGpu, cluster: &Cluster) -> Option<FrameworkKernel> {
-    let gpu = on.gpu.name;
-    let of = |framework| KernelSource::new(gpu, framework).kernel_on(&on.model, cluster).ok();
-    FRAMEWORKS.into_iter().filter(|_| builtin_gpus().contains(&gpu)).find_map(of)
 }
 
 /// Refuses a model whose layers have other experts than the trace.
@@ -69,7 +56,7 @@ impl TimedComparison {
     ) -> anyhow::Result<Option<Self>> {
         check_experts(&on.model, trace)?;
         let Some(network) = Network::of_gpu(on.gpu.name) else { return Ok(None) };
-        let kernel = measured_kernel(on, &config.cluster);
+        let kernel = FrameworkKernel::measured(on.gpu.name, &on.model, &config.cluster);
         let cost: Arc<dyn CostModel> = match &kernel {
             Some(kernel) => Arc::new(kernel.times.clone()),
             None => Arc::new(data_sheet_times(&on.model, &on.gpu, DATA_SHEET_SHARE)),

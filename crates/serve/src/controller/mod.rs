@@ -16,4 +16,5 @@ pub(crate) mod propose;
 pub(crate) mod select;
 pub(crate) mod snapshot;
 pub(crate) mod state;
+mod time_verdict;
 mod view;

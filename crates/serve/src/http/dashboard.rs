@@ -57,6 +57,7 @@ pub(super) async fn get_view(
         shape: state.shape().clone(),
         ranks: state.active_ranks(),
         state: status,
+        verdict: state.time_verdict(),
         steps: state.displayed_steps(),
         heat: state.heatmap_layers(),
         hottest: state.hottest_experts(),

@@ -15,7 +15,12 @@ export function showHeader(view, history, options, stopped) {
   const headline = busy.length === 0 ? ["No tokens in the latest steps."]
     : ["The busiest rank does ", el("em", null, `${ratio(mean)} times`), " the average work",
       ...(before ? [" instead of ", el("b", null, `${ratio(before)} times`), "."] : ["."])];
-  setContent($("headline"), ...headline);
+  // The time comes first where it is known, and the imbalance second.
+  const verdict = view.verdict;
+  const timed = verdict?.gain != null && busy.length > 0;
+  const [lead, ...rest] = (verdict?.text ?? "").split(": ");
+  setContent($("headline"), ...(timed ? [el("em", null, lead), `: ${rest.join(": ")}`] : headline));
+  setContent($("verdict"), ...(timed ? headline : [verdict?.text ?? ""]));
   const slots = (now.experts + shape.redundant) / shape.ranks;
   setContent($("setting"), `Every step waits for its busiest rank. Mean over the latest ${counted(view.steps, "step")} of ${counted(now.layers.length, "layer")}, ` +
     `${count(now.experts)} experts each, on ${counted(view.ranks.length, "rank")}${Number.isInteger(slots) && view.ranks.length === shape.ranks ? ` with ${counted(slots, "slot")} each` : ""}` +

@@ -132,6 +132,8 @@ pub struct PhaseView {
     pub ranks: Vec<u32>,
     /// The state of the phase.
     pub state: PhaseStatus,
+    /// The time that the current plan saves in the latest steps.
+    pub verdict: TimeVerdict,
     /// The number of latest steps that `heat` and `hottest` cover.
     pub steps: usize,
     /// The rank loads of each layer under the current plan.
@@ -142,6 +144,28 @@ pub struct PhaseView {
     pub preview: Option<PlanPreview>,
     /// The latest decisions, oldest first.
     pub decisions: Vec<Decision>,
+}
+
+/// The answer to "is balancing worth it?", in time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TimeVerdict {
+    /// The answer, or the missing keys of the configuration.
+    pub text: String,
+    /// The share of the experts' time that the plan saves. Null if times are not known.
+    pub gain: Option<f64>,
+    /// The relative error of the times.
+    pub error: Option<f64>,
+    /// The milliseconds of the experts of all posted layers per step, under the current plan.
+    pub plan_ms: Option<f64>,
+    /// The same with the experts in order and without replicas.
+    pub nothing_ms: Option<f64>,
+}
+
+impl TimeVerdict {
+    /// Creates a verdict without figures.
+    pub(crate) fn of_text(text: String) -> Self {
+        Self { text, gain: None, error: None, plan_ms: None, nothing_ms: None }
+    }
 }
 
 /// The rank loads of one layer.

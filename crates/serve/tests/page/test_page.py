@@ -80,12 +80,25 @@ class PageTest(unittest.TestCase):
         page.wait(READY)
         self.assertEqual(page.complaints(), [])
 
+    def test_time_comes_first_where_it_is_known(self):
+        service = self.service()
+        service.make(model="qwen3-30b-a3b", gpu="h100")
+        service.post(0, 8)
+        service.ask("GET", "/v1/models/model/plan?wait=60")
+        page = self.open(service)
+        page.wait(f"{READY} && {PLAN} === 'no. 1'")
+        self.assertRegex(page.text("#headline"), r"^(Not worth|Worth) it: the experts of these layers take \d+\.\d+ ms")
+        self.assertRegex(page.text("#verdict"), r"^The busiest rank does 1\.\d+ times")
+        self.accessible(page, "verdict")
+        self.picture(page, "verdict")
+
     def test_it_shows_how_things_stand(self):
         service = self.fed(steps=12)
         for scheme in ["light", "dark"]:
             page = self.open(service, scheme=scheme)
             page.wait(f"{READY} && {PLAN} === 'no. 1'")
             self.assertRegex(page.text("#headline"), r"^The busiest rank does 1\.\d+ times the average work instead of \d\.\d+ times\.$")
+            self.assertRegex(page.text("#verdict"), r"^Worth it\? Times are not known: state model and gpu")
             self.assertIn("layers down, 8 ranks across", page.eval("document.getElementById('heat-canvas').getAttribute('aria-label')"))
             colours = page.eval("""(() => {
                 const canvas = document.getElementById("heat-canvas");

@@ -1,7 +1,7 @@
 //! Advice on deployments of MoE models: how many GPUs, which parallelism, replicas or not.
 //!
 //! A [`ModelSpec`] and a GPU give the times of all operations ([`StepTimes`]), a trace gives the balance of
-//! every placement ([`BalanceTable`]), and [`search`] prices all deployments that fit into memory.
+//! every placement ([`BalanceTable`]), and [`search()`] prices all deployments that fit into memory.
 //! [`Advice`] is the answer in words and figures. docs/advise.md states the model and its errors against
 //! published services.
 

@@ -34,8 +34,10 @@ CLANG_NAMES := libclang.so libclang.so.* libclang-[0-9]*.so libclang-[0-9]*.so.*
 LIBCLANG := $(or $(LIBCLANG_PATH),$(wildcard $(foreach folder,$(CLANG_FOLDERS),$(addprefix $(folder)/,$(CLANG_NAMES)))))
 CMAKE := $(or $(CMAKE),$(shell command -v cmake 2>/dev/null))
 
-# Open MPI's headers include stddef.h, which some libclang packages lack. The C compiler's folder has it.
-WITH_TOOLS = CMAKE_TOOLCHAIN_FILE=$(CURDIR)/.ci/highs.cmake $(if $(MPI),CPATH="$$($(CC) -print-file-name=include)$${CPATH:+:$$CPATH}")
+# Open MPI's headers include stddef.h, which some libclang packages lack. The C compiler's folder has it. Only
+# bindgen reads the variable: a change of CPATH would compile all C libraries again.
+WITH_TOOLS = CMAKE_TOOLCHAIN_FILE=$(CURDIR)/.ci/highs.cmake \
+	$(if $(MPI),BINDGEN_EXTRA_CLANG_ARGS="-isystem $$($(CC) -print-file-name=include) $$BINDGEN_EXTRA_CLANG_ARGS")
 ifneq ($(and $(CMAKE),$(LIBCLANG)),)
 TOOLS :=
 else

@@ -144,7 +144,7 @@ if [[ $(cat "$here/modules/ready" 2>/dev/null) == "$folders" ]]; then
 fi
 
 # The Python of `make python` builds the wheel, so nothing is compiled twice.
-PATH=$PWD/.tools/python/bin:$PATH .tools/python/bin/pip wheel --quiet --disable-pip-version-check \
+PATH=$PWD/.tools/python/bin:$PATH MATURIN_PEP517_ARGS="--profile dev" .tools/python/bin/pip wheel --quiet --disable-pip-version-check \
     --no-deps --no-build-isolation --wheel-dir "$here/dist" .
 "$here/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --force-reinstall "$here"/dist/evenkeel-*.whl
 "$here/bin/python3" -m pytest -q $(printf "bindings/python/tests/test_%s.py " "${tests[@]}")

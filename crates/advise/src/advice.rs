@@ -226,9 +226,10 @@ impl Advice {
                     * request.workload.verified;
                 let each = tokens * request.model.moe.top_k as f64 / request.model.moe.experts as f64;
                 format!(
-                    "Not worth it: balancing gains {:.0} %, within the error of {:.0} %; doing nothing serves {}. Imbalance \
+                    "Not worth it: balancing {} {:.0} %, within the error of {:.0} %; doing nothing serves {}. Imbalance \
                      is {:.0} % of a decode step with {each:.1} tokens per expert.",
-                    100.0 * self.gain,
+                    if self.gain < 0.0 { "loses" } else { "gains" },
+                    100.0 * self.gain.abs(),
                     100.0 * self.error,
                     rate(nothing),
                     100.0 * share,
@@ -260,10 +261,13 @@ impl Advice {
             if best.parallel.is_expert_parallel() { "Run" } else { "Do not use expert parallelism: run" };
         if more / 100.0 < self.error {
             let kind = if other.parallel.is_expert_parallel() { "expert" } else { "tensor" };
+            let difference = 100.0 * (other.tokens_per_s_per_gpu / best.tokens_per_s_per_gpu - 1.0);
             return format!(
-                "{advice} {}; {kind} parallelism over {} GPUs is equal within the error ({more:.0} % less).",
+                "{advice} {}; {kind} parallelism over {} GPUs is equal within the error ({:.0} % {}).",
                 best.parallel_text(),
-                other.parallel.gpus()
+                other.parallel.gpus(),
+                difference.abs(),
+                if difference > 0.0 { "more" } else { "less" }
             );
         }
         format!("{advice} {}: {more:.0} % more than {}.", best.parallel_text(), other.parallel_text())

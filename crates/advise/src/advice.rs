@@ -226,10 +226,11 @@ impl Advice {
                     * request.workload.verified;
                 let each = tokens * request.model.moe.top_k as f64 / request.model.moe.experts as f64;
                 format!(
-                    "Not worth it: balancing {} {:.0} %, within the error of {:.0} %; doing nothing serves {}. Imbalance \
+                    "Not worth it: balancing {} {:.0} %, {} the error of {:.0} %; doing nothing serves {}. Imbalance \
                      is {:.0} % of a decode step with {each:.1} tokens per expert.",
                     if self.gain < 0.0 { "loses" } else { "gains" },
                     100.0 * self.gain.abs(),
+                    if self.gain < -self.error { "beyond" } else { "within" },
                     100.0 * self.error,
                     rate(nothing),
                     100.0 * share,
@@ -289,7 +290,8 @@ impl Advice {
             return format!("No redundant experts; {total:.0} of {of} GB per GPU are used.");
         }
         let context = (request.workload.input + request.workload.output / 2) as f64;
-        let per_token = memory.kv_cache / (best.batch as f64 * context).max(1.0);
+        let requests = (best.batch * best.parallel.pp * best.parallel.attention_tp) as f64;
+        let per_token = memory.kv_cache / (requests * context).max(1.0);
         let lost = memory.redundant / per_token.max(f64::MIN_POSITIVE);
         format!(
             "{} redundant experts take {:.1} GB per GPU, as much as the cache of {:.0} thousand tokens; {total:.0} of {of} GB \
@@ -343,7 +345,7 @@ fn simplest(all: &[Deployment], at: usize, of: &dyn Fn(&Deployment) -> bool) -> 
 }
 
 /// Returns a choice in words.
-pub(crate) fn describe(choice: &BalanceChoice) -> String {
+fn describe(choice: &BalanceChoice) -> String {
     let split = choice.split();
     match (choice.policy, choice.redundant) {
         (BalancePolicy::Nothing, _) => "doing nothing".into(),

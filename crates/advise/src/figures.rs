@@ -44,7 +44,7 @@ impl BalanceChoice {
         }
         for redundant in (0..=most).map(|each| missing + each * ranks) {
             // More replicas than ranks would put two of an expert on one rank.
-            if redundant > experts * (ranks - 1) || (missing > 0 && redundant / ranks > most) {
+            if redundant > experts * (ranks - 1) {
                 continue;
             }
             for policy in [BalancePolicy::Eplb, BalancePolicy::Recourse] {

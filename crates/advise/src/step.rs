@@ -113,10 +113,11 @@ pub fn step_time(
     let halves = if work.overlap { 2.0 } else { 1.0 };
     let part = StepWork { tokens: work.tokens / halves, ..*work };
     let attention = attention_us(model, parallel, times, &part);
+    let dense = dense_part_us(model, parallel, times, part.tokens);
     let moe_layers = model.moe.layers as f64;
     let of = |experts: f64, imbalance: f64, node_imbalance: f64| LayerParts {
         attention,
-        dense: dense_part_us(model, parallel, times, part.tokens),
+        dense,
         experts,
         exchange: exchange_us(model, parallel, times, &part, [imbalance, node_imbalance]),
     };

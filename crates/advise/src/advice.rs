@@ -289,7 +289,7 @@ impl Advice {
         if best.choice.redundant == 0 {
             return format!("No redundant experts; {total:.0} of {of} GB per GPU are used.");
         }
-        let context = (request.workload.input + request.workload.output / 2) as f64;
+        let context = request.workload.mean_context() as f64;
         let requests = (best.batch * best.parallel.pp * best.parallel.attention_tp) as f64;
         let per_token = memory.kv_cache / (requests * context).max(1.0);
         let lost = memory.redundant / per_token.max(f64::MIN_POSITIVE);

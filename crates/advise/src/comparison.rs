@@ -6,7 +6,7 @@ use crate::balance::{BalanceError, BalancePolicy};
 use crate::exchange_times::ExchangeLoad;
 use crate::figures::{BalanceKey, BalanceTable};
 use crate::search::{AdviceRequest, Deployment};
-use crate::step::{Phase, StepTime, StepWork, step_time};
+use crate::step::{Phase, StepTime, StepWork};
 use crate::times::TimeSource;
 use crate::workload::Serving;
 
@@ -31,16 +31,16 @@ impl AdviceRequest<'_> {
     /// time, and two standard errors of the trace's variation.
     pub fn error_of(&self, deployment: &Deployment) -> f64 {
         let workload = &self.workload;
-        let decode_ms = workload.output as f64 * deployment.decode.total_ms()
-            / (deployment.batch as f64 * workload.accepted);
-        let prefill_ms = workload.input as f64 * 1e3 / deployment.prefill.tokens_per_s_per_gpu;
+        let decode_rate = workload.decode_rate(deployment.batch, deployment.decode.total_ms());
+        let [prefill_s, decode_s] =
+            workload.gpu_seconds(deployment.prefill.tokens_per_s_per_gpu, decode_rate);
         let phases = [
-            (decode_ms, &deployment.decode, deployment.variation, false),
-            (prefill_ms, &deployment.prefill.pass, deployment.prefill.variation, true),
+            (decode_s, &deployment.decode, deployment.variation, false),
+            (prefill_s, &deployment.prefill.pass, deployment.prefill.variation, true),
         ];
-        let all = decode_ms + prefill_ms;
+        let all = decode_s + prefill_s;
         let (mut kernels, mut variation) = (0.0, 0.0);
-        for (ms, step, varies, is_prefill) in phases {
+        for (seconds, step, varies, is_prefill) in phases {
             let sources = self.phase_sources(deployment, is_prefill);
             let of = |part: &str| {
                 sources.iter().find(|source| source.part == part).map_or(0.0, |source| source.median_error)
@@ -50,8 +50,8 @@ impl AdviceRequest<'_> {
                 + of("products") * step.dense_ms
                 + of("experts") * (step.experts_ms + step.imbalance_ms)
                 + of("exchange") * (step.exchange_ms + step.planning_ms);
-            kernels += ms / all * sum / total;
-            variation += ms / all * varies;
+            kernels += seconds / all * sum / total;
+            variation += seconds / all * varies;
         }
         (kernels * kernels + 4.0 * variation * variation).sqrt()
     }
@@ -65,7 +65,7 @@ impl AdviceRequest<'_> {
         let phase = if is_prefill {
             Phase::Prefill { prompt: self.workload.input }
         } else {
-            Phase::Decode { context: self.workload.input }
+            Phase::Decode { context: self.workload.mean_context() }
         };
         let exchange = ExchangeLoad {
             phase,
@@ -129,25 +129,20 @@ impl AdviceRequest<'_> {
             name: "perfect balance".into(),
             redundant: best.choice.redundant,
             decode: perfect,
-            tokens_per_s_per_gpu: self.rate(best.batch, &perfect, prefill.tokens_per_s_per_gpu),
+            tokens_per_s_per_gpu: self.workload.output_rate(
+                prefill.tokens_per_s_per_gpu,
+                self.workload.decode_rate(best.batch, perfect.total_ms()),
+            ),
             imbalance: 1.0,
         });
         compared
     }
 
-    /// Returns output tokens per second and GPU of a batch per GPU that decodes in `step`.
-    fn rate(&self, batch: u64, step: &StepTime, prefill_rate: f64) -> f64 {
-        let workload = &self.workload;
-        let decode_rate = batch as f64 * workload.accepted / step.total_ms() * 1e3;
-        let (input, output) = (workload.input as f64, workload.output as f64);
-        output / (input / prefill_rate + output / decode_rate)
-    }
-
     /// Returns the share of a decode step that a plan of the judged batches themselves would save.
     pub(crate) fn replan_gain(&self, best: &Deployment) -> Result<Option<f64>, BalanceError> {
         let half = if best.overlap { 2.0 } else { 1.0 };
-        let tokens = best.batch as f64 * self.workload.verified;
-        let part = ((tokens / half).round().max(1.0) as u64) * best.parallel.ranks;
+        let whole_batch = self.decode_work(&best.parallel, best.batch);
+        let part = ((whole_batch.tokens / half).round().max(1.0) as u64) * best.parallel.ranks;
         let table = BalanceTable::new(self.trace, self.model.moe.top_k, self.times.linked(), self.seed);
         let slots = self.model.moe.experts as u64 + best.choice.redundant;
         let kernel =
@@ -159,17 +154,9 @@ impl AdviceRequest<'_> {
             tokens: part,
         };
         let Some(figures) = table.hindsight(&key, kernel.as_ref())? else { return Ok(None) };
-        let work = StepWork {
-            phase: Phase::Decode { context: self.workload.input + self.workload.output / 2 },
-            tokens,
-            tokens_per_request: self.workload.verified,
-            attention_tiles: 1,
-            attention_imbalance: 1.0,
-            overlap: best.overlap,
-            planned: best.choice.exact,
-            kv_bytes: self.workload.kv_bytes,
-        };
-        let renewed = step_time(self.model, &best.parallel, self.times, &work, &figures);
+        let work = StepWork { overlap: best.overlap, planned: best.choice.exact, ..whole_batch };
+        let Some(streamed) = self.streamed(&best.memory) else { return Ok(None) };
+        let renewed = self.pass_time(&best.parallel, &work, &figures, streamed);
         Ok(Some(1.0 - renewed.total_ms() / best.decode.total_ms()))
     }
 

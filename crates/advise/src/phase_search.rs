@@ -8,7 +8,7 @@ use crate::figures::{BalanceChoice, BalanceKey, BalanceTable};
 use crate::memory::{MemoryLoad, MemoryUse, memory_use};
 use crate::parallelism::Parallelism;
 use crate::search::{AdviceRequest, PrefillChoice, TIE};
-use crate::step::{Phase, StepTime, StepWork, step_time};
+use crate::step::{Phase, StepTime, StepWork};
 use evenkeel::evaluate::Progress;
 use evenkeel::split::CostModel;
 use rayon::prelude::*;
@@ -249,12 +249,12 @@ impl<'a> PhaseSearch<'a> {
         let (shape, choice) = candidate;
         let mut priced = Priced { found: vec![], count: 0, too_large: 0 };
         for &batch in &BATCHES {
-            let tokens = batch as f64 * workload.verified;
+            let whole_batch = request.decode_work(shape, batch);
             let Some(whole) = self.figures(candidate, self.tokens(batch as f64), balance) else { continue };
             let load = MemoryLoad {
                 requests: (batch * shape.pp * shape.attention_tp) as f64,
-                context: workload.input as f64 + workload.output as f64 / 2.0,
-                pass_tokens: tokens,
+                context: workload.mean_context() as f64,
+                pass_tokens: whole_batch.tokens,
                 imbalance: whole.imbalance,
                 attention_tiles: 1,
                 kv_bytes: workload.kv_bytes,
@@ -271,18 +271,8 @@ impl<'a> PhaseSearch<'a> {
                     continue;
                 }
                 let Some(figures) = self.figures(candidate, self.tokens(part), balance) else { continue };
-                let work = StepWork {
-                    phase: Phase::Decode { context: request.mean_context() },
-                    tokens,
-                    tokens_per_request: workload.verified,
-                    attention_tiles: 1,
-                    attention_imbalance: self.attention_imbalance(shape, batch),
-                    overlap,
-                    planned: choice.exact,
-                    kv_bytes: workload.kv_bytes,
-                };
-                let step = step_time(request.model, shape, request.times, &work, &figures);
-                let step = request.add_streaming(step, shape, streamed);
+                let work = StepWork { overlap, planned: choice.exact, ..whole_batch };
+                let step = request.pass_time(shape, &work, &figures, streamed);
                 priced.count += 1;
                 priced.found.push(DecodeChoice {
                     parallel: *shape,
@@ -297,14 +287,6 @@ impl<'a> PhaseSearch<'a> {
             }
         }
         priced
-    }
-
-    /// Returns the load of the fullest of many attention groups over the mean, by the expectation of the
-    /// maximum of normal numbers.
-    fn attention_imbalance(&self, shape: &Parallelism, batch: u64) -> f64 {
-        let groups = shape.attention_dp().max(1) as f64;
-        let requests = (batch * shape.attention_tp).max(1) as f64;
-        1.0 + self.request.workload.length_spread * (2.0 * groups.ln()).sqrt() / requests.sqrt()
     }
 
     pub(crate) fn price_prefill(&self, candidate: &Candidate, balance: Balance) -> Priced<PrefillChoice> {
@@ -345,8 +327,7 @@ impl<'a> PhaseSearch<'a> {
                         planned: choice.exact,
                         kv_bytes: workload.kv_bytes,
                     };
-                    let time = step_time(request.model, shape, request.times, &work, &figures);
-                    let time = request.add_streaming(time, shape, streamed);
+                    let time = request.pass_time(shape, &work, &figures, streamed);
                     let ms = time.total_ms();
                     priced.count += 1;
                     priced.found.push(PrefillChoice {

@@ -4,13 +4,13 @@
 //! tokens per second per GPU against tokens per second per user. Decode and prefill are priced apart and then
 //! joined: `output / (input / prefill rate + output / decode rate)` output tokens per second and GPU.
 
-use crate::balance::BalanceError;
+use crate::balance::{BalanceError, BalanceFigures};
 use crate::figures::{BalanceChoice, BalanceTable};
 use crate::memory::{MemoryUse, USABLE_SHARE};
 use crate::model::ModelSpec;
 use crate::parallelism::Parallelism;
 use crate::phase_search::{DecodeChoice, PhaseSearch};
-use crate::step::StepTime;
+use crate::step::{Phase, StepTime, StepWork, step_time};
 use crate::times::StepTimes;
 use crate::workload::{Serving, Workload};
 use evenkeel::evaluate::Progress;
@@ -176,21 +176,46 @@ impl AdviceRequest<'_> {
         (streamed <= 0.0 || self.workload.stream_gb_s.is_some()).then_some(streamed)
     }
 
-    /// Adds the wait for streamed experts to a pass.
-    pub(crate) fn add_streaming(&self, step: StepTime, shape: &Parallelism, bytes: f64) -> StepTime {
-        // Every stage reads its experts for every micro-batch.
-        self.workload.stream_gb_s.map_or(step, |rate| step.with_streamed(bytes * shape.pp as f64, rate))
+    /// Returns the work of a GPU in a decode step of `batch` requests, without overlap and planning.
+    pub(crate) fn decode_work(&self, shape: &Parallelism, batch: u64) -> StepWork {
+        let workload = &self.workload;
+        StepWork {
+            phase: Phase::Decode { context: workload.mean_context() },
+            tokens: batch as f64 * workload.verified,
+            tokens_per_request: workload.verified,
+            attention_tiles: 1,
+            attention_imbalance: self.attention_imbalance(shape, batch),
+            overlap: false,
+            planned: false,
+            kv_bytes: workload.kv_bytes,
+        }
     }
 
-    pub(crate) fn mean_context(&self) -> u64 {
-        self.workload.input + self.workload.output / 2
+    /// Returns the load of the fullest of many attention groups over the mean, by the expectation of the
+    /// maximum of normal numbers.
+    fn attention_imbalance(&self, shape: &Parallelism, batch: u64) -> f64 {
+        let groups = shape.attention_dp().max(1) as f64;
+        let requests = (batch * shape.attention_tp).max(1) as f64;
+        1.0 + self.workload.length_spread * (2.0 * groups.ln()).sqrt() / requests.sqrt()
+    }
+
+    /// Returns the time of a pass in which `streamed` bytes of experts are read from the host.
+    pub(crate) fn pass_time(
+        &self,
+        shape: &Parallelism,
+        work: &StepWork,
+        figures: &BalanceFigures,
+        streamed: f64,
+    ) -> StepTime {
+        let step = step_time(self.model, shape, self.times, work, figures);
+        // Every stage reads its experts for every micro-batch.
+        self.workload.stream_gb_s.map_or(step, |rate| step.with_streamed(streamed * shape.pp as f64, rate))
     }
 
     /// Joins decode steps with the prefill of the same policy that gives the highest rate: with any division
     /// of the GPUs if phases are disaggregated, else with the same.
     fn join(&self, steps: &[DecodeChoice], passes: &[PrefillChoice]) -> Vec<Deployment> {
         let workload = &self.workload;
-        let (input, output) = (workload.input as f64, workload.output as f64);
         let is_in_time = |pass: &&PrefillChoice| workload.ttft_ms.is_none_or(|limit| pass.ttft_ms <= limit);
         let class = |choice: &BalanceChoice| (choice.policy, choice.exact);
         let best_of =
@@ -216,11 +241,10 @@ impl AdviceRequest<'_> {
             });
             let Some(prefill) = prefill else { continue };
             let step_ms = step.step.total_ms();
-            let decode_rate = step.batch as f64 * workload.accepted / step_ms * 1e3;
-            let prefill_share = input / prefill.tokens_per_s_per_gpu;
-            let decode_share = output / decode_rate;
+            let rates = (prefill.tokens_per_s_per_gpu, workload.decode_rate(step.batch, step_ms));
+            let [prefill_s, decode_s] = workload.gpu_seconds(rates.0, rates.1);
             // Prefill delays the steps of a mixed instance by its share of the time.
-            let delay = if is_mixed { 1.0 + prefill_share / decode_share } else { 1.0 };
+            let delay = if is_mixed { 1.0 + prefill_s / decode_s } else { 1.0 };
             let tpot_ms = step_ms / workload.accepted * delay;
             found.push(Deployment {
                 parallel: step.parallel,
@@ -232,7 +256,7 @@ impl AdviceRequest<'_> {
                 imbalance: step.imbalance,
                 variation: step.variation,
                 tpot_ms,
-                tokens_per_s_per_gpu: output / (prefill_share + decode_share),
+                tokens_per_s_per_gpu: workload.output_rate(rates.0, rates.1),
                 within_limits: workload.tpot_ms.is_none_or(|limit| tpot_ms <= limit),
                 prefill: prefill.clone(),
             });

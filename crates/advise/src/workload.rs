@@ -79,6 +79,28 @@ pub enum WorkloadError {
 const MAX_CONTEXT: u64 = 1 << 20;
 
 impl Workload {
+    /// Returns the mean tokens of context of a request that decodes: its prompt and half of its answer.
+    pub fn mean_context(&self) -> u64 {
+        self.input + self.output / 2
+    }
+
+    /// Returns the output tokens per second of a GPU that decodes `batch` requests in steps of `step_ms`.
+    pub(crate) fn decode_rate(&self, batch: u64, step_ms: f64) -> f64 {
+        batch as f64 * self.accepted / step_ms * 1e3
+    }
+
+    /// Returns the GPU seconds of a request's prompt and of its answer, by the rates of a GPU in tokens per
+    /// second.
+    pub(crate) fn gpu_seconds(&self, prefill_rate: f64, decode_rate: f64) -> [f64; 2] {
+        [self.input as f64 / prefill_rate, self.output as f64 / decode_rate]
+    }
+
+    /// Returns output tokens per second and GPU, over the GPUs of both phases.
+    pub(crate) fn output_rate(&self, prefill_rate: f64, decode_rate: f64) -> f64 {
+        let [prefill, decode] = self.gpu_seconds(prefill_rate, decode_rate);
+        self.output as f64 / (prefill + decode)
+    }
+
     /// Checks the ranges of all figures.
     ///
     /// # Errors

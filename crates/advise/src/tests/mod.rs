@@ -1,6 +1,8 @@
-//! Comparisons with figures that others published. Run them with `--nocapture` to see the tables.
+//! Comparisons with figures that others published, and with cases whose answer is known. Run them with
+//! `--nocapture` to see the tables.
 
 mod aiconfigurator;
+mod replan;
 mod services;
 mod tiling;
 

@@ -144,7 +144,7 @@ impl<'a> PhaseSearch<'a> {
         let all: Vec<Candidate> = shapes
             .iter()
             .flat_map(|shape| self.choices(shape).into_iter().map(move |choice| (*shape, choice)))
-            .filter(|(shape, choice)| self.fits_at_all(shape, choice))
+            .filter(|candidate| self.fits_at_all(candidate))
             .collect();
         let (slow, quick): (Vec<Candidate>, Vec<Candidate>) =
             all.into_iter().partition(|(_, choice)| choice.policy == BalancePolicy::Recourse);
@@ -171,17 +171,23 @@ impl<'a> PhaseSearch<'a> {
     }
 
     /// Returns false if the weights alone exceed the memory.
-    fn fits_at_all(&self, shape: &Parallelism, choice: &BalanceChoice) -> bool {
-        let load = MemoryLoad {
-            requests: 1.0,
-            context: 1.0,
-            pass_tokens: 1.0,
-            imbalance: 1.0,
-            attention_tiles: 1,
-            kv_bytes: 1.0,
-        };
+    fn fits_at_all(&self, candidate: &Candidate) -> bool {
+        self.memory(candidate, &self.memory_load([1.0, 1.0], [1.0, 1.0])).is_some()
+    }
+
+    /// Returns the load of a GPU that holds the cache of requests with a mean context, and of its passes with
+    /// tokens and their imbalance.
+    fn memory_load(&self, [requests, context]: [f64; 2], [pass_tokens, imbalance]: [f64; 2]) -> MemoryLoad {
+        let kv_bytes = self.request.workload.kv_bytes;
+        MemoryLoad { requests, context, pass_tokens, imbalance, attention_tiles: 1, kv_bytes }
+    }
+
+    /// Returns the memory of a candidate's GPU, and the bytes of it that are read from the host. `None` if
+    /// the candidate does not fit.
+    fn memory(&self, (shape, choice): &Candidate, load: &MemoryLoad) -> Option<(MemoryUse, f64)> {
         let slots = self.request.model.moe.experts as u64 + choice.redundant;
-        self.request.streamed(&memory_use(self.request.model, shape, slots, &load)).is_some()
+        let memory = memory_use(self.request.model, shape, slots, load);
+        self.request.streamed(&memory).map(|streamed| (memory, streamed))
     }
 
     /// Returns the tokens per rank for which figures are needed: whole batches and their halves.
@@ -245,23 +251,18 @@ impl<'a> PhaseSearch<'a> {
     }
 
     pub(crate) fn price_decode(&self, candidate: &Candidate, balance: Balance) -> Priced<DecodeChoice> {
-        let (request, workload) = (self.request, &self.request.workload);
+        let request = self.request;
         let (shape, choice) = candidate;
         let mut priced = Priced { found: vec![], count: 0, too_large: 0 };
         for &batch in &BATCHES {
             let whole_batch = request.decode_work(shape, batch);
             let Some(whole) = self.figures(candidate, self.tokens(batch as f64), balance) else { continue };
-            let load = MemoryLoad {
-                requests: (batch * shape.pp * shape.attention_tp) as f64,
-                context: workload.mean_context() as f64,
-                pass_tokens: whole_batch.tokens,
-                imbalance: whole.imbalance,
-                attention_tiles: 1,
-                kv_bytes: workload.kv_bytes,
-            };
-            let slots = request.model.moe.experts as u64 + choice.redundant;
-            let memory = memory_use(request.model, shape, slots, &load);
-            let Some(streamed) = request.streamed(&memory) else {
+            let requests = (batch * shape.pp * shape.attention_tp) as f64;
+            let load = self.memory_load(
+                [requests, request.workload.mean_context() as f64],
+                [whole_batch.tokens, whole.imbalance],
+            );
+            let Some((memory, streamed)) = self.memory(candidate, &load) else {
                 priced.too_large += 1;
                 continue;
             };
@@ -295,57 +296,50 @@ impl<'a> PhaseSearch<'a> {
         let mut priced = Priced { found: vec![], count: 0, too_large: 0 };
         for &pass in &PASSES {
             let Some(whole) = self.figures(candidate, pass, balance) else { continue };
-            for &attention_tiles in &TILES {
-                let group = (pass * shape.attention_tp) as f64;
-                let load = MemoryLoad {
-                    requests: group / workload.input.max(1) as f64,
-                    context: workload.input as f64,
-                    pass_tokens: pass as f64,
-                    imbalance: whole.imbalance,
+            let group = (pass * shape.attention_tp) as f64;
+            let requests = group / workload.input.max(1) as f64;
+            let load = self.memory_load([requests, workload.input as f64], [pass as f64, whole.imbalance]);
+            // Tiles only save memory, so that the fewest that fit are best.
+            let fitting = TILES.into_iter().find_map(|attention_tiles| {
+                let (memory, streamed) = self.memory(candidate, &MemoryLoad { attention_tiles, ..load })?;
+                Some((attention_tiles, memory, streamed))
+            });
+            let Some((attention_tiles, memory, streamed)) = fitting else {
+                priced.too_large += 1;
+                continue;
+            };
+            for overlap in [false, true] {
+                if overlap && !shape.is_expert_parallel() {
+                    continue;
+                }
+                let part = if overlap { pass / 2 } else { pass };
+                let Some(figures) = self.figures(candidate, part, balance) else { continue };
+                let work = StepWork {
+                    phase: Phase::Prefill { prompt: workload.input },
+                    tokens: pass as f64,
+                    tokens_per_request: 1.0,
                     attention_tiles,
+                    attention_imbalance: 1.0,
+                    overlap,
+                    planned: choice.exact,
                     kv_bytes: workload.kv_bytes,
                 };
-                let slots = request.model.moe.experts as u64 + choice.redundant;
-                let memory = memory_use(request.model, shape, slots, &load);
-                let Some(streamed) = request.streamed(&memory) else {
-                    priced.too_large += 1;
-                    continue;
-                };
-                for overlap in [false, true] {
-                    if overlap && !shape.is_expert_parallel() {
-                        continue;
-                    }
-                    let part = if overlap { pass / 2 } else { pass };
-                    let Some(figures) = self.figures(candidate, part, balance) else { continue };
-                    let work = StepWork {
-                        phase: Phase::Prefill { prompt: workload.input },
-                        tokens: pass as f64,
-                        tokens_per_request: 1.0,
-                        attention_tiles,
-                        attention_imbalance: 1.0,
-                        overlap,
-                        planned: choice.exact,
-                        kv_bytes: workload.kv_bytes,
-                    };
-                    let time = request.pass_time(shape, &work, &figures, streamed);
-                    let ms = time.total_ms();
-                    priced.count += 1;
-                    priced.found.push(PrefillChoice {
-                        parallel: *shape,
-                        choice: *choice,
-                        tokens: pass,
-                        attention_tiles,
-                        overlap,
-                        pass: time,
-                        memory,
-                        imbalance: whole.imbalance,
-                        variation: self.variation(&figures, &time, overlap),
-                        ttft_ms: ms * (workload.input as f64 / group).ceil().max(1.0),
-                        tokens_per_s_per_gpu: pass as f64 / ms * 1e3,
-                    });
-                }
-                // More tiles only save memory.
-                break;
+                let time = request.pass_time(shape, &work, &figures, streamed);
+                let ms = time.total_ms();
+                priced.count += 1;
+                priced.found.push(PrefillChoice {
+                    parallel: *shape,
+                    choice: *choice,
+                    tokens: pass,
+                    attention_tiles,
+                    overlap,
+                    pass: time,
+                    memory,
+                    imbalance: whole.imbalance,
+                    variation: self.variation(&figures, &time, overlap),
+                    ttft_ms: ms * (workload.input as f64 / group).ceil().max(1.0),
+                    tokens_per_s_per_gpu: pass as f64 / ms * 1e3,
+                });
             }
         }
         priced

@@ -57,28 +57,17 @@ impl AdviceRequest<'_> {
     }
 
     fn phase_sources(&self, deployment: &Deployment, is_prefill: bool) -> Vec<TimeSource> {
-        let (parallel, tokens) = if is_prefill {
-            (&deployment.prefill.parallel, deployment.prefill.tokens as f64)
+        let (parallel, phase, tokens, overlap) = if is_prefill {
+            let prefill = &deployment.prefill;
+            let phase = Phase::Prefill { prompt: self.workload.input };
+            (&prefill.parallel, phase, prefill.tokens as f64, prefill.overlap)
         } else {
-            (&deployment.parallel, deployment.batch as f64)
+            let work = self.decode_work(&deployment.parallel, deployment.batch);
+            (&deployment.parallel, work.phase, work.tokens, deployment.overlap)
         };
-        let phase = if is_prefill {
-            Phase::Prefill { prompt: self.workload.input }
-        } else {
-            Phase::Decode { context: self.workload.mean_context() }
-        };
-        let exchange = ExchangeLoad {
-            phase,
-            tokens,
-            hidden: self.model.moe.hidden,
-            top_k: self.model.moe.top_k as u64,
-            experts: self.model.moe.experts as u64,
-            ranks: parallel.ranks,
-            nodes: parallel.nodes(self.times.linked()),
-            imbalance: 1.0,
-            node_imbalance: 1.0,
-        };
-        self.times.sources(self.model, phase, &exchange, parallel)
+        let part = if overlap { tokens / 2.0 } else { tokens };
+        let exchange = ExchangeLoad::even(self.model, parallel, self.times.linked(), phase, part);
+        self.times.sources(self.model, &exchange, parallel)
     }
 
     /// Returns the sources of both phases, each once.

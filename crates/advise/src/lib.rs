@@ -8,6 +8,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod advice;
+mod attention_times;
 mod balance;
 mod batches;
 mod comparison;

@@ -69,6 +69,9 @@ pub struct ModelSpec {
     pub attention: Attention,
     /// Entries of the vocabulary.
     pub vocabulary: u64,
+    /// Groups of experts that a token may visit, if the router limits them. A group lies on one node, so it
+    /// limits the nodes too.
+    pub node_limit: Option<u64>,
 }
 
 /// Error of a model that is not known well enough.
@@ -149,6 +152,7 @@ impl ModelSpec {
             shared_intermediate: moe.shared as u64 * moe.intermediate,
             attention,
             vocabulary,
+            node_limit: matches!(moe.name, "deepseek-v3" | "deepseek-r1").then_some(4),
         })
     }
 
@@ -195,6 +199,7 @@ impl ModelSpec {
             shared_intermediate,
             attention: config.attention(hidden)?,
             vocabulary: config.number(&["vocab_size"])?,
+            node_limit: config.node_limit()?,
         })
     }
 
@@ -328,6 +333,12 @@ impl Config<'_> {
         Ok(layers - sparse)
     }
 
+    /// Returns the groups of experts that a token may visit. `None` if it may visit all.
+    fn node_limit(&self) -> Result<Option<u64>, ModelError> {
+        let groups = self.number_or(&["n_group"], 1)?;
+        Ok(self.optional(&["topk_group"])?.filter(|limit| (1..groups).contains(limit)))
+    }
+
     fn dtype(&self) -> Result<(Dtype, Precision), ModelError> {
         let of = |config: &Value| config.get("quantization_config").cloned();
         let Some(quantization) = of(self.text).or_else(|| of(self.whole)) else {
@@ -429,7 +440,7 @@ mod tests {
     #[test]
     fn configurations_are_read_or_refused() {
         let text = r#"{"hidden_size":7168,"num_hidden_layers":61,"first_k_dense_replace":3,"moe_layer_freq":1,
-            "n_routed_experts":256,"num_experts_per_tok":8,"n_shared_experts":1,"moe_intermediate_size":2048,
+            "n_routed_experts":256,"n_group":8,"topk_group":4,"num_experts_per_tok":8,"n_shared_experts":1,"moe_intermediate_size":2048,
             "intermediate_size":18432,"num_attention_heads":128,"num_key_value_heads":128,"q_lora_rank":1536,
             "kv_lora_rank":512,"qk_nope_head_dim":128,"qk_rope_head_dim":64,"v_head_dim":128,"vocab_size":129280,
             "quantization_config":{"quant_method":"fp8","weight_block_size":[128,128]}}"#;
@@ -438,6 +449,10 @@ mod tests {
         let renamed =
             ModelSpec { name: "mine".into(), moe: MoeModel { name: "config.json", ..known.moe }, ..known };
         assert_eq!(read, renamed);
+        // One group of experts is no limit, as in Kimi-K2.
+        let free =
+            ModelSpec::from_config_json("mine", &text.replace("\"n_group\":8", "\"n_group\":1")).unwrap();
+        assert_eq!((read.node_limit, free.node_limit), (Some(4), None));
         let error = |text: &str| ModelSpec::from_config_json("mine", text).unwrap_err().to_string();
         assert!(error("[").starts_with("no config.json"));
         assert!(error("{}").contains("hidden_size: found nothing"));

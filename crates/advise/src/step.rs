@@ -26,6 +26,12 @@ pub enum Phase {
     },
 }
 
+impl Phase {
+    pub(crate) fn is_prefill(self) -> bool {
+        matches!(self, Self::Prefill { .. })
+    }
+}
+
 /// Work of one GPU in a pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepWork {
@@ -133,7 +139,7 @@ pub fn step_time(
     let dense_layers = model.dense_layers as f64;
     let dense_attention = attention_us(model, parallel, times, &whole);
     let dense_layer = dense_layer_us(model, parallel, times, work.tokens);
-    let planning = if work.planned { PLANNING_US + times.counts_us(parallel, &model.moe) } else { 0.0 };
+    let planning = if work.planned { PLANNING_US + times.counts_us(model, parallel) } else { 0.0 };
     let ms = |us: f64| us / 1e3;
     StepTime {
         attention_ms: ms(moe_layers * halves * even.attention + dense_layers * dense_attention),
@@ -245,19 +251,9 @@ fn exchange_us(
     work: &StepWork,
     [imbalance, node_imbalance]: [f64; 2],
 ) -> f64 {
+    let even = ExchangeLoad::even(model, parallel, times.linked(), work.phase, work.tokens);
     if parallel.has_all_tokens() {
-        let tokens = work.tokens * parallel.ranks as f64;
-        return times.all_reduce_us(parallel.ranks, tokens * 2.0 * model.moe.hidden as f64);
+        return times.all_reduce_us(parallel.ranks, even.all_bytes());
     }
-    times.exchange_us(&ExchangeLoad {
-        phase: work.phase,
-        tokens: work.tokens,
-        hidden: model.moe.hidden,
-        top_k: model.moe.top_k as u64,
-        experts: model.moe.experts as u64,
-        ranks: parallel.ranks,
-        nodes: parallel.nodes(times.linked()),
-        imbalance,
-        node_imbalance,
-    })
+    times.exchange_us(&ExchangeLoad { imbalance, node_imbalance, ..even })
 }

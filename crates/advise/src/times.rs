@@ -1,37 +1,34 @@
 //! Times of the operations of a step on one GPU: measured where a table has them, by the data sheet
 //! elsewhere.
 //!
-//! In: a GPU, a framework, and a [`CostDatabase`] of measured operations. Out: microseconds of attention,
-//! products, exchanges and reductions, the kernel of the experts, and the [`TimeSource`] of each. A framework
-//! without a measured operation takes that of another framework on the same GPU.
+//! In: a GPU, a framework, and a [`CostDatabase`] of measured operations. Out: microseconds of products, the
+//! kernel of the experts, and the [`TimeSource`] of each time. Attention and exchanges have their own files.
+//! A framework without a measured operation takes that of another framework on the same GPU.
 
-use crate::exchange_times::{ExchangeKind, ExchangeLoad, ExchangeMode};
-use crate::model::{Attention, ModelSpec};
+use crate::attention_times::AttentionEntries;
+use crate::exchange_times::{ExchangeEntries, ExchangeLoad, ExchangeMode};
+use crate::model::ModelSpec;
 use crate::parallelism::Parallelism;
-use crate::step::{Phase, StepWork};
 use evenkeel::cluster::{Network, NetworkError};
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::Precision;
 use evenkeel::split::{CostModel, Roofline, TILE_TOKENS};
-use evenkeel_cost::operations::{
-    AttentionWork, CollectiveKind, CollectiveWork, ExchangePhase, GemmWork, MlaBmmWork, MlaWork,
-    OperationEntry, OperationKind, OperationWork,
-};
+use evenkeel_cost::operations::{GemmWork, OperationEntry, OperationKind, OperationWork};
 use evenkeel_cost::{
     CacheState, CostDatabase, CostError, Dtype, Hardware, KernelEntry, KernelTable, ModelShape, MoeShape,
     RankKernel, builtin_gpus,
 };
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use thiserror::Error;
 
 /// Share of a data sheet's rates that kernels reach if none is measured.
 const DATA_SHEET_SHARE: f64 = 0.7;
 /// Time of a kernel without work if none is measured, microseconds.
-const LAUNCH_US: f64 = 4.0;
+pub(crate) const LAUNCH_US: f64 = 4.0;
 /// Relative error of a time by the data sheet.
 pub const DATA_SHEET_ERROR: f64 = 0.5;
+
 /// Error of a built-in database or network.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -76,14 +73,10 @@ pub struct StepTimes {
     pub(crate) hardware: Hardware,
     pub(crate) framework: String,
     pub(crate) exchange: ExchangeMode,
-    pub(crate) is_deepseek: bool,
-    decode: Option<OperationEntry>,
-    prefill: Option<OperationEntry>,
+    pub(crate) attention: AttentionEntries,
     /// Products of narrow weights, and of 16-bit weights.
     products: [Option<OperationEntry>; 2],
-    latent: Option<OperationEntry>,
-    block: [Option<OperationEntry>; 2],
-    pub(crate) exchanges: BTreeMap<(ExchangeKind, ExchangePhase), OperationEntry>,
+    pub(crate) exchanges: ExchangeEntries,
 }
 
 impl StepTimes {
@@ -106,47 +99,18 @@ impl StepTimes {
             framework: framework.to_owned(),
             // SGLang balances experts with all-to-all kernels only; the others have both.
             exchange: if framework == "sglang" { ExchangeMode::AllToAll } else { ExchangeMode::Fastest },
-            is_deepseek: matches!(model.attention, Attention::Latent { query_rank: 1_536, .. })
-                && model.moe.hidden == 7_168,
-            decode: None,
-            prefill: None,
+            attention: AttentionEntries::default(),
             products: [None, None],
-            latent: None,
-            block: [None, None],
-            exchanges: BTreeMap::new(),
+            exchanges: ExchangeEntries::default(),
         };
-        let cache: &[&str] = if kv_bytes < 1.5 { &["fp8"] } else { &["bfloat16", "float16"] };
-        let prefill: &[&str] =
-            if kv_bytes < 1.5 { &["bfloat16_kv_fp8", "fp8", "bfloat16"] } else { &["bfloat16", "float16"] };
         let weights: &[&str] = match model.moe.precision {
             Precision::Fp8 if model.dtype == Dtype::Fp8 => &["fp8", "fp8_block"],
             Precision::Fp8 => &["fp8_block", "fp8"],
             _ => &["bfloat16"],
         };
         times.products = [weights, &["bfloat16"]].map(|formats| times.find(OperationKind::Gemm, formats));
-        match model.attention {
-            Attention::Grouped { heads, kv_heads, head_dim, .. } => {
-                let work = AttentionWork { batch: 1, context: 1, heads, kv_heads, head_dim, window: None };
-                times.decode = times.find(OperationKind::DecodeAttention(work.grouping()), cache);
-                times.prefill = times.find(OperationKind::PrefillAttention, prefill);
-            }
-            Attention::Latent { .. } => {
-                times.decode = times.find(OperationKind::MlaDecode, cache);
-                times.prefill = times.find(OperationKind::MlaPrefill, prefill);
-                times.latent = times.find(OperationKind::MlaBmm, &["bfloat16", "fp8"]);
-                if times.is_deepseek {
-                    let block: &[&str] = match (model.moe.precision, kv_bytes < 1.5) {
-                        (Precision::Fp8, true) => &["fp8_block_kv_fp8", "fp8_block"],
-                        (Precision::Fp8, false) => &["fp8_block"],
-                        (_, true) => &["bfloat16_kv_fp8", "bfloat16"],
-                        _ => &["bfloat16"],
-                    };
-                    let of = |kind| times.find(kind, block);
-                    times.block = [of(OperationKind::MlaBlockDecode), of(OperationKind::MlaBlockPrefill)];
-                }
-            }
-        }
-        times.exchanges = times.find_exchanges();
+        times.attention = AttentionEntries::find(&times, model, kv_bytes);
+        times.exchanges = ExchangeEntries::find(&times);
         times
     }
 
@@ -193,6 +157,11 @@ impl StepTimes {
         own.or_else(of_others).cloned()
     }
 
+    /// Returns all measured operations of a kind.
+    pub(crate) fn find_all(&self, kind: OperationKind) -> Vec<OperationEntry> {
+        self.database.iter().flat_map(|database| database.operations_of(kind)).cloned().collect()
+    }
+
     /// Sets the kernels of the exchange.
     #[must_use]
     pub fn with_exchange(mut self, exchange: ExchangeMode) -> Self {
@@ -229,11 +198,11 @@ impl StepTimes {
         })
     }
 
-    fn bytes_per_us(&self) -> f64 {
+    pub(crate) fn bytes_per_us(&self) -> f64 {
         self.gpu.bandwidth as f64 * 1e3 * DATA_SHEET_SHARE
     }
 
-    fn operations_per_us(&self, bytes: f64) -> f64 {
+    pub(crate) fn operations_per_us(&self, bytes: f64) -> f64 {
         let peak = if bytes < 1.5 { self.gpu.fp8 } else { self.gpu.bf16 };
         peak as f64 * 1e6 * DATA_SHEET_SHARE
     }
@@ -248,131 +217,6 @@ impl StepTimes {
     /// tensors in bfloat16.
     pub fn norms_us(&self, hidden: u64, tokens: f64) -> f64 {
         2.0 * self.elementwise_us(8.0 * hidden as f64 * tokens)
-    }
-
-    /// Returns true if the attention's time includes its projections.
-    pub fn has_attention_block(&self, work: &StepWork) -> bool {
-        self.block[usize::from(matches!(work.phase, Phase::Prefill { .. }))].is_some()
-    }
-
-    /// Returns the time of the attention kernel of one layer on a GPU that holds `1 / tp` of the heads.
-    /// `tokens` are those of its attention group.
-    pub fn attention_us(&self, attention: &Attention, tp: u64, work: &StepWork, tokens: f64) -> f64 {
-        match work.phase {
-            Phase::Decode { context } => {
-                // Drafts of a request share its cache.
-                let requests = (tokens / work.tokens_per_request.max(1.0)).max(1.0);
-                self.decode_us(attention, tp, requests, context, work.kv_bytes)
-            }
-            Phase::Prefill { prompt } => {
-                let prompts = tokens / prompt.max(1) as f64;
-                let once = |prompts: f64| self.prefill_us(attention, tp, prompts, prompt, work.kv_bytes);
-                // A part of a prompt is that part of the work.
-                if prompts >= 1.0 { once(prompts) } else { once(1.0) * prompts }
-            }
-        }
-    }
-
-    fn decode_us(&self, attention: &Attention, tp: u64, requests: f64, context: u64, kv_bytes: f64) -> f64 {
-        match *attention {
-            Attention::Grouped { heads, kv_heads, head_dim, window } => {
-                let of_window = |tokens: Option<u64>| {
-                    let work = AttentionWork {
-                        batch: whole(requests),
-                        context,
-                        heads: heads.div_ceil(tp),
-                        kv_heads: kv_heads.div_ceil(tp),
-                        head_dim,
-                        window: tokens,
-                    };
-                    let found = self.time(self.decode.as_ref(), &OperationWork::Attention(work));
-                    found.unwrap_or_else(|| {
-                        let kept = tokens.map_or(context, |tokens| tokens.min(context)) as f64;
-                        let bytes = requests * kept * (2 * work.kv_heads * head_dim) as f64 * kv_bytes;
-                        2.0 * LAUNCH_US + bytes / self.bytes_per_us()
-                    })
-                };
-                mean_over_windows(window.map(|window| (window.tokens, window.layer_percent)), of_window)
-            }
-            Attention::Latent { heads, kv_rank, rope, .. } => {
-                let heads = heads.div_ceil(tp);
-                let work = MlaWork { batch: whole(requests), context, heads };
-                let measured = self.block[0].as_ref().or(self.decode.as_ref());
-                self.time(measured, &OperationWork::Mla(work)).unwrap_or_else(|| {
-                    let read =
-                        requests * context as f64 * (kv_rank + rope) as f64 * kv_bytes / self.bytes_per_us();
-                    let operations = 2.0 * requests * context as f64 * (heads * (2 * kv_rank + rope)) as f64;
-                    2.0 * LAUNCH_US + read.max(operations / self.operations_per_us(2.0))
-                })
-            }
-        }
-    }
-
-    fn prefill_us(&self, attention: &Attention, tp: u64, prompts: f64, prompt: u64, kv_bytes: f64) -> f64 {
-        let length = prompt as f64;
-        let by_data_sheet = |operations: f64, bytes: f64| {
-            let arithmetic = operations / self.operations_per_us(2.0);
-            2.0 * LAUNCH_US + arithmetic.max(bytes / self.bytes_per_us())
-        };
-        match *attention {
-            Attention::Grouped { heads, kv_heads, head_dim, window } => {
-                let of_window = |tokens: Option<u64>| {
-                    let work = AttentionWork {
-                        batch: whole(prompts),
-                        context: prompt,
-                        heads: heads.div_ceil(tp),
-                        kv_heads: kv_heads.div_ceil(tp),
-                        head_dim,
-                        window: tokens,
-                    };
-                    self.time(self.prefill.as_ref(), &OperationWork::Attention(work)).unwrap_or_else(|| {
-                        let width = tokens.map_or(length / 2.0, |tokens| (tokens as f64).min(length / 2.0));
-                        let pairs = prompts * length * width;
-                        let bytes = prompts * length * (2 * kv_heads * head_dim) as f64 * kv_bytes;
-                        by_data_sheet(4.0 * pairs * (work.heads * head_dim) as f64, bytes)
-                    })
-                };
-                mean_over_windows(window.map(|window| (window.tokens, window.layer_percent)), of_window)
-            }
-            Attention::Latent { heads, key_dim, rope, value_dim, .. } => {
-                let heads = heads.div_ceil(tp);
-                let work = MlaWork { batch: whole(prompts), context: prompt, heads };
-                let measured = self.block[1].as_ref().or(self.prefill.as_ref());
-                self.time(measured, &OperationWork::Mla(work)).unwrap_or_else(|| {
-                    let pairs = prompts * length * length / 2.0;
-                    by_data_sheet(2.0 * pairs * (heads * (key_dim + rope + value_dim)) as f64, 0.0)
-                })
-            }
-        }
-    }
-
-    /// Returns the time of the two batched products with which latent attention decodes: the query and the
-    /// result through the halves of the up-projection.
-    pub fn latent_products_us(&self, heads: u64, tokens: f64) -> f64 {
-        let work = MlaBmmWork { tokens: whole(tokens), heads };
-        let one = self.time(self.latent.as_ref(), &OperationWork::MlaBmm(work)).unwrap_or_else(|| {
-            let weights = heads as f64 * 65_536.0 * 2.0;
-            LAUNCH_US + (weights + heads as f64 * 1_280.0 * tokens) / self.bytes_per_us()
-        });
-        2.0 * one
-    }
-
-    /// Returns the time to add up `bytes` of every one of `gpus` GPUs on all of them.
-    pub fn all_reduce_us(&self, gpus: u64, bytes: f64) -> f64 {
-        if gpus <= 1 {
-            return 0.0;
-        }
-        let work = CollectiveWork { bytes: whole(bytes), ranks: gpus };
-        let all = self.database.iter().flat_map(|database| {
-            database.operations_of(OperationKind::Collective(CollectiveKind::AllReduce))
-        });
-        // Frameworks take their own kernel for small sizes and NCCL for large ones.
-        let measured = all.filter_map(|entry| self.time(Some(entry), &OperationWork::Collective(work)));
-        measured.reduce(f64::min).unwrap_or_else(|| {
-            let share = 2.0 * (gpus - 1) as f64 / gpus as f64;
-            let link = &self.network.node;
-            2.0 * LAUNCH_US + share * bytes / (link.gb_s * 1e3)
-        })
     }
 
     /// Returns the time to send `bytes` to a GPU of another node.
@@ -437,16 +281,15 @@ impl StepTimes {
         Arc::new(Roofline { read: (read * 1e6) as u64, token: (token * 1e6) as u64, tile: TILE_TOKENS })
     }
 
-    /// Returns the sources of the times of a phase.
+    /// Returns the sources of the times of the phase of an exchange.
     pub fn sources(
         &self,
         model: &ModelSpec,
-        phase: Phase,
         exchange: &ExchangeLoad,
         parallel: &Parallelism,
     ) -> Vec<TimeSource> {
         let is_parallel = parallel.is_expert_parallel() && parallel.expert_tp == 1;
-        let is_prefill = matches!(phase, Phase::Prefill { .. });
+        let is_prefill = exchange.phase.is_prefill();
         let of_entry = |part: &str, entry: Option<&OperationEntry>| TimeSource {
             part: part.to_owned(),
             kernel: entry.map_or_else(
@@ -455,11 +298,6 @@ impl StepTimes {
             ),
             median_error: entry.map_or(DATA_SHEET_ERROR, |entry| entry.errors.median / 100.0),
         };
-        let attention = self.block[usize::from(is_prefill)].as_ref().or(if is_prefill {
-            self.prefill.as_ref()
-        } else {
-            self.decode.as_ref()
-        });
         let expert = self.expert_entry(model, is_prefill, is_parallel);
         let errors = expert.and_then(|entry| entry.errors.skewed.or(entry.errors.balanced));
         let mut found = vec![
@@ -471,24 +309,13 @@ impl StepTimes {
                 ),
                 median_error: errors.map_or(DATA_SHEET_ERROR, |errors| errors.model.median / 100.0),
             },
-            of_entry("attention", attention),
+            of_entry("attention", self.attention.entry(is_prefill)),
             of_entry("products", self.products[0].as_ref()),
         ];
-        if !parallel.has_all_tokens() {
-            found.push(of_entry("exchange", self.exchange_entry(exchange, ExchangePhase::Dispatch)));
+        if parallel.ranks > 1 {
+            found.push(of_entry("exchange", self.exchange_source(exchange, parallel)));
         }
         found
-    }
-}
-
-/// Returns the mean over layers with and without a window.
-fn mean_over_windows(window: Option<(u64, u64)>, time: impl Fn(Option<u64>) -> f64) -> f64 {
-    match window {
-        None => time(None),
-        Some((tokens, percent)) => {
-            let share = percent as f64 / 100.0;
-            share * time(Some(tokens)) + (1.0 - share) * time(None)
-        }
     }
 }
 

@@ -217,6 +217,7 @@ impl fmt::Display for Network {
 mod tests {
     use super::super::SystemPreset;
     use super::*;
+    use crate::gpu::GPUS;
 
     #[test]
     fn a_link_costs_by_hand() {
@@ -226,6 +227,17 @@ mod tests {
         assert!((link.node_us(4e6) - 50.0).abs() < 1e-9);
         assert_eq!((link.exchange_us(0.0, 0.0), link.node_us(0.0)), (0.0, 0.0));
         assert_eq!(LinkParameters { node_gb_s: None, ..link }.node_us(1e9), 0.0);
+    }
+
+    #[test]
+    fn every_known_gpu_has_a_network() {
+        for gpu in GPUS {
+            let network = Network::of_gpu(gpu.name).unwrap();
+            // A link inside a node is no slower than one between nodes.
+            assert!(network.node.gb_s >= network.cross.gb_s, "{gpu}");
+        }
+        assert_eq!(Network::of_gpu("l40s").unwrap().node.gb_s, 24.0);
+        assert!(Network::of_gpu("h900").is_none());
     }
 
     #[test]

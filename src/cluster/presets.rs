@@ -20,7 +20,7 @@ const fn link_preset(name: &'static str, alpha_us: f64, gb_s: f64, source: &'sta
 
 /// Links known by name: first those inside a node, then those between nodes. Rates are per GPU and direction,
 /// as all-to-all kernels reach them.
-pub const PRESETS: [LinkPreset; 14] = [
+pub const PRESETS: [LinkPreset; 15] = [
     link_preset(
         "nvlink3",
         37.0,
@@ -31,6 +31,12 @@ pub const PRESETS: [LinkPreset; 14] = [
     link_preset("nvlink4-h800", 37.0, 139.0, "H800, 200 GB/s nominal; DeepEP normal kernels, EP8 dispatch"),
     link_preset("nvlink4-h800-ll", 37.0, 166.0, "the same; DeepEP low-latency kernels, EP8 dispatch"),
     link_preset("nvlink5", 37.0, 608.0, "B200, 900 GB/s nominal; DeepEP V2 with 24 SMs, EP8 dispatch"),
+    link_preset(
+        "pcie4",
+        37.0,
+        24.0,
+        "L40S, 31.5 GB/s nominal with 16 lanes, less packet headers and flow control; not fitted",
+    ),
     link_preset("xgmi", 37.0, 242.0, "MI300X; UCCL-EP, EP8 dispatch"),
     link_preset("ib-hdr", 37.0, 23.4, "200 Gb/s, at the share that ib-ndr reaches; not fitted"),
     link_preset("ib-ndr", 37.0, 46.8, "400 Gb/s; DeepEP low-latency dispatch at EP16 and EP256"),
@@ -67,8 +73,8 @@ pub struct SystemPreset {
     pub cross: &'static str,
 }
 
-/// Returns the system whose links are those of machines with a GPU. Returns `None` for a GPU whose links
-/// nobody has measured.
+/// Returns the system whose links are those of machines with a GPU. Returns `None` for a GPU that is not
+/// known.
 pub(super) fn system_of_gpu(gpu: &str) -> Option<&'static str> {
     Some(match gpu {
         "a100" => "p4d",
@@ -77,18 +83,21 @@ pub(super) fn system_of_gpu(gpu: &str) -> Option<&'static str> {
         "b200" | "b300" => "b200",
         "mi300x" | "mi355x" => "mi300x",
         "gb200" | "gb300" => "gb200",
+        "l40s" => "l40s",
         _ => return None,
     })
 }
 
 /// Machines known by name.
-pub const SYSTEMS: [SystemPreset; 9] = [
+pub const SYSTEMS: [SystemPreset; 10] = [
     SystemPreset { name: "h800", node: "nvlink4-h800", cross: "ib-ndr" },
     SystemPreset { name: "h800-ll", node: "nvlink4-h800-ll", cross: "ib-ndr" },
     SystemPreset { name: "h100", node: "nvlink4", cross: "ib-ndr" },
     SystemPreset { name: "b200", node: "nvlink5", cross: "ib-ndr" },
     // All 72 GPUs of a rack share the NVLinks, so that trays are no border.
     SystemPreset { name: "gb200", node: "nvlink5", cross: "ib-xdr" },
+    // A GPU reaches its network card over PCIe too, so that a faster card gains nothing.
+    SystemPreset { name: "l40s", node: "pcie4", cross: "ib-hdr" },
     SystemPreset { name: "mi300x", node: "xgmi", cross: "ib-ndr" },
     SystemPreset { name: "p4d", node: "nvlink3", cross: "efa-v1" },
     SystemPreset { name: "p5en", node: "nvlink4", cross: "efa-v3" },

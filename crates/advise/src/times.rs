@@ -9,7 +9,7 @@ use crate::attention_times::AttentionEntries;
 use crate::exchange_times::{ExchangeEntries, ExchangeLoad, ExchangeMode};
 use crate::model::ModelSpec;
 use crate::parallelism::Parallelism;
-use evenkeel::cluster::{Network, NetworkError};
+use evenkeel::cluster::Network;
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::Precision;
 use evenkeel::split::{CostModel, Roofline, TILE_TOKENS};
@@ -29,16 +29,16 @@ pub(crate) const LAUNCH_US: f64 = 4.0;
 /// Relative error of a time by the data sheet.
 pub const DATA_SHEET_ERROR: f64 = 0.5;
 
-/// Error of a built-in database or network.
+/// Error of a GPU without a network, or of its database.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TimesError {
     /// The database cannot be read.
     #[error(transparent)]
     Costs(#[from] CostError),
-    /// The network cannot be read.
-    #[error(transparent)]
-    Network(#[from] NetworkError),
+    /// The links of machines with the GPU are not known.
+    #[error("no network is known for GPU \"{0}\"")]
+    Network(&'static str),
 }
 
 /// Source of a time.
@@ -114,12 +114,11 @@ impl StepTimes {
         times
     }
 
-    /// Creates the times of a model on machines with a GPU, by their usual network. GPUs whose links are
-    /// not known have PCIe and InfiniBand. Without a database the built-in one of the GPU is used, if there
-    /// is one.
+    /// Creates the times of a model on machines with a GPU, by their usual network. Without a database the
+    /// built-in one of the GPU is used, if there is one.
     ///
     /// # Errors
-    /// Fails if a built-in database or network cannot be read.
+    /// Fails if no network is known for the GPU, or if the built-in database cannot be read.
     pub fn of_gpu(
         model: &ModelSpec,
         gpu: GpuSpec,
@@ -127,10 +126,7 @@ impl StepTimes {
         framework: &str,
         kv_bytes: f64,
     ) -> Result<Self, TimesError> {
-        let network = match Network::of_gpu(gpu.name) {
-            Some(network) => network,
-            None => "ib-xdr+ib-ndr".parse()?,
-        };
+        let network = Network::of_gpu(gpu.name).ok_or(TimesError::Network(gpu.name))?;
         let database = match database {
             None if builtin_gpus().contains(&gpu.name) => Some(CostDatabase::builtin(gpu.name)?),
             given => given,

@@ -76,8 +76,9 @@ pub(super) struct NetworkArgs {
     study: StudyArgs,
     /// Network: the name of a system, NODE+CROSS links, or a file of `evenkeel calibrate network`
     ///
-    /// Systems are h800, h800-ll, h100, b200, gb200, mi300x, p4d, p5en, p6-b200. Links are nvlink3, nvlink4,
-    /// nvlink4-h800, nvlink4-h800-ll, nvlink5, xgmi, ib-hdr, ib-ndr, ib-xdr, roce-400, efa-v1 to efa-v4.
+    /// Systems are h800, h800-ll, h100, b200, gb200, l40s, mi300x, p4d, p5en, p6-b200. Links are nvlink3,
+    /// nvlink4, nvlink4-h800, nvlink4-h800-ll, nvlink5, pcie4, xgmi, ib-hdr, ib-ndr, ib-xdr, roce-400, efa-v1
+    /// to efa-v4.
     /// Numbers after a name or file replace its own: h800,cross.gb_s=40,cross.alpha_us=50.
     #[arg(long, value_name = "NAME|FILE", required = true, help_heading = "Network")]
     network: NetworkSource,

@@ -26,7 +26,8 @@ pub(super) struct PlanningCostArgs {
     /// Model and GPU that determine the times, as in deepseek-v3,h100
     ///
     /// MODEL is one of mixtral-8x7b, qwen3-30b-a3b, gpt-oss-20b, deepseek-v2-lite, deepseek-v3, kimi-k2 and
-    /// others, optionally with :fp8 or :bf16. GPU is one of a100, h100, h800, h200, h20, b200, mi300x.
+    /// others, optionally with :fp8 or :bf16. GPU is one of a100, h100, h800, h200, h20, b200, b300, gb200,
+    /// gb300, l40s, mi300x, mi355x.
     #[arg(long, value_name = "MODEL,GPU", required = true, help_heading = "Times")]
     model_gpu: ModelOnGpu,
     /// Microseconds that planning one batch of one layer takes, from counting to redirected tokens

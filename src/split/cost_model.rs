@@ -144,6 +144,12 @@ impl CostModel for LinkedCost {
     fn exchange_ps(&self, tokens: u64) -> u64 {
         tokens.saturating_mul(self.row_ps).saturating_add(self.experts.exchange_ps(tokens))
     }
+
+    fn rank_ps(&self, slots: &[u64], speed: u32) -> u64 {
+        // Measured kernels time a rank as a whole, not as the sum of its experts.
+        let tokens = slots.iter().fold(0u64, |sum, &tokens| sum.saturating_add(tokens));
+        self.experts.rank_ps(slots, speed).saturating_add(tokens.saturating_mul(self.row_ps))
+    }
 }
 
 /// Returns the time in which a link of `gbps` gigabits per second carries bytes. `None` if it has no speed.
@@ -169,6 +175,22 @@ mod tests {
         assert_eq!((linked.exchange_ps(2), linked.expert_ps(10)), (2 * 21_504 * 80, 100));
         assert_eq!(linked.rank_ps(&[1, 1], 1), 200 + 2 * 21_504 * 80);
         assert!(LinkedCost::new(Arc::new(time), &model, 0).is_none());
+        let whole = LinkedCost::new(Arc::new(WholeRank), &model, 100).unwrap();
+        assert_eq!(whole.rank_ps(&[1, 1], 1), 7 + 2 * 21_504 * 80);
+    }
+
+    /// A rank whose time is no sum over its experts.
+    #[derive(Debug)]
+    struct WholeRank;
+
+    impl CostModel for WholeRank {
+        fn expert_ps(&self, _: u64) -> u64 {
+            5
+        }
+
+        fn rank_ps(&self, _: &[u64], _: u32) -> u64 {
+            7
+        }
     }
 
     #[test]

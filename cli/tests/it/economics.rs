@@ -11,16 +11,20 @@ use evenkeel::place::{self, Placement};
 use evenkeel::plan::{Plan, PlanRequest};
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
+use evenkeel_cost::CostDatabase;
 use evenkeel_serve::{AcceptedStep, ControllerConfig, ModelSpec, Phase, PhaseCommand, PhaseState, StepLoads};
 use evenkeel_simulate::{ReplanSchedule, ReplayOptions, SimulationConfig, replay_trace};
 use serde_json::json;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 const EXPERTS: usize = 16;
 const LAYERS: [u32; 2] = [3, 4];
 /// The steps between two plans, and the window of each.
 const EVERY: usize = 32;
+/// The bandwidth at which a rank receives.
+const LINK_GBPS: u64 = 400;
 
 /// Returns the loads of a step of a layer. The heavy experts change after each plan.
 fn loads(step: usize, layer: usize) -> Vec<u64> {
@@ -60,9 +64,9 @@ fn imbalance(steps: Range<usize>, plans: &[(Range<usize>, Vec<Placement>)]) -> f
 }
 
 /// Feeds the service with both windows. Returns its placements after each plan, and the moves of the second.
-fn serve(policy: &str, gbps: u64, horizon: u64) -> (Vec<Placement>, Vec<Placement>, usize) {
+fn serve(policy: &str, gpu: &str, horizon: u64) -> (Vec<Placement>, Vec<Placement>, usize) {
     let shape: ModelSpec = serde_json::from_value(json!({
-        "ranks": 4, "redundant": 4, "model": "deepseek-v3", "gpu": "h100", "link_gbps": gbps,
+        "ranks": 4, "redundant": 4, "model": "deepseek-v3", "gpu": gpu, "link_gbps": LINK_GBPS,
     }))
     .unwrap();
     let steps = EVERY as u64;
@@ -100,22 +104,34 @@ fn serve(policy: &str, gbps: u64, horizon: u64) -> (Vec<Placement>, Vec<Placemen
 
 #[test]
 fn planning_replay_and_service_agree_on_what_pays() {
+    let model = "deepseek-v3".parse().unwrap();
+    // The service takes the measured kernel of a stated GPU.
+    let kernel = CostDatabase::builtin("h100").unwrap().measured_experts(&model, 20, 4).unwrap();
+    agree("h100", |horizon| {
+        let times = Arc::new(kernel.times.clone());
+        MoveEconomics::with_expert_times(horizon, LINK_GBPS, &model, times).unwrap()
+    });
+    // No kernel of this GPU is measured, so the data sheet decides.
+    let gpu = "h800".parse().unwrap();
+    agree("h800", |horizon| MoveEconomics::on_link(horizon, LINK_GBPS, &model, &gpu).unwrap());
+}
+
+fn agree(gpu: &str, economics_of: impl Fn(u64) -> MoveEconomics) {
     let cluster = Cluster::new(4, 1, EXPERTS, 4).unwrap();
-    let (model, gpu) = ("deepseek-v3".parse().unwrap(), "h100".parse().unwrap());
     let mut outcomes = vec![];
     for name in ["eplb", "recourse:exact:iterations=2000"] {
         for horizon in [1, 40, 400, 100_000] {
             let policy = place::policy(name, 1, &cluster).unwrap();
-            let economics = MoveEconomics::on_link(horizon, 400, &model, &gpu).unwrap();
+            let economics = economics_of(horizon);
 
             let (old, new) = (trace(0..EVERY), trace(EVERY..2 * EVERY));
             let first = PlanRequest::new(&old, cluster, policy.as_ref()).run(&()).unwrap().plan;
             let request = PlanRequest::new(&new, cluster, policy.as_ref()).previous(&first);
             let second = request.economics(economics.clone()).run(&()).unwrap();
             let moves: usize = second.changes.iter().map(|change| change.moves.len()).sum();
-            let case = format!("{name}, horizon {horizon}: {moves} moves");
+            let case = format!("{gpu}, {name}, horizon {horizon}: {moves} moves");
 
-            let served = serve(name, 400, horizon);
+            let served = serve(name, gpu, horizon);
             assert_eq!(served.0, placements(&first), "{case}");
             assert_eq!(served.1, placements(&second.plan), "{case}");
             assert_eq!(served.2, moves, "{case}");

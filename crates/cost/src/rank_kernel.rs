@@ -151,9 +151,21 @@ pub struct MeasuredExperts {
     pub times: RankKernel,
     /// The kernel.
     pub entry: KernelEntry,
+    /// Figures of the GPU.
+    pub hardware: Hardware,
 }
 
 impl MeasuredExperts {
+    fn new(entry: KernelEntry, hardware: Hardware, shape: MoeShape) -> Self {
+        Self { times: RankKernel::new(&entry, &hardware, shape, CacheState::Cold), entry, hardware }
+    }
+
+    /// Returns the times of the same kernel on other slots of all ranks.
+    pub fn times_on(&self, model: &MoeModel, slots: u64, ranks: u64) -> RankKernel {
+        let shape = MoeShape::of_model(model, slots, ranks);
+        RankKernel::new(&self.entry, &self.hardware, shape, CacheState::Cold)
+    }
+
     /// Returns the median relative error on rows that the fit did not use, for skewed routing if there is
     /// any. It is one half without such rows.
     pub fn median_error(&self) -> f64 {
@@ -176,9 +188,7 @@ impl CostDatabase {
             })
         };
         let entry = FRAMEWORKS.iter().find_map(of)?.clone();
-        let shape = MoeShape::of_model(model, slots, ranks);
-        let times = RankKernel::new(&entry, &self.hardware, shape, CacheState::Cold);
-        Some(MeasuredExperts { times, entry })
+        Some(MeasuredExperts::new(entry, self.hardware, MoeShape::of_model(model, slots, ranks)))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Input is a shape, options, and the numbers of layers and experts. Output is [`CopyPrice`] and
 //! [`CopyBudget`]. [`CopyPrice`] has the times of a transfer and of a batch, as [`MoveEconomics`] wants them.
+//! A batch takes the time of the measured kernel if there is one for the stated model and GPU.
 //! Every accepted step adds to [`CopyBudget`], and the busiest receiver of every plan is paid from it.
 //! Defaults replace a model, GPU or link that the shape does not name. [`CopyStatus`] lists them.
 //!
@@ -15,6 +16,7 @@ use evenkeel::economics::MoveEconomics;
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::{MODELS, MoeModel};
 use evenkeel::split::{Roofline, expert_roofline};
+use evenkeel_cost::{CostDatabase, MeasuredExperts, RankKernel};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -37,8 +39,10 @@ pub(super) struct CopyPrice {
     link_gbps: u64,
     /// The keys of the shape that have default values.
     assumed: Vec<&'static str>,
-    /// The times of transfers and batches, for a horizon of one step.
+    /// The times of transfers and batches by the data sheet, for a horizon of one step.
     economics: MoveEconomics,
+    /// The measured kernel of a stated model on a stated GPU.
+    measured: Option<Arc<MeasuredExperts>>,
 }
 
 impl CopyPrice {
@@ -65,7 +69,31 @@ impl CopyPrice {
             key: "link_gbps",
             reason: format!("{link_gbps}: expected at least 1 gigabit per second"),
         })?;
-        Ok(Self { model, gpu, link_gbps, assumed, economics })
+        let is_stated = !assumed.contains(&"model") && !assumed.contains(&"gpu");
+        let measured = if is_stated { find_kernel(&model, &gpu, &shape.cluster(experts)?) } else { None };
+        Ok(Self { model, gpu, link_gbps, assumed, economics, measured: measured.map(Arc::new) })
+    }
+
+    /// Returns the measured kernel, if the model and the GPU are stated and one was measured.
+    pub(super) fn measured(&self) -> Option<&MeasuredExperts> {
+        self.measured.as_deref()
+    }
+
+    /// Returns the measured times of the experts on the ranks of a cluster, if there are any.
+    pub(super) fn measured_times(&self, cluster: &Cluster) -> Option<RankKernel> {
+        let of_cluster = |measured: &MeasuredExperts| {
+            measured.times_on(&self.model, cluster.slots() as u64, cluster.ranks() as u64)
+        };
+        self.measured().map(of_cluster)
+    }
+
+    /// Returns the economics of one step on a cluster: by the measured kernel if there is one, else by the
+    /// data sheet.
+    fn economics_on(&self, cluster: &Cluster) -> MoveEconomics {
+        let by_kernel = self.measured_times(cluster).and_then(|times| {
+            MoveEconomics::with_expert_times(1, self.link_gbps, &self.model, Arc::new(times))
+        });
+        by_kernel.unwrap_or_else(|| self.economics.clone())
     }
 
     /// Returns the economics of a stated price, in perfectly balanced batches of one layer.
@@ -85,6 +113,13 @@ impl CopyPrice {
     fn copy_ns(&self) -> u64 {
         self.economics.transfer_ps.div_ceil(1_000)
     }
+}
+
+/// Returns the built-in kernel of a model's experts, if one is measured on the GPU in the model's number
+/// format.
+fn find_kernel(model: &MoeModel, gpu: &GpuSpec, cluster: &Cluster) -> Option<MeasuredExperts> {
+    let database = CostDatabase::builtin(gpu.name).ok()?;
+    database.measured_experts(model, cluster.slots() as u64, cluster.ranks() as u64)
 }
 
 fn parse_named<T: std::str::FromStr<Err: std::fmt::Display>>(
@@ -155,7 +190,7 @@ impl CopyBudget {
     pub(super) fn layer_economics(&self, steps: u64, batches: &[&[u64]], cluster: &Cluster) -> MoveEconomics {
         let economics = match self.move_cost {
             Some(cost) => self.price.stated_economics(cost, batches, cluster),
-            None => self.price.economics.clone(),
+            None => self.price.economics_on(cluster),
         };
         MoveEconomics { steps, ..economics }
     }
@@ -217,6 +252,7 @@ impl CopyBudget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use evenkeel::split::CostModel;
 
     #[test]
     fn a_model_is_assumed_only_where_no_other_fits() {
@@ -228,6 +264,29 @@ mod tests {
         assert_eq!(name(3, 128), None, "three models have 128 experts");
         assert_eq!(name(40, 32), None, "more layers than the model has");
         assert_eq!(name(3, 16), None);
+    }
+
+    #[test]
+    fn stated_models_have_measured_times() {
+        let price = |text: &str| {
+            let shape: ModelSpec = serde_json::from_str(text).unwrap();
+            let cluster = shape.cluster(32).unwrap();
+            (CopyPrice::from_spec(&shape, 24, 32).unwrap(), cluster)
+        };
+        let rank_ps = |(price, cluster): &(CopyPrice, Cluster)| {
+            price.economics_on(cluster).time.rank_ps(&vec![64; cluster.slots_per_rank()], 1)
+        };
+        let stated = price(r#"{"ranks": 4, "model": "gpt-oss-20b", "gpu": "h100"}"#);
+        let assumed = price(r#"{"ranks": 4}"#);
+        let kernel = stated.0.measured_times(&stated.1).unwrap();
+        // 512 rows arrive and leave over 100 Gbit/s, with 4 bytes per number both ways together.
+        let exchange = 512 * 2_880 * 4 * 8 * 10;
+        assert_eq!(rank_ps(&stated), kernel.rank_ps(&[64; 8], 1) + exchange);
+        assert!(assumed.0.measured().is_none());
+        assert!(rank_ps(&assumed) < rank_ps(&stated), "kernels reach less than the data sheet's rates");
+        // No kernel of this GPU is measured.
+        let unmeasured = price(r#"{"ranks": 4, "model": "gpt-oss-20b", "gpu": "h800"}"#);
+        assert_eq!(rank_ps(&unmeasured), rank_ps(&assumed));
     }
 
     #[test]

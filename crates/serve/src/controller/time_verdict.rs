@@ -5,9 +5,7 @@
 
 use super::state::{DISPLAYED_STEPS, PhaseState};
 use crate::wire::status::TimeVerdict;
-use evenkeel::model::MoeModel;
 use evenkeel::split::CostModel;
-use evenkeel_cost::CostDatabase;
 
 /// Times of one step, summed over its layers, in milliseconds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,17 +29,12 @@ impl PhaseState {
         if self.plan_version() == 0 {
             return TimeVerdict::of_text("Worth it? There is no plan yet.".into());
         }
-        let model: Option<MoeModel> = copies.model.parse().ok();
-        let (ranks, experts) = (self.cluster.ranks() as u64, self.experts() as u64);
-        let kernel = model.and_then(|model| {
-            let database = CostDatabase::builtin(&copies.gpu).ok()?;
-            database.measured_experts(&model, self.cluster.slots() as u64, ranks)
-        });
-        let Some(kernel) = kernel.filter(|_| experts > 0) else {
+        let price = &self.copy_budget.price;
+        let (Some(kernel), Some(rank_times)) = (price.measured(), price.measured_times(&self.cluster)) else {
             let (model, gpu) = (&copies.model, &copies.gpu);
             return TimeVerdict::of_text(format!("Worth it? No kernel of {model} is measured on {gpu}."));
         };
-        let times = self.step_times(&kernel.times);
+        let times = self.step_times(&rank_times);
         let error = kernel.median_error();
         let gain = 1.0 - times.plan / times.nothing.max(f64::MIN_POSITIVE);
         let figures = format!(

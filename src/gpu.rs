@@ -36,6 +36,12 @@ const fn gpu(
     GpuSpec { name, bandwidth, bf16, fp8, memory, linked }
 }
 
+/// Share of a data sheet's rates that kernels reach if none is measured.
+pub const DATA_SHEET_SHARE: f64 = 0.7;
+
+/// Relative error of a time by the data sheet.
+pub const DATA_SHEET_ERROR: f64 = 0.5;
+
 /// GPUs known by name.
 pub const GPUS: [GpuSpec; 12] = [
     gpu("a100", 2_039, [312, 312], [80, 8]),

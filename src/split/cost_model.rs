@@ -17,6 +17,10 @@ use thiserror::Error;
 /// Tokens of one tile of a grouped matrix multiplication, in most kernels.
 pub const TILE_TOKENS: u64 = 64;
 
+/// Time to split one batch of one layer by its counts once they are known, in microseconds, from counting to
+/// redirected tokens.
+pub const PLANNING_US: f64 = 20.0;
+
 /// Time model of one layer on one rank.
 ///
 /// All times are whole picoseconds, and the largest number if they exceed it. The same tokens give the same

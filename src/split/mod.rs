@@ -24,7 +24,8 @@ mod stack;
 
 pub use batched::LayerSplitters;
 pub use cost_model::{
-    CostModel, LinkedCost, MeasuredCost, NoMeasuredTime, TILE_TOKENS, expert_roofline, step_time, transfer_ps,
+    CostModel, LinkedCost, MeasuredCost, NoMeasuredTime, PLANNING_US, TILE_TOKENS, expert_roofline,
+    step_time, transfer_ps,
 };
 pub use evenkeel_solver::Peak;
 pub use evenkeel_solver::objective::Roofline;

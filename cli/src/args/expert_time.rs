@@ -56,9 +56,6 @@ impl FromStr for ExpertTimeSource {
     }
 }
 
-/// Share of a data sheet's rates that kernels reach if none is measured.
-pub(crate) const DATA_SHEET_SHARE: f64 = 0.7;
-
 /// Returns the times of experts at a share of the data sheet's rates.
 pub(crate) fn data_sheet_times(model: &MoeModel, gpu: &GpuSpec, share: f64) -> Roofline {
     let peak = expert_roofline(model, gpu);
@@ -118,11 +115,9 @@ impl FrameworkKernel {
         Some(Self { times, entry, gpu: database.gpu, provenance: database.provenance })
     }
 
-    /// Returns the median relative error on rows that the fit did not use, for skewed routing if there is
-    /// any.
+    /// Returns the median relative error on rows that the fit did not use.
     pub(crate) fn median_error(&self) -> Option<f64> {
-        let errors = self.entry.errors;
-        errors.skewed.or(errors.balanced).map(|errors| errors.model.median / 100.0)
+        self.entry.median_error()
     }
 
     /// Returns framework, version and number format.

@@ -40,6 +40,6 @@ pub use memory::{MemoryLoad, MemoryUse, USABLE_SHARE, activation_bytes, memory_u
 pub use model::{Attention, ModelError, ModelSpec, Window};
 pub use parallelism::Parallelism;
 pub use search::{AdviceRequest, Deployment, PrefillChoice, SearchResult, search};
-pub use step::{PLANNING_US, Phase, StepTime, StepWork, step_time};
-pub use times::{DATA_SHEET_ERROR, GemmShape, StepTimes, TimeSource, TimesError};
+pub use step::{Phase, StepTime, StepWork, step_time};
+pub use times::{GemmShape, StepTimes, TimeSource, TimesError};
 pub use workload::{Serving, Workload, WorkloadError};

@@ -9,6 +9,7 @@ use crate::exchange_times::ExchangeLoad;
 use crate::model::{Attention, ModelSpec};
 use crate::parallelism::Parallelism;
 use crate::times::{GemmShape, StepTimes};
+use evenkeel::split::PLANNING_US;
 use serde::Serialize;
 
 /// Work of one pass.
@@ -90,9 +91,6 @@ impl StepTime {
             + self.streaming_ms
     }
 }
-
-/// Time to split a layer's batch by its counts once they are known, in microseconds.
-pub const PLANNING_US: f64 = 20.0;
 
 /// Share of the shorter one of computation and exchange that two overlapping half batches hide. Both share
 /// multiprocessors and memory, so that it is not all. It is fitted to the gains of two-batch overlap that

@@ -10,7 +10,7 @@ use crate::exchange_times::{ExchangeEntries, ExchangeLoad, ExchangeMode};
 use crate::model::ModelSpec;
 use crate::parallelism::Parallelism;
 use evenkeel::cluster::Network;
-use evenkeel::gpu::GpuSpec;
+use evenkeel::gpu::{DATA_SHEET_ERROR, DATA_SHEET_SHARE, GpuSpec};
 use evenkeel::model::Precision;
 use evenkeel::split::{CostModel, Roofline, TILE_TOKENS};
 use evenkeel_cost::operations::{GemmWork, OperationEntry, OperationKind, OperationWork};
@@ -22,12 +22,8 @@ use serde::Serialize;
 use std::sync::Arc;
 use thiserror::Error;
 
-/// Share of a data sheet's rates that kernels reach if none is measured.
-const DATA_SHEET_SHARE: f64 = 0.7;
 /// Time of a kernel without work if none is measured, microseconds.
 pub(crate) const LAUNCH_US: f64 = 4.0;
-/// Relative error of a time by the data sheet.
-pub const DATA_SHEET_ERROR: f64 = 0.5;
 
 /// Error of a GPU without a network, or of its database.
 #[derive(Debug, Error)]
@@ -295,7 +291,6 @@ impl StepTimes {
             median_error: entry.map_or(DATA_SHEET_ERROR, |entry| entry.errors.median / 100.0),
         };
         let expert = self.expert_entry(model, is_prefill, is_parallel);
-        let errors = expert.and_then(|entry| entry.errors.skewed.or(entry.errors.balanced));
         let mut found = vec![
             TimeSource {
                 part: "experts".into(),
@@ -303,7 +298,7 @@ impl StepTimes {
                     || "data sheet".to_owned(),
                     |entry| format!("{} {} {} {}", entry.framework, entry.version, entry.kernel, entry.dtype),
                 ),
-                median_error: errors.map_or(DATA_SHEET_ERROR, |errors| errors.model.median / 100.0),
+                median_error: expert.and_then(KernelEntry::median_error).unwrap_or(DATA_SHEET_ERROR),
             },
             of_entry("attention", self.attention.entry(is_prefill)),
             of_entry("products", self.products[0].as_ref()),

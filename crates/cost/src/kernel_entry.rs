@@ -136,6 +136,13 @@ impl KernelEntry {
         }
     }
 
+    /// Returns the median relative error on rows that the fit did not use, for skewed routing if there is
+    /// any. `None` without such rows.
+    pub fn median_error(&self) -> Option<f64> {
+        let errors = self.errors.skewed.or(self.errors.balanced)?;
+        Some(errors.model.median / 100.0)
+    }
+
     pub(crate) fn key(&self) -> (KernelTable, &str, Dtype, &str, &str) {
         (self.table, &self.framework, self.dtype, &self.version, &self.kernel)
     }

@@ -165,13 +165,6 @@ impl MeasuredExperts {
         let shape = MoeShape::of_model(model, slots, ranks);
         RankKernel::new(&self.entry, &self.hardware, shape, CacheState::Cold)
     }
-
-    /// Returns the median relative error on rows that the fit did not use, for skewed routing if there is
-    /// any. It is one half without such rows.
-    pub fn median_error(&self) -> f64 {
-        let errors = self.entry.errors;
-        errors.skewed.or(errors.balanced).map_or(0.5, |errors| errors.model.median / 100.0)
-    }
 }
 
 impl CostDatabase {

@@ -20,7 +20,7 @@ pub use locality::{TrafficLocality, measure_locality};
 pub use objective::{ObjectiveRow, SplitAim, evaluate_objective};
 pub use planning_cost::{PlanningCostRow, compare_planning_cost};
 pub use replay::{ReplanSchedule, ReplayOptions, ReplayRow, is_pareto_optimal, replay_trace};
-pub use verdict::{PLANNING_US, TimedRow, Verdict, VerdictSetting, format_ms};
+pub use verdict::{TimedRow, Verdict, VerdictSetting, format_ms};
 
 use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::{

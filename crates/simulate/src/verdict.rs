@@ -6,7 +6,7 @@
 
 use super::SimulationResult;
 use super::network::{StepPrediction, exchanges_counts};
-use evenkeel::split::SplitMethod;
+use evenkeel::split::{PLANNING_US, SplitMethod};
 
 /// The assumptions behind predicted times that a verdict states.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -54,10 +54,6 @@ pub struct Verdict {
     /// The index of EPLB's fastest row.
     eplb: Option<usize>,
 }
-
-/// The time to split one batch of one layer by its counts, from counting to redirected tokens, in
-/// microseconds.
-pub const PLANNING_US: f64 = 20.0;
 
 impl Verdict {
     /// Judges predicted steps of `layers` layers. Returns `None` if no row is the contiguous placement under

@@ -2,14 +2,14 @@
 
 use super::comparison::{Comparison, ComparisonSpec, StudyArgs};
 use super::verdict::check_experts;
-use crate::args::expert_time::{DATA_SHEET_SHARE, ExpertTimeSource, data_sheet_times, read_calibration};
+use crate::args::expert_time::{ExpertTimeSource, data_sheet_times, read_calibration};
 use crate::args::model::ModelMaybeOnGpu;
 use crate::output::{Output, StderrBar};
 use crate::render::table::render_table;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::cluster::{Cluster, Network, NetworkError};
-use evenkeel::gpu::GpuSpec;
+use evenkeel::gpu::{DATA_SHEET_SHARE, GpuSpec};
 use evenkeel::model::MoeModel;
 use evenkeel::split::{CostModel, Roofline};
 use evenkeel::trace::{TokenTrace, Trace};

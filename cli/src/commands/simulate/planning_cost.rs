@@ -6,8 +6,8 @@ use crate::output::Output;
 use crate::render::table::render_table;
 use anyhow::bail;
 use clap::Args;
-use evenkeel::split::expert_roofline;
-use evenkeel_simulate::{PLANNING_US, PlanningCostRow, SimulationResult, compare_planning_cost};
+use evenkeel::split::{PLANNING_US, expert_roofline};
+use evenkeel_simulate::{PlanningCostRow, SimulationResult, compare_planning_cost};
 use serde_json::{Value, json};
 
 /// Compare the time that planning each batch saves with the time that it takes

@@ -4,24 +4,20 @@
 //! the times of experts, if the program has them, and the GPU's data sheet otherwise. The network is the
 //! preset of machines with this GPU.
 
-use crate::args::expert_time::{DATA_SHEET_SHARE, FrameworkKernel, data_sheet_times};
+use crate::args::expert_time::{FrameworkKernel, data_sheet_times};
 use crate::args::model::ModelOnGpu;
 use crate::output::StderrBar;
 use crate::render::table::render_table;
 use anyhow::bail;
 use evenkeel::cluster::Network;
+use evenkeel::gpu::{DATA_SHEET_ERROR, DATA_SHEET_SHARE};
 use evenkeel::model::MoeModel;
-use evenkeel::split::CostModel;
+use evenkeel::split::{CostModel, PLANNING_US};
 use evenkeel::trace::Trace;
 use evenkeel_simulate::network::{PredictionInput, StepCostModel, predict_steps};
-use evenkeel_simulate::{
-    PLANNING_US, SimulationConfig, SimulationResult, TimedRow, Verdict, VerdictSetting, format_ms,
-};
+use evenkeel_simulate::{SimulationConfig, SimulationResult, TimedRow, Verdict, VerdictSetting, format_ms};
 use serde_json::{Value, json};
 use std::sync::Arc;
-
-/// Relative error of times by the data sheet.
-const DATA_SHEET_ERROR: f64 = 0.5;
 
 /// A verdict with the sources of its times.
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 
 use super::state::{DISPLAYED_STEPS, PhaseState};
 use crate::wire::status::TimeVerdict;
+use evenkeel::gpu::DATA_SHEET_ERROR;
 use evenkeel::split::CostModel;
 
 /// Times of one step, summed over its layers, in milliseconds.
@@ -35,7 +36,7 @@ impl PhaseState {
             return TimeVerdict::of_text(format!("Worth it? No kernel of {model} is measured on {gpu}."));
         };
         let times = self.step_times(&rank_times);
-        let error = kernel.median_error();
+        let error = kernel.entry.median_error().unwrap_or(DATA_SHEET_ERROR);
         let gain = 1.0 - times.plan / times.nothing.max(f64::MIN_POSITIVE);
         let figures = format!(
             "the experts of these layers take {:.2} ms per step instead of {:.2} ms with the experts in order",

@@ -23,6 +23,7 @@ mod parallelism;
 mod phase_search;
 mod search;
 mod step;
+mod table;
 #[cfg(test)]
 mod tests;
 mod times;
@@ -41,5 +42,6 @@ pub use model::{Attention, ModelError, ModelSpec, Window};
 pub use parallelism::Parallelism;
 pub use search::{AdviceRequest, Deployment, PrefillChoice, SearchResult, search};
 pub use step::{Phase, StepTime, StepWork, step_time};
+pub use table::DEPLOYMENT_COLUMNS;
 pub use times::{GemmShape, StepTimes, TimeSource, TimesError};
 pub use workload::{Serving, Workload, WorkloadError};

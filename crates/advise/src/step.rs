@@ -82,13 +82,20 @@ impl StepTime {
 
     /// Returns the time of the step, in milliseconds.
     pub fn total_ms(&self) -> f64 {
-        self.attention_ms
-            + self.dense_ms
-            + self.experts_ms
-            + self.exchange_ms
-            + self.imbalance_ms
-            + self.planning_ms
-            + self.streaming_ms
+        self.parts().iter().map(|(_, ms)| ms).sum()
+    }
+
+    /// Returns the parts in milliseconds, with their names.
+    pub fn parts(&self) -> [(&'static str, f64); 7] {
+        [
+            ("attention", self.attention_ms),
+            ("dense", self.dense_ms),
+            ("experts", self.experts_ms),
+            ("exchange", self.exchange_ms),
+            ("imbalance", self.imbalance_ms),
+            ("planning", self.planning_ms),
+            ("streaming", self.streaming_ms),
+        ]
     }
 }
 

@@ -1,9 +1,10 @@
 //! The report of an advice: the answer, the Pareto front, the parts of a step, and the effect of the batch.
 
 use super::html::{escape_text, format_count, format_fixed, format_percent};
+use super::line_chart::{Point, Series, draw_line_chart};
 use super::svg::SvgWriter;
 use super::{open_section, wrap_document};
-use evenkeel_advise::{Advice, AdviceRequest, Deployment, LaunchCommand, StepTime};
+use evenkeel_advise::{Advice, AdviceRequest, DEPLOYMENT_COLUMNS, Deployment, LaunchCommand, StepTime};
 use std::fmt::Write as _;
 
 /// The content of the report of an advice.
@@ -20,49 +21,12 @@ pub struct AdvicePage<'a> {
     pub launch: &'a [LaunchCommand],
 }
 
-const HEIGHT: f64 = 320.0;
-/// The units of the stretched part that holds lines.
-const LINE_UNITS: usize = 1000;
 /// Height of a bar and its distance to the next one, pixels.
 const BAR: f64 = 26.0;
 const ROW: f64 = 52.0;
 
-/// Names and classes of the parts of a step.
-const PARTS: [(&str, &str); 7] = [
-    ("attention", "s3"),
-    ("dense", "s5"),
-    ("experts", "s2"),
-    ("exchange", "s0"),
-    ("imbalance", "s1"),
-    ("planning", "s4"),
-    ("streaming", "s6"),
-];
-
-fn parts_of(step: &StepTime) -> [f64; 7] {
-    [
-        step.attention_ms,
-        step.dense_ms,
-        step.experts_ms,
-        step.exchange_ms,
-        step.imbalance_ms,
-        step.planning_ms,
-        step.streaming_ms,
-    ]
-}
-
-/// A line of a figure: name, class and points of (x, y).
-struct Series {
-    name: &'static str,
-    class: &'static str,
-    points: Vec<Point>,
-}
-
-/// A point of a figure with the words of its tooltip.
-struct Point {
-    x: f64,
-    y: f64,
-    words: String,
-}
+/// Classes of the parts of a step, in the order of [`StepTime::parts`].
+const PART_CLASSES: [&str; 7] = ["s3", "s5", "s2", "s0", "s1", "s4", "s6"];
 
 impl<'a> AdvicePage<'a> {
     /// Creates the content of a report without a command line.
@@ -160,7 +124,7 @@ impl<'a> AdvicePage<'a> {
             fronts.into_iter().map(|(name, class, points)| Series { name, class, points }).collect();
         let best = self.advice.best();
         let marked = (1e3 / best.tpot_ms, best.tokens_per_s_per_gpu);
-        draw_chart(
+        draw_line_chart(
             out,
             &series,
             Some(marked),
@@ -200,7 +164,7 @@ impl<'a> AdvicePage<'a> {
              the fullest rank.",
         );
         out.push_str("<p class=\"small\">");
-        for (name, class) in PARTS {
+        for ((name, _), class) in StepTime::default().parts().into_iter().zip(PART_CLASSES) {
             let _ = write!(
                 out,
                 "<svg class=\"sample\" width=\"12\" height=\"12\" aria-hidden=\"true\"><rect class=\"{class} full\" \
@@ -223,7 +187,7 @@ impl<'a> AdvicePage<'a> {
             );
             svg.draw_text("start", 0.0, y + 15.0, &label);
             let mut x = 0.0;
-            for ((name, class), ms) in PARTS.iter().zip(parts_of(&row.decode)) {
+            for ((name, ms), class) in row.decode.parts().into_iter().zip(PART_CLASSES) {
                 let width = 100.0 * ms / most;
                 svg.draw_with_tooltip(&format!("{name}: {ms:.2} ms"), |g| {
                     g.draw_rect(&format!("{class} full"), x, y + 21.0, width, BAR);
@@ -272,7 +236,7 @@ impl<'a> AdvicePage<'a> {
             ("recourse", "s2", "recourse"),
         ]
         .map(|(name, class, policy)| Series { name, class, points: of(policy) });
-        draw_chart(
+        draw_line_chart(
             out,
             &series,
             Some((best.batch as f64, best.tokens_per_s_per_gpu)),
@@ -320,20 +284,9 @@ impl<'a> AdvicePage<'a> {
             "The advised one is marked. Experts are divided by expert or by tensor parallelism.",
         );
         out.push_str("<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"Deployments\">\n<table class=\"numbers\">\n<thead><tr>");
-        for name in [
-            "policy, split",
-            "GPUs",
-            "experts by",
-            "attention tp",
-            "pp",
-            "redundant",
-            "batch",
-            "tokens/s/GPU",
-            "TPOT ms",
-            "TTFT ms",
-            "GB",
-            "imbalance",
-        ] {
+        let [policy, split, names @ ..] = DEPLOYMENT_COLUMNS;
+        let _ = write!(out, "<th scope=\"col\">{policy}, {split}</th>");
+        for name in names {
             let _ = write!(out, "<th scope=\"col\">{name}</th>");
         }
         out.push_str("</tr></thead>\n<tbody>\n");
@@ -343,29 +296,16 @@ impl<'a> AdvicePage<'a> {
         }
         rows.sort_unstable();
         for at in rows {
-            let found = &self.advice.search.deployments[at];
+            let [policy, split, cells @ ..] = self.advice.search.deployments[at].cells();
             let class = if at == self.advice.best { " class=\"after\"" } else { "" };
             let _ = write!(
                 out,
                 "<tr{class}><th scope=\"row\">{}, {}</th>",
-                escape_text(found.choice.policy.name()),
-                found.choice.split()
+                escape_text(&policy),
+                escape_text(&split)
             );
-            let cells = [
-                found.parallel.gpus().to_string(),
-                if found.parallel.is_expert_parallel() { "expert" } else { "tensor" }.to_owned(),
-                found.parallel.attention_tp.to_string(),
-                found.parallel.pp.to_string(),
-                found.choice.redundant.to_string(),
-                found.batch.to_string(),
-                format_fixed(found.tokens_per_s_per_gpu, 0),
-                format_fixed(found.tpot_ms, 1),
-                format_fixed(found.prefill.ttft_ms, 0),
-                format_fixed(found.memory.total() / 1e9, 0),
-                format_fixed(found.imbalance, 2),
-            ];
             for cell in cells {
-                let _ = write!(out, "<td>{cell}</td>");
+                let _ = write!(out, "<td>{}</td>", escape_text(&cell));
             }
             out.push_str("</tr>\n");
         }
@@ -430,85 +370,4 @@ fn card(name: &str, value: &str, words: &str) -> String {
 
 fn signed_percent(share: f64) -> String {
     if share.is_finite() { format!("{:+.0}\u{a0}%", 100.0 * share) } else { "–".to_owned() }
-}
-
-/// Returns the round numbers of an axis from 0 to `top`, at most seven.
-fn ticks(top: f64) -> Vec<f64> {
-    let raw = (top / 5.0).max(f64::MIN_POSITIVE);
-    let power = 10f64.powf(raw.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|round| round * power).into_iter().find(|&step| step >= raw);
-    let step = step.unwrap_or(10.0 * power);
-    (0..8).map(|at| f64::from(at) * step).take_while(|&tick| tick <= top).collect()
-}
-
-/// Draws lines with their points and one mark. Both axes begin at 0.
-fn draw_chart(out: &mut String, series: &[Series], mark: Option<(f64, f64)>, across: &str, up: &str) {
-    let all = || series.iter().flat_map(|line| &line.points);
-    let top_x = all().map(|point| point.x).fold(1e-9, f64::max) * 1.04;
-    let top_y = all().map(|point| point.y).fold(1e-9, f64::max) * 1.06;
-    let y = |value: f64| HEIGHT - 8.0 - value / top_y * (HEIGHT - 16.0);
-    out.push_str("<p class=\"small\">");
-    for line in series.iter().filter(|line| !line.points.is_empty()) {
-        let _ = write!(
-            out,
-            "<svg class=\"sample\" width=\"12\" height=\"12\" aria-hidden=\"true\"><rect class=\"{} full\" width=\"12\" \
-             height=\"12\"/></svg>{} &#160; ",
-            line.class, line.name
-        );
-    }
-    out.push_str("</p>\n<figure>\n");
-    let counts: Vec<String> =
-        series.iter().map(|line| format!("{}: {} points", line.name, line.points.len())).collect();
-    let words = format!("{up} against {across}. {}", counts.join(", "));
-    let mut svg = SvgWriter::open(out, "plot", HEIGHT + 24.0, &words);
-    for tick in ticks(top_y) {
-        svg.draw_line("grid", 0.0, y(tick), 100.0, y(tick));
-        svg.draw_margin_text(y(tick) + 4.0, &format_count(tick.round() as usize));
-    }
-    for tick in ticks(top_x) {
-        svg.draw_text(
-            "middle soft",
-            100.0 * tick / top_x,
-            HEIGHT + 18.0,
-            &format_count(tick.round() as usize),
-        );
-    }
-    for line in series.iter().filter(|line| line.points.len() > 1) {
-        let path: Vec<String> = line
-            .points
-            .iter()
-            .map(|point| format!("{:.1} {:.1}", point.x / top_x * LINE_UNITS as f64, y(point.y)))
-            .collect();
-        svg.draw_stretched(0.0, HEIGHT, (LINE_UNITS, HEIGHT as usize), |part| {
-            part.draw_path(&format!("line {}", line.class), &format!("M{}", path.join("L")));
-        });
-    }
-    for line in series {
-        for point in &line.points {
-            svg.draw_with_tooltip(&point.words, |g| {
-                g.draw_circle(&format!("{} full", line.class), 100.0 * point.x / top_x, y(point.y), 3.5);
-            });
-        }
-    }
-    if let Some((across, up)) = mark {
-        svg.draw_with_tooltip("the advised deployment", |g| {
-            g.draw_circle("chosen", 100.0 * across / top_x, y(up), 8.0);
-        });
-    }
-    svg.close();
-    let _ = writeln!(
-        out,
-        "<figcaption>Across: {across}. Up: {up}. The ring is the advised deployment.</figcaption>\n</figure>"
-    );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn axes_have_round_ticks() {
-        assert_eq!(ticks(2_300.0), [0.0, 500.0, 1_000.0, 1_500.0, 2_000.0]);
-        assert!((2..=8).contains(&ticks(0.73).len()));
-    }
 }

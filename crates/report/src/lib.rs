@@ -28,6 +28,7 @@ mod headline;
 mod heatmap;
 mod html;
 mod layers;
+mod line_chart;
 mod moves;
 mod provenance;
 mod run;

@@ -1,7 +1,7 @@
 //! Text of an advice.
 
 use crate::render::table::render_table;
-use evenkeel_advise::{Advice, AdviceRequest, LaunchCommand};
+use evenkeel_advise::{Advice, AdviceRequest, DEPLOYMENT_COLUMNS, LaunchCommand, StepTime};
 
 /// Highest number of deployments of the Pareto front that a table shows.
 const MAX_ROWS: usize = 12;
@@ -35,41 +35,10 @@ pub(super) fn to_text(
         rows = thin(rows, &marked);
     }
     let cells = |&index: &usize| {
-        let found = &advice.search.deployments[index];
-        let kind = found.parallel.experts_by();
-        vec![
-            mark(advice, index).to_owned(),
-            found.choice.policy.name().to_owned(),
-            found.choice.split().to_string(),
-            found.parallel.gpus().to_string(),
-            kind,
-            found.parallel.attention_tp.to_string(),
-            found.parallel.pp.to_string(),
-            found.choice.redundant.to_string(),
-            found.batch.to_string(),
-            format!("{:.0}", found.tokens_per_s_per_gpu),
-            format!("{:.1}", found.tpot_ms),
-            format!("{:.0}", found.prefill.ttft_ms),
-            format!("{:.0}", found.memory.total() / 1e9),
-            format!("{:.2}", found.imbalance),
-        ]
+        let own = [mark(advice, index).to_owned()];
+        own.into_iter().chain(advice.search.deployments[index].cells()).collect()
     };
-    let header = [
-        "",
-        "policy",
-        "split",
-        "GPUs",
-        "experts by",
-        "attention tp",
-        "pp",
-        "redundant",
-        "batch",
-        "tokens/s/GPU",
-        "TPOT ms",
-        "TTFT ms",
-        "GB",
-        "imbalance",
-    ];
+    let header: Vec<&str> = std::iter::once("").chain(DEPLOYMENT_COLUMNS).collect();
     text.push_str(&render_table(&header, rows.iter().map(cells).collect(), 3));
     text.push_str(&format!(
         "{} deployments priced, {} too large for memory. Batch is requests per GPU, GB the memory of a decoding GPU.\n\n",
@@ -98,35 +67,15 @@ pub(super) fn to_text(
 
 fn compared_text(advice: &Advice) -> String {
     let cells = |row: &evenkeel_advise::ComparedPolicy| {
-        let step = &row.decode;
         let mut cells = vec![row.name.clone(), row.redundant.to_string()];
-        let parts = [
-            step.attention_ms,
-            step.dense_ms,
-            step.experts_ms,
-            step.exchange_ms,
-            step.imbalance_ms,
-            step.planning_ms,
-            step.streaming_ms,
-            step.total_ms(),
-        ];
-        cells.extend(parts.map(|ms| format!("{ms:.2}")));
+        let parts = row.decode.parts().map(|(_, ms)| ms);
+        cells.extend(parts.into_iter().chain([row.decode.total_ms()]).map(|ms| format!("{ms:.2}")));
         cells.push(format!("{:.0}", row.tokens_per_s_per_gpu));
         cells
     };
-    let header = [
-        "a decode step, ms",
-        "redundant",
-        "attention",
-        "dense",
-        "experts",
-        "exchange",
-        "imbalance",
-        "planning",
-        "streaming",
-        "total",
-        "tokens/s/GPU",
-    ];
+    let mut header = vec!["a decode step, ms", "redundant"];
+    header.extend(StepTime::default().parts().map(|(name, _)| name));
+    header.extend(["total", "tokens/s/GPU"]);
     render_table(&header, advice.compared.iter().map(cells).collect(), 1)
 }
 

@@ -7,6 +7,11 @@ with its arguments and its milliseconds.
 
     python3 compare_aiconfigurator.py > deployments.jsonl
 
+With --digest the operations are grouped into the parts of a step, in the
+format of crates/advise/src/tests/aiconfigurator.json:
+
+    python3 compare_aiconfigurator.py --digest > aiconfigurator.json
+
 The first run makes a virtual environment in its own folder and installs the
 package from PyPI. Nothing else is downloaded: the model shapes and the tables
 of measured kernels come with the package.
@@ -262,6 +267,51 @@ def add_times(rows):
     return total + max(streams)
 
 
+ATTENTION_WORDS = ("attention", "mla", "qkv", "proj_gemm", "downscale", "q_b", "kv_b", "bmm")
+
+
+def part_of(row):
+    """Say to which part of a step an operation belongs."""
+    name, kind = row["name"].lower(), row["kind"]
+    if kind in ("MoeDispatch", "MoeAllToAll") or "moe_dispatch" in name or "combine" in name:
+        return "exchange"
+    if kind in ("Moe", "MoeExpertCompute"):
+        return "experts"
+    return "attention" if any(word in name for word in ATTENTION_WORDS) else "dense"
+
+
+def group_parts(rows):
+    """Add the operations of each part up, in milliseconds. The main stream hides those of the side stream."""
+    parts = dict.fromkeys(("attention", "dense", "experts", "exchange"), 0.0)
+    for row in rows:
+        if row["group"] != "side stream":
+            parts[part_of(row)] += row["ms"]
+    return {part: round(ms, 3) for part, ms in parts.items()}
+
+
+def digest_deployment(found):
+    """Shorten the result of a deployment to its inputs, times and parts."""
+    layout, dtypes, decode, prefill = (found[key] for key in ("layout", "dtypes", "decode", "prefill"))
+    return {
+        "name": found["name"], "model": found["model"], "gpu": found["gpu"].removesuffix("_sxm"),
+        "framework": found["framework"], "gemm": dtypes["gemm"], "experts": dtypes["moe"],
+        "kv_cache": dtypes["kv_cache"], "tp": layout["tp"], "pp": layout["pp"], "dp": layout["attention_dp"],
+        "moe_tp": layout["moe_tp"], "moe_ep": layout["moe_ep"], "deepep": layout["deepep"],
+        "decode": {"batch": decode["batch_per_rank"], "context": decode["context"], "ms": decode["tpot_ms"],
+                   "parts": group_parts(decode["operations"])},
+        "prefill": {"prompts": prefill["sequences_per_rank"], "tokens": prefill["length"], "ms": prefill["ttft_ms"],
+                    "parts": group_parts(prefill["operations"])},
+    }
+
+
+def format_digest(deployments):
+    """Write the digests as one JSON document with a line per deployment."""
+    package, version = PACKAGES[0].split("==")
+    head = json.dumps({"package": package, "version": version, "routing": "balanced"}, separators=(",", ":"))
+    lines = ",\n".join(json.dumps(deployment) for deployment in deployments)
+    return f'{head[:-1]},"deployments":[\n{lines}\n]}}'
+
+
 def check_dispatch(handle, rows):
     """Stop if the collectives named for a dispatch do not add up to the tool's figure."""
     for row in rows:
@@ -356,10 +406,13 @@ def main():
     enter_environment()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    wanted = set(sys.argv[1:])
-    for deployment in DEPLOYMENTS:
-        if not wanted or deployment[0] in wanted:
-            print(json.dumps(estimate(deployment)), flush=True)
+    wanted = set(sys.argv[1:]) - {"--digest"}
+    found = (estimate(deployment) for deployment in DEPLOYMENTS if not wanted or deployment[0] in wanted)
+    if "--digest" in sys.argv[1:]:
+        print(format_digest(map(digest_deployment, found)))
+        return
+    for deployment in found:
+        print(json.dumps(deployment), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,12 @@ use crate::trace::Trace;
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::MoeModel;
 use evenkeel_advise::{
-    Advice, AdviceRequest, GpuCounts, ModelSpec, PlacementFiles, Role, Serving, StepTimes, Workload,
-    holds_sums, launch_commands,
+    Advice, AdviceRequest, DRAWN_BATCHES, GpuCounts, ModelSpec, PlacementFiles, Role, Serving, StepTimes,
+    Workload, holds_sums, launch_commands,
 };
 use evenkeel_trace::synth::{Resampling, draw_batches};
 use evenkeel_trace::{self as core, Batching};
 use pyo3::prelude::*;
-
-/// Batches that are drawn from a trace of totals.
-const DRAWN_BATCHES: usize = 64;
-/// Tokens of a drawn batch.
-const DRAWN_TOKENS: usize = 512;
 
 /// Numbers of GPUs: a text such as "16..96", one number, or several.
 #[derive(FromPyObject)]
@@ -108,8 +103,7 @@ fn draw(trace: &core::Trace, top_k: usize, seed: u64) -> PyResult<Option<core::T
     if !holds_sums(trace, top_k) || trace.is_empty() {
         return Ok(None);
     }
-    let batching = Batching::Prefill { tokens: DRAWN_TOKENS };
-    let resampling = Resampling { steps: DRAWN_BATCHES, top_k, batching, seed };
+    let resampling = Resampling { steps: DRAWN_BATCHES, top_k, batching: Batching::default(), seed };
     draw_batches(&resampling, trace).map(Some).map_err(library_error)
 }
 

@@ -141,7 +141,7 @@ impl TraceArgs {
     /// batches, as in several dumps.
     pub(crate) fn read_small_batches(&self, model: MoeModel) -> anyhow::Result<Trace> {
         let is_sum = |trace: &Trace| evenkeel_advise::holds_sums(trace, model.top_k);
-        self.read_or_draw_if(Some(model), Some(DEFAULT_DRAWN_BATCHES / 2), is_sum)
+        self.read_or_draw_if(Some(model), Some(evenkeel_advise::DRAWN_BATCHES), is_sum)
     }
 
     fn read_or_draw(&self, model: Option<MoeModel>, from_totals: Option<usize>) -> anyhow::Result<Trace> {

@@ -16,6 +16,9 @@ pub struct BatchPool<'a> {
     seed: u64,
 }
 
+/// Number of batches that are drawn from a trace that holds sums over batches.
+pub const DRAWN_BATCHES: usize = 64;
+
 /// Tokens of a step above which it is a sum over batches.
 const MAX_STEP_TOKENS: u64 = 1 << 20;
 

@@ -31,7 +31,7 @@ mod workload;
 
 pub use advice::{Advice, AdviceError, Role};
 pub use balance::{BalanceError, BalanceFigures, BalancePolicy};
-pub use batches::{BatchPool, TracePart, holds_sums};
+pub use batches::{BatchPool, DRAWN_BATCHES, TracePart, holds_sums};
 pub use comparison::ComparedPolicy;
 pub use exchange_times::{ExchangeLoad, ExchangeMode};
 pub use figures::{BalanceChoice, BalanceKey, BalanceTable};

@@ -5,16 +5,14 @@
 
 use super::collector::{CollectorRule, EXCLUDED_KERNEL, LoadRule, moe_rule};
 use super::package::{Package, PackageTable};
-use super::parquet_columns::{ContentError, ParquetTable, guard_panics};
+use super::parquet_columns::{ContentError, ParquetTable};
 use super::routed_loads::RoutingKey;
-use super::{ImportError, ImportStage, Progress};
+use super::{ImportError, Progress};
 use crate::dtype::Dtype;
 use crate::kernel_entry::KernelTable;
 use crate::moe_shape::{ModelShape, MoeShape};
 use crate::routing::{Distribution, RoutingShape};
-use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Identity of a measured kernel.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,18 +77,7 @@ pub(crate) fn read_kernels(
     tables: &[&PackageTable],
     progress: Progress<'_>,
 ) -> Result<Vec<MeasuredKernel>, ImportError> {
-    let done = AtomicUsize::new(0);
-    let read: Vec<BTreeMap<KernelId, Vec<Measurement>>> = tables
-        .par_iter()
-        .map(|table| {
-            let bytes = package.read(&table.name)?;
-            let rows = guard_panics(|| read_table(table, bytes)).map_err(|(found, expected)| {
-                ImportError::Table { path: package.place(&table.name), found, expected }
-            });
-            progress(ImportStage::Reading, done.fetch_add(1, Ordering::Relaxed) + 1, tables.len());
-            rows
-        })
-        .collect::<Result<_, _>>()?;
+    let read = package.read_tables(tables, |table| &table.name, read_table, progress)?;
     let mut kernels: BTreeMap<KernelId, Vec<Measurement>> = BTreeMap::new();
     for (id, rows) in read.into_iter().flatten() {
         kernels.entry(id).or_default().extend(rows);

@@ -4,12 +4,15 @@
 //! In: a path. Out: the tables with GPU, framework and version, which the last folders of their paths
 //! state: `GPU/KIND/FRAMEWORK/VERSION/NAME.parquet`. Kernels have the kind `moe`.
 
-use super::ImportError;
+use super::parquet_columns::{ContentError, guard_panics};
+use super::{ImportError, ImportStage, Progress};
 use crate::kernel_entry::KernelTable;
+use rayon::prelude::*;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// One table of the package.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,7 +92,7 @@ impl Package {
     }
 
     /// Reads a table by its path inside the package.
-    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, ImportError> {
+    fn read(&self, name: &str) -> Result<Vec<u8>, ImportError> {
         let place = self.place(name);
         let io_error = |error: std::io::Error| ImportError::read(&place, &error);
         let mut bytes = Vec::new();
@@ -109,8 +112,29 @@ impl Package {
         Ok(bytes)
     }
 
+    /// Reads tables at the same time, in their order. `name` returns the path of a table inside the package,
+    /// and `read` its content.
+    pub(crate) fn read_tables<T: Sync, R: Send>(
+        &self,
+        tables: &[&T],
+        name: fn(&T) -> &str,
+        read: impl Fn(&T, Vec<u8>) -> Result<R, ContentError> + Sync,
+        progress: Progress<'_>,
+    ) -> Result<Vec<R>, ImportError> {
+        let done = AtomicUsize::new(0);
+        let read_one = |table: &&T| {
+            let bytes = self.read(name(table))?;
+            let content = guard_panics(|| read(table, bytes)).map_err(|(found, expected)| {
+                ImportError::Table { path: self.place(name(table)), found, expected }
+            });
+            progress(ImportStage::Reading, done.fetch_add(1, Ordering::Relaxed) + 1, tables.len());
+            content
+        };
+        tables.par_iter().map(read_one).collect()
+    }
+
     /// Returns the path of a table for messages: in a folder that of its file.
-    pub(crate) fn place(&self, name: &str) -> PathBuf {
+    fn place(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 }

@@ -17,13 +17,11 @@ pub(crate) use fit::{fit_operation, measure_errors};
 pub(crate) use rows::{MeasuredOperation, RowScope};
 
 use super::package::{OperationTable, Package, TableContent};
-use super::parquet_columns::{ContentError, ParquetTable, guard_panics};
-use super::{ImportError, ImportStage, Progress, main_version};
+use super::parquet_columns::{ContentError, ParquetTable};
+use super::{ImportError, Progress, main_version};
 use crate::kernel_entry::version_key;
-use rayon::prelude::*;
 use rows::{OperationId, RowCollector};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Reads the operations of one GPU, ordered by table, framework, version, kernel and dtype.
 pub(crate) fn read_operations(
@@ -31,18 +29,7 @@ pub(crate) fn read_operations(
     tables: &[&OperationTable],
     progress: Progress<'_>,
 ) -> Result<Vec<MeasuredOperation>, ImportError> {
-    let done = AtomicUsize::new(0);
-    let read: Vec<RowCollector> = tables
-        .par_iter()
-        .map(|table| {
-            let bytes = package.read(&table.name)?;
-            let rows = guard_panics(|| read_table(table, bytes)).map_err(|(found, expected)| {
-                ImportError::Table { path: package.place(&table.name), found, expected }
-            });
-            progress(ImportStage::Reading, done.fetch_add(1, Ordering::Relaxed) + 1, tables.len());
-            rows
-        })
-        .collect::<Result<_, _>>()?;
+    let read = package.read_tables(tables, |table| &table.name, read_table, progress)?;
     Ok(RowCollector::join(read))
 }
 

@@ -63,13 +63,13 @@ impl AttentionEntries {
 
 impl StepTimes {
     /// Returns true if the attention's time includes its projections.
-    pub fn has_attention_block(&self, work: &StepWork) -> bool {
+    pub(crate) fn has_attention_block(&self, work: &StepWork) -> bool {
         self.attention.block[usize::from(work.phase.is_prefill())].is_some()
     }
 
     /// Returns the time of the attention kernel of one layer on a GPU that holds `1 / tp` of the heads.
     /// `tokens` are those of its attention group.
-    pub fn attention_us(&self, attention: &Attention, tp: u64, work: &StepWork, tokens: f64) -> f64 {
+    pub(crate) fn attention_us(&self, attention: &Attention, tp: u64, work: &StepWork, tokens: f64) -> f64 {
         match work.phase {
             Phase::Decode { context } => {
                 // Drafts of a request share its cache.
@@ -162,7 +162,7 @@ impl StepTimes {
 
     /// Returns the time of the two batched products with which latent attention decodes: the query and the
     /// result through the halves of the up-projection.
-    pub fn latent_products_us(&self, heads: u64, tokens: f64) -> f64 {
+    pub(crate) fn latent_products_us(&self, heads: u64, tokens: f64) -> f64 {
         let work = MlaBmmWork { tokens: whole(tokens), heads };
         let one =
             self.time(self.attention.latent.as_ref(), &OperationWork::MlaBmm(work)).unwrap_or_else(|| {

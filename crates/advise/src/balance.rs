@@ -45,22 +45,22 @@ impl BalancePolicy {
 
 /// Figures of the slowest rank, as means over batches and layers.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct BalanceFigures {
+pub(crate) struct BalanceFigures {
     /// Time of the slowest rank's experts, microseconds per layer.
-    pub experts_us: f64,
+    pub(crate) experts_us: f64,
     /// Standard error of that time over the batches, microseconds.
-    pub error_us: f64,
+    pub(crate) error_us: f64,
     /// Time of the experts if every rank had the mean load, microseconds per layer.
-    pub even_us: f64,
+    pub(crate) even_us: f64,
     /// Rows of the rank with the most, over the mean.
-    pub imbalance: f64,
+    pub(crate) imbalance: f64,
     /// Rows of the node with the most, over the mean.
-    pub node_imbalance: f64,
+    pub(crate) node_imbalance: f64,
 }
 
 impl BalanceFigures {
     /// Figures of equal loads that take no time.
-    pub const EVEN: Self =
+    pub(crate) const EVEN: Self =
         Self { experts_us: 0.0, error_us: 0.0, even_us: 0.0, imbalance: 1.0, node_imbalance: 1.0 };
 }
 

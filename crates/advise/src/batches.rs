@@ -10,7 +10,7 @@ use evenkeel::trace::Trace;
 
 /// Batches of a trace, for a few of its layers.
 #[derive(Debug, Clone)]
-pub struct BatchPool<'a> {
+pub(crate) struct BatchPool<'a> {
     trace: &'a Trace,
     top_k: u64,
     seed: u64,
@@ -32,7 +32,7 @@ pub fn holds_sums(trace: &Trace, top_k: usize) -> bool {
 
 /// Part of a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TracePart {
+pub(crate) enum TracePart {
     /// The first half of the steps, on which placements are planned.
     First,
     /// The second half, on which they are judged.
@@ -41,13 +41,13 @@ pub enum TracePart {
 
 impl<'a> BatchPool<'a> {
     /// Creates a pool. Tokens visit `top_k` experts.
-    pub fn new(trace: &'a Trace, top_k: usize, seed: u64) -> Self {
+    pub(crate) fn new(trace: &'a Trace, top_k: usize, seed: u64) -> Self {
         Self { trace, top_k: top_k.max(1) as u64, seed }
     }
 
     /// Returns the loads of `count` batches of `tokens` tokens in one layer (by index), `[count][E]`. A layer
     /// without tokens in the part of the trace has empty batches.
-    pub fn batches(&self, layer: usize, part: TracePart, tokens: u64, count: usize) -> Vec<Vec<u64>> {
+    pub(crate) fn batches(&self, layer: usize, part: TracePart, tokens: u64, count: usize) -> Vec<Vec<u64>> {
         let steps = self.trace.steps().len();
         let half = steps / 2;
         let range = match part {

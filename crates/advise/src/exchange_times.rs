@@ -20,33 +20,39 @@ const LOW_LATENCY_TOKENS: f64 = 512.0;
 
 /// Rows that the ranks exchange in one layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ExchangeLoad {
+pub(crate) struct ExchangeLoad {
     /// Decode or prefill.
-    pub phase: Phase,
+    pub(crate) phase: Phase,
     /// Tokens per rank.
-    pub tokens: f64,
+    pub(crate) tokens: f64,
     /// Width of a token.
-    pub hidden: u64,
+    pub(crate) hidden: u64,
     /// Experts per token.
-    pub top_k: u64,
+    pub(crate) top_k: u64,
     /// Experts of the layer.
-    pub experts: u64,
+    pub(crate) experts: u64,
     /// Ranks.
-    pub ranks: u64,
+    pub(crate) ranks: u64,
     /// Nodes.
-    pub nodes: u64,
+    pub(crate) nodes: u64,
     /// Nodes that a token may visit, if the router limits them.
-    pub node_limit: Option<u64>,
+    pub(crate) node_limit: Option<u64>,
     /// Rows of the fullest rank over the mean.
-    pub imbalance: f64,
+    pub(crate) imbalance: f64,
     /// Rows of the fullest node over the mean.
-    pub node_imbalance: f64,
+    pub(crate) node_imbalance: f64,
 }
 
 impl ExchangeLoad {
     /// Returns the load of `tokens` tokens per rank if ranks and nodes have equal rows. `linked` GPUs share a
     /// node.
-    pub fn even(model: &ModelSpec, parallel: &Parallelism, linked: u64, phase: Phase, tokens: f64) -> Self {
+    pub(crate) fn even(
+        model: &ModelSpec,
+        parallel: &Parallelism,
+        linked: u64,
+        phase: Phase,
+        tokens: f64,
+    ) -> Self {
         Self {
             phase,
             tokens,
@@ -141,14 +147,14 @@ fn find_all_to_all(times: &StepTimes) -> BTreeMap<(ExchangeKind, ExchangePhase),
 
 impl StepTimes {
     /// Returns the time in which all ranks learn the counts of all ranks.
-    pub fn counts_us(&self, model: &ModelSpec, parallel: &Parallelism) -> f64 {
+    pub(crate) fn counts_us(&self, model: &ModelSpec, parallel: &Parallelism) -> f64 {
         let load = ExchangeLoad::even(model, parallel, self.linked(), Phase::Decode { context: 1 }, 0.0);
         // A flag for every expert is what a low-latency exchange without rows sends.
         self.one_way_us(&load, ExchangePhase::Dispatch)
     }
 
     /// Returns the time of dispatch and combine of one layer.
-    pub fn exchange_us(&self, load: &ExchangeLoad) -> f64 {
+    pub(crate) fn exchange_us(&self, load: &ExchangeLoad) -> f64 {
         match self.exchange {
             ExchangeMode::AllToAll => self.all_to_all_us(load),
             ExchangeMode::Gather => self.gather_us(load),
@@ -180,7 +186,7 @@ impl StepTimes {
     }
 
     /// Returns the time to add up `bytes` of every one of `gpus` GPUs on all of them.
-    pub fn all_reduce_us(&self, gpus: u64, bytes: f64) -> f64 {
+    pub(crate) fn all_reduce_us(&self, gpus: u64, bytes: f64) -> f64 {
         if gpus <= 1 {
             return 0.0;
         }

@@ -58,15 +58,15 @@ impl BalanceChoice {
 
 /// Figures to compute: a choice, for batches of a number of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BalanceKey {
+pub(crate) struct BalanceKey {
     /// The placement and the split. Its ranks are groups of `expert_tp` GPUs.
-    pub choice: BalanceChoice,
+    pub(crate) choice: BalanceChoice,
     /// GPUs that share every expert.
-    pub expert_tp: u64,
+    pub(crate) expert_tp: u64,
     /// True for prefill. Its kernels may be others.
-    pub is_prefill: bool,
+    pub(crate) is_prefill: bool,
     /// Tokens of a batch of all ranks.
-    pub tokens: u64,
+    pub(crate) tokens: u64,
 }
 
 /// Tokens per rank of the batches on which placements are planned: between those of decode and of prefill.
@@ -76,7 +76,7 @@ const SAMPLED_LAYERS: usize = 3;
 
 /// Figures of all keys. A placement serves both phases.
 #[derive(Debug)]
-pub struct BalanceTable<'a> {
+pub(crate) struct BalanceTable<'a> {
     pool: BatchPool<'a>,
     experts: usize,
     linked: u64,
@@ -87,7 +87,7 @@ pub struct BalanceTable<'a> {
 
 impl<'a> BalanceTable<'a> {
     /// Creates an empty table. Groups of up to `linked` ranks are one node.
-    pub fn new(trace: &'a Trace, top_k: usize, linked: u64, seed: u64) -> Self {
+    pub(crate) fn new(trace: &'a Trace, top_k: usize, linked: u64, seed: u64) -> Self {
         Self {
             pool: BatchPool::new(trace, top_k, seed),
             experts: trace.experts(),
@@ -109,7 +109,7 @@ impl<'a> BalanceTable<'a> {
     ///
     /// # Errors
     /// Fails if a placement cannot be planned or judged.
-    pub fn compute(
+    pub(crate) fn compute(
         &mut self,
         keys: &[BalanceKey],
         kernel: &(dyn Fn(u64, &BalanceKey) -> Arc<dyn CostModel> + Sync),
@@ -176,12 +176,12 @@ impl<'a> BalanceTable<'a> {
     }
 
     /// Returns the figures of a key, if they were computed.
-    pub fn get(&self, key: &BalanceKey) -> Option<&BalanceFigures> {
+    pub(crate) fn get(&self, key: &BalanceKey) -> Option<&BalanceFigures> {
         self.figures.get(key)
     }
 
     /// Returns the loads of one batch of `tokens` tokens, in the layer of median skew.
-    pub fn typical_loads(&self, tokens: u64) -> Vec<u64> {
+    pub(crate) fn typical_loads(&self, tokens: u64) -> Vec<u64> {
         let layer = self.layers.get(self.layers.len() / 2).copied().unwrap_or(0);
         self.pool.batches(layer, TracePart::Second, tokens, 1).concat()
     }
@@ -191,7 +191,7 @@ impl<'a> BalanceTable<'a> {
     ///
     /// # Errors
     /// Fails if a placement cannot be planned or judged.
-    pub fn hindsight(
+    pub(crate) fn hindsight(
         &self,
         key: &BalanceKey,
         kernel: &dyn CostModel,
@@ -209,7 +209,7 @@ impl<'a> BalanceTable<'a> {
     }
 
     /// Returns the number of placements that were planned.
-    pub fn planned(&self) -> usize {
+    pub(crate) fn planned(&self) -> usize {
         self.placements.values().map(Vec::len).sum()
     }
 }

@@ -52,7 +52,7 @@ impl PlacementFiles {
 }
 
 /// Stacks for which commands are written.
-pub const STACKS: [&str; 4] = ["sglang", "vllm", "trtllm", "dynamo"];
+pub(crate) const STACKS: [&str; 4] = ["sglang", "vllm", "trtllm", "dynamo"];
 
 /// Returns the commands of a deployment for every stack, with the files of its placements.
 pub fn launch_commands(

@@ -11,7 +11,7 @@ use crate::parallelism::Parallelism;
 const FRAMEWORK_BYTES: f64 = (3_584.0 + 392.0) * 1_048_576.0;
 
 /// Share of a GPU's memory that a framework may use.
-pub const USABLE_SHARE: f64 = 0.95;
+pub(crate) const USABLE_SHARE: f64 = 0.95;
 
 /// Memory of one GPU, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -47,23 +47,28 @@ impl MemoryUse {
 
 /// Load of one GPU for its memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct MemoryLoad {
+pub(crate) struct MemoryLoad {
     /// Requests whose cache the GPU holds. Tensor parallelism divides the cache of a request.
-    pub requests: f64,
+    pub(crate) requests: f64,
     /// Mean tokens of context per request.
-    pub context: f64,
+    pub(crate) context: f64,
     /// Tokens of the largest pass per GPU.
-    pub pass_tokens: f64,
+    pub(crate) pass_tokens: f64,
     /// Rows of the fullest rank over the mean.
-    pub imbalance: f64,
+    pub(crate) imbalance: f64,
     /// Tiles on which attention runs one after the other, `G`.
-    pub attention_tiles: u64,
+    pub(crate) attention_tiles: u64,
     /// Bytes of a number in the key-value cache.
-    pub kv_bytes: f64,
+    pub(crate) kv_bytes: f64,
 }
 
 /// Returns the memory of one GPU. `slots` is the number of slots of all ranks: experts and redundant ones.
-pub fn memory_use(model: &ModelSpec, parallel: &Parallelism, slots: u64, load: &MemoryLoad) -> MemoryUse {
+pub(crate) fn memory_use(
+    model: &ModelSpec,
+    parallel: &Parallelism,
+    slots: u64,
+    load: &MemoryLoad,
+) -> MemoryUse {
     let (tp, pp, ranks) = (parallel.attention_tp as f64, parallel.pp as f64, parallel.ranks as f64);
     let moe = &model.moe;
     let expert = model.expert_bytes() * moe.layers as f64 / pp;
@@ -89,7 +94,7 @@ pub fn memory_use(model: &ModelSpec, parallel: &Parallelism, slots: u64, load: &
 
 /// Returns the bytes of the activations of a pass: hidden states, the tile of attention, and the rows of the
 /// fullest rank's experts. Attention and experts do not run at the same time, so the larger one counts.
-pub fn activation_bytes(model: &ModelSpec, parallel: &Parallelism, load: &MemoryLoad) -> f64 {
+pub(crate) fn activation_bytes(model: &ModelSpec, parallel: &Parallelism, load: &MemoryLoad) -> f64 {
     let moe = &model.moe;
     let states = 2.0 * 3.0 * moe.hidden as f64 * load.pass_tokens;
     let attention = attention_bytes_per_token(model) / parallel.attention_tp as f64 * load.pass_tokens

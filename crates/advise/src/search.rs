@@ -117,7 +117,10 @@ pub(crate) const TIE: f64 = 0.01;
 ///
 /// # Errors
 /// Fails if a placement cannot be planned or judged.
-pub fn search(request: &AdviceRequest<'_>, progress: &dyn Progress) -> Result<SearchResult, BalanceError> {
+pub(crate) fn search(
+    request: &AdviceRequest<'_>,
+    progress: &dyn Progress,
+) -> Result<SearchResult, BalanceError> {
     let shapes = request.shapes();
     let table =
         BalanceTable::new(request.trace, request.model.moe.top_k, request.times.linked(), request.seed);

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 /// Work of one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// One token of every request (or a few drafts), with this mean context.
     Decode {
         /// Tokens of context per request.
@@ -35,23 +35,23 @@ impl Phase {
 
 /// Work of one GPU in a pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepWork {
+pub(crate) struct StepWork {
     /// Decode or prefill.
-    pub phase: Phase,
+    pub(crate) phase: Phase,
     /// Tokens per GPU. An attention group of `t` GPUs works on `t` times as many.
-    pub tokens: f64,
+    pub(crate) tokens: f64,
     /// Tokens per request and step: 1, or more with speculative drafts.
-    pub tokens_per_request: f64,
+    pub(crate) tokens_per_request: f64,
     /// Tiles on which attention runs one after the other, `G`.
-    pub attention_tiles: u64,
+    pub(crate) attention_tiles: u64,
     /// Load of the fullest attention group over the mean.
-    pub attention_imbalance: f64,
+    pub(crate) attention_imbalance: f64,
     /// Flag that is set if two halves of the batch overlap.
-    pub overlap: bool,
+    pub(crate) overlap: bool,
     /// Flag that is set if every batch is split by its counts.
-    pub planned: bool,
+    pub(crate) planned: bool,
     /// Bytes of a number in the key-value cache.
-    pub kv_bytes: f64,
+    pub(crate) kv_bytes: f64,
 }
 
 /// Parts of a step's time, in milliseconds. The parts add up to the step.
@@ -114,7 +114,7 @@ struct LayerParts {
 }
 
 /// Returns the time of a pass. `figures` are those of the batch of all ranks, or of half of it with overlap.
-pub fn step_time(
+pub(crate) fn step_time(
     model: &ModelSpec,
     parallel: &Parallelism,
     times: &StepTimes,

@@ -51,13 +51,13 @@ pub struct TimeSource {
 
 /// A dense product `[m, k] x [k, n]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GemmShape {
+pub(crate) struct GemmShape {
     /// Rows: tokens.
-    pub m: f64,
+    pub(crate) m: f64,
     /// Output width.
-    pub n: u64,
+    pub(crate) n: u64,
     /// Input width.
-    pub k: u64,
+    pub(crate) k: u64,
 }
 
 /// Times of operations on one GPU in one framework.
@@ -177,7 +177,7 @@ impl StepTimes {
     }
 
     /// Returns the time of a product whose weights have `bytes` bytes each.
-    pub fn gemm_us(&self, shape: GemmShape, bytes: f64) -> f64 {
+    pub(crate) fn gemm_us(&self, shape: GemmShape, bytes: f64) -> f64 {
         if shape.m <= 0.0 || shape.n == 0 || shape.k == 0 {
             return 0.0;
         }
@@ -201,18 +201,18 @@ impl StepTimes {
 
     /// Returns the time of an operation that only reads and writes `bytes`. NVIDIA's AIConfigurator uses the
     /// same 80 % of the bandwidth, and 3 us.
-    pub fn elementwise_us(&self, bytes: f64) -> f64 {
+    pub(crate) fn elementwise_us(&self, bytes: f64) -> f64 {
         3.0 + bytes / (self.gpu.bandwidth as f64 * 1e3 * 0.8)
     }
 
     /// Returns the time of both norms of a layer with their residual additions. Each reads and writes two
     /// tensors in bfloat16.
-    pub fn norms_us(&self, hidden: u64, tokens: f64) -> f64 {
+    pub(crate) fn norms_us(&self, hidden: u64, tokens: f64) -> f64 {
         2.0 * self.elementwise_us(8.0 * hidden as f64 * tokens)
     }
 
     /// Returns the time to send `bytes` to a GPU of another node.
-    pub fn point_to_point_us(&self, bytes: f64) -> f64 {
+    pub(crate) fn point_to_point_us(&self, bytes: f64) -> f64 {
         let link = &self.network.cross;
         link.alpha_us + bytes / (link.gb_s * 1e3)
     }
@@ -255,7 +255,7 @@ impl StepTimes {
 
     /// Returns the times of a rank's experts, for the slots of all groups, the groups that hold different
     /// experts, and the ranks that share every expert.
-    pub fn expert_kernel(
+    pub(crate) fn expert_kernel(
         &self,
         model: &ModelSpec,
         (slots, groups, expert_tp): (u64, u64, u64),
@@ -274,7 +274,7 @@ impl StepTimes {
     }
 
     /// Returns the sources of the times of the phase of an exchange.
-    pub fn sources(
+    pub(crate) fn sources(
         &self,
         model: &ModelSpec,
         exchange: &ExchangeLoad,

@@ -3,7 +3,8 @@
 //! `scripts/compare_aiconfigurator.py` computes the figures of the other side.
 
 use super::{even_step, parts, times_of};
-use crate::{ExchangeMode, ModelSpec, Parallelism, Phase, StepWork};
+use crate::step::{Phase, StepWork};
+use crate::{ExchangeMode, ModelSpec, Parallelism};
 use evenkeel::model::{MoeModel, Precision};
 use evenkeel_cost::Dtype;
 use serde::Deserialize;

@@ -6,7 +6,9 @@ mod replan;
 mod services;
 mod tiling;
 
-use crate::{BalanceFigures, ModelSpec, Parallelism, Phase, StepTime, StepTimes, StepWork, step_time};
+use crate::balance::BalanceFigures;
+use crate::step::{Phase, StepWork, step_time};
+use crate::{ModelSpec, Parallelism, StepTime, StepTimes};
 use evenkeel::cluster::Network;
 use evenkeel_cost::CostDatabase;
 

@@ -1,6 +1,7 @@
 //! The gain of renewed plans, where no plan can gain anything.
 
-use crate::{AdviceRequest, BalancePolicy, Deployment, ModelSpec, Serving, StepTimes, Workload, search};
+use crate::search::search;
+use crate::{AdviceRequest, BalancePolicy, Deployment, ModelSpec, Serving, StepTimes, Workload};
 use evenkeel::trace::Trace;
 
 #[test]

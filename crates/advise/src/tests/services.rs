@@ -5,7 +5,8 @@
 //! measured.
 
 use super::{even_step, parts, times_of};
-use crate::{ModelSpec, Parallelism, Phase, StepWork};
+use crate::step::{Phase, StepWork};
+use crate::{ModelSpec, Parallelism};
 
 struct Service {
     name: &'static str,

@@ -97,7 +97,7 @@ pub fn check_database(
             } else {
                 (RowScope::HeldOut, CheckScope::HeldOutShapes)
             };
-            let rows = KernelRows::new(kernel);
+            let rows = KernelRows::new(kernel, &entry.tuned_widths);
             let samples = rows.errors(entry, &loads, &database.hardware, scope);
             progress(ImportStage::Checking, done.fetch_add(1, Ordering::Relaxed) + 1, total);
             Some(((id.table, id.framework.clone(), id.dtype, label), (samples, rows.broken_rows())))

@@ -241,9 +241,17 @@ impl CostDatabase {
             if !seen.insert(kernel.key()) {
                 return wrong(format!("kernels[{at}]"), kernel.describe(), "each kernel once");
             }
+            if kernel.tuned_widths.is_empty() != kernel.tuned_coefficients.is_empty() {
+                let found = format!("{} of them", kernel.tuned_coefficients.len());
+                let expected = "some if and only if there are tuned_widths";
+                return wrong(format!("kernels[{at}].tuned_coefficients"), found, expected);
+            }
             let mut numbers = vec![("l2_scale".to_owned(), kernel.l2_scale)];
-            numbers
-                .extend(kernel.coefficients.iter().map(|(f, &value)| (format!("coefficients.{f:?}"), value)));
+            for (name, coefficients) in
+                [("coefficients", &kernel.coefficients), ("tuned_coefficients", &kernel.tuned_coefficients)]
+            {
+                numbers.extend(coefficients.iter().map(|(f, &value)| (format!("{name}.{f:?}"), value)));
+            }
             for (name, errors) in [("balanced", kernel.errors.balanced), ("skewed", kernel.errors.skewed)] {
                 let Some(errors) = errors else { continue };
                 let methods = [Some(errors.model), Some(errors.roofline), errors.interpolation];

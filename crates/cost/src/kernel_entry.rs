@@ -1,8 +1,8 @@
 //! A fitted kernel: identity, coefficients, and errors on rows that its fit did not use.
 
 use crate::dtype::Dtype;
-use crate::features::Feature;
-use crate::moe_shape::ModelShape;
+use crate::features::{FEATURE_COUNT, Feature};
+use crate::moe_shape::{ModelShape, MoeShape};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -64,6 +64,13 @@ pub struct KernelEntry {
     /// Coefficient of each feature, in microseconds per unit of the feature. Missing features count as
     /// zero.
     pub coefficients: BTreeMap<Feature, f64>,
+    /// Inner widths of a rank for which the framework ships tuned tiles, by the experts of the rank. Other
+    /// shapes run with default tiles.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tuned_widths: BTreeMap<u64, Vec<u64>>,
+    /// Coefficients for shapes with tuned tiles. There are some if and only if there are tuned widths.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tuned_coefficients: BTreeMap<Feature, f64>,
     /// Measured models. Frameworks choose the kernel of a number format by model.
     pub models: Vec<ModelShape>,
     /// Measured rows of the kernel.
@@ -129,6 +136,8 @@ impl KernelEntry {
             dtype,
             l2_scale: 1.0,
             coefficients,
+            tuned_widths: BTreeMap::new(),
+            tuned_coefficients: BTreeMap::new(),
             models: Vec::new(),
             rows: 0,
             broken_rows: 0,
@@ -143,6 +152,13 @@ impl KernelEntry {
         Some(errors.model.median / 100.0)
     }
 
+    /// Returns the coefficients for a shape, in the order of [`Feature::ALL`].
+    pub(crate) fn coefficients_of(&self, shape: &MoeShape) -> [f64; FEATURE_COUNT] {
+        let is_tuned = has_tuned_tiles(&self.tuned_widths, shape);
+        let chosen = if is_tuned { &self.tuned_coefficients } else { &self.coefficients };
+        Feature::ALL.map(|feature| chosen.get(&feature).copied().unwrap_or(0.0))
+    }
+
     pub(crate) fn key(&self) -> (KernelTable, &str, Dtype, &str, &str) {
         (self.table, &self.framework, self.dtype, &self.version, &self.kernel)
     }
@@ -150,6 +166,11 @@ impl KernelEntry {
     pub(crate) fn describe(&self) -> String {
         format!("{} {} {} {} {}", self.table, self.framework, self.version, self.kernel, self.dtype)
     }
+}
+
+/// Returns true if a shape has tuned tiles. Hidden width and experts per token do not matter.
+pub(crate) fn has_tuned_tiles(widths: &BTreeMap<u64, Vec<u64>>, shape: &MoeShape) -> bool {
+    widths.get(&shape.slots).is_some_and(|widths| widths.contains(&shape.intermediate))
 }
 
 /// Returns a key that orders versions: the numbers in turn, a release after its candidates and before its

@@ -5,7 +5,7 @@
 
 use crate::database::{CostDatabase, CostError};
 use crate::dtype::Dtype;
-use crate::features::{FEATURE_COUNT, Feature, FeatureScale};
+use crate::features::{FEATURE_COUNT, FeatureScale};
 use crate::hardware::Hardware;
 use crate::kernel_entry::{KernelEntry, KernelTable};
 use crate::moe_shape::MoeShape;
@@ -47,8 +47,7 @@ impl RankKernel {
             CacheState::Warm => 0.5 * entry.l2_scale,
         };
         let scale = FeatureScale::new(shape, entry.dtype, hardware, l2_share);
-        let coefficients =
-            Feature::ALL.map(|feature| entry.coefficients.get(&feature).copied().unwrap_or(0.0));
+        let coefficients = entry.coefficients_of(&shape);
         let mut kernel = Self {
             scale,
             shape,

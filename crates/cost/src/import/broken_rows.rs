@@ -15,8 +15,8 @@ const MAX_RATIO: f64 = 1.6;
 const MAX_EXCESS_US: f64 = 30.0;
 const MAX_BROKEN_SHARE: f64 = 0.3;
 
-/// Returns a flag per row: true if it is broken.
-pub(super) fn find_broken_rows(rows: &[Measurement]) -> Vec<bool> {
+/// Returns a flag per row: true if it is broken. `tuned` marks the rows of shapes with tuned tiles.
+pub(super) fn find_broken_rows(rows: &[Measurement], tuned: &[bool]) -> Vec<bool> {
     let mut broken = vec![false; rows.len()];
     // The rows that other rules compute do not shrink with the number of ranks.
     let comparable = |row: &Measurement| {
@@ -26,8 +26,11 @@ pub(super) fn find_broken_rows(rows: &[Measurement]) -> Vec<bool> {
         |row: &Measurement| comparable(row).then_some((row.model, row.routing.exponent, row.tokens));
     for group in groups(rows, same_work).into_values() {
         for &at in &group {
+            // A large rank with tuned tiles may be faster than a smaller one without.
             let larger = group.iter().filter(|&&other| {
-                rows[other].ranks <= rows[at].ranks && rows[other].tensor_ranks <= rows[at].tensor_ranks
+                tuned[other] == tuned[at]
+                    && rows[other].ranks <= rows[at].ranks
+                    && rows[other].tensor_ranks <= rows[at].tensor_ranks
             });
             let least = larger.map(|&other| rows[other].time_us).fold(f64::INFINITY, f64::min);
             let time = rows[at].time_us;

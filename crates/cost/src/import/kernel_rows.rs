@@ -10,9 +10,9 @@ use super::routed_loads::RoutedLoads;
 use crate::check::ErrorSamples;
 use crate::features::{FEATURE_COUNT, Feature, FeatureScale};
 use crate::hardware::Hardware;
-use crate::kernel_entry::{KernelEntry, KernelTable};
+use crate::kernel_entry::{KernelEntry, KernelTable, has_tuned_tiles};
 use crate::moe_shape::ModelShape;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Effective sizes of the L2 cache over its size by the data sheet. Some GPUs keep more than half of it.
 const L2_SCALES: [f64; 2] = [1.0, 1.3];
@@ -30,6 +30,10 @@ const ROOFLINE_SHARE: f64 = 0.6;
 pub(crate) struct KernelRows<'a> {
     kernel: &'a MeasuredKernel,
     held_out: Vec<bool>,
+    /// True for rows of shapes with tuned tiles.
+    tuned: Vec<bool>,
+    /// Inner widths with tuned tiles by the experts of a rank, as in [`KernelEntry`].
+    tuned_widths: &'a BTreeMap<u64, Vec<u64>>,
     broken: Vec<bool>,
 }
 
@@ -43,27 +47,58 @@ pub(crate) enum RowScope {
 }
 
 impl<'a> KernelRows<'a> {
-    pub(crate) fn new(kernel: &'a MeasuredKernel) -> Self {
+    /// Flags the rows of a kernel. `tuned_widths` are those of its [`KernelEntry`].
+    pub(crate) fn new(kernel: &'a MeasuredKernel, tuned_widths: &'a BTreeMap<u64, Vec<u64>>) -> Self {
         let table = kernel.id.table;
-        let held_out = kernel.rows.iter().map(|row| is_held_out(table, row)).collect();
+        let held_out: Vec<bool> = kernel.rows.iter().map(|row| is_held_out(table, row)).collect();
+        let is_tuned = |row: &Measurement| has_tuned_tiles(tuned_widths, &row.rank_shape());
+        let tuned: Vec<bool> = kernel.rows.iter().map(is_tuned).collect();
         // Only the framework's own table has the grid of ranks by which rows can contradict each other.
         let broken = match table {
-            KernelTable::Moe => find_broken_rows(&kernel.rows),
+            KernelTable::Moe => find_broken_rows(&kernel.rows, &tuned),
             _ => vec![false; kernel.rows.len()],
         };
-        Self { kernel, held_out, broken }
+        Self { kernel, held_out, tuned, tuned_widths, broken }
     }
 
     /// Fits the kernel. `None` if it has too few rows.
     pub(crate) fn fit(&self, loads: &RoutedLoads, hardware: &Hardware) -> Option<KernelEntry> {
         let rows = &self.kernel.rows;
-        let train: Vec<usize> =
-            (0..rows.len()).filter(|&at| !self.held_out[at] && !self.broken[at]).collect();
-        if train.len() < MIN_TRAINING_ROWS {
+        let train = (0..rows.len()).filter(|&at| !self.held_out[at] && !self.broken[at]);
+        let (tuned, plain): (Vec<usize>, Vec<usize>) = train.partition(|&at| self.tuned[at]);
+        if plain.len() < MIN_TRAINING_ROWS {
             return None;
         }
         let id = &self.kernel.id;
         let scales = if id.table == KernelTable::Moe { &L2_SCALES[..] } else { &L2_SCALES[..1] };
+        let Fit { coefficients, chosen } = self.fit_rows(&plain, scales, loads, hardware)?;
+        let models: BTreeSet<ModelShape> = rows.iter().map(|row| row.model).collect();
+        let coefficients = name_coefficients(coefficients);
+        let mut entry = KernelEntry::new(&id.framework, &id.version, &id.kernel, id.dtype, coefficients);
+        if tuned.len() >= MIN_TRAINING_ROWS {
+            // The size of the cache is that of the GPU, so the fit to most of the rows decides it.
+            let fit = self.fit_rows(&tuned, &scales[chosen..=chosen], loads, hardware)?;
+            entry.tuned_widths = self.tuned_widths.clone();
+            entry.tuned_coefficients = name_coefficients(fit.coefficients);
+        }
+        entry.table = id.table;
+        entry.l2_scale = scales[chosen];
+        entry.models = models.into_iter().collect();
+        entry.rows = rows.len() as u64;
+        entry.broken_rows = self.broken_rows();
+        entry.errors = self.errors(&entry, loads, hardware, RowScope::HeldOut).summarize();
+        Some(entry)
+    }
+
+    /// Fits one set of coefficients to training rows, for the best of the sizes of the L2 cache.
+    fn fit_rows(
+        &self,
+        train: &[usize],
+        scales: &[f64],
+        loads: &RoutedLoads,
+        hardware: &Hardware,
+    ) -> Option<Fit> {
+        let rows = &self.kernel.rows;
         let features: Vec<Vec<FeatureRow>> = scales
             .iter()
             .map(|scale| {
@@ -77,22 +112,11 @@ impl<'a> KernelRows<'a> {
             .iter()
             .map(|features| TrainingRows { features, times: &times, balanced: &balanced, folds: &folds })
             .collect();
-        let Fit { coefficients, chosen } = match id.table {
-            KernelTable::Moe => fit_with_validation(&candidates)?,
-            KernelTable::WideEp => fit_directly(candidates.first()?, FEATURE_COUNT),
-            _ => fit_directly(candidates.first()?, DEEP_EP_FEATURES),
-        };
-        let named = Feature::ALL.into_iter().zip(coefficients).filter(|(_, value)| *value > 0.0);
-        let models: BTreeSet<ModelShape> = rows.iter().map(|row| row.model).collect();
-        let coefficients = named.map(|(feature, value)| (feature, round_digits(value, 6))).collect();
-        let mut entry = KernelEntry::new(&id.framework, &id.version, &id.kernel, id.dtype, coefficients);
-        entry.table = id.table;
-        entry.l2_scale = scales[chosen];
-        entry.models = models.into_iter().collect();
-        entry.rows = rows.len() as u64;
-        entry.broken_rows = self.broken_rows();
-        entry.errors = self.errors(&entry, loads, hardware, RowScope::HeldOut).summarize();
-        Some(entry)
+        match self.kernel.id.table {
+            KernelTable::Moe => fit_with_validation(&candidates),
+            KernelTable::WideEp => Some(fit_directly(candidates.first()?, FEATURE_COUNT)),
+            _ => Some(fit_directly(candidates.first()?, DEEP_EP_FEATURES)),
+        }
     }
 
     /// Returns the number of broken rows.
@@ -109,8 +133,6 @@ impl<'a> KernelRows<'a> {
         scope: RowScope,
     ) -> ErrorSamples {
         let rows = &self.kernel.rows;
-        let coefficients =
-            Feature::ALL.map(|feature| entry.coefficients.get(&feature).copied().unwrap_or(0.0));
         let interpolated = match scope {
             RowScope::HeldOut => interpolate(rows, &self.held_out),
             RowScope::All => vec![None; rows.len()],
@@ -122,6 +144,7 @@ impl<'a> KernelRows<'a> {
                 continue;
             }
             let features = self.mean_features(row, loads, hardware, entry.l2_scale);
+            let coefficients = entry.coefficients_of(&row.rank_shape());
             let time = features.iter().zip(&coefficients).map(|(value, weight)| value * weight).sum();
             let scale = self.scale(row, hardware, entry.l2_scale);
             let drawn = loads.loads_of(&row.routing);
@@ -152,6 +175,12 @@ impl<'a> KernelRows<'a> {
         }
         sum.map(|value| value / drawn.len().max(1) as f64)
     }
+}
+
+/// Returns the coefficients that count, by feature.
+fn name_coefficients(coefficients: Vec<f64>) -> BTreeMap<Feature, f64> {
+    let named = Feature::ALL.into_iter().zip(coefficients).filter(|(_, value)| *value > 0.0);
+    named.map(|(feature, value)| (feature, round_digits(value, 6))).collect()
 }
 
 /// Rounds to a number of decimal digits that count.

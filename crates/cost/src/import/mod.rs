@@ -20,6 +20,7 @@ pub(crate) mod operations;
 pub(crate) mod package;
 mod parquet_columns;
 pub(crate) mod routed_loads;
+mod tuned_widths;
 
 use crate::database::{CostDatabase, Provenance};
 use crate::hardware::{Hardware, KNOWN_GPUS};
@@ -34,6 +35,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use thiserror::Error;
+use tuned_widths::tuned_widths;
 
 /// Stage of an import or check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,7 +203,8 @@ fn import_gpu(
     let entries: Vec<_> = kernels
         .into_par_iter()
         .map(|kernel| {
-            let entry = KernelRows::new(&kernel).fit(loads, &hardware);
+            let tuned = tuned_widths(gpu, &kernel);
+            let entry = KernelRows::new(&kernel, &tuned).fit(loads, &hardware);
             progress(ImportStage::Fitting, done.fetch_add(1, Ordering::Relaxed) + 1, total);
             entry
         })

@@ -1,6 +1,6 @@
 //! The tables that are part of the crate.
 
-use evenkeel_cost::{CostDatabase, Dtype, KernelTable, builtin_gpus};
+use evenkeel_cost::{CostDatabase, Dtype, KernelTable, MoeShape, RankKernel, builtin_gpus};
 
 #[test]
 fn tables_parse_and_print_themselves() {
@@ -29,6 +29,19 @@ fn the_most_measured_kernel_is_chosen() {
     let unmeasured = [1, 2, 3, 4].into();
     let kernel = database.kernel_of_model(KernelTable::Moe, "trtllm", Dtype::Bfloat16, unmeasured).unwrap();
     assert_eq!(kernel.kernel, "moe_torch_flow_cutlass");
+}
+
+/// Mixtral under tensor parallelism: SGLang has tuned tiles for a quarter of the width, and none for less.
+#[test]
+fn tuned_tiles_are_faster() {
+    let database = CostDatabase::builtin("h100").unwrap();
+    let time_us = |intermediate| {
+        let shape = MoeShape { hidden: 4096, intermediate, top_k: 2, experts: 8, slots: 8, matrices: 3 };
+        let kernel = RankKernel::find(&database, "sglang", Dtype::Bfloat16, shape).unwrap();
+        kernel.time_us(&[1024; 8], 4096)
+    };
+    let (tuned, narrower) = (time_us(3584), time_us(3456));
+    assert!(tuned < 0.6 * narrower, "{tuned} us, and {narrower} us with default tiles");
 }
 
 #[test]

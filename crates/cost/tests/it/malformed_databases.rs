@@ -31,3 +31,12 @@ fn a_kernel_occurs_once() {
     let error = database.to_json().unwrap_err().to_string();
     assert!(error.contains("each kernel once"), "{error}");
 }
+
+#[test]
+fn tuned_shapes_need_coefficients() {
+    let mut database = CostDatabase::builtin("h100").unwrap();
+    let tuned = database.kernels.iter_mut().find(|kernel| !kernel.tuned_widths.is_empty()).unwrap();
+    tuned.tuned_coefficients.clear();
+    let error = database.to_json().unwrap_err().to_string();
+    assert!(error.contains("tuned_coefficients: found 0 of them"), "{error}");
+}

@@ -47,7 +47,7 @@ fn a_cold_cache_is_never_faster() {
 fn times_add_up_by_hand() {
     let hardware = CostDatabase::builtin("h100").unwrap().hardware;
     let coefficients = [(Feature::Launch, 5.0), (Feature::WeightRead, 2.0)].into();
-    let entry = KernelEntry::new("own", "1", "by hand", Dtype::Fp8, coefficients);
+    let mut entry = KernelEntry::new("own", "1", "by hand", Dtype::Fp8, coefficients);
     let shape = MoeShape { hidden: 6700, intermediate: 1000, top_k: 2, experts: 4, slots: 4, matrices: 3 };
     let kernel = RankKernel::new(&entry, &hardware, shape, CacheState::Cold);
     // An expert has 20.1 MB, which 3350 GB/s read in 6 microseconds.
@@ -56,6 +56,14 @@ fn times_add_up_by_hand() {
         (kernel.expert_ps(7) as f64 - 12e6).abs() <= 1.0
             && (kernel.rank_ps(&[7], 1) as f64 - 17e6).abs() <= 1.0
     );
+    // With tuned tiles for this shape weights come at the whole bandwidth. Other widths keep their time.
+    entry.tuned_widths = [(4, vec![1000])].into();
+    entry.tuned_coefficients = [(Feature::Launch, 5.0), (Feature::WeightRead, 1.0)].into();
+    let tuned = RankKernel::new(&entry, &hardware, shape, CacheState::Cold);
+    assert!((tuned.time_us(&[3, 0, 1, 0], 2) - 17.0).abs() < 1e-9);
+    let wider = MoeShape { intermediate: 2000, ..shape };
+    let plain = RankKernel::new(&entry, &hardware, wider, CacheState::Cold);
+    assert!((plain.time_us(&[3, 0, 1, 0], 2) - 53.0).abs() < 1e-9);
     let provenance = Provenance::new("own measurements", "1", "none");
     let database = CostDatabase::new("h100", hardware, provenance, vec![entry]);
     assert_eq!(CostDatabase::from_json(&database.to_json().unwrap()).unwrap(), database);

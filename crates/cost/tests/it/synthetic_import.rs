@@ -5,7 +5,7 @@ use crate::package_writer::{MoeRow, columns, write_table};
 use evenkeel_cost::check::{CheckScope, check_database};
 use evenkeel_cost::import::{ImportStage, import_package, package_gpus};
 use evenkeel_cost::routing::{RoutingShape, balanced_counts};
-use evenkeel_cost::{CostDatabase, Dtype, KernelTable, MoeShape};
+use evenkeel_cost::{CacheState, CostDatabase, Dtype, KernelTable, MoeShape, RankKernel};
 use std::sync::Mutex;
 
 /// Returns the time of a kernel on an H100. The launch takes 20 microseconds. Weights of active experts are
@@ -19,8 +19,14 @@ fn known_time_us(shape: &MoeShape, rows: &[u64]) -> f64 {
 }
 
 fn synthetic_rows() -> Vec<MoeRow> {
+    let models = [[4096, 1536, 8, 128], [2048, 768, 8, 128], [6144, 2560, 8, 160], [7168, 2048, 8, 256]];
+    rows_of("known", &models, known_time_us)
+}
+
+/// Returns balanced rows of models under six divisions, with the times of a kernel.
+fn rows_of(kernel: &'static str, models: &[[i64; 4]], time_us: fn(&MoeShape, &[u64]) -> f64) -> Vec<MoeRow> {
     let mut rows = Vec::new();
-    for model in [[4096, 1536, 8, 128], [2048, 768, 8, 128], [6144, 2560, 8, 160], [7168, 2048, 8, 256]] {
+    for &model in models {
         for (tensor_ranks, ranks) in [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1)] {
             for tokens in (0..13).map(|power| 1i64 << power) {
                 let [hidden, intermediate, top_k, experts] = model.map(|size| size as u64);
@@ -30,14 +36,14 @@ fn synthetic_rows() -> Vec<MoeRow> {
                 let routing = RoutingShape { tokens: tokens as u64, experts, top_k, ranks: ranks as u64 };
                 let counts = balanced_counts(&routing);
                 rows.push(MoeRow {
-                    kernel: "known",
+                    kernel,
                     dtype: "bfloat16",
                     distribution: "balanced",
                     tokens,
                     model,
                     tensor_ranks,
                     ranks,
-                    milliseconds: known_time_us(&shape, &counts[..slots as usize]) / 1e3,
+                    milliseconds: time_us(&shape, &counts[..slots as usize]) / 1e3,
                 });
             }
         }
@@ -104,4 +110,51 @@ fn older_versions_and_broken_rows_are_held_out() {
     // All older rows took 1.5 times as long, so the prediction is a third too low.
     let error = checked[1].errors.balanced.unwrap().model.median;
     assert!((error - 33.3).abs() < 1.0, "{error}");
+}
+
+/// Returns the time of a kernel that multiplies at the peak rate with tuned tiles, and at a quarter of it
+/// with default tiles.
+fn tuned_time_us(shape: &MoeShape, rows: &[u64]) -> f64 {
+    let is_tuned = [(128, 768), (128, 384), (128, 192), (64, 1536), (64, 768)]
+        .contains(&(shape.slots, shape.intermediate));
+    let operations = rows.iter().sum::<u64>() as f64 * (6 * shape.hidden * shape.intermediate) as f64;
+    20.0 + operations / 989e6 * if is_tuned { 1.0 } else { 4.0 }
+}
+
+#[test]
+fn tuned_shapes_have_their_own_coefficients() {
+    let models = [
+        [4096, 1536, 8, 128],
+        [4096, 1536, 4, 128],
+        [6144, 1536, 8, 128],
+        [2048, 768, 8, 128],
+        [2048, 768, 4, 128],
+        [5120, 768, 8, 128],
+    ];
+    let import = |models: &[[i64; 4]]| {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = rows_of("sglang_fused_moe_triton", models, tuned_time_us);
+        write_table(folder.path(), ["h100_sxm", "sglang", "0.5.14"], &columns(&rows));
+        let databases = import_package(folder.path(), &["h100"], &|_, _, _| {}).unwrap();
+        let checked = check_database(&databases[0], folder.path(), &|_, _, _| {}).unwrap();
+        let entry = databases[0].kernel("sglang", Dtype::Bfloat16).unwrap().clone();
+        assert_eq!(checked[0].errors, entry.errors);
+        (entry, databases[0].hardware)
+    };
+    let (entry, hardware) = import(&models);
+    assert!(entry.tuned_widths[&128].contains(&768) && !entry.tuned_widths[&128].contains(&1536));
+    // A tuned rank with all experts is faster than one with fewer and default tiles: no row is broken.
+    let errors = entry.errors.balanced.unwrap();
+    assert!(entry.broken_rows == 0 && errors.model.p90 < 1.0, "{errors:?}");
+    for (slots, intermediate) in [(128, 768), (128, 1536), (32, 768)] {
+        let shape = MoeShape { hidden: 4096, intermediate, top_k: 8, experts: 128, slots, matrices: 3 };
+        let rows = vec![256; slots as usize];
+        let (time, known) = (
+            RankKernel::new(&entry, &hardware, shape, CacheState::Warm).time_us(&rows, 4096),
+            tuned_time_us(&shape, &rows),
+        );
+        assert!((time / known - 1.0).abs() < 0.02, "{shape:?}: {time}, not {known}");
+    }
+    // Two models have too few tuned layers.
+    assert!(import(&models[..2]).0.tuned_widths.is_empty());
 }

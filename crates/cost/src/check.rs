@@ -53,13 +53,9 @@ pub struct CheckRow {
 }
 
 impl CheckRow {
-    /// Returns true if the errors are acceptable. For balanced routing the median is at most 8 % and the
-    /// 90th percentile at most 25 %. For skewed routing they are at most 12 % and 35 %.
+    /// Returns true if the errors are acceptable, by [`HeldOutErrors::meets_limits`].
     pub fn meets_limits(&self) -> bool {
-        let meets = |errors: Option<MethodErrors>, median: f64, p90: f64| {
-            errors.is_none_or(|errors| errors.model.median <= median && errors.model.p90 <= p90)
-        };
-        meets(self.errors.balanced, 8.0, 25.0) && meets(self.errors.skewed, 12.0, 35.0)
+        self.errors.meets_limits()
     }
 
     /// Returns true if the model has lower errors than the roofline and than interpolation.
@@ -72,6 +68,16 @@ impl CheckRow {
     }
 }
 
+/// Errors of a database, by group and together.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct DatabaseCheck {
+    /// Errors by table, framework, dtype and version.
+    pub rows: Vec<CheckRow>,
+    /// Errors of the rows of all held-out shapes together.
+    pub together: HeldOutErrors,
+}
+
 /// Compares a database with a package, row by row.
 ///
 /// # Errors
@@ -80,7 +86,7 @@ pub fn check_database(
     database: &CostDatabase,
     path: &Path,
     progress: Progress<'_>,
-) -> Result<Vec<CheckRow>, ImportError> {
+) -> Result<DatabaseCheck, ImportError> {
     let package = Package::open(path)?;
     let has_entry = |_: &[MeasuredKernel], id: &KernelId| find_entry(database, id).is_some();
     let mut loads = RoutedLoads::default();
@@ -104,7 +110,11 @@ pub fn check_database(
         })
         .collect();
     let mut groups: BTreeMap<_, (ErrorSamples, u64)> = BTreeMap::new();
+    let mut together = ErrorSamples::default();
     for (key, (samples, broken)) in compared.into_iter().flatten() {
+        if key.3 == CheckScope::HeldOutShapes {
+            together.append(samples.clone());
+        }
         let group = groups.entry(key).or_default();
         group.0.append(samples);
         group.1 += broken;
@@ -119,7 +129,7 @@ pub fn check_database(
             broken_rows,
             errors: samples.summarize(),
         };
-    Ok(groups.into_iter().map(row).collect())
+    Ok(DatabaseCheck { rows: groups.into_iter().map(row).collect(), together: together.summarize() })
 }
 
 /// Returns the entry that predicts a measured kernel. For an older version it is the kernel of the same

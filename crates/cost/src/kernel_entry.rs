@@ -93,6 +93,17 @@ pub struct HeldOutErrors {
     pub skewed: Option<MethodErrors>,
 }
 
+impl HeldOutErrors {
+    /// Returns true if the errors are acceptable. For balanced routing the median is at most 8 % and the
+    /// 90th percentile at most 25 %. For skewed routing they are at most 12 % and 35 %.
+    pub fn meets_limits(&self) -> bool {
+        let meets = |errors: Option<MethodErrors>, median: f64, p90: f64| {
+            errors.is_none_or(|errors| errors.model.median <= median && errors.model.p90 <= p90)
+        };
+        meets(self.balanced, 8.0, 25.0) && meets(self.skewed, 12.0, 35.0)
+    }
+}
+
 /// Errors of the kernel model and of two simpler methods on the same rows.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

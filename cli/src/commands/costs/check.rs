@@ -5,7 +5,10 @@ use crate::args::expert_time::read_database;
 use crate::output::{Output, StderrBar, print_json, print_text};
 use crate::render::table::render_table;
 use clap::Args;
-use evenkeel_cost::check::{CheckRow, CheckScope, OperationCheckRow, check_database, check_operations};
+use evenkeel_cost::check::{
+    CheckRow, CheckScope, DatabaseCheck, OperationCheckRow, check_database, check_operations,
+};
+use evenkeel_cost::{HeldOutErrors, MethodErrors};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -13,7 +16,8 @@ use std::path::PathBuf;
 ///
 /// Errors are absolute relative errors on rows that the fit did not use, as median and 90th percentile. These
 /// are shapes that were held out, and older versions of a framework. `limits` is yes if the median is at most
-/// 8 % and the 90th percentile at most 25 % for balanced routing, and 12 % and 35 % for skewed routing.
+/// 8 % and the 90th percentile at most 25 % for balanced routing, and 12 % and 35 % for skewed routing. A
+/// line below the kernels has the errors of all held-out rows of the GPU together.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  evenkeel costs check h100 aiconfigurator_core-0.12.0-*.whl")]
 pub(crate) struct CheckArgs {
@@ -28,7 +32,8 @@ pub(crate) struct CheckArgs {
 pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
     let database = read_database(&args.database)?;
     let bar = StderrBar::for_kernels();
-    let rows = check_database(&database, &args.package, &|_, done, total| bar.report_kernels(done, total))?;
+    let DatabaseCheck { rows, together, .. } =
+        check_database(&database, &args.package, &|_, done, total| bar.report_kernels(done, total))?;
     let operations =
         check_operations(&database, &args.package, &|_, done, total| bar.report_kernels(done, total))?;
     drop(bar);
@@ -36,6 +41,7 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
         return print_json(&json!({
             "gpu": database.gpu,
             "rows": rows.iter().map(row_to_json).collect::<Vec<_>>(),
+            "together": { "errors": together, "meets_limits": together.meets_limits() },
             "operations": operations.iter().map(operation_to_json).collect::<Vec<_>>(),
         }));
     }
@@ -55,15 +61,36 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
         "better",
     ];
     print_text(&format!(
-        "Kernels on {}: errors in percent, median / 90th percentile\n\n{}\n{}",
+        "Kernels on {}: errors in percent, median / 90th percentile\n\n{}\n{}\n\n{}",
         database.gpu,
         render_table(&header, rows.iter().map(row_cells).collect(), 4),
+        describe_together(&together),
         render_table(
             &["other operation", "framework", "dtype", "kernel", "rows of", "rows", "error"],
             operations.iter().map(operation_cells).collect(),
             5
         )
     ))
+}
+
+/// Returns a line with the errors of all held-out rows.
+fn describe_together(errors: &HeldOutErrors) -> String {
+    let part = |name: &str, errors: Option<MethodErrors>| match errors {
+        Some(MethodErrors { rows, model, .. }) => {
+            format!("{name} {:.1} / {:.1} ({rows} rows)", model.median, model.p90)
+        }
+        None => format!("no {name} rows"),
+    };
+    format!(
+        "All rows of held-out shapes: {}, {}. Within the limits: {}",
+        part("balanced", errors.balanced),
+        part("skewed", errors.skewed),
+        answer(errors.meets_limits())
+    )
+}
+
+fn answer(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.to_owned()
 }
 
 fn operation_cells(row: &OperationCheckRow) -> Vec<String> {
@@ -93,7 +120,6 @@ fn scope_name(scope: &CheckScope) -> String {
 }
 
 fn row_cells(row: &CheckRow) -> Vec<String> {
-    let answer = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
     let mut cells = vec![
         row.framework.clone(),
         row.dtype.to_string(),

@@ -2,7 +2,7 @@
 
 use crate::skip_support::skipped;
 use evenkeel_cost::CostDatabase;
-use evenkeel_cost::check::{CheckScope, check_database, check_operations};
+use evenkeel_cost::check::{CheckScope, DatabaseCheck, check_database, check_operations};
 use evenkeel_cost::import::import_package;
 use std::path::PathBuf;
 
@@ -26,12 +26,13 @@ fn an_import_makes_the_table_of_the_crate() {
 fn the_tables_have_their_errors() {
     let Some(path) = package() else { return };
     let database = CostDatabase::builtin("h100").unwrap();
-    let rows = check_database(&database, &path, &|_, _, _| {}).unwrap();
+    let DatabaseCheck { rows, together, .. } = check_database(&database, &path, &|_, _, _| {}).unwrap();
     let held_out: Vec<_> = rows.iter().filter(|row| row.scope == CheckScope::HeldOutShapes).collect();
     assert!(held_out.len() >= 13);
     for row in &held_out {
         assert!(row.beats_simpler_methods(), "{row:?}");
     }
+    assert!(together.meets_limits(), "{together:?}");
     // Three of 16 groups miss a limit: kernels without tuning, and two with a single model.
     assert!(held_out.iter().filter(|row| row.meets_limits()).count() * 5 >= held_out.len() * 4);
     assert!(rows.iter().any(|row| matches!(row.scope, CheckScope::OlderVersion(_))));

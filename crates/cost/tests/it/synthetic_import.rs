@@ -2,7 +2,7 @@
 //! check.
 
 use crate::package_writer::{MoeRow, columns, write_table};
-use evenkeel_cost::check::{CheckScope, check_database};
+use evenkeel_cost::check::{CheckScope, DatabaseCheck, check_database};
 use evenkeel_cost::import::{ImportStage, import_package, package_gpus};
 use evenkeel_cost::routing::{RoutingShape, balanced_counts};
 use evenkeel_cost::{CacheState, CostDatabase, Dtype, KernelTable, MoeShape, RankKernel};
@@ -75,8 +75,9 @@ fn known_coefficients_are_recovered() {
     // The document keeps every digit of the fit.
     assert_eq!(&CostDatabase::from_json(&database.to_json().unwrap()).unwrap(), database);
 
-    let checked = check_database(database, folder.path(), &|_, _, _| {}).unwrap();
-    assert_eq!(checked.len(), 1);
+    let DatabaseCheck { rows: checked, together, .. } =
+        check_database(database, folder.path(), &|_, _, _| {}).unwrap();
+    assert_eq!((checked.len(), together), (1, entry.errors));
     assert_eq!((checked[0].table, checked[0].errors), (KernelTable::Moe, entry.errors));
     assert!(checked[0].meets_limits() && checked[0].beats_simpler_methods());
     // Imports are deterministic.
@@ -103,10 +104,12 @@ fn older_versions_and_broken_rows_are_held_out() {
     let versions: Vec<&str> = databases[0].kernels.iter().map(|kernel| kernel.version.as_str()).collect();
     assert_eq!(versions, ["1.3.0rc20"]);
     assert_eq!(databases[0].kernels[0].broken_rows, expected);
-    let checked = check_database(&databases[0], folder.path(), &|_, _, _| {}).unwrap();
+    let DatabaseCheck { rows: checked, together, .. } =
+        check_database(&databases[0], folder.path(), &|_, _, _| {}).unwrap();
     let scopes: Vec<&CheckScope> = checked.iter().map(|row| &row.scope).collect();
     assert_eq!(scopes, [&CheckScope::HeldOutShapes, &CheckScope::OlderVersion("1.0.0".into())]);
     assert!(checked[0].meets_limits());
+    assert_eq!(together, checked[0].errors);
     // All older rows took 1.5 times as long, so the prediction is a third too low.
     let error = checked[1].errors.balanced.unwrap().model.median;
     assert!((error - 33.3).abs() < 1.0, "{error}");
@@ -136,7 +139,7 @@ fn tuned_shapes_have_their_own_coefficients() {
         let rows = rows_of("sglang_fused_moe_triton", models, tuned_time_us);
         write_table(folder.path(), ["h100_sxm", "sglang", "0.5.14"], &columns(&rows));
         let databases = import_package(folder.path(), &["h100"], &|_, _, _| {}).unwrap();
-        let checked = check_database(&databases[0], folder.path(), &|_, _, _| {}).unwrap();
+        let checked = check_database(&databases[0], folder.path(), &|_, _, _| {}).unwrap().rows;
         let entry = databases[0].kernel("sglang", Dtype::Bfloat16).unwrap().clone();
         assert_eq!(checked[0].errors, entry.errors);
         (entry, databases[0].hardware)

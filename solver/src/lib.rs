@@ -36,7 +36,8 @@
 //! **Module map.** `hosts` and `problem` define the input. `network` compiles both for the solver, and
 //! `network::tables` is the same as plain data. `exact` is the flow. Its parts are `fixed_items` (items with
 //! one host), `level` (the least admissible peak) and `fill` (a greedy start). `forest`, `search` and
-//! `blocking_flow` find residual paths, drains and blocking flows. `split` and `peak` define the result.
+//! `blocking_flow` find residual paths, drains and blocking flows. `incremental` repairs the splits of many
+//! batches while items change slots. `split` and `peak` define the result.
 //! `verify` is the check, which shares no code with the solver. [`objective`] chooses among the optimal
 //! splits and minimises other measures of load. Three modules serve comparisons. [`affine_scaling`] is LPLB's
 //! interior point iteration, and [`coordinate_descent`] is coordinate descent. `lp` (feature `lp`) solves the
@@ -50,6 +51,7 @@
 mod error;
 mod exact;
 mod hosts;
+mod incremental;
 mod network;
 mod peak;
 mod problem;
@@ -68,6 +70,7 @@ pub use error::SolverError;
 pub(crate) use exact::Count;
 pub use exact::{WarmSplitter, Workspace, solve, solve_counts_into, solve_into};
 pub use hosts::Hosts;
+pub use incremental::{IncrementalSplits, ProvedPeak, SlotChange};
 pub use network::tables::SolverTables;
 pub use peak::Peak;
 pub use problem::Problem;

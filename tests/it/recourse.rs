@@ -191,22 +191,22 @@ fn totals_are_taken_for_an_average_only() {
 #[test]
 fn tails_are_better_served_by_their_own_objective() {
     let cluster = Cluster::new(8, 1, 32, 8).unwrap();
-    // The peaks of the worst quarter, and the worst peak, for several traces.
+    // The imbalance of the worst quarter, and the worst one, for several traces.
     let reached = |objective| {
         let policy = quick().without_perturbation().with_iterations(8000).with_objective(objective);
-        (0..5).fold((0, 0), |sum, seed| {
+        (0..5).fold((0.0, 0.0), |sum, seed| {
             let trace = trace(32, 24, seed);
             let judged =
                 evaluate_layer(&trace, 0, 0..24, &place(&policy, &trace, &cluster), SplitMethod::Exact)
                     .unwrap();
-            let mut peaks = judged.peaks;
-            peaks.sort_unstable_by(|a, b| b.cmp(a));
-            (sum.0 + peaks[..6].iter().sum::<u64>(), sum.1 + peaks[0])
+            let mut worst: Vec<f64> = (0..24).map(|batch| judged.imbalance(batch)).collect();
+            worst.sort_by(|a, b| b.total_cmp(a));
+            (sum.0 + worst[..6].iter().sum::<f64>(), sum.1 + worst[0])
         })
     };
     let [mean, quarter, worst] =
         [ScenarioObjective::Mean, ScenarioObjective::Cvar(750), ScenarioObjective::Worst].map(reached);
-    assert!(quarter.0 <= mean.0 && worst.1 <= mean.1, "{mean:?} {quarter:?} {worst:?}");
+    assert!(quarter.0 <= mean.0 + 1e-9 && worst.1 <= mean.1 + 1e-9, "{mean:?} {quarter:?} {worst:?}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod common;
 
 mod exact;
+mod incremental;
 mod input;
 #[cfg(feature = "lp")]
 mod lp;

@@ -266,7 +266,7 @@ fn evaluate_search(
             _ if folds.len() == 1 => layer.rho,
             _ => overdispersion::fit_rho(&fold.search_batches),
         };
-        let count = layer.policy.scenarios.min(MAX_SELECTION_SCENARIOS);
+        let count = layer.policy.scenarios(iterations).min(MAX_SELECTION_SCENARIOS);
         let scenarios =
             perturb::draw_scenarios(experts, ranks, (&fold.search_batches, strays), spread, count, dice);
         let seating = layer.search_best_start(&scenarios, aim, iterations, dice.clone())?.seating;

@@ -272,8 +272,8 @@ mod tests {
     use super::super::evaluate::ExactEvaluator;
     use super::super::initial::initial_placements;
     use super::*;
-    use crate::place::recourse::incumbent::PlacementStep;
     use crate::rng::SeededRng;
+    use evenkeel_solver::SlotChange;
     use proptest::prelude::*;
 
     proptest! {
@@ -293,9 +293,9 @@ mod tests {
             for _ in 0..60 {
                 let step = if dice.draw_below(2) == 0 {
                     let slot = |dice: &mut SeededRng| dice.draw_below((ranks * per_rank) as u64) as usize;
-                    PlacementStep::Swap(slot(&mut dice), slot(&mut dice))
+                    SlotChange::Swap(slot(&mut dice), slot(&mut dice))
                 } else {
-                    PlacementStep::Retarget(dice.draw_below((ranks * per_rank) as u64) as usize, dice.draw_below(experts as u64) as u32)
+                    SlotChange::Replace(dice.draw_below((ranks * per_rank) as u64) as usize, dice.draw_below(experts as u64) as u32)
                 };
                 if seating.allows_step(step) {
                     let effect = cuts.step_effect(&seating, seating.step_changes(step));

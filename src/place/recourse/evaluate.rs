@@ -56,16 +56,30 @@ impl ExactEvaluator {
         Ok(peaks)
     }
 
-    /// Returns the score of a placement over all scenarios.
+    /// Returns the score of a placement over all scenarios. Returns `None` if it is above `at_most`.
     ///
     /// # Errors
     /// Fails if an expert has no host.
-    pub(crate) fn score(
+    pub(crate) fn score_up_to(
         &mut self,
         seating: &SearchPlacement,
         scenarios: &ScenarioSet,
         objective: ScenarioObjective,
-    ) -> Result<u64, SolverError> {
-        Ok(objective.score(scenarios, &self.peaks(seating, scenarios)?))
+        at_most: u64,
+    ) -> Result<Option<u64>, SolverError> {
+        if objective != ScenarioObjective::Mean {
+            let score = objective.score(scenarios, &self.peaks(seating, scenarios)?);
+            return Ok((score <= at_most).then_some(score));
+        }
+        let problem = Self::build_problem(seating)?;
+        let mut score = objective.score(scenarios, scenarios.peak_floors());
+        for scenario in 0..scenarios.len() {
+            let above = self.peak(&problem, scenarios, scenario)?.0 - scenarios.peak_floors()[scenario];
+            score += above as u64 * scenarios.weights()[scenario];
+            if score > at_most {
+                return Ok(None);
+            }
+        }
+        Ok(Some(score))
     }
 }

@@ -1,10 +1,12 @@
 //! Placement under change: usable slots, their experts, and the steps between placements.
 //!
-//! In: the usable slots by rank, and an expert (or none) for each. Out: [`SearchPlacement`] and
-//! [`PlacementStep`]s. A seating without two replicas of an expert on one rank never gets any by an allowed
-//! step.
+//! In: the usable slots by rank, and an expert (or none) for each. Out: [`SearchPlacement`], which takes
+//! [`SlotChange`]s as steps. A seating without two replicas of an expert on one rank never gets any by an
+//! allowed step.
 
+use super::scenarios::ScenarioSet;
 use crate::place::{PlaceError, Placement};
+use evenkeel_solver::{IncrementalSplits, SlotChange, SolverError};
 
 /// Index of a rank. 16 bits suffice for every rank and keep lists of hosts small.
 pub(crate) type RankIndex = u16;
@@ -34,15 +36,6 @@ pub(crate) struct HostChange {
     pub(crate) to: Option<RankIndex>,
 }
 
-/// Step from one placement to the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PlacementStep {
-    /// Exchange of the experts of two slots.
-    Swap(usize, usize),
-    /// Replacement of a slot's content by another expert.
-    Retarget(usize, u32),
-}
-
 impl SearchPlacement {
     /// Creates empty slots, `slots[r]` usable ones on rank `r`.
     pub(crate) fn with_empty_slots(experts: usize, slots: &[usize]) -> SearchPlacement {
@@ -65,7 +58,7 @@ impl SearchPlacement {
                 if let Some(expert) = expert
                     && !seating.holds(rank as RankIndex, expert)
                 {
-                    seating.apply(PlacementStep::Retarget(slot, expert));
+                    seating.apply(SlotChange::Replace(slot, expert));
                 }
             }
         }
@@ -110,6 +103,19 @@ impl SearchPlacement {
             }
         }
         Ok(Placement::new(self.experts, self.ranks(), slots)?)
+    }
+
+    /// Returns the splits of these scenarios, which take the same steps.
+    ///
+    /// # Errors
+    /// Fails if an expert has no replica.
+    pub(crate) fn incremental_splits(
+        &self,
+        scenarios: &ScenarioSet,
+    ) -> Result<IncrementalSplits, SolverError> {
+        let slots: Vec<usize> = self.starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let batches = (0..scenarios.len()).map(|scenario| scenarios.loads(scenario));
+        IncrementalSplits::new(&slots, self.experts, &self.slot_experts, batches)
     }
 
     /// Returns the number of logical experts, `E`.
@@ -159,14 +165,14 @@ impl SearchPlacement {
     }
 
     /// Returns true if a step leads to a placement, with no expert homeless and none twice on a rank.
-    pub(crate) fn allows_step(&self, step: PlacementStep) -> bool {
+    pub(crate) fn allows_step(&self, step: SlotChange) -> bool {
         match step {
-            PlacementStep::Swap(a, b) => {
+            SlotChange::Swap(a, b) => {
                 let (e, f) = (self.slot_experts[a], self.slot_experts[b]);
                 let (from, to) = (self.rank_of[a], self.rank_of[b]);
                 e != f && from != to && !self.holds(to, e) && !self.holds(from, f)
             }
-            PlacementStep::Retarget(slot, expert) => {
+            SlotChange::Replace(slot, expert) => {
                 self.is_redundant(slot)
                     && (expert as usize) < self.experts
                     && !self.holds(self.rank_of[slot], expert)
@@ -175,16 +181,16 @@ impl SearchPlacement {
     }
 
     /// Returns the changes of a step.
-    pub(crate) fn step_changes(&self, step: PlacementStep) -> [HostChange; 2] {
+    pub(crate) fn step_changes(&self, step: SlotChange) -> [HostChange; 2] {
         match step {
-            PlacementStep::Swap(a, b) => {
+            SlotChange::Swap(a, b) => {
                 let (from, to) = (Some(self.rank_of[a]), Some(self.rank_of[b]));
                 [
                     HostChange { expert: self.slot_experts[a], from, to },
                     HostChange { expert: self.slot_experts[b], from: to, to: from },
                 ]
             }
-            PlacementStep::Retarget(slot, expert) => {
+            SlotChange::Replace(slot, expert) => {
                 let rank = Some(self.rank_of[slot]);
                 [
                     HostChange { expert: self.slot_experts[slot], from: rank, to: None },
@@ -195,7 +201,7 @@ impl SearchPlacement {
     }
 
     /// Takes a step and returns the one that undoes it.
-    pub(crate) fn apply(&mut self, step: PlacementStep) -> PlacementStep {
+    pub(crate) fn apply(&mut self, step: SlotChange) -> SlotChange {
         for HostChange { expert, from, to } in self.step_changes(step) {
             if expert as usize == self.experts {
                 continue;
@@ -207,12 +213,12 @@ impl SearchPlacement {
             hosts.extend(to);
         }
         match step {
-            PlacementStep::Swap(a, b) => {
+            SlotChange::Swap(a, b) => {
                 self.slot_experts.swap(a, b);
                 step
             }
-            PlacementStep::Retarget(slot, expert) => {
-                PlacementStep::Retarget(slot, std::mem::replace(&mut self.slot_experts[slot], expert))
+            SlotChange::Replace(slot, expert) => {
+                SlotChange::Replace(slot, std::mem::replace(&mut self.slot_experts[slot], expert))
             }
         }
     }

@@ -7,8 +7,9 @@
 //! rings and random permutations of all ranks. `place_greedily` gives replicas to the experts with the
 //! largest load per replica and packs all of them, heaviest first. This is EPLB's idea.
 
-use super::incumbent::{PlacementStep, RankIndex, SearchPlacement};
+use super::incumbent::{RankIndex, SearchPlacement};
 use crate::rng::SeededRng;
+use evenkeel_solver::SlotChange;
 use std::cmp::Reverse;
 
 /// Number of starts from random permutations, in addition to the rings.
@@ -63,7 +64,7 @@ fn place_homes(shares: &[u64], slots: &[usize]) -> Option<SearchPlacement> {
     let mut next: Vec<usize> = (0..ranks).map(|rank| seating.slots_of(rank as RankIndex).start).collect();
     for expert in experts_by_load(shares) {
         let rank = (0..ranks).filter(|&rank| room[rank] > 0).min_by_key(|&rank| filled[rank])?;
-        seating.apply(PlacementStep::Retarget(next[rank], expert));
+        seating.apply(SlotChange::Replace(next[rank], expert));
         next[rank] += 1;
         room[rank] -= 1;
         filled[rank] += shares[expert as usize];
@@ -92,10 +93,10 @@ fn replicate_along_graph(
             let Some(&slot) = free.get(column) else { continue };
             let at_home = homes.slots_of(sources[rank] as RankIndex).map(|slot| homes.expert_in_slot(slot));
             let best = at_home
-                .filter(|&expert| seating.allows_step(PlacementStep::Retarget(slot, expert)))
+                .filter(|&expert| seating.allows_step(SlotChange::Replace(slot, expert)))
                 .min_by_key(|&expert| (seating.hosts(expert).len(), Reverse(shares[expert as usize])));
             if let Some(expert) = best {
-                seating.apply(PlacementStep::Retarget(slot, expert));
+                seating.apply(SlotChange::Replace(slot, expert));
             }
         }
     }
@@ -151,7 +152,7 @@ fn pack_replicas(
                 (0..slots.len()).filter(|&rank| room[rank] > 0 && !seating.holds(rank as RankIndex, expert));
             let rank = open.min_by_key(|&rank| key(rank, &filled, &room))?;
             let slot = seating.slots_of(rank as RankIndex).end - room[rank];
-            seating.apply(PlacementStep::Retarget(slot, expert));
+            seating.apply(SlotChange::Replace(slot, expert));
             room[rank] -= 1;
             filled[rank] += weight(expert);
         }
@@ -164,10 +165,10 @@ pub(super) fn fill_empty_slots(seating: &mut SearchPlacement, shares: &[u64]) {
     for slot in 0..seating.slots() {
         if seating.expert_in_slot(slot) as usize == shares.len() {
             let fits =
-                (0..shares.len() as u32).filter(|&e| seating.allows_step(PlacementStep::Retarget(slot, e)));
+                (0..shares.len() as u32).filter(|&e| seating.allows_step(SlotChange::Replace(slot, e)));
             let per_copy = |e: u32| shares[e as usize] / (seating.hosts(e).len() as u64 + 1);
             if let Some(expert) = fits.max_by_key(|&e| (per_copy(e), Reverse(e))) {
-                seating.apply(PlacementStep::Retarget(slot, expert));
+                seating.apply(SlotChange::Replace(slot, expert));
             }
         }
     }

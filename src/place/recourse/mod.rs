@@ -43,7 +43,6 @@ use super::{PlaceError, PlaceRequest, PlaceResponse, Placement, Policy};
 use crate::cluster::Cluster;
 use crate::forecast::History;
 use crate::rng::SeededRng;
-use crate::split::SplitMethod;
 use evaluate::ExactEvaluator;
 use evenkeel_solver::SolverError;
 use incumbent::SearchPlacement;
@@ -57,9 +56,6 @@ use search_aim::SearchAim;
 
 /// Stream of random numbers for all draws of one layer.
 const RNG_STREAM: u64 = 0;
-
-/// Number of draws of scenarios that are searched one after the other.
-const SCENARIO_DRAWS: u64 = 2;
 
 /// Highest number of batches before the history that are used to estimate their variation.
 const MAX_EARLIER_BATCHES: usize = 64;
@@ -172,7 +168,7 @@ impl<'a> LayerProblem<'a> {
     fn default_aim(&self) -> SearchAim {
         match self.policy.split {
             None => SearchAim::Both(against_eplb::MIN_EVEN_WEIGHT),
-            Some(SplitMethod::Exact | SplitMethod::Lp | SplitMethod::Affine5) => SearchAim::Exact,
+            Some(_) if self.policy.is_for_exact_split() => SearchAim::Exact,
             Some(rule) => SearchAim::Rule(rule),
         }
     }
@@ -186,7 +182,11 @@ impl<'a> LayerProblem<'a> {
         let failed = |error: SolverError| self.policy.shape_error(error.to_string());
         match trust {
             ScenarioModel::Search(spread, aim) => {
-                let found = self.best_of_draws(spread, *aim, dice).map_err(failed)?;
+                let iterations = self.policy.iterations(&self.slots);
+                let scenarios = self.draw_scenarios(spread, self.policy.scenarios(iterations), dice);
+                let search_rng = SeededRng::new(self.policy.seed, RNG_STREAM + 1);
+                let found =
+                    self.search_best_start(&scenarios, *aim, iterations, search_rng).map_err(failed)?.seating;
                 let holds =
                     self.policy.spread.is_some() || against_eplb::holds_on_window_batches(self, &found, *aim);
                 if holds { found.placement() } else { self.place_from_scratch(&ScenarioModel::Eplb, dice) }
@@ -221,32 +221,6 @@ impl<'a> LayerProblem<'a> {
         )
     }
 
-    /// Searches on several draws of scenarios, each with its part of the iterations. Returns the placement
-    /// that is best on a larger draw that no search has used.
-    fn best_of_draws(
-        &self,
-        spread: &[PerturbationPart],
-        aim: SearchAim,
-        dice: &mut SeededRng,
-    ) -> Result<SearchPlacement, SolverError> {
-        let referee = self.draw_scenarios(spread, COMPARISON_FACTOR * self.policy.scenarios, dice);
-        let iterations = self.policy.iterations(&self.slots) / SCENARIO_DRAWS;
-        let mut best: Option<SearchResult> = None;
-        for number in 0..SCENARIO_DRAWS {
-            let scenarios = self.draw_scenarios(spread, self.policy.scenarios, dice);
-            let dice = SeededRng::new(self.policy.seed, RNG_STREAM + 1 + number);
-            let seating = self.search_best_start(&scenarios, aim, iterations, dice)?.seating;
-            let score = self.score(&seating, &referee, aim)?;
-            if best.as_ref().is_none_or(|best| score < best.score) {
-                best = Some(SearchResult { seating, score });
-            }
-        }
-        Ok(best.map_or_else(
-            || SearchPlacement::with_empty_slots(self.experts, &self.slots),
-            |best| best.seating,
-        ))
-    }
-
     /// Returns the best placement for these scenarios, searched from the best start.
     fn search_best_start(
         &self,
@@ -258,8 +232,10 @@ impl<'a> LayerProblem<'a> {
         let objective = self.policy.objective;
         let mut best: Option<SearchResult> = None;
         for start in initial::initial_placements(&scenarios.expert_shares(), &self.slots, &mut dice) {
-            let score = self.score(&start, scenarios, aim)?;
-            if best.as_ref().is_none_or(|best| score < best.score) {
+            let at_most = best.as_ref().map_or(u64::MAX, |best| best.score.saturating_sub(1));
+            if let Some(score) =
+                self.score_up_to(&start, scenarios, (ScenarioObjective::Mean, aim), at_most)?
+            {
                 best = Some(SearchResult { seating: start, score });
             }
         }
@@ -273,7 +249,8 @@ impl<'a> LayerProblem<'a> {
         if objective == ScenarioObjective::Mean {
             return Ok(near);
         }
-        // A tail does not change by most steps, so a search for the mean comes first.
+        // A tail does not change by most steps, so a search for the mean comes first. A policy for the mean
+        // makes the same search, so this one can only lower its tail.
         search(scenarios, (objective, aim, self.cluster), near.seating, limits, dice)
     }
 
@@ -284,16 +261,28 @@ impl<'a> LayerProblem<'a> {
         scenarios: &ScenarioSet,
         aim: SearchAim,
     ) -> Result<u64, SolverError> {
-        let objective = self.policy.objective;
-        let exact = if aim.counts_exact() {
-            ExactEvaluator::default().score(seating, scenarios, objective)?
-        } else {
-            0
-        };
+        let aim = (self.policy.objective, aim);
+        Ok(self.score_up_to(seating, scenarios, aim, u64::MAX)?.unwrap_or(u64::MAX))
+    }
+
+    /// Returns the score of a placement, or `None` if it is above `at_most`.
+    fn score_up_to(
+        &self,
+        seating: &SearchPlacement,
+        scenarios: &ScenarioSet,
+        (objective, aim): (ScenarioObjective, SearchAim),
+        at_most: u64,
+    ) -> Result<Option<u64>, SolverError> {
         let rule = aim
             .share_rule(self.cluster)
             .map_or(0, |rule| objective.score(scenarios, RuleLoads::new(scenarios, rule, seating).peaks()));
-        Ok(aim.total_score(exact, rule))
+        let rule = aim.weighted_rule_score(rule);
+        let Some(at_most) = at_most.checked_sub(rule) else { return Ok(None) };
+        if !aim.counts_exact() {
+            return Ok(Some(rule));
+        }
+        let exact = ExactEvaluator::default().score_up_to(seating, scenarios, objective, at_most)?;
+        Ok(exact.map(|exact| exact.saturating_add(rule)))
     }
 
     /// Returns the contribution of every scenario to the score of a placement.

@@ -12,7 +12,6 @@ use super::perturb::{self, Perturbation, PerturbationPart};
 use super::score::scenario_scores;
 use super::search_aim::SearchAim;
 use super::{ExactEvaluator, LayerProblem, Recourse, ScenarioSet, SeededRng, against_eplb, initial};
-use crate::split::SplitMethod;
 use evenkeel_solver::SolverError;
 
 pub(super) const fn plain_part(share: u8, tilt: u8, new: u8) -> PerturbationPart {
@@ -81,7 +80,7 @@ pub(super) fn choose_model(
 ) -> Result<ScenarioModel, SolverError> {
     match layer.policy.split {
         None => against_eplb::choose_for_unknown(layer, dice),
-        Some(SplitMethod::Exact | SplitMethod::Lp | SplitMethod::Affine5) => choose_for_exact(layer, dice),
+        Some(_) if layer.policy.is_for_exact_split() => choose_for_exact(layer, dice),
         Some(rule) => against_eplb::choose_for_rule(layer, rule, dice),
     }
 }
@@ -105,7 +104,7 @@ fn choose_for_exact(layer: &LayerProblem<'_>, dice: &mut SeededRng) -> Result<Sc
         let mut seatings = vec![];
         let strays = if seen.len() < MIN_BATCHES_TO_HOLD_OUT { overdispersion::fit_rho(seen) } else { 0.0 };
         for spread in PERTURBATION_LADDER {
-            let count = layer.policy.scenarios.min(MAX_SELECTION_SCENARIOS);
+            let count = layer.policy.scenarios(iterations).min(MAX_SELECTION_SCENARIOS);
             let scenarios = perturb::draw_scenarios(experts, ranks, (seen, strays), spread, count, dice);
             seatings.push(
                 layer.search_best_start(&scenarios, SearchAim::Exact, iterations, dice.clone())?.seating,

@@ -5,10 +5,11 @@
 //! rank replaces the cut.
 
 use super::cuts::CutPool;
-use super::incumbent::{PlacementStep, SearchPlacement};
+use super::incumbent::SearchPlacement;
 use super::rule_loads::RuleLoads;
 use super::scenarios::ScenarioSet;
 use crate::rng::SeededRng;
+use evenkeel_solver::SlotChange;
 
 /// Number of random slots that a guided step examines for a heavy expert inside.
 const SLOTS_EXAMINED: usize = 3;
@@ -32,7 +33,7 @@ impl StepProposals {
         (cuts, rule): (Option<&mut CutPool<'_>>, Option<&RuleLoads<'_>>),
         scenarios: &ScenarioSet,
         dice: &mut SeededRng,
-    ) -> Option<PlacementStep> {
+    ) -> Option<SlotChange> {
         let step = if dice.draw_below(2) == 0 {
             match (cuts, rule) {
                 (Some(_), Some(rule)) if dice.draw_below(2) == 0 => {
@@ -54,7 +55,7 @@ impl StepProposals {
         cuts: &mut CutPool<'_>,
         scenarios: &ScenarioSet,
         dice: &mut SeededRng,
-    ) -> Option<PlacementStep> {
+    ) -> Option<SlotChange> {
         // Of two scenarios, the one further above its floor is taken, in units of the score.
         let above = |b: usize| (cuts.peaks()[b] - scenarios.peak_floors()[b]) as u64 * scenarios.weights()[b];
         let (a, b) = (pick_index(scenarios.len(), dice), pick_index(scenarios.len(), dice));
@@ -83,9 +84,9 @@ impl StepProposals {
         }
         let (slot, outside) = (slot?, outside?);
         if seating.is_redundant(outside) && dice.draw_below(4) != 0 {
-            return Some(PlacementStep::Retarget(outside, seating.expert_in_slot(slot)));
+            return Some(SlotChange::Replace(outside, seating.expert_in_slot(slot)));
         }
-        Some(PlacementStep::Swap(slot, outside))
+        Some(SlotChange::Swap(slot, outside))
     }
 }
 
@@ -96,7 +97,7 @@ fn propose_under_rule(
     rule: &RuleLoads<'_>,
     scenarios: &ScenarioSet,
     dice: &mut SeededRng,
-) -> Option<PlacementStep> {
+) -> Option<SlotChange> {
     let above = |b: usize| (rule.peaks()[b] - scenarios.peak_floors()[b]) as u64 * scenarios.weights()[b];
     let (a, b) = (pick_index(scenarios.len(), dice), pick_index(scenarios.len(), dice));
     let scenario = if above(a) >= above(b) { a } else { b };
@@ -116,20 +117,17 @@ fn propose_under_rule(
     let outside = (0..8).map(|_| pick_index(seating.slots(), dice)).find(|slot| !slots.contains(slot));
     let (slot, outside) = (slot?, outside?);
     if seating.is_redundant(outside) && dice.draw_below(2) == 0 {
-        return Some(PlacementStep::Retarget(outside, seating.expert_in_slot(slot)));
+        return Some(SlotChange::Replace(outside, seating.expert_in_slot(slot)));
     }
-    Some(PlacementStep::Swap(slot, outside))
+    Some(SlotChange::Swap(slot, outside))
 }
 
-fn propose_random(seating: &SearchPlacement, dice: &mut SeededRng) -> Option<PlacementStep> {
+fn propose_random(seating: &SearchPlacement, dice: &mut SeededRng) -> Option<SlotChange> {
     if dice.draw_below(2) == 0 {
-        return Some(PlacementStep::Swap(
-            pick_index(seating.slots(), dice),
-            pick_index(seating.slots(), dice),
-        ));
+        return Some(SlotChange::Swap(pick_index(seating.slots(), dice), pick_index(seating.slots(), dice)));
     }
     let slot = (0..8).map(|_| pick_index(seating.slots(), dice)).find(|&slot| seating.is_redundant(slot))?;
-    Some(PlacementStep::Retarget(slot, pick_index(seating.experts(), dice) as u32))
+    Some(SlotChange::Replace(slot, pick_index(seating.experts(), dice) as u32))
 }
 
 fn pick_index(n: usize, dice: &mut SeededRng) -> usize {

@@ -5,14 +5,19 @@ use super::score::ScenarioObjective;
 use crate::split::SplitMethod;
 use std::fmt;
 
-/// Default number of scenarios of a search.
-const DEFAULT_SCENARIOS: usize = 128;
+/// Number of iterations per scenario of a search by default. Every accepted step is split in all scenarios.
+const ITERATIONS_PER_SCENARIO: u64 = 400;
 
-/// Default number of iterations of the last search for up to [`SLOTS_AT_DEFAULT`] slots.
-const DEFAULT_ITERATIONS: u64 = 40_000;
+/// Lowest and highest number of scenarios of a search by default.
+const DEFAULT_SCENARIOS: (u64, u64) = (128, 512);
 
-/// Number of slots from which iterations decrease in proportion, because each takes longer.
-const SLOTS_AT_DEFAULT: u64 = 64;
+/// Default number of iterations of the last search for up to [`MAX_SLOTS_AT_FULL_EFFORT`] slots. It is a
+/// third of that if a fixed rule counts, because an iteration then takes two to three times as long.
+const DEFAULT_ITERATIONS: u64 = 240_000;
+
+/// Number of slots from which iterations decrease with the square of the slots: each takes longer, and the
+/// layers of such models are many.
+const MAX_SLOTS_AT_FULL_EFFORT: u64 = 64;
 
 /// The policy `recourse`: placements for the split that will run.
 ///
@@ -33,7 +38,7 @@ pub struct Recourse {
     pub(super) objective: ScenarioObjective,
     pub(super) seed: u64,
     pub(super) budget: Option<u64>,
-    pub(super) scenarios: usize,
+    pub(super) scenarios: Option<usize>,
     pub(super) spread: Option<Perturbation>,
     /// Split that will run. `None` if it is unknown.
     pub(super) split: Option<SplitMethod>,
@@ -46,7 +51,7 @@ impl Default for Recourse {
             objective: ScenarioObjective::Mean,
             seed: 0,
             budget: None,
-            scenarios: DEFAULT_SCENARIOS,
+            scenarios: None,
             spread: None,
             split: None,
         }
@@ -83,7 +88,7 @@ impl Recourse {
     /// Sets the highest number of scenarios of a search, at least one.
     #[must_use]
     pub fn with_scenarios(self, scenarios: usize) -> Self {
-        Recourse { scenarios: scenarios.max(1), ..self }
+        Recourse { scenarios: Some(scenarios.max(1)), ..self }
     }
 
     /// Takes the batches of the history as the batches to come. This is the practical limit if they are, and
@@ -117,13 +122,30 @@ impl Recourse {
         Some(policy)
     }
 
-    /// Returns the number of iterations of the last search. It decreases if slots are many, because each
-    /// iteration then takes longer.
+    /// Returns true if the peaks of exact splits alone count.
+    pub(super) fn is_for_exact_split(&self) -> bool {
+        matches!(self.split, Some(SplitMethod::Exact | SplitMethod::Lp | SplitMethod::Affine5))
+    }
+
+    /// Returns the number of iterations of the last search. It decreases if slots are many.
     pub(super) fn iterations(&self, slots: &[usize]) -> u64 {
-        let all: usize = slots.iter().sum();
-        self.budget
-            .unwrap_or(DEFAULT_ITERATIONS * SLOTS_AT_DEFAULT / (all as u64).max(SLOTS_AT_DEFAULT))
-            .max(1)
+        let full = if self.is_for_exact_split() { DEFAULT_ITERATIONS } else { DEFAULT_ITERATIONS / 3 };
+        let slots = slots.iter().sum::<usize>() as u64;
+        let part =
+            |iterations: u64| iterations * MAX_SLOTS_AT_FULL_EFFORT / slots.max(MAX_SLOTS_AT_FULL_EFFORT);
+        self.budget.unwrap_or_else(|| part(part(full))).max(1)
+    }
+
+    /// Returns the number of iterations of all searches from a current placement. They start near their aim,
+    /// and a service waits for them.
+    pub(super) fn replan_iterations(&self, slots: &[usize]) -> u64 {
+        self.budget.unwrap_or_else(|| self.iterations(slots) / 3).max(1)
+    }
+
+    /// Returns the highest number of scenarios of a search with this number of iterations.
+    pub(super) fn scenarios(&self, iterations: u64) -> usize {
+        let (least, most) = DEFAULT_SCENARIOS;
+        self.scenarios.unwrap_or((iterations / ITERATIONS_PER_SCENARIO).clamp(least, most) as usize)
     }
 }
 
@@ -143,8 +165,8 @@ impl fmt::Display for Recourse {
         if let Some(iterations) = self.budget {
             write!(f, ":iterations={iterations}")?;
         }
-        if self.scenarios != DEFAULT_SCENARIOS {
-            write!(f, ":scenarios={}", self.scenarios)?;
+        if let Some(scenarios) = self.scenarios {
+            write!(f, ":scenarios={scenarios}")?;
         }
         Ok(())
     }

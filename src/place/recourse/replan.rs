@@ -157,7 +157,8 @@ impl<'a> Replanner<'a> {
         effort_factor: usize,
         draw: &mut dyn FnMut(usize) -> ScenarioSet,
     ) -> Self {
-        let count = layer.policy.scenarios.saturating_mul(effort_factor);
+        let count = layer.policy.scenarios(layer.policy.replan_iterations(&layer.slots));
+        let count = count.saturating_mul(effort_factor);
         let comparison_scenarios = draw(count.saturating_mul(COMPARISON_FACTOR));
         Replanner { layer, from, aim, search_scenarios: draw(count), comparison_scenarios, effort_factor }
     }
@@ -170,7 +171,7 @@ impl<'a> Replanner<'a> {
     ) -> Result<Vec<ReplanCandidate>, SolverError> {
         let Recourse { objective, seed, .. } = *self.layer.policy;
         let iterations =
-            self.layer.policy.iterations(&self.layer.slots).saturating_mul(self.effort_factor as u64);
+            self.layer.policy.replan_iterations(&self.layer.slots).saturating_mul(self.effort_factor as u64);
         let iterations = iterations / rungs.len().max(1) as u64;
         let price = price.map_or(0, |price| {
             price_to_score(price, unit_score(&self.search_scenarios, objective, self.aim))

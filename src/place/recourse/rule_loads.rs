@@ -188,12 +188,12 @@ fn raise_peaks(to: &mut [f32], row: &[f32]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::incumbent::PlacementStep;
     use super::super::initial::initial_placements;
     use super::*;
     use crate::cluster::Cluster;
     use crate::rng::SeededRng;
     use crate::split::{Split, SplitMethod, Splitter, StackDispatch};
+    use evenkeel_solver::SlotChange;
     use proptest::prelude::*;
 
     const RULES: [SplitMethod; 4] = [
@@ -221,8 +221,8 @@ mod tests {
             for _ in 0..30 {
                 let slot = |dice: &mut SeededRng| dice.draw_below((ranks * per_rank) as u64) as usize;
                 let step = match dice.draw_below(2) {
-                    0 => PlacementStep::Swap(slot(&mut dice), slot(&mut dice)),
-                    _ => PlacementStep::Retarget(slot(&mut dice), dice.draw_below(experts as u64) as u32),
+                    0 => SlotChange::Swap(slot(&mut dice), slot(&mut dice)),
+                    _ => SlotChange::Replace(slot(&mut dice), dice.draw_below(experts as u64) as u32),
                 };
                 if seating.allows_step(step) {
                     loads.price(&seating, seating.step_changes(step));

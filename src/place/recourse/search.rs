@@ -15,8 +15,7 @@
 //! An iteration is one priced step or one split scenario.
 
 use super::cuts::CutPool;
-use super::evaluate::ExactEvaluator;
-use super::incumbent::{PlacementStep, SearchPlacement};
+use super::incumbent::SearchPlacement;
 use super::neighbourhood::StepProposals;
 use super::rule_loads::RuleLoads;
 use super::scenarios::{IMBALANCE_UNIT, ScenarioSet};
@@ -24,7 +23,7 @@ use super::score::ScenarioObjective;
 use super::search_aim::SearchAim;
 use crate::cluster::Cluster;
 use crate::rng::SeededRng;
-use evenkeel_solver::{Problem, SolverError};
+use evenkeel_solver::{IncrementalSplits, SlotChange, SolverError};
 
 /// Initial threshold: a thousandth of a mean imbalance of 1. It falls to zero.
 const INITIAL_THRESHOLD: u64 = IMBALANCE_UNIT / 1000;
@@ -73,7 +72,8 @@ struct AnnealingSearch<'a> {
     /// Exact part of the score, or 0 if only the rule counts.
     score: u64,
     best: SearchResult,
-    exact: ExactEvaluator,
+    /// Exact splits of all scenarios, if they count.
+    splits: Option<IncrementalSplits>,
     spent: u64,
     /// Scenario to split first: the last one that refuted a step.
     next: usize,
@@ -97,7 +97,7 @@ pub(crate) fn search(
         score: 0,
         scenarios,
         objective,
-        exact: ExactEvaluator::default(),
+        splits: None,
         spent: 0,
         next: 0,
     };
@@ -106,8 +106,9 @@ pub(crate) fn search(
     let mut under_rule = rule.as_ref().map_or(0, |rule| weighed(rule.peaks()));
     if aim.counts_exact() {
         search.spent = scenarios.len() as u64;
+        search.splits = Some(search.seating.incremental_splits(scenarios)?);
         search.score = objective.score(scenarios, search.cuts.peaks());
-        search.split_until_refuted(u64::MAX)?;
+        search.split_until_refuted(u64::MAX);
     }
     let mut moved = limits.moves.map_or(0, |moves| moves_between(moves.from, &search.seating).cast_signed());
     let toll = |moved: isize| limits.moves.map_or(0, |moves| moves.move_cost(moved.unsigned_abs()));
@@ -161,11 +162,11 @@ pub(crate) fn search(
             }
             known.copy_from_slice(search.cuts.peaks());
             let score = search.score;
-            let undo = search.take_step(step, &effect, &peaks, price);
-            if search.split_until_refuted(threshold)? {
+            let undo = search.take_step(step, &effect, &peaks, price)?;
+            if search.split_until_refuted(threshold) {
                 let changes = search.seating.step_changes(undo);
                 let effect = search.cuts.step_effect(&search.seating, changes);
-                search.take_step(undo, &effect, &known, score);
+                search.take_back(undo, &effect, &known, score);
                 continue;
             }
         } else {
@@ -197,43 +198,53 @@ impl AnnealingSearch<'_> {
         worse > 4.0 * better + 2.0 * allowance as f64
     }
 
-    /// Takes a step whose price is known, in total and for each peak.
+    /// Takes a step on trial whose price is known, in total and for each peak.
     fn take_step(
         &mut self,
-        step: PlacementStep,
+        step: SlotChange,
         effect: &super::cuts::StepEffect,
         peaks: &[f32],
         price: u64,
-    ) -> PlacementStep {
+    ) -> Result<SlotChange, SolverError> {
+        if let Some(splits) = &mut self.splits {
+            splits.change(step)?;
+        }
         self.cuts.apply(effect, peaks);
         self.score = price;
-        self.seating.apply(step)
+        Ok(self.seating.apply(step))
+    }
+
+    /// Takes a refuted step back.
+    fn take_back(&mut self, undo: SlotChange, effect: &super::cuts::StepEffect, peaks: &[f32], score: u64) {
+        if let Some(splits) = &mut self.splits {
+            splits.take_back();
+        }
+        self.cuts.apply(effect, peaks);
+        self.score = score;
+        self.seating.apply(undo);
     }
 
     /// Splits the scenarios exactly, one after the other, until the score is known or above the threshold.
-    /// The last scenario that refuted a placement comes first.
-    fn split_until_refuted(&mut self, threshold: u64) -> Result<bool, SolverError> {
-        let problem = ExactEvaluator::build_problem(&self.seating)?;
+    /// The last scenario that refuted a placement comes first. A placement that is not refuted is kept.
+    fn split_until_refuted(&mut self, threshold: u64) -> bool {
+        let Some(splits) = &mut self.splits else { return false };
         for _ in 0..self.scenarios.len() {
             let scenario = self.next;
-            self.split_scenario(&problem, scenario)?;
+            self.spent += 1;
+            let bound = self.cuts.peaks()[scenario];
+            let peak = splits.peak(scenario, bound as u32);
+            if peak.load as f32 > bound {
+                // The cuts missed the peak, so its certificate becomes a cut.
+                self.cuts.add_cut(&self.seating, peak.certificate);
+                self.score = self.objective.score(self.scenarios, self.cuts.peaks());
+            }
             if self.score > threshold {
-                return Ok(true);
+                return true;
             }
             self.next = (scenario + 1) % self.scenarios.len();
         }
-        Ok(false)
-    }
-
-    /// Splits one scenario exactly. If the cuts missed its peak, its certificate becomes a cut.
-    fn split_scenario(&mut self, problem: &Problem, scenario: usize) -> Result<(), SolverError> {
-        self.spent += 1;
-        let (peak, certificate) = self.exact.peak(problem, self.scenarios, scenario)?;
-        if peak > self.cuts.peaks()[scenario] {
-            self.cuts.add_cut(&self.seating, certificate);
-            self.score = self.objective.score(self.scenarios, self.cuts.peaks());
-        }
-        Ok(())
+        splits.keep();
+        false
     }
 }
 

@@ -51,7 +51,7 @@ pub struct ProvedPeak<'a> {
 /// ```
 /// use evenkeel_solver::{IncrementalSplits, SlotChange};
 ///
-/// // Two ranks with two slots each hold three items. Item 0 has both its slots on rank 0 and 1.
+/// // Two ranks with two slots each hold three items. Item 0 has a slot on both ranks.
 /// let batches: [&[u32]; 1] = [&[10, 30, 2]];
 /// let mut splits = IncrementalSplits::new(&[2, 2], 3, &[0, 1, 0, 2], batches)?;
 /// // Item 1 lives on rank 0 alone.
@@ -74,7 +74,7 @@ pub struct IncrementalSplits {
     /// True if the row on trial is up to date, `[batches]`.
     split: Vec<bool>,
     /// Inverse of the change on trial.
-    undone: Option<SlotChange>,
+    inverse: Option<SlotChange>,
     paths: ResidualPaths,
 }
 
@@ -119,14 +119,9 @@ impl IncrementalSplits {
             rows,
             kept: vec![false; batches],
             split: vec![false; batches],
-            undone: None,
+            inverse: None,
             paths: ResidualPaths { reached: vec![0; ranks], via: vec![(0, 0); ranks], ..Default::default() },
         })
-    }
-
-    /// Returns the number of batches.
-    pub fn batches(&self) -> usize {
-        self.kept.len()
     }
 
     /// Puts a change on trial. A previous one that was not kept is taken back.
@@ -138,35 +133,35 @@ impl IncrementalSplits {
     /// Panics if a slot does not exist, as a slice does.
     pub fn change(&mut self, change: SlotChange) -> Result<(), SolverError> {
         self.take_back();
-        let undone = self.table.inverse(change);
-        if let (SlotChange::Replace(_, item), SlotChange::Replace(_, before)) = (change, undone)
+        let inverse = self.table.inverse(change);
+        if let (SlotChange::Replace(_, item), SlotChange::Replace(_, before)) = (change, inverse)
             && item != before
             && self.table.slots_of[before as usize].len() == 1
         {
             return Err(SolverError::NoHost { item: before as usize });
         }
         self.table.apply(change);
-        self.undone = Some(undone);
+        self.inverse = Some(inverse);
         Ok(())
     }
 
     /// Takes the change on trial back.
     pub fn take_back(&mut self) {
         self.split.fill(false);
-        if let Some(undone) = self.undone.take() {
-            self.table.apply(undone);
+        if let Some(inverse) = self.inverse.take() {
+            self.table.apply(inverse);
         }
     }
 
     /// Keeps the change on trial, and the splits of all batches whose peak was computed since.
     pub fn keep(&mut self) {
-        for batch in 0..self.batches() {
+        for batch in 0..self.kept.len() {
             if !self.split[batch] {
                 self.adapt_row(batch);
             }
             self.kept[batch] = !self.kept[batch];
         }
-        self.undone = None;
+        self.inverse = None;
         self.split.fill(false);
     }
 
@@ -188,8 +183,8 @@ impl IncrementalSplits {
         let at = trial.start;
         self.rows.copy_within(kept, at);
         self.split[batch] = true;
-        if let Some(undone) = self.undone {
-            self.table.move_tokens(undone, &mut self.rows[trial]);
+        if let Some(inverse) = self.inverse {
+            self.table.move_tokens(inverse, &mut self.rows[trial]);
         }
     }
 
@@ -290,12 +285,12 @@ impl SlotTable {
         }
     }
 
-    /// Moves the tokens of a row as a change demands that `undone` would take back. Swapped items take their
+    /// Moves the tokens of a row as the applied change with this inverse demands. Swapped items take their
     /// tokens along. A replaced item leaves its tokens to its other slot with the lowest load.
-    fn move_tokens(&self, undone: SlotChange, row: &mut [u32]) {
+    fn move_tokens(&self, inverse: SlotChange, row: &mut [u32]) {
         let (tokens, loads) = row.split_at_mut(self.rank_of.len());
         let rank_of = |slot: usize| self.rank_of[slot] as usize;
-        match undone {
+        match inverse {
             SlotChange::Swap(a, b) => {
                 tokens.swap(a, b);
                 if rank_of(a) != rank_of(b) {

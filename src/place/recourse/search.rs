@@ -162,11 +162,14 @@ pub(crate) fn search(
             }
             known.copy_from_slice(search.cuts.peaks());
             let score = search.score;
-            let undo = search.take_step(step, &effect, &peaks, price)?;
+            if let Some(splits) = &mut search.splits {
+                splits.change(step)?;
+            }
+            let undo = search.take_step(step, &effect, &peaks, price);
             if search.split_until_refuted(threshold) {
                 let changes = search.seating.step_changes(undo);
                 let effect = search.cuts.step_effect(&search.seating, changes);
-                search.take_back(undo, &effect, &known, score);
+                search.take_step(undo, &effect, &known, score);
                 continue;
             }
         } else {
@@ -198,34 +201,22 @@ impl AnnealingSearch<'_> {
         worse > 4.0 * better + 2.0 * allowance as f64
     }
 
-    /// Takes a step on trial whose price is known, in total and for each peak.
+    /// Takes a step whose price is known, in total and for each peak.
     fn take_step(
         &mut self,
         step: SlotChange,
         effect: &super::cuts::StepEffect,
         peaks: &[f32],
         price: u64,
-    ) -> Result<SlotChange, SolverError> {
-        if let Some(splits) = &mut self.splits {
-            splits.change(step)?;
-        }
+    ) -> SlotChange {
         self.cuts.apply(effect, peaks);
         self.score = price;
-        Ok(self.seating.apply(step))
-    }
-
-    /// Takes a refuted step back.
-    fn take_back(&mut self, undo: SlotChange, effect: &super::cuts::StepEffect, peaks: &[f32], score: u64) {
-        if let Some(splits) = &mut self.splits {
-            splits.take_back();
-        }
-        self.cuts.apply(effect, peaks);
-        self.score = score;
-        self.seating.apply(undo);
+        self.seating.apply(step)
     }
 
     /// Splits the scenarios exactly, one after the other, until the score is known or above the threshold.
-    /// The last scenario that refuted a placement comes first. A placement that is not refuted is kept.
+    /// The last scenario that refuted a placement comes first. Returns true if the placement is refuted. The
+    /// splits then take their change back, and keep it otherwise.
     fn split_until_refuted(&mut self, threshold: u64) -> bool {
         let Some(splits) = &mut self.splits else { return false };
         for _ in 0..self.scenarios.len() {
@@ -239,6 +230,7 @@ impl AnnealingSearch<'_> {
                 self.score = self.objective.score(self.scenarios, self.cuts.peaks());
             }
             if self.score > threshold {
+                splits.take_back();
                 return true;
             }
             self.next = (scenario + 1) % self.scenarios.len();

@@ -5,6 +5,7 @@
 use crate::driver_support::host_driver;
 use crate::skip_support::skipped;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -23,9 +24,12 @@ fn evenkeel(folder: &Path, args: &str, environment: &[(&str, &str)]) -> Output {
 
 /// Returns the only line of a command that must fail with exit code 1.
 fn refusal(folder: &Path, args: &str, environment: &[(&str, &str)]) -> String {
-    let output = evenkeel(folder, args, environment);
+    refusal_of(evenkeel(folder, args, environment))
+}
+
+fn refusal_of(output: Output) -> String {
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{args}: {stderr}");
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
     let errors: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("note: ")).collect();
     assert!(errors.len() == 1 && errors[0].starts_with("error: "), "{stderr}");
     errors[0].to_owned()
@@ -95,10 +99,20 @@ fn a_run_is_checked_and_served_to_the_token() {
 #[test]
 fn what_does_not_fit_is_one_message() {
     let Some(folder) = host_driver("cli-refused", &["-O1"]) else { return };
-    let message = refusal(&folder, RUN, &[("EK_MEMORY", "100000")]);
-    assert!(message.contains("memory for weights") && message.contains("MiB free"), "{message}");
-    let message = refusal(&folder, RUN, &[("EK_MEMORY", "1300000")]);
-    assert!(message.contains("memory for buffers") && message.contains("MiB free"), "{message}");
+    // The plan decides how many experts each rank holds, and so at which limit which message comes.
+    let mut refused = BTreeSet::new();
+    for memory in (1..).map(|step| (step * 100_000).to_string()) {
+        let output = evenkeel(&folder, RUN, &[("EK_MEMORY", &memory)]);
+        if output.status.success() {
+            break;
+        }
+        let message = refusal_of(output);
+        let what = message.strip_prefix("error: memory for ").and_then(|rest| rest.split_once(':'));
+        let Some((what, rest)) = what else { panic!("{memory}: {message}") };
+        assert!(rest.contains("MiB needed") && rest.contains("MiB free"), "{message}");
+        refused.insert(what.to_owned());
+    }
+    assert_eq!(refused.iter().map(String::as_str).collect::<Vec<_>>(), ["buffers", "experts", "weights"]);
     let message = refusal(&folder, &format!("{RUN} --gpu 3"), &[]);
     assert!(message.contains("there is no CUDA device 3: this machine has 1"), "{message}");
     for args in [

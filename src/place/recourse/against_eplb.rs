@@ -13,8 +13,7 @@
 use super::evaluate::ExactEvaluator;
 use super::incumbent::SearchPlacement;
 use super::model_selection::{
-    self, MAX_HELD_OUT_BATCHES, MAX_SELECTION_SCENARIOS, MIN_BATCHES_TO_HOLD_OUT, PERTURBATION_LADDER,
-    ScenarioModel, plain_part,
+    MIN_BATCHES_TO_HOLD_OUT, NARROW_SPREAD, ScenarioModel, WIDE_SPREAD, plain_part,
 };
 use super::perturb::{self, PerturbationPart};
 use super::rule_loads::{RuleLoads, placement_peaks};
@@ -43,10 +42,10 @@ struct SearchCandidate {
 const CANDIDATES: [SearchCandidate; 4] = [
     SearchCandidate {
         weight: MIN_EVEN_WEIGHT,
-        spreads: &[POOLED_PARTS, PERTURBATION_LADDER[0], PERTURBATION_LADDER[1], PERTURBATION_LADDER[2]],
+        spreads: &[POOLED_PARTS, NARROW_SPREAD, MOSTLY_SEEN_SPREAD, WIDE_SPREAD],
         errors: 1.5,
     },
-    SearchCandidate { weight: 8, spreads: &[POOLED_PARTS, PERTURBATION_LADDER[0]], errors: 0.75 },
+    SearchCandidate { weight: 8, spreads: &[POOLED_PARTS, NARROW_SPREAD], errors: 0.75 },
     SearchCandidate { weight: 64, spreads: &[POOLED_PARTS], errors: 0.0 },
     SearchCandidate { weight: 512, spreads: &[POOLED_PARTS], errors: 0.0 },
 ];
@@ -72,9 +71,22 @@ const POOLED_PARTS: &[PerturbationPart] = &[
     PerturbationPart { share: 40, tilt: 0, new: 0, pooled: true },
 ];
 
+/// Recorded batches, tilted ones, and a few new roles.
+const MOSTLY_SEEN_SPREAD: &[PerturbationPart] =
+    &[plain_part(25, 0, 0), plain_part(50, 100, 0), plain_part(25, 0, 15)];
+
 /// Spreads for a fixed rule. A placement that balances an average need not guard against changes of roles
 /// that were never observed.
-const RULE_LADDER: [&[PerturbationPart]; 3] = [POOLED_PARTS, PERTURBATION_LADDER[0], PERTURBATION_LADDER[1]];
+const RULE_SPREADS: [&[PerturbationPart]; 3] = [POOLED_PARTS, NARROW_SPREAD, MOSTLY_SEEN_SPREAD];
+
+/// Highest number of batches of a half on which a search is judged.
+const MAX_HELD_OUT_BATCHES: usize = 128;
+
+/// Number of scenarios of a search for the choice.
+const MAX_SELECTION_SCENARIOS: usize = 64;
+
+/// Iterations of the last search per iteration of one search for the choice.
+const SELECTION_PART: u64 = 6;
 
 /// Batches of a search, and held-out batches of the comparison.
 struct HoldoutFold<'a> {
@@ -158,7 +170,7 @@ pub(super) fn choose_for_rule(
     let folds = holdout_folds(layer, method, dice);
     let aim = SearchAim::Rule(method);
     let mut best: Option<(&[PerturbationPart], u64, Vec<u64>)> = None;
-    for spread in RULE_LADDER {
+    for spread in RULE_SPREADS {
         let rows = evaluate_search(layer, &folds, spread, aim, dice)?;
         let score = layer.policy.objective.tail_sum(&rows.rule);
         if best.as_ref().is_none_or(|(_, least, _)| score < *least) {
@@ -229,14 +241,7 @@ fn holdout_folds<'a>(
         let strayed = (&layer.batches[..], layer.rho);
         return vec![fold(
             &layer.batches,
-            perturb::draw_scenarios(
-                experts,
-                ranks,
-                strayed,
-                PERTURBATION_LADDER[0],
-                MAX_HELD_OUT_BATCHES,
-                dice,
-            ),
+            perturb::draw_scenarios(experts, ranks, strayed, NARROW_SPREAD, MAX_HELD_OUT_BATCHES, dice),
         )];
     }
     let (first, second) = layer.batches.split_at(layer.batches.len() / 2);
@@ -258,7 +263,7 @@ fn evaluate_search(
     dice: &mut SeededRng,
 ) -> Result<ScoreRows, SolverError> {
     let (experts, ranks) = (layer.experts, layer.slots.len());
-    let iterations = model_selection::selection_iterations(layer);
+    let iterations = layer.policy.iterations(&layer.slots) / SELECTION_PART;
     let mut rows = ScoreRows { exact: vec![], rule: vec![] };
     for fold in folds {
         let strays = match fold.search_batches.len() {

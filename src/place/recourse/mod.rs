@@ -9,8 +9,8 @@
 //! - `scenarios`: the batches of a search in the layout for pricing.
 //! - `perturb`: scenarios from a history, unchanged and changed. `residual_bootstrap`: scenarios from a
 //!   forecast and past residuals. `overdispersion`: variation of batches if few are known.
-//! - `model_selection`: the amount of change, chosen on held-out batches. `against_eplb`: the same if a rule
-//!   splits, with EPLB as a candidate. `search_aim`: the objective.
+//! - `model_selection`: the amount of change. `against_eplb`: the same if a rule splits, chosen on held-out
+//!   batches with EPLB as a candidate. `search_aim`: the objective.
 //! - `initial`: initial placements. `incumbent`: a placement under change. `neighbourhood`: the proposed
 //!   changes.
 //! - `cuts`: lower bounds that price a step. `evaluate`: peaks and certificates. `share_rule`, `rule_loads`:
@@ -190,18 +190,6 @@ impl<'a> LayerProblem<'a> {
                 let holds =
                     self.policy.spread.is_some() || against_eplb::holds_on_window_batches(self, &found, *aim);
                 if holds { found.placement() } else { self.place_from_scratch(&ScenarioModel::Eplb, dice) }
-            }
-            ScenarioModel::Graph(number) => {
-                let seen = ScenarioSet::new(self.experts, self.slots.len(), self.batches.iter().copied());
-                let starts = initial::initial_placements(
-                    &seen.expert_shares(),
-                    &self.slots,
-                    &mut model_selection::graph_rng(self.policy),
-                );
-                let start = starts.into_iter().nth(*number);
-                start
-                    .unwrap_or_else(|| SearchPlacement::with_empty_slots(self.experts, &self.slots))
-                    .placement()
             }
             ScenarioModel::Eplb => against_eplb::eplb_for_totals(self, self.totals).ok_or_else(|| {
                 self.policy.shape_error("EPLB's placement needs the same number of slots on each rank".into())

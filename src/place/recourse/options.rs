@@ -78,8 +78,8 @@ impl Recourse {
         Recourse { seed, ..self }
     }
 
-    /// Sets the number of iterations of the search: priced steps and split scenarios. The choice of the trust
-    /// in the history takes the same number again.
+    /// Sets the number of iterations of the search: priced steps and split scenarios. If a fixed rule splits
+    /// or the split is unknown, choosing the scenarios takes the same number again.
     #[must_use]
     pub fn with_iterations(self, iterations: u64) -> Self {
         Recourse { budget: Some(iterations), ..self }

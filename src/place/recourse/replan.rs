@@ -143,8 +143,7 @@ impl<'a> Replanner<'a> {
     ) -> Self {
         let (spread, aim) = match trust {
             ScenarioModel::Search(spread, aim) => (spread.clone(), *aim),
-            ScenarioModel::Graph(_) => (model_selection::widest_perturbation(), layer.default_aim()),
-            ScenarioModel::Eplb => (model_selection::narrowest_perturbation(), against_eplb::rule_aim(layer)),
+            ScenarioModel::Eplb => (model_selection::NARROW_SPREAD.to_vec(), against_eplb::rule_aim(layer)),
         };
         Self::with_scenarios(layer, (from, aim), care, &mut |count| {
             layer.draw_scenarios(&spread, count, dice)

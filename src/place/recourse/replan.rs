@@ -13,6 +13,10 @@
 //! search from scratch is added, with ranks renamed so that the fewest experts move. The result is the
 //! placement with the fewest moves among those as good as the best within noise, so that noise moves nothing.
 //!
+//! If moves are limited, EPLB's placement with as many moves towards it, and the greedy choice of moves, are
+//! candidates too. After a noticed break the result is the best candidate, whatever its moves: noise is then
+//! no reason to keep a placement for other loads.
+//!
 //! With a price ([`replan_priced`]), the price is part of the objective. No step is taken whose gain is below
 //! the cost of its moves, and a step without gain is taken back. The gain of moves must then be known without
 //! bias. So there are more scenarios, drawn from residuals of the whole known past ([`residual_bootstrap`])
@@ -28,6 +32,8 @@ use super::search::{MoveLimits, SearchLimits, moves_between, search};
 use super::search_aim::SearchAim;
 use super::{COMPARISON_FACTOR, LayerProblem, RNG_STREAM, Recourse, against_eplb, initial};
 use crate::cluster::Cluster;
+use crate::place::evaluate::PeakEvaluator;
+use crate::place::refine::{MAX_JUDGED_BATCHES, RefineLimits, refine_on_batches};
 use crate::place::{PlaceError, PlaceResponse, Placement, relabel};
 use crate::rng::SeededRng;
 use evenkeel_solver::SolverError;
@@ -70,8 +76,15 @@ pub(super) fn replan(
         initial::fill_empty_slots(&mut seating, layer.totals);
         tried.push(ReplanCandidate { moves: moves_between(&again.from, &seating), seating });
     }
+    if let Some(limit) = max_moves {
+        tried.extend(greedy_candidates(&again, previous, limit)?);
+    }
     tried.sort_by_key(|tried| tried.moves);
-    let best = fewest_moves(&tried, &again).map_err(failed)?;
+    let best = if max_moves.is_some() && again.layer.follows_break() {
+        least_score(&tried, &again).map_err(failed)?
+    } else {
+        fewest_moves(&tried, &again).map_err(failed)?
+    };
     tried[best].seating.placement_keeping_slots(previous)
 }
 
@@ -115,6 +128,13 @@ pub(super) fn replan_priced(
     let gain = (scores[0] as f64 - scores[best] as f64) / unit;
     let placement = tried[best].seating.placement_keeping_slots(previous)?;
     Ok(PlaceResponse { placement, expected_gain: Some(gain) })
+}
+
+impl LayerProblem<'_> {
+    /// Returns true if the loads have broken: the window is short, although more batches are known.
+    fn follows_break(&self) -> bool {
+        self.known.len() > self.batches.len()
+    }
 }
 
 /// Layer that is planned again.
@@ -259,6 +279,43 @@ fn eplb_or_current(
     };
     let (new, old) = (score(&eplb), score(previous));
     Ok(if old <= new.saturating_add(new / 1000) { previous.clone() } else { eplb })
+}
+
+/// Returns placements with few moves that no search on scenarios has found: steps towards EPLB's placement,
+/// and the greedy choice of moves. Both are judged on the latest batches as they were.
+fn greedy_candidates(
+    again: &Replanner<'_>,
+    previous: &Placement,
+    limit: usize,
+) -> Result<Vec<ReplanCandidate>, PlaceError> {
+    let layer = again.layer;
+    let latest = layer.batches.len().saturating_sub(MAX_JUDGED_BATCHES);
+    let mut batches = PeakEvaluator::from_batches(layer.batches[latest..].to_vec());
+    let mut found =
+        vec![refine_on_batches(previous, &mut batches, layer.cluster, &RefineLimits::of_moves(limit))?];
+    if let Some(eplb) = against_eplb::eplb_for_totals(layer, layer.totals) {
+        let eplb = relabel(previous, &eplb, layer.cluster)?;
+        found.push(if eplb.moves_from(previous) > limit {
+            let how = RefineLimits { towards: Some(&eplb), ..RefineLimits::of_moves(limit) };
+            refine_on_batches(previous, &mut batches, layer.cluster, &how)?
+        } else {
+            eplb
+        });
+    }
+    let candidate = |placement: Placement| {
+        let seating = SearchPlacement::from_placement(&placement, &layer.slots);
+        ReplanCandidate { moves: moves_between(&again.from, &seating), seating }
+    };
+    Ok(found.into_iter().map(candidate).collect())
+}
+
+/// Returns the placement with the lowest score, and the one with fewer moves among equals.
+fn least_score(tried: &[ReplanCandidate], again: &Replanner<'_>) -> Result<usize, SolverError> {
+    let mut scores = vec![];
+    for one in tried {
+        scores.push(again.layer.score(&one.seating, &again.comparison_scenarios, again.aim)?);
+    }
+    Ok((0..tried.len()).min_by_key(|&at| scores[at]).unwrap_or(0))
 }
 
 /// Returns the first placement, in ascending order of moves, that is as good as the best. The tolerance is

@@ -14,5 +14,8 @@ mod moves;
 mod select;
 
 pub use knapsack::{LayerOption, allocate_slots};
-pub use moves::{MoveEconomics, MoveJudge, MoveVerdict, PlacementFigures, PricedPlacement, busiest_receiver};
+pub use moves::{
+    MoveEconomics, MoveJudge, MoveVerdict, PlacementFigures, PricedPlacement, TransferCharge,
+    busiest_receiver,
+};
 pub use select::{MoveBudget, MoveOption, select_moves};

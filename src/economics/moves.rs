@@ -29,6 +29,18 @@ pub struct MoveEconomics {
     pub transfer_ps: u64,
     /// Time model of a batch.
     pub time: Arc<dyn CostModel>,
+    /// Moves that count as transfers.
+    pub charge: TransferCharge,
+}
+
+/// Moves that count as transfers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TransferCharge {
+    /// Those of the busiest receiver, because ranks receive at the same time. The price is a time.
+    #[default]
+    BusiestReceiver,
+    /// All of them. The price is that of a budget of moves.
+    EveryMove,
 }
 
 /// Decision on a layer's moves.
@@ -67,12 +79,18 @@ impl MoveEconomics {
         experts: Arc<dyn CostModel>,
     ) -> Option<Self> {
         let transfer_ps = transfer_ps(model.expert_bytes(), gbps)?;
-        Some(Self { steps, transfer_ps, time: Arc::new(LinkedCost::new(experts, model, gbps)?) })
+        let time = Arc::new(LinkedCost::new(experts, model, gbps)?);
+        Some(Self { steps, transfer_ps, time, charge: TransferCharge::BusiestReceiver })
     }
 
-    /// Returns the picoseconds in which the busiest receiver of the moves gets its experts.
+    /// Returns the cost of the moves in picoseconds: the time in which the busiest receiver gets its experts,
+    /// or the price of every move.
     pub fn transfers_ps<'a>(&self, moves: impl IntoIterator<Item = &'a ExpertMove>) -> u64 {
-        busiest_receiver(moves).saturating_mul(self.transfer_ps)
+        let transfers = match self.charge {
+            TransferCharge::BusiestReceiver => busiest_receiver(moves),
+            TransferCharge::EveryMove => moves.into_iter().count() as u64,
+        };
+        transfers.saturating_mul(self.transfer_ps)
     }
 }
 
@@ -302,7 +320,12 @@ impl<'a> MoveJudge<'a> {
         let base = self.figures(&least.placement)?;
         let price = self.move_price();
         // Transfers to several ranks take the time of one.
-        let receivers = max_moves.unwrap_or(usize::MAX).min(self.cluster.ranks()).max(1);
+        let receivers = match self.economics.charge {
+            TransferCharge::BusiestReceiver => {
+                max_moves.unwrap_or(usize::MAX).min(self.cluster.ranks()).max(1)
+            }
+            TransferCharge::EveryMove => 1,
+        };
         let (mut limit, mut asked) = (max_moves, price / receivers as f64);
         let mut judged = self.compare_with_figures(least, base.clone(), place(limit, asked)?)?;
         let mut best = judged.clone();

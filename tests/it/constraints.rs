@@ -4,7 +4,7 @@
 //! `EVENKEEL_TABLE=write cargo test -p evenkeel --test it -- constraints::` rewrites the table.
 
 use evenkeel::cluster::Cluster;
-use evenkeel::economics::MoveEconomics;
+use evenkeel::economics::{MoveEconomics, TransferCharge};
 use evenkeel::place::{self, Coverage, Placement};
 use evenkeel::plan::{Constraints, LinkBudget, Plan, PlanReport, PlanRequest, PlanRequestError};
 use evenkeel::split::Roofline;
@@ -71,8 +71,12 @@ fn setup(kinds: &[Kind]) -> (Cluster, Constraints) {
     limits.lost_ranks = if has(Kind::LostRank) { vec![1] } else { vec![] };
     limits.max_moves = has(Kind::MaxMoves).then_some(MAX_MOVES);
     let time = Roofline { read: 1, token: 1000, tile: 1 };
-    limits.economics =
-        has(Kind::Horizon).then(|| MoveEconomics { steps: 1000, transfer_ps: 500_000, time: Arc::new(time) });
+    limits.economics = has(Kind::Horizon).then(|| MoveEconomics {
+        steps: 1000,
+        transfer_ps: 500_000,
+        time: Arc::new(time),
+        charge: TransferCharge::default(),
+    });
     limits.link_budget = has(Kind::LinkBudget)
         .then_some(LinkBudget { bytes: LINK_COPIES * EXPERT_BYTES, expert_bytes: EXPERT_BYTES });
     (Cluster::with_uneven_slots(ranks, 1, EXPERTS, redundant).unwrap(), limits)

@@ -166,7 +166,7 @@ fn steps_without_tokens_decide_nothing() {
     };
     let without = decisions(0);
     let drift = without.0.iter().find(|decision| decision.1 == Trigger::Drift).expect("a drift");
-    assert_eq!((drift.0, drift.2), (80, DecisionOutcome::Applied), "noticed after 8 live steps");
+    assert_eq!((drift.0, drift.2), (74, DecisionOutcome::Applied), "noticed after 2 live steps");
     for idle in [1, 3, 40] {
         assert_eq!(decisions(idle), without, "{idle} idle steps behind each");
     }
@@ -230,7 +230,7 @@ fn scripts_of_engines_that_restart_and_idle_are_served() {
     assert!(lines[..3].iter().all(|line| line.contains("(200, ")), "{restart}");
     assert!(lines[1].contains("\"accepted\":1") && lines[2].contains("\"accepted\":79"), "{restart}");
     assert!(lines[3].contains("204"), "{restart}");
-    // The drift is noticed after 8 steps with tokens, for any number of idle steps between them.
+    // The drift is noticed after 2 steps with tokens, for any number of idle steps between them.
     let drift = |idle: u64| {
         let text = script("serve-idle-steps.py", &[&idle.to_string()]);
         assert!(text.contains("points below 1, which no imbalance can be: 0 of 136"), "{text}");
@@ -238,5 +238,5 @@ fn scripts_of_engines_that_restart_and_idle_are_served() {
         let accepted: u64 = line.split(' ').next().unwrap().parse().unwrap();
         accepted.div_ceil(idle + 1)
     };
-    assert_eq!([0, 1, 3].map(drift), [80; 3]);
+    assert_eq!([0, 1, 3].map(drift), [74; 3]);
 }

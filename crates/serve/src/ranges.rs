@@ -48,6 +48,7 @@ pub(super) const DECIDE: &[KeyRange] = &[
     ("move_budget", 0.0, 1e9),
     ("horizon", 1.0, 1e9),
     ("move_cost", 0.0, 1e6),
+    ("move_gain", 0.0, 1e6),
     ("copy_share", 0.0, 1.0),
     ("step_ms", 0.001, 3_600_000.0),
     ("min_gain", 0.0, 1e6),

@@ -231,6 +231,7 @@ fn replay_layer(
 mod tests {
     use super::*;
     use evenkeel::cluster::Cluster;
+    use evenkeel::economics::TransferCharge;
     use evenkeel::place;
     use evenkeel::split::Roofline;
     use std::sync::Arc;
@@ -289,7 +290,8 @@ mod tests {
         let policies = ["eplb"].map(|name| place::policy(name, 1, &cluster).unwrap());
         let moves = |transfer_ps: u64| {
             let time = Arc::new(Roofline { read: 1, token: 1000, tile: 1 });
-            let economics = Some(MoveEconomics { steps: 5, transfer_ps, time });
+            let economics =
+                Some(MoveEconomics { steps: 5, transfer_ps, time, charge: TransferCharge::default() });
             let how =
                 ReplayOptions { every: 5, window: HistoryWindow::Last(5), max_moves: vec![1], economics };
             let rows = replay_trace(&trace, &config, &how, &policies, &()).unwrap();

@@ -15,6 +15,18 @@ use evenkeel::split::SplitError;
 use evenkeel::trace::Trace;
 use std::ops::Range;
 
+/// The request of a decision, and the common input of the planning of all layers.
+pub(super) struct LayerPlanner<'a> {
+    pub(super) command: &'a PhaseCommand,
+    /// The window.
+    pub(super) trace: &'a Trace,
+    /// The cluster after the request.
+    pub(super) cluster: &'a Cluster,
+    pub(super) policy: &'a dyn Policy,
+    /// The steps of the gains: the horizon, calibrated.
+    pub(super) horizon: u64,
+}
+
 /// One layer, re-planned and compared.
 pub(super) struct LayerCandidate {
     pub(super) replanned: ReplannedPlacement,
@@ -50,19 +62,17 @@ impl PhaseState {
     /// Plans one layer and compares the result. Returns `None` if the layer needs no planning.
     pub(super) fn plan_layer(
         &self,
-        command: &PhaseCommand,
-        trace: &Trace,
+        planner: &LayerPlanner<'_>,
         layer: usize,
-        cluster: &Cluster,
-        policy: &dyn Policy,
     ) -> Result<Option<LayerCandidate>, PlaceError> {
+        let &LayerPlanner { command, trace, cluster, policy, horizon } = planner;
         let before = &self.placements[layer];
         let steps = trace.steps().len();
         let history =
             HistoryWindow::Auto { ahead: self.options.forecast_steps() }.history(trace, layer, steps);
         let idle = history.totals().iter().all(|&tokens| tokens == 0);
         let batches = self.comparison_batches(trace, layer, &history);
-        let economics = self.copy_budget.layer_economics(self.options.horizon, &batches, cluster);
+        let economics = self.copy_budget.layer_economics((horizon, self.usual_excess()), &batches, cluster);
         let judge = MoveJudge::new(&economics, cluster, batches, &[]);
         let first = !self.core.planned[layer] && (self.core.version == 0 || !idle);
         let (from, replanned) = match command {
@@ -130,7 +140,11 @@ impl PhaseState {
                 continue;
             }
             let batches: Vec<&[u64]> = steps.clone().map(|step| trace.loads(step, layer)).collect();
-            let economics = self.copy_budget.layer_economics(self.options.horizon, &batches, &self.cluster);
+            let economics = self.copy_budget.layer_economics(
+                (self.options.horizon, self.usual_excess()),
+                &batches,
+                &self.cluster,
+            );
             let judge = MoveJudge::new(&economics, &self.cluster, batches, &[]);
             let [before, after] =
                 [before, after].map(|placement| ReplannedPlacement::without_moves(placement.clone()));

@@ -92,6 +92,9 @@ pub struct ControllerConfig {
     /// expert's weights over the link, divided by the time of such a batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub move_cost: Option<f64>,
+    /// The share of the usual excess (imbalance above its bound) that a move has to remove from each
+    /// step. It is the price of a move if the shape states no link and the configuration no `move_cost`.
+    pub move_gain: f64,
     /// The share of the time that transfers over one link may take. 0 means no limit. The default is
     /// [`DEFAULT_COPY_SHARE`](crate::DEFAULT_COPY_SHARE), and no limit if `move_cost` is stated.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,17 +115,18 @@ impl Default for ControllerConfig {
             policy: "recourse:exact".into(),
             first_after: 8,
             every: 64,
-            min_every: 8,
-            drift: 0.05,
+            min_every: 2,
+            drift: 0.002,
             window: 256,
             judged: 32,
-            max_moves: 4,
+            max_moves: 16,
             move_budget: 0,
             horizon: DEFAULT_HORIZON,
             move_cost: None,
+            move_gain: 0.15,
             copy_share: None,
             step_ms: 10.0,
-            min_gain: 0.002,
+            min_gain: 0.001,
             max_lag: 512,
             dry_run: false,
         }

@@ -12,7 +12,7 @@
 use super::config::{ControllerConfig, ModelSpec, SpecError};
 use crate::wire::decision::CopyStatus;
 use evenkeel::cluster::Cluster;
-use evenkeel::economics::MoveEconomics;
+use evenkeel::economics::{MoveEconomics, TransferCharge};
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::{MODELS, MoeModel};
 use evenkeel::split::{Roofline, expert_roofline};
@@ -106,7 +106,12 @@ impl CopyPrice {
         let reading = expert.read as f64 * cluster.slots_per_rank() as f64;
         let token = (reading / per_rank).max(expert.token as f64).max(1.0) as u64;
         let transfer_ps = (cost * per_rank * token as f64) as u64;
-        MoveEconomics { steps: 1, transfer_ps, time: Arc::new(Roofline { read: 0, token, tile: 1 }) }
+        MoveEconomics {
+            steps: 1,
+            transfer_ps,
+            time: Arc::new(Roofline { read: 0, token, tile: 1 }),
+            charge: TransferCharge::BusiestReceiver,
+        }
     }
 
     /// Returns the nanoseconds that one transfer takes.
@@ -161,6 +166,9 @@ pub(crate) struct CopyLedger {
 pub(super) struct CopyBudget {
     pub(super) price: CopyPrice,
     move_cost: Option<f64>,
+    /// The share of the usual excess that a move has to remove, if neither link nor price is stated.
+    move_gain: f64,
+    horizon: u64,
     step_ns: u64,
     /// The share of the time that transfers may take, or `None` without a limit.
     share: Option<f64>,
@@ -173,7 +181,15 @@ impl CopyBudget {
     pub(super) fn new(price: CopyPrice, options: &ControllerConfig) -> Self {
         let step_ns = (options.step_ms * 1e6) as u64;
         let share = options.copy_share_limit();
-        let mut budget = Self { price, move_cost: options.move_cost, step_ns, share, most_ns: 0 };
+        let mut budget = Self {
+            price,
+            move_cost: options.move_cost,
+            move_gain: options.move_gain,
+            horizon: options.horizon,
+            step_ns,
+            share,
+            most_ns: 0,
+        };
         // The moves of one layer must fit, however long a transfer takes.
         let least = budget.transfer_ns(options.max_moves as u64);
         let kept = budget.per_step_ns().saturating_mul(CREDIT_STEPS).max(least);
@@ -186,13 +202,32 @@ impl CopyBudget {
     }
 
     /// Returns the economics of a layer's moves within `steps` steps. `batches` are those on which the moves
-    /// are judged.
-    pub(super) fn layer_economics(&self, steps: u64, batches: &[&[u64]], cluster: &Cluster) -> MoveEconomics {
-        let economics = match self.move_cost {
-            Some(cost) => self.price.stated_economics(cost, batches, cluster),
-            None => self.price.economics_on(cluster),
+    /// are judged, and `excess` is the usual excess of a step.
+    ///
+    /// Without a stated price and a stated link, the price follows from the budget: every move has to remove
+    /// a share of the usual excess.
+    pub(super) fn layer_economics(
+        &self,
+        (steps, excess): (u64, f64),
+        batches: &[&[u64]],
+        cluster: &Cluster,
+    ) -> MoveEconomics {
+        let by_budget = self.price.assumed.contains(&"link_gbps").then_some(self.move_gain * excess);
+        let economics = match (self.move_cost, by_budget) {
+            (Some(cost), _) => self.price.stated_economics(cost, batches, cluster),
+            (None, Some(gain)) => MoveEconomics {
+                charge: TransferCharge::EveryMove,
+                ..self.price.stated_economics(gain * self.horizon as f64, batches, cluster)
+            },
+            (None, None) => self.price.economics_on(cluster),
         };
         MoveEconomics { steps, ..economics }
+    }
+
+    /// Returns the ledger of a phase that has accepted no step. Its credit is that of a quiet time.
+    pub(super) fn new_ledger(&self) -> CopyLedger {
+        let available = if self.share.is_some() { self.most_ns } else { 0 };
+        CopyLedger { available, ..CopyLedger::default() }
     }
 
     /// Returns the nanoseconds in which a rank receives this many experts.
@@ -308,6 +343,12 @@ mod tests {
         }
         let status = budget.status(&ledger);
         assert!(status.spent_share > 0.009, "{status:?}");
+        // A new phase may spend the share of CREDIT_STEPS steps at once, and not more.
+        let mut new = budget.new_ledger();
+        let received = budget.affordable_transfers(&new).unwrap();
+        budget.charge_transfers(&mut new, received);
+        assert!(received > 0 && new.spent * 100 <= CREDIT_STEPS * 10_000_000, "{new:?}");
+        assert_eq!(budget.affordable_transfers(&new), Some(0));
         // Transfers that could not wait leave a debt.
         budget.charge_transfers(&mut ledger, 1000);
         assert_eq!(budget.affordable_transfers(&ledger), Some(0));

@@ -4,10 +4,13 @@
 //! gain exceeds the cost of its moves. [`select_moves`] selects among these layers within the budgets of
 //! moves and of time. Nothing moves unless the mean imbalance falls by `min_gain`.
 
+use super::calibration::TrialCandidate;
 use super::candidate::LayerCandidate;
-use super::propose::{LayerEstimate, Proposal};
+use super::propose::{LayerEstimate, Proposal, SelectionBasis};
 use super::state::PhaseState;
-use crate::wire::decision::{Decision, DecisionOutcome, Imbalances, MoveRecord, Trigger, format_percent};
+use crate::wire::decision::{
+    Decision, DecisionOutcome, GainEstimate, Imbalances, MoveRecord, Trigger, format_percent,
+};
 use crate::wire::status::{LayerPreview, PlanPreview};
 use evenkeel::cluster::Cluster;
 use evenkeel::economics::{MoveBudget, MoveOption, busiest_receiver, select_moves};
@@ -18,15 +21,14 @@ impl PhaseState {
     /// Returns the decision over the candidates of all layers.
     pub(super) fn select_moves(
         &self,
-        trigger: Trigger,
-        dry_run: bool,
-        (cluster, down): (Cluster, BTreeSet<usize>),
+        basis: SelectionBasis,
         candidates: Vec<Option<LayerCandidate>>,
     ) -> Proposal {
+        let SelectionBasis { trigger, dry_run, cluster, down, mut gains, calibration, horizon } = basis;
         let (selected, waiting) = self.select_layers(&candidates);
         let mut imbalance = mean_imbalances(&candidates, &selected);
         let sums = SelectionTotals { waiting, ..SelectionTotals::from_candidates(&candidates, &selected) };
-        let (acts, why) = self.judge_selection(trigger, cluster.ranks(), imbalance, &sums);
+        let (acts, why) = self.judge_selection((trigger, cluster.ranks()), imbalance, &sums, &calibration);
         let outcome = match (acts, dry_run) {
             (true, false) => DecisionOutcome::Applied,
             (true, true) => DecisionOutcome::DryRun,
@@ -56,11 +58,19 @@ impl PhaseState {
             bytes: expert_bytes.map(|bytes| bytes.saturating_mul(counted.0 as u64)),
             busiest_bytes: expert_bytes.filter(|_| counted.0 > 0).map(|bytes| bytes.saturating_mul(busiest)),
             gain_ms: picos_to_ms(sums.gain_ps),
+            calibration,
             cost_ms: picos_to_ms(sums.cost_ps),
             copy_ms: self.copy_budget.transfer_ms(busiest),
             ..self.next_decision(trigger, outcome, reason)
         };
+        if matches!(trigger, Trigger::RankDown | Trigger::RankUp) {
+            gains.drop_trials();
+        } else {
+            let tried = self.trial_candidates(&candidates, calibration.ratio);
+            gains.evidence_mut(trigger == Trigger::Drift).begin_trial(self.core.accepted, horizon, &tried);
+        }
         let mut proposal = Proposal {
+            gains,
             changes_plan: publishes,
             preview: false,
             cluster,
@@ -89,16 +99,20 @@ impl PhaseState {
     /// Returns whether to act, and the reason.
     fn judge_selection(
         &self,
-        trigger: Trigger,
-        ranks: usize,
+        (trigger, ranks): (Trigger, usize),
         imbalance: Imbalances,
         sums: &SelectionTotals,
+        calibration: &GainEstimate,
     ) -> (bool, String) {
         let (SelectionTotals { moves, layers, proposed, waiting, forced, .. }, horizon) =
             (sums, self.options.horizon);
+        let corrected = match calibration.trials {
+            0 => String::new(),
+            _ => format!(" ({:.2} of the expected time, as earlier gains)", calibration.ratio),
+        };
         let considered = format!(
             "{moves} moves in {layers} layers lower the imbalance of the latest steps from {:.3} to {:.3} (bound {:.3}): they save \
-             {:.1} ms over {horizon} steps, for {:.1} ms of transfers",
+             {:.1} ms over {horizon} steps{corrected}, for {:.1} ms of transfers",
             imbalance.before,
             imbalance.after,
             imbalance.bound,
@@ -112,7 +126,7 @@ impl PhaseState {
             _ if *proposed == 0 => (false, "the policy finds no move whose gain exceeds the noise".into()),
             _ if *moves == 0 && *waiting > 0 => (false, self.waiting_reason(*waiting)),
             _ if *moves == 0 => (false, format!("none of {proposed} moves would pay within {horizon} steps")),
-            _ if imbalance.before - imbalance.after < self.options.min_gain => (
+            _ if (imbalance.before - imbalance.after) * calibration.ratio < self.options.min_gain => (
                 false,
                 format!(
                     "the gain is too small: {considered}, expected a fall of at least {}",
@@ -171,6 +185,26 @@ impl PhaseState {
             candidate.as_ref().is_some_and(|candidate| candidate.forced || chosen > 0)
         });
         (selected.collect(), waiting)
+    }
+
+    /// Returns the candidates whose uncalibrated gains exceed the cost of their moves.
+    fn trial_candidates<'a>(
+        &'a self,
+        candidates: &'a [Option<LayerCandidate>],
+        ratio: f64,
+    ) -> Vec<TrialCandidate<'a>> {
+        let pays = |candidate: &LayerCandidate| {
+            !candidate.forced
+                && !candidate.replanned.moves.is_empty()
+                && candidate.verdict.gain_ps as f64 > candidate.verdict.cost_ps as f64 * ratio
+        };
+        let all = self.placements.iter().zip(candidates).enumerate();
+        all.filter_map(|(layer, (before, candidate))| {
+            let candidate = candidate.as_ref().filter(|candidate| pays(candidate))?;
+            let after = &candidate.replanned.placement;
+            Some(TrialCandidate { layer, before, after, verdict: candidate.verdict })
+        })
+        .collect()
     }
 
     /// Returns the plan that was considered, move by move.

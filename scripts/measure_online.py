@@ -33,9 +33,10 @@ ROWS = {
     "synthetic, five breaks": (f"{SYNTH} --drift 0 --kinds 6 --kinds-run 0 --kinds-spread 0.8 --seed 3", "--ranks 16 --redundant 16"),
 }
 
-# Small enough for all placements to be enumerated: 20 sets of experts for each of 3 ranks.
-SMALL = "--experts 6 --top-k 1 --layers 4 --steps 240 --batch-tokens 2048 --request-tokens 60 --drift 0.3 --drift-persistence 0.99 --kinds 4 --kinds-run 0 --kinds-spread 0.8 --seed 5"
-SMALL_CLUSTER = "--ranks 3 --redundant 3"
+# Small enough for all placements to be enumerated: 10 sets of experts for each of 3 ranks.
+SMALL = "--experts 5 --top-k 1 --layers 4 --steps 240 --batch-tokens 2048 --request-tokens 60 --drift 0.3 --drift-persistence 0.99 --kinds 4 --kinds-run 0 --kinds-spread 0.8 --seed 5"
+SMALL_CLUSTER = "--ranks 3 --redundant 1"
+SMALL_POLICY = 'policy = "recourse:exact:iterations=4000"'
 # In balanced batches.
 PRICES = [0.02, 0.1, 0.5]
 CURVE_PRICES = sorted(PRICES + [0.0, 0.005, 0.01, 0.05, 0.2, 1.0, 2.0, 5.0])
@@ -70,13 +71,13 @@ def optimum():
         trace = write_synthetic(folder, "small", SMALL)
         base = ["simulate", "backtest", trace, *SMALL_CLUSTER.split(), "--json"]
         prices = ",".join(map(str, CURVE_PRICES))
-        out = json.loads(run([*base, "--offline-optimum", prices]))
+        out = json.loads(run([*base, "--offline-optimum", prices, "--decide", SMALL_POLICY]))
         steps = out["online"]["steps"] * out["layers"]
         curve = {one["price"]: one for one in out["offline"]}
         cost = lambda one, price: one["excess"] * steps + price * one["moves"]
         points = [("service, default keys", None, out["online"]), ("every batch", None, out["every_batch"])]
         for price in PRICES:
-            decide = f"move_cost = {price}, horizon = 64"
+            decide = f"{SMALL_POLICY}, move_cost = {price}, horizon = 64"
             points.append(("service", price, json.loads(run([*base, "--skip-every-batch", "--decide", decide]))["online"]))
     for price in PRICES:
         best = cost(curve[price], price)

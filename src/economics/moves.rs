@@ -35,6 +35,7 @@ pub struct MoveEconomics {
 
 /// Moves that count as transfers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum TransferCharge {
     /// Those of the busiest receiver, because ranks receive at the same time. The price is a time.
     #[default]

@@ -133,7 +133,12 @@ impl PhaseState {
             }
             policy => policy?,
         };
-        let (gains, calibration) = self.calibrate_gains(trigger == Trigger::Drift)?;
+        // The loss of a rank does not wait for a measurement.
+        let (gains, calibration) = if command.is_rank_change() {
+            (self.core.gains.clone(), GainEstimate::default())
+        } else {
+            self.calibrate_gains(trigger == Trigger::Drift)?
+        };
         let planner = LayerPlanner {
             command,
             trace: &trace,

@@ -68,9 +68,13 @@ fn plans_come_first_then_at_intervals_and_when_loads_drift() {
         (Trigger::First, 4, DecisionOutcome::Applied)
     );
     // The hot expert changes after steps 11, 23 and 35.
-    let drifts: Vec<u64> = decisions[1..].iter().map(|d| d.accepted).collect();
+    let drifts: Vec<u64> =
+        decisions.iter().filter(|d| d.trigger == Trigger::Drift).map(|d| d.accepted).collect();
+    // Decisions that are no drift follow one, when the steps since it have doubled.
+    assert_eq!(decisions[1].trigger, Trigger::Drift, "{decisions:#?}");
     assert!(
-        decisions[1..].iter().all(|d| d.trigger == Trigger::Drift && d.reason.contains("rose to")),
+        decisions[1..].iter().all(|d| (d.trigger == Trigger::Drift && d.reason.contains("rose to"))
+            || d.trigger == Trigger::Interval),
         "{decisions:#?}"
     );
     assert!(drifts.first().is_some_and(|&at| (13..=16).contains(&at)), "{drifts:?}");
@@ -125,7 +129,7 @@ fn bytes_and_prices_are_those_of_the_model() {
         assert_eq!(decision.bytes, Some(decision.moves as u64 * bytes));
         assert!(decision.busiest_bytes.unwrap_or(0) <= decision.bytes.unwrap());
     }
-    assert!(fast[1..].iter().any(|d| d.moves > 0));
+    assert!(fast[1..].iter().any(|d| d.moves > 0), "{fast:#?}");
     assert!(run(1)[1..].iter().all(|d| d.moves == 0), "over a gigabit a copy takes longer than it gains");
 }
 

@@ -234,9 +234,11 @@ fn scripts_of_engines_that_restart_and_idle_are_served() {
     let drift = |idle: u64| {
         let text = script("serve-idle-steps.py", &[&idle.to_string()]);
         assert!(text.contains("points below 1, which no imbalance can be: 0 of 136"), "{text}");
-        let line = text.lines().find(|line| line.contains(" drift ")).unwrap_or_else(|| panic!("{text}"));
-        let accepted: u64 = line.split(' ').next().unwrap().parse().unwrap();
-        accepted.div_ceil(idle + 1)
+        // The loads change after 72 steps. Smaller rises before are noticed too.
+        let drifts = text.lines().filter(|line| line.contains(" drift "));
+        let accepted = drifts.map(|line| line.split(' ').next().unwrap().parse::<u64>().unwrap());
+        let mut live = accepted.map(|accepted| accepted.div_ceil(idle + 1));
+        live.find(|&live| live > 72).unwrap_or_else(|| panic!("{text}"))
     };
     assert_eq!([0, 1, 3].map(drift), [74; 3]);
 }

@@ -13,9 +13,9 @@
 //! search from scratch is added, with ranks renamed so that the fewest experts move. The result is the
 //! placement with the fewest moves among those as good as the best within noise, so that noise moves nothing.
 //!
-//! If moves are limited, EPLB's placement with as many moves towards it, and the greedy choice of moves, are
-//! candidates too. After a noticed break the result is the best candidate, whatever its moves: noise is then
-//! no reason to keep a placement for other loads.
+//! If moves are limited, two more placements are candidates: the greedy choice of moves, and the moves
+//! towards EPLB's placement. After a noticed break the result is the best candidate, whatever its moves.
+//! Noise is then no reason to keep a placement that was made for other loads.
 //!
 //! With a price ([`replan_priced`]), the price is part of the objective. No step is taken whose gain is below
 //! the cost of its moves, and a step without gain is taken back. The gain of moves must then be known without
@@ -81,7 +81,9 @@ pub(super) fn replan(
     }
     tried.sort_by_key(|tried| tried.moves);
     let best = if max_moves.is_some() && again.layer.follows_break() {
-        least_score(&tried, &again).map_err(failed)?
+        let scores = again.comparison_scores(&tried).map_err(failed)?;
+        // Of equals, the first has the fewest moves.
+        (0..tried.len()).min_by_key(|&at| scores[at]).unwrap_or(0)
     } else {
         fewest_moves(&tried, &again).map_err(failed)?
     };
@@ -115,12 +117,8 @@ pub(super) fn replan_priced(
     let last = &rungs[rungs.len().saturating_sub(PRICED_SEARCHES)..];
     let mut tried = again.search_within_limits(last, Some(price)).map_err(failed)?;
     tried.sort_by_key(|tried| tried.moves);
-    let (referee, objective) = (&again.comparison_scenarios, layer.policy.objective);
-    let mut scores = vec![];
-    for one in &tried {
-        scores.push(layer.score(&one.seating, referee, again.aim).map_err(failed)?);
-    }
-    let unit = unit_score(referee, objective, again.aim);
+    let scores = again.comparison_scores(&tried).map_err(failed)?;
+    let unit = unit_score(&again.comparison_scenarios, layer.policy.objective, again.aim);
     let toll = price_to_score(price, unit);
     let cost = |&at: &usize| scores[at].saturating_add(toll.saturating_mul(tried[at].moves as u64));
     let best = (0..tried.len()).min_by_key(cost).unwrap_or(0);
@@ -214,6 +212,13 @@ impl<'a> Replanner<'a> {
         }
         Ok(tried)
     }
+
+    /// Returns the score of each candidate on the scenarios of the comparison.
+    fn comparison_scores(&self, tried: &[ReplanCandidate]) -> Result<Vec<u64>, SolverError> {
+        let score =
+            |one: &ReplanCandidate| self.layer.score(&one.seating, &self.comparison_scenarios, self.aim);
+        tried.iter().map(score).collect()
+    }
 }
 
 /// Returns the score of a mean imbalance of 1 on these scenarios.
@@ -280,8 +285,8 @@ fn eplb_or_current(
     Ok(if old <= new.saturating_add(new / 1000) { previous.clone() } else { eplb })
 }
 
-/// Returns placements with few moves that no search on scenarios has found: steps towards EPLB's placement,
-/// and the greedy choice of moves. Both are judged on the latest batches as they were.
+/// Returns the greedy choice of at most `limit` moves, and the moves towards EPLB's placement. Both are
+/// chosen on the latest batches as they were.
 fn greedy_candidates(
     again: &Replanner<'_>,
     previous: &Placement,
@@ -306,15 +311,6 @@ fn greedy_candidates(
         ReplanCandidate { moves: moves_between(&again.from, &seating), seating }
     };
     Ok(found.into_iter().map(candidate).collect())
-}
-
-/// Returns the placement with the lowest score, and the one with fewer moves among equals.
-fn least_score(tried: &[ReplanCandidate], again: &Replanner<'_>) -> Result<usize, SolverError> {
-    let mut scores = vec![];
-    for one in tried {
-        scores.push(again.layer.score(&one.seating, &again.comparison_scenarios, again.aim)?);
-    }
-    Ok((0..tried.len()).min_by_key(|&at| scores[at]).unwrap_or(0))
 }
 
 /// Returns the first placement, in ascending order of moves, that is as good as the best. The tolerance is

@@ -33,15 +33,7 @@ impl Trace {
             (0..count).map(|step| (place(count, step), 0, step)).collect();
         let mut notices = self.notices().to_vec();
         for (at, WeightedTrace { trace: other, weight }) in others.iter().enumerate() {
-            if other.experts() != self.experts() || other.layers() != self.layers() {
-                return wrong(format!(
-                    "traces to be blended differ: {} experts in layers {:?}, and {} in {:?}",
-                    self.experts(),
-                    self.layers(),
-                    other.experts(),
-                    other.layers()
-                ));
-            }
+            self.check_same_shape(other)?;
             if !(*weight > 0.0 && *weight <= 1e6) || other.steps().is_empty() || count == 0 {
                 return wrong(format!(
                     "weight {weight}: expected more than 0 and at most 1e6, and traces with steps"
@@ -70,6 +62,38 @@ impl Trace {
         blend.files.clone_from(&self.files);
         blend.files.extend(others.iter().flat_map(|other| other.trace.files.iter().cloned()));
         Ok(blend)
+    }
+
+    /// Returns a trace with all steps of this one, and then all steps of another.
+    ///
+    /// # Errors
+    /// Fails if experts or layers differ.
+    pub fn followed_by(&self, later: &Trace) -> Result<Trace, TraceError> {
+        self.check_same_shape(later)?;
+        let named = |which: usize, trace: &Trace| {
+            trace.steps().iter().map(|step| format!("{which}.{step}")).collect::<Vec<_>>()
+        };
+        let steps = [named(1, self), named(2, later)].concat();
+        let loads = self.loads.iter().chain(&later.loads).flatten().copied().collect();
+        let mut joined = Trace::from_loads(self.experts(), self.layers().to_vec(), steps, loads)?;
+        joined.notices = [&self.notices[..], &later.notices].concat();
+        joined.formats.clone_from(&self.formats);
+        joined.resampling = self.resampling;
+        joined.files = [&self.files[..], &later.files].concat();
+        Ok(joined)
+    }
+
+    fn check_same_shape(&self, other: &Trace) -> Result<(), TraceError> {
+        if other.experts() == self.experts() && other.layers() == self.layers() {
+            return Ok(());
+        }
+        Err(TraceError::Options(format!(
+            "traces differ: {} experts in layers {:?}, and {} in {:?}",
+            self.experts(),
+            self.layers(),
+            other.experts(),
+            other.layers()
+        )))
     }
 }
 

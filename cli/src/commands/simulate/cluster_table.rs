@@ -27,6 +27,7 @@ struct ClusterResult {
 pub(super) fn compare_clusters(
     request: &PoliciesRequest,
     trace: &Trace,
+    planned_steps: Option<usize>,
     output: Output,
 ) -> anyhow::Result<()> {
     let grid = request.grid.for_experts(trace.experts())?;
@@ -40,7 +41,7 @@ pub(super) fn compare_clusters(
         if policies.is_empty() && !args.hindsight {
             continue;
         }
-        let simulated = run_simulation(args, trace, *cluster, &policies);
+        let simulated = run_simulation(args, trace, planned_steps, *cluster, &policies);
         let (config, outcome) = simulated.with_context(|| shape.clone())?;
         let memory = RedundancyMemory::for_cluster(request.model, &request.trace, trace, cluster);
         results.push(ClusterResult { config, redundant, outcome, unfit, memory });

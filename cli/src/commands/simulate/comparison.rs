@@ -72,6 +72,8 @@ pub(super) struct ComparisonSpec {
     pub(super) comparison: ComparisonArgs,
     /// Model that states memory and top-k.
     pub(super) model: Option<MoeModel>,
+    /// Number of steps to plan on, if it is not a share of all.
+    pub(super) planned_steps: Option<usize>,
     /// Speeds of the ranks, if every policy is also to place for them.
     pub(super) placed_speeds: Option<Vec<u32>>,
 }
@@ -86,6 +88,7 @@ impl StudyArgs {
             cluster,
             comparison: self.comparison.clone(),
             model,
+            planned_steps: None,
             placed_speeds: None,
         })
     }
@@ -118,7 +121,7 @@ impl<'a> Comparison<'a> {
         if let (true, false, Some(first)) = (policies.is_empty(), args.hindsight, unfit.first()) {
             bail!("{}; no policy is left to simulate", first.to_sentence());
         }
-        let (config, outcome) = run_simulation(args, trace, cluster, &policies)?;
+        let (config, outcome) = run_simulation(args, trace, spec.planned_steps, cluster, &policies)?;
         let batches = spec.trace.describe_batches(trace);
         Ok(Self { trace, policies, config, outcome, memory, unfit, batches })
     }
@@ -177,14 +180,20 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// Simulates the policies on one cluster.
+/// Simulates the policies on one cluster. They plan on the first `planned_steps`, or else on a share of the
+/// steps.
 pub(super) fn run_simulation(
     args: &ComparisonArgs,
     trace: &Trace,
+    planned_steps: Option<usize>,
     cluster: Cluster,
     policies: &[Box<dyn Policy>],
 ) -> anyhow::Result<(SimulationConfig, SimulationResult)> {
-    let config = SimulationConfig::first_part(trace, cluster, args.splits.clone(), args.train_fraction)?;
+    let splits = args.splits.clone();
+    let config = match planned_steps {
+        Some(planned) => SimulationConfig::new(cluster, splits, 0..planned, planned..trace.steps().len()),
+        None => SimulationConfig::first_part(trace, cluster, splits, args.train_fraction)?,
+    };
     let bar = StderrBar::for_layers();
     let mut outcome = simulate(trace, &config, policies, &bar)?;
     if args.hindsight {

@@ -6,11 +6,13 @@ use super::verdict::{MISSING_BASELINE, MISSING_MODEL, TimedComparison};
 use crate::args::cluster::check_groups;
 use crate::args::cluster_grid::{ClusterGridArgs, ClusterGridSpec};
 use crate::args::model::{ModelArgs, ModelMaybeOnGpu, ModelOnGpu};
+use crate::args::stated::StatedOptions;
 use crate::args::trace::TraceArgs;
 use crate::output::{Output, command_line, print_json, print_text, write_file};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::model::MoeModel;
+use evenkeel::trace::Trace;
 use evenkeel_report::SimulationPage;
 use evenkeel_simulate::ReplayRow;
 use serde_json::json;
@@ -41,6 +43,12 @@ pub(super) struct PoliciesArgs {
     comparison: ComparisonArgs,
     #[command(flatten)]
     model: ModelArgs,
+    /// Judge on the batches of these traces, and plan on all batches of the first ones
+    ///
+    /// They are read with the same options. Batches that are drawn from totals have the next seed. So dumps of
+    /// other workloads, or of another day, show whether a plan holds on them.
+    #[arg(long, value_name = "TRACE,..", value_delimiter = ',', conflicts_with = "train_fraction")]
+    judge: Vec<PathBuf>,
     /// Write a report to this file: one HTML page that needs no network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -55,6 +63,8 @@ pub(super) struct PoliciesRequest {
     pub(super) model: Option<MoeModel>,
     /// Model and GPU that give the times, if both are stated.
     on: Option<ModelOnGpu>,
+    /// Traces to judge on, if they are not the last part of the first ones.
+    judge: Vec<PathBuf>,
     report: Option<PathBuf>,
 }
 
@@ -76,24 +86,47 @@ impl PoliciesArgs {
             comparison: self.comparison.clone(),
             model: self.model.model.map(|on| on.model),
             on: self.model.model.and_then(ModelMaybeOnGpu::on_gpu),
+            judge: self.judge.clone(),
             report: self.report.clone(),
         })
     }
 }
 
+impl PoliciesRequest {
+    /// Returns the batches, and the number of them to plan on if it is not a share of all.
+    fn read(&self) -> anyhow::Result<(Trace, Option<usize>)> {
+        let trace = self.trace.read_for_model(self.model)?;
+        if self.judge.is_empty() {
+            return Ok((trace, None));
+        }
+        // Options of the first traces may have no effect on these.
+        let judged = TraceArgs {
+            traces: self.judge.clone(),
+            stated: StatedOptions::default(),
+            seed: self.trace.seed.wrapping_add(1),
+            top_k: self.trace.top_k.or(trace.resampling().map(|resampling| resampling.top_k)),
+            ..self.trace.clone()
+        };
+        let judged = judged.read_for_model(self.model).context("--judge")?;
+        let joined = trace.followed_by(&judged).context("--judge")?;
+        Ok((joined, Some(trace.steps().len())))
+    }
+}
+
 pub(super) fn run(args: &PoliciesArgs, output: Output) -> anyhow::Result<()> {
     let request = args.resolve()?;
-    let trace = request.trace.read_for_model(request.model)?;
+    let (trace, planned_steps) = request.read()?;
     output.print_notices(trace.notices());
     if request.grid.is_grid() {
         check_steps(&request.trace, &trace)?;
-        return compare_clusters(&request, &trace, output);
+        return compare_clusters(&request, &trace, planned_steps, output);
     }
     let spec = ComparisonSpec {
         cluster: request.grid.specs.first().cloned().context("no cluster")?,
         trace: request.trace,
         comparison: request.comparison,
         model: request.model,
+        planned_steps,
         placed_speeds: None,
     };
     let comparison = Comparison::run(&spec, &trace, output)?;

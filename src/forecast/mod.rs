@@ -101,6 +101,11 @@ impl<'a> History<'a> {
         (self.known_from..self.steps.start).map(move |step| trace.loads(step, layer))
     }
 
+    /// Returns true if the batches were drawn from totals and not recorded.
+    pub fn are_batches_drawn(&self) -> bool {
+        self.trace.resampling().is_some()
+    }
+
     /// Returns the steps of the window.
     pub fn steps(&self) -> Range<usize> {
         self.steps.clone()

@@ -32,6 +32,7 @@ pub mod synth;
 mod tokens;
 mod torch;
 mod trtllm;
+mod variance;
 mod vllm;
 mod write;
 
@@ -41,4 +42,5 @@ pub use evenkeel::trace::{
 };
 pub use read::{read, read_bytes};
 pub use tokens::read_tokens;
+pub use variance::variance_ratio;
 pub use write::{ConversionReport, convert, write};

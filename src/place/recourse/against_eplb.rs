@@ -105,9 +105,7 @@ struct ScoreRows {
 
 /// Returns the placement of EPLB for these batches.
 fn eplb_for_batches(layer: &LayerProblem<'_>, batches: &[&[u64]]) -> Option<Placement> {
-    let total = |expert: usize| batches.iter().fold(0u64, |sum, batch| sum.saturating_add(batch[expert]));
-    let totals: Vec<u64> = (0..layer.experts).map(total).collect();
-    eplb_for_totals(layer, &totals)
+    eplb_for_totals(layer, &perturb::sum_batches(layer.experts, batches))
 }
 
 /// Returns the placement of EPLB for these totals, `[E]`, if the slots divide over the ranks.
@@ -241,7 +239,13 @@ fn holdout_folds<'a>(
         let strayed = (&layer.batches[..], layer.rho);
         return vec![fold(
             &layer.batches,
-            perturb::draw_scenarios(experts, ranks, strayed, NARROW_SPREAD, MAX_HELD_OUT_BATCHES, dice),
+            perturb::draw_scenarios(
+                (layer.totals, ranks),
+                strayed,
+                NARROW_SPREAD,
+                MAX_HELD_OUT_BATCHES,
+                dice,
+            ),
         )];
     }
     let (first, second) = layer.batches.split_at(layer.batches.len() / 2);
@@ -272,8 +276,9 @@ fn evaluate_search(
             _ => overdispersion::fit_rho(&fold.search_batches),
         };
         let count = layer.policy.scenarios(iterations).min(MAX_SELECTION_SCENARIOS);
-        let scenarios =
-            perturb::draw_scenarios(experts, ranks, (&fold.search_batches, strays), spread, count, dice);
+        let totals = perturb::sum_batches(experts, &fold.search_batches);
+        let batches = (&fold.search_batches[..], strays);
+        let scenarios = perturb::draw_scenarios((&totals, ranks), batches, spread, count, dice);
         let seating = layer.search_best_start(&scenarios, aim, iterations, dice.clone())?.seating;
         if aim.counts_exact() {
             rows.exact.extend(scenario_scores(

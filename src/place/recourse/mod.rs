@@ -108,6 +108,8 @@ struct LayerProblem<'a> {
     batches: Vec<&'a [u64]>,
     /// Batches of the history, and all earlier batches, that hold a token.
     known: Vec<&'a [u64]>,
+    /// True if the batches were drawn from totals.
+    are_batches_drawn: bool,
     /// True if there are few batches, but enough earlier ones to show their variation.
     has_earlier_batches: bool,
     /// Dispersion of the batches around the forecast, if there are few.
@@ -151,6 +153,7 @@ impl<'a> LayerProblem<'a> {
             totals,
             batches,
             known,
+            are_batches_drawn: history.are_batches_drawn(),
             has_earlier_batches: broken,
             rho: strays,
         })
@@ -200,8 +203,7 @@ impl<'a> LayerProblem<'a> {
     /// Draws `count` scenarios of this spread.
     fn draw_scenarios(&self, spread: &[PerturbationPart], count: usize, dice: &mut SeededRng) -> ScenarioSet {
         perturb::draw_scenarios(
-            self.experts,
-            self.slots.len(),
+            (self.totals, self.slots.len()),
             (&self.batches, self.rho),
             spread,
             count,

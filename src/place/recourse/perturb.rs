@@ -21,7 +21,7 @@ pub(crate) struct PerturbationPart {
     pub(crate) tilt: u8,
     /// Percentage of an expert's role that is new: 1 - rho^2.
     pub(crate) new: u8,
-    /// True if the scenarios are the average of all batches instead of single ones.
+    /// True if the scenarios are the totals of the history instead of single batches.
     pub(crate) pooled: bool,
 }
 
@@ -33,23 +33,23 @@ pub(crate) fn no_perturbation() -> Perturbation {
     vec![PerturbationPart { share: 100, tilt: 0, new: 0, pooled: false }]
 }
 
-/// Draws up to `most` scenarios: of every part its share, from batches evenly spaced in time. Unchanged
+/// Draws up to `most` scenarios of a history with these totals, `[E]`: of every part its share, from batches evenly spaced in time. Unchanged
 /// batches do not occur twice. A short history, such as totals, does not show the differences of batches. Its
 /// changed batches then vary with dispersion `strays` ([`overdispersion`]) instead of being tilted.
 pub(crate) fn draw_scenarios(
-    experts: usize,
-    ranks: usize,
+    (totals, ranks): (&[u64], usize),
     (batches, strays): (&[&[u64]], f64),
     spread: &[PerturbationPart],
     most: usize,
     dice: &mut SeededRng,
 ) -> ScenarioSet {
+    let experts = totals.len();
     let few = batches.len() < MIN_BATCHES_TO_HOLD_OUT;
     let mut all: Vec<Vec<u64>> = vec![];
     for &PerturbationPart { share, tilt, new, pooled } in spread {
         let count = (most * share as usize).div_ceil(100);
         if pooled {
-            all.extend(std::iter::repeat_n(pool_batches(experts, batches), count));
+            all.extend(std::iter::repeat_n(totals.to_vec(), count));
             continue;
         }
         let as_they_are = tilt == 0 && new == 0;
@@ -70,8 +70,8 @@ pub(crate) fn draw_scenarios(
     ScenarioSet::new(experts, ranks, all.iter().map(Vec::as_slice))
 }
 
-/// Returns the tokens of all batches together.
-fn pool_batches(experts: usize, batches: &[&[u64]]) -> Vec<u64> {
+/// Returns the tokens of all batches together, `[E]`.
+pub(super) fn sum_batches(experts: usize, batches: &[&[u64]]) -> Vec<u64> {
     let mut sum = vec![0u64; experts];
     for batch in batches {
         sum.iter_mut().zip(*batch).for_each(|(sum, &load)| *sum = sum.saturating_add(load));

@@ -5,11 +5,14 @@ use crate::output::{Output, print_json, print_text};
 use crate::render::table::render_table;
 use crate::render::units::{append_notices, group_digits};
 use clap::Args;
-use evenkeel_trace::{LoadSkew, Trace};
+use evenkeel_trace::{LoadSkew, Trace, variance_ratio};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
 /// Report the content of a trace: steps, layers, experts, tokens, skew
+///
+/// "variance" is the variance of the batches over that of as many independent draws from their average. 1 is
+/// independent. Prefill batches are far above it, since the tokens of a request resemble each other.
 ///
 /// The format is detected by content. "notices" lists everything that was guessed, omitted or unusual. A
 /// trace without tokens is reported as such and is no error.
@@ -46,6 +49,7 @@ fn trace_to_json(trace: &Trace) -> Value {
                 "max_over_mean": skew.max_over_mean,
                 "top10_share": skew.top10_share,
                 "gini": skew.gini,
+                "variance_ratio": variance_ratio(trace, layer),
             })
         })
         .collect();
@@ -118,31 +122,42 @@ fn layer_table(trace: &Trace, busy: &[usize]) -> String {
             format!("{:.2}", skew.max_over_mean),
             format!("{:.1} %", skew.top10_share * 100.0),
             format!("{:.3}", skew.gini),
+            variance_ratio(trace, layer).map_or_else(String::new, |ratio| format!("{ratio:.2}")),
         ]
     };
-    render_table(&["layer", "tokens", "max/mean", "top-10 share", "Gini"], busy.iter().map(row).collect(), 1)
+    render_table(
+        &["layer", "tokens", "max/mean", "top-10 share", "Gini", "variance"],
+        busy.iter().map(row).collect(),
+        1,
+    )
 }
 
 fn spread_table(trace: &Trace, busy: &[usize]) -> String {
     let skews: Vec<LoadSkew> = busy.iter().map(|&layer| LoadSkew::from_loads(trace.totals(layer))).collect();
-    let spread_row = |name: &str, value: &dyn Fn(&LoadSkew) -> f64, show: &dyn Fn(f64) -> String| {
-        let mut values: Vec<(f64, u32)> =
-            skews.iter().zip(busy).map(|(skew, &layer)| (value(skew), trace.layers()[layer])).collect();
+    let skew = |value: fn(&LoadSkew) -> f64| skews.iter().map(value).map(Some).collect();
+    let ratios = busy.iter().map(|&layer| variance_ratio(trace, layer)).collect();
+    let spread_row = |name: &str, values: Vec<Option<f64>>, show: &dyn Fn(f64) -> String| {
+        let mut values: Vec<(f64, u32)> = values
+            .into_iter()
+            .zip(busy)
+            .filter_map(|(value, &layer)| Some((value?, trace.layers()[layer])))
+            .collect();
         values.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (low, high) = (values[0], values[values.len() - 1]);
-        vec![
+        let (low, high) = (*values.first()?, *values.last()?);
+        Some(vec![
             name.to_owned(),
             format!("{} ({})", show(low.0), low.1),
             show(values[values.len() / 2].0),
             format!("{} ({})", show(high.0), high.1),
-        ]
+        ])
     };
-    let rows = vec![
-        spread_row("max/mean", &|skew| skew.max_over_mean, &|value| format!("{value:.2}")),
-        spread_row("top-10 share", &|skew| skew.top10_share, &|value| format!("{:.1} %", value * 100.0)),
-        spread_row("Gini", &|skew| skew.gini, &|value| format!("{value:.3}")),
+    let rows = [
+        spread_row("max/mean", skew(|skew| skew.max_over_mean), &|value| format!("{value:.2}")),
+        spread_row("top-10 share", skew(|skew| skew.top10_share), &|value| format!("{:.1} %", value * 100.0)),
+        spread_row("Gini", skew(|skew| skew.gini), &|value| format!("{value:.3}")),
+        spread_row("variance", ratios, &|value| format!("{value:.2}")),
     ];
-    render_table(&["", "lowest layer", "median", "highest layer"], rows, 1)
+    render_table(&["", "lowest layer", "median", "highest layer"], rows.into_iter().flatten().collect(), 1)
 }
 
 /// Returns the tokens routed in all layers, including steps that were not kept.

@@ -3,7 +3,8 @@
 //! In: a layer's [`PlaceRequest`]. Out: a [`Placement`]. Each algorithm is one file behind the trait
 //! [`Policy`]. [`policy`] finds it by the name of the command line. A policy also plans again from the
 //! current placement with few moves. [`relabel`](relabel()) renames ranks and slots. If moves are limited,
-//! only the most useful ones are executed.
+//! only the most useful ones are executed. With several nodes, `node_assignment` exchanges ranks so that more
+//! tokens stay on their node.
 
 mod assignment;
 mod bound;
@@ -19,6 +20,7 @@ mod heterogeneous;
 mod lp;
 #[cfg(feature = "baselines")]
 mod lplb;
+mod node_assignment;
 mod partial;
 mod placement;
 mod policy_spec;

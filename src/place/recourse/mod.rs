@@ -39,6 +39,7 @@ mod share_rule;
 pub use options::Recourse;
 pub use score::ScenarioObjective;
 
+use super::node_assignment::assign_ranks_to_nodes;
 use super::{PlaceError, PlaceRequest, PlaceResponse, Placement, Policy};
 use crate::cluster::Cluster;
 use crate::forecast::History;
@@ -176,8 +177,19 @@ impl<'a> LayerProblem<'a> {
         }
     }
 
-    /// Returns the best placement without a previous one.
+    /// Returns the best placement without a previous one. With several nodes, it is the one of equal ranks
+    /// exchanged that lets most tokens stay on their node.
     fn place_from_scratch(
+        &self,
+        trust: &ScenarioModel,
+        dice: &mut SeededRng,
+    ) -> Result<Placement, PlaceError> {
+        let placement = self.place_on_one_node(trust, dice)?;
+        Ok(assign_ranks_to_nodes(&placement, self.cluster, self.totals)?)
+    }
+
+    /// Returns the best placement without a previous one, without regard to nodes.
+    fn place_on_one_node(
         &self,
         trust: &ScenarioModel,
         dice: &mut SeededRng,
@@ -192,7 +204,7 @@ impl<'a> LayerProblem<'a> {
                     self.search_best_start(&scenarios, *aim, iterations, search_rng).map_err(failed)?.seating;
                 let holds =
                     self.policy.spread.is_some() || against_eplb::holds_on_window_batches(self, &found, *aim);
-                if holds { found.placement() } else { self.place_from_scratch(&ScenarioModel::Eplb, dice) }
+                if holds { found.placement() } else { self.place_on_one_node(&ScenarioModel::Eplb, dice) }
             }
             ScenarioModel::Eplb => against_eplb::eplb_for_totals(self, self.totals).ok_or_else(|| {
                 self.policy.shape_error("EPLB's placement needs the same number of slots on each rank".into())

@@ -97,6 +97,8 @@ pub struct PlacementFigures {
     pub batches: usize,
     /// Sum of the picoseconds of all batches, each as long as its slowest rank.
     pub time_ps: u128,
+    /// Picoseconds of each batch.
+    pub batch_ps: Vec<u64>,
     /// Mean of peak over mean, per unit of speed.
     pub imbalance: f64,
     /// Mean of the lowest possible imbalance in whole tokens.
@@ -197,6 +199,7 @@ impl<'a> MoveJudge<'a> {
             let slots = placement.slots_per_rank();
             let time = step_time(self.economics.time.as_ref(), &split.quotas, slots, self.speeds);
             sum.time_ps += u128::from(time);
+            sum.batch_ps.push(time);
             let total: u64 = split.rank_loads.iter().fold(0, |sum, &load| sum.saturating_add(load));
             let mean = total as f64 / ranks as f64;
             let loads = split.rank_loads.iter().enumerate();

@@ -14,7 +14,7 @@ pub(crate) struct MovePriceArgs {
     /// layers of the trace, else deepseek-v3, on h100.
     #[arg(long, value_name = "MODEL[,GPU]", help_heading = "Price of moves")]
     model: Option<ModelNames>,
-    /// Gigabits per second that a rank receives, for the price of moves [default: 100]
+    /// Gigabits per second that a rank receives, for the price of moves [default: by the GPU]
     #[arg(
         long,
         value_name = "GBPS",

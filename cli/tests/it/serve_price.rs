@@ -63,7 +63,8 @@ fn copies_take_at_most_one_percent_of_the_time() {
     for shape in [&shape, &fast] {
         keeps_to(0.01, 10.0, &backtest(&trace, shape, &often()).unwrap());
     }
-    // At a price that nearly every move pays, only the share limits moves.
+    // At a price that nearly every move pays, only the share limits moves. A copy takes 4 ms.
+    let shape = shape_of(json!({"ranks": 16, "redundant": 16, "link_gbps": 100}));
     let cheap = ControllerConfig { move_cost: Some(0.05), ..often() };
     let unlimited = backtest(&trace, &shape, &cheap).unwrap();
     assert_eq!(unlimited.copies.copy_share, None);
@@ -110,7 +111,7 @@ fn a_killed_service_goes_on_with_what_copies_have_left() {
                   max_lag = 100000\nmove_cost = 0.5\ncopy_share = 0.01\nstep_ms = 60\n";
     let options = evenkeel_serve::ServiceConfig::from_toml(config, std::path::Path::new("test")).unwrap();
     let options = options.controller_config(None).unwrap();
-    let shape = json!({"ranks": 4, "redundant": 8});
+    let shape = json!({"ranks": 4, "redundant": 8, "link_gbps": 100});
     let mut lane =
         PhaseState::new(shape_of(shape.clone()), options, Phase::All, vec![1, 2, 5], EXPERTS).unwrap();
     let (mut decisions, never) = (vec![], AtomicBool::new(false));
@@ -139,6 +140,9 @@ fn a_killed_service_goes_on_with_what_copies_have_left() {
         serde_json::from_value(server.get("/v1/models/m/history").json()["decisions"].clone()).unwrap();
     assert_eq!(timeless(history), timeless(decisions));
     assert_eq!(state["copies"], serde_json::to_value(lane.copy_status()).unwrap());
+    let gains = lane.gain_status();
+    assert!(gains.calm.trials + gains.after_break.trials > 0, "{gains:?}");
+    assert_eq!(state["gains"], serde_json::to_value(gains).unwrap());
     server.terminate();
 }
 
@@ -178,10 +182,10 @@ fn what_is_assumed_is_said() {
     };
     let run = |args: Vec<String>| stdout(&args.iter().map(String::as_str).collect::<Vec<_>>());
     let text = run(replay("bare", &["--ranks", "16", "--redundant", "16", "--speed", "2000"]));
-    assert!(text.contains("an expert of gpt-oss-20b:bf16 (assumed) over 100 Gbit/s (assumed)"), "{text}");
+    assert!(text.contains("an expert of gpt-oss-20b:bf16 (assumed) over 374 Gbit/s (assumed)"), "{text}");
     assert!(text.contains("copies may take 1 % of the time, at 10 ms a step"), "{text}");
     let line = server.said("bare/all: a copy takes");
-    assert!(line.contains("3.98 ms") && line.contains("batches run on h100 (assumed)"), "{line}");
+    assert!(line.contains("1.06 ms") && line.contains("batches run on h100 (assumed)"), "{line}");
     let copies = server.settled("bare", "all")["copies"].clone();
     assert_eq!(copies["assumed"], json!(["model", "gpu", "link_gbps"]));
     assert_eq!((copies["copy_share"].as_f64(), copies["step_ms"].as_f64()), (Some(0.01), Some(10.0)));

@@ -165,8 +165,8 @@ fn steps_without_tokens_decide_nothing() {
         (decisions, lane.current_plan().unwrap().layers)
     };
     let without = decisions(0);
-    let drift = without.0.iter().find(|decision| decision.1 == Trigger::Drift).expect("a drift");
-    assert_eq!((drift.0, drift.2), (80, DecisionOutcome::Applied), "noticed after 8 live steps");
+    let drift = without.0.iter().find(|d| d.1 == Trigger::Drift && d.0 > 72).expect("a drift");
+    assert_eq!((drift.0, drift.2), (73, DecisionOutcome::Applied), "noticed in one live step");
     for idle in [1, 3, 40] {
         assert_eq!(decisions(idle), without, "{idle} idle steps behind each");
     }
@@ -230,13 +230,15 @@ fn scripts_of_engines_that_restart_and_idle_are_served() {
     assert!(lines[..3].iter().all(|line| line.contains("(200, ")), "{restart}");
     assert!(lines[1].contains("\"accepted\":1") && lines[2].contains("\"accepted\":79"), "{restart}");
     assert!(lines[3].contains("204"), "{restart}");
-    // The drift is noticed after 8 steps with tokens, for any number of idle steps between them.
+    // The drift is noticed in one step with tokens, for any number of idle steps between them.
     let drift = |idle: u64| {
         let text = script("serve-idle-steps.py", &[&idle.to_string()]);
         assert!(text.contains("points below 1, which no imbalance can be: 0 of 136"), "{text}");
-        let line = text.lines().find(|line| line.contains(" drift ")).unwrap_or_else(|| panic!("{text}"));
-        let accepted: u64 = line.split(' ').next().unwrap().parse().unwrap();
-        accepted.div_ceil(idle + 1)
+        // The loads change after 72 steps. Smaller rises before are noticed too.
+        let drifts = text.lines().filter(|line| line.contains(" drift "));
+        let accepted = drifts.map(|line| line.split(' ').next().unwrap().parse::<u64>().unwrap());
+        let mut live = accepted.map(|accepted| accepted.div_ceil(idle + 1));
+        live.find(|&live| live > 72).unwrap_or_else(|| panic!("{text}"))
     };
-    assert_eq!([0, 1, 3].map(drift), [80; 3]);
+    assert_eq!([0, 1, 3].map(drift), [73; 3]);
 }

@@ -8,7 +8,7 @@ use crate::Phase;
 use crate::controller::config::{ControllerConfig, ModelSpec};
 use crate::controller::propose::PhaseCommand;
 use crate::controller::state::{AcceptedStep, PhaseError, PhaseState};
-use crate::wire::decision::{CopyStatus, Decision, DecisionOutcome};
+use crate::wire::decision::{CopyStatus, Decision, DecisionOutcome, GainStatus};
 use crate::wire::loads::StepLoads;
 use evenkeel::evaluate::evaluate_layer;
 use evenkeel::forecast::HistoryWindow;
@@ -42,6 +42,8 @@ pub struct Backtest {
     pub gained_ms: f64,
     /// The cost of transfers, and the time that they took.
     pub copies: CopyStatus,
+    /// The corrections of expected gains by the gains of earlier decisions, at the end.
+    pub gains: GainStatus,
     /// All decisions, in order.
     pub decisions: Vec<Decision>,
 }
@@ -88,7 +90,7 @@ pub fn backtest(
             result.plans += 1;
             if state.plan_version() > 0 {
                 result.moves += proposal.decision.moves;
-                let ahead = usize::try_from(options.horizon).unwrap_or(usize::MAX);
+                let ahead = usize::try_from(state.expected_horizon()).unwrap_or(usize::MAX);
                 let within = at + 1..trace.steps().len().min((at + 1).saturating_add(ahead));
                 if !within.is_empty() {
                     result.foreseen_ms += proposal.decision.gain_ms;
@@ -100,6 +102,7 @@ pub fn backtest(
         result.decisions.push(proposal.decision);
     }
     result.copies = state.copy_status();
+    result.gains = state.gain_status();
     let steps = result.steps.max(1) as f64;
     result.imbalance /= steps;
     result.bound /= steps;
@@ -159,6 +162,7 @@ pub fn replan_every_batch(
         foreseen_ms: 0.0,
         gained_ms: 0.0,
         copies: CopyStatus::default(),
+        gains: GainStatus::default(),
         decisions: vec![],
     })
 }

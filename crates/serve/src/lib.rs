@@ -65,9 +65,9 @@ pub use server::{ServerControl, ServerSetup, serve};
 pub use store::error::StateStoreError;
 pub use store::{OPENER_THREAD, SCHEMA};
 pub use wire::{
-    CopyStatus, Decision, DecisionOutcome, HistoryPoint, Imbalances, LayerPreview, Loads, LoadsBody,
-    LoadsError, MAX_POSTED_STEPS, MoveRecord, Phase, PlanPreview, Receipt, Refusal, StepBody, StepLoads,
-    Trigger, binary, counts_digest,
+    CopyStatus, Decision, DecisionOutcome, GainEstimate, GainStatus, HistoryPoint, Imbalances, LayerPreview,
+    Loads, LoadsBody, LoadsError, MAX_POSTED_STEPS, MoveRecord, Phase, PlanPreview, Receipt, Refusal,
+    StepBody, StepLoads, Trigger, binary, counts_digest,
 };
 
 pub(crate) use runtime::worker::PhaseWorker;

@@ -23,6 +23,7 @@ class Decision(TypedDict):
     accepted: int
     busiest_bytes: NotRequired[int | None]
     bytes: NotRequired[int | None]
+    calibration: NotRequired[GainEstimate]
     copy_ms: float
     cost_ms: float
     duration_ms: float
@@ -42,6 +43,15 @@ class Decision(TypedDict):
     trigger: Trigger
 
 DecisionOutcome = Literal["applied", "kept", "dry_run", "skipped", "failed"]
+
+class GainEstimate(TypedDict):
+    error: float
+    ratio: float
+    trials: int
+
+class GainStatus(TypedDict):
+    after_break: GainEstimate
+    calm: GainEstimate
 
 class HistoryPoint(TypedDict):
     accepted: int
@@ -83,6 +93,7 @@ class PhaseStatus(TypedDict):
     down: list[int]
     due_in: int
     experts: int
+    gains: NotRequired[GainStatus]
     lag: int
     last_step_unix_s: NotRequired[int | None]
     latest: NotRequired[HistoryPoint | None]

@@ -5,10 +5,13 @@ use crate::args::move_price::MovePriceArgs;
 use crate::args::trace::TraceArgs;
 use crate::output::{Output, print_json, print_text};
 use crate::render::table::render_table;
+use anyhow::{Context as _, bail};
 use clap::Args;
+use evenkeel::trace::Trace;
 use evenkeel_serve::{
     Backtest, ControllerConfig, Decision, ModelSpec, ServiceConfig, backtest, replan_every_batch,
 };
+use evenkeel_simulate::{OfflineOptimum, offline_optimum};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Instant;
@@ -35,6 +38,12 @@ pub(super) struct BacktestArgs {
     /// Omit the comparison with planning before every batch, which takes long
     #[arg(long)]
     skip_every_batch: bool,
+    /// Also show the offline optimum, at these prices of a move in balanced batches
+    ///
+    /// It knows all batches, and is the cheapest sequence of placements: imbalances plus prices. Small layers
+    /// only, such as 6 experts on 3 ranks with 3 slots each.
+    #[arg(long, value_name = "PRICE,..", value_delimiter = ',', hide_short_help = true)]
+    offline_optimum: Vec<f64>,
 }
 
 /// Backtest to run, from options that are valid together.
@@ -49,6 +58,9 @@ impl BacktestArgs {
     pub(super) fn resolve(&self) -> anyhow::Result<BacktestRequest> {
         let text = format!("decide = {{ {} }}", self.decide);
         let options = ServiceConfig::from_toml(&text, Path::new("--decide"))?.controller_config(None)?;
+        if let Some(price) = self.offline_optimum.iter().find(|price| !(0.0..=1e6).contains(*price)) {
+            bail!("--offline-optimum {price}: expected 0 to 1000000 balanced batches");
+        }
         Ok(BacktestRequest { cluster: self.cluster.resolve()?, options })
     }
 }
@@ -75,11 +87,18 @@ pub(super) fn run(args: &BacktestArgs, output: Output) -> anyhow::Result<()> {
     let every =
         if args.skip_every_batch { None } else { Some(replan_every_batch(&trace, &shape, &options)?) };
     let every_time = begun.elapsed().as_secs_f64();
+    let optima = args
+        .offline_optimum
+        .iter()
+        .map(|&price| Ok((price, sum_optima(&trace, &shape, &options, price)?)))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     if output.is_json() {
         return print_json(&json!({
             "trace": args.trace.traces, "batches": args.trace.describe_batches(&trace), "layers": trace.layers().len(),
             "decide": options, "online": result_to_json(&service, service_time),
             "every_batch": every.as_ref().map(|every| result_to_json(every, every_time)), "decisions": service.decisions,
+            "offline": optima.iter().map(|(price, optimum)| optimum_to_json(*price, optimum)).collect::<Vec<_>>(),
+            "gains": service.gains,
             "foreseen_ms": service.foreseen_ms, "gained_ms": service.gained_ms, "copies": service.copies,
         }));
     }
@@ -95,6 +114,16 @@ pub(super) fn run(args: &BacktestArgs, output: Output) -> anyhow::Result<()> {
     };
     let mut rows = vec![cells("online", &service, service_time)];
     rows.extend(every.as_ref().map(|every| cells("every batch", every, every_time)));
+    rows.extend(optima.iter().map(|(price, optimum)| {
+        vec![
+            format!("offline optimum at {price}"),
+            format!("{:.4}", optimum.imbalance),
+            format!("{:.4}", optimum.imbalance - optimum.bound),
+            optimum.moves.to_string(),
+            String::new(),
+            String::new(),
+        ]
+    }));
     let mut text = render_table(&["", "imbalance", "excess", "moves", "plans", "time"], rows, 1);
     if let Some(every) = &every {
         let (excess, moves) =
@@ -124,6 +153,37 @@ pub(super) fn run(args: &BacktestArgs, output: Output) -> anyhow::Result<()> {
         text.extend(service.decisions.iter().map(reason));
     }
     print_text(&text)
+}
+
+/// Returns the offline optimum of all layers together, on the steps that the backtest judges.
+fn sum_optima(
+    trace: &Trace,
+    shape: &ModelSpec,
+    options: &ControllerConfig,
+    price: f64,
+) -> anyhow::Result<OfflineOptimum> {
+    let cluster = shape.cluster(trace.experts())?;
+    let first = usize::try_from(options.first_after).unwrap_or(usize::MAX).min(trace.steps().len());
+    let mut sum: Option<OfflineOptimum> = None;
+    for layer in 0..trace.layers().len() {
+        let found = offline_optimum(trace, (layer, first..trace.steps().len()), &cluster, price);
+        let found = found.with_context(|| {
+            format!(
+                "--offline-optimum: layer {} has no tokens after step {first}, or too many placements: expected layers \
+                 such as 6 experts on 3 ranks with 3 slots each",
+                trace.layers()[layer]
+            )
+        })?;
+        sum = Some(sum.map_or(found, |sum| sum.merge_with(&found)));
+    }
+    sum.context("--offline-optimum: the trace has no layers")
+}
+
+fn optimum_to_json(price: f64, optimum: &OfflineOptimum) -> Value {
+    json!({
+        "price": price, "imbalance": optimum.imbalance, "bound": optimum.bound,
+        "excess": optimum.imbalance - optimum.bound, "moves": optimum.moves, "batches": optimum.batches,
+    })
 }
 
 fn result_to_json(online: &Backtest, seconds: f64) -> Value {

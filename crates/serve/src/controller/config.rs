@@ -37,7 +37,7 @@ pub struct ModelSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
     /// The bandwidth at which a rank receives, in gigabits per second, for the cost of a move. The default is
-    /// 100.
+    /// that of machines with the GPU: inside a node if all ranks fit into one, else between nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 1_000_000)]
     pub link_gbps: Option<u64>,
@@ -49,6 +49,9 @@ fn default_count() -> usize {
 
 /// The most steps over which the mean imbalance is compared with the drift threshold.
 const MAX_DRIFT_STEPS: usize = 256;
+
+/// The fewest steps on which forecasts are compared to choose the window. Fewer are too noisy for the choice.
+const MIN_FORECAST_STEPS: u64 = 4;
 
 /// The default horizon in steps: less than three minutes at 10 ms a step.
 ///
@@ -112,17 +115,17 @@ impl Default for ControllerConfig {
             policy: "recourse:exact".into(),
             first_after: 8,
             every: 64,
-            min_every: 8,
-            drift: 0.05,
+            min_every: 1,
+            drift: 0.002,
             window: 256,
             judged: 32,
-            max_moves: 4,
+            max_moves: 16,
             move_budget: 0,
             horizon: DEFAULT_HORIZON,
             move_cost: None,
             copy_share: None,
             step_ms: 10.0,
-            min_gain: 0.002,
+            min_gain: 0.001,
             max_lag: 512,
             dry_run: false,
         }
@@ -233,7 +236,11 @@ impl ControllerConfig {
 
     /// Returns the number of steps for which a plan has to hold at least: those until the next decision.
     pub fn forecast_steps(&self) -> usize {
-        let steps = if self.drift > 0.0 { self.min_every.min(self.every) } else { self.every };
+        let steps = if self.drift > 0.0 {
+            self.min_every.max(MIN_FORECAST_STEPS).min(self.every)
+        } else {
+            self.every
+        };
         usize::try_from(steps).unwrap_or(usize::MAX).min(64)
     }
 

@@ -11,7 +11,7 @@
 
 use super::config::{ControllerConfig, ModelSpec, SpecError};
 use crate::wire::decision::CopyStatus;
-use evenkeel::cluster::Cluster;
+use evenkeel::cluster::{Cluster, Network};
 use evenkeel::economics::MoveEconomics;
 use evenkeel::gpu::GpuSpec;
 use evenkeel::model::{MODELS, MoeModel};
@@ -24,7 +24,7 @@ use std::sync::Arc;
 pub const DEFAULT_MODEL: &str = "deepseek-v3";
 /// The default GPU.
 pub const DEFAULT_GPU: &str = "h100";
-/// The default bandwidth at which a rank receives, in gigabits per second.
+/// The bandwidth at which a rank receives, in gigabits per second, if the machines of its GPU are not known.
 pub const DEFAULT_LINK_GBPS: u64 = 100;
 /// The default share of the time that transfers may take, if neither `copy_share` nor `move_cost` is stated.
 pub const DEFAULT_COPY_SHARE: f64 = 0.01;
@@ -63,7 +63,7 @@ impl CopyPrice {
         };
         let link_gbps = shape.link_gbps.unwrap_or_else(|| {
             assumed.push("link_gbps");
-            DEFAULT_LINK_GBPS
+            assumed_link_gbps(shape, &gpu)
         });
         let economics = MoveEconomics::on_link(1, link_gbps, &model, &gpu).ok_or(SpecError::Value {
             key: "link_gbps",
@@ -113,6 +113,16 @@ impl CopyPrice {
     fn copy_ns(&self) -> u64 {
         self.economics.transfer_ps.div_ceil(1_000)
     }
+}
+
+/// Returns the bandwidth at which a rank receives on machines with this GPU, in gigabits per second. Ranks
+/// that fit into one node use the link inside it. All others use the link between nodes.
+fn assumed_link_gbps(shape: &ModelSpec, gpu: &GpuSpec) -> u64 {
+    let Some(network) = Network::of_gpu(gpu.name) else { return DEFAULT_LINK_GBPS };
+    let inside = shape.nodes == 1 && shape.ranks as u64 <= gpu.linked;
+    let link = if inside { network.node } else { network.cross };
+    let of_node = link.node_gb_s.map_or(f64::INFINITY, |all| all / gpu.linked as f64);
+    ((link.gb_s.min(of_node) * 8.0) as u64).max(1)
 }
 
 /// Returns the built-in kernel of a model's experts, if one is measured on the GPU in the model's number
@@ -195,6 +205,12 @@ impl CopyBudget {
         MoveEconomics { steps, ..economics }
     }
 
+    /// Returns whether moves are weighed against their price: with a stated price, or on a stated link.
+    /// Without both, moves are only bounded by their share of the time.
+    pub(super) fn is_priced(&self) -> bool {
+        self.move_cost.is_some() || !self.price.assumed.contains(&"link_gbps")
+    }
+
     /// Returns the nanoseconds in which a rank receives this many experts.
     fn transfer_ns(&self, received: u64) -> u64 {
         self.price.copy_ns().saturating_mul(received)
@@ -227,6 +243,11 @@ impl CopyBudget {
         self.share?;
         let available = u64::try_from(ledger.available).unwrap_or(0);
         Some(available / self.price.copy_ns().max(1))
+    }
+
+    /// Returns the number of experts that each rank may receive after a quiet time.
+    pub(super) fn most_transfers(&self) -> u64 {
+        u64::try_from(self.most_ns).unwrap_or(0) / self.price.copy_ns().max(1)
     }
 
     /// Returns the public document of this budget.
@@ -276,8 +297,8 @@ mod tests {
         let rank_ps = |(price, cluster): &(CopyPrice, Cluster)| {
             price.economics_on(cluster).time.rank_ps(&vec![64; cluster.slots_per_rank()], 1)
         };
-        let stated = price(r#"{"ranks": 4, "model": "gpt-oss-20b", "gpu": "h100"}"#);
-        let assumed = price(r#"{"ranks": 4}"#);
+        let stated = price(r#"{"ranks": 4, "model": "gpt-oss-20b", "gpu": "h100", "link_gbps": 100}"#);
+        let assumed = price(r#"{"ranks": 4, "link_gbps": 100}"#);
         let kernel = stated.0.measured_times(&stated.1).unwrap();
         // 512 rows arrive and leave over 100 Gbit/s, with 4 bytes per number both ways together.
         let exchange = 512 * 2_880 * 4 * 8 * 10;
@@ -285,7 +306,7 @@ mod tests {
         assert!(assumed.0.measured().is_none());
         assert!(rank_ps(&assumed) < rank_ps(&stated), "kernels reach less than the data sheet's rates");
         // No kernel of this GPU is measured.
-        let unmeasured = price(r#"{"ranks": 4, "model": "gpt-oss-20b", "gpu": "h800"}"#);
+        let unmeasured = price(r#"{"ranks": 4, "model": "gpt-oss-20b", "gpu": "h800", "link_gbps": 100}"#);
         assert_eq!(rank_ps(&unmeasured), rank_ps(&assumed));
     }
 
@@ -294,7 +315,8 @@ mod tests {
         let shape: ModelSpec = serde_json::from_str(r#"{"ranks": 4}"#).unwrap();
         let price = CopyPrice::from_spec(&shape, 24, 32).unwrap();
         assert_eq!(price.assumed, ["model", "gpu", "link_gbps"]);
-        assert_eq!(price.copy_ns(), 49_766_400 * 8 / 100);
+        // Four H100 share the links of a node: 302 GB/s.
+        assert_eq!(price.copy_ns(), (49_766_400 * 8u64).div_ceil(2416));
         let budget = CopyBudget::new(price, &ControllerConfig::default());
         let mut ledger = CopyLedger::default();
         for at in 0..100_000u64 {

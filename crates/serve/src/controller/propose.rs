@@ -7,9 +7,10 @@
 //! predicted the latest steps. [`super::candidate`] compares the result with the current placement by exact
 //! splits of the latest steps. [`super::select`] selects the moves that pay for themselves.
 
-use super::candidate::LayerCandidate;
+use super::calibration::GainLedger;
+use super::candidate::{LayerCandidate, LayerPlanner};
 use super::state::{PhaseError, PhaseState};
-use crate::wire::decision::{Decision, Trigger};
+use crate::wire::decision::{Decision, GainEstimate, Trigger};
 use crate::wire::status::PlanPreview;
 use evenkeel::cluster::Cluster;
 use evenkeel::place::{Placement, Policy, Recourse, without_ranks};
@@ -52,6 +53,8 @@ pub struct Proposal {
     /// The number of experts that the busiest receiver gets.
     pub(super) busiest_transfers: u64,
     pub(super) plan_preview: Option<PlanPreview>,
+    /// The expected gains of earlier decisions, of this one, and the gains that followed.
+    pub(super) gains: GainLedger,
 }
 
 impl Proposal {
@@ -75,6 +78,27 @@ pub enum PhaseCommand {
     Down(usize),
     /// A rank is up again.
     Up(usize),
+}
+
+/// The request of a decision, and the basis on which its candidates are selected.
+#[derive(Debug)]
+pub(super) struct SelectionBasis {
+    pub(super) trigger: Trigger,
+    pub(super) dry_run: bool,
+    pub(super) cluster: Cluster,
+    pub(super) down: BTreeSet<usize>,
+    pub(super) gains: GainLedger,
+    pub(super) calibration: GainEstimate,
+    /// The number of steps of uncalibrated gains that are worth as much as the horizon.
+    pub(super) horizon: u64,
+    /// The number of steps since a break that has just been noticed.
+    pub(super) since_break: Option<u64>,
+}
+
+/// Returns the number of steps whose uncalibrated gains are worth as much as the calibrated gains of the
+/// horizon.
+fn calibrated_horizon(horizon: u64, calibration: &GainEstimate) -> u64 {
+    ((horizon as f64 * calibration.ratio) as u64).max(1)
 }
 
 impl PhaseCommand {
@@ -111,6 +135,20 @@ impl PhaseState {
             }
             policy => policy?,
         };
+        // The loss of a rank does not wait for a measurement.
+        let (gains, calibration) = if command.is_rank_change() {
+            (self.core.gains.clone(), GainEstimate::default())
+        } else {
+            self.calibrate_gains(trigger == Trigger::Drift)?
+        };
+        let planner = LayerPlanner {
+            command,
+            trace: &trace,
+            cluster: &cluster,
+            policy: policy.as_ref(),
+            horizon: calibrated_horizon(self.expected_horizon(), &calibration),
+            since_break: self.steps_since_break(trigger),
+        };
         let candidates: Vec<Option<LayerCandidate>> = (0..self.core.layers.len())
             .into_par_iter()
             .map(|layer| {
@@ -118,13 +156,16 @@ impl PhaseState {
                     return Ok(None);
                 }
                 let failed = |source| PhaseError::Place { layer: self.core.layers[layer], source };
-                self.plan_layer(command, &trace, layer, &cluster, policy.as_ref()).map_err(failed)
+                self.plan_layer(&planner, layer).map_err(failed)
             })
             .collect::<Result<_, PhaseError>>()?;
         if abort.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let mut proposal = self.select_moves(trigger, dry_run, (cluster, down), candidates);
+        let LayerPlanner { horizon, since_break, .. } = planner;
+        let basis =
+            SelectionBasis { trigger, dry_run, cluster, down, gains, calibration, horizon, since_break };
+        let mut proposal = self.select_moves(basis, candidates);
         proposal.preview =
             matches!(command, PhaseCommand::Replan { trigger: Trigger::Manual, dry_run: true });
         proposal.decision.duration_ms = begun.elapsed().as_secs_f64() * 1e3;

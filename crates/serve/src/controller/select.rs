@@ -4,10 +4,13 @@
 //! gain exceeds the cost of its moves. [`select_moves`] selects among these layers within the budgets of
 //! moves and of time. Nothing moves unless the mean imbalance falls by `min_gain`.
 
+use super::calibration::TrialCandidate;
 use super::candidate::LayerCandidate;
-use super::propose::{LayerEstimate, Proposal};
+use super::propose::{LayerEstimate, Proposal, SelectionBasis};
 use super::state::PhaseState;
-use crate::wire::decision::{Decision, DecisionOutcome, Imbalances, MoveRecord, Trigger, format_percent};
+use crate::wire::decision::{
+    Decision, DecisionOutcome, GainEstimate, Imbalances, MoveRecord, Trigger, format_percent,
+};
 use crate::wire::status::{LayerPreview, PlanPreview};
 use evenkeel::cluster::Cluster;
 use evenkeel::economics::{MoveBudget, MoveOption, busiest_receiver, select_moves};
@@ -18,15 +21,16 @@ impl PhaseState {
     /// Returns the decision over the candidates of all layers.
     pub(super) fn select_moves(
         &self,
-        trigger: Trigger,
-        dry_run: bool,
-        (cluster, down): (Cluster, BTreeSet<usize>),
+        basis: SelectionBasis,
         candidates: Vec<Option<LayerCandidate>>,
     ) -> Proposal {
-        let (selected, waiting) = self.select_layers(&candidates);
+        let SelectionBasis { trigger, dry_run, cluster, down, mut gains, calibration, horizon, since_break } =
+            basis;
+        let mut candidates = candidates;
+        let (selected, waiting) = self.select_layers(&mut candidates, since_break);
         let mut imbalance = mean_imbalances(&candidates, &selected);
         let sums = SelectionTotals { waiting, ..SelectionTotals::from_candidates(&candidates, &selected) };
-        let (acts, why) = self.judge_selection(trigger, cluster.ranks(), imbalance, &sums);
+        let (acts, why) = self.judge_selection((trigger, cluster.ranks()), imbalance, &sums, &calibration);
         let outcome = match (acts, dry_run) {
             (true, false) => DecisionOutcome::Applied,
             (true, true) => DecisionOutcome::DryRun,
@@ -56,11 +60,19 @@ impl PhaseState {
             bytes: expert_bytes.map(|bytes| bytes.saturating_mul(counted.0 as u64)),
             busiest_bytes: expert_bytes.filter(|_| counted.0 > 0).map(|bytes| bytes.saturating_mul(busiest)),
             gain_ms: picos_to_ms(sums.gain_ps),
+            calibration,
             cost_ms: picos_to_ms(sums.cost_ps),
             copy_ms: self.copy_budget.transfer_ms(busiest),
             ..self.next_decision(trigger, outcome, reason)
         };
+        if matches!(trigger, Trigger::RankDown | Trigger::RankUp) {
+            gains.drop_trials();
+        } else {
+            let tried = self.trial_candidates(&candidates, calibration.ratio);
+            gains.evidence_mut(trigger == Trigger::Drift).begin_trial(self.core.accepted, horizon, &tried);
+        }
         let mut proposal = Proposal {
+            gains,
             changes_plan: publishes,
             preview: false,
             cluster,
@@ -68,7 +80,7 @@ impl PhaseState {
             placements: self.placements.clone(),
             planned: self.core.planned.clone(),
             estimates: self.core.estimates.clone(),
-            expected: if publishes { imbalance.after } else { imbalance.before },
+            expected: if publishes { mean_expected(&candidates, &selected) } else { imbalance.before },
             busiest_transfers: busiest,
             plan_preview,
             decision,
@@ -89,16 +101,20 @@ impl PhaseState {
     /// Returns whether to act, and the reason.
     fn judge_selection(
         &self,
-        trigger: Trigger,
-        ranks: usize,
+        (trigger, ranks): (Trigger, usize),
         imbalance: Imbalances,
         sums: &SelectionTotals,
+        calibration: &GainEstimate,
     ) -> (bool, String) {
         let (SelectionTotals { moves, layers, proposed, waiting, forced, .. }, horizon) =
-            (sums, self.options.horizon);
+            (sums, self.expected_horizon());
+        let corrected = match calibration.trials {
+            0 => String::new(),
+            _ => format!(" ({:.2} of the expected time, as earlier gains)", calibration.ratio),
+        };
         let considered = format!(
             "{moves} moves in {layers} layers lower the imbalance of the latest steps from {:.3} to {:.3} (bound {:.3}): they save \
-             {:.1} ms over {horizon} steps, for {:.1} ms of transfers",
+             {:.1} ms over {horizon} steps{corrected}, for {:.1} ms of transfers",
             imbalance.before,
             imbalance.after,
             imbalance.bound,
@@ -112,7 +128,7 @@ impl PhaseState {
             _ if *proposed == 0 => (false, "the policy finds no move whose gain exceeds the noise".into()),
             _ if *moves == 0 && *waiting > 0 => (false, self.waiting_reason(*waiting)),
             _ if *moves == 0 => (false, format!("none of {proposed} moves would pay within {horizon} steps")),
-            _ if imbalance.before - imbalance.after < self.options.min_gain => (
+            _ if (imbalance.before - imbalance.after) * calibration.ratio < self.options.min_gain => (
                 false,
                 format!(
                     "the gain is too small: {considered}, expected a fall of at least {}",
@@ -154,23 +170,48 @@ impl PhaseState {
     }
 
     /// Returns whether each layer moves, and the number of accepted moves that exceed a budget.
-    fn select_layers(&self, candidates: &[Option<LayerCandidate>]) -> (Vec<bool>, usize) {
+    fn select_layers(
+        &self,
+        candidates: &mut [Option<LayerCandidate>],
+        since_break: Option<u64>,
+    ) -> (Vec<bool>, usize) {
         let options: Vec<Vec<MoveOption<'_>>> =
             candidates.iter().map(|candidate| move_options(candidate.as_ref())).collect();
         let budget = MoveBudget {
-            per_receiver: self.copy_budget.affordable_transfers(&self.core.copies),
+            per_receiver: self.affordable_transfers(since_break),
             moves: (self.options.move_budget > 0).then_some(self.options.move_budget),
         };
         let chosen = select_moves(&options, &budget);
-        let mut waiting = 0;
-        let layers = candidates.iter().zip(options.iter().zip(chosen));
-        let selected = layers.map(|(candidate, (options, chosen))| {
-            if chosen + 1 < options.len() {
-                waiting += options.last().map_or(0, |option| option.moves.len());
-            }
-            candidate.as_ref().is_some_and(|candidate| candidate.forced || chosen > 0)
+        let unselected = |(options, &chosen): (&Vec<MoveOption<'_>>, &usize)| {
+            options.last().map_or(0, |option| option.moves.len()) - options[chosen].moves.len()
+        };
+        let waiting = options.iter().zip(&chosen).map(unselected).sum();
+        let selected = candidates.iter_mut().zip(chosen).map(|(candidate, chosen)| {
+            let Some(candidate) = candidate else { return false };
+            candidate.take_option(chosen);
+            candidate.forced || chosen > 0
         });
         (selected.collect(), waiting)
+    }
+
+    /// Returns the candidates whose uncalibrated gains exceed the cost of their moves.
+    fn trial_candidates<'a>(
+        &'a self,
+        candidates: &'a [Option<LayerCandidate>],
+        ratio: f64,
+    ) -> Vec<TrialCandidate<'a>> {
+        let pays = |candidate: &LayerCandidate| {
+            !candidate.forced
+                && !candidate.replanned.moves.is_empty()
+                && candidate.verdict.gain_ps as f64 > candidate.verdict.cost_ps as f64 * ratio
+        };
+        let all = self.placements.iter().zip(candidates).enumerate();
+        all.filter_map(|(layer, (before, candidate))| {
+            let candidate = candidate.as_ref().filter(|candidate| pays(candidate))?;
+            let after = &candidate.replanned.placement;
+            Some(TrialCandidate { layer, before, after, verdict: candidate.verdict })
+        })
+        .collect()
     }
 
     /// Returns the plan that was considered, move by move.
@@ -277,23 +318,39 @@ fn mean_imbalances(candidates: &[Option<LayerCandidate>], selected: &[bool]) -> 
     Imbalances { before: all.before / weight, after: all.after / weight, bound: all.bound / weight }
 }
 
-/// Returns the options of a layer: to stay, and to make the moves of its candidate.
+/// Returns the imbalance to expect after the chosen changes: the mean over all batches of all layers.
+fn mean_expected(candidates: &[Option<LayerCandidate>], selected: &[bool]) -> f64 {
+    let (mut sum, mut batches) = (0.0, 0.0);
+    for (candidate, &selected) in candidates.iter().zip(selected) {
+        let Some(candidate) = candidate else { continue };
+        let weight = candidate.estimate.batches as f64;
+        sum += weight * if selected { candidate.expected } else { candidate.estimate.before };
+        batches += weight;
+    }
+    sum / f64::max(batches, 1.0)
+}
+
+/// Returns the options of a layer: to stay, and to make the moves of one of its accepted candidates.
 ///
 /// A layer that has to change has no choice.
-fn move_options(candidate: Option<&LayerCandidate>) -> Vec<MoveOption<'_>> {
+fn move_options<'a>(candidate: Option<&'a LayerCandidate>) -> Vec<MoveOption<'a>> {
     let stays = MoveOption { moves: &[], time: 0 };
     match candidate {
         Some(candidate) if candidate.forced => {
             vec![MoveOption { moves: &candidate.replanned.moves, time: 0 }]
         }
-        Some(candidate) if candidate.is_accepted() => {
-            let saved = u64::try_from(candidate.verdict.gain_ps).unwrap_or(0);
-            vec![
-                MoveOption { time: saved, ..stays },
-                MoveOption { moves: &candidate.replanned.moves, time: 0 },
-            ]
+        Some(candidate) => {
+            let accepted: Vec<&LayerCandidate> = candidate.accepted_options().collect();
+            let most = accepted.iter().map(|one| one.verdict.gain_ps).max().unwrap_or(0);
+            let time = |gain_ps: i64| u64::try_from(most.saturating_sub(gain_ps)).unwrap_or(0);
+            let option = |one: &&'a LayerCandidate| MoveOption {
+                moves: &one.replanned.moves,
+                time: time(one.verdict.gain_ps),
+            };
+            let stays = MoveOption { time: time(0), ..stays };
+            std::iter::once(stays).chain(accepted.iter().map(option)).collect()
         }
-        _ => vec![stays],
+        None => vec![stays],
     }
 }
 

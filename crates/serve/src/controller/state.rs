@@ -5,12 +5,14 @@
 //! no clock, thread or file. The same steps and requests in the same order give the same plans, whether live,
 //! after a restart, or in a replay without a server.
 
+use super::calibration::GainLedger;
 use super::config::{ControllerConfig, ModelSpec, SpecError};
 use super::history::DownsampledSeries;
 use super::price::{CopyBudget, CopyLedger, CopyPrice};
 use super::propose::{LayerEstimate, Proposal};
+use super::rise_detector::RiseDetector;
 use crate::Phase;
-use crate::wire::decision::{Decision, DecisionOutcome, HistoryPoint, Imbalances, Trigger};
+use crate::wire::decision::{Decision, DecisionOutcome, GainEstimate, HistoryPoint, Imbalances, Trigger};
 use crate::wire::loads::StepLoads;
 use crate::wire::status::PlanPreview;
 use evenkeel::cluster::Cluster;
@@ -150,6 +152,27 @@ pub(crate) struct PhaseCore {
     pub(super) preview: Option<PlanPreview>,
     /// The time that transfers took, and the time that they may take now.
     pub(super) copies: CopyLedger,
+    /// The expected gains of earlier decisions, and the gains that followed.
+    #[serde(default)]
+    pub(super) gains: GainLedger,
+    /// The rises of the imbalance since the last decision.
+    #[serde(default)]
+    pub(super) rises: RiseDetector,
+    /// The value of `live` before the last break.
+    #[serde(default)]
+    pub(super) broken_at: Option<u64>,
+    /// The steps from the last decision to the next one, if the imbalance does not rise.
+    #[serde(default)]
+    pub(super) pause: u64,
+    /// The most experts that a rank received in a decision soon after a break.
+    #[serde(default)]
+    pub(super) break_transfers: u64,
+    /// The imbalance of each of the latest steps, as plans served it.
+    #[serde(default)]
+    pub(super) served: VecDeque<f64>,
+    /// The number of breaks so far.
+    #[serde(default)]
+    pub(super) breaks: u64,
 }
 
 impl PhaseState {
@@ -174,6 +197,7 @@ impl PhaseState {
         let placement = Contiguous::placement(experts, &base)?;
         let placements = vec![placement; layers.len()];
         let price = CopyPrice::from_spec(&shape, layers.len(), experts)?;
+        let copy_budget = CopyBudget::new(price, &options);
         let core = PhaseCore {
             planned: vec![false; layers.len()],
             estimates: vec![LayerEstimate::default(); layers.len()],
@@ -184,7 +208,7 @@ impl PhaseState {
         Ok(Self {
             splitters: LayerSplitters::new(placements.iter().cloned(), SplitMethod::Exact)?,
             placements,
-            copy_budget: CopyBudget::new(price, &options),
+            copy_budget,
             shape,
             options,
             phase,
@@ -238,6 +262,9 @@ impl PhaseState {
         self.core.accepted = seen.accepted;
         self.core.last_step = Some(seen.step.id);
         self.core.live += 1;
+        if self.core.version > 0 {
+            self.observe_imbalance(mean);
+        }
         self.copy_budget.accrue_step(&mut self.core.copies);
         self.core.points.push(HistoryPoint {
             accepted: seen.accepted,
@@ -260,33 +287,7 @@ impl PhaseState {
         Ok(self.pending_trigger())
     }
 
-    /// Returns the number of steps with tokens since the last decision.
-    pub(crate) fn steps_since_decision(&self) -> u64 {
-        self.core.live.saturating_sub(self.core.decided)
-    }
-
-    /// Returns the trigger of a decision if one is due.
-    pub(crate) fn pending_trigger(&self) -> Option<Trigger> {
-        let since = self.steps_since_decision();
-        if self.core.version == 0 {
-            return (since >= self.options.first_after).then_some(Trigger::First);
-        }
-        if since >= self.options.every {
-            return Some(Trigger::Interval);
-        }
-        let drifts = self.options.drift > 0.0 && since >= self.options.min_every;
-        (drifts && self.recent_imbalance() > self.core.expected + self.options.drift)
-            .then_some(Trigger::Drift)
-    }
-
-    /// Returns the mean imbalance of the last `min_every` steps.
-    pub(crate) fn recent_imbalance(&self) -> f64 {
-        let steps = usize::try_from(self.options.min_every).unwrap_or(1).clamp(1, self.recent.len().max(1));
-        let ranks = self.cluster.ranks();
-        let sum: f64 = self.recent.iter().rev().take(steps).map(|served| served.imbalance(ranks).0).sum();
-        sum / steps as f64
-    }
-
+    /// Returns the number of latest steps whose loads under the current plan are kept.
     fn recent_capacity(&self) -> usize {
         DISPLAYED_STEPS.max(self.options.drift_steps())
     }
@@ -309,6 +310,8 @@ impl PhaseState {
     /// # Errors
     /// Fails if its placements cannot be split on. The state is then unchanged.
     pub fn apply_proposal(&mut self, proposal: &Proposal) -> Result<(), PhaseError> {
+        // The latest steps are split on the new plan below, so the rise is read first.
+        let broken_at = self.detect_break(proposal.decision.trigger);
         if proposal.changes_plan {
             let splitters = LayerSplitters::new(proposal.placements.iter().cloned(), SplitMethod::Exact)?;
             self.splitters = splitters;
@@ -328,8 +331,15 @@ impl PhaseState {
             if proposal.changes_plan {
                 self.copy_budget.charge_transfers(&mut self.core.copies, proposal.busiest_transfers);
             }
-            self.record_noop(&proposal.decision);
+            self.core.breaks += u64::from(broken_at != self.core.broken_at);
+            self.core.broken_at = broken_at;
+            if self.steps_since_break(proposal.decision.trigger).is_some() {
+                self.core.break_transfers = self.core.break_transfers.max(proposal.busiest_transfers);
+            }
+            self.core.pause = self.next_pause(&proposal.decision);
+            self.core.gains.clone_from(&proposal.gains);
             self.core.expected = proposal.expected;
+            self.record_noop(&proposal.decision);
         }
         self.core.preview.clone_from(&proposal.plan_preview);
         Ok(())
@@ -373,6 +383,7 @@ impl PhaseState {
             bytes: None,
             busiest_bytes: None,
             gain_ms: 0.0,
+            calibration: GainEstimate::default(),
             cost_ms: 0.0,
             copy_ms: 0.0,
             duration_ms: 0.0,
@@ -406,6 +417,7 @@ impl PhaseState {
     pub fn record_noop(&mut self, decision: &Decision) {
         self.core.decisions = decision.number;
         self.core.decided = self.core.live;
+        self.core.rises = RiseDetector::from_steps(self.core.served.make_contiguous());
     }
 
     /// Recomputes the loads of the latest steps under the current plan.

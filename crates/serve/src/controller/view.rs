@@ -5,7 +5,7 @@
 
 use super::state::{DISPLAYED_STEPS, PhaseState, StepOutcome};
 use crate::Phase;
-use crate::wire::decision::{CopyStatus, HistoryPoint};
+use crate::wire::decision::{CopyStatus, GainStatus, HistoryPoint};
 use crate::wire::status::{HeatLayer, HotExpert, PlanPreview};
 use crate::{ControllerConfig, ModelSpec};
 use evenkeel::evaluate::SummaryStats;
@@ -168,6 +168,11 @@ impl PhaseState {
     /// Returns the cost of transfers, the time that they may take, and the time that they took so far.
     pub fn copy_status(&self) -> CopyStatus {
         self.copy_budget.status(&self.core.copies)
+    }
+
+    /// Returns the corrections of expected gains by the gains of earlier decisions.
+    pub fn gain_status(&self) -> GainStatus {
+        self.core.gains.status()
     }
 
     /// Returns the latest point of the history.

@@ -30,6 +30,13 @@ struct RankLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GainLabels {
+    model: String,
+    phase: String,
+    times: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SourceLabels {
     model: String,
     phase: String,
@@ -119,6 +126,7 @@ fn register_phases(service: &Service, registry: &mut Registry) {
         (real(), real(), real(), real(), real(), real(), real());
     let (fed, copies) = (real(), real());
     let ranks = Family::<RankLabels, FloatGauge>::default();
+    let gains = Family::<GainLabels, FloatGauge>::default();
     for model in service.models() {
         for worker in model.workers() {
             let of = PhaseLabels { model: model.name.clone(), phase: worker.phase.to_string() };
@@ -132,6 +140,11 @@ fn register_phases(service: &Service, registry: &mut Registry) {
                 fed.get_or_create(&of).set(at as f64);
             }
             copies.get_or_create(&of).set(state.copy_status().spent_share);
+            let status = state.gain_status();
+            for (times, estimate) in [("calm", status.calm), ("after_break", status.after_break)] {
+                let labels = GainLabels { model: of.model.clone(), phase: of.phase.clone(), times };
+                gains.get_or_create(&labels).set(estimate.ratio);
+            }
             lag.get_or_create(&of).set(worker.lag() as f64);
             version.get_or_create(&of).set(state.plan_version() as f64);
             age.get_or_create(&of).set((state.accepted_steps() - state.plan_accepted()) as f64);
@@ -157,6 +170,7 @@ fn register_phases(service: &Service, registry: &mut Registry) {
         fed,
     );
     registry.register("copy_time_share", "Share of transfers in the assumed time of all steps", copies);
+    registry.register("gain_ratio", "Later gain per expected gain of earlier decisions", gains);
     registry.register("plan_version", "Version of the current plan", version);
     registry.register("plan_age_steps", "Steps since the current plan was decided", age);
     registry.register("decisions", "Decisions so far", decisions);

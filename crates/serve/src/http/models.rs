@@ -53,6 +53,7 @@ pub(crate) fn phase_status(service: &Service, worker: &PhaseWorker) -> PhaseStat
         quiet_seconds: last_step_unix_s.map(|at| unix_seconds().saturating_sub(at)),
         stopped_after_seconds: state.usual_pause().max(pause).saturating_mul(3).max(MIN_STOPPED_SECONDS),
         copies: state.copy_status(),
+        gains: state.gain_status(),
         observed_step_ms: state.observed_step_ms(),
     }
 }

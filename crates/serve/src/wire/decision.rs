@@ -49,6 +49,33 @@ pub struct Imbalances {
     pub bound: f64,
 }
 
+/// The gain that follows per expected gain, estimated from earlier decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GainEstimate {
+    /// The factor on expected gains. 1 means that they come as expected.
+    pub ratio: f64,
+    /// The standard error of the factor.
+    pub error: f64,
+    /// The number of earlier candidates that were measured.
+    pub trials: usize,
+}
+
+/// The corrections of expected gains by earlier ones, of one phase.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+pub struct GainStatus {
+    /// The correction of decisions in calm times.
+    pub calm: GainEstimate,
+    /// The correction of decisions that a rise of the imbalance triggered.
+    pub after_break: GainEstimate,
+}
+
+impl Default for GainEstimate {
+    /// Returns the estimate without evidence.
+    fn default() -> Self {
+        Self { ratio: 1.0, error: 0.5, trials: 0 }
+    }
+}
+
 /// One decision and its reason, whether or not it changed the plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Decision {
@@ -82,8 +109,11 @@ pub struct Decision {
     pub bytes: Option<u64>,
     /// The bytes that the busiest receiver gets.
     pub busiest_bytes: Option<u64>,
-    /// The expected milliseconds saved over the horizon.
+    /// The expected milliseconds saved over the horizon, corrected by `calibration`.
     pub gain_ms: f64,
+    /// The correction of the expected gain by the gains of earlier decisions.
+    #[serde(default)]
+    pub calibration: GainEstimate,
     /// The milliseconds against which the gain is weighed: those of the busiest receiver of each layer.
     pub cost_ms: f64,
     /// The milliseconds in which the busiest receiver of all layers gets its experts. Ranks receive at the

@@ -12,7 +12,10 @@ pub(crate) mod phase;
 pub(crate) mod receipt;
 pub(crate) mod status;
 
-pub use decision::{CopyStatus, Decision, DecisionOutcome, HistoryPoint, Imbalances, MoveRecord, Trigger};
+pub use decision::{
+    CopyStatus, Decision, DecisionOutcome, GainEstimate, GainStatus, HistoryPoint, Imbalances, MoveRecord,
+    Trigger,
+};
 pub use loads::{Loads, LoadsBody, LoadsError, MAX_POSTED_STEPS, StepBody, StepLoads, counts_digest};
 pub use phase::{Phase, UnknownPhase};
 pub use receipt::{Receipt, Refusal};

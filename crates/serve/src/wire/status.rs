@@ -3,7 +3,9 @@
 //!
 //! The service writes them, `evenkeel top` reads them.
 
-use super::decision::{CopyStatus, Decision, DecisionOutcome, HistoryPoint, Imbalances, MoveRecord};
+use super::decision::{
+    CopyStatus, Decision, DecisionOutcome, GainStatus, HistoryPoint, Imbalances, MoveRecord,
+};
 use super::phase::Phase;
 use crate::{ControllerConfig, ModelSpec};
 use serde::{Deserialize, Serialize};
@@ -72,6 +74,9 @@ pub struct PhaseStatus {
     pub stopped_after_seconds: u64,
     /// The cost of transfers, and the time that they may take.
     pub copies: CopyStatus,
+    /// The corrections of expected gains by the gains of earlier decisions.
+    #[serde(default)]
+    pub gains: GainStatus,
     /// The milliseconds between two of the latest steps, by the service's clock. They serve only for
     /// comparison with `step_ms`.
     pub observed_step_ms: Option<f64>,

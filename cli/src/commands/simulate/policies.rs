@@ -47,7 +47,13 @@ pub(super) struct PoliciesArgs {
     ///
     /// They are read with the same options. Batches that are drawn from totals have the next seed. So dumps of
     /// other workloads, or of another day, show whether a plan holds on them.
-    #[arg(long, value_name = "TRACE,..", value_delimiter = ',', conflicts_with = "train_fraction")]
+    #[arg(
+        long,
+        value_name = "TRACE,..",
+        value_delimiter = ',',
+        conflicts_with = "train_fraction",
+        hide_short_help = true
+    )]
     judge: Vec<PathBuf>,
     /// Write a report to this file: one HTML page that needs no network
     #[arg(long, value_name = "FILE")]

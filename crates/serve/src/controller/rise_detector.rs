@@ -95,14 +95,14 @@ mod tests {
     #[test]
     fn one_step_reveals_a_break_and_a_smaller_rise_takes_two() {
         let mut detector = RiseDetector::from_steps(&steps(1.1, 32));
-        assert!(detector.is_break(0.5) && !detector.is_break(0.04));
+        assert!(detector.is_break(0.5) && !detector.is_break(0.045));
         let mut break_detector = detector;
         break_detector.observe(0.5);
         assert!(break_detector.is_alarmed(), "{break_detector:?}");
-        detector.observe(0.04);
+        detector.observe(0.045);
         assert!(!detector.is_alarmed(), "{detector:?}");
         let alone = RiseDetector { ..detector };
-        detector.observe(0.04);
+        detector.observe(0.045);
         assert!(detector.is_alarmed(), "{detector:?}");
         let after = steps(0.0, 30).into_iter().fold(alone, |mut detector, rise| {
             detector.observe(rise);

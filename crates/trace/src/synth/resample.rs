@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn expected_counts_are_the_recorded_ones_and_large_batches_are_close_to_them() {
         // Expert 0 is visited by nine tokens of ten, so that draws without correction would miss it.
-        let loads: Vec<u64> = (0..32).map(|expert| 90_000 / (expert + 1)).collect();
+        let loads: Vec<u64> = (0..32).map(|expert| 90_000 / (expert + 1) + 700).collect();
         let tokens = loads.iter().sum::<u64>() as f64 / 4.0;
         assert!((0.85..0.95).contains(&(loads[0] as f64 / tokens)));
         let totals = Trace::from_loads(32, vec![0], vec!["0".into()], loads.clone()).unwrap();

@@ -96,6 +96,16 @@ impl SynthLayer {
         }
     }
 
+    /// Returns the layer with factors of equal length for all experts, so that their logits vary alike.
+    pub(super) fn with_equal_factors(mut self) -> Self {
+        for factors in self.factors.chunks_mut(self.rank) {
+            let square: f64 = factors.iter().map(|factor| factor * factor).sum();
+            let scale = (self.rank as f64 / square).sqrt();
+            factors.iter_mut().filter(|_| scale.is_finite()).for_each(|factor| *factor *= scale);
+        }
+        self
+    }
+
     /// Returns the counts of the last step, `[expert]`.
     pub(super) fn counts(&self) -> &[u64] {
         &self.counts

@@ -3,9 +3,10 @@
 
     cargo build --release && python3 scripts/draw_variance.py
 
-EVENKEEL_REAL_TRACES names the folder with the recorded traces. The variance is that of the counts of a batch over
-the variance of as many independent draws, as `evenkeel trace inspect` prints it (median over the layers). Totals
-are the sum of all steps of a recording, or one sum for each domain, whose batches are then in recorded order. Only Python's standard library is used.
+EVENKEEL_REAL_TRACES names the folder with the recorded traces. The variance is that of the counts of a
+batch over the variance of as many independent draws, as `evenkeel trace inspect` prints it. It is the median
+over the layers. Totals are the sum of all steps of a recording. By domain, they are one sum for each domain,
+and its batches are in recorded order. Only Python's standard library is used.
 """
 
 import csv

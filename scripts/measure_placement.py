@@ -3,9 +3,9 @@
 
     cargo build --release && python3 scripts/measure_placement.py [TABLE ...]
 
-TABLE is stationary, shuffles, once, shifting, resampled, totals, nodes, moves, budget or even. EVENKEEL_REAL_TRACES names
-the folder with the recorded traces. Every row is one `evenkeel simulate --json` command, which the head of
-the table states. Only Python's standard library is used.
+TABLE is stationary, shuffles, once, shifting, resampled, totals, nodes, moves, budget or even.
+EVENKEEL_REAL_TRACES names the folder with the recorded traces. Every row comes from `evenkeel .. --json`
+commands, which the head of the table states. Only Python's standard library is used.
 """
 
 import csv

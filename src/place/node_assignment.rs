@@ -1,11 +1,12 @@
 //! Assignment of ranks to nodes, so that tokens find a replica on their own node.
 //!
-//! In: a placement and the loads of its experts. Out: the same sets of experts on other ranks. Equal ranks may
-//! exchange their experts without a change of any peak, so traffic between nodes is lowered at equal peaks. If
-//! tokens come from all nodes alike, the tokens of an expert that can stay on their node are proportional to the
-//! number of nodes that hold a replica. The sum of load times nodes is maximised by exchanges of two ranks, until
-//! none raises it (a local optimum of a graph partition: Kernighan and Lin, Bell System Technical Journal 49,
-//! 1970). Splits that keep tokens on their node are those of [`TokenTraffic`](crate::split::TokenTraffic).
+//! In: a placement and the loads of its experts. Out: the same sets of experts on other ranks. Equal ranks
+//! may exchange their experts without a change of any peak, so traffic between nodes is lowered at equal
+//! peaks. If tokens come from all nodes alike, the tokens of an expert that can stay on their node are
+//! proportional to the number of nodes that hold a replica. The sum of load times nodes is maximised by
+//! exchanges of two ranks, until none raises it (a local optimum of a graph partition: Kernighan and Lin,
+//! Bell System Technical Journal 49, 1970). Splits that keep tokens on their node are those of
+//! [`TokenTraffic`](crate::split::TokenTraffic).
 
 use super::{Placement, PlacementError};
 use crate::cluster::Cluster;
@@ -13,7 +14,8 @@ use crate::cluster::Cluster;
 /// Exchanges the experts of equal ranks so that the replicas of loaded experts are on different nodes.
 ///
 /// `loads` holds the tokens of each expert, `[E]`. Every batch has the same peak as with `placement`. The
-/// expected number of tokens that can stay on their node is no lower. The result is a pure function of the input.
+/// expected number of tokens that can stay on their node is no lower. The result is a pure function of the
+/// input.
 ///
 /// # Errors
 /// Succeeds for every `placement` that fits `cluster`.

@@ -145,7 +145,7 @@ fn batch_peak(batch: &[u64], hosts: &[u32], ranks: usize) -> u64 {
 /// Allows one rank to change its experts, at the price of each expert that it newly holds.
 fn move_rank(best: &mut [PathCost], sets: &[u32], rank: usize, toll: u64) {
     let stride = sets.len().pow(rank as u32);
-    for first in (0..best.len()).filter(|at| at / stride % sets.len() == 0) {
+    for first in (0..best.len()).filter(|at| (at / stride).is_multiple_of(sets.len())) {
         let old: Vec<PathCost> = (0..sets.len()).map(|set| best[first + set * stride]).collect();
         for (to, &new) in sets.iter().enumerate() {
             let arrive = |(path, &set): (&PathCost, &u32)| {

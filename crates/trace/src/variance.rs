@@ -11,8 +11,8 @@ const MIN_BATCHES: usize = 3;
 /// Returns the variance of a batch's counts over that of as many independent draws from the average, for one
 /// layer by index: 1 is independent.
 ///
-/// Decode batches can be slightly below 1, because a token visits distinct experts. Batches with less than nine
-/// tenths of the tokens of the largest one are left out. Returns `None` if fewer than three remain.
+/// Decode batches can be slightly below 1, because a token visits distinct experts. Batches with less than
+/// nine tenths of the tokens of the largest one are left out. Returns `None` if fewer than three remain.
 pub fn variance_ratio(trace: &Trace, layer: usize) -> Option<f64> {
     let tokens = |batch: &&[u64]| batch.iter().map(|&load| load as f64).sum::<f64>();
     let all: Vec<&[u64]> = (0..trace.steps().len()).map(|step| trace.loads(step, layer)).collect();

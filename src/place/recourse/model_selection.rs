@@ -1,10 +1,10 @@
 //! Basis of the planning of a layer: the spread of the scenarios, and the aim of the search.
 //!
 //! In: the batches of a window. Out: [`ScenarioModel`]. For exact splits the spread is fixed. It is
-//! [`MIXED_SPREAD`] for a window of batches, [`DRAWN_SPREAD`] if they were drawn, and [`WIDE_SPREAD`] if batches do not show their variation. A
-//! choice between spreads by searches on halves of a window was worse than this mixture: such searches differ
-//! more by chance than by their spread (docs/placement.md has the figures). If a fixed rule splits, or if the
-//! split is unknown, `against_eplb` chooses.
+//! [`MIXED_SPREAD`] for a window of batches, [`DRAWN_SPREAD`] if they were drawn, and [`WIDE_SPREAD`] if
+//! batches do not show their variation. A choice between spreads by searches on halves of a window was worse
+//! than this mixture: such searches differ more by chance than by their spread (docs/placement.md has the
+//! figures). If a fixed rule splits, or if the split is unknown, `against_eplb` chooses.
 
 use super::perturb::{Perturbation, PerturbationPart};
 use super::search_aim::SearchAim;
@@ -23,8 +23,8 @@ pub(super) const NARROW_SPREAD: &[PerturbationPart] = &[plain_part(50, 0, 0), pl
 const MIXED_SPREAD: &[PerturbationPart] =
     &[plain_part(70, 100, 0), plain_part(15, 0, 30), plain_part(15, 0, 60)];
 
-/// Spread for batches that were drawn from totals. The totals are the only recorded fact, so they are a quarter of
-/// the scenarios.
+/// Spread for batches that were drawn from totals. The totals are the only recorded fact, so they are a
+/// quarter of the scenarios.
 const DRAWN_SPREAD: &[PerturbationPart] = &[
     plain_part(50, 100, 0),
     plain_part(12, 0, 30),

@@ -33,9 +33,10 @@ pub(crate) fn no_perturbation() -> Perturbation {
     vec![PerturbationPart { share: 100, tilt: 0, new: 0, pooled: false }]
 }
 
-/// Draws up to `most` scenarios of a history with these totals, `[E]`: of every part its share, from batches evenly spaced in time. Unchanged
-/// batches do not occur twice. A short history, such as totals, does not show the differences of batches. Its
-/// changed batches then vary with dispersion `strays` ([`overdispersion`]) instead of being tilted.
+/// Draws up to `most` scenarios of a history with these totals, `[E]`: of every part its share, from batches
+/// evenly spaced in time. Unchanged batches do not occur twice. A short history, such as totals, does not
+/// show the differences of batches. Its changed batches then vary with dispersion `strays`
+/// ([`overdispersion`]) instead of being tilted.
 pub(crate) fn draw_scenarios(
     (totals, ranks): (&[u64], usize),
     (batches, strays): (&[&[u64]], f64),

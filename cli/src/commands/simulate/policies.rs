@@ -45,8 +45,8 @@ pub(super) struct PoliciesArgs {
     model: ModelArgs,
     /// Judge on the batches of these traces, and plan on all batches of the first ones
     ///
-    /// They are read with the same options. Batches that are drawn from totals have the next seed. So dumps of
-    /// other workloads, or of another day, show whether a plan holds on them.
+    /// They are read with the same options. Batches that are drawn from totals have the next seed. So dumps
+    /// of other workloads, or of another day, show whether a plan holds on them.
     #[arg(
         long,
         value_name = "TRACE,..",

@@ -36,6 +36,7 @@ const MAX_BLOCKS: usize = 8;
 
 /// The expected and the later gain of one candidate over the same steps, in picoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the suffix is the unit")]
 pub(super) struct GainRecord {
     expected_ps: i64,
     realised_ps: i64,

@@ -215,8 +215,8 @@ impl SynthLayer {
     }
 }
 
-/// Fills a table with the first entry of cumulative sums above each of equally spaced shares of the total (Chen
-/// and Asau, AIIE Transactions 6, 1974). Their number is a power of two, so that looking up is exact.
+/// Fills a table with the first entry of cumulative sums above each of equally spaced shares of the total
+/// (Chen and Asau, AIIE Transactions 6, 1974). Their number is a power of two, so that looking up is exact.
 fn fill_guide(sums: &[f64], guide: &mut Vec<usize>) {
     let (total, count) = (sums.last().copied().unwrap_or(0.0), sums.len().next_power_of_two());
     let mut entry = 0;

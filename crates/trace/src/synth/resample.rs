@@ -2,9 +2,9 @@
 //!
 //! Input is a trace with few steps, each a sum over many batches. Output is a trace of single batches, whose
 //! requests take each recorded step as one kind of text. Independent draws from averages would be far too
-//! easy to balance (imbalance 1.03, against 1.13 to 1.44 of real batches). So requests differ, and by how much
-//! was fitted to two recordings (docs/placement.md has the plot). Expected counts are the recorded ones. Such
-//! figures model the traffic and do not measure it; the notice states this.
+//! easy to balance (imbalance 1.03, against 1.13 to 1.44 of real batches). So requests differ, and by how
+//! much was fitted to two recordings (docs/placement.md has the plot). Expected counts are the recorded ones.
+//! Such figures model the traffic and do not measure it; the notice states this.
 
 use super::layer::{MAX_LOGIT, SynthLayer};
 use super::requests::RequestStream;
@@ -17,13 +17,13 @@ use std::f64::consts::TAU;
 /// Difference between prefill requests if the totals show none, and their mean length.
 ///
 /// The variance of the counts of a batch over that of independent draws was compared with the same ratio on
-/// recordings, for batches of 64 to 2048 tokens. Ratios on gpt-oss-20b and DeepSeek-V2-Lite differ by a factor
-/// of 3.5 for large batches. The drawn ones lie between them.
+/// recordings, for batches of 64 to 2048 tokens. Ratios on gpt-oss-20b and DeepSeek-V2-Lite differ by a
+/// factor of 3.5 for large batches. The drawn ones lie between them.
 const PREFILL_DISPERSION: f64 = 0.85;
 const PREFILL_REQUEST_TOKENS: f64 = 220.0;
 
-/// Least difference between requests, however different the recorded steps are: that of DeepSeek-V2-Lite within
-/// a domain.
+/// Least difference between requests, however different the recorded steps are: that of DeepSeek-V2-Lite
+/// within a domain.
 const MIN_DISPERSION: f64 = 0.3;
 
 /// Number of halvings with which a logit is found, to a ten-thousandth.
@@ -33,8 +33,8 @@ const BISECTIONS: usize = 20;
 ///
 /// A decode batch has one token of each request, and the requests of all recorded steps are mixed. A prefill
 /// batch has many tokens of each request, and consecutive requests come from the same recorded step, about a
-/// batch of them: recorded steps are workloads, and a workload lasts for more than one request. The larger such
-/// a batch is, the closer it is to the total of its step.
+/// batch of them: recorded steps are workloads, and a workload lasts for more than one request. The larger
+/// such a batch is, the closer it is to the total of its step.
 ///
 /// # Errors
 /// Fails if the trace holds no tokens, or if a token draws more experts than the trace has.
@@ -56,7 +56,7 @@ pub fn draw_batches(resampling: &Resampling, totals: &Trace) -> Result<Trace, Tr
     // Steps that differ show a part of the difference between requests.
     let shown = step_deviation(totals);
     let dispersion = (like.dispersion.powi(2) - shown.powi(2)).max(MIN_DISPERSION.powi(2)).sqrt();
-    let spec = SynthSpec { top_k, steps, batching, seed, dispersion, ..like };
+    let spec = SynthSpec { top_k, steps, batching, dispersion, seed, ..like };
     Ok(resample(totals, &spec)?.with_resampling(*resampling))
 }
 
@@ -117,14 +117,15 @@ pub fn resample(trace: &Trace, spec: &SynthSpec) -> Result<Trace, TraceError> {
     Ok(resampled)
 }
 
-/// Returns the logits with which the experts are drawn as often as in one recorded step. If the layer is empty
-/// in it, returns those of the whole trace.
+/// Returns the logits with which the experts are drawn as often as in one recorded step. If the layer is
+/// empty in it, returns those of the whole trace.
 ///
-/// The logits of the shares would be drawn too evenly: a token draws distinct experts, and requests differ. In
-/// draws without replacement, expert `e` of weight `w_e` arrives after an exponential time of mean `1 / w_e`,
-/// and the first `top_k` to arrive are drawn. Up to small fluctuations, these are the arrivals before time 1 if
-/// the weights are such that `top_k` of them are expected. So `w_e` solves `E[1 - exp(-w_e z)] = top_k p_e`,
-/// where `z` is the log-normal factor of a request (Rosen, Annals of Mathematical Statistics 43, 1972).
+/// The logits of the shares would be drawn too evenly: a token draws distinct experts, and requests differ.
+/// In draws without replacement, expert `e` of weight `w_e` arrives after an exponential time of mean `1 /
+/// w_e`, and the first `top_k` to arrive are drawn. Up to small fluctuations, these are the arrivals before
+/// time 1 if the weights are such that `top_k` of them are expected. So `w_e` solves `E[1 - exp(-w_e z)] =
+/// top_k p_e`, where `z` is the log-normal factor of a request (Rosen, Annals of Mathematical Statistics 43,
+/// 1972).
 fn log_weights(trace: &Trace, spec: &SynthSpec, step: usize, layer: usize) -> Vec<f64> {
     let here = trace.loads(step, layer);
     let loads = if here.iter().any(|&load| load > 0) { here } else { trace.totals(layer) };
@@ -152,8 +153,8 @@ fn log_weights(trace: &Trace, spec: &SynthSpec, step: usize, layer: usize) -> Ve
     loads.iter().map(solve).collect()
 }
 
-/// Returns the standard deviation between the recorded steps, of the logarithms of the experts' shares. Experts
-/// with less than an average share count in proportion to it, because their logarithms are noise.
+/// Returns the standard deviation between the recorded steps, of the logarithms of the experts' shares.
+/// Experts with less than an average share count in proportion to it, because their logarithms are noise.
 fn step_deviation(trace: &Trace) -> f64 {
     let (mut squares, mut weights) = (0.0, 0.0);
     for layer in 0..trace.layers().len() {

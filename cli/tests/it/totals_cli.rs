@@ -356,3 +356,16 @@ fn a_published_dump_of_deepseek_r1_is_sized_in_one_command() {
     let message = refusal(&["simulate", zero.to_str().unwrap(), "--ranks", "32"]);
     assert!(message.contains("the trace holds no tokens"), "{message}");
 }
+
+/// A plan on one trace is judged on another one, which must have the same shape.
+#[test]
+fn other_traces_judge_a_plan() {
+    let sample = |name: &str| format!("{}/../traces/sample-{name}.csv.zst", env!("CARGO_MANIFEST_DIR"));
+    let (decode, prefill) = (sample("decode"), sample("prefill"));
+    let base = ["simulate", &decode, "--layers", "0", "--ranks", "8", "--policies", "eplb", "--json"];
+    let d = document(&[&base[..], &["--judge", &decode]].concat());
+    assert_eq!((&d["trace"]["planned_steps"], &d["trace"]["judged_steps"]), (&790.into(), &790.into()));
+    assert_eq!(d["trace"]["files"].as_array().unwrap().len(), 2);
+    let message = refusal(&[&base[..], &["--judge", &prefill]].concat());
+    assert!(message.contains("--judge") && message.contains("layers"), "{message}");
+}

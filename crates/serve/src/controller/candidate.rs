@@ -188,6 +188,8 @@ impl PhaseState {
         for limit in limits.into_iter().filter(|&limit| (1..best.replanned.moves.len()).contains(&limit)) {
             best.smaller.push(place(limit)?);
         }
+        // More room does not always lead to more moves.
+        best.smaller.sort_by_key(|one| one.replanned.moves.len());
         Ok(best)
     }
 

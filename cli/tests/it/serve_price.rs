@@ -175,7 +175,8 @@ fn copies_that_cannot_wait_are_a_debt() {
 #[test]
 fn what_is_assumed_is_said() {
     let data = folder();
-    let server = Server::start(data.path(), "");
+    // Prices do not depend on the effort of a search, and the default one takes minutes in tests.
+    let server = Server::start(data.path(), "[decide]\npolicy = \"recourse:exact:iterations=2000\"\n");
     let replay = |name: &str, more: &[&str]| {
         let fixed = ["trace", "replay", SAMPLE, "--to", &server.url, "--name", name, "--layers", "0,1"];
         [&fixed[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()

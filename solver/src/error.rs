@@ -35,6 +35,16 @@ pub enum SolverError {
         /// Repeated host.
         host: u32,
     },
+    /// A dynamic slot holds an item that does not exist.
+    #[error("a dynamic slot of rank {rank} holds item {item}, but there are only {items} items")]
+    ContentOutOfRange {
+        /// Rank of the slot.
+        rank: usize,
+        /// Item found.
+        item: u32,
+        /// Number of items.
+        items: usize,
+    },
     /// There are more than 2³² − 1 (item, host) pairs.
     #[error("item {item} raises the number of (item, host) pairs above 2^32 - 1")]
     TooManyPairs {
@@ -44,7 +54,7 @@ pub enum SolverError {
     /// The length of a vector differs from the number of its items or ranks.
     #[error("{got} {what}, but the problem has {expected}")]
     Length {
-        /// Content of the vector: "loads", "speeds", "base loads", "nodes" or "counts".
+        /// Content of the vector: "loads", "speeds", "base loads", "nodes", "counts" or "dynamic slots".
         what: &'static str,
         /// Length expected.
         expected: usize,
@@ -60,6 +70,9 @@ pub enum SolverError {
     /// The loads and base loads together exceed `u64::MAX`.
     #[error("the loads and base loads add up to more than 2^64 - 1")]
     Overflow,
+    /// A batch has more than 2³² − 1 tokens, and its solver counts in 32 bits.
+    #[error("the loads add up to more than 2^32 - 1")]
+    TooManyTokens,
     /// [`objective::ObjectiveSolver`](crate::objective::ObjectiveSolver) does not support this combination.
     #[error("{then} cannot come after the peak in {cost}")]
     Combination {

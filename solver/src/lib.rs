@@ -64,6 +64,7 @@ pub mod affine_scaling;
 #[doc(hidden)]
 pub mod bench;
 pub mod coordinate_descent;
+pub mod copies;
 #[cfg(feature = "lp")]
 pub mod lp;
 pub mod objective;

@@ -160,9 +160,13 @@ fn named_columns(size: CorpusSize) -> (&'static str, Vec<Vec<usize>>) {
 
 /// Splitmix64 and the distributions derived from it.
 #[derive(Debug)]
-struct CorpusRng(u64);
+pub(super) struct CorpusRng(u64);
 
 impl CorpusRng {
+    pub(super) fn new(seed: u64) -> CorpusRng {
+        CorpusRng(seed)
+    }
+
     fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -170,12 +174,12 @@ impl CorpusRng {
         z ^ (z >> 31)
     }
 
-    fn draw_below(&mut self, bound: usize) -> usize {
+    pub(super) fn draw_below(&mut self, bound: usize) -> usize {
         (self.next_u64() % bound as u64) as usize
     }
 
     /// Draws a uniform number in (0, 1].
-    fn draw_uniform(&mut self) -> f64 {
+    pub(super) fn draw_uniform(&mut self) -> f64 {
         ((self.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
     }
 

@@ -7,6 +7,8 @@
 #![allow(missing_docs, reason = "test support is no public interface")]
 
 #[cfg(feature = "oracle")]
+pub(crate) mod copy_cases;
+#[cfg(feature = "oracle")]
 pub(crate) mod referee;
 
 use evenkeel_solver::{Hosts, Peak, Problem, SolverError};

@@ -4,6 +4,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod copies;
+#[cfg(feature = "oracle")]
+mod copies_referee;
 mod exact;
 mod incremental;
 mod input;

@@ -1,0 +1,72 @@
+//! Improvement of a plan: copies of some ranks are taken back and chosen once more.
+//!
+//! In: a complete plan. Out: a plan with at most as many copies. Each round draws two to four sending ranks,
+//! removes their copies, and serves them in another order. A plan with fewer copies is kept, and one with as
+//! many copies if the rooms that are left are less scattered. The draws come from a fixed seed, so that all
+//! ranks find the same plan.
+
+use super::state::{CopyState, NO_ORIGIN};
+
+/// Numbers of splitmix64.
+#[derive(Debug, Clone)]
+pub(super) struct Draws(pub(super) u64);
+
+impl Draws {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((u128::from(z ^ (z >> 31)) * bound as u128) >> 64) as usize
+    }
+}
+
+impl CopyState {
+    /// Rebuilds parts of a complete plan a number of times, until it has only `enough` copies.
+    pub(super) fn rebuild_parts(&mut self, rounds: u32, enough: u32) {
+        let mut draws = Draws(0x5eed);
+        let senders: Vec<usize> = (0..self.loads.len()).filter(|&rank| self.sent[rank] > 0).collect();
+        if senders.is_empty() {
+            return;
+        }
+        let mut drawn = Vec::with_capacity(4);
+        let mut scatter = self.measure_scatter();
+        for _ in 0..rounds {
+            if self.copies <= enough {
+                break;
+            }
+            let copies = self.copies;
+            self.mark();
+            drawn.clear();
+            for _ in 0..2 + draws.below(3) {
+                let rank = senders[draws.below(senders.len())];
+                if !drawn.contains(&rank) {
+                    drawn.push(rank);
+                }
+            }
+            self.remove_copies_of(&drawn);
+            let complete = drawn.iter().all(|&rank| self.serve(rank)) && self.overflow() == 0;
+            let now = self.measure_scatter();
+            if complete && (self.copies < copies || self.copies == copies && now >= scatter) {
+                scatter = now;
+            } else {
+                self.take_back();
+            }
+        }
+    }
+
+    fn remove_copies_of(&mut self, senders: &[usize]) {
+        for rank in 0..self.loads.len() {
+            for slot in self.dynamic_slots(rank) {
+                let origin = self.origin[slot];
+                if origin != NO_ORIGIN && senders.contains(&self.rank_of(origin as usize)) {
+                    self.remove_copy(slot);
+                }
+            }
+        }
+    }
+
+    /// Returns the sum of squared rooms that can be used. It is high if few ranks have most of the room.
+    fn measure_scatter(&self) -> u128 {
+        self.receivers.iter().map(|&key| u128::from((key >> 32) * (key >> 32))).sum()
+    }
+}

@@ -1,0 +1,337 @@
+//! Construction of a plan: overloaded ranks pass tokens on to copies.
+//!
+//! In: a state with overloaded ranks. Out: copies that carry their excess. A copy costs the same for one
+//! token as for many, so a rank's excess should leave in few pieces that waste little room elsewhere. If one
+//! rank has room for the rest of the excess, the one with the least room takes it. Otherwise `k` ranks are
+//! needed, where `k` counts the largest rooms that suffice. The first of them is the smallest room that the
+//! `k - 1` largest ones complete.
+
+use super::state::CopyState;
+
+/// Order in which overloaded ranks and rooms meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ServeRule {
+    /// Ranks in ascending order of excess, rooms that fit.
+    FitAscending,
+    /// Ranks in descending order of excess, rooms that fit.
+    FitDescending,
+    /// Ranks in descending order of excess, largest rooms and largest items first. A piece has at least as
+    /// many tokens as the need divided by the number of rooms.
+    LargestRooms,
+    /// The same, but a piece has at least 1024 tokens.
+    LargePieces,
+    /// The largest pieces of all ranks first, rooms that fit.
+    LargestPieces,
+    /// The most overloaded rank fills the largest room, in turns.
+    Alternating,
+}
+
+impl CopyState {
+    /// Serves all overloaded ranks. Returns true if no rank stays above the target.
+    pub(super) fn serve_all(&mut self, rule: ServeRule, order: &mut Vec<u64>) -> bool {
+        match rule {
+            ServeRule::Alternating => return self.serve_in_turns(),
+            ServeRule::LargestPieces => return self.serve_largest_pieces(),
+            _ => {}
+        }
+        order.clear();
+        for (rank, &load) in self.loads.iter().enumerate().filter(|&(_, &load)| load > self.target) {
+            order.push(u64::from(load - self.target) << 32 | rank as u64);
+        }
+        order.sort_unstable();
+        if rule != ServeRule::FitAscending {
+            order.reverse();
+        }
+        let mut complete = true;
+        for &key in order.iter() {
+            let rank = key as u32 as usize;
+            complete &= match rule {
+                ServeRule::LargestRooms => self.serve_largest(rank, None),
+                ServeRule::LargePieces => self.serve_largest(rank, Some(1024)),
+                _ => self.serve(rank),
+            };
+        }
+        complete
+    }
+
+    /// Passes tokens of the largest slots of a rank into the largest rooms, with a least size of a piece (the
+    /// rule of UltraEP). Returns false if some excess stays.
+    fn serve_largest(&mut self, rank: usize, least: Option<u32>) -> bool {
+        self.use_hosts(rank);
+        let mut tried = u128::MAX;
+        while self.loads[rank] > self.target {
+            // The next slot in descending order of tokens and ascending order of numbers.
+            let key = |slot: usize| u128::from(self.tokens[slot]) << 32 | u128::from(u32::MAX - slot as u32);
+            let next = self.slots(rank).map(key).filter(|&key| key < tried && key >> 32 > 0).max();
+            let Some(next) = next else { return false };
+            let slot = (u32::MAX - next as u32) as usize;
+            tried = next;
+            let item = self.table.item_in[slot];
+            loop {
+                let need = self.loads[rank].saturating_sub(self.target);
+                let free = |&&key: &&u64| !self.hosts(key as u32 as usize, item);
+                let rooms = self.receivers.iter().filter(free).count() as u32;
+                let largest = self.receivers.iter().rev().find(free);
+                let (Some(&key), true) = (largest, need > 0) else { break };
+                let sent = need.min((key >> 32) as u32).min(self.tokens[slot].saturating_sub(1));
+                let may = self.may_send(self.rank_of(self.static_slot(slot)));
+                let least = least.unwrap_or(need.div_ceil(rooms)).max(1);
+                if sent < least || !may || !self.add_copy(slot, key as u32 as usize, sent) {
+                    break;
+                }
+            }
+        }
+        true
+    }
+
+    /// Passes on the largest piece that any overloaded rank can spare, again and again. Returns false if some
+    /// excess stays.
+    fn serve_largest_pieces(&mut self) -> bool {
+        loop {
+            let mut best: Option<(u32, usize)> = None;
+            let mut complete = true;
+            for rank in 0..self.loads.len() {
+                let need = self.loads[rank].saturating_sub(self.target);
+                if need == 0 {
+                    continue;
+                }
+                complete = false;
+                if let Some(slot) = self.largest_slot(rank) {
+                    let piece = need.min(self.tokens[slot]);
+                    let may = self.may_send(self.rank_of(self.static_slot(slot)));
+                    if may && best.is_none_or(|(most, _)| piece > most) {
+                        best = Some((piece, slot));
+                    }
+                }
+            }
+            if complete {
+                return true;
+            }
+            let Some((piece, slot)) = best else { return false };
+            let item = self.table.item_in[slot];
+            let free = |&&key: &&u64| !self.hosts(key as u32 as usize, item);
+            let fits = self.receivers.partition_point(|&key| key >> 32 < u64::from(piece));
+            let room = self.receivers[fits..].iter().find(free);
+            let Some(&key) = room.or_else(|| self.receivers[..fits].iter().rev().find(free)) else {
+                return false;
+            };
+            if !self.add_copy(slot, key as u32 as usize, piece.min((key >> 32) as u32)) {
+                return false;
+            }
+        }
+    }
+
+    /// Moves half of the gap between the busiest rank and the least loaded one with an open slot, until no
+    /// slot is open (the rule of TopoEP inside a node). It needs no target.
+    pub(super) fn serve_half_gaps(&mut self) {
+        loop {
+            let busiest =
+                (0..self.loads.len()).max_by_key(|&rank| (self.loads[rank], std::cmp::Reverse(rank)));
+            let Some(rank) = busiest else { return };
+            let own = self.slots(rank).start..self.first_dynamic[rank] as usize;
+            let Some(from) = own.max_by_key(|&slot| (self.tokens[slot], std::cmp::Reverse(slot))) else {
+                return;
+            };
+            let item = self.table.item_in[from];
+            let mut best: Option<(u32, Option<usize>, usize)> = None;
+            for to in (0..self.loads.len()).filter(|&to| to != rank) {
+                let own = self.table.slots_of[item as usize]
+                    .iter()
+                    .find(|&&slot| self.rank_of(slot as usize) == to);
+                let own = own.map(|&slot| slot as usize);
+                let may = own.is_some()
+                    || self.received[to] < self.limits.received
+                        && self.may_send(self.rank_of(self.static_slot(from)))
+                        && self.find_open_slot(to).is_some();
+                if may && best.is_none_or(|(least, ..)| self.loads[to] < least) {
+                    best = Some((self.loads[to], own, to));
+                }
+            }
+            let Some((load, own, to)) = best else { return };
+            let sent = (self.loads[rank].saturating_sub(load) / 2).min(self.tokens[from]);
+            if sent == 0 {
+                return;
+            }
+            match own {
+                Some(slot) => self.move_tokens(from, slot, sent),
+                None if self.add_copy(from, to, sent) => {}
+                None => return,
+            }
+        }
+    }
+
+    /// Fills the largest room from the most overloaded rank, again and again (the rule of MoonEP). Returns
+    /// false if some excess stays.
+    fn serve_in_turns(&mut self) -> bool {
+        let target = i64::from(self.target);
+        let mut balance: Vec<i64> = self.loads.iter().map(|&load| i64::from(load) - target).collect();
+        let first_max =
+            |values: &[i64]| (0..values.len()).max_by_key(|&at| (values[at], std::cmp::Reverse(at)));
+        let mut quotas: Vec<(usize, usize, u32)> = vec![];
+        while let Some(from) = first_max(&balance).filter(|&from| balance[from] > 0) {
+            let Some(to) = (0..balance.len()).min_by_key(|&to| (balance[to], to)) else { break };
+            if balance[to] >= 0 {
+                return false;
+            }
+            quotas.push((from, to, -balance[to] as u32));
+            (balance[from], balance[to]) = (balance[from] + balance[to], 0);
+        }
+        // Inside a rank, the largest quota takes tokens of the largest slot.
+        while let Some(&(from, to, quota)) = quotas
+            .iter()
+            .max_by_key(|(from, to, quota)| (std::cmp::Reverse(*from), *quota, std::cmp::Reverse(*to)))
+        {
+            let own = self.slots(from).start..self.first_dynamic[from] as usize;
+            let Some(slot) = own.max_by_key(|&slot| (self.tokens[slot], std::cmp::Reverse(slot))) else {
+                return false;
+            };
+            let sent = quota.min(self.tokens[slot]);
+            let item = self.table.item_in[slot] as usize;
+            let other = self.table.slots_of[item].iter().find(|&&other| self.rank_of(other as usize) == to);
+            match other.map(|&other| other as usize) {
+                _ if sent == 0 => return false,
+                Some(other) => self.move_tokens(slot, other, sent),
+                None if self.may_send(from) && self.add_copy(slot, to, sent) => {}
+                None => return false,
+            }
+            quotas.retain_mut(|known| {
+                if (known.0, known.1) == (from, to) {
+                    known.2 -= sent;
+                }
+                known.2 > 0
+            });
+        }
+        self.overflow() == 0
+    }
+
+    /// Passes the excess of a rank on. Returns false if some of it stays.
+    pub(super) fn serve(&mut self, rank: usize) -> bool {
+        // Without shared items, only parts that are built again meet copies of their items.
+        if self.shares_items || self.logging {
+            self.use_hosts(rank);
+        }
+        while self.loads[rank] > self.target {
+            let need = self.loads[rank] - self.target;
+            let Some(largest) = self.largest_slot(rank) else { return false };
+            let item = self.table.item_in[largest];
+            self.has_small_items |= self.tokens[largest] < need;
+            let Some((room, to)) = self.choose_receiver(need, self.tokens[largest], item) else {
+                return false;
+            };
+            let sent = need.min(room).min(self.tokens[largest]);
+            let from = self.smallest_slot_with(rank, sent, largest, to);
+            if !self.may_send(self.rank_of(self.static_slot(from))) || !self.add_copy(from, to, sent) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Moves tokens of a rank to other hosts of the same items that have room.
+    fn use_hosts(&mut self, rank: usize) {
+        for slot in self.slots(rank) {
+            if self.tokens[slot] == 0 || self.table.slots_of[self.table.item_in[slot] as usize].len() == 1 {
+                continue;
+            }
+            let mut at = 0;
+            while let Some(&other) = self.table.slots_of[self.table.item_in[slot] as usize].get(at) {
+                at += 1;
+                let need = self.loads[rank].saturating_sub(self.target);
+                if need == 0 {
+                    return;
+                }
+                let room = self.target.saturating_sub(self.loads[self.rank_of(other as usize)]);
+                let sent = need.min(room).min(self.tokens[slot]);
+                if sent > 0 {
+                    self.move_tokens(slot, other as usize, sent);
+                }
+            }
+        }
+    }
+
+    /// Returns the slot of a rank with the most tokens, or `None` if it has none.
+    fn largest_slot(&self, rank: usize) -> Option<usize> {
+        let slots = self.slots(rank);
+        let (mut best, mut most) = (None, 0);
+        for slot in slots {
+            if self.tokens[slot] > most {
+                (best, most) = (Some(slot), self.tokens[slot]);
+            }
+        }
+        best
+    }
+
+    /// Returns the slot with the fewest tokens that can send this many, so that larger ones stay whole.
+    fn smallest_slot_with(&self, rank: usize, sent: u32, largest: usize, to: usize) -> usize {
+        let mut best = largest;
+        for slot in self.slots(rank) {
+            let tokens = self.tokens[slot];
+            if tokens >= sent && tokens < self.tokens[best] && !self.hosts(to, self.table.item_in[slot]) {
+                best = slot;
+            }
+        }
+        best
+    }
+
+    /// Returns the room and the rank of the receiver of the next piece.
+    fn choose_receiver(&self, need: u32, most: u32, item: u32) -> Option<(u32, usize)> {
+        let room_of = |key: u64| ((key >> 32) as u32, key as u32 as usize);
+        let free = |&&key: &&u64| !self.hosts(room_of(key).1, item);
+        let smallest_from = |room: u32| self.receivers.partition_point(|&key| room_of(key).0 < room);
+        let single = smallest_from(need);
+        if most >= need
+            && let Some(&key) = self.receivers[single..].iter().find(free)
+        {
+            return Some(room_of(key));
+        }
+        // The largest rooms before the last one that is needed.
+        let mut before = 0u32;
+        for &key in self.receivers.iter().rev() {
+            if before.saturating_add(room_of(key).0) >= need {
+                break;
+            }
+            before += room_of(key).0;
+        }
+        let first = smallest_from(need.saturating_sub(before)).min(self.receivers.len().saturating_sub(1));
+        let upwards = self.receivers[first..].iter().find(free);
+        upwards.or_else(|| self.receivers[..first].iter().rev().find(free)).map(|&key| room_of(key))
+    }
+}
+
+impl CopyState {
+    /// Serves overloaded ranks by copies of items on the ranks that their tokens can reach. Returns true if
+    /// no rank stays above the target.
+    pub(super) fn serve_remote(&mut self) -> bool {
+        let mut rank = 0;
+        while rank < self.loads.len() {
+            if self.loads[rank] <= self.target {
+                rank += 1;
+                continue;
+            }
+            let (tokens, loads) = (&self.tokens, &self.loads);
+            if let Some(end) = self.paths.find_path(&self.table, (tokens, loads), rank, self.target) {
+                let (tokens, loads) = (&mut self.tokens, &mut self.loads);
+                self.paths.push(&self.table, (tokens, loads), (rank, end), self.target);
+                self.list_receivers();
+                continue;
+            }
+            let Some((from, to)) = self.find_remote_copy() else { return false };
+            if !self.add_copy(from, to, 0) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Returns the slot and the receiver between which most tokens can move, among the slots that the last
+    /// search reached and the ranks that it did not reach.
+    fn find_remote_copy(&self) -> Option<(usize, usize)> {
+        let &key = self.receivers.iter().rev().find(|&&key| !self.paths.has_reached(key as u32 as usize))?;
+        let reached = self.paths.queue.iter().map(|&rank| rank as usize);
+        let slots = reached.flat_map(|rank| self.slots(rank)).filter(|&slot| self.tokens[slot] > 0);
+        let slots = slots.filter(|&slot| self.may_send(self.rank_of(self.static_slot(slot))));
+        // The first of equals is on the rank with the shortest path.
+        let best = slots.min_by_key(|&slot| std::cmp::Reverse(self.tokens[slot]))?;
+        Some((best, key as u32 as usize))
+    }
+}

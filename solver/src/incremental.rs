@@ -24,6 +24,8 @@ struct SlotTable {
     item_in: Vec<u32>,
     /// Slots of every item, `[items + 1]`. The last list, of empty slots, stays empty.
     slots_of: Vec<Vec<u32>>,
+    /// True if the item in a slot has other slots, `[slots]`. Tokens leave no other slot.
+    is_shared: Vec<bool>,
 }
 
 /// Change of the items in the slots.
@@ -224,8 +226,9 @@ impl SlotTable {
         if let Some(item) = slots_of[..items].iter().position(Vec::is_empty) {
             return Err(SolverError::NoHost { item });
         }
-        let item_in = item_in.iter().map(|&item| item.min(items as u32)).collect();
-        Ok(SlotTable { starts, rank_of, item_in, slots_of })
+        let item_in: Vec<u32> = item_in.iter().map(|&item| item.min(items as u32)).collect();
+        let is_shared = item_in.iter().map(|&item| slots_of[item as usize].len() > 1).collect();
+        Ok(SlotTable { starts, rank_of, item_in, slots_of, is_shared })
     }
 
     fn ranks(&self) -> usize {
@@ -280,8 +283,17 @@ impl SlotTable {
         if let Some(at) = slots.iter().position(|&own| own as usize == slot) {
             slots.swap_remove(at);
         }
+        if let [last] = slots[..] {
+            self.is_shared[last as usize] = false;
+        }
+        self.is_shared[slot] = false;
         if item < empty {
-            self.slots_of[item as usize].push(slot as u32);
+            let slots = &mut self.slots_of[item as usize];
+            slots.push(slot as u32);
+            if slots.len() > 1 {
+                self.is_shared[slots[0] as usize] = true;
+                self.is_shared[slot] = true;
+            }
         }
     }
 
@@ -356,7 +368,8 @@ impl ResidualPaths {
         while let Some(&rank) = self.queue.get(next) {
             next += 1;
             let slots = table.starts[rank as usize]..table.starts[rank as usize + 1];
-            for slot in slots.filter(|&slot| tokens[slot as usize] > 0) {
+            let leave = |slot: &u32| table.is_shared[*slot as usize] && tokens[*slot as usize] > 0;
+            for slot in slots.filter(leave) {
                 for &other in &table.slots_of[table.item_in[slot as usize] as usize] {
                     let to = table.rank_of[other as usize] as usize;
                     if self.reached[to] == self.search {

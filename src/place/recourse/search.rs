@@ -181,7 +181,8 @@ pub(crate) fn search(
         (moved, under_rule) = (after, rule_after);
         let score = search.score.saturating_add(under_rule).saturating_add(toll(moved));
         if score < search.best.score {
-            search.best = SearchResult { seating: search.seating.clone(), score };
+            search.best.seating.copy_from(&search.seating);
+            search.best.score = score;
         }
     }
     Ok(search.best)

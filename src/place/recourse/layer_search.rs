@@ -7,7 +7,7 @@ use super::incumbent::SearchPlacement;
 use super::rule_loads::search_placement_peaks;
 use super::scenarios::ScenarioSet;
 use super::score::{ScenarioObjective, scenario_scores};
-use super::search::{SearchLimits, SearchResult, search};
+use super::search::{INITIAL_THRESHOLD, SearchLimits, SearchResult, search};
 use super::search_aim::SearchAim;
 use super::share_rule::ShareRule;
 use super::{LayerProblem, initial, perturb};
@@ -31,7 +31,7 @@ impl LayerProblem<'_> {
     ) -> Result<SearchResult, SolverError> {
         let objective = self.policy.objective;
         let start = self.choose_start(scenarios, aim, iterations, &mut dice)?;
-        let limits = SearchLimits { iterations, moves: None };
+        let limits = SearchLimits { iterations, moves: None, initial_threshold: INITIAL_THRESHOLD };
         let near =
             search(scenarios, (ScenarioObjective::Mean, aim, self.cluster), start, limits, dice.clone())?;
         if objective == ScenarioObjective::Mean {

@@ -49,7 +49,6 @@ use crate::cluster::Cluster;
 use crate::forecast::History;
 use crate::rng::SeededRng;
 use evenkeel_solver::SolverError;
-use incumbent::SearchPlacement;
 use model_selection::ScenarioModel;
 use perturb::PerturbationPart;
 use scenarios::ScenarioSet;
@@ -207,7 +206,7 @@ impl<'a> LayerProblem<'a> {
                 let found =
                     self.search_best_start(&scenarios, *aim, iterations, search_rng).map_err(failed)?.seating;
                 let found = match TotalsLimit::of_layer(self, *aim)? {
-                    Some(limit) => limit.search_within(found, scenarios, *aim)?,
+                    Some(limit) => limit.search_within(found, &scenarios, *aim)?,
                     None => found,
                 };
                 let holds =

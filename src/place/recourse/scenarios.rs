@@ -57,25 +57,25 @@ impl ScenarioSet {
     /// then `factor` times as much as the peak of another one. A batch without a token is left out.
     #[must_use]
     pub(crate) fn with_limited_batch(
-        mut self,
-        ranks: usize,
-        batch: &[u64],
+        &self,
+        (batch, ranks): (&[u64], usize),
         limit: u64,
         factor: u64,
     ) -> ScenarioSet {
         let (loads, shift) = scale_batch(batch);
         let total: u64 = loads.iter().map(|&load| u64::from(load)).sum();
         if total == 0 {
-            return self;
+            return self.clone();
         }
-        self.by_scenario.extend(loads);
-        self.weights.push(weight_per_token(ranks, total).saturating_mul(factor));
-        self.floors.truncate(self.weights.len() - 1);
+        let (mut by_scenario, mut weights) = (self.by_scenario.clone(), self.weights.clone());
+        by_scenario.extend(loads);
+        weights.push(weight_per_token(ranks, total).saturating_mul(factor));
         // Rounded loads may hide a token or two of the peak.
         let hidden = if shift == 0 { 0 } else { 2 };
         let limit = (limit >> shift).saturating_sub(hidden);
-        self.floors.push(limit.clamp(total.div_ceil(ranks as u64), total) as f32);
-        ScenarioSet::from_rows(self.experts, self.by_scenario, self.weights, self.floors)
+        let mut floors = self.floors[..self.len()].to_vec();
+        floors.push(limit.clamp(total.div_ceil(ranks as u64), total) as f32);
+        ScenarioSet::from_rows(self.experts, by_scenario, weights, floors)
     }
 
     /// Returns the scenarios with these indices.
@@ -192,5 +192,16 @@ mod tests {
         // Loads are scaled down in proportion.
         let large = scenarios.loads(1);
         assert!(large[1] == 2 * large[0] && u64::from(large[1]) < MAX_SCENARIO_TOKENS && large[2] == 0);
+    }
+
+    #[test]
+    fn a_limited_batch_counts_above_its_limit() {
+        let scenarios = ScenarioSet::new(2, 2, [&[3u64, 1][..]]);
+        let limited = scenarios.with_limited_batch((&[10, 2], 2), 8, 5);
+        assert_eq!((limited.len(), limited.loads(1), limited.peak_floors()[1]), (2, &[10, 2][..], 8.0));
+        assert_eq!(limited.weights(), [scenarios.weights()[0], 5 * (IMBALANCE_UNIT * 2 / 12)]);
+        // No limit is below the mean, and a batch without a token is left out.
+        assert_eq!(scenarios.with_limited_batch((&[10, 2], 2), 1, 5).peak_floors()[1], 6.0);
+        assert_eq!(scenarios.with_limited_batch((&[0, 0], 2), 1, 5).len(), 1);
     }
 }

@@ -4,26 +4,40 @@
 //! search sees drawn batches, but totals are the only recorded fact. A placement must not be above EPLB's
 //! placement on them, where both are split exactly.
 //!
-//! If the result of a search is above EPLB's placement, short searches follow, from the result and from
-//! EPLB's placement. The totals are one more scenario there. Its peak counts only above the limit, but then
-//! more than all other scenarios ([`ScenarioSet`]). Loads of scenarios are rounded, so results are judged on
-//! the totals themselves. If both searches end above the limit, EPLB's placement remains.
+//! If the result of a search is above EPLB's placement, the search goes on from it. The totals are one more
+//! scenario then, whose peak counts only above the limit ([`ScenarioSet`]). Loads of scenarios are rounded,
+//! so every result is judged on the totals themselves. Shorter searches follow in which the excess counts
+//! more, and the last of them starts from EPLB's placement. If they fail too, that placement remains.
 
 use super::incumbent::SearchPlacement;
 use super::scenarios::ScenarioSet;
 use super::score::ScenarioObjective;
-use super::search::{SearchLimits, search};
+use super::search::{INITIAL_THRESHOLD, SearchLimits, search};
 use super::search_aim::SearchAim;
 use super::{LayerProblem, RNG_STREAM, against_eplb, initial};
 use crate::place::evaluate::PeakEvaluator;
 use crate::place::{PlaceError, Placement};
 use crate::rng::SeededRng;
 
-/// Weight of the peak above the limit, in weights of all scenarios together.
-const LIMIT_WEIGHT: u64 = 64;
+/// Search for a placement within the limit.
+struct LimitedSearch {
+    /// Weight of the peak above the limit, in weights of all scenarios together.
+    weight: u64,
+    /// Iterations of the policy per iteration of this search.
+    part: u64,
+    initial_threshold: u64,
+    /// True if it starts from EPLB's placement instead of the result before.
+    starts_from_eplb: bool,
+}
 
-/// Iterations of the last search per iteration of one that follows.
-const REPAIR_PART: u64 = 4;
+/// Searches in this order. The first may go far from its start, because the placements within the limit that
+/// are best on batches may be far from one above it. The others take no step that is worse.
+const SEARCHES: [LimitedSearch; 4] = [
+    LimitedSearch { weight: 1, part: 1, initial_threshold: INITIAL_THRESHOLD / 4, starts_from_eplb: false },
+    LimitedSearch { weight: 8, part: 4, initial_threshold: 0, starts_from_eplb: false },
+    LimitedSearch { weight: 64, part: 4, initial_threshold: 0, starts_from_eplb: false },
+    LimitedSearch { weight: 64, part: 4, initial_threshold: 0, starts_from_eplb: true },
+];
 
 /// Highest peak of a placement on the totals of a layer.
 pub(super) struct TotalsLimit<'a> {
@@ -64,35 +78,44 @@ impl<'a> TotalsLimit<'a> {
     }
 
     /// Returns `found` if it is within the limit. Else returns a placement within it, searched from `found`
-    /// or from EPLB's placement. If neither search ends within the limit, returns EPLB's placement, without
-    /// second replicas on a rank.
+    /// or from EPLB's placement. If no search ends within the limit, returns EPLB's placement, without second
+    /// replicas on a rank.
     ///
     /// # Errors
     /// Fails if an expert has no rank.
     pub(super) fn search_within(
         &self,
         found: SearchPlacement,
-        scenarios: ScenarioSet,
+        scenarios: &ScenarioSet,
         aim: SearchAim,
     ) -> Result<SearchPlacement, PlaceError> {
         if self.holds(&found)? {
             return Ok(found);
         }
         let layer = self.layer;
-        let weight = LIMIT_WEIGHT * scenarios.len() as u64;
-        let scenarios = scenarios.with_limited_batch(layer.slots.len(), layer.totals, self.peak, weight);
-        let iterations = layer.policy.iterations(&layer.slots) / REPAIR_PART;
         let mut eplb = SearchPlacement::from_placement(&self.eplb, &layer.slots);
         initial::fill_empty_slots(&mut eplb, layer.totals);
-        for (number, start) in [found, eplb.clone()].into_iter().enumerate() {
-            let dice = SeededRng::new(layer.policy.seed, RNG_STREAM + 2 + number as u64);
+        let mut start = found;
+        for (number, how) in SEARCHES.iter().enumerate() {
+            if how.starts_from_eplb {
+                start.clone_from(&eplb);
+            }
+            let weight = how.weight * scenarios.len() as u64;
+            let scenarios =
+                scenarios.with_limited_batch((layer.totals, layer.slots.len()), self.peak, weight);
+            let limits = SearchLimits {
+                iterations: layer.policy.iterations(&layer.slots) / how.part,
+                moves: None,
+                initial_threshold: how.initial_threshold,
+            };
             let aim = (layer.policy.objective, aim, layer.cluster);
-            let limits = SearchLimits { iterations, moves: None };
+            let dice = SeededRng::new(layer.policy.seed, RNG_STREAM + 2 + number as u64);
             let found = search(&scenarios, aim, start, limits, dice)
                 .map_err(|error| layer.policy.shape_error(error.to_string()))?;
             if self.holds(&found.seating)? {
                 return Ok(found.seating);
             }
+            start = found.seating;
         }
         Ok(eplb)
     }

@@ -108,7 +108,7 @@ impl<'a> History<'a> {
 
     /// Returns true if only totals over unrecorded batches were recorded, whether batches were drawn from
     /// them or not.
-    pub fn holds_totals(&self) -> bool {
+    pub(crate) fn holds_totals(&self) -> bool {
         self.are_batches_drawn() || self.trace.holds_totals()
     }
 

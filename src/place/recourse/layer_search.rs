@@ -62,7 +62,7 @@ impl LayerProblem<'_> {
         for start in starts {
             let at_most = best.as_ref().map_or(u64::MAX, |best| best.score.saturating_sub(1));
             if let Some(score) =
-                self.score_up_to(&start, (compared, &mut rule), (ScenarioObjective::Mean, aim), at_most)?
+                Self::score_up_to(&start, (compared, &mut rule), (ScenarioObjective::Mean, aim), at_most)?
             {
                 best = Some(SearchResult { seating: start, score });
             }
@@ -82,12 +82,11 @@ impl LayerProblem<'_> {
     ) -> Result<u64, SolverError> {
         let mut rule = aim.share_rule(self.cluster);
         let aim = (self.policy.objective, aim);
-        Ok(self.score_up_to(seating, (scenarios, &mut rule), aim, u64::MAX)?.unwrap_or(u64::MAX))
+        Ok(Self::score_up_to(seating, (scenarios, &mut rule), aim, u64::MAX)?.unwrap_or(u64::MAX))
     }
 
     /// Returns the score of a placement, or `None` if it is above `at_most`.
     fn score_up_to(
-        &self,
         seating: &SearchPlacement,
         (scenarios, rule): (&ScenarioSet, &mut Option<ShareRule>),
         (objective, aim): (ScenarioObjective, SearchAim),

@@ -97,7 +97,8 @@ impl ResidualPaths {
         while let Some(&rank) = self.queue.get(next) {
             next += 1;
             let slots = table.starts[rank as usize]..table.starts[rank as usize + 1];
-            for slot in slots.filter(|&slot| tokens[slot as usize] > 0) {
+            let leave = |slot: &u32| table.is_shared[*slot as usize] && tokens[*slot as usize] > 0;
+            for slot in slots.filter(leave) {
                 for &other in &table.slots_of[table.item_in[slot as usize] as usize] {
                     let to = table.rank_of[other as usize] as usize;
                     if self.reached[to] == self.search {

@@ -16,6 +16,8 @@ pub(crate) struct SlotTable {
     pub(crate) item_in: Vec<u32>,
     /// Slots of every item, `[items + 1]`. The last list, of empty slots, stays empty.
     pub(crate) slots_of: Vec<Vec<u32>>,
+    /// True if the item in a slot has other slots, `[slots]`. Tokens leave no other slot.
+    pub(crate) is_shared: Vec<bool>,
 }
 
 /// Change of the items in the slots.
@@ -62,7 +64,8 @@ impl SlotTable {
                 slots_of[item as usize].push(slot as u32);
             }
         }
-        SlotTable { starts, rank_of, item_in, slots_of }
+        let is_shared = item_in.iter().map(|&item| slots_of[item as usize].len() > 1).collect();
+        SlotTable { starts, rank_of, item_in, slots_of, is_shared }
     }
 
     pub(crate) fn ranks(&self) -> usize {
@@ -117,8 +120,39 @@ impl SlotTable {
         if let Some(at) = slots.iter().position(|&own| own as usize == slot) {
             slots.swap_remove(at);
         }
+        if let [last] = slots[..] {
+            self.is_shared[last as usize] = false;
+        }
+        self.is_shared[slot] = false;
         if item < empty {
-            self.slots_of[item as usize].push(slot as u32);
+            self.add_slot(slot, item);
+        }
+    }
+
+    /// Empties a slot of an item, and with it all slots of the item but the first `kept`.
+    pub(crate) fn empty_slot(&mut self, slot: usize, kept: usize) {
+        let empty = self.slots_of.len() as u32 - 1;
+        let before = std::mem::replace(&mut self.item_in[slot], empty);
+        self.is_shared[slot] = false;
+        let slots = &mut self.slots_of[before as usize];
+        slots.truncate(kept);
+        if let [last] = slots[..] {
+            self.is_shared[last as usize] = false;
+        }
+    }
+
+    /// Puts an item into an empty slot.
+    pub(crate) fn fill_slot(&mut self, slot: usize, item: u32) {
+        self.item_in[slot] = item;
+        self.add_slot(slot, item);
+    }
+
+    fn add_slot(&mut self, slot: usize, item: u32) {
+        let slots = &mut self.slots_of[item as usize];
+        slots.push(slot as u32);
+        if slots.len() > 1 {
+            self.is_shared[slots[0] as usize] = true;
+            self.is_shared[slot] = true;
         }
     }
 

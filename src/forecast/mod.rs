@@ -106,6 +106,12 @@ impl<'a> History<'a> {
         self.trace.resampling().is_some()
     }
 
+    /// Returns true if only totals over unrecorded batches were recorded, whether batches were drawn from
+    /// them or not.
+    pub(crate) fn holds_totals(&self) -> bool {
+        self.are_batches_drawn() || self.trace.holds_totals()
+    }
+
     /// Returns the steps of the window.
     pub fn steps(&self) -> Range<usize> {
         self.steps.clone()

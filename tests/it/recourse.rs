@@ -7,7 +7,7 @@ use evenkeel::evaluate::evaluate_layer;
 use evenkeel::forecast::History;
 use evenkeel::place::{self, PlaceError, PlaceRequest, Placement, Policy, Recourse, ScenarioObjective};
 use evenkeel::split::{SplitMethod, StackDispatch};
-use evenkeel_trace::{Trace, synth};
+use evenkeel_trace::{Batching, Resampling, Trace, synth};
 use proptest::prelude::*;
 use rayon::prelude::*;
 
@@ -134,6 +134,33 @@ proptest! {
         let gain = new.expected_gain.unwrap();
         prop_assert!(gain >= price * moves as f64 - 1e-5, "{gain} for {moves} moves at {price}");
         prop_assert_eq!(&priced(100.0).placement, &old);
+    }
+
+    /// No plan for exact splits from totals is above EPLB's on them, whether batches were drawn from them or
+    /// not, and whatever the search finds.
+    #[test]
+    fn plans_for_totals_are_not_above_eplb_on_them(
+        (ranks, experts) in prop::sample::select(vec![(4usize, 16usize), (8, 32), (8, 60), (16, 32), (32, 64)]),
+        slots in 1usize..3,
+        iterations in prop::sample::select(vec![1u64, 60, 2000]),
+        split in prop::sample::select(vec![None, Some(SplitMethod::Exact)]),
+        is_drawn: bool,
+        factor in prop::sample::select(vec![1u64, 1000, 1 << 24]),
+        seed: u64,
+    ) {
+        let redundant = slots * ranks + (ranks - experts % ranks) % ranks;
+        let cluster = Cluster::new(ranks, 1, experts, redundant).unwrap();
+        let sums: Vec<u64> = trace(experts, 40, seed).totals(0).iter().map(|&load| load * factor).collect();
+        let totals = Trace::from_loads(experts, vec![0], vec!["0".into()], sums).unwrap();
+        let batching = Batching::Prefill { tokens: 256 };
+        let drawn = synth::draw_batches(&Resampling { steps: 12, top_k: 2, batching, seed }, &totals).unwrap();
+        let policy = Recourse::default().with_iterations(iterations).with_scenarios(24);
+        let policy = split.map_or(policy.clone(), |split| policy.for_split(split));
+        let planned = place(&policy, if is_drawn { &drawn } else { &totals }, &cluster);
+        let request = History::from_trace(&totals, 0);
+        let eplb = place::policy("eplb", 1, &cluster).unwrap().place(&PlaceRequest::new(&request, &cluster)).unwrap();
+        let (own, least) = (peaks(&totals, &planned), peaks(&totals, &eplb.placement));
+        prop_assert!(own <= least, "{own} > {least}");
     }
 
     /// On the batches that the search sees, more iterations are never worse than its start.

@@ -139,9 +139,9 @@ impl CopyState {
         let none = self.static_slots.len() as u32;
         for rank in 0..self.loads.len() {
             for slot in self.dynamic_slots(rank) {
-                let item = std::mem::replace(&mut self.table.item_in[slot], none);
+                let item = self.table.item_in[slot];
                 if item < none {
-                    self.table.slots_of[item as usize].truncate(self.static_slots[item as usize] as usize);
+                    self.table.empty_slot(slot, self.static_slots[item as usize] as usize);
                 }
                 self.origin[slot] = NO_ORIGIN;
             }
@@ -155,8 +155,7 @@ impl CopyState {
 
     fn fill_slot(&mut self, slot: usize, item: u32, origin: u32) {
         if item < self.static_slots.len() as u32 {
-            self.table.item_in[slot] = item;
-            self.table.slots_of[item as usize].push(slot as u32);
+            self.table.fill_slot(slot, item);
         }
         if origin != NO_ORIGIN {
             let (from, to) = (self.rank_of(origin as usize), self.rank_of(slot));

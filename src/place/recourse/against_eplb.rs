@@ -16,7 +16,7 @@ use super::model_selection::{
     MIN_BATCHES_TO_HOLD_OUT, NARROW_SPREAD, ScenarioModel, WIDE_SPREAD, plain_part,
 };
 use super::perturb::{self, PerturbationPart};
-use super::rule_loads::{RuleLoads, placement_peaks};
+use super::rule_loads::{placement_peaks, search_placement_peaks};
 use super::scenarios::ScenarioSet;
 use super::score::{scenario_scores, standard_error};
 use super::search_aim::SearchAim;
@@ -82,8 +82,9 @@ const RULE_SPREADS: [&[PerturbationPart]; 3] = [POOLED_PARTS, NARROW_SPREAD, MOS
 /// Highest number of batches of a half on which a search is judged.
 const MAX_HELD_OUT_BATCHES: usize = 128;
 
-/// Number of scenarios of a search for the choice.
-const MAX_SELECTION_SCENARIOS: usize = 64;
+/// Number of scenarios of a search for the choice. Every part of a spread is rounded up, and all of them fit
+/// two blocks.
+const MAX_SELECTION_SCENARIOS: usize = 62;
 
 /// Iterations of the last search per iteration of one search for the choice.
 const SELECTION_PART: u64 = 6;
@@ -97,10 +98,23 @@ struct HoldoutFold<'a> {
     eplb: Vec<u64>,
 }
 
-/// Contributions of a search's placements to the score in every held-out scenario.
-struct ScoreRows {
-    exact: Vec<u64>,
+/// Placements of one way to search, one of every fold.
+struct JudgedSearch {
+    seatings: Vec<SearchPlacement>,
+    /// Contributions to the score under the rule in every held-out scenario.
     rule: Vec<u64>,
+}
+
+impl JudgedSearch {
+    /// Returns the contributions to the score of exact splits in every held-out scenario.
+    fn exact_rows(&self, folds: &[HoldoutFold<'_>]) -> Result<Vec<u64>, SolverError> {
+        let mut rows = vec![];
+        for (fold, seating) in folds.iter().zip(&self.seatings) {
+            let peaks = ExactEvaluator::default().peaks(seating, &fold.held_out)?;
+            rows.extend(scenario_scores(&fold.held_out, &peaks));
+        }
+        Ok(rows)
+    }
 }
 
 /// Returns the placement of EPLB for these batches.
@@ -153,7 +167,7 @@ pub(super) fn holds_on_window_batches(
         .map(|b| layer.batches[b]);
     let window = ScenarioSet::new(experts, ranks, batches);
     let eplb = objective.score(&window, &placement_peaks(&window, &mut rule, &eplb));
-    objective.score(&window, RuleLoads::new(&window, rule, seating).peaks()) <= eplb
+    objective.score(&window, &search_placement_peaks(&window, &mut rule, seating)) <= eplb
 }
 
 /// Chooses the planning if a fixed rule splits the batches.
@@ -200,7 +214,7 @@ pub(super) fn choose_for_unknown(
             let judged = evaluate_search(layer, &folds, spread, aim, dice)?;
             if beats_eplb(&judged.rule, &eplb, errors) {
                 held.push(spread);
-                rows.push(judged.exact);
+                rows.push(judged.exact_rows(&folds)?);
             }
         }
         if let Some(widest) = objective.within_noise(&rows).iter().rposition(|&good| good) {
@@ -265,10 +279,10 @@ fn evaluate_search(
     spread: &[PerturbationPart],
     aim: SearchAim,
     dice: &mut SeededRng,
-) -> Result<ScoreRows, SolverError> {
+) -> Result<JudgedSearch, SolverError> {
     let (experts, ranks) = (layer.experts, layer.slots.len());
     let iterations = layer.policy.iterations(&layer.slots) / SELECTION_PART;
-    let mut rows = ScoreRows { exact: vec![], rule: vec![] };
+    let mut judged = JudgedSearch { seatings: vec![], rule: vec![] };
     for fold in folds {
         let strays = match fold.search_batches.len() {
             seen if seen >= MIN_BATCHES_TO_HOLD_OUT => 0.0,
@@ -280,18 +294,11 @@ fn evaluate_search(
         let batches = (&fold.search_batches[..], strays);
         let scenarios = perturb::draw_scenarios((&totals, ranks), batches, spread, count, dice);
         let seating = layer.search_best_start(&scenarios, aim, iterations, dice.clone())?.seating;
-        if aim.counts_exact() {
-            rows.exact.extend(scenario_scores(
-                &fold.held_out,
-                &ExactEvaluator::default().peaks(&seating, &fold.held_out)?,
-            ));
+        if let Some(mut rule) = aim.share_rule(layer.cluster) {
+            let peaks = search_placement_peaks(&fold.held_out, &mut rule, &seating);
+            judged.rule.extend(scenario_scores(&fold.held_out, &peaks));
         }
-        if let Some(rule) = aim.share_rule(layer.cluster) {
-            rows.rule.extend(scenario_scores(
-                &fold.held_out,
-                RuleLoads::new(&fold.held_out, rule, &seating).peaks(),
-            ));
-        }
+        judged.seatings.push(seating);
     }
-    Ok(rows)
+    Ok(judged)
 }

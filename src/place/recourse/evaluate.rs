@@ -75,7 +75,8 @@ impl ExactEvaluator {
         let mut score = objective.score(scenarios, scenarios.peak_floors());
         for scenario in 0..scenarios.len() {
             let above = self.peak(&problem, scenarios, scenario)?.0 - scenarios.peak_floors()[scenario];
-            score += above as u64 * scenarios.weights()[scenario];
+            // A peak below the limit of its scenario counts as the limit.
+            score += above.max(0.0) as u64 * scenarios.weights()[scenario];
             if score > at_most {
                 return Ok(None);
             }

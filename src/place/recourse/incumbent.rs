@@ -65,6 +65,12 @@ impl SearchPlacement {
         seating
     }
 
+    /// Becomes equal to a placement of the same slots, in the memory that it has.
+    pub(crate) fn copy_from(&mut self, other: &SearchPlacement) {
+        self.slot_experts.copy_from_slice(&other.slot_experts);
+        self.hosts.clone_from_slice(&other.hosts);
+    }
+
     /// Returns the placement. Every rank is filled up with empty slots to the same number.
     ///
     /// # Errors

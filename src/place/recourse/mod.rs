@@ -15,13 +15,16 @@
 //!   changes.
 //! - `cuts`: lower bounds that price a step. `evaluate`: peaks and certificates. `share_rule`, `rule_loads`:
 //!   peaks under a rule. `score`: one integer for all scenarios.
-//! - `search`: the annealing that uses them. `replan`: re-planning from the current placement.
+//! - `search`: the annealing that uses them. `layer_search`: the search of a layer from its best start.
+//!   `totals_limit`: EPLB's peak on recorded totals as a limit. `replan`: re-planning from the current
+//!   placement.
 
 mod against_eplb;
 mod cuts;
 mod evaluate;
 mod incumbent;
 mod initial;
+mod layer_search;
 mod model_selection;
 mod neighbourhood;
 mod options;
@@ -35,6 +38,7 @@ mod score;
 mod search;
 mod search_aim;
 mod share_rule;
+mod totals_limit;
 
 pub use options::Recourse;
 pub use score::ScenarioObjective;
@@ -44,16 +48,12 @@ use super::{PlaceError, PlaceRequest, PlaceResponse, Placement, Policy};
 use crate::cluster::Cluster;
 use crate::forecast::History;
 use crate::rng::SeededRng;
-use evaluate::ExactEvaluator;
 use evenkeel_solver::SolverError;
-use incumbent::SearchPlacement;
 use model_selection::ScenarioModel;
 use perturb::PerturbationPart;
-use rule_loads::RuleLoads;
 use scenarios::ScenarioSet;
-use score::scenario_scores;
-use search::{SearchLimits, SearchResult, search};
 use search_aim::SearchAim;
+use totals_limit::TotalsLimit;
 
 /// Stream of random numbers for all draws of one layer.
 const RNG_STREAM: u64 = 0;
@@ -111,6 +111,8 @@ struct LayerProblem<'a> {
     known: Vec<&'a [u64]>,
     /// True if the batches were drawn from totals.
     are_batches_drawn: bool,
+    /// True if only totals are recorded, whether batches were drawn from them or not.
+    holds_totals: bool,
     /// True if there are few batches, but enough earlier ones to show their variation.
     has_earlier_batches: bool,
     /// Dispersion of the batches around the forecast, if there are few.
@@ -155,6 +157,7 @@ impl<'a> LayerProblem<'a> {
             batches,
             known,
             are_batches_drawn: history.are_batches_drawn(),
+            holds_totals: history.holds_totals(),
             has_earlier_batches: broken,
             rho: strays,
         })
@@ -202,6 +205,10 @@ impl<'a> LayerProblem<'a> {
                 let search_rng = SeededRng::new(self.policy.seed, RNG_STREAM + 1);
                 let found =
                     self.search_best_start(&scenarios, *aim, iterations, search_rng).map_err(failed)?.seating;
+                let found = match TotalsLimit::of_layer(self, *aim)? {
+                    Some(limit) => limit.search_within(found, &scenarios, *aim)?,
+                    None => found,
+                };
                 let holds =
                     self.policy.spread.is_some() || against_eplb::holds_on_window_batches(self, &found, *aim);
                 if holds { found.placement() } else { self.place_on_one_node(&ScenarioModel::Eplb, dice) }
@@ -221,88 +228,5 @@ impl<'a> LayerProblem<'a> {
             count,
             dice,
         )
-    }
-
-    /// Returns the best placement for these scenarios, searched from the best start.
-    fn search_best_start(
-        &self,
-        scenarios: &ScenarioSet,
-        aim: SearchAim,
-        iterations: u64,
-        mut dice: SeededRng,
-    ) -> Result<SearchResult, SolverError> {
-        let objective = self.policy.objective;
-        let mut best: Option<SearchResult> = None;
-        for start in initial::initial_placements(&scenarios.expert_shares(), &self.slots, &mut dice) {
-            let at_most = best.as_ref().map_or(u64::MAX, |best| best.score.saturating_sub(1));
-            if let Some(score) =
-                self.score_up_to(&start, scenarios, (ScenarioObjective::Mean, aim), at_most)?
-            {
-                best = Some(SearchResult { seating: start, score });
-            }
-        }
-        let start = best.map_or_else(
-            || SearchPlacement::with_empty_slots(self.experts, &self.slots),
-            |best| best.seating,
-        );
-        let limits = SearchLimits { iterations, moves: None };
-        let near =
-            search(scenarios, (ScenarioObjective::Mean, aim, self.cluster), start, limits, dice.clone())?;
-        if objective == ScenarioObjective::Mean {
-            return Ok(near);
-        }
-        // A tail does not change by most steps, so a search for the mean comes first. A policy for the mean
-        // makes the same search, so this one can only lower its tail.
-        search(scenarios, (objective, aim, self.cluster), near.seating, limits, dice)
-    }
-
-    /// Returns the score of a placement.
-    fn score(
-        &self,
-        seating: &SearchPlacement,
-        scenarios: &ScenarioSet,
-        aim: SearchAim,
-    ) -> Result<u64, SolverError> {
-        let aim = (self.policy.objective, aim);
-        Ok(self.score_up_to(seating, scenarios, aim, u64::MAX)?.unwrap_or(u64::MAX))
-    }
-
-    /// Returns the score of a placement, or `None` if it is above `at_most`.
-    fn score_up_to(
-        &self,
-        seating: &SearchPlacement,
-        scenarios: &ScenarioSet,
-        (objective, aim): (ScenarioObjective, SearchAim),
-        at_most: u64,
-    ) -> Result<Option<u64>, SolverError> {
-        let rule = aim
-            .share_rule(self.cluster)
-            .map_or(0, |rule| objective.score(scenarios, RuleLoads::new(scenarios, rule, seating).peaks()));
-        let rule = aim.weighted_rule_score(rule);
-        let Some(at_most) = at_most.checked_sub(rule) else { return Ok(None) };
-        if !aim.counts_exact() {
-            return Ok(Some(rule));
-        }
-        let exact = ExactEvaluator::default().score_up_to(seating, scenarios, objective, at_most)?;
-        Ok(exact.map(|exact| exact.saturating_add(rule)))
-    }
-
-    /// Returns the contribution of every scenario to the score of a placement.
-    fn score_rows(
-        &self,
-        seating: &SearchPlacement,
-        scenarios: &ScenarioSet,
-        aim: SearchAim,
-    ) -> Result<Vec<u64>, SolverError> {
-        let none = || vec![0; scenarios.len()];
-        let exact = if aim.counts_exact() {
-            scenario_scores(scenarios, &ExactEvaluator::default().peaks(seating, scenarios)?).collect()
-        } else {
-            none()
-        };
-        let rule = aim.share_rule(self.cluster).map_or_else(none, |rule| {
-            scenario_scores(scenarios, RuleLoads::new(scenarios, rule, seating).peaks()).collect()
-        });
-        Ok(exact.iter().zip(&rule).map(|(&exact, &rule)| aim.total_score(exact, rule)).collect())
     }
 }

@@ -45,6 +45,7 @@ pub(crate) fn draw_scenarios(
     dice: &mut SeededRng,
 ) -> ScenarioSet {
     let experts = totals.len();
+    let scores = normal_scores(experts);
     let few = batches.len() < MIN_BATCHES_TO_HOLD_OUT;
     let mut all: Vec<Vec<u64>> = vec![];
     for &PerturbationPart { share, tilt, new, pooled } in spread {
@@ -65,7 +66,7 @@ pub(crate) fn draw_scenarios(
             } else {
                 tilt_batch(batches, b, f64::from(tilt) / 100.0, dice)
             };
-            all.push(displace_counts(&batch, f64::from(new) / 100.0, dice));
+            all.push(displace_counts(&batch, f64::from(new) / 100.0, &scores, dice));
         }
     }
     ScenarioSet::new(experts, ranks, all.iter().map(Vec::as_slice))
@@ -118,7 +119,8 @@ pub(super) fn round_to_whole(wanted: &[f64], total: u64, dice: &mut SeededRng) -
     tokens
 }
 
-fn displace_counts(batch: &[u64], new: f64, dice: &mut SeededRng) -> Vec<u64> {
+/// Hands the counts of a batch to other experts. `scores` are the normal scores of as many ranks.
+fn displace_counts(batch: &[u64], new: f64, scores: &[f64], dice: &mut SeededRng) -> Vec<u64> {
     if new == 0.0 {
         return batch.to_vec();
     }
@@ -127,14 +129,13 @@ fn displace_counts(batch: &[u64], new: f64, dice: &mut SeededRng) -> Vec<u64> {
     dice.fill_normal(&mut noise);
     let (noise, ties) = noise.split_at(n);
     let mut order: Vec<usize> = (0..n).collect();
-    order.sort_by(|&a, &b| batch[a].cmp(&batch[b]).then(ties[a].total_cmp(&ties[b])));
+    order.sort_unstable_by(|&a, &b| batch[a].cmp(&batch[b]).then(ties[a].total_cmp(&ties[b])));
     let mut key = vec![0.0; n];
-    for (at, &expert) in order.iter().enumerate() {
-        let score = normal_score((at as f64 + 0.5) / n as f64);
+    for (&expert, score) in order.iter().zip(scores) {
         key[expert] = (1.0 - new).sqrt() * score + new.sqrt() * noise[expert];
     }
     let mut after: Vec<usize> = (0..n).collect();
-    after.sort_by(|&a, &b| key[a].total_cmp(&key[b]).then(a.cmp(&b)));
+    after.sort_unstable_by(|&a, &b| key[a].total_cmp(&key[b]).then(a.cmp(&b)));
     let mut displaced = vec![0; n];
     for (&from, &to) in order.iter().zip(&after) {
         displaced[to] = batch[from];
@@ -142,9 +143,11 @@ fn displace_counts(batch: &[u64], new: f64, dice: &mut SeededRng) -> Vec<u64> {
     displaced
 }
 
-/// Returns the quantile of the standard normal, to a few thousandths, by Tukey's lambda.
-fn normal_score(p: f64) -> f64 {
-    (p.powf(0.1349) - (1.0 - p).powf(0.1349)) / 0.1975
+/// Returns the quantiles of the standard normal in the middles of `n` equal parts, to a few thousandths, by
+/// Tukey's lambda.
+fn normal_scores(n: usize) -> Vec<f64> {
+    let score = |p: f64| (p.powf(0.1349) - (1.0 - p).powf(0.1349)) / 0.1975;
+    (0..n).map(|at| score((at as f64 + 0.5) / n as f64)).collect()
 }
 
 #[cfg(test)]
@@ -162,7 +165,7 @@ mod tests {
         };
         let mut apart = vec![];
         for new in [0.0, 0.1, 0.5, 1.0] {
-            let other = displace_counts(&batch, new, &mut dice);
+            let other = displace_counts(&batch, new, &normal_scores(batch.len()), &mut dice);
             assert_eq!(sorted(&other), sorted(&batch));
             apart.push(batch.iter().zip(&other).map(|(a, b)| a.abs_diff(*b)).sum::<u64>());
         }

@@ -28,7 +28,7 @@ use super::residual_bootstrap;
 use super::rule_loads::placement_peaks;
 use super::scenarios::{IMBALANCE_UNIT, ScenarioSet};
 use super::score::ScenarioObjective;
-use super::search::{MoveLimits, SearchLimits, moves_between, search};
+use super::search::{INITIAL_THRESHOLD, MoveLimits, SearchLimits, moves_between, search};
 use super::search_aim::SearchAim;
 use super::{COMPARISON_FACTOR, LayerProblem, RNG_STREAM, Recourse, against_eplb, initial};
 use crate::cluster::Cluster;
@@ -195,8 +195,11 @@ impl<'a> Replanner<'a> {
         });
         let mut tried = vec![ReplanCandidate { seating: self.from.clone(), moves: 0 }];
         for (number, &most) in rungs.iter().enumerate() {
-            let limits =
-                SearchLimits { iterations, moves: Some(MoveLimits { from: &self.from, most, price }) };
+            let limits = SearchLimits {
+                iterations,
+                moves: Some(MoveLimits { from: &self.from, most, price }),
+                initial_threshold: INITIAL_THRESHOLD,
+            };
             let start = tried[tried.len() - 1].seating.clone();
             let dice = SeededRng::new(seed, RNG_STREAM + 1 + number as u64);
             let seating = search(

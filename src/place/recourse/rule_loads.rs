@@ -36,34 +36,23 @@ impl<'a> RuleLoads<'a> {
     /// Computes the loads of a placement.
     pub(crate) fn new(
         scenarios: &'a ScenarioSet,
-        rule: ShareRule,
+        mut rule: ShareRule,
         seating: &SearchPlacement,
     ) -> RuleLoads<'a> {
         let (ranks, padded) = (seating.ranks(), scenarios.padded_len());
-        let mut new = RuleLoads {
+        let loads = search_placement_loads(scenarios, &mut rule, seating);
+        RuleLoads {
             scenarios,
             rule,
-            loads: vec![0.0; ranks * padded],
-            peaks: vec![0.0; padded],
+            peaks: max_over_ranks(&loads, padded),
+            loads,
             trial: vec![],
             trial_ranks: vec![],
             trial_peaks: vec![0.0; padded],
             trial_of: vec![0; ranks],
             hosts: vec![],
             part: vec![0.0; padded],
-        };
-        for expert in 0..seating.experts() as u32 {
-            new.hosts.clear();
-            new.hosts.extend_from_slice(seating.hosts(expert));
-            new.hosts.sort_unstable();
-            for at in 0..new.hosts.len() {
-                new.rule.replica_part(scenarios, expert, &new.hosts, at, &mut new.part);
-                let rank = new.hosts[at] as usize;
-                add_scaled(&mut new.loads[rank * padded..(rank + 1) * padded], &new.part, 1.0);
-            }
         }
-        new.peaks = max_over_ranks(&new.loads, padded);
-        new
     }
 
     /// Returns the load of the busiest rank in every scenario, `[padded B]`.
@@ -147,19 +136,56 @@ pub(crate) fn placement_peaks(
     rule: &mut ShareRule,
     placement: &Placement,
 ) -> Vec<f32> {
-    let (padded, per_rank) = (scenarios.padded_len(), placement.slots_per_rank().max(1));
-    let mut loads = vec![0.0; placement.ranks() * padded];
+    let per_rank = placement.slots_per_rank().max(1);
+    let shape = (placement.experts(), placement.ranks());
+    let loads = rank_loads(scenarios, rule, shape, |expert, hosts| {
+        let slots = placement.replicas(expert as usize).iter();
+        hosts.extend(slots.map(|&slot| (slot as usize / per_rank) as RankIndex));
+    });
+    max_over_ranks(&loads, scenarios.padded_len())
+}
+
+/// Returns the load of the busiest rank in every scenario, `[padded B]`, under a rule that is used again.
+pub(crate) fn search_placement_peaks(
+    scenarios: &ScenarioSet,
+    rule: &mut ShareRule,
+    seating: &SearchPlacement,
+) -> Vec<f32> {
+    max_over_ranks(&search_placement_loads(scenarios, rule, seating), scenarios.padded_len())
+}
+
+fn search_placement_loads(
+    scenarios: &ScenarioSet,
+    rule: &mut ShareRule,
+    seating: &SearchPlacement,
+) -> Vec<f32> {
+    rank_loads(scenarios, rule, (seating.experts(), seating.ranks()), |expert, hosts| {
+        hosts.extend_from_slice(seating.hosts(expert));
+        hosts.sort_unstable();
+    })
+}
+
+/// Returns the loads of all ranks, `[R][padded B]`. `list_hosts` lists the ranks of an expert's replicas in
+/// the order of slots.
+fn rank_loads(
+    scenarios: &ScenarioSet,
+    rule: &mut ShareRule,
+    (experts, ranks): (usize, usize),
+    list_hosts: impl Fn(u32, &mut Vec<RankIndex>),
+) -> Vec<f32> {
+    let padded = scenarios.padded_len();
+    let mut loads = vec![0.0; ranks * padded];
     let (mut hosts, mut part) = (vec![], vec![0.0; padded]);
-    for expert in 0..placement.experts() {
+    for expert in 0..experts as u32 {
         hosts.clear();
-        hosts.extend(placement.replicas(expert).iter().map(|&slot| (slot as usize / per_rank) as RankIndex));
+        list_hosts(expert, &mut hosts);
         for at in 0..hosts.len() {
-            rule.replica_part(scenarios, expert as u32, &hosts, at, &mut part);
+            rule.replica_part(scenarios, expert, &hosts, at, &mut part);
             let rank = hosts[at] as usize;
             add_scaled(&mut loads[rank * padded..(rank + 1) * padded], &part, 1.0);
         }
     }
-    max_over_ranks(&loads, padded)
+    loads
 }
 
 fn max_over_ranks(loads: &[f32], padded: usize) -> Vec<f32> {

@@ -28,7 +28,7 @@ pub(crate) struct ScenarioSet {
     weights: Vec<u64>,
     /// Weights as exact floating-point numbers, `[padded B]`.
     factors: Vec<f64>,
-    /// ceil(total / ranks), `[padded B]`.
+    /// Tokens below which a peak does not count, at least ceil(total / ranks), `[padded B]`.
     floors: Vec<f32>,
 }
 
@@ -41,22 +41,61 @@ impl ScenarioSet {
     ) -> ScenarioSet {
         let (mut by_scenario, mut weights, mut floors) = (vec![], vec![], vec![]);
         for batch in batches {
-            let total: u128 = batch.iter().map(|&load| u128::from(load)).sum();
-            let mut shift = 0;
-            while total >> shift > u128::from(MAX_SCENARIO_TOKENS) {
-                shift += 1;
-            }
-            let half = if shift == 0 { 0 } else { 1u128 << (shift - 1) };
-            let scaled = batch.iter().map(|&load| ((u128::from(load) + half) >> shift) as u32);
-            by_scenario.extend(scaled);
-            let total: u64 = by_scenario[by_scenario.len() - experts..].iter().map(|&l| u64::from(l)).sum();
+            let (loads, _) = scale_batch(batch);
+            let total: u64 = loads.iter().map(|&load| u64::from(load)).sum();
             if total == 0 {
-                by_scenario.truncate(by_scenario.len() - experts);
                 continue;
             }
-            weights.push((IMBALANCE_UNIT * ranks as u64 / total).max(1));
+            by_scenario.extend(loads);
+            weights.push(weight_per_token(ranks, total));
             floors.push(total.div_ceil(ranks as u64) as f32);
         }
+        ScenarioSet::from_rows(experts, by_scenario, weights, floors)
+    }
+
+    /// Returns the set with one more scenario. Its peak counts only as far as it is above `limit` tokens, and
+    /// then `factor` times as much as the peak of another one. A batch without a token is left out.
+    #[must_use]
+    pub(crate) fn with_limited_batch(
+        &self,
+        (batch, ranks): (&[u64], usize),
+        limit: u64,
+        factor: u64,
+    ) -> ScenarioSet {
+        let (loads, shift) = scale_batch(batch);
+        let total: u64 = loads.iter().map(|&load| u64::from(load)).sum();
+        if total == 0 {
+            return self.clone();
+        }
+        let (mut by_scenario, mut weights) = (self.by_scenario.clone(), self.weights.clone());
+        by_scenario.extend(loads);
+        weights.push(weight_per_token(ranks, total).saturating_mul(factor));
+        // Rounded loads may hide a token or two of the peak.
+        let hidden = if shift == 0 { 0 } else { 2 };
+        let limit = (limit >> shift).saturating_sub(hidden);
+        let mut floors = self.floors[..self.len()].to_vec();
+        floors.push(limit.clamp(total.div_ceil(ranks as u64), total) as f32);
+        ScenarioSet::from_rows(self.experts, by_scenario, weights, floors)
+    }
+
+    /// Returns the scenarios with these indices.
+    pub(crate) fn select(&self, indices: impl Iterator<Item = usize>) -> ScenarioSet {
+        let (mut by_scenario, mut weights, mut floors) = (vec![], vec![], vec![]);
+        for scenario in indices {
+            by_scenario.extend_from_slice(self.loads(scenario));
+            weights.push(self.weights[scenario]);
+            floors.push(self.floors[scenario]);
+        }
+        ScenarioSet::from_rows(self.experts, by_scenario, weights, floors)
+    }
+
+    /// Lays the loads `[B][E]` out for pricing.
+    fn from_rows(
+        experts: usize,
+        by_scenario: Vec<u32>,
+        weights: Vec<u64>,
+        mut floors: Vec<f32>,
+    ) -> ScenarioSet {
         let padded = weights.len().next_multiple_of(LANES);
         floors.resize(padded, 0.0);
         let mut factors: Vec<f64> = weights.iter().map(|&weight: &u64| weight as f64).collect();
@@ -100,7 +139,8 @@ impl ScenarioSet {
         &self.factors
     }
 
-    /// Returns ceil(total / ranks), `[padded B]`. No placement has a lower peak.
+    /// Returns the tokens below which a peak does not count, `[padded B]`: ceil(total / ranks), which no
+    /// placement's peak is below, or the limit of the scenario.
     pub(crate) fn peak_floors(&self) -> &[f32] {
         &self.floors
     }
@@ -115,6 +155,22 @@ impl ScenarioSet {
         }
         sums
     }
+}
+
+/// Halves a batch until its tokens fit. Returns the loads and the number of halvings.
+fn scale_batch(batch: &[u64]) -> (Vec<u32>, u32) {
+    let total: u128 = batch.iter().map(|&load| u128::from(load)).sum();
+    let mut shift = 0;
+    while total >> shift > u128::from(MAX_SCENARIO_TOKENS) {
+        shift += 1;
+    }
+    let half = if shift == 0 { 0 } else { 1u128 << (shift - 1) };
+    (batch.iter().map(|&load| ((u128::from(load) + half) >> shift) as u32).collect(), shift)
+}
+
+/// Returns the score of a token of a scenario's peak.
+fn weight_per_token(ranks: usize, total: u64) -> u64 {
+    (IMBALANCE_UNIT * ranks as u64 / total).max(1)
 }
 
 #[cfg(test)]
@@ -136,5 +192,16 @@ mod tests {
         // Loads are scaled down in proportion.
         let large = scenarios.loads(1);
         assert!(large[1] == 2 * large[0] && u64::from(large[1]) < MAX_SCENARIO_TOKENS && large[2] == 0);
+    }
+
+    #[test]
+    fn a_limited_batch_counts_above_its_limit() {
+        let scenarios = ScenarioSet::new(2, 2, [&[3u64, 1][..]]);
+        let limited = scenarios.with_limited_batch((&[10, 2], 2), 8, 5);
+        assert_eq!((limited.len(), limited.loads(1), limited.peak_floors()[1]), (2, &[10, 2][..], 8.0));
+        assert_eq!(limited.weights(), [scenarios.weights()[0], 5 * (IMBALANCE_UNIT * 2 / 12)]);
+        // No limit is below the mean, and a batch without a token is left out.
+        assert_eq!(scenarios.with_limited_batch((&[10, 2], 2), 1, 5).peak_floors()[1], 6.0);
+        assert_eq!(scenarios.with_limited_batch((&[0, 0], 2), 1, 5).len(), 1);
     }
 }

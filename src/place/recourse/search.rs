@@ -25,8 +25,9 @@ use crate::cluster::Cluster;
 use crate::rng::SeededRng;
 use evenkeel_solver::{IncrementalSplits, SlotChange, SolverError};
 
-/// Initial threshold: a thousandth of a mean imbalance of 1. It falls to zero.
-const INITIAL_THRESHOLD: u64 = IMBALANCE_UNIT / 1000;
+/// Initial threshold of a search that may leave its start far behind: a thousandth of a mean imbalance of 1.
+/// It falls to zero.
+pub(crate) const INITIAL_THRESHOLD: u64 = IMBALANCE_UNIT / 1000;
 
 /// Limits of a search.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +36,8 @@ pub(crate) struct SearchLimits<'a> {
     pub(crate) iterations: u64,
     /// Limits of the moves. `None` if there is no current placement.
     pub(crate) moves: Option<MoveLimits<'a>>,
+    /// Threshold per scenario at the beginning. With 0, no step is taken that is worse.
+    pub(crate) initial_threshold: u64,
 }
 
 /// Number and price of the experts that are new to a rank.
@@ -120,7 +123,7 @@ pub(crate) fn search(
     let mut known = peaks.clone();
     let mut proposals = StepProposals::new(&search.seating);
     let total = limits.iterations.max(1);
-    let scale = INITIAL_THRESHOLD * objective.counted_scenarios(scenarios) as u64;
+    let scale = limits.initial_threshold * objective.counted_scenarios(scenarios) as u64;
     while search.spent < total && search.best.score > floor {
         search.spent += 1;
         let cuts = aim.counts_exact().then_some(&mut search.cuts);
@@ -181,7 +184,8 @@ pub(crate) fn search(
         (moved, under_rule) = (after, rule_after);
         let score = search.score.saturating_add(under_rule).saturating_add(toll(moved));
         if score < search.best.score {
-            search.best = SearchResult { seating: search.seating.clone(), score };
+            search.best.seating.copy_from(&search.seating);
+            search.best.score = score;
         }
     }
     Ok(search.best)

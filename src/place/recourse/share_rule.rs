@@ -111,18 +111,59 @@ impl ShareRule {
             self.seeds = (0..scenarios.len()).map(seed).collect();
         }
         let mut parts = vec![0.0; replicas * padded];
+        let Some(shares) = shares else {
+            divide_evenly(scenarios.expert_loads(expert as usize), replicas, &mut parts);
+            return parts;
+        };
         for scenario in 0..scenarios.len() {
             let tokens = scenarios.loads(scenario)[expert as usize];
-            let served: Vec<u64> = if let Some(shares) = &shares {
-                shares.split_tokens(u64::from(tokens), self.seeds[scenario])
-            } else {
-                let (each, more) = (tokens / replicas as u32, tokens as usize % replicas);
-                (0..replicas).map(|at| u64::from(each) + u64::from(at < more)).collect()
-            };
+            let served = shares.split_tokens(u64::from(tokens), self.seeds[scenario]);
             for (at, tokens) in served.into_iter().enumerate() {
                 parts[at * padded + scenario] = tokens as f32;
             }
         }
         parts
+    }
+}
+
+/// Divides whole tokens, `[padded B]`, over replicas, `[replicas][padded B]`. The first replicas serve the
+/// rest.
+fn divide_evenly(tokens: &[f32], replicas: usize, parts: &mut [f32]) {
+    let count = replicas as f32;
+    for (at, part) in parts.chunks_exact_mut(tokens.len().max(1)).enumerate() {
+        let at = at as f32;
+        for (part, &tokens) in part.iter_mut().zip(tokens) {
+            // Tokens are below 2^19, so a quotient that is not whole is never rounded to a whole one.
+            let each = round_down(tokens / count);
+            *part = if at < tokens - each * count { each + 1.0 } else { each };
+        }
+    }
+}
+
+/// Rounds down to a whole number, for numbers from 0 to 2^22. It needs no library call, so that it
+/// vectorises.
+fn round_down(x: f32) -> f32 {
+    // From 2^23 on, `f32` has only whole numbers.
+    const WHOLE: f32 = (1 << 23) as f32;
+    let near = (x + WHOLE) - WHOLE;
+    if near > x { near - 1.0 } else { near }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// States that replicas serve all tokens, and that the first serve one more than the last at most.
+        #[test]
+        fn replicas_serve_whole_tokens_evenly(tokens in 0u32..=1 << 19, replicas in 1usize..300) {
+            let mut parts = vec![0.0; replicas];
+            divide_evenly(&[tokens as f32], replicas, &mut parts);
+            let (each, rest) = (tokens / replicas as u32, tokens as usize % replicas);
+            for (at, &part) in parts.iter().enumerate() {
+                prop_assert_eq!(part, (each + u32::from(at < rest)) as f32);
+            }
+        }
     }
 }

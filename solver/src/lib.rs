@@ -37,7 +37,8 @@
 //! `network::tables` is the same as plain data. `exact` is the flow. Its parts are `fixed_items` (items with
 //! one host), `level` (the least admissible peak) and `fill` (a greedy start). `forest`, `search` and
 //! `blocking_flow` find residual paths, drains and blocking flows. `incremental` repairs the splits of many
-//! batches while items change slots. `split` and `peak` define the result.
+//! batches while items change slots. Its parts `slot_table` and `residual_paths` also serve [`copies`], which
+//! chooses copies of items for each batch. `split` and `peak` define the result.
 //! `verify` is the check, which shares no code with the solver. [`objective`] chooses among the optimal
 //! splits and minimises other measures of load. Three modules serve comparisons. [`affine_scaling`] is LPLB's
 //! interior point iteration, and [`coordinate_descent`] is coordinate descent. `lp` (feature `lp`) solves the

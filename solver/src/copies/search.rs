@@ -62,7 +62,9 @@ impl CopySolver {
                 }
             }
         }
-        if (binding || !found) && self.use_half_gaps(target, limits) <= target {
+        // The time of this rule grows with the ranks for every slot.
+        let brief = self.state.loads.len() <= 16;
+        if (binding && brief || !found) && self.use_half_gaps(target, limits) <= target {
             if !found || self.state.copies < self.best.copies {
                 self.best.store(&self.state, target);
             }

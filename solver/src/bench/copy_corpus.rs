@@ -67,7 +67,7 @@ impl CopyShape {
     }
 
     /// Returns the home of every item.
-    pub fn list_homes(&self) -> Vec<[u32; 1]> {
+    pub(super) fn list_homes(&self) -> Vec<[u32; 1]> {
         let own = (self.items / self.ranks).max(1);
         (0..self.items).map(|item| [(item / own) as u32]).collect()
     }

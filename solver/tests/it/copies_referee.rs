@@ -8,7 +8,7 @@ use crate::common::copy_cases::{compare, draw_case};
 fn plans_are_near_the_optimum_and_bounds_below_it() {
     let mut gaps = [0.0; 3];
     let mut cases = [0; 3];
-    for seed in 0..60 {
+    for seed in 0..30 {
         let case = draw_case(seed);
         // Larger cases take HiGHS seconds.
         if case.loads.len() > 18 {
@@ -21,7 +21,7 @@ fn plans_are_near_the_optimum_and_bounds_below_it() {
         gaps[kind] += result.gap;
         cases[kind] += 1;
     }
-    assert!(cases.iter().all(|&count| count >= 5), "{cases:?}");
+    assert!(cases.iter().all(|&count| count >= 3), "{cases:?}");
     let [copies, peak, time] = [0, 1, 2].map(|kind| gaps[kind] / f64::from(cases[kind]));
     assert!(copies <= 0.04 && peak <= 0.003 && time <= 0.01, "{copies} {peak} {time}");
 }

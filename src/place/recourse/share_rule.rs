@@ -162,7 +162,7 @@ mod tests {
             divide_evenly(&[tokens as f32], replicas, &mut parts);
             let (each, rest) = (tokens / replicas as u32, tokens as usize % replicas);
             for (at, &part) in parts.iter().enumerate() {
-                prop_assert_eq!(part, (each + u32::from(at < rest)) as f32);
+                prop_assert_eq!(part as u32, each + u32::from(at < rest));
             }
         }
     }

@@ -64,8 +64,8 @@ impl IncrementalSplits {
     ///
     /// # Errors
     /// Returns [`SolverError::RankCount`] unless there are 1 to [`MAX_RANKS`](crate::Hosts::MAX_RANKS) ranks.
-    /// Returns [`SolverError::Length`] for a vector of the wrong length, and [`SolverError::NoHost`] for an item
-    /// without a slot. Returns [`SolverError::Overflow`] if a batch has more than 2³² − 1 tokens.
+    /// Returns [`SolverError::Length`] for a vector of the wrong length, and [`SolverError::NoHost`] for an
+    /// item without a slot. Returns [`SolverError::Overflow`] if a batch has more than 2³² − 1 tokens.
     pub fn new<'a>(
         slots_per_rank: &[usize],
         items: usize,

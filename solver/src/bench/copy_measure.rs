@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::copy_corpus::CopyShape;
 use super::copy_rules::{CopiedPiece, CopyRule, RuleInput};
+use super::measure::quantile;
 use crate::copies::{CopyGoal, CopyPlan, CopyProblem, CopySolver, CopyTimes, ItemCopy};
 use crate::{Hosts, SolverError};
 
@@ -243,10 +244,4 @@ impl CopyCorpus {
 pub fn mean_load(loads: &[u32], ranks: usize) -> u32 {
     let total: u64 = loads.iter().map(|&load| u64::from(load)).sum();
     total.div_ceil(ranks.max(1) as u64) as u32
-}
-
-fn quantile(values: &mut [f64], share: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let index = (share * values.len().saturating_sub(1) as f64).round() as usize;
-    values.get(index).copied().unwrap_or(0.0)
 }

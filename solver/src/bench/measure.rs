@@ -193,7 +193,7 @@ pub fn measure_solver(
     }))
 }
 
-fn quantile(values: &mut [f64], share: f64) -> f64 {
+pub(super) fn quantile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let index = (share * values.len().saturating_sub(1) as f64).round() as usize;
     values.get(index).copied().unwrap_or(0.0)

@@ -34,6 +34,7 @@ mod check;
 mod exchange;
 #[cfg(feature = "highs")]
 pub mod milp;
+mod published_rules;
 mod rebuild;
 mod search;
 mod serve;

@@ -29,7 +29,7 @@ impl CopyState {
             return;
         }
         let mut drawn = Vec::with_capacity(4);
-        let mut scatter = self.measure_scatter();
+        let mut concentration = self.measure_concentration();
         for _ in 0..rounds {
             if self.copies <= enough {
                 break;
@@ -45,9 +45,9 @@ impl CopyState {
             }
             self.remove_copies_of(&drawn);
             let complete = drawn.iter().all(|&rank| self.serve(rank)) && self.overflow() == 0;
-            let now = self.measure_scatter();
-            if complete && (self.copies < copies || self.copies == copies && now >= scatter) {
-                scatter = now;
+            let now = self.measure_concentration();
+            if complete && (self.copies < copies || self.copies == copies && now >= concentration) {
+                concentration = now;
             } else {
                 self.take_back();
             }
@@ -66,7 +66,7 @@ impl CopyState {
     }
 
     /// Returns the sum of squared rooms that can be used. It is high if few ranks have most of the room.
-    fn measure_scatter(&self) -> u128 {
+    fn measure_concentration(&self) -> u128 {
         self.receivers.iter().map(|&key| u128::from((key >> 32) * (key >> 32))).sum()
     }
 }

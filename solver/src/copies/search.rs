@@ -11,8 +11,8 @@ const RULES: [ServeRule; 6] = [
     ServeRule::FitAscending,
     ServeRule::FitDescending,
     ServeRule::LargestPieces,
-    ServeRule::LargestRooms,
-    ServeRule::LargePieces,
+    ServeRule::LargestRooms { least: None },
+    ServeRule::LargestRooms { least: Some(1024) },
     ServeRule::Alternating,
 ];
 
@@ -82,7 +82,8 @@ impl CopySolver {
         }
         self.best.load(&mut self.state);
         self.state.set_target(target, limits);
-        let rebuilds = self.effort.rebuilds.min(self.state.loads.len() as u32 * self.effort.rebuilds / 32);
+        let part = u64::from(self.effort.rebuilds) * self.state.loads.len().min(32) as u64 / 32;
+        let rebuilds = part as u32;
         self.state.rebuild_parts(rebuilds, enough);
         if self.state.copies < self.best.copies {
             self.best.store(&self.state, target);

@@ -158,12 +158,16 @@ impl CopyState {
             self.table.fill_slot(slot, item);
         }
         if origin != NO_ORIGIN {
-            let (from, to) = (self.rank_of(origin as usize), self.rank_of(slot));
-            self.origin[slot] = origin;
-            self.copies += 1;
-            self.received[to] += 1;
-            self.sent[from] += 1;
+            self.count_copy(slot, origin);
         }
+    }
+
+    fn count_copy(&mut self, slot: usize, origin: u32) {
+        let (from, to) = (self.rank_of(origin as usize), self.rank_of(slot));
+        self.origin[slot] = origin;
+        self.copies += 1;
+        self.received[to] += 1;
+        self.sent[from] += 1;
     }
 
     /// Returns the static slot from which the item of a slot is copied. Only static slots send, because a
@@ -252,9 +256,11 @@ impl CopyState {
         self.listed[rank] = new;
     }
 
-    /// Returns true if a rank has a slot with the item.
+    /// Returns true if a rank has a slot with the item, now or before the batch. An item that a copy
+    /// displaced comes back when that copy is removed, so another copy of it would be a second one.
     pub(super) fn hosts(&self, rank: usize, item: u32) -> bool {
         self.table.slots_of[item as usize].iter().any(|&slot| self.rank_of(slot as usize) == rank)
+            || self.shares_items && self.dynamic_slots(rank).any(|slot| self.before[slot] == item)
     }
 
     /// Returns true if another copy may leave a rank.
@@ -262,9 +268,12 @@ impl CopyState {
         self.copies < self.limits.total && self.sent[rank] < self.limits.sent
     }
 
-    /// Copies the item of a slot to a rank, with some of its tokens. Returns false if the rank has no room.
+    /// Copies the item of a slot to a rank, with some of its tokens. Returns false if the rank has no
+    /// open slot or hosts the item.
     pub(super) fn add_copy(&mut self, from: usize, to: usize, tokens: u32) -> bool {
-        let Some(slot) = self.find_open_slot(to) else { return false };
+        let Some(slot) = self.find_open_slot(to).filter(|_| !self.hosts(to, self.table.item_in[from])) else {
+            return false;
+        };
         self.put_copy(slot, self.table.item_in[from], self.static_slot(from) as u32);
         if self.logging {
             self.log.push(LoggedChange::Added { slot: slot as u32 });
@@ -274,12 +283,8 @@ impl CopyState {
     }
 
     fn put_copy(&mut self, slot: usize, item: u32, origin: u32) {
-        let (from, to) = (self.rank_of(origin as usize), self.rank_of(slot));
         self.table.put(slot, item);
-        self.origin[slot] = origin;
-        self.copies += 1;
-        self.received[to] += 1;
-        self.sent[from] += 1;
+        self.count_copy(slot, origin);
     }
 
     /// Removes the copy in a slot. Its tokens return to its origin, and the slot holds its item of before.

@@ -12,7 +12,7 @@ struct Case {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    (2..9usize, 0..3u32, any::<bool>(), any::<bool>(), any::<u64>())
+    (2..9usize, 0..4u32, any::<bool>(), any::<bool>(), any::<u64>())
         .prop_flat_map(|(ranks, slots, shared, kept, seed)| {
             let items = ranks..ranks * 5;
             (items, Just((ranks, slots, shared, kept, seed)))

@@ -44,6 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         method: Some(SplitMethod::Exact),
         tie_break: None,
         aggregate: Aggregate::None,
+        dynamic: None,
         dtype: Dtype::Bf16,
         seed: 1,
     };

@@ -439,4 +439,5 @@ def main():
         TABLES[name]()
 
 
-main()
+if __name__ == "__main__":
+    main()

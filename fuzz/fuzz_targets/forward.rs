@@ -38,6 +38,7 @@ fuzz_target!(|bytes: &[u8]| {
         method: Some(SplitMethod::Exact),
         tie_break: None,
         aggregate: Aggregate::None,
+        dynamic: None,
         dtype,
         seed: 1,
     };

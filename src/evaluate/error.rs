@@ -62,6 +62,16 @@ pub enum EvaluateError {
         /// Cause.
         source: SplitError,
     },
+    /// A prediction lacks a batch.
+    #[error(
+        "layer {layer}, step {step}: the prediction lacks this batch; expected the trace's experts, layers and steps"
+    )]
+    Unpredicted {
+        /// Real id of the layer.
+        layer: u32,
+        /// Label of the step.
+        step: String,
+    },
     /// A batch's tokens could not be redirected.
     #[error("layer {layer}, step {step}: {source}")]
     Redirect {

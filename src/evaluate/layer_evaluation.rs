@@ -5,7 +5,7 @@ use crate::place::Placement;
 use crate::split::{Split, SplitMethod, Splitter};
 use crate::trace::Trace;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Measurements of the batches of one layer. Batches without a token are only counted.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +44,18 @@ impl LayerEvaluation {
     /// Returns bound / mean of batch `b`.
     pub fn lower_bound(&self, b: usize) -> f64 {
         self.peak_bound(b) as f64 / self.mean_load(b)
+    }
+
+    /// Adds one batch with tokens, whose split took this long.
+    pub fn record(&mut self, split: &Split, taken: Duration) {
+        self.ranks = split.rank_loads.len();
+        self.rank_tokens.resize(self.ranks, 0);
+        self.peaks.push(split.peak());
+        self.totals.push(split.rank_loads.iter().sum());
+        self.split_ns.push(u32::try_from(taken.as_nanos()).unwrap_or(u32::MAX));
+        for (sum, load) in self.rank_tokens.iter_mut().zip(&split.rank_loads) {
+            *sum = sum.saturating_add(*load);
+        }
     }
 
     /// Adds later batches on the same ranks.
@@ -117,12 +129,7 @@ pub fn evaluate_on_nodes(
         splitter.split(loads, &mut split).map_err(failed(step))?;
         let taken = begun.elapsed();
         splitter.check(loads, &split).map_err(failed(step))?;
-        judged.peaks.push(split.peak());
-        judged.totals.push(split.rank_loads.iter().sum());
-        judged.split_ns.push(u32::try_from(taken.as_nanos()).unwrap_or(u32::MAX));
-        for (sum, load) in judged.rank_tokens.iter_mut().zip(&split.rank_loads) {
-            *sum = sum.saturating_add(*load);
-        }
+        judged.record(&split, taken);
     }
     Ok(judged)
 }

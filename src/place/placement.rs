@@ -95,29 +95,57 @@ impl Placement {
         if ranks == 0 || slots.is_empty() || !slots.len().is_multiple_of(ranks) {
             return Err(PlacementError::Shape { slots: slots.len(), ranks });
         }
-        let mut starts = vec![0usize; experts + 1];
+        let mut is_placed = vec![false; experts];
         for (slot, expert) in slots.iter().enumerate() {
             let Some(expert) = *expert else { continue };
-            let Some(count) = starts.get_mut(expert as usize + 1) else {
-                return Err(PlacementError::UnknownExpert { slot, expert, experts });
-            };
-            *count += 1;
-        }
-        if let Some(expert) = starts[1..].iter().position(|&count| count == 0) {
-            return Err(PlacementError::Unplaced(expert));
-        }
-        for e in 0..experts {
-            starts[e + 1] += starts[e];
-        }
-        let mut next = starts.clone();
-        let mut copies = vec![0u32; starts[experts]];
-        for (slot, expert) in slots.iter().enumerate() {
-            if let Some(expert) = *expert {
-                copies[next[expert as usize]] = slot as u32;
-                next[expert as usize] += 1;
+            match is_placed.get_mut(expert as usize) {
+                Some(is_placed) => *is_placed = true,
+                None => return Err(PlacementError::UnknownExpert { slot, expert, experts }),
             }
         }
-        Ok(Self { ranks, slots, starts, replicas: copies })
+        if let Some(expert) = is_placed.iter().position(|&is_placed| !is_placed) {
+            return Err(PlacementError::Unplaced(expert));
+        }
+        let mut placement = Self { ranks, slots, starts: vec![0; experts + 1], replicas: vec![] };
+        placement.list_replicas();
+        Ok(placement)
+    }
+
+    /// Lists the slots of every expert's replicas, for slots that are valid.
+    fn list_replicas(&mut self) {
+        let held = self.slots.iter().flatten().count();
+        self.starts.fill(0);
+        self.replicas.clear();
+        self.replicas.resize(held, 0);
+        // Slots are counted one entry further than their expert. Filling advances each entry to its end.
+        for &expert in self.slots.iter().flatten() {
+            if let Some(count) = self.starts.get_mut(expert as usize + 2) {
+                *count += 1;
+            }
+        }
+        for e in 1..self.starts.len() {
+            self.starts[e] += self.starts[e - 1];
+        }
+        for (slot, expert) in self.slots.iter().enumerate() {
+            if let Some(expert) = *expert {
+                let next = &mut self.starts[expert as usize + 1];
+                self.replicas[*next] = slot as u32;
+                *next += 1;
+            }
+        }
+    }
+
+    /// Replaces the contents of some slots, by experts of the model. Every expert keeps a replica in another
+    /// slot.
+    pub(crate) fn replace(&mut self, contents: impl Iterator<Item = (u32, Option<u32>)>) {
+        let mut changed = false;
+        for (slot, expert) in contents {
+            changed |= self.slots[slot as usize] != expert;
+            self.slots[slot as usize] = expert;
+        }
+        if changed {
+            self.list_replicas();
+        }
     }
 
     /// Checks a map as [`Placement::new`] does, in the form of other languages, where -1 is an empty slot.
@@ -230,9 +258,10 @@ impl Placement {
     }
 
     /// Returns the placement with `width` slots on each rank, the added ones empty. Returns `None` if ranks
-    /// have more slots already.
+    /// have more slots already, or if the slots are too many.
     pub fn with_slots_per_rank(&self, width: usize) -> Option<Placement> {
         let more = width.checked_sub(self.slots_per_rank())?;
+        width.checked_mul(self.ranks).filter(|&slots| slots <= MAX_SLOTS + MAX_RANKS)?;
         let ranks = self.slots.chunks(self.slots_per_rank());
         let slots = ranks.flat_map(|rank| rank.iter().copied().chain(std::iter::repeat_n(None, more)));
         Placement::new(self.experts(), self.ranks, slots.collect()).ok()

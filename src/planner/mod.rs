@@ -14,9 +14,10 @@ pub use gather::{AllGather, GatherError, ThreadGather};
 pub use token_copies::TokenCopies;
 
 use crate::cluster::Cluster;
-use crate::place::Placement;
+use crate::place::{ExpertMove, Placement};
 use crate::split::{
-    PrimaryObjective, SourceShares, Split, SplitError, SplitMethod, Splitter, SplitterBuilder, TokenTraffic,
+    DynamicSlots, PrimaryObjective, SourceShares, Split, SplitError, SplitMethod, Splitter, SplitterBuilder,
+    TokenTraffic,
 };
 use thiserror::Error;
 
@@ -27,6 +28,8 @@ pub struct Planner {
     splitter: Splitter,
     /// True if the splitter takes the counts of every source instead of their sums.
     by_source: bool,
+    /// True if replicas change with every batch.
+    has_dynamic_slots: bool,
     split: Split,
     shares: SourceShares,
     /// Tokens per expert summed over the sources, `[E]`.
@@ -129,6 +132,53 @@ impl Planner {
         Ok(Self { by_source: true, ..planner })
     }
 
+    /// Creates a planner whose ranks have dynamic slots, which receive copies before each batch.
+    ///
+    /// On every rank, the dynamic slots follow the static ones. [`Split::copies`] lists the copies to make
+    /// before the experts run, and [`redirect`](Self::redirect) returns slots of both kinds. With the same
+    /// counts, all ranks choose the same copies. docs/dynamic.md has the order of calls in a layer.
+    ///
+    /// ```
+    /// use evenkeel::cluster::Cluster;
+    /// use evenkeel::place::Placement;
+    /// use evenkeel::planner::Planner;
+    /// use evenkeel::split::{DynamicSlots, SlotMemory};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let placement = Placement::new(4, 2, vec![Some(0), Some(1), Some(2), Some(3)])?;
+    /// let slots = DynamicSlots::new(1, SlotMemory::Shared);
+    /// let mut planner = Planner::with_dynamic_slots(placement, Cluster::new(2, 1, 4, 0)?, slots)?;
+    /// // Both ranks route to expert 0, which lives in slot 0 of rank 0. Rank 1 receives a copy in slot 5.
+    /// let split = planner.split(&[20, 5, 5, 5, 20, 5, 5, 5])?;
+    /// let copies = &split.copies.as_ref().ok_or("no copies")?.copies;
+    /// assert_eq!((copies.len(), copies[0].expert, copies[0].slot), (1, 0, 5));
+    /// assert_eq!(split.rank_loads, [35, 35]);
+    /// // Rank 1 serves its own tokens of expert 0.
+    /// assert_eq!(planner.redirect(&[0, 2, 3], 1)?, [5, 3, 4]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Fails as [`Planner::new`] does, and if there are too many slots.
+    pub fn with_dynamic_slots(
+        placement: Placement,
+        cluster: Cluster,
+        slots: DynamicSlots,
+    ) -> Result<Self, PlannerError> {
+        let planner = Self::with_splitter(placement, cluster, |builder| builder.dynamic_slots(slots))?;
+        Ok(Self { has_dynamic_slots: true, ..planner })
+    }
+
+    /// Chooses copies for the loads that are expected of the next batch, `[E]`, so that other work can hide
+    /// them. The next [`split`](Self::split) makes no other copies.
+    ///
+    /// # Errors
+    /// Fails without dynamic slots, and as [`split`](Self::split) does.
+    pub fn prepare_copies(&mut self, expected: &[u64]) -> Result<&[ExpertMove], PlannerError> {
+        Ok(self.splitter.prepare_copies(expected)?)
+    }
+
     fn with_splitter(
         placement: Placement,
         cluster: Cluster,
@@ -137,14 +187,14 @@ impl Planner {
         if placement.ranks() != cluster.ranks() {
             return Err(PlannerError::Ranks { placement: placement.ranks(), cluster: cluster.ranks() });
         }
-        let shares = SourceShares::new(&placement);
         let (totals, cursor) = (vec![0; placement.experts()], vec![(0, 0); placement.experts()]);
         let splitter = parts(Splitter::builder(placement)).build()?;
-        let split = Split::default();
-        Ok(Self { cluster, splitter, by_source: false, split, shares, totals, cursor })
+        let (shares, split) = (SourceShares::new(splitter.placement()), Split::default());
+        let (by_source, has_dynamic_slots) = (false, false);
+        Ok(Self { cluster, splitter, by_source, has_dynamic_slots, split, shares, totals, cursor })
     }
 
-    /// Returns the placement on which tokens are redirected.
+    /// Returns the placement on which tokens are redirected. With dynamic slots, it is that of the last batch.
     pub fn placement(&self) -> &Placement {
         self.splitter.placement()
     }
@@ -173,8 +223,23 @@ impl Planner {
         }
         let loads = if self.by_source { counts } else { &self.totals };
         self.splitter.split(loads, &mut self.split)?;
+        if self.has_dynamic_slots {
+            self.shares.follow(self.splitter.placement());
+        }
         self.shares.assign_quotas(self.splitter.placement(), &self.cluster, &self.split, counts)?;
         Ok(&self.split)
+    }
+
+    /// Returns the result of the last [`split`](Self::split).
+    pub fn last_split(&self) -> &Split {
+        &self.split
+    }
+
+    /// Returns the copies of the last [`split`](Self::split), or of [`prepare_copies`](Self::prepare_copies)
+    /// after it, in the order of their slots.
+    pub fn last_copies(&self) -> &[ExpertMove] {
+        let split = || self.split.copies.as_ref().map_or(&[][..], |batch| &batch.copies);
+        self.splitter.prepared_copies().unwrap_or_else(split)
     }
 
     /// Checks the last split against its `counts`. Every token must be served by a slot that holds its

@@ -2,13 +2,14 @@
 //!
 //! In: a [`Placement`](crate::place::Placement) (once) and the tokens per expert of a batch, `[E]`. Out: a
 //! [`Split`] with whole tokens per slot, `[R * S]`, and per rank, `[R]`. [`Splitter::builder`] selects the
-//! method, the objective, the tie-break and the reuse of an old split. Each of them is one file. Every method
+//! method, the objective, the tie-break, the reuse of an old split and dynamic slots. Each of them is one file. Every method
 //! serves every token, by a slot that holds its expert.
 
 #[cfg(feature = "baselines")]
 mod affine5;
 mod batched;
 mod cost_model;
+mod dynamic;
 mod even;
 mod exact;
 mod lazy;
@@ -27,7 +28,9 @@ pub use cost_model::{
     CostModel, LinkedCost, MeasuredCost, NoMeasuredTime, PLANNING_US, TILE_TOKENS, expert_roofline,
     step_time, transfer_ps,
 };
+pub use dynamic::{BatchCopies, CopyAim, DynamicSlots, SlotMemory};
 pub use evenkeel_solver::Peak;
+pub use evenkeel_solver::copies::CopyTimes;
 pub use evenkeel_solver::objective::Roofline;
 pub use evenkeel_solver::objective::{Cost, PrimaryObjective};
 pub use lazy::ReuseDecision;
@@ -139,6 +142,15 @@ pub enum SplitError {
     /// The affine-scaling method refused the batch.
     #[error("affine5: {0}")]
     Affine(String),
+    /// There are more dynamic slots than a placement may have.
+    #[error(
+        "{per_rank} dynamic slots per rank: expected {} slots of all ranks at most",
+        crate::cluster::MAX_SLOTS
+    )]
+    DynamicSlots {
+        /// Requested dynamic slots of each rank.
+        per_rank: usize,
+    },
     /// The method is a baseline, which this build lacks.
     #[error("{0}: this build is without the feature `baselines`; expected even, exact or a stack's rule")]
     NotBuilt(SplitMethod),
@@ -173,6 +185,8 @@ pub struct Split {
     pub crossing: Option<CrossingTokens>,
     /// Decision between a new split and the old shares, for [`SplitterBuilder::lazy`].
     pub reuse: Option<ReuseDecision>,
+    /// Copies before the batch, for [`SplitterBuilder::dynamic_slots`].
+    pub copies: Option<BatchCopies>,
 }
 
 impl Split {
@@ -186,7 +200,7 @@ impl Split {
         self.quotas.clear();
         self.quotas.resize(slots, 0);
         self.certificate.clear();
-        (self.objective, self.crossing, self.reuse) = (None, None, None);
+        (self.objective, self.crossing, self.reuse, self.copies) = (None, None, None, None);
     }
 
     /// Sums the quotas of each rank.

@@ -73,24 +73,42 @@ impl TokenTraffic {
 impl SourceShares {
     /// Creates shares for one placement, all zero.
     pub fn new(placement: &Placement) -> Self {
-        let mut starts = Vec::with_capacity(placement.experts() + 1);
-        starts.push(0);
-        for e in 0..placement.experts() {
-            starts.push(starts[e] + placement.replicas(e).len());
-        }
-        let (mut single, mut shared) = (vec![], vec![]);
-        for (expert, &copy) in starts[..placement.experts()].iter().enumerate() {
+        let mut shares = Self {
+            starts: vec![],
+            single: vec![],
+            shared: vec![],
+            tokens: vec![],
+            traffic: TokenTraffic::default(),
+            supply: vec![],
+            demand: vec![],
+            sums: vec![],
+        };
+        shares.follow(placement);
+        shares
+    }
+
+    /// Takes the replicas of another placement of the same experts and ranks.
+    pub(crate) fn follow(&mut self, placement: &Placement) {
+        self.starts.clear();
+        self.starts.push(0);
+        self.single.clear();
+        self.shared.clear();
+        let mut copies = 0;
+        for expert in 0..placement.experts() {
             match placement.replicas(expert) {
                 &[slot] => {
                     let rank = placement.rank_of(slot) as u32;
-                    single.push(SingleReplica { expert: expert as u32, copy: copy as u32, slot, rank });
+                    let copy = copies as u32;
+                    self.single.push(SingleReplica { expert: expert as u32, copy, slot, rank });
                 }
-                _ => shared.push(expert as u32),
+                _ => self.shared.push(expert as u32),
             }
+            copies += placement.replicas(expert).len();
+            self.starts.push(copies);
         }
-        let tokens = vec![0; placement.ranks() * starts[placement.experts()]];
-        let (traffic, sums) = (TokenTraffic::default(), vec![0; single.len()]);
-        Self { starts, single, shared, tokens, traffic, supply: vec![], demand: vec![], sums }
+        self.tokens.clear();
+        self.tokens.resize(placement.ranks() * copies, 0);
+        self.sums.resize(self.single.len(), 0);
     }
 
     /// Assigns the quotas of `split` to the sources. `counts` is `[source][expert]`, with one source per

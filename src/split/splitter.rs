@@ -5,6 +5,7 @@
 
 #[cfg(feature = "baselines")]
 use super::affine5::Affine5Splitter;
+use super::dynamic::{DynamicEngine, DynamicSlots};
 use super::exact::ExactSplitter;
 use super::lazy::LazyRule;
 #[cfg(feature = "baselines")]
@@ -14,7 +15,7 @@ use super::objective::ObjectiveEngine;
 use super::stack::StackQuotas;
 use super::{PrimaryObjective, Roofline, Split, SplitError, SplitMethod, SplitObjective, even};
 use crate::cluster::Cluster;
-use crate::place::Placement;
+use crate::place::{ExpertMove, Placement};
 use evenkeel_solver::SolverError;
 
 /// Parts of a [`Splitter`]. Without any, batches are split exactly by tokens on equal ranks.
@@ -26,6 +27,7 @@ pub struct SplitterBuilder {
     objective: Option<SplitObjective>,
     traffic: Option<(Cluster, PrimaryObjective)>,
     lazy: Option<(Roofline, u64)>,
+    dynamic: Option<DynamicSlots>,
 }
 
 impl SplitterBuilder {
@@ -64,27 +66,46 @@ impl SplitterBuilder {
         Self { lazy: Some((time, plan_ps)), ..self }
     }
 
+    /// Adds dynamic slots to every rank, which receive copies before each batch. [`Split::copies`] has them.
+    /// The quotas of a batch then are `[R * (S + B)]`: on every rank, `B` dynamic slots follow the `S` static
+    /// ones.
+    #[must_use]
+    pub fn dynamic_slots(self, slots: DynamicSlots) -> Self {
+        Self { dynamic: Some(slots), ..self }
+    }
+
     /// Prepares the splitter.
     ///
     /// # Errors
-    /// Returns [`SplitError::Combination`] for parts that exclude each other. Fails if the solver refuses
+    /// Returns [`SplitError::Combination`] for parts that exclude each other, and
+    /// [`SplitError::DynamicSlots`] if there are too many slots. Fails if the solver refuses
     /// the shape of the placement, if the ranks do not divide over the nodes, or if speeds or base loads do
     /// not fit the ranks.
     pub fn build(self) -> Result<Splitter, SplitError> {
-        let Self { placement, method, nodes, objective, traffic, lazy } = self;
+        let Self { placement, method, nodes, objective, traffic, lazy, dynamic } = self;
         if nodes == 0 || !placement.ranks().is_multiple_of(nodes) {
             return Err(SplitError::Nodes { ranks: placement.ranks(), nodes });
         }
-        let parts = [objective.is_some(), traffic.is_some(), lazy.is_some()];
+        let parts = [objective.is_some(), traffic.is_some(), lazy.is_some(), dynamic.is_some()];
         if parts.into_iter().filter(|&part| part).count() > 1 {
             return Err(SplitError::Combination(
-                "an objective, least traffic and the reuse of old shares exclude each other: expected one of them",
+                "an objective, least traffic, the reuse of old shares and dynamic slots exclude each other: \
+                 expected one of them",
             ));
         }
-        if (objective.is_some() || traffic.is_some()) && method != SplitMethod::Exact {
+        if (objective.is_some() || traffic.is_some() || dynamic.is_some()) && method != SplitMethod::Exact {
             return Err(SplitError::Combination(
-                "an objective or least traffic with another method: expected the exact split",
+                "an objective, least traffic or dynamic slots with another method: expected the exact split",
             ));
+        }
+        if let Some(slots) = dynamic {
+            let (engine, placement) = DynamicEngine::new(&placement, slots)?;
+            return Ok(Splitter {
+                placement,
+                method,
+                engine: SplitEngine::Dynamic(Box::new(engine)),
+                lazy: None,
+            });
         }
         let engine = match (objective, traffic) {
             (Some(goal), _) => SplitEngine::Objective(Box::new(ObjectiveEngine::new(&placement, goal)?)),
@@ -132,6 +153,7 @@ enum SplitEngine {
     Stack(Box<StackQuotas>),
     Objective(Box<ObjectiveEngine>),
     LeastTraffic(Box<LeastTrafficEngine>),
+    Dynamic(Box<DynamicEngine>),
 }
 
 impl SplitEngine {
@@ -167,6 +189,7 @@ impl SplitEngine {
             SplitEngine::Exact(exact) => return exact.split(loads, split),
             SplitEngine::Objective(objective) => return objective.split(placement, loads, split),
             SplitEngine::LeastTraffic(traffic) => return traffic.split(loads, split),
+            SplitEngine::Dynamic(dynamic) => return dynamic.split(loads, split),
             _ if loads.iter().try_fold(0u64, |sum, &load| sum.checked_add(load)).is_none() => {
                 return Err(SolverError::Overflow.into());
             }
@@ -192,6 +215,7 @@ impl Splitter {
             objective: None,
             traffic: None,
             lazy: None,
+            dynamic: None,
         }
     }
 
@@ -203,7 +227,7 @@ impl Splitter {
         Self::builder(placement).method(method).build()
     }
 
-    /// Returns the placement on which batches are split.
+    /// Returns the placement on which batches are split. With dynamic slots, it is that of the last batch.
     pub fn placement(&self) -> &Placement {
         &self.placement
     }
@@ -224,8 +248,43 @@ impl Splitter {
             engine.split(placement, loads, split)
         };
         match &mut self.lazy {
-            None => solve(split),
-            Some(lazy) => lazy.split(placement, loads, split, solve),
+            None => solve(split)?,
+            Some(lazy) => lazy.split(placement, loads, split, solve)?,
+        }
+        self.show_contents();
+        Ok(())
+    }
+
+    /// Chooses copies for the loads that are expected of the next batch, `[E]`, so that other work can hide
+    /// them. The next [`split`](Self::split) makes no other copies. Returns the copies, in the order of their
+    /// slots.
+    ///
+    /// # Errors
+    /// Returns [`SplitError::Combination`] without dynamic slots. Fails as [`split`](Self::split) does.
+    pub fn prepare_copies(&mut self, expected: &[u64]) -> Result<&[ExpertMove], SplitError> {
+        let SplitEngine::Dynamic(dynamic) = &mut self.engine else {
+            return Err(SplitError::Combination("copies without dynamic slots: expected `dynamic_slots`"));
+        };
+        if expected.len() != self.placement.experts() {
+            return Err(SplitError::Shape { given: expected.len(), experts: self.placement.experts() });
+        }
+        dynamic.prepare(expected)?;
+        self.show_contents();
+        Ok(self.prepared_copies().unwrap_or(&[]))
+    }
+
+    /// Returns the copies that [`prepare_copies`](Self::prepare_copies) has chosen since the last split.
+    pub(crate) fn prepared_copies(&self) -> Option<&[ExpertMove]> {
+        match &self.engine {
+            SplitEngine::Dynamic(dynamic) => dynamic.prepared(),
+            _ => None,
+        }
+    }
+
+    /// Writes the contents of dynamic slots into the placement.
+    fn show_contents(&mut self) {
+        if let SplitEngine::Dynamic(dynamic) = &self.engine {
+            self.placement.replace(dynamic.contents());
         }
     }
 
@@ -254,6 +313,7 @@ impl Splitter {
         match &self.engine {
             // Old shares are no result of the solver.
             SplitEngine::Exact(exact) if self.lazy.is_none() => exact.check(loads, split).or_else(broken),
+            SplitEngine::Dynamic(dynamic) => dynamic.check(loads).or_else(broken),
             _ => Ok(()),
         }
     }

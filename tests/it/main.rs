@@ -5,6 +5,7 @@
 mod api_support;
 
 mod constraints;
+mod dynamic_slots;
 mod eplb;
 mod export;
 mod foreign_types;

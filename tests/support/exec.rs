@@ -20,8 +20,18 @@ pub(crate) fn small(name: &str, experts: usize, top_k: usize) -> MoeModel {
 }
 
 pub(crate) fn config(model: MoeModel, cluster: Cluster, router: Router, dtype: Dtype) -> ExecConfig {
-    let (method, aggregate) = (Some(SplitMethod::Exact), Aggregate::None);
-    ExecConfig { model, cluster, router, capacity: None, method, tie_break: None, aggregate, dtype, seed: 7 }
+    ExecConfig {
+        model,
+        cluster,
+        router,
+        capacity: None,
+        method: Some(SplitMethod::Exact),
+        tie_break: None,
+        aggregate: Aggregate::None,
+        dynamic: None,
+        dtype,
+        seed: 7,
+    }
 }
 
 pub(crate) fn weights(config: &ExecConfig) -> Arc<dyn WeightSource> {

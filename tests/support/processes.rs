@@ -39,6 +39,7 @@ pub(crate) fn assert_same(processes: &Value, here: &Value, args: &str) {
     for moved in ["plans", "copies", "bytes", "switches"] {
         assert_eq!(processes["moves"][moved], here["moves"][moved], "{moved}: {args}");
     }
+    assert_eq!(processes["dynamic"]["copies"], here["dynamic"]["copies"], "{args}");
     for bytes in ["memory_bytes", "staging_bytes"] {
         for (rank, of_rank) in here["ranks"].as_array().unwrap().iter().enumerate() {
             assert_eq!(processes["ranks"][rank][bytes], of_rank[bytes], "{bytes} of rank {rank}: {args}");

@@ -89,6 +89,56 @@ assert lib.ek_planner_split(planner, counts, 3, None, None) == INVALID and "3 lo
 assert lib.ek_planner_split(planner, None, len(counts), None, None) == INVALID and "counts: null" in said()
 assert lib.ek_planner_split(None, counts, len(counts), None, None) == INVALID and "planner: null" in said()
 
+
+
+class DynamicSlots(ctypes.Structure):
+    """Mirrors ek_dynamic_slots."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("per_rank", ctypes.c_size_t),
+        ("kept", ctypes.c_bool),
+        ("has_max_copies", ctypes.c_bool),
+        ("max_copies", ctypes.c_uint32),
+        ("imbalance_millionths", ctypes.c_uint32),
+    ]
+
+
+class Copy(ctypes.Structure):
+    """Mirrors ek_copy."""
+
+    _fields_ = [(name, ctypes.c_uint32) for name in ("expert", "sender", "to", "slot")]
+
+
+# Copies before a batch: expert 0 is hot.
+dynamic = handle()
+sizes = Cluster(experts=experts, ranks=ranks, nodes=1, slots=slots)
+wanted = DynamicSlots(ctypes.sizeof(DynamicSlots), 1, False, False, 0, 10000)
+assert lib.ek_planner_new_dynamic(held, ctypes.byref(sizes), ctypes.byref(wanted), ctypes.byref(dynamic)) == OK, said()
+hot = (ctypes.c_uint64 * (ranks * experts))(*[900 if i % experts == 0 else 7 for i in range(ranks * experts)])
+wide = slots + ranks
+quotas = (ctypes.c_uint64 * wide)()
+assert lib.ek_planner_split(dynamic, hot, len(hot), quotas, ctypes.byref(peak)) == OK, said()
+assert sum(quotas) == sum(hot) and peak.value * ranks <= 1.02 * sum(hot)
+count, copies = ctypes.c_size_t(), (Copy * ranks)()
+assert lib.ek_planner_copies(dynamic, None, 0, ctypes.byref(count)) == OK and 0 < count.value <= ranks
+assert lib.ek_planner_copies(dynamic, copies, 0, None) == INVALID and "room for 0" in said()
+assert lib.ek_planner_copies(dynamic, copies, ranks, ctypes.byref(count)) == OK
+after = (ctypes.c_int64 * wide)()
+assert lib.ek_planner_placement(dynamic, after, wide) == OK, said()
+for copy in copies[: count.value]:
+    assert after[copy.slot] == copy.expert and copy.slot // (per_rank + 1) == copy.to != copy.sender
+assert lib.ek_planner_placement(dynamic, after, slots) == INVALID and f"expected {wide}" in said()
+expected = (ctypes.c_uint64 * experts)(*[7200 if i == 0 else 56 for i in range(experts)])
+assert lib.ek_planner_prepare_copies(dynamic, expected, experts) == OK, said()
+assert lib.ek_planner_copies(dynamic, copies, ranks, ctypes.byref(count)) == OK and count.value > 0
+assert lib.ek_planner_prepare_copies(planner, expected, experts) == INVALID and "dynamic" in said(), said()
+wrong = handle()
+short = DynamicSlots(8, 1)
+assert lib.ek_planner_new_dynamic(held, ctypes.byref(sizes), ctypes.byref(short), ctypes.byref(wrong)) == INVALID
+assert "size 8" in said() and lib.ek_planner_new_dynamic(held, ctypes.byref(sizes), None, ctypes.byref(wrong)) == INVALID
+lib.ek_planner_free(dynamic)
+
 # Sizes beyond any memory are refused before the first allocation.
 wrong = handle()
 for wanted, number in ((2**31, 8), (2**33, 8), (2**64 - 1, 8), (0, 8), (8, 2**32 + 8), (8, 0)):

@@ -3,7 +3,7 @@
 use crate::arrays::BoundedList;
 use crate::convert::matrix_array;
 use crate::errors::{input_error, library_error};
-use crate::planner::Planner;
+use crate::planner::{Planner, PlannerParts};
 use crate::policy::with_split;
 use crate::trace::Trace;
 use evenkeel::cluster::Cluster;
@@ -309,7 +309,7 @@ impl Plan {
     fn planner(&self, layer: u32) -> PyResult<Planner> {
         let found = self.inner.layers.iter().find(|planned| planned.layer == layer);
         let found = found.ok_or_else(|| input_error(format!("layer {layer} is not planned")))?;
-        Planner::build(found.placement.clone(), self.inner.cluster, None)
+        Planner::build(found.placement.clone(), self.inner.cluster, PlannerParts::default())
     }
 
     fn __repr__(&self) -> String {

@@ -5,13 +5,13 @@ use crate::convert;
 use crate::errors::{input_error, library_error};
 use crate::fork_safe::ForkSafe;
 use evenkeel::cluster::Cluster;
-use evenkeel::place::Placement;
+use evenkeel::place::{ExpertMove, Placement};
 use evenkeel::planner::{self as core, PlannerError};
-use evenkeel::split::{self, PrimaryObjective};
-use numpy::ndarray::ArrayD;
+use evenkeel::split::{self, CopyAim, DynamicSlots, PrimaryObjective, SlotMemory};
+use numpy::ndarray::{Array2, ArrayD};
 use numpy::{
-    Element, IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArrayDyn,
-    PyUntypedArrayMethods, ToPyArray,
+    Element, IntoPyArray, PyArray1, PyArray2, PyArrayDyn, PyArrayMethods, PyReadonlyArray1,
+    PyReadonlyArrayDyn, PyUntypedArrayMethods, ToPyArray,
 };
 use pyo3::prelude::*;
 use std::borrow::Cow;
@@ -31,9 +31,18 @@ pub(crate) struct Planner {
     /// Placement of the planner, from which a forked child can make a new one.
     placement: Placement,
     cluster: Cluster,
-    keep: Option<PrimaryObjective>,
+    parts: PlannerParts,
     ranks: usize,
     experts: usize,
+}
+
+/// Parts of a planner beyond its placement.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct PlannerParts {
+    /// Objective before the least traffic, if traffic is minimised.
+    pub(crate) keep: Option<PrimaryObjective>,
+    /// Dynamic slots, if ranks have any.
+    pub(crate) dynamic: Option<DynamicSlots>,
 }
 
 /// Quotas of one batch: whole tokens with the lowest possible peak.
@@ -43,19 +52,15 @@ pub(crate) struct Split {
 }
 
 impl Planner {
-    pub(crate) fn build(
-        placement: Placement,
-        cluster: Cluster,
-        keep: Option<PrimaryObjective>,
-    ) -> PyResult<Self> {
+    pub(crate) fn build(placement: Placement, cluster: Cluster, parts: PlannerParts) -> PyResult<Self> {
         let (ranks, experts) = (placement.ranks(), placement.experts());
-        let inner = ForkSafe::new(make_planner(&placement, cluster, keep).map_err(library_error)?);
-        Ok(Self { inner, placement, cluster, keep, ranks, experts })
+        let inner = ForkSafe::new(make_planner(&placement, cluster, parts).map_err(library_error)?);
+        Ok(Self { inner, placement, cluster, parts, ranks, experts })
     }
 
     /// Locks the planner. A planner depends only on its last split, so a poisoned lock is safe to take.
     fn lock(&self) -> Result<MutexGuard<'_, core::Planner>, PlannerError> {
-        self.inner.lock(|| make_planner(&self.placement, self.cluster, self.keep))
+        self.inner.lock(|| make_planner(&self.placement, self.cluster, self.parts))
     }
 
     fn check_counts<'py>(&self, counts: &Bound<'py, PyAny>) -> PyResult<crate::arrays::TokenCounts<'py>> {
@@ -131,12 +136,21 @@ impl Planner {
 fn make_planner(
     placement: &Placement,
     cluster: Cluster,
-    keep: Option<PrimaryObjective>,
+    parts: PlannerParts,
 ) -> Result<core::Planner, PlannerError> {
-    match keep {
-        None => core::Planner::new(placement.clone(), cluster),
-        Some(keep) => core::Planner::with_min_traffic(placement.clone(), cluster, keep),
+    let placement = placement.clone();
+    match (parts.keep, parts.dynamic) {
+        (_, Some(slots)) => core::Planner::with_dynamic_slots(placement, cluster, slots),
+        (Some(keep), None) => core::Planner::with_min_traffic(placement, cluster, keep),
+        (None, None) => core::Planner::new(placement, cluster),
     }
+}
+
+/// Returns copies as rows of expert, sender, receiver and slot.
+fn copies_to_array<'py>(py: Python<'py>, copies: &[ExpertMove]) -> PyResult<Bound<'py, PyArray2<u32>>> {
+    let row = |copy: &ExpertMove| [copy.expert, copy.from.unwrap_or(copy.to), copy.to, copy.slot];
+    let values = copies.iter().flat_map(row).collect();
+    Ok(Array2::from_shape_vec((copies.len(), 4), values).map_err(library_error)?.into_pyarray(py))
 }
 
 /// Returns a new array of the same shape and values.
@@ -163,14 +177,24 @@ impl Planner {
     ///
     /// `keep` selects the split with the least traffic: "peak" among those of the lowest peak, "vector" among
     /// those with the most even load vector. The selection makes each split slower.
+    ///
+    /// `dynamic_slots` per rank receive copies of experts before each batch. They follow the static slots of
+    /// the rank. With `memory` "shared", every batch finds them empty. With "kept", copies stay until others
+    /// replace them. Copies are the fewest that hold the busiest rank within `imbalance_limit` of the mean
+    /// load above it, or at most `max_copies` with the lowest peak.
     #[new]
-    #[pyo3(signature = (physical_to_logical, ranks, *, nodes=1, experts=None, keep=None))]
+    #[pyo3(signature = (physical_to_logical, ranks, *, nodes=1, experts=None, keep=None, dynamic_slots=0, memory="shared", imbalance_limit=0.01, max_copies=None))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     fn new(
         physical_to_logical: PyReadonlyArray1<'_, i64>,
         ranks: usize,
         nodes: usize,
         experts: Option<usize>,
         keep: Option<&str>,
+        dynamic_slots: usize,
+        memory: &str,
+        imbalance_limit: f64,
+        max_copies: Option<u32>,
     ) -> PyResult<Self> {
         let placement =
             convert::placement_from_slots(&convert::read_row(&physical_to_logical)?, ranks, experts)?;
@@ -183,7 +207,45 @@ impl Planner {
                 return Err(input_error(format!("keep {other:?}: expected \"peak\" or \"vector\"")));
             }
         };
-        Self::build(placement, cluster, keep)
+        let memory = match memory {
+            "shared" => SlotMemory::Shared,
+            "kept" => SlotMemory::Kept,
+            other => return Err(input_error(format!("memory {other:?}: expected \"shared\" or \"kept\""))),
+        };
+        if !(0.0..=100.0).contains(&imbalance_limit) {
+            return Err(input_error(format!("imbalance_limit {imbalance_limit}: expected 0 to 100")));
+        }
+        if dynamic_slots > 0 && keep.is_some() {
+            return Err(input_error("keep: expected no dynamic_slots, which choose the split by themselves"));
+        }
+        let limit = CopyAim::Imbalance((imbalance_limit * 1e6).round() as u32);
+        let aim = max_copies.map_or(limit, CopyAim::Copies);
+        let dynamic = (dynamic_slots > 0).then(|| DynamicSlots::new(dynamic_slots, memory).aim(aim));
+        Self::build(placement, cluster, PlannerParts { keep, dynamic })
+    }
+
+    /// Expert of each slot by the last split, [slots], int64, -1 for an empty slot. Dynamic slots change with
+    /// every batch.
+    #[getter]
+    fn physical_to_logical<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let slots: Vec<i64> = self.lock().map_err(library_error)?.placement().slot_ids().collect();
+        Ok(slots.into_pyarray(py))
+    }
+
+    /// Chooses copies for the loads that are expected of the next batch, [experts], of integers, so that other
+    /// work can hide them. The next split makes no other copies. Returns the copies, as `Split.copies` does.
+    fn prepare_copies<'py>(
+        &self,
+        py: Python<'py>,
+        expected: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArray2<u32>>> {
+        let (shape, expected) = read_tokens(expected, "expected")?;
+        if shape != [self.experts] {
+            return Err(input_error(format!("expected: shape {shape:?}: expected [{}]", self.experts)));
+        }
+        let expected = expected.as_slice()?;
+        let copies = py.detach(|| self.lock()?.prepare_copies(expected).map(<[ExpertMove]>::to_vec));
+        copies_to_array(py, &copies.map_err(library_error)?)
     }
 
     /// Ranks of the group.
@@ -315,6 +377,19 @@ impl Split {
     #[getter]
     fn certificate<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u32>> {
         self.inner.certificate.to_pyarray(py)
+    }
+
+    /// Copies of experts to make before the batch: [copies, 4], uint32, with expert, sending rank, receiving
+    /// rank and slot. Empty without dynamic slots.
+    #[getter]
+    fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<u32>>> {
+        copies_to_array(py, self.inner.copies.as_ref().map_or(&[], |batch| &batch.copies))
+    }
+
+    /// Lower bound on the copies of every choice with this peak. 0 without dynamic slots.
+    #[getter]
+    fn least_copies(&self) -> u32 {
+        self.inner.copies.as_ref().map_or(0, |batch| batch.least_copies)
     }
 
     /// Imbalance: peak over mean. 1 is perfect.

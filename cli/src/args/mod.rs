@@ -7,10 +7,12 @@
 pub(crate) mod blend;
 pub(crate) mod cluster;
 pub(crate) mod cluster_grid;
+pub(crate) mod dynamic_slots;
 pub(crate) mod expert_time;
 pub(crate) mod model;
 #[cfg(feature = "serve")]
 pub(crate) mod move_price;
+pub(crate) mod network;
 pub(crate) mod planning;
 pub(crate) mod replan;
 pub(crate) mod stated;

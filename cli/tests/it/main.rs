@@ -24,6 +24,7 @@ mod cases_readers;
 mod cli;
 mod config;
 mod costs;
+mod dynamic_cli;
 mod economics;
 mod exec_calibrate;
 mod exec_checkpoint;

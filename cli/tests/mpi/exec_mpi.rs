@@ -91,6 +91,26 @@ fn experts_move_between_processes() {
 }
 
 #[test]
+fn experts_are_copied_into_dynamic_slots_of_other_processes() {
+    for (model, more) in [
+        ("qwen3-30b-a3b", "--dynamic 1"),
+        ("deepseek-v2-lite", "--dynamic 2 --slot-memory kept --redundant 4 --nodes 2 --aggregate node"),
+        ("gpt-oss-20b", "--dynamic 2 --aim copies:3 --chunks 3 --dtype f32"),
+    ] {
+        let small = SMALL.replace("qwen3-30b-a3b", model);
+        let args = format!("{small} --policy contiguous --batch-tokens 96 --steps 40 --drift 0.05 {more}");
+        let document = as_in_one_process(4, &args);
+        let dynamic = &document["dynamic"];
+        let copies = dynamic["copies"].as_u64().unwrap();
+        assert!(copies > 40, "{dynamic}");
+        let moved = document["transport"]["sent"]["moves"].as_object().unwrap();
+        let bytes: u64 =
+            moved.iter().filter(|(name, _)| name.ends_with("_bytes")).filter_map(|(_, v)| v.as_u64()).sum();
+        assert!(bytes >= copies * dynamic["expert_bytes"].as_u64().unwrap(), "{moved:?}");
+    }
+}
+
+#[test]
 fn so_it_is_on_a_real_recording() {
     let Some(folder) = std::env::var_os("EVENKEEL_REAL_TRACES") else {
         skipped("no real traces");

@@ -112,6 +112,7 @@ mod cuda {
                 method: None,
                 tie_break: None,
                 aggregate: Aggregate::None,
+                dynamic: None,
                 dtype: Dtype::Bf16,
                 seed: 1,
             };

@@ -12,7 +12,7 @@ use evenkeel::cluster::Cluster;
 use evenkeel::model::MoeModel;
 use evenkeel::place::Placement;
 use evenkeel::planner::{Planner, TokenCopies};
-use evenkeel::split::{PrimaryObjective, SplitMethod};
+use evenkeel::split::{DynamicSlots, PrimaryObjective, SplitMethod};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -37,6 +37,9 @@ pub struct ExecConfig {
     pub tie_break: Option<PrimaryObjective>,
     /// The routes of tokens to other nodes. All ranks of a CUDA backend in one process are on one node.
     pub aggregate: Aggregate,
+    /// The dynamic slots of every rank, with [`SplitMethod::Exact`]. Experts are copied into them before a
+    /// layer runs, after its tokens are routed. `None` means no dynamic slots.
+    pub dynamic: Option<DynamicSlots>,
     /// The number type in which tokens travel. It equals that of the weights.
     pub dtype: Dtype,
     /// Seed of all random choices in routing.
@@ -47,12 +50,35 @@ impl ExecConfig {
     /// Returns the planner that splits the batches of a layer, or `None` without a split method.
     pub(super) fn create_planner(&self, placement: &Placement) -> Result<Option<Planner>, ExecError> {
         let Some(method) = self.method else { return Ok(None) };
+        if let Some(slots) = self.dynamic_slots() {
+            return Ok(Some(Planner::with_dynamic_slots(placement.clone(), self.cluster, slots)?));
+        }
         Ok(Some(match (self.tie_break, method) {
             (Some(keep), SplitMethod::Exact) => {
                 Planner::with_min_traffic(placement.clone(), self.cluster, keep)?
             }
             _ => Planner::with_method(placement.clone(), self.cluster, method)?,
         }))
+    }
+
+    /// Returns the dynamic slots, if the split uses them.
+    pub(super) fn dynamic_slots(&self) -> Option<DynamicSlots> {
+        self.dynamic.filter(|_| self.method == Some(SplitMethod::Exact))
+    }
+
+    /// Returns the number of static and dynamic slots of a rank.
+    pub(super) fn slots_per_rank(&self) -> usize {
+        self.cluster.slots_per_rank() + self.dynamic_slots().map_or(0, |slots| slots.per_rank)
+    }
+
+    /// Returns an error if parts of the configuration exclude each other.
+    pub(super) fn check_dynamic(&self) -> Result<(), ExecError> {
+        match self.dynamic_slots() {
+            Some(_) if self.tie_break.is_some() => {
+                Err(ExecError::Combination("dynamic slots with an objective after the peak"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Returns the arguments with which a source routes its tokens.
@@ -110,6 +136,8 @@ pub enum LayerStage {
     Count,
     /// The way from the counts of all sources to quotas and slots.
     Split,
+    /// Copying experts into dynamic slots.
+    Copy,
     /// Copying tokens into send buffers, and from the received ones into rows per slot.
     Dispatch,
     /// The routed and shared experts.
@@ -120,10 +148,11 @@ pub enum LayerStage {
 
 impl LayerStage {
     /// All phases.
-    pub const ALL: [LayerStage; 6] = [
+    pub const ALL: [LayerStage; 7] = [
         LayerStage::Route,
         LayerStage::Count,
         LayerStage::Split,
+        LayerStage::Copy,
         LayerStage::Dispatch,
         LayerStage::Ffn,
         LayerStage::Combine,
@@ -135,6 +164,7 @@ impl LayerStage {
             LayerStage::Route => "route",
             LayerStage::Count => "count",
             LayerStage::Split => "split",
+            LayerStage::Copy => "copy",
             LayerStage::Dispatch => "dispatch",
             LayerStage::Ffn => "ffn",
             LayerStage::Combine => "combine",
@@ -240,6 +270,10 @@ pub struct LayerRun {
     pub times: Vec<StageTimes>,
     /// The token rows that travelled.
     pub copies: TokenCopies,
+    /// Experts that were copied into dynamic slots, over all ranks.
+    pub expert_copies: u64,
+    /// The time for which each rank waited for copies, `[R]`. Empty without dynamic slots.
+    pub copy_waits: Vec<Duration>,
     /// The time from the first rank's first phase to the last rank's last phase. A clock around the call
     /// would include copying tokens to a device and back.
     pub wall: Option<Duration>,
@@ -266,7 +300,7 @@ impl LayerRun {
     pub fn modelled_time(&self) -> Duration {
         const STAGES: [&[LayerStage]; 4] = [
             &[LayerStage::Route, LayerStage::Count],
-            &[LayerStage::Split, LayerStage::Dispatch],
+            &[LayerStage::Split, LayerStage::Copy, LayerStage::Dispatch],
             &[LayerStage::Ffn],
             &[LayerStage::Combine],
         ];

@@ -1,6 +1,7 @@
 //! Errors of a forward pass.
 
 use super::router::RouterError;
+use evenkeel::cluster::ClusterError;
 use evenkeel::place::{PlaceError, PlacementError};
 use evenkeel::planner::PlannerError;
 use evenkeel::split::SplitError;
@@ -27,6 +28,9 @@ pub enum ExecError {
     /// A layer could not be placed.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// Ranks or slots are out of range.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// A slot map is no placement.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -103,6 +107,9 @@ pub enum ExecError {
     /// Another rank could not be reached, or its state differs.
     #[error(transparent)]
     Comm(#[from] super::comm::CommError),
+    /// Parts of a run exclude each other.
+    #[error("{0}: expected one of them")]
+    Combination(&'static str),
     /// The run is empty.
     #[error("{0}")]
     Nothing(String),

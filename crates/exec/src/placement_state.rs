@@ -6,6 +6,7 @@ use super::backend::ExecConfig;
 use super::comm::{ProcessGroup, placement_digest};
 use super::error::ExecError;
 use evenkeel::place::Placement;
+use evenkeel::split::SlotMemory;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
@@ -14,7 +15,7 @@ use std::rc::Rc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct WeightBytes {
-    /// Weights in use: routed and shared experts, norms, routers.
+    /// Weights in use: routed and shared experts, norms, routers. Dynamic slots count, filled or not.
     pub in_use: u64,
     /// Experts in staging slots or on their way there.
     pub staged: u64,
@@ -31,6 +32,8 @@ pub struct PlacementState {
     staged: BTreeSet<(usize, usize, u32)>,
     expert_bytes: u64,
     replicated_bytes: u64,
+    /// Dynamic slots of a rank in all layers together.
+    dynamic_slots: u64,
 }
 
 impl PlacementState {
@@ -48,8 +51,14 @@ impl PlacementState {
     ) -> Result<Self, ExecError> {
         ExecError::expect_size("ranks of the group", group.ranks(), config.cluster.ranks())?;
         let (experts, slots) = (config.model.experts, config.cluster.slots());
+        config.check_dynamic()?;
+        let dynamic_slots = config.dynamic_slots().map_or(0, |slots| match slots.memory {
+            SlotMemory::Shared => slots.per_rank as u64,
+            SlotMemory::Kept => (slots.per_rank * placements.len()) as u64,
+        });
         let staged = BTreeSet::new();
-        let state = Self { group, experts, slots, placements, staged, expert_bytes, replicated_bytes };
+        let state =
+            Self { group, experts, slots, placements, staged, expert_bytes, replicated_bytes, dynamic_slots };
         for (layer, placement) in state.placements.iter().enumerate() {
             state.expect_fit(placement)?;
             state.group.set_context(None, Some(layer));
@@ -124,6 +133,9 @@ impl PlacementState {
         rank: usize,
         expert: u32,
     ) -> Result<Option<usize>, ExecError> {
+        if self.dynamic_slots > 0 {
+            return Err(ExecError::Combination("dynamic slots and moves during a run"));
+        }
         let (home, ranks) = (self.home_rank(layer, expert)?, self.group.ranks());
         if rank >= ranks {
             return Err(ExecError::Shape { what: "rank", given: rank, expected: ranks });
@@ -145,7 +157,8 @@ impl PlacementState {
         let of = |rank: usize| {
             let slots = self.placements.iter().flat_map(|placement| experts_of_rank(placement, rank));
             let staged = self.staged.iter().filter(|staged| staged.1 == rank).count();
-            let used = slots.flatten().count() as u64 * self.expert_bytes + self.replicated_bytes;
+            let slots = slots.flatten().count() as u64 + self.dynamic_slots;
+            let used = slots * self.expert_bytes + self.replicated_bytes;
             WeightBytes { in_use: used, staged: staged as u64 * self.expert_bytes }
         };
         (0..self.group.ranks()).map(of).collect()

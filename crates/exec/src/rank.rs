@@ -39,6 +39,11 @@ pub(crate) trait Rank<L>: Sized {
     /// Packs the tokens and begins to send them.
     fn send_tokens(&mut self, layer: &mut L) -> Result<(), ExecError>;
 
+    /// Begins to copy experts into dynamic slots, while tokens travel.
+    fn send_copies(&mut self, _layer: &mut L) -> Result<(), ExecError> {
+        Ok(())
+    }
+
     /// Receives the tokens of a chunk, unless its experts do.
     fn receive_tokens(&mut self, _layer: &mut L, _chunk: usize) -> Result<(), ExecError> {
         Ok(())
@@ -70,6 +75,7 @@ pub(crate) fn run_layer<L, R: Rank<L>>(
     ranks.iter_mut().try_for_each(|rank| rank.count_rows(layer))?;
     R::exchange(ranks, layer, Exchange::Rows)?;
     ranks.iter_mut().try_for_each(|rank| rank.send_tokens(layer))?;
+    ranks.iter_mut().try_for_each(|rank| rank.send_copies(layer))?;
     for chunk in 0..chunks {
         R::exchange(ranks, layer, Exchange::Tokens(chunk))?;
         ranks.iter_mut().try_for_each(|rank| rank.receive_tokens(layer, chunk))?;

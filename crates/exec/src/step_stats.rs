@@ -11,7 +11,7 @@ use evenkeel::planner::TokenCopies;
 use std::time::Duration;
 
 /// Numbers of a layer before its counts.
-const VALUES_PER_LAYER: usize = 1 + LayerStage::ALL.len() + 4 + 4;
+const VALUES_PER_LAYER: usize = 1 + LayerStage::ALL.len() + 4 + 4 + 1;
 /// Numbers of a step after its layers.
 const VALUES_PER_STEP: usize = 4;
 
@@ -66,6 +66,7 @@ fn encode_layer(layer: &LayerRun, me: usize, out: &mut Vec<u64>) {
         routed.routing.dropped,
         loss.balance.to_bits(),
         loss.z.to_bits(),
+        layer.copy_waits.get(me).map_or(0, |wait| wait.as_nanos() as u64),
     ]);
     out.extend(&layer.counts);
 }
@@ -85,6 +86,9 @@ fn decode_layer(layer: &mut LayerRun, rank: usize, own: bool, numbers: &[u64]) {
         routed.routing.dropped = rest[5];
         routed.routing.loss.balance = f64::from_bits(rest[6]);
         routed.routing.loss.z = f64::from_bits(rest[7]);
+    }
+    if let Some(wait) = layer.copy_waits.get_mut(rank) {
+        *wait = Duration::from_nanos(rest[8]);
     }
     layer.counts_by_source.extend(counts);
     layer.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);

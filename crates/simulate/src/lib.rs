@@ -7,6 +7,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod dynamic;
 mod hindsight;
 mod locality;
 pub mod network;
@@ -16,6 +17,7 @@ mod planning_cost;
 mod replay;
 mod verdict;
 
+pub use dynamic::{DynamicOptions, DynamicRow, DynamicTimeSums, DynamicTimes, Foresight, simulate_dynamic};
 pub use hindsight::hindsight;
 pub use locality::{TrafficLocality, measure_locality};
 pub use objective::{ObjectiveRow, SplitAim, evaluate_objective};

@@ -119,6 +119,8 @@ class Split:
     rank_loads: NDArray[np.uint64]
     peak: int
     certificate: NDArray[np.uint32]
+    copies: NDArray[np.uint32]
+    least_copies: int
     imbalance: float
 
 class Planner:
@@ -134,7 +136,14 @@ class Planner:
         nodes: int = 1,
         experts: Optional[int] = None,
         keep: Optional[Literal["peak", "vector"]] = None,
+        dynamic_slots: int = 0,
+        memory: Literal["shared", "kept"] = "shared",
+        imbalance_limit: float = 0.01,
+        max_copies: Optional[int] = None,
     ) -> None: ...
+    @property
+    def physical_to_logical(self) -> NDArray[np.int64]: ...
+    def prepare_copies(self, expected: NDArray[Any]) -> NDArray[np.uint32]: ...
     def split(self, counts: NDArray[Any]) -> Split: ...
     def redirect(
         self, topk_ids: NDArray[Any], source: int, out: Optional[NDArray[Any]] = None

@@ -1,6 +1,7 @@
 //! The arguments of `evenkeel run`.
 
 use crate::args::cluster::ClusterArgs;
+use crate::args::dynamic_slots::{AimName, MemoryName};
 use crate::args::expert_time::ExpertTimeSource;
 use crate::args::trace::TraceArgs;
 use clap::{Args, ValueEnum};
@@ -137,6 +138,41 @@ pub(crate) struct RunArgs {
         help_heading = "Plan"
     )]
     pub(super) tie_break: Option<String>,
+    /// Dynamic slots per rank, which receive copies of experts in every step
+    ///
+    /// Copies are chosen with the exact split, once a layer's tokens are routed. Weights are copied between
+    /// the ranks while tokens travel and static experts run.
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with_all = ["replan_every", "tie_break"],
+        hide_short_help = true,
+        help_heading = "Plan"
+    )]
+    pub(super) dynamic: Option<usize>,
+    /// With --dynamic: lifetime of copies: shared (all layers use the same slots) or kept (a layer keeps its
+    /// copies until others replace them)
+    #[arg(
+        long,
+        value_name = "MEMORY",
+        default_value = "shared",
+        requires = "dynamic",
+        hide_short_help = true,
+        help_heading = "Plan"
+    )]
+    pub(super) slot_memory: MemoryName,
+    /// With --dynamic: aim of the copies: imbalance:LIMIT or copies:N
+    ///
+    /// imbalance:0.01 makes the fewest copies with which the busiest rank is within 1 % of the mean.
+    #[arg(
+        long,
+        value_name = "AIM",
+        default_value = "imbalance:0.01",
+        requires = "dynamic",
+        hide_short_help = true,
+        help_heading = "Plan"
+    )]
+    pub(super) aim: AimName,
     /// Share of the steps to plan on; the others may run
     #[arg(long, value_name = "SHARE", default_value_t = 0.4, hide_short_help = true, help_heading = "Plan")]
     pub(super) train_fraction: f64,

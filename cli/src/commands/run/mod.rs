@@ -120,6 +120,7 @@ impl RunInputs {
             method: Some(request.split),
             tie_break: request.tie_break,
             aggregate: request.aggregate,
+            dynamic: request.dynamic,
             dtype: request.dtype,
             seed: request.trace.seed,
         };

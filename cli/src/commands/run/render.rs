@@ -2,6 +2,7 @@
 
 use super::args::{BackendName, FfnName, TransportName};
 use super::request::RunRequest;
+use crate::args::dynamic_slots::MemoryName;
 use crate::output::command_line;
 use crate::render::cluster::cluster_to_json;
 use crate::render::table::render_table;
@@ -105,6 +106,20 @@ pub(super) fn run_to_text(
         outcome.timed_steps().len(),
         phase_table(run, outcome)
     );
+    if let Some(slots) = run.exec.dynamic {
+        let copies: u64 = outcome.steps.iter().map(|step| step.expert_copies).sum();
+        let waited: Duration = outcome.steps.iter().map(|step| step.copy_wait).sum();
+        let steps = outcome.steps.len().max(1) as u32;
+        text += &format!(
+            "\n{} dynamic slots per rank, {}: {:.2} experts copied per layer and step, {:.1} MiB per step; the slowest rank \
+             waited {:.3} ms per step\n",
+            slots.per_rank,
+            MemoryName(slots.memory),
+            copies as f64 / batches.max(1) as f64,
+            copies as f64 / f64::from(steps) * expert_bytes(run) as f64 / f64::from(1 << 20),
+            (waited / steps).as_secs_f64() * 1e3
+        );
+    }
     if run.replan.is_some() {
         let moves = outcome.total_moves();
         text += &format!(
@@ -117,6 +132,11 @@ pub(super) fn run_to_text(
         );
     }
     text
+}
+
+/// Returns the bytes of one expert.
+fn expert_bytes(run: &ExecRun<'_>) -> u64 {
+    run.exec.model.expert_parameters() * run.exec.dtype.bytes()
 }
 
 /// Returns the modelled speed of the plan over that of no plan; `None` if one of them did not run.
@@ -213,6 +233,13 @@ pub(super) fn run_to_json(
             "switches": moves.switched.len(),
             "waited_ms": moves.waited.as_secs_f64() * 1e3,
         },
+        "dynamic": exec.dynamic.map(|slots| json!({
+            "slots": slots.per_rank,
+            "memory": MemoryName(slots.memory).to_string(),
+            "copies": outcome.steps.iter().map(|step| step.expert_copies).sum::<u64>(),
+            "expert_bytes": expert_bytes(run),
+            "waited_ms": outcome.steps.iter().map(|step| step.copy_wait.as_secs_f64() * 1e3).sum::<f64>(),
+        })),
         "router": {
             "name": if run.feed.trace().is_some() { "replay".to_owned() } else { exec.router.to_string() },
             "dropped": outcome.dropped,

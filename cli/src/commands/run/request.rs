@@ -2,6 +2,7 @@
 
 use super::args::{BackendName, ChunkCount, CudaAware, FfnName, RunArgs, TransportName};
 use crate::args::cluster::ClusterSpec;
+use crate::args::dynamic_slots::{AimName, check_slots};
 use crate::args::trace::TraceArgs;
 use anyhow::{Context as _, bail};
 use evenkeel::cluster::Cluster;
@@ -9,7 +10,7 @@ use evenkeel::economics::MoveEconomics;
 use evenkeel::model::MoeModel;
 use evenkeel::place::{self, PlaceError, PlaceRequest, PlaceResponse, Policy};
 use evenkeel::plan::{FixedPlacement, Plan};
-use evenkeel::split::{PrimaryObjective, SplitMethod};
+use evenkeel::split::{DynamicSlots, PrimaryObjective, SplitMethod};
 use evenkeel_exec::Aggregate;
 use evenkeel_exec::router::{Capacity, Router};
 use evenkeel_exec::run::RunReplan;
@@ -43,6 +44,7 @@ pub(super) struct RunRequest {
     pub(super) split: SplitMethod,
     /// Objective that a split minimises after its peak.
     pub(super) tie_break: Option<PrimaryObjective>,
+    pub(super) dynamic: Option<DynamicSlots>,
     pub(super) train_fraction: f64,
     pub(super) replan: Option<RunReplan>,
     pub(super) backend: BackendName,
@@ -89,6 +91,7 @@ impl RunArgs {
             placement: self.placement.clone(),
             split: self.split,
             tie_break: self.resolve_tie_break()?,
+            dynamic: self.resolve_dynamic_slots()?,
             train_fraction: self.train_fraction,
             replan: self.resolve_replan(&model)?,
             backend: self.backend,
@@ -107,6 +110,22 @@ impl RunArgs {
             record: self.record.clone(),
             report: self.report.clone(),
         })
+    }
+
+    /// Returns the dynamic slots.
+    fn resolve_dynamic_slots(&self) -> anyhow::Result<Option<DynamicSlots>> {
+        let Some(per_rank) = self.dynamic else { return Ok(None) };
+        check_slots(per_rank)?;
+        if self.split != SplitMethod::Exact {
+            bail!("--dynamic {per_rank}: expected --split exact, found {}", self.split);
+        }
+        if self.backend != BackendName::Cpu {
+            bail!("--dynamic {per_rank}: expected --backend cpu; GPUs have no dynamic slots yet");
+        }
+        let AimName::Fixed(aim) = self.aim else {
+            bail!("--aim time: expected imbalance:LIMIT or copies:N; a run has no model of its times");
+        };
+        Ok(Some(DynamicSlots::new(per_rank, self.slot_memory.0).aim(aim)))
     }
 
     /// Returns the schedule of re-planning.

@@ -6,6 +6,7 @@
 mod backtest;
 mod cluster_table;
 mod comparison;
+mod dynamic;
 mod network;
 mod objective;
 mod planning_cost;
@@ -53,6 +54,7 @@ enum SimulateSubcommand {
     Traffic(Box<traffic::TrafficArgs>),
     Objective(Box<objective::ObjectiveArgs>),
     PlanningCost(Box<planning_cost::PlanningCostArgs>),
+    Dynamic(Box<dynamic::DynamicArgs>),
     #[cfg(feature = "serve")]
     Backtest(Box<backtest::BacktestArgs>),
 }
@@ -66,6 +68,7 @@ pub(crate) fn run(command: &SimulateCommand, output: Output) -> anyhow::Result<(
         Some(SimulateSubcommand::Traffic(args)) => traffic::run(args, output),
         Some(SimulateSubcommand::Objective(args)) => objective::run(args, output),
         Some(SimulateSubcommand::PlanningCost(args)) => planning_cost::run(args, output),
+        Some(SimulateSubcommand::Dynamic(args)) => dynamic::run(args, output),
         #[cfg(feature = "serve")]
         Some(SimulateSubcommand::Backtest(args)) => backtest::run(args, output),
     }
@@ -87,6 +90,7 @@ mod tests {
             Some(SimulateSubcommand::Traffic(args)) => args.resolve().err(),
             Some(SimulateSubcommand::Objective(args)) => args.resolve().err(),
             Some(SimulateSubcommand::PlanningCost(args)) => args.resolve().err(),
+            Some(SimulateSubcommand::Dynamic(args)) => args.resolve().err(),
             #[cfg(feature = "serve")]
             Some(SimulateSubcommand::Backtest(args)) => args.resolve().err(),
         };
@@ -102,6 +106,7 @@ mod tests {
             "traffic",
             "objective --cost active",
             "planning-cost --model-gpu deepseek-v3,h100",
+            "dynamic",
         ] {
             assert!(refusal(&format!("{study} t.csv")).starts_with("--ranks is missing"), "{study}");
         }

@@ -4,11 +4,12 @@ use super::comparison::{Comparison, ComparisonSpec, StudyArgs};
 use super::verdict::check_experts;
 use crate::args::expert_time::{ExpertTimeSource, data_sheet_times, read_calibration};
 use crate::args::model::ModelMaybeOnGpu;
+use crate::args::network::NetworkSource;
 use crate::output::{Output, StderrBar};
 use crate::render::table::render_table;
 use anyhow::{Context as _, bail};
 use clap::Args;
-use evenkeel::cluster::{Cluster, Network, NetworkError};
+use evenkeel::cluster::Cluster;
 use evenkeel::gpu::{DATA_SHEET_SHARE, GpuSpec};
 use evenkeel::model::MoeModel;
 use evenkeel::split::{CostModel, Roofline};
@@ -19,48 +20,7 @@ use evenkeel_simulate::network::{
     PredictionInput, RowAggregation, RowBytes, RowFormats, StepCostModel, StepPrediction, predict_steps,
 };
 use serde_json::{Value, json};
-use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
-use thiserror::Error;
-
-/// A preset, or a network that was read from a file.
-#[derive(Debug, Clone)]
-struct NetworkSource(Network);
-
-/// Error of text that names no network.
-#[derive(Debug, Error)]
-enum NetworkSourceError {
-    #[error(transparent)]
-    Network(#[from] NetworkError),
-    #[error("{file}: {error}")]
-    Unreadable { file: String, error: std::io::Error },
-    #[error("{file}: {error}")]
-    File { file: String, error: NetworkError },
-}
-
-impl FromStr for NetworkSource {
-    type Err = NetworkSourceError;
-
-    fn from_str(text: &str) -> Result<Self, NetworkSourceError> {
-        let (file, settings) = match text.split_once(',') {
-            Some((file, settings)) => (file, Some(settings)),
-            None => (text, None),
-        };
-        if !(Path::new(file).extension().is_some_and(|end| end == "json") || file.contains('/')) {
-            return Ok(Self(text.parse()?));
-        }
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| NetworkSourceError::Unreadable { file: file.into(), error })?;
-        let network = Network::from_json(&text)
-            .map_err(|error| NetworkSourceError::File { file: file.into(), error })?;
-        let network = match settings {
-            Some(settings) => network.with_settings(settings)?,
-            None => network,
-        };
-        Ok(Self(network))
-    }
-}
 
 /// Predict step time, tokens/s and the share of communication on a network
 ///

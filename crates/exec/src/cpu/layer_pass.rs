@@ -5,6 +5,7 @@
 
 use super::Cpu;
 use super::all_to_all::{AllToAll, ExchangeShape, PackedTokens};
+use super::dynamic_slots::{Arrivals, LocalCopies};
 use super::grouped_rows::GroupedRows;
 use super::mailbox::Mailbox;
 use super::node_groups::NodeGroups;
@@ -17,7 +18,10 @@ use crate::clock::time_work;
 use crate::comm::{ProcessGroup, Purpose, placement_digest};
 use crate::error::ExecError;
 use crate::rank::{Exchange, Rank, run_layer};
+use evenkeel::cluster::Cluster;
 use evenkeel::place::Placement;
+use evenkeel::split::SlotMemory;
+use std::time::Duration;
 
 /// The data that the ranks of this process share in one layer.
 struct LayerContext<'a> {
@@ -27,6 +31,8 @@ struct LayerContext<'a> {
     layer: &'a ReplicatedLayer,
     placement: &'a Placement,
     shape: ExchangeShape,
+    /// Copies between ranks of this process.
+    copies: LocalCopies,
     verify_splits: bool,
     /// Tokens per source and expert, `[R][E]`, if they were gathered.
     counts: Vec<u64>,
@@ -53,6 +59,8 @@ struct RankPass<'a> {
     flow: AllToAll<'a>,
     /// Received rows, from the first chunk to the last.
     rows: Option<GroupedRows>,
+    /// Copies into this rank's dynamic slots.
+    arrivals: Arrivals,
     /// Number of received rows.
     served: u64,
     /// Results of the shared expert, `[token][H]`.
@@ -69,7 +77,9 @@ impl Cpu {
         let (hidden, count) = (model.hidden as usize, cluster.ranks());
         input.check_shapes(layers.len(), count, hidden)?;
         group.set_context(Some(input.step), Some(input.layer));
-        let chunks = SlotChunks::new(cluster.slots_per_rank(), options.chunks);
+        let width = config.slots_per_rank();
+        let slots = Cluster::with_uneven_slots(count, cluster.nodes(), 0, count * width)?;
+        let chunks = SlotChunks::new(width, options.chunks);
         let groups = NodeGroups::from_cluster(cluster, *aggregate);
         let shape = ExchangeShape { groups, chunks, hidden, dtype: *dtype };
         let (mail, first) = (Mailbox::new(group), group.reserve_ids(shape.exchange_count()));
@@ -82,6 +92,7 @@ impl Cpu {
             layer: &layers[input.layer],
             placement: &state.placements()[input.layer],
             shape,
+            copies: LocalCopies::default(),
             verify_splits: options.verify_splits,
             counts: Vec::new(),
         };
@@ -92,9 +103,10 @@ impl Cpu {
             counts: vec![0; model.experts],
             rank_loads: vec![0; count],
             times: vec![StageTimes::default(); count],
+            copy_waits: config.dynamic_slots().map_or_else(Vec::new, |_| vec![Duration::ZERO; count]),
             ..LayerRun::default()
         };
-        passes.into_iter().for_each(|pass| pass.combine(config, &mut run));
+        passes.into_iter().for_each(|pass| pass.combine(config, &slots, &mut run));
         Ok(run)
     }
 }
@@ -109,6 +121,7 @@ impl<'a> RankPass<'a> {
             slots: Vec::new(),
             flow,
             rows: None,
+            arrivals: Arrivals::default(),
             served: 0,
             shared: Vec::new(),
             times: StageTimes::default(),
@@ -135,9 +148,13 @@ impl<'a> RankPass<'a> {
     }
 
     /// Sums the answers to every token, and adds the results of this rank to those of the layer.
-    fn combine(self, config: &ExecConfig, run: &mut LayerRun) {
-        let Self { rank, own, counts, slots, flow, shared, mut times, .. } = self;
-        run.copies.add_source(&slots, own.routed.routing.top_k, rank.own, &config.cluster);
+    fn combine(self, config: &ExecConfig, all_slots: &Cluster, run: &mut LayerRun) {
+        let Self { rank, own, counts, slots, flow, shared, arrivals, mut times, .. } = self;
+        run.copies.add_source(&slots, own.routed.routing.top_k, rank.own, all_slots);
+        run.expert_copies = arrivals.copies();
+        if let Some(wait) = run.copy_waits.get_mut(rank.own) {
+            *wait = arrivals.waited();
+        }
         run.outputs[rank.own] = time_work(&mut times[LayerStage::Combine as usize], || {
             let (sent, answers) = flow.into_answers();
             rank::combine_answers(&own, &sent, &answers, &shared, config.model.hidden as usize)
@@ -169,6 +186,9 @@ impl Rank<LayerContext<'_>> for RankPass<'_> {
     fn split(&mut self, context: &mut LayerContext<'_>) -> Result<(), ExecError> {
         let (ids, placement, own) = (&self.own.routed.routing.ids, context.placement, self.rank.own);
         if let Some(given) = context.given_slots() {
+            if context.config.dynamic_slots().is_some() {
+                return Err(ExecError::Combination("dynamic slots and stated slots"));
+            }
             rank::check_slots(own, ids, &given[own], placement)?;
             self.slots.clone_from(&given[own]);
             return Ok(());
@@ -178,9 +198,10 @@ impl Rank<LayerContext<'_>> for RankPass<'_> {
             self.slots = time_work(time, || rank::first_replicas(ids, placement));
             return Ok(());
         };
-        let quotas = time_work(time, || planner.split(&context.counts).map(|split| &split.quotas))?;
+        time_work(time, || planner.split(&context.counts).map(|_| ()))?;
         if context.verify_splits {
-            context.group.assert_identical("the split", || placement_digest(placement, quotas))?;
+            let digest = || placement_digest(planner.placement(), &planner.last_split().quotas);
+            context.group.assert_identical("the split", digest)?;
         }
         self.slots = time_work(time, || {
             let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
@@ -204,7 +225,23 @@ impl Rank<LayerContext<'_>> for RankPass<'_> {
         Ok(())
     }
 
-    /// Waits for the chunk first.
+    /// Sends copies of own experts, and prepares for those that arrive.
+    fn send_copies(&mut self, context: &mut LayerContext<'_>) -> Result<(), ExecError> {
+        let Some(slots) = context.config.dynamic_slots() else { return Ok(()) };
+        let LayerContext { group, placement, shape, copies, .. } = context;
+        let layer = context.input.layer;
+        let Self { rank, arrivals, times, .. } = self;
+        if slots.memory == SlotMemory::Shared {
+            // Other layers have used the slots.
+            let statics = placement.slots_per_rank();
+            rank.slots[layer][statics..].fill(None);
+        }
+        time_work(&mut times[LayerStage::Copy as usize], || {
+            arrivals.start(rank, (layer, placement), (group, *shape), copies)
+        })
+    }
+
+    /// Waits for the chunk first. Before its first dynamic slot, waits for the copies.
     fn run_experts(&mut self, context: &mut LayerContext<'_>, chunk: usize) -> Result<(), ExecError> {
         let ExchangeShape { chunks, hidden, dtype, .. } = context.shape;
         let Self { rank, flow, times, .. } = self;
@@ -215,16 +252,26 @@ impl Rank<LayerContext<'_>> for RankPass<'_> {
             rows.copy_chunk(flow.inbox(), chunk);
             rows
         });
-        let (held, slots) = (&rank.slots[context.input.layer], chunks.slots_of(chunk));
+        let (layer, slots) = (context.input.layer, chunks.slots_of(chunk));
         let activation = context.config.model.activation;
+        let dynamic = context.placement.slots_per_rank().clamp(slots.start, slots.end);
         // Between processes, messages advance after every expert.
         let stride = if flow.is_local() { slots.len().max(1) } else { 1 };
-        for first in slots.clone().step_by(stride) {
-            time_work(&mut times[LayerStage::Ffn as usize], || {
-                let slots = first..slots.end.min(first + stride);
-                slots.for_each(|slot| rows.run_slot(held, slot, &mut rank.ffn, activation));
-            });
-            flow.poll(times)?;
+        for part in [slots.start..dynamic, dynamic..slots.end] {
+            if part.start == dynamic && !part.is_empty() {
+                let time = &mut times[LayerStage::Copy as usize];
+                let way = (context.group, context.shape);
+                let slots = (rank.own, &mut rank.slots[layer]);
+                self.arrivals.receive(slots, way, &mut context.copies, time)?;
+            }
+            for first in part.clone().step_by(stride) {
+                time_work(&mut times[LayerStage::Ffn as usize], || {
+                    let slots = first..part.end.min(first + stride);
+                    let held = &rank.slots[layer];
+                    slots.for_each(|slot| rows.run_slot(held, slot, &mut rank.ffn, activation));
+                });
+                flow.poll(times)?;
+            }
         }
         let answers = time_work(&mut times[LayerStage::Combine as usize], || {
             rows.weighted_answers(flow.inbox(), chunk, dtype)

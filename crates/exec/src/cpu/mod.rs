@@ -15,6 +15,7 @@
 mod all_to_all;
 mod codec;
 mod copy_thread;
+mod dynamic_slots;
 mod ffn;
 mod gateway;
 mod grouped_rows;

@@ -57,7 +57,7 @@ pub(super) type SlotWeights = Vec<Option<Arc<ExpertWeights>>>;
 pub(super) struct CpuRank {
     /// Its number.
     pub(super) own: usize,
-    /// `[layer][S]`
+    /// `[layer][S + B]`: dynamic slots follow the static ones.
     pub(super) slots: Vec<SlotWeights>,
     /// Experts staged for a later switch, by layer and expert.
     pub(super) staged: HashMap<(usize, u32), Arc<ExpertWeights>>,
@@ -79,7 +79,9 @@ impl CpuRank {
             planners.push(config.create_planner(placement)?);
             let of_slot = |&expert: &Option<u32>| expert.map(|expert| weights(layer, expert)).transpose();
             let experts = experts_of_rank(placement, own);
-            slots.push(experts.iter().map(of_slot).collect::<Result<SlotWeights, _>>()?);
+            let mut held = experts.iter().map(of_slot).collect::<Result<SlotWeights, _>>()?;
+            held.resize(config.slots_per_rank(), None);
+            slots.push(held);
         }
         Ok(Self { own, slots, staged: HashMap::new(), planners, ffn: Ffn::default() })
     }
@@ -107,7 +109,10 @@ impl CpuRank {
             let ready = self.held_weights(placement, layer, expert).or_else(staged);
             ready.map(Some).ok_or(ExecError::NotStaged { layer, rank: self.own, expert })
         };
-        experts_of_rank(next, self.own).iter().map(of_slot).collect()
+        let mut slots =
+            experts_of_rank(next, self.own).iter().map(of_slot).collect::<Result<SlotWeights, _>>()?;
+        slots.resize(self.slots[layer].len(), None);
+        Ok(slots)
     }
 
     /// Switches a layer, whose staged experts are no longer needed.

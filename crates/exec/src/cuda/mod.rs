@@ -262,6 +262,9 @@ impl Cuda {
         if config.dtype != Dtype::Bf16 {
             return Err(unavailable(format!("dtype {}, expected bf16", config.dtype)));
         }
+        if config.dynamic_slots().is_some() {
+            return Err(unavailable("dynamic slots, expected none on this backend".into()));
+        }
         let model = &config.model;
         for (what, width) in [("tokens", model.hidden), ("experts", model.intermediate)] {
             if !width.is_multiple_of(8) {

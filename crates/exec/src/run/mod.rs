@@ -103,7 +103,11 @@ impl ExecRun<'_> {
         }
         let contiguous = self.contiguous_placement()?;
         let mut reference = self.check.then(|| Reference::new(self.exec.clone(), Arc::clone(&self.weights)));
+        if self.replan.is_some() && self.exec.dynamic_slots().is_some() {
+            return Err(ExecError::Combination("dynamic slots and re-planning during a run"));
+        }
         let mut outcome = RunReport::new(self);
+        let mut predictors = self.load_predictors(planned)?;
         let mut mover = ExpertMigrator::new(self.replan.as_ref().map_or(0, |replan| replan.budget));
         for (at, of_feed) in self.steps.clone().enumerate() {
             let moved = mover.between_steps(planned)?;
@@ -119,7 +123,7 @@ impl ExecRun<'_> {
                 };
                 let run = batch.run_variant(self, of_feed, variant, backend, reference)?;
                 if variant == RunVariant::Plan {
-                    row.predicted = self.predict_loads(backend, &run)?;
+                    row.predicted = self.predict_loads(backend, &run, &mut predictors)?;
                 }
                 row.record_variant(variant, &run);
                 outcome.record_step(variant, &run, at > 0 || self.steps.len() == 1);
@@ -146,11 +150,30 @@ impl ExecRun<'_> {
         Ok(outcome)
     }
 
+    /// Returns a splitter per layer that remembers the contents of dynamic slots, or none without such slots.
+    fn load_predictors(&self, backend: &dyn Backend) -> Result<Vec<Splitter>, ExecError> {
+        let Some(slots) = self.exec.dynamic_slots() else { return Ok(Vec::new()) };
+        let of_layer =
+            |layer| Ok(Splitter::builder(backend.placement(layer).clone()).dynamic_slots(slots).build()?);
+        (0..self.layers.len()).map(of_layer).collect()
+    }
+
     /// Returns the load of every rank that the split of each layer's counts predicts, `[layer][R]`, without
     /// running anything.
-    fn predict_loads(&self, backend: &dyn Backend, run: &StepRun) -> Result<Vec<Vec<u64>>, ExecError> {
+    fn predict_loads(
+        &self,
+        backend: &dyn Backend,
+        run: &StepRun,
+        predictors: &mut [Splitter],
+    ) -> Result<Vec<Vec<u64>>, ExecError> {
         let Some(method) = self.exec.method else { return Ok(Vec::new()) };
         let of_layer = |(layer, run): (usize, &LayerRun)| {
+            if let Some(splitter) = predictors.get_mut(layer) {
+                let mut split = Split::default();
+                splitter.split(&run.counts, &mut split)?;
+                splitter.check(&run.counts, &split)?;
+                return Ok(split.rank_loads);
+            }
             let placement = backend.placement(layer);
             if let (Some(_), Some(mut planner)) = (self.exec.tie_break, self.exec.create_planner(placement)?)
             {

@@ -65,6 +65,10 @@ pub struct StepRow {
     pub(super) times: [StepTime; 3],
     /// The moves before this step.
     pub moved: MigrationStats,
+    /// Experts copied into dynamic slots on the plan, over all layers.
+    pub expert_copies: u64,
+    /// Time for which the slowest rank waited for copies, over all layers.
+    pub copy_wait: Duration,
 }
 
 impl StepRow {
@@ -78,7 +82,12 @@ impl StepRow {
         let served = || run.layers.iter().map(|layer| layer.rank_loads.clone()).collect();
         match variant {
             RunVariant::None => self.unplanned = served(),
-            RunVariant::Plan => self.served = served(),
+            RunVariant::Plan => {
+                self.served = served();
+                self.expert_copies = run.layers.iter().map(|layer| layer.expert_copies).sum();
+                let waits = run.layers.iter().map(|layer| layer.copy_waits.iter().copied().max());
+                self.copy_wait = waits.map(Option::unwrap_or_default).sum();
+            }
             RunVariant::Balanced => {}
         }
     }

@@ -12,6 +12,7 @@ mod skip_support;
 
 mod exec_cpu;
 mod exec_cuda;
+mod exec_dynamic;
 mod exec_moves;
 mod exec_routers;
 mod exec_wire;

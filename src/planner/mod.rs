@@ -194,7 +194,8 @@ impl Planner {
         Ok(Self { cluster, splitter, by_source, has_dynamic_slots, split, shares, totals, cursor })
     }
 
-    /// Returns the placement on which tokens are redirected. With dynamic slots, it is that of the last batch.
+    /// Returns the placement on which tokens are redirected. With dynamic slots, it is that of the last
+    /// batch.
     pub fn placement(&self) -> &Placement {
         self.splitter.placement()
     }

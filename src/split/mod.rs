@@ -2,8 +2,8 @@
 //!
 //! In: a [`Placement`](crate::place::Placement) (once) and the tokens per expert of a batch, `[E]`. Out: a
 //! [`Split`] with whole tokens per slot, `[R * S]`, and per rank, `[R]`. [`Splitter::builder`] selects the
-//! method, the objective, the tie-break, the reuse of an old split and dynamic slots. Each of them is one file. Every method
-//! serves every token, by a slot that holds its expert.
+//! method, the objective, the tie-break, the reuse of an old split and dynamic slots. Each of them is one
+//! file. Every method serves every token, by a slot that holds its expert.
 
 #[cfg(feature = "baselines")]
 mod affine5;

@@ -98,6 +98,37 @@ typedef struct {
   const char *gpu;
 } ek_plan_options;
 
+// Dynamic slots of every rank, which receive copies of experts before each batch. On every rank they follow
+// the static slots.
+typedef struct {
+  // sizeof(ek_dynamic_slots), so that later versions can add fields.
+  size_t size;
+  // Dynamic slots of each rank.
+  size_t per_rank;
+  // True if every layer has slots of its own, so that copies stay until others replace them. False if all
+  // layers share the slots, so that every layer finds them empty.
+  bool kept;
+  // True if at most `max_copies` copies take the lowest peak. False if the fewest copies hold the busiest
+  // rank within `imbalance_millionths` of the mean load above it.
+  bool has_max_copies;
+  // Copies before a batch, at most.
+  uint32_t max_copies;
+  // Millionths of the mean load, for example 10000 for 1 %.
+  uint32_t imbalance_millionths;
+} ek_dynamic_slots;
+
+// Copy of an expert before a batch.
+typedef struct {
+  // Logical expert.
+  uint32_t expert;
+  // Rank that sends the weights.
+  uint32_t from;
+  // Rank that receives them.
+  uint32_t to;
+  // Slot that receives them, numbered over all ranks.
+  uint32_t slot;
+} ek_copy;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -169,6 +200,14 @@ ek_status ek_plan_planner(const ek_plan *plan, uint32_t layer, ek_planner **out)
 // slot, -1 for an empty slot.
 ek_status ek_planner_new(const int64_t *physical_to_logical, const ek_cluster *cluster, ek_planner **out);
 
+// Makes a planner with dynamic slots, like ek_planner_new otherwise. `cluster` has the static slots. The
+// planner numbers `slots + ranks * per_rank` slots. ek_planner_split then also chooses copies, which
+// ek_planner_copies returns.
+ek_status ek_planner_new_dynamic(const int64_t *physical_to_logical,
+                                 const ek_cluster *cluster,
+                                 const ek_dynamic_slots *dynamic,
+                                 ek_planner **out);
+
 // Frees a planner. NULL is a no-op.
 void ek_planner_free(ek_planner *planner);
 
@@ -176,6 +215,18 @@ void ek_planner_free(ek_planner *planner);
 // rank. `quotas[slots]` receives the tokens that each slot serves. `peak` receives the tokens of the busiest
 // rank. Either may be null.
 ek_status ek_planner_split(ek_planner *planner, const uint64_t *counts, size_t len, uint64_t *quotas, uint64_t *peak);
+
+// Chooses copies for the loads that are expected of the next batch, `expected[experts]`, so that other work
+// can hide them. The next ek_planner_split makes no other copies. ek_planner_copies returns them.
+ek_status ek_planner_prepare_copies(ek_planner *planner, const uint64_t *expected, size_t len);
+
+// Stores the number of copies of the last ek_planner_split or ek_planner_prepare_copies in `count`, and the
+// copies in `copies[room]`. `copies` may be null with room 0. More copies than room are an error.
+ek_status ek_planner_copies(ek_planner *planner, ek_copy *copies, size_t room, size_t *count);
+
+// Stores the expert of each slot, static and dynamic, by the last ek_planner_split in
+// `physical_to_logical[len]`, -1 for an empty slot.
+ek_status ek_planner_placement(ek_planner *planner, int64_t *physical_to_logical, size_t len);
 
 // Counts the tokens per expert of one source's `ids[len]` (-1: none) into `counts[experts]`. The other ranks
 // need these counts before they can split.

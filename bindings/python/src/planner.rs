@@ -232,8 +232,9 @@ impl Planner {
         Ok(slots.into_pyarray(py))
     }
 
-    /// Chooses copies for the loads that are expected of the next batch, [experts], of integers, so that other
-    /// work can hide them. The next split makes no other copies. Returns the copies, as `Split.copies` does.
+    /// Chooses copies for the loads that are expected of the next batch, [experts], of integers, so that
+    /// other work can hide them. The next split makes no other copies. Returns the copies, as
+    /// `Split.copies` does.
     fn prepare_copies<'py>(
         &self,
         py: Python<'py>,

@@ -136,7 +136,8 @@ fn a_run_has_the_imbalance_of_its_simulation() {
         return;
     };
     let trace = std::path::PathBuf::from(folder).join("gptoss20b-decode");
-    let common = format!("{} --decode-batch 64 --train-fraction 0.8 --ranks 8 --redundant 8", trace.display());
+    let common =
+        format!("{} --decode-batch 64 --train-fraction 0.8 --ranks 8 --redundant 8", trace.display());
     for memory in ["shared", "kept"] {
         let run = document(&format!(
             "run {common} --model gpt-oss-20b --hidden 64 --intermediate 32 --num-layers 2 --policy lplb:ring --steps 100000 \

@@ -127,9 +127,9 @@ fn so_it_is_on_a_real_recording() {
     }
 }
 
-/// Stops one of four ranks by a signal in the middle of a run.
+/// Stops one of four ranks by a signal in the middle of a run that copies experts.
 fn without(signal: &str, within: Duration) {
-    let endless = format!("{SMALL} --redundant 8 --no-baseline {ENDLESS}");
+    let endless = format!("{SMALL} --redundant 8 --no-baseline --dynamic 1 {ENDLESS}");
     crate::mpirun_support::without(&endless, &[], signal, within);
 }
 

@@ -5,7 +5,7 @@
 //! loads, and every split is checked.
 
 use super::{SimulationConfig, SimulationResult};
-use evenkeel::evaluate::{EvaluateError, LayerEvaluation, SummaryStats};
+use evenkeel::evaluate::{EvaluateError, LayerEvaluation, Progress, SummaryStats};
 use evenkeel::place::{ExpertMove, Placement};
 use evenkeel::split::{
     CopyTimes, CostModel, DynamicSlots, Split, SplitError, SplitMethod, Splitter, step_time,
@@ -14,6 +14,7 @@ use evenkeel::trace::Trace;
 use rayon::prelude::*;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Loads on which the copies for a batch are chosen.
@@ -104,16 +105,22 @@ pub fn simulate_dynamic(
     config: &SimulationConfig,
     outcome: &SimulationResult,
     options: &DynamicOptions,
+    progress: &dyn Progress,
 ) -> Result<Vec<DynamicRow>, EvaluateError> {
     let policies = outcome.planned.iter().enumerate();
+    let (done, all) = (AtomicUsize::new(0), outcome.planned.len() * outcome.layers.len());
     policies
         .map(|(planned, policy)| {
             let layers: Vec<LayerFigures> = outcome
                 .layers
                 .par_iter()
                 .zip(&policy.placements)
-                .map(|(&layer, placement)| judge_layer(trace, config, options, layer, placement))
-                .collect::<Result<_, _>>()?;
+                .map(|(&layer, placement)| {
+                    let figures = judge_layer(trace, config, options, layer, placement)?;
+                    progress.report_layers(done.fetch_add(1, Ordering::Relaxed) + 1, all);
+                    Ok(figures)
+                })
+                .collect::<Result<_, EvaluateError>>()?;
             Ok(DynamicRow::new(planned, &layers, options.times.is_some()))
         })
         .collect()
@@ -249,9 +256,9 @@ impl fmt::Display for Foresight {
 }
 
 impl DynamicTimes {
-    /// Returns the linear times that the choice of copies minimises, without the fixed time. A token takes the
-    /// time by which a rank with `tokens` tokens in each of its `slots` slots becomes slower with twice as
-    /// many. Reading the weights is no part of it.
+    /// Returns the linear times that the choice of copies minimises, without the fixed time. A token takes
+    /// the time by which a rank with `tokens` tokens in each of its `slots` slots becomes slower with twice
+    /// as many. Reading the weights is no part of it.
     pub fn copy_times(&self, tokens: u64, slots: usize) -> CopyTimes {
         let tokens = tokens.max(1);
         let time = |tokens: u64| self.experts.rank_ps(&vec![tokens; slots.max(1)], 1);

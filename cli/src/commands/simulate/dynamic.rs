@@ -1,6 +1,7 @@
 //! `evenkeel simulate dynamic`: copies experts into dynamic slots before every batch.
 
 use super::comparison::{Comparison, ComparisonSpec, StudyArgs};
+use super::dynamic_table::{DynamicResults, StudyRow};
 use super::verdict::check_experts;
 use crate::args::dynamic_slots::{AimName, MemoryName, check_slots};
 use crate::args::expert_time::{ExpertTimeSource, FrameworkKernel, data_sheet_times};
@@ -8,16 +9,13 @@ use crate::args::model::{ModelArgs, ModelOnGpu};
 use crate::args::network::NetworkSource;
 use crate::args::stated::StatedOptions;
 use crate::args::trace::TraceArgs;
-use crate::output::Output;
-use crate::render::table::render_table;
+use crate::output::{Output, StderrBar};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use evenkeel::cluster::Network;
 use evenkeel::gpu::DATA_SHEET_SHARE;
-use evenkeel::model::MoeModel;
-use evenkeel::split::{CopyAim, CostModel, DynamicSlots, SlotMemory};
-use evenkeel_simulate::{DynamicOptions, DynamicRow, DynamicTimes, Foresight, simulate_dynamic};
-use serde_json::{Value, json};
+use evenkeel::split::{CopyAim, CostModel, DynamicSlots};
+use evenkeel_simulate::{DynamicOptions, DynamicTimes, Foresight, simulate_dynamic};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -33,6 +31,7 @@ use thiserror::Error;
 /// of its own in every layer, and copies stay until others replace them.
 #[derive(Debug, Args)]
 #[command(
+    mut_arg("splits", |arg| arg.hide_short_help(true)),
     after_long_help = "Examples:\n  evenkeel simulate dynamic traces/sample-decode.csv.zst --ranks 8 --layers 0-3 --dynamic \
                        1,2\n  evenkeel simulate dynamic gptoss20b-decode/ --ranks 16 --redundant 16 --decode-batch 64 --slot-memory \
                        kept --foresee mean:4\n  evenkeel simulate dynamic DUMP.pt --ranks 32 --model deepseek-v3,h100 --aim \
@@ -52,7 +51,7 @@ pub(super) struct DynamicArgs {
         help_heading = "Dynamic slots"
     )]
     dynamic: Vec<usize>,
-    /// Lifetime of copies: shared, kept or both
+    /// Lifetime of copies: shared, kept
     ///
     /// shared: all layers use the same slots, and every layer fills them again. kept: every layer has slots
     /// of its own, and copies stay until others replace them.
@@ -71,20 +70,21 @@ pub(super) struct DynamicArgs {
     /// copies. It needs --model MODEL,GPU.
     #[arg(long, value_name = "AIM", default_value = "imbalance:0.01", help_heading = "Dynamic slots")]
     aim: AimName,
-    /// Loads on which copies are chosen: routed, previous, mean:N, perfect, or a trace of predicted loads
+    /// Loads that choose the copies: routed, previous, mean:N, perfect or a FILE
     ///
     /// routed: the batch itself, once it is routed. Its copies delay the experts. The others are known before
-    /// routing: the batch before, the mean of N batches before, a file with a prediction for every step, and
-    /// the batch itself as the limit of every prediction. The split follows the true loads in every case.
+    /// routing: the batch before, the mean of N batches before, a trace file with predicted loads of every
+    /// step, and the batch itself as the limit of every prediction. The split follows the true loads in every
+    /// case.
     #[arg(
         long,
-        value_name = "routed|previous|mean:N|perfect|FILE",
+        value_name = "LOADS",
         default_value = "routed",
         help_heading = "Dynamic slots"
     )]
     foresee: ForesightName,
     /// Microseconds of other work that hide copies [default: 0 after routing, unlimited before]
-    #[arg(long, value_name = "US", help_heading = "Times")]
+    #[arg(long, value_name = "US", hide_short_help = true, help_heading = "Times")]
     hidden_us: Option<f64>,
     /// Network that carries copies: a system, NODE+CROSS links, or a file of `evenkeel calibrate network`
     /// [default: that of the GPU]
@@ -240,13 +240,13 @@ impl DynamicArgs {
 }
 
 /// Times with their sources.
-struct TimesWithSource {
-    times: DynamicTimes,
-    on: ModelOnGpu,
-    source: String,
-    network: String,
+pub(super) struct TimesWithSource {
+    pub(super) times: DynamicTimes,
+    pub(super) on: ModelOnGpu,
+    pub(super) source: String,
+    pub(super) network: String,
     /// Bytes that one copy moves.
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 pub(super) fn run(args: &DynamicArgs, output: Output) -> anyhow::Result<()> {
@@ -257,14 +257,14 @@ pub(super) fn run(args: &DynamicArgs, output: Output) -> anyhow::Result<()> {
     let comparison = Comparison::run(spec, &trace, output)?;
     let times = args.times(&request, &comparison)?;
     let foresight = args.foresight(&request)?;
+    let linear =
+        times.as_ref().map(|timed| timed.times.copy_times(mean_slot_tokens(&comparison), slots(&comparison)));
     let mut rows = vec![];
     for &memory in &args.slot_memory {
         for &per_rank in &args.dynamic {
-            let aim = match (args.aim, &times) {
+            let aim = match (args.aim, linear) {
                 (AimName::Fixed(aim), _) => aim,
-                (AimName::Time, Some(timed)) => {
-                    CopyAim::Time(timed.times.copy_times(mean_slot_tokens(&comparison), slots(&comparison)))
-                }
+                (AimName::Time, Some(linear)) => CopyAim::Time(linear),
                 (AimName::Time, None) => bail!("--aim time needs times: expected --model MODEL,GPU"),
             };
             let options = DynamicOptions {
@@ -272,13 +272,16 @@ pub(super) fn run(args: &DynamicArgs, output: Output) -> anyhow::Result<()> {
                 foresight: foresight.clone(),
                 times: times.as_ref().map(|timed| timed.times.clone()),
             };
-            let found = simulate_dynamic(&trace, &comparison.config, &comparison.outcome, &options)?;
+            let Comparison { config, outcome, .. } = &comparison;
+            let found = simulate_dynamic(&trace, config, outcome, &options, &StderrBar::for_layers())?;
             rows.extend(found.into_iter().map(|row| StudyRow { per_rank, memory, row }));
         }
     }
     let model = times.as_ref().map(|timed| timed.on.model);
     let model = model.or_else(|| comparison.memory.as_ref().map(|memory| memory.model));
-    let results = DynamicResults { rows, times, model, foresight: foresight.to_string(), aim: args.aim };
+    let break_even = linear.map(|times| times.receive.div_ceil(times.token));
+    let foresight = foresight.to_string();
+    let results = DynamicResults { rows, times, model, foresight, aim: args.aim, break_even };
     comparison.print_study("dynamic", (results.to_text(&comparison), results.to_json(&comparison)), output)
 }
 
@@ -292,153 +295,6 @@ fn mean_slot_tokens(comparison: &Comparison<'_>) -> u64 {
     let tokens: u64 = row.layers.iter().flat_map(|layer| &layer.totals).sum();
     let batches = comparison.outcome.batches as u64;
     (tokens / batches.max(1) / comparison.config.cluster.slots() as u64).max(1)
-}
-
-/// Row of the study.
-struct StudyRow {
-    per_rank: usize,
-    memory: MemoryName,
-    row: DynamicRow,
-}
-
-/// Results of the study.
-struct DynamicResults {
-    rows: Vec<StudyRow>,
-    times: Option<TimesWithSource>,
-    model: Option<MoeModel>,
-    foresight: String,
-    aim: AimName,
-}
-
-impl StudyRow {
-    /// Returns the bytes of the dynamic slots on each rank.
-    fn bytes(&self, model: &MoeModel) -> u64 {
-        let layer = model.expert_bytes().saturating_mul(self.per_rank as u64);
-        match self.memory.0 {
-            SlotMemory::Shared => layer,
-            SlotMemory::Kept => layer.saturating_mul(model.layers as u64),
-        }
-    }
-}
-
-impl DynamicResults {
-    fn to_text(&self, comparison: &Comparison<'_>) -> String {
-        let mut header = vec![
-            "policy", "memory", "slots", "mean", "p95", "excess", "copies", "p95", "bound", "sent", "us",
-        ];
-        if self.model.is_some() {
-            header.push("GB/rank");
-        }
-        if self.times.is_some() {
-            header.extend(["experts us", "exposed us", "saved", "if better"]);
-        }
-        let mut cells = vec![];
-        for study in &self.rows {
-            let row = &study.row;
-            let policy = &comparison.outcome.planned[row.planned].policy;
-            let number = |value: f64, digits: usize| format!("{value:.digits$}");
-            let mut own = vec![
-                policy.clone(),
-                study.memory.to_string(),
-                study.per_rank.to_string(),
-                number(row.imbalance.mean, 3),
-                number(row.imbalance.p95, 3),
-                number(row.excess.mean, 4),
-                number(row.copies.mean, 2),
-                number(row.copies.p95, 0),
-                number(row.least_copies.mean, 2),
-                number(row.sent.mean, 2),
-                number(row.split_us.p50, 1),
-            ];
-            if let Some(model) = &self.model {
-                own.push(number(study.bytes(model) as f64 / 1e9, 3));
-            }
-            if let Some(times) = &row.times {
-                let us = |ps: u64| number(ps as f64 / 1e6 / row.batches.max(1) as f64, 1);
-                let saved =
-                    |ps: u64| format!("{:.1}%", 100.0 * (1.0 - ps as f64 / times.static_ps.max(1) as f64));
-                own.push(us(times.experts_ps));
-                own.push(us(times.exposed_ps));
-                own.push(saved(times.experts_ps.saturating_add(times.exposed_ps)));
-                own.push(saved(times.better_ps));
-            }
-            cells.push(own);
-        }
-        let fixed = self.rows.iter().take(comparison.outcome.planned.len()).map(|study| {
-            let row = &study.row;
-            let mut own =
-                vec![comparison.outcome.planned[row.planned].policy.clone(), "none".into(), "0".into()];
-            own.extend([
-                format!("{:.3}", row.static_imbalance.mean),
-                format!("{:.3}", row.static_imbalance.p95),
-                format!("{:.4}", row.static_excess.mean),
-            ]);
-            own.extend(["0.00", "0", "0.00", "0.00", ""].map(str::to_owned));
-            if self.model.is_some() {
-                own.push("0.000".into());
-            }
-            if let Some(times) = &row.times {
-                own.push(format!("{:.1}", times.static_ps as f64 / 1e6 / row.batches.max(1) as f64));
-                own.extend(["0.0".into(), String::new(), String::new()]);
-            }
-            own
-        });
-        let table = render_table(&header, fixed.chain(cells).collect(), 2);
-        let mut text =
-            format!("Copies before each batch, chosen on {}; aim {}\n{table}", self.foresight, self.aim);
-        if let Some(timed) = &self.times {
-            text += &format!(
-                "Times of one layer of {} on {}: experts by {}, {:.1} us per copy of {:.1} MB and {:.1} us per batch \
-                 with copies over {}, {}.\n",
-                timed.on.model,
-                timed.on.gpu,
-                timed.source,
-                timed.times.copy_ps as f64 / 1e6,
-                timed.bytes as f64 / 1e6,
-                timed.times.start_ps as f64 / 1e6,
-                timed.network,
-                match timed.times.hidden_ps {
-                    u64::MAX => "all of them hidden".to_owned(),
-                    hidden => format!("{:.0} us of them hidden per batch", hidden as f64 / 1e6),
-                }
-            );
-        }
-        text
-    }
-
-    fn to_json(&self, comparison: &Comparison<'_>) -> Value {
-        let row = |study: &StudyRow| {
-            let row = &study.row;
-            let us = |ps: u64| ps as f64 / 1e6 / row.batches.max(1) as f64;
-            json!({
-                "policy": comparison.outcome.planned[row.planned].policy,
-                "memory": study.memory.to_string(),
-                "slots": study.per_rank,
-                "static_imbalance": row.static_imbalance,
-                "static_excess": row.static_excess,
-                "imbalance": row.imbalance,
-                "excess": row.excess,
-                "copies": row.copies,
-                "least_copies": row.least_copies,
-                "sent": row.sent,
-                "split_us": { "p50": row.split_us.p50, "p99": row.split_us.p99 },
-                "bytes_per_rank": self.model.as_ref().map(|model| study.bytes(model)),
-                "times": row.times.map(|times| json!({
-                    "static_us": us(times.static_ps),
-                    "experts_us": us(times.experts_ps),
-                    "exposed_us": us(times.exposed_ps),
-                    "better_us": us(times.better_ps),
-                })),
-            })
-        };
-        json!({
-            "chosen_on": self.foresight,
-            "aim": self.aim.to_string(),
-            "model": self.model.map(|model| model.to_string()),
-            "copy_us": self.times.as_ref().map(|timed| timed.times.copy_ps as f64 / 1e6),
-            "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
-        })
-    }
 }
 
 #[cfg(test)]

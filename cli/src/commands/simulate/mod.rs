@@ -7,6 +7,7 @@ mod backtest;
 mod cluster_table;
 mod comparison;
 mod dynamic;
+mod dynamic_table;
 mod network;
 mod objective;
 mod planning_cost;
@@ -30,6 +31,7 @@ use clap::{Args, Subcommand};
     subcommand_negates_reqs = true,
     disable_help_subcommand = true,
     mut_arg("redundant", |arg| arg.hide_short_help(true)),
+    mut_arg("policies", |arg| arg.hide_short_help(true)),
     mut_arg("splits", |arg| arg.hide_short_help(true)),
     mut_arg("report", |arg| arg.hide_short_help(true))
 )]

@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! cargo bench -p evenkeel-solver --bench copies -- [--json] [--seeds N] [--defeats] [--ranks R]
+//! cargo bench -p evenkeel-solver --bench copies -- --loads loads.csv --ranks R [--slots B]
 //! cargo bench -p evenkeel-solver --features highs --bench copies -- --milp 60 --ranks 8
 //! ```
 //!
 //! `--defeats` counts the batches on which a rule does better with as many slots as it uses. `--milp` adds
-//! the best plan that HiGHS finds in this many seconds per batch.
+//! the best plan that HiGHS finds in this many seconds per batch. `--loads` takes the batches of a trace that
+//! `evenkeel trace convert` has written.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs, reason = "a benchmark")]
 
+use std::collections::BTreeMap;
+use std::error::Error;
 use std::process::ExitCode;
 
 use evenkeel_solver::SolverError;
@@ -29,6 +33,8 @@ struct Options {
     seeds: u64,
     ranks: Option<usize>,
     milp: Option<f64>,
+    loads: Option<String>,
+    slots: u32,
 }
 
 fn main() -> ExitCode {
@@ -39,7 +45,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match print_tables(&options) {
+    match list_corpora(&options).and_then(|corpora| Ok(print_tables(&options, corpora)?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -49,9 +55,13 @@ fn main() -> ExitCode {
 }
 
 fn parse_options() -> Result<Options, String> {
-    let mut options = Options { seeds: 20, ..Options::default() };
+    let mut options = Options { seeds: 20, slots: 2, ..Options::default() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
+        if word == "--loads" {
+            options.loads = Some(words.next().ok_or("--loads needs a file")?);
+            continue;
+        }
         let mut number = || -> Result<f64, String> {
             let text = words.next().ok_or(format!("{word} needs a number"))?;
             text.parse().map_err(|_| format!("{word} {text}: expected a number"))
@@ -63,11 +73,13 @@ fn parse_options() -> Result<Options, String> {
             "--seeds" => options.seeds = number()? as u64,
             "--ranks" => options.ranks = Some(number()? as usize),
             "--milp" => options.milp = Some(number()?),
+            "--slots" => options.slots = number()? as u32,
             // The flag that `cargo bench` passes.
             "--bench" => {}
             _ => {
                 return Err(format!(
-                    "{word}: expected --json, --defeats, --thorough, --seeds N, --ranks R or --milp SECONDS"
+                    "{word}: expected --json, --defeats, --thorough, --seeds N, --ranks R, --milp SECONDS, \
+                     --loads FILE or --slots B"
                 ));
             }
         }
@@ -75,7 +87,7 @@ fn parse_options() -> Result<Options, String> {
     Ok(options)
 }
 
-fn print_tables(options: &Options) -> Result<(), SolverError> {
+fn print_tables(options: &Options, corpora: Vec<CopyCorpus>) -> Result<(), SolverError> {
     let mut documents = vec![];
     if !options.json {
         println!(
@@ -83,11 +95,7 @@ fn print_tables(options: &Options) -> Result<(), SolverError> {
             "corpus", "objective", "solver", "cases", "copies", "bound", "peak", "bound", "p50 us", "p99 us"
         );
     }
-    for (name, shape, slots) in corpora() {
-        if options.ranks.is_some_and(|ranks| ranks != shape.ranks) {
-            continue;
-        }
-        let corpus = CopyCorpus::draw(name, shape, slots, 0..options.seeds);
+    for corpus in corpora {
         if options.defeats {
             print_defeats(&corpus)?;
             continue;
@@ -106,7 +114,45 @@ fn print_tables(options: &Options) -> Result<(), SolverError> {
     Ok(())
 }
 
-/// Returns name, shape and dynamic slots of all corpora: UltraEP's generator, LLEP's injections, and TopoEP's
+/// Returns the corpora of the options: those of a file, or the drawn ones.
+fn list_corpora(options: &Options) -> Result<Vec<CopyCorpus>, Box<dyn Error>> {
+    if let Some(file) = &options.loads {
+        let ranks = options.ranks.ok_or("--loads: expected --ranks too")?;
+        let batches = read_loads(file)?;
+        let items = batches.first().map_or(0, Vec::len);
+        if ranks == 0 || items == 0 || items % ranks != 0 {
+            return Err(format!("{file}: {items} experts on {ranks} ranks: expected a multiple").into());
+        }
+        return Ok(vec![CopyCorpus::recorded(file.clone(), ranks, options.slots, batches)]);
+    }
+    let drawn = corpora().into_iter().filter(|(_, shape, _)| options.ranks.is_none_or(|r| r == shape.ranks));
+    Ok(drawn.map(|(name, shape, slots)| CopyCorpus::draw(name, shape, slots, 0..options.seeds)).collect())
+}
+
+/// Reads the batches of all layers of a trace with the columns step, layer, expert and tokens.
+fn read_loads(file: &str) -> Result<Vec<Vec<u32>>, Box<dyn Error>> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
+    let mut lines = text.lines().enumerate();
+    if lines.next().is_none_or(|(_, header)| header != "step,layer,expert,tokens") {
+        return Err(format!("{file}: expected the header step,layer,expert,tokens").into());
+    }
+    let mut loads: BTreeMap<(u64, u64), BTreeMap<usize, u32>> = BTreeMap::new();
+    let mut items = 0;
+    for (line, text) in lines {
+        let wrong = || format!("{file}, line {}: \"{text}\": expected four numbers", line + 1);
+        let numbers: Vec<u64> =
+            text.split(',').map(str::parse).collect::<Result<_, _>>().map_err(|_| wrong())?;
+        let &[step, layer, expert, tokens] = &numbers[..] else { return Err(wrong().into()) };
+        let tokens = u32::try_from(tokens).map_err(|_| wrong())?;
+        items = items.max(expert as usize + 1);
+        loads.entry((step, layer)).or_default().insert(expert as usize, tokens);
+    }
+    let fill =
+        |of: BTreeMap<usize, u32>| (0..items).map(|item| of.get(&item).copied().unwrap_or(0)).collect();
+    Ok(loads.into_values().map(fill).filter(|loads: &Vec<u32>| loads.iter().any(|&load| load > 0)).collect())
+}
+
+/// Returns name, shape and dynamic slots of all drawn corpora: UltraEP's generator, LLEP's injections, and TopoEP's
 /// shape.
 fn corpora() -> Vec<(String, CopyShape, u32)> {
     let mut corpora = vec![];
@@ -128,6 +174,7 @@ fn corpora() -> Vec<(String, CopyShape, u32)> {
             }
         }
         if slots == 2 {
+            corpora.push((format!("{ranks}x{items} even"), shape(CopyLaw::Even), slots));
             for percent in [30, 50, 80, 95] {
                 let name = format!("{ranks}x{items} one item {percent} %");
                 corpora.push((name, shape(CopyLaw::OneItem { share: f64::from(percent) / 100.0 }), slots));
@@ -152,6 +199,7 @@ fn measure(corpus: &CopyCorpus, options: &Options) -> Result<Vec<CopyRow>, Solve
         corpus.measure_solver(&mut solver, "peak", lowest)?,
         corpus.measure_solver(&mut solver, "time", |_| CopyGoal::LeastTime(TIMES))?,
     ];
+    rows.push(corpus.measure_split()?);
     if let Some(seconds) = options.milp {
         rows.extend(corpus.measure_milp("copies", target, seconds));
         rows.extend(corpus.measure_milp("peak", lowest, seconds));

@@ -8,6 +8,7 @@
 //! bisected until the busiest rank has the target ratio to the mean. The bisection uses approximate
 //! inclusion probabilities. Every token visits `top_k` different items, drawn by weight.
 //! [`CopyLaw::OneItem`] is LLEP's: a share of all visits goes to one item, and the rest is even.
+//! [`CopyLaw::Even`] needs no copy.
 
 use super::corpus::CorpusRng;
 
@@ -41,6 +42,8 @@ pub enum CopyLaw {
         /// The share.
         share: f64,
     },
+    /// All items have equal loads.
+    Even,
 }
 
 impl CopyShape {
@@ -62,6 +65,10 @@ impl CopyShape {
                     loads[dice.draw_below(self.items)] += 1;
                 }
                 loads
+            }
+            CopyLaw::Even => {
+                let visits = self.ranks * self.tokens_per_rank * self.top_k;
+                vec![(visits / self.items.max(1)) as u32; self.items]
             }
         }
     }

@@ -6,11 +6,11 @@
 
 use std::time::Instant;
 
-use super::copy_corpus::CopyShape;
+use super::copy_corpus::{CopyLaw, CopyShape};
 use super::copy_rules::{CopiedPiece, CopyRule, RuleInput};
 use super::measure::quantile;
 use crate::copies::{CopyGoal, CopyPlan, CopyProblem, CopySolver, CopyTimes, ItemCopy};
-use crate::{Hosts, SolverError};
+use crate::{Hosts, Problem, RankSplit, SolverError, Workspace, solve_into};
 
 /// Batches of one shape with their dynamic slots.
 #[derive(Debug, Clone)]
@@ -29,7 +29,7 @@ pub struct CopyCorpus {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CopyRow {
-    /// Quantity that is minimised: "copies", "peak" or "time".
+    /// Quantity that is minimised: "copies", "peak" or "time". "split" is the split without copies.
     pub objective: &'static str,
     /// Name of the method.
     pub solver: &'static str,
@@ -65,6 +65,13 @@ impl CopyCorpus {
     /// Draws the batches of a number of seeds.
     pub fn draw(name: String, shape: CopyShape, slots: u32, seeds: std::ops::Range<u64>) -> CopyCorpus {
         CopyCorpus { name, shape, slots, batches: seeds.map(|seed| shape.draw_loads(seed)).collect() }
+    }
+
+    /// Returns recorded batches, each with the loads of all items in the order of their homes.
+    pub fn recorded(name: String, ranks: usize, slots: u32, batches: Vec<Vec<u32>>) -> CopyCorpus {
+        let items = batches.first().map_or(0, Vec::len);
+        let shape = CopyShape { ranks, items, top_k: 1, tokens_per_rank: 0, law: CopyLaw::Even };
+        CopyCorpus { name, shape, slots, batches }
     }
 
     /// Returns the problem with a number of slots per rank.
@@ -118,6 +125,39 @@ impl CopyCorpus {
             peak_over_mean: sums[1],
             bound_copies: sums[2],
             bound_peak_over_mean: sums[3],
+            p50_us: quantile(&mut times, 0.5),
+            p99_us: quantile(&mut times, 0.99),
+        })
+    }
+
+    /// Measures the exact split without copies on all batches, for comparison.
+    ///
+    /// # Errors
+    /// Fails as the solver does.
+    pub fn measure_split(&self) -> Result<CopyRow, SolverError> {
+        let problem = Problem::new(self.problem(0)?.hosts().clone());
+        let (mut workspace, mut split) = (Workspace::new(&problem), RankSplit::default());
+        let (mut times, mut peaks) = (vec![], 0.0);
+        for loads in &self.batches {
+            let wide: Vec<u64> = loads.iter().map(|&load| u64::from(load)).collect();
+            let mut rounds = vec![];
+            for _ in 0..7 {
+                let start = Instant::now();
+                solve_into(&problem, &wide, &mut workspace, &mut split)?;
+                rounds.push(start.elapsed().as_secs_f64() * 1e6);
+            }
+            times.push(quantile(&mut rounds, 0.5));
+            let peak = split.rank_loads.iter().copied().max().unwrap_or(0);
+            peaks += peak as f64 / f64::from(mean_load(loads, self.shape.ranks));
+        }
+        Ok(CopyRow {
+            objective: "split",
+            solver: "exact",
+            instances: self.batches.len(),
+            copies: 0.0,
+            peak_over_mean: peaks / self.batches.len().max(1) as f64,
+            bound_copies: f64::NAN,
+            bound_peak_over_mean: f64::NAN,
             p50_us: quantile(&mut times, 0.5),
             p99_us: quantile(&mut times, 0.99),
         })

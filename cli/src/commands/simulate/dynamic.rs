@@ -76,12 +76,7 @@ pub(super) struct DynamicArgs {
     /// routing: the batch before, the mean of N batches before, a trace file with predicted loads of every
     /// step, and the batch itself as the limit of every prediction. The split follows the true loads in every
     /// case.
-    #[arg(
-        long,
-        value_name = "LOADS",
-        default_value = "routed",
-        help_heading = "Dynamic slots"
-    )]
+    #[arg(long, value_name = "LOADS", default_value = "routed", help_heading = "Dynamic slots")]
     foresee: ForesightName,
     /// Microseconds of other work that hide copies [default: 0 after routing, unlimited before]
     #[arg(long, value_name = "US", hide_short_help = true, help_heading = "Times")]

@@ -48,17 +48,19 @@ impl CopyState {
                 return;
             };
             let item = self.table.item_in[from];
+            let may_send = self.may_send(self.rank_of(self.static_slot(from)));
             let mut best: Option<(u32, Option<usize>, usize)> = None;
             for to in (0..self.loads.len()).filter(|&to| to != rank) {
+                if best.is_some_and(|(least, ..)| self.loads[to] >= least) {
+                    continue;
+                }
                 let own = self.table.slots_of[item as usize]
                     .iter()
                     .find(|&&slot| self.rank_of(slot as usize) == to);
                 let own = own.map(|&slot| slot as usize);
-                let may = own.is_some()
-                    || self.received[to] < self.limits.received
-                        && self.may_send(self.rank_of(self.static_slot(from)))
-                        && self.find_open_slot(to).is_some();
-                if may && best.is_none_or(|(least, ..)| self.loads[to] < least) {
+                let may =
+                    own.is_some() || may_send && self.may_receive(to) && self.find_open_slot(to).is_some();
+                if may {
                     best = Some((self.loads[to], own, to));
                 }
             }
@@ -106,7 +108,7 @@ impl CopyState {
             match other.map(|&other| other as usize) {
                 _ if sent == 0 => return false,
                 Some(other) => self.move_tokens(slot, other, sent),
-                None if self.may_send(from) && self.add_copy(slot, to, sent) => {}
+                None if self.may_send(from) && self.may_receive(to) && self.add_copy(slot, to, sent) => {}
                 None => return false,
             }
             quotas.retain_mut(|known| {

@@ -232,7 +232,7 @@ impl CopyState {
     /// Returns the tokens that a copy on this rank could take.
     fn receivable(&self, rank: usize) -> u32 {
         let slack = self.target.saturating_sub(self.loads[rank]);
-        if slack == 0 || self.received[rank] >= self.limits.received || self.find_open_slot(rank).is_none() {
+        if slack == 0 || !self.may_receive(rank) || self.find_open_slot(rank).is_none() {
             return 0;
         }
         slack
@@ -266,6 +266,11 @@ impl CopyState {
     /// Returns true if another copy may leave a rank.
     pub(super) fn may_send(&self, rank: usize) -> bool {
         self.copies < self.limits.total && self.sent[rank] < self.limits.sent
+    }
+
+    /// Returns true if a rank may receive another copy.
+    pub(super) fn may_receive(&self, rank: usize) -> bool {
+        self.received[rank] < self.limits.received
     }
 
     /// Copies the item of a slot to a rank, with some of its tokens. Returns false if the rank has no

@@ -33,10 +33,19 @@ impl CopySolver {
     /// Finds copies with which no rank exceeds a target, and stores the best plan with at least `enough`
     /// copies. Returns false if it finds none.
     fn find_copies_for(&mut self, target: u32, limits: CopyLimits, enough: u32) -> bool {
-        let (mut found, mut binding) = (false, self.has_tight_rooms(target));
+        let tight = self.has_tight_rooms(target);
+        // The time of some rules grows with the ranks for every slot.
+        let brief = self.state.loads.len() <= 16;
+        let (mut found, mut binding) = (false, tight);
         for rule in RULES {
-            // The other rules help where items or rooms bind.
-            if found && !binding && !matches!(rule, ServeRule::FitAscending | ServeRule::FitDescending) {
+            // Large pieces help where items or rooms bind. Other rules help where rooms bind, or where the
+            // first ones fail.
+            let useful = match rule {
+                ServeRule::FitAscending | ServeRule::FitDescending => true,
+                ServeRule::LargestPieces => binding,
+                ServeRule::LargestRooms { .. } | ServeRule::Alternating => tight || binding && brief,
+            };
+            if found && !useful {
                 break;
             }
             self.restart(target, limits);
@@ -50,8 +59,6 @@ impl CopySolver {
                 }
             }
         }
-        // The time of this rule grows with the ranks for every slot.
-        let brief = self.state.loads.len() <= 16;
         if (binding && brief || !found) && self.use_half_gaps(target, limits) <= target {
             if !found || self.state.copies < self.best.copies {
                 self.best.store(&self.state, target);

@@ -31,7 +31,7 @@ impl CopyState {
     pub(super) fn serve_all(&mut self, rule: ServeRule, order: &mut Vec<u64>) -> bool {
         match rule {
             ServeRule::Alternating => return self.serve_in_turns(),
-            ServeRule::LargestPieces => return self.serve_largest_pieces(),
+            ServeRule::LargestPieces => return self.serve_largest_pieces(order),
             _ => {}
         }
         order.clear();
@@ -55,28 +55,23 @@ impl CopyState {
 
     /// Passes on the largest piece that any overloaded rank can spare, again and again. Returns false if some
     /// excess stays.
-    fn serve_largest_pieces(&mut self) -> bool {
-        loop {
-            let mut best: Option<(u32, usize)> = None;
-            let mut complete = true;
-            for rank in 0..self.loads.len() {
-                let need = self.loads[rank].saturating_sub(self.target);
-                if need == 0 {
-                    continue;
-                }
+    fn serve_largest_pieces(&mut self, pieces: &mut Vec<u64>) -> bool {
+        pieces.clear();
+        let mut complete = true;
+        for rank in (0..self.loads.len()).filter(|&rank| self.loads[rank] > self.target) {
+            match self.largest_piece(rank) {
+                Some(piece) => pieces.push(piece),
+                None => complete = false,
+            }
+        }
+        // The first of equals is on the first rank.
+        while let Some((at, &key)) = pieces.iter().enumerate().max_by_key(|&(_, &key)| key) {
+            let (piece, slot) = ((key >> 32) as u32, (u32::MAX - key as u32) as usize);
+            if !self.may_send(self.rank_of(self.static_slot(slot))) {
+                pieces.swap_remove(at);
                 complete = false;
-                if let Some(slot) = self.largest_slot(rank) {
-                    let piece = need.min(self.tokens[slot]);
-                    let may = self.may_send(self.rank_of(self.static_slot(slot)));
-                    if may && best.is_none_or(|(most, _)| piece > most) {
-                        best = Some((piece, slot));
-                    }
-                }
+                continue;
             }
-            if complete {
-                return true;
-            }
-            let Some((piece, slot)) = best else { return false };
             let item = self.table.item_in[slot];
             let free = |&&key: &&u64| !self.hosts(key as u32 as usize, item);
             let fits = self.receivers.partition_point(|&key| key >> 32 < u64::from(piece));
@@ -87,7 +82,24 @@ impl CopyState {
             if !self.add_copy(slot, key as u32 as usize, piece.min((key >> 32) as u32)) {
                 return false;
             }
+            let rank = self.rank_of(slot);
+            let next = self.largest_piece(rank).filter(|_| self.loads[rank] > self.target);
+            if let Some(next) = next {
+                pieces[at] = next;
+            } else {
+                complete &= self.loads[rank] <= self.target;
+                pieces.swap_remove(at);
+            }
         }
+        complete
+    }
+
+    /// Returns the tokens that the largest slot of an overloaded rank can spare, in the upper half, and the
+    /// distance of the slot from the highest number in the lower half.
+    fn largest_piece(&self, rank: usize) -> Option<u64> {
+        let need = self.loads[rank].saturating_sub(self.target);
+        let slot = self.largest_slot(rank)?;
+        Some(u64::from(need.min(self.tokens[slot])) << 32 | u64::from(u32::MAX - slot as u32))
     }
 
     /// Passes the excess of a rank on. Returns false if some of it stays.

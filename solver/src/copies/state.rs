@@ -243,15 +243,28 @@ impl CopyState {
         if old == new {
             return;
         }
-        if old > 0 {
-            let key = receiver_key(old, rank);
-            let at = self.receivers.partition_point(|&other| other < key);
-            self.receivers.remove(at);
-        }
-        if new > 0 {
-            let key = receiver_key(new, rank);
-            let at = self.receivers.partition_point(|&other| other < key);
-            self.receivers.insert(at, key);
+        let (leaves, enters) = (receiver_key(old, rank), receiver_key(new, rank));
+        let place = |key: u64| self.receivers.partition_point(|&other| other < key);
+        match (old > 0, new > 0) {
+            (true, true) => {
+                let (from, to) = (place(leaves), place(enters));
+                // The other entries between the two places move by one.
+                if from < to {
+                    self.receivers.copy_within(from + 1..to, from);
+                    self.receivers[to - 1] = enters;
+                } else {
+                    self.receivers.copy_within(to..from, to + 1);
+                    self.receivers[to] = enters;
+                }
+            }
+            (true, false) => {
+                let from = place(leaves);
+                self.receivers.remove(from);
+            }
+            (false, _) => {
+                let to = place(enters);
+                self.receivers.insert(to, enters);
+            }
         }
         self.listed[rank] = new;
     }

@@ -13,6 +13,7 @@
 //!    expected peak follows, and the lengths are searched in ascending order of the expected time.
 //! 3. Contents are exchanged for the best length, and for more lengths if the effort permits.
 
+use super::bounds::BusiestRank;
 use super::state::CopyLimits;
 use super::{BestContents, CopySolver, CopyTimes};
 
@@ -228,6 +229,7 @@ impl CopySolver {
         let time_of =
             |peak: u32, exposed| u64::from(peak).saturating_mul(times.token).saturating_add(exposed);
         let direct = self.list_direct_peaks();
+        let mut busiest = (!self.state.shares_items).then(|| self.list_others());
         let mut listed: Vec<TransferLength> = vec![];
         let (mut received, mut sent) = (0, 0);
         loop {
@@ -250,7 +252,10 @@ impl CopySolver {
             let all = ranks.saturating_mul(received.min(sent).min(most_sent)).min(u64::from(u32::MAX)) as u32;
             // The mean itself is mostly possible.
             let pooled = if at_mean.is_some_and(|least| least <= all) { mean } else { self.bound_peak(all) };
-            let least_peak = pooled.max(self.groups.bound_peak_by_sent(limits.sent));
+            let by_sent = self.groups.bound_peak_by_sent(limits.sent);
+            let by_busiest =
+                busiest.as_mut().map_or(0, |rank| rank.bound_peak(sent, received.min(most_received)) as u32);
+            let least_peak = pooled.max(by_sent).max(by_busiest);
             let expected = direct.get(sent as usize).or(direct.last()).filter(|_| !self.state.shares_items);
             let expected_peak = expected.map_or(least_peak, |&peak| least_peak.max(peak));
             listed.push(TransferLength {
@@ -264,6 +269,18 @@ impl CopySolver {
             });
         }
         listed
+    }
+
+    /// Returns the loads and slots of all ranks but the busiest one, and the largest of their items.
+    fn list_others(&self) -> BusiestRank {
+        let loads = self.start.loads();
+        let busiest = (0..loads.len()).max_by_key(|&rank| (loads[rank], std::cmp::Reverse(rank)));
+        let ranks = (0..loads.len()).filter(|&rank| Some(rank) != busiest);
+        let others =
+            ranks.clone().map(|rank| (u64::from(loads[rank]), u64::from(self.problem.slots()[rank])));
+        let items = ranks.flat_map(|rank| self.start.tokens()[self.state.slots(rank)].iter());
+        let largest = u64::from(items.copied().max().unwrap_or(0));
+        BusiestRank::new(others.collect(), largest, self.start.total())
     }
 
     /// Returns the lowest peaks of the busiest rank if it fills the largest rooms: none, one, and so on.

@@ -124,6 +124,11 @@ impl ResidualPaths {
         None
     }
 
+    /// Returns the rank from which the last search reached another rank.
+    pub(crate) fn rank_before(&self, table: &SlotTable, rank: usize) -> usize {
+        table.rank_of[self.via[rank].0 as usize] as usize
+    }
+
     /// Sends as many tokens along the path found as the target demands and the path allows.
     pub(crate) fn push(
         &self,

@@ -149,9 +149,9 @@ impl LoadGroups {
 ///
 /// **Proof.** If the busiest rank sends `k` copies, its tokens are on `k + 1` ranks. Any other rank ends with
 /// its own tokens and those of its copies at most. None of these items is from the busiest rank. The *cap* of
-/// a rank is its load, and the largest such item for every copy. The total is at most the peak for the `k + 1`
-/// ranks, and the peak or the cap for the others. The lowest `k` caps are left out, because the busiest rank
-/// may send there.
+/// a rank is its load, plus the largest such item for every copy. The total is at most the peak for the
+/// `k + 1` ranks, and the peak or the cap for the others. The lowest `k` caps are left out, because the
+/// busiest rank may send there.
 #[derive(Debug, Default)]
 pub(super) struct BusiestRank {
     /// Load and dynamic slots of every other rank.

@@ -208,7 +208,13 @@ impl CopyState {
             if let Some(end) = self.paths.find_path(&self.table, (tokens, loads), rank, self.target) {
                 let (tokens, loads) = (&mut self.tokens, &mut self.loads);
                 self.paths.push(&self.table, (tokens, loads), (rank, end), self.target);
-                self.list_receivers();
+                // Slots on the way may have lost their last tokens.
+                let mut passed = end;
+                self.update_receiver(passed);
+                while passed != rank {
+                    passed = self.paths.rank_before(&self.table, passed);
+                    self.update_receiver(passed);
+                }
                 continue;
             }
             let Some((from, to)) = self.find_remote_copy() else { return false };
@@ -223,11 +229,13 @@ impl CopyState {
     /// search reached and the ranks that it did not reach.
     fn find_remote_copy(&self) -> Option<(usize, usize)> {
         let &key = self.receivers.iter().rev().find(|&&key| !self.paths.has_reached(key as u32 as usize))?;
-        let reached = self.paths.queue.iter().map(|&rank| rank as usize);
-        let slots = reached.flat_map(|rank| self.slots(rank)).filter(|&slot| self.tokens[slot] > 0);
-        let slots = slots.filter(|&slot| self.may_send(self.rank_of(self.static_slot(slot))));
         // The first of equals is on the rank with the shortest path.
-        let best = slots.min_by_key(|&slot| std::cmp::Reverse(self.tokens[slot]))?;
-        Some((best, key as u32 as usize))
+        let (mut best, mut most) = (None, 0);
+        for slot in self.paths.queue.iter().flat_map(|&rank| self.slots(rank as usize)) {
+            if self.tokens[slot] > most && self.may_send(self.rank_of(self.static_slot(slot))) {
+                (best, most) = (Some(slot), self.tokens[slot]);
+            }
+        }
+        best.map(|slot| (slot, key as u32 as usize))
     }
 }

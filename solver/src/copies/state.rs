@@ -238,7 +238,7 @@ impl CopyState {
         slack
     }
 
-    fn update_receiver(&mut self, rank: usize) {
+    pub(super) fn update_receiver(&mut self, rank: usize) {
         let (old, new) = (self.listed[rank], self.receivable(rank));
         if old == new {
             return;

@@ -6,9 +6,9 @@
 use super::state::CopyState;
 
 impl CopyState {
-    /// Passes tokens of the largest slots of a rank into the largest rooms, with a least size of a piece (the
-    /// rule of UltraEP). Returns false if some excess stays.
-    pub(super) fn serve_largest(&mut self, rank: usize, least: Option<u32>) -> bool {
+    /// Passes tokens of the largest slots of a rank into the largest rooms (the rule of UltraEP). A piece has
+    /// at least the need divided by the number of rooms. Returns false if some excess stays.
+    pub(super) fn serve_largest(&mut self, rank: usize) -> bool {
         self.use_hosts(rank);
         let mut tried = u128::MAX;
         while self.loads[rank] > self.target {
@@ -27,8 +27,8 @@ impl CopyState {
                 let (Some(&key), true) = (largest, need > 0) else { break };
                 let sent = need.min((key >> 32) as u32).min(self.tokens[slot].saturating_sub(1));
                 let may = self.may_send(self.rank_of(self.static_slot(slot)));
-                let least = least.unwrap_or(need.div_ceil(rooms)).max(1);
-                if sent < least || !may || !self.add_copy(slot, key as u32 as usize, sent) {
+                let large = sent >= need.div_ceil(rooms).max(1);
+                if !large || !may || !self.add_copy(slot, key as u32 as usize, sent) {
                     break;
                 }
             }

@@ -7,12 +7,11 @@ use super::serve::ServeRule;
 use super::state::{CopyLimits, CopyState};
 
 /// Rules of construction, in the order in which they are tried.
-const RULES: [ServeRule; 6] = [
+const RULES: [ServeRule; 5] = [
     ServeRule::FitAscending,
     ServeRule::FitDescending,
     ServeRule::LargestPieces,
-    ServeRule::LargestRooms { least: None },
-    ServeRule::LargestRooms { least: Some(1024) },
+    ServeRule::LargestRooms,
     ServeRule::Alternating,
 ];
 
@@ -43,7 +42,7 @@ impl CopySolver {
             let useful = match rule {
                 ServeRule::FitAscending | ServeRule::FitDescending => true,
                 ServeRule::LargestPieces => binding,
-                ServeRule::LargestRooms { .. } | ServeRule::Alternating => tight || binding && brief,
+                ServeRule::LargestRooms | ServeRule::Alternating => tight || binding && brief,
             };
             if found && !useful {
                 break;
@@ -237,7 +236,9 @@ impl CopySolver {
         if self.bound_copies(target).is_none_or(|least| least > limits.total) {
             return false;
         }
-        for rule in RULES {
+        // With the largest rooms first, a rank sends more copies than by the other rules.
+        let limited = limits.sent < u32::MAX;
+        for rule in RULES.into_iter().filter(|&rule| !limited || rule != ServeRule::LargestRooms) {
             self.restart(target, limits);
             if self.serve(rule) {
                 return true;

@@ -16,10 +16,7 @@ pub(super) enum ServeRule {
     /// Ranks in descending order of excess, rooms that fit.
     FitDescending,
     /// Ranks in descending order of excess, largest rooms and largest items first.
-    LargestRooms {
-        /// Fewest tokens of a piece. `None` stands for the need divided by the number of rooms.
-        least: Option<u32>,
-    },
+    LargestRooms,
     /// The largest pieces of all ranks first, rooms that fit.
     LargestPieces,
     /// The most overloaded rank fills the largest room, in turns.
@@ -46,7 +43,7 @@ impl CopyState {
         for &key in order.iter() {
             let rank = key as u32 as usize;
             complete &= match rule {
-                ServeRule::LargestRooms { least } => self.serve_largest(rank, least),
+                ServeRule::LargestRooms => self.serve_largest(rank),
                 _ => self.serve(rank),
             };
         }

@@ -35,10 +35,13 @@ impl ResidualPaths {
         loads: &mut [u32],
         target: u32,
     ) -> u64 {
-        let mut left = 0;
+        let (mut left, mut stuck) = (0, false);
         for rank in 0..loads.len() {
-            while loads[rank] > target {
-                let Some(end) = self.find_path(table, (tokens, loads), rank, target) else { break };
+            // The ranks of a search without a path have none either, until tokens move again.
+            while loads[rank] > target && !(stuck && self.has_reached(rank)) {
+                let end = self.find_path(table, (tokens, loads), rank, target);
+                stuck = end.is_none();
+                let Some(end) = end else { break };
                 self.push(table, (tokens, loads), (rank, end), target);
             }
             left += u64::from(loads[rank].saturating_sub(target));

@@ -184,7 +184,7 @@ impl CopySolver {
         let exposed = fastest.length.map_or(0, |length| length.exposed);
         if let Some(length) = fastest.length {
             self.best.clone_from(&fastest.contents);
-            self.exchange_for_length(&length, exchanges / 8 * 3, fastest);
+            self.exchange_for_length(&length, exchanges / 8 * 5, fastest);
         }
         let more = exchanges as usize / (16 * self.state.loads.len().max(1));
         lengths.sort_unstable_by_key(|length| (length.exposed.abs_diff(exposed), length.exposed));

@@ -140,6 +140,9 @@ impl CopySolver {
                 }
             }
         }
+        if let Some(length) = lengths.get(best) {
+            self.construct_faster(length, length.expected_peak / 2048, fastest);
+        }
     }
 
     /// Constructs plans of one length that take less time than the best one, in steps of the peak that are at

@@ -158,9 +158,9 @@ impl CopySolver {
                 break;
             }
             failed = target;
-            step = (2 * step).max(fine);
+            step = step.saturating_mul(2).max(fine);
         }
-        while reached > failed + fine {
+        while reached.saturating_sub(failed) > fine {
             let target = failed + (reached - failed) / 2;
             if self.try_target(target, limits) {
                 reached = self.lower_best(bound);
@@ -181,7 +181,7 @@ impl CopySolver {
     ) -> u32 {
         let fine = (bound / 2048).max(1);
         let (mut failed, mut left) = (bound.saturating_sub(1), exchanges);
-        while reached > failed + fine && left > 0 {
+        while reached.saturating_sub(failed) > fine && left > 0 {
             let target = failed + (reached - failed) / 2;
             let rounds = left.min((exchanges / 8).max(1));
             left -= rounds;

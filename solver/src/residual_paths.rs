@@ -13,6 +13,8 @@ pub(crate) struct ResidualPaths {
     /// Number of the search that reached a rank last, `[ranks]`.
     reached: Vec<u32>,
     search: u32,
+    /// Number of the search that followed an item last, `[items]`. All hosts of such an item are reached.
+    followed: Vec<u32>,
     /// Slot that gives and slot that takes on the way to a rank, `[ranks]`.
     via: Vec<(u32, u32)>,
     pub(crate) certificate: Vec<u32>,
@@ -33,10 +35,13 @@ impl ResidualPaths {
         loads: &mut [u32],
         target: u32,
     ) -> u64 {
-        let mut left = 0;
+        let (mut left, mut stuck) = (0, false);
         for rank in 0..loads.len() {
-            while loads[rank] > target {
-                let Some(end) = self.find_path(table, (tokens, loads), rank, target) else { break };
+            // The ranks of a search without a path have none either, until tokens move again.
+            while loads[rank] > target && !(stuck && self.has_reached(rank)) {
+                let end = self.find_path(table, (tokens, loads), rank, target);
+                stuck = end.is_none();
+                let Some(end) = end else { break };
                 self.push(table, (tokens, loads), (rank, end), target);
             }
             left += u64::from(loads[rank].saturating_sub(target));
@@ -88,8 +93,10 @@ impl ResidualPaths {
         self.search = self.search.wrapping_add(1);
         if self.search == 0 {
             self.reached.fill(0);
+            self.followed.fill(0);
             self.search = 1;
         }
+        self.followed.resize(table.slots_of.len(), 0);
         self.queue.clear();
         self.queue.push(from as u32);
         self.reached[from] = self.search;
@@ -99,7 +106,11 @@ impl ResidualPaths {
             let slots = table.starts[rank as usize]..table.starts[rank as usize + 1];
             let leave = |slot: &u32| table.is_shared[*slot as usize] && tokens[*slot as usize] > 0;
             for slot in slots.filter(leave) {
-                for &other in &table.slots_of[table.item_in[slot as usize] as usize] {
+                let item = table.item_in[slot as usize] as usize;
+                if std::mem::replace(&mut self.followed[item], self.search) == self.search {
+                    continue;
+                }
+                for &other in &table.slots_of[item] {
                     let to = table.rank_of[other as usize] as usize;
                     if self.reached[to] == self.search {
                         continue;
@@ -114,6 +125,11 @@ impl ResidualPaths {
             }
         }
         None
+    }
+
+    /// Returns the rank from which the last search reached another rank.
+    pub(crate) fn rank_before(&self, table: &SlotTable, rank: usize) -> usize {
+        table.rank_of[self.via[rank].0 as usize] as usize
     }
 
     /// Sends as many tokens along the path found as the target demands and the path allows.

@@ -143,3 +143,52 @@ impl LoadGroups {
         self.groups.iter().map(|group| group.load.div_ceil(ranks(group)) as u32).max().unwrap_or(0)
     }
 }
+
+/// Bound by the tokens that can leave the busiest rank, for batches in which no item is shared before the
+/// copies.
+///
+/// **Proof.** If the busiest rank sends `k` copies, its tokens are on `k + 1` ranks. Any other rank ends with
+/// its own tokens and those of its copies at most. None of these items is from the busiest rank. The *cap* of
+/// a rank is its load, plus the largest such item for every copy. The total is at most the peak for the
+/// `k + 1` ranks, and the peak or the cap for the others. The lowest `k` caps are left out, because the
+/// busiest rank may send there.
+#[derive(Debug, Default)]
+pub(super) struct BusiestRank {
+    /// Load and dynamic slots of every other rank.
+    others: Vec<(u64, u64)>,
+    largest_item: u64,
+    total: u64,
+    received: Option<u64>,
+    /// Caps of the other ranks for a number of copies that a rank may receive, ascending.
+    caps: Vec<u64>,
+}
+
+impl BusiestRank {
+    /// Creates the bound from the load and the slots of every other rank, and the largest of their items.
+    pub(super) fn new(others: Vec<(u64, u64)>, largest_item: u64, total: u64) -> BusiestRank {
+        BusiestRank { others, largest_item, total, ..BusiestRank::default() }
+    }
+
+    /// Returns a peak that no plan goes below if every rank sends and receives at most these numbers of
+    /// copies.
+    pub(super) fn bound_peak(&mut self, sent: u64, received: u64) -> u64 {
+        if self.received != Some(received) {
+            self.received = Some(received);
+            self.caps.clear();
+            let cap = |&(load, slots): &(u64, u64)| load + slots.min(received) * self.largest_item;
+            self.caps.extend(self.others.iter().map(cap));
+            self.caps.sort_unstable();
+        }
+        // Every cap below the bound raises it.
+        let (mut left, mut ranks) = (self.total, self.caps.len() as u64 + 1);
+        let mut peak = left.div_ceil(ranks);
+        for &cap in self.caps.iter().skip(sent.min(self.caps.len() as u64) as usize) {
+            if cap >= peak {
+                break;
+            }
+            (left, ranks) = (left.saturating_sub(cap), ranks - 1);
+            peak = left.div_ceil(ranks);
+        }
+        peak
+    }
+}

@@ -27,6 +27,16 @@ impl SavedTokens {
         self.loads.iter().map(|&load| u64::from(load)).sum()
     }
 
+    /// Returns the saved tokens, `[slots]`.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Returns the saved loads.
+    pub(super) fn loads(&self) -> &[u32] {
+        &self.loads
+    }
+
     /// Returns the highest saved load.
     pub(super) fn peak(&self) -> u32 {
         self.loads.iter().copied().max().unwrap_or(0)

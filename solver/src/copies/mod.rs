@@ -9,7 +9,8 @@
 //! **The method.** Without copies, the exact split is known. Overloaded ranks then pass their excess on in
 //! few pieces (`serve`). Parts of the plan are built again in another order (`rebuild`). If the slots bind,
 //! their contents are exchanged, with the exact number of tokens above the target as the measure
-//! (`exchange`). Choosing copies is strongly NP-hard, so the plan is not always optimal. Every plan carries
+//! (`exchange`). For the least time, the longest transfers of several lengths compete (`least_time`).
+//! Choosing copies is strongly NP-hard, so the plan is not always optimal. Every plan carries
 //! a proved lower bound (`bounds`). All numbers are integers, and the result is a pure function of the
 //! input.
 //!
@@ -32,6 +33,7 @@
 mod bounds;
 mod check;
 mod exchange;
+mod least_time;
 #[cfg(feature = "highs")]
 pub mod milp;
 mod published_rules;
@@ -332,7 +334,7 @@ impl CopySolver {
         match goal {
             CopyGoal::FewestCopies { peak } => self.find_fewest_copies(peak),
             CopyGoal::LowestPeak { copies } => {
-                self.find_lowest_peak(CopyLimits { total: copies, ..CopyLimits::NONE }, 0);
+                self.find_lowest_peak(CopyLimits { total: copies, ..CopyLimits::NONE });
             }
             CopyGoal::LeastTime(times) => plan.least_time = self.find_least_time(times),
         }

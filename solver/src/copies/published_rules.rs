@@ -6,9 +6,9 @@
 use super::state::CopyState;
 
 impl CopyState {
-    /// Passes tokens of the largest slots of a rank into the largest rooms, with a least size of a piece (the
-    /// rule of UltraEP). Returns false if some excess stays.
-    pub(super) fn serve_largest(&mut self, rank: usize, least: Option<u32>) -> bool {
+    /// Passes tokens of the largest slots of a rank into the largest rooms (the rule of UltraEP). A piece has
+    /// at least the need divided by the number of rooms. Returns false if some excess stays.
+    pub(super) fn serve_largest(&mut self, rank: usize) -> bool {
         self.use_hosts(rank);
         let mut tried = u128::MAX;
         while self.loads[rank] > self.target {
@@ -27,8 +27,8 @@ impl CopyState {
                 let (Some(&key), true) = (largest, need > 0) else { break };
                 let sent = need.min((key >> 32) as u32).min(self.tokens[slot].saturating_sub(1));
                 let may = self.may_send(self.rank_of(self.static_slot(slot)));
-                let least = least.unwrap_or(need.div_ceil(rooms)).max(1);
-                if sent < least || !may || !self.add_copy(slot, key as u32 as usize, sent) {
+                let large = sent >= need.div_ceil(rooms).max(1);
+                if !large || !may || !self.add_copy(slot, key as u32 as usize, sent) {
                     break;
                 }
             }
@@ -48,17 +48,19 @@ impl CopyState {
                 return;
             };
             let item = self.table.item_in[from];
+            let may_send = self.may_send(self.rank_of(self.static_slot(from)));
             let mut best: Option<(u32, Option<usize>, usize)> = None;
             for to in (0..self.loads.len()).filter(|&to| to != rank) {
+                if best.is_some_and(|(least, ..)| self.loads[to] >= least) {
+                    continue;
+                }
                 let own = self.table.slots_of[item as usize]
                     .iter()
                     .find(|&&slot| self.rank_of(slot as usize) == to);
                 let own = own.map(|&slot| slot as usize);
-                let may = own.is_some()
-                    || self.received[to] < self.limits.received
-                        && self.may_send(self.rank_of(self.static_slot(from)))
-                        && self.find_open_slot(to).is_some();
-                if may && best.is_none_or(|(least, ..)| self.loads[to] < least) {
+                let may =
+                    own.is_some() || may_send && self.may_receive(to) && self.find_open_slot(to).is_some();
+                if may {
                     best = Some((self.loads[to], own, to));
                 }
             }
@@ -106,7 +108,7 @@ impl CopyState {
             match other.map(|&other| other as usize) {
                 _ if sent == 0 => return false,
                 Some(other) => self.move_tokens(slot, other, sent),
-                None if self.may_send(from) && self.add_copy(slot, to, sent) => {}
+                None if self.may_send(from) && self.may_receive(to) && self.add_copy(slot, to, sent) => {}
                 None => return false,
             }
             quotas.retain_mut(|known| {

@@ -2,31 +2,18 @@
 //!
 //! In: the split without copies, and a goal. Out: the best contents of the dynamic slots, with tokens.
 
+use super::CopySolver;
 use super::serve::ServeRule;
 use super::state::{CopyLimits, CopyState};
-use super::{CopySolver, CopyTimes};
 
 /// Rules of construction, in the order in which they are tried.
-const RULES: [ServeRule; 6] = [
+const RULES: [ServeRule; 5] = [
     ServeRule::FitAscending,
     ServeRule::FitDescending,
     ServeRule::LargestPieces,
-    ServeRule::LargestRooms { least: None },
-    ServeRule::LargestRooms { least: Some(1024) },
+    ServeRule::LargestRooms,
     ServeRule::Alternating,
 ];
-
-/// Longest transfer of a plan.
-#[derive(Debug, Clone, Copy)]
-struct TransferLength {
-    limits: CopyLimits,
-    /// Part of its time that nothing hides.
-    exposed: u64,
-    /// Lower bound on the peak within the limits.
-    least_peak: u32,
-    /// Lower bound on the time.
-    least_time: u64,
-}
 
 impl CopySolver {
     /// Finds the fewest copies with which no rank exceeds a peak, or else the lowest peak.
@@ -39,16 +26,25 @@ impl CopySolver {
         {
             return;
         }
-        self.find_lowest_peak(CopyLimits::NONE, 0);
+        self.find_lowest_peak(CopyLimits::NONE);
     }
 
     /// Finds copies with which no rank exceeds a target, and stores the best plan with at least `enough`
     /// copies. Returns false if it finds none.
     fn find_copies_for(&mut self, target: u32, limits: CopyLimits, enough: u32) -> bool {
-        let (mut found, mut binding) = (false, self.has_tight_rooms(target));
+        let tight = self.has_tight_rooms(target);
+        // The time of some rules grows with the ranks for every slot.
+        let brief = self.state.loads.len() <= 16;
+        let (mut found, mut binding) = (false, tight);
         for rule in RULES {
-            // The other rules help where items or rooms bind.
-            if found && !binding && !matches!(rule, ServeRule::FitAscending | ServeRule::FitDescending) {
+            // Large pieces help where items or rooms bind. Other rules help where rooms bind, or where the
+            // first ones fail.
+            let useful = match rule {
+                ServeRule::FitAscending | ServeRule::FitDescending => true,
+                ServeRule::LargestPieces => binding,
+                ServeRule::LargestRooms | ServeRule::Alternating => tight || binding && brief,
+            };
+            if found && !useful {
                 break;
             }
             self.restart(target, limits);
@@ -62,8 +58,6 @@ impl CopySolver {
                 }
             }
         }
-        // The time of this rule grows with the ranks for every slot.
-        let brief = self.state.loads.len() <= 16;
         if (binding && brief || !found) && self.use_half_gaps(target, limits) <= target {
             if !found || self.state.copies < self.best.copies {
                 self.best.store(&self.state, target);
@@ -133,16 +127,27 @@ impl CopySolver {
         }
     }
 
-    /// Finds the lowest peak within limits, which is known to be `at_least` this high.
-    pub(super) fn find_lowest_peak(&mut self, limits: CopyLimits, at_least: u32) {
-        let bound = self.bound_peak(limits.total).max(at_least);
-        if self.best.peak <= bound {
-            return;
+    /// Finds the lowest peak within limits.
+    pub(super) fn find_lowest_peak(&mut self, limits: CopyLimits) {
+        let bound = self.bound_peak(limits.total);
+        let mut reached = self.construct_peak(limits, bound, self.best.peak);
+        // The slots bind where the construction fails. A rule without a target uses them all.
+        if reached > bound {
+            let peak = self.use_half_gaps(bound, limits);
+            if peak < reached {
+                self.best.store(&self.state, peak);
+                reached = peak;
+            }
         }
+        self.exchange_for_peak((limits, self.effort.exchanges), bound, reached);
+    }
+
+    /// Constructs plans with lower and lower peaks, from `reached` down to a lower bound, and stores the
+    /// best. Returns its peak, or `reached` if there is none.
+    fn construct_peak(&mut self, limits: CopyLimits, bound: u32, mut reached: u32) -> u32 {
         // Targets a little above the bound often succeed, so the steps grow.
         let fine = (bound / 2048).max(1);
         let (mut failed, mut step) = (bound.saturating_sub(1), 0);
-        let mut reached = self.best.peak;
         loop {
             let target = bound.saturating_add(step).min(reached);
             if target >= reached {
@@ -153,9 +158,9 @@ impl CopySolver {
                 break;
             }
             failed = target;
-            step = (2 * step).max(fine);
+            step = step.saturating_mul(2).max(fine);
         }
-        while reached > failed + fine {
+        while reached.saturating_sub(failed) > fine {
             let target = failed + (reached - failed) / 2;
             if self.try_target(target, limits) {
                 reached = self.lower_best(bound);
@@ -163,19 +168,22 @@ impl CopySolver {
                 failed = target;
             }
         }
-        // The slots bind where the construction fails. A rule without a target uses them all.
-        if reached > bound {
-            let peak = self.use_half_gaps(bound, limits);
-            if peak < reached {
-                self.best.store(&self.state, peak);
-                reached = peak;
-            }
-        }
-        let mut left = self.effort.exchanges;
-        failed = bound.saturating_sub(1);
-        while reached > failed + fine && left > 0 {
+        reached
+    }
+
+    /// Exchanges contents for lower and lower peaks, and stores the best plan. Returns its peak, or `reached`
+    /// if there is none.
+    pub(super) fn exchange_for_peak(
+        &mut self,
+        (limits, exchanges): (CopyLimits, u32),
+        bound: u32,
+        mut reached: u32,
+    ) -> u32 {
+        let fine = (bound / 2048).max(1);
+        let (mut failed, mut left) = (bound.saturating_sub(1), exchanges);
+        while reached.saturating_sub(failed) > fine && left > 0 {
             let target = failed + (reached - failed) / 2;
-            let rounds = left.min((self.effort.exchanges / 8).max(1));
+            let rounds = left.min((exchanges / 8).max(1));
             left -= rounds;
             if self.exchange_for(target, limits, rounds) {
                 reached = self.lower_best(bound);
@@ -183,10 +191,11 @@ impl CopySolver {
                 failed = target;
             }
         }
+        reached
     }
 
     /// Constructs a plan without a target, and returns its peak, lowered to at least `at_least`.
-    fn use_half_gaps(&mut self, at_least: u32, limits: CopyLimits) -> u32 {
+    pub(super) fn use_half_gaps(&mut self, at_least: u32, limits: CopyLimits) -> u32 {
         self.restart(u32::MAX, limits);
         self.state.serve_half_gaps();
         self.state.remove_idle_copies();
@@ -215,13 +224,23 @@ impl CopySolver {
 
     /// Constructs a plan for a target, and stores it if it is complete.
     fn try_target(&mut self, target: u32, limits: CopyLimits) -> bool {
+        let complete = self.serve_target(target, limits);
+        if complete {
+            self.best.store(&self.state, target);
+        }
+        complete
+    }
+
+    /// Constructs a plan for a target. Returns true if it is complete.
+    pub(super) fn serve_target(&mut self, target: u32, limits: CopyLimits) -> bool {
         if self.bound_copies(target).is_none_or(|least| least > limits.total) {
             return false;
         }
-        for rule in RULES {
+        // With the largest rooms first, a rank sends more copies than by the other rules.
+        let limited = limits.sent < u32::MAX;
+        for rule in RULES.into_iter().filter(|&rule| !limited || rule != ServeRule::LargestRooms) {
             self.restart(target, limits);
             if self.serve(rule) {
-                self.best.store(&self.state, target);
                 return true;
             }
         }
@@ -234,69 +253,6 @@ impl CopySolver {
         let peak = self.state.lower_peak(bound);
         self.best.store(&self.state, peak);
         peak
-    }
-
-    /// Finds the least time of peak and exposed transfers, and returns a lower bound of it.
-    ///
-    /// Every plan has a longest transfer. For each possible length, bounds on the peak give a least time. The
-    /// lengths are searched in ascending order of it, until no length can be better.
-    pub(super) fn find_least_time(&mut self, times: CopyTimes) -> u64 {
-        let none = self.best.clone();
-        let mut best = (times.add_exposed(none.peak, 0, 0), none.clone());
-        // One search per length shares the effort.
-        let exchanges = self.effort.exchanges;
-        self.effort.exchanges = exchanges / 8;
-        let mut lengths = self.list_lengths(times);
-        lengths.sort_unstable_by_key(|length| (length.least_time, length.exposed));
-        let bound = lengths.first().map_or(best.0, |length| length.least_time.min(best.0));
-        for length in lengths {
-            if length.least_time >= best.0 {
-                break;
-            }
-            none.load(&mut self.state);
-            self.best = none.clone();
-            self.find_lowest_peak(length.limits, length.least_peak);
-            self.best.load(&mut self.state);
-            let most = |counts: &[u32]| u64::from(counts.iter().copied().max().unwrap_or(0));
-            let (received, sent) = (most(&self.state.received), most(&self.state.sent));
-            let time = times.add_exposed(self.best.peak, received, sent);
-            if time < best.0 {
-                best = (time, self.best.clone());
-            }
-        }
-        self.effort.exchanges = exchanges;
-        self.best = best.1;
-        bound
-    }
-
-    /// Lists the possible lengths of the longest transfer, with the copies that they permit.
-    fn list_lengths(&mut self, times: CopyTimes) -> Vec<TransferLength> {
-        let ranks = self.state.loads.len() as u64;
-        let most_received = u64::from(self.problem.slots().iter().copied().max().unwrap_or(0));
-        let received = (1..=most_received).map(|count| count.saturating_mul(times.receive));
-        let sent = (1..=ranks * most_received).map(|count| count.saturating_mul(times.send));
-        let mut lengths: Vec<u64> = received.chain(sent).map(|length| length.max(times.hidden)).collect();
-        lengths.sort_unstable();
-        lengths.dedup();
-        let mut listed: Vec<TransferLength> = vec![];
-        for length in lengths {
-            let count = |each: u64| {
-                length.checked_div(each).map_or(u32::MAX, |count| count.min(u64::from(u32::MAX)) as u32)
-            };
-            let limits =
-                CopyLimits { total: u32::MAX, received: count(times.receive), sent: count(times.send) };
-            // Equal limits with a longer transfer are no better.
-            if limits.received == 0 || limits.sent == 0 || listed.last().is_some_and(|l| l.limits == limits) {
-                continue;
-            }
-            let each = u64::from(limits.received.min(limits.sent)).min(ranks * most_received);
-            let all = ranks.saturating_mul(each).min(u64::from(u32::MAX)) as u32;
-            let least_peak = self.bound_peak(all).max(self.groups.bound_peak_by_sent(limits.sent));
-            let exposed = length - times.hidden;
-            let least_time = u64::from(least_peak).saturating_mul(times.token).saturating_add(exposed);
-            listed.push(TransferLength { limits, exposed, least_peak, least_time });
-        }
-        listed
     }
 
     pub(super) fn bound_copies(&mut self, peak: u32) -> Option<u32> {
@@ -314,7 +270,7 @@ impl CopySolver {
         self.groups.bound_peak(copies.min(slots.min(u64::from(u32::MAX)) as u32), peak)
     }
 
-    fn start_peak(&self) -> u32 {
+    pub(super) fn start_peak(&self) -> u32 {
         self.start.peak()
     }
 }

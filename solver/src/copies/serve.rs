@@ -16,10 +16,7 @@ pub(super) enum ServeRule {
     /// Ranks in descending order of excess, rooms that fit.
     FitDescending,
     /// Ranks in descending order of excess, largest rooms and largest items first.
-    LargestRooms {
-        /// Fewest tokens of a piece. `None` stands for the need divided by the number of rooms.
-        least: Option<u32>,
-    },
+    LargestRooms,
     /// The largest pieces of all ranks first, rooms that fit.
     LargestPieces,
     /// The most overloaded rank fills the largest room, in turns.
@@ -31,7 +28,7 @@ impl CopyState {
     pub(super) fn serve_all(&mut self, rule: ServeRule, order: &mut Vec<u64>) -> bool {
         match rule {
             ServeRule::Alternating => return self.serve_in_turns(),
-            ServeRule::LargestPieces => return self.serve_largest_pieces(),
+            ServeRule::LargestPieces => return self.serve_largest_pieces(order),
             _ => {}
         }
         order.clear();
@@ -46,7 +43,7 @@ impl CopyState {
         for &key in order.iter() {
             let rank = key as u32 as usize;
             complete &= match rule {
-                ServeRule::LargestRooms { least } => self.serve_largest(rank, least),
+                ServeRule::LargestRooms => self.serve_largest(rank),
                 _ => self.serve(rank),
             };
         }
@@ -55,28 +52,23 @@ impl CopyState {
 
     /// Passes on the largest piece that any overloaded rank can spare, again and again. Returns false if some
     /// excess stays.
-    fn serve_largest_pieces(&mut self) -> bool {
-        loop {
-            let mut best: Option<(u32, usize)> = None;
-            let mut complete = true;
-            for rank in 0..self.loads.len() {
-                let need = self.loads[rank].saturating_sub(self.target);
-                if need == 0 {
-                    continue;
-                }
+    fn serve_largest_pieces(&mut self, pieces: &mut Vec<u64>) -> bool {
+        pieces.clear();
+        let mut complete = true;
+        for rank in (0..self.loads.len()).filter(|&rank| self.loads[rank] > self.target) {
+            match self.largest_piece(rank) {
+                Some(piece) => pieces.push(piece),
+                None => complete = false,
+            }
+        }
+        // The first of equals is on the first rank.
+        while let Some((at, &key)) = pieces.iter().enumerate().max_by_key(|&(_, &key)| key) {
+            let (piece, slot) = ((key >> 32) as u32, (u32::MAX - key as u32) as usize);
+            if !self.may_send(self.rank_of(self.static_slot(slot))) {
+                pieces.swap_remove(at);
                 complete = false;
-                if let Some(slot) = self.largest_slot(rank) {
-                    let piece = need.min(self.tokens[slot]);
-                    let may = self.may_send(self.rank_of(self.static_slot(slot)));
-                    if may && best.is_none_or(|(most, _)| piece > most) {
-                        best = Some((piece, slot));
-                    }
-                }
+                continue;
             }
-            if complete {
-                return true;
-            }
-            let Some((piece, slot)) = best else { return false };
             let item = self.table.item_in[slot];
             let free = |&&key: &&u64| !self.hosts(key as u32 as usize, item);
             let fits = self.receivers.partition_point(|&key| key >> 32 < u64::from(piece));
@@ -87,7 +79,24 @@ impl CopyState {
             if !self.add_copy(slot, key as u32 as usize, piece.min((key >> 32) as u32)) {
                 return false;
             }
+            let rank = self.rank_of(slot);
+            let next = self.largest_piece(rank).filter(|_| self.loads[rank] > self.target);
+            if let Some(next) = next {
+                pieces[at] = next;
+            } else {
+                complete &= self.loads[rank] <= self.target;
+                pieces.swap_remove(at);
+            }
         }
+        complete
+    }
+
+    /// Returns the tokens that the largest slot of an overloaded rank can spare, in the upper half, and the
+    /// distance of the slot from the highest number in the lower half.
+    fn largest_piece(&self, rank: usize) -> Option<u64> {
+        let need = self.loads[rank].saturating_sub(self.target);
+        let slot = self.largest_slot(rank)?;
+        Some(u64::from(need.min(self.tokens[slot])) << 32 | u64::from(u32::MAX - slot as u32))
     }
 
     /// Passes the excess of a rank on. Returns false if some of it stays.
@@ -196,7 +205,13 @@ impl CopyState {
             if let Some(end) = self.paths.find_path(&self.table, (tokens, loads), rank, self.target) {
                 let (tokens, loads) = (&mut self.tokens, &mut self.loads);
                 self.paths.push(&self.table, (tokens, loads), (rank, end), self.target);
-                self.list_receivers();
+                // Slots on the way may have lost their last tokens.
+                let mut passed = end;
+                self.update_receiver(passed);
+                while passed != rank {
+                    passed = self.paths.rank_before(&self.table, passed);
+                    self.update_receiver(passed);
+                }
                 continue;
             }
             let Some((from, to)) = self.find_remote_copy() else { return false };
@@ -211,11 +226,13 @@ impl CopyState {
     /// search reached and the ranks that it did not reach.
     fn find_remote_copy(&self) -> Option<(usize, usize)> {
         let &key = self.receivers.iter().rev().find(|&&key| !self.paths.has_reached(key as u32 as usize))?;
-        let reached = self.paths.queue.iter().map(|&rank| rank as usize);
-        let slots = reached.flat_map(|rank| self.slots(rank)).filter(|&slot| self.tokens[slot] > 0);
-        let slots = slots.filter(|&slot| self.may_send(self.rank_of(self.static_slot(slot))));
         // The first of equals is on the rank with the shortest path.
-        let best = slots.min_by_key(|&slot| std::cmp::Reverse(self.tokens[slot]))?;
-        Some((best, key as u32 as usize))
+        let (mut best, mut most) = (None, 0);
+        for slot in self.paths.queue.iter().flat_map(|&rank| self.slots(rank as usize)) {
+            if self.tokens[slot] > most && self.may_send(self.rank_of(self.static_slot(slot))) {
+                (best, most) = (Some(slot), self.tokens[slot]);
+            }
+        }
+        best.map(|slot| (slot, key as u32 as usize))
     }
 }

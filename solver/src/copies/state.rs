@@ -232,26 +232,39 @@ impl CopyState {
     /// Returns the tokens that a copy on this rank could take.
     fn receivable(&self, rank: usize) -> u32 {
         let slack = self.target.saturating_sub(self.loads[rank]);
-        if slack == 0 || self.received[rank] >= self.limits.received || self.find_open_slot(rank).is_none() {
+        if slack == 0 || !self.may_receive(rank) || self.find_open_slot(rank).is_none() {
             return 0;
         }
         slack
     }
 
-    fn update_receiver(&mut self, rank: usize) {
+    pub(super) fn update_receiver(&mut self, rank: usize) {
         let (old, new) = (self.listed[rank], self.receivable(rank));
         if old == new {
             return;
         }
-        if old > 0 {
-            let key = receiver_key(old, rank);
-            let at = self.receivers.partition_point(|&other| other < key);
-            self.receivers.remove(at);
-        }
-        if new > 0 {
-            let key = receiver_key(new, rank);
-            let at = self.receivers.partition_point(|&other| other < key);
-            self.receivers.insert(at, key);
+        let (leaves, enters) = (receiver_key(old, rank), receiver_key(new, rank));
+        let place = |key: u64| self.receivers.partition_point(|&other| other < key);
+        match (old > 0, new > 0) {
+            (true, true) => {
+                let (from, to) = (place(leaves), place(enters));
+                // The other entries between the two places move by one.
+                if from < to {
+                    self.receivers.copy_within(from + 1..to, from);
+                    self.receivers[to - 1] = enters;
+                } else {
+                    self.receivers.copy_within(to..from, to + 1);
+                    self.receivers[to] = enters;
+                }
+            }
+            (true, false) => {
+                let from = place(leaves);
+                self.receivers.remove(from);
+            }
+            (false, _) => {
+                let to = place(enters);
+                self.receivers.insert(to, enters);
+            }
         }
         self.listed[rank] = new;
     }
@@ -266,6 +279,11 @@ impl CopyState {
     /// Returns true if another copy may leave a rank.
     pub(super) fn may_send(&self, rank: usize) -> bool {
         self.copies < self.limits.total && self.sent[rank] < self.limits.sent
+    }
+
+    /// Returns true if a rank may receive another copy.
+    pub(super) fn may_receive(&self, rank: usize) -> bool {
+        self.received[rank] < self.limits.received
     }
 
     /// Copies the item of a slot to a rank, with some of its tokens. Returns false if the rank has no

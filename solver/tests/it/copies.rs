@@ -134,6 +134,39 @@ fn empty_batches_and_ranks_without_slots_have_plans() {
 }
 
 #[test]
+fn the_largest_batches_and_times_have_plans() {
+    for ranks in 1..6usize {
+        let hosts = Hosts::new(ranks, (0..2 * ranks).map(|item| [(item % ranks) as u32])).unwrap();
+        let problem = CopyProblem::new(hosts, vec![1; ranks]).unwrap();
+        let mut present = problem.empty_slots();
+        if let Some(slot) = present.get_mut(1) {
+            *slot = 0;
+        }
+        let mut solver = CopySolver::new(&problem);
+        let mut loads = vec![0; 2 * ranks];
+        for (hot, load) in [(0, u32::MAX), (1, u32::MAX - 1), (1, u32::MAX / 2)] {
+            loads.fill(0);
+            loads[hot] = load;
+            let times = |token, copy, hidden| {
+                CopyGoal::LeastTime(CopyTimes { token, receive: copy, send: copy, hidden })
+            };
+            for goal in [
+                CopyGoal::FewestCopies { peak: load / 2 + 1 },
+                CopyGoal::FewestCopies { peak: load - load / 8 },
+                CopyGoal::LowestPeak { copies: 1 },
+                CopyGoal::LowestPeak { copies: u32::MAX },
+                times(u64::MAX, u64::MAX, 0),
+                times(1, u64::MAX, u64::MAX),
+                times(u64::MAX / 2, 1, 0),
+            ] {
+                let plan = solver.solve(&loads, &present, goal).unwrap();
+                check_copies(&problem, &loads, &present, goal, &plan).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
 fn wrong_input_has_an_error_that_names_it() {
     let hosts = || Hosts::new(2, [[0], [1]]).unwrap();
     let message = CopyProblem::new(hosts(), vec![1]).unwrap_err().to_string();

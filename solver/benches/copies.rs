@@ -152,8 +152,8 @@ fn read_loads(file: &str) -> Result<Vec<Vec<u32>>, Box<dyn Error>> {
     Ok(loads.into_values().map(fill).filter(|loads: &Vec<u32>| loads.iter().any(|&load| load > 0)).collect())
 }
 
-/// Returns name, shape and dynamic slots of all drawn corpora: UltraEP's generator, LLEP's injections, and TopoEP's
-/// shape.
+/// Returns name, shape and dynamic slots of all drawn corpora: UltraEP's generator, LLEP's injections, and
+/// TopoEP's shape.
 fn corpora() -> Vec<(String, CopyShape, u32)> {
     let mut corpora = vec![];
     for (ranks, items, slots) in [

@@ -139,17 +139,13 @@ impl DynamicEngine {
 
     /// Splits one batch, after copies unless they were prepared. All quotas of `split` are zero before.
     pub(super) fn split(&mut self, loads: &[u64], split: &mut Split) -> Result<(), SplitError> {
-        let prepared = self.prepared.take();
-        let copies = match prepared {
-            Some(copies) => {
-                self.solve(loads, CopyAim::Copies(0))?;
-                copies
-            }
-            None => {
-                self.forget_shared();
-                self.solve(loads, self.slots.aim)?;
-                self.copies()
-            }
+        let copies = if let Some(copies) = self.prepared.take() {
+            self.solve(loads, CopyAim::Copies(0))?;
+            copies
+        } else {
+            self.forget_shared();
+            self.solve(loads, self.slots.aim)?;
+            self.copies()
         };
         let plan = &self.plan;
         for (&slot, &quota) in self.slot_of_pair.iter().zip(&plan.quotas) {

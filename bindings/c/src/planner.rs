@@ -122,9 +122,10 @@ pub unsafe extern "C" fn ek_planner_new_dynamic(
         // SAFETY: the caller guarantees these pointers.
         let (placement, cluster) = unsafe { read_placement(physical_to_logical, cluster) }?;
         let memory = if dynamic.kept { SlotMemory::Kept } else { SlotMemory::Shared };
-        let aim = match dynamic.has_max_copies {
-            true => CopyAim::Copies(dynamic.max_copies),
-            false => CopyAim::Imbalance(dynamic.imbalance_millionths),
+        let aim = if dynamic.has_max_copies {
+            CopyAim::Copies(dynamic.max_copies)
+        } else {
+            CopyAim::Imbalance(dynamic.imbalance_millionths)
         };
         let slots = DynamicSlots::new(dynamic.per_rank, memory).aim(aim);
         let planner = Planner::with_dynamic_slots(placement, cluster, slots);

@@ -100,7 +100,7 @@ fn times_decide_whether_copies_pay() {
     let (fixed, _, exposed, better, _) = times("--aim imbalance:0.01");
     assert!(exposed > 0.0 && better <= fixed);
     let hidden = times("--hidden-us 1e6");
-    assert_eq!(hidden.2, 0.0);
+    assert!(hidden.2 < 1e-9);
     let training = times("--training");
     assert!(training.2 > 1.5 * exposed);
     // A decode batch reads its experts, so no copy pays.

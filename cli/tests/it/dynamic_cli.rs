@@ -103,6 +103,12 @@ fn times_decide_whether_copies_pay() {
     assert!(hidden.2 < 1e-9);
     let training = times("--training");
     assert!(training.2 > 1.5 * exposed);
+    // The report shows growing batches.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.html");
+    document(&format!("{args} --aim time --report {}", path.display()));
+    let page = std::fs::read_to_string(&path).unwrap();
+    assert!(page.contains("Static, copies or neither") && page.contains("Filled dots are the fastest"));
     // A decode batch reads its experts, so no copy pays.
     let (fixed, experts, exposed, _, copies) = times("--aim time");
     assert!(experts + exposed <= fixed * 1.001 && copies < 1.0, "{copies}");

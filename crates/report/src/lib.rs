@@ -21,6 +21,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod advice;
+mod batch_sizes;
 mod calibration;
 mod distribution;
 mod experts;
@@ -39,7 +40,7 @@ use evenkeel::cluster::Cluster;
 use evenkeel::model::MoeModel;
 use evenkeel::split::SplitMethod;
 use evenkeel::trace::Trace;
-use evenkeel_simulate::{ReplayRow, SimulationResult, SimulationRow, Verdict};
+use evenkeel_simulate::{BatchSizeRow, ReplayRow, SimulationResult, SimulationRow, Verdict};
 use html::escape_text;
 use std::fmt::Write as _;
 
@@ -65,6 +66,8 @@ pub struct SimulationPage<'a> {
     pub replayed: &'a [ReplayRow],
     /// The answer in time, if times are known.
     pub verdict: Option<&'a Verdict>,
+    /// Times with copies before every batch, by batch size; empty without dynamic slots.
+    pub batch_sizes: &'a [BatchSizeRow],
 }
 
 const STYLE: &str = include_str!("style.css");
@@ -83,6 +86,7 @@ impl<'a> SimulationPage<'a> {
             outcome,
             replayed: &[],
             verdict: None,
+            batch_sizes: &[],
         }
     }
 
@@ -114,6 +118,13 @@ impl<'a> SimulationPage<'a> {
         self
     }
 
+    /// Sets [`Self::batch_sizes`](#structfield.batch_sizes).
+    #[must_use]
+    pub fn batch_sizes(mut self, batch_sizes: &'a [BatchSizeRow]) -> Self {
+        self.batch_sizes = batch_sizes;
+        self
+    }
+
     /// Returns the report as one HTML document.
     pub fn to_html(&self) -> String {
         self.render_document(None)
@@ -133,6 +144,7 @@ impl<'a> SimulationPage<'a> {
                     distribution::write(out, self.outcome, &comparison);
                     heatmap::write(out, self, &comparison);
                     moves::write(out, self);
+                    batch_sizes::write(out, self);
                     layers::write(out, self, &comparison);
                     experts::write(out, self, &comparison);
                 }

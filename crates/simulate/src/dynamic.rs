@@ -256,14 +256,15 @@ impl fmt::Display for Foresight {
 }
 
 impl DynamicTimes {
-    /// Returns the linear times that the choice of copies minimises, without the fixed time. A token takes
-    /// the time by which a rank with `tokens` tokens in each of its `slots` slots becomes slower with twice
-    /// as many. Reading the weights is no part of it.
+    /// Returns the linear times that the choice of copies minimises. The fixed time uses up hidden time. A
+    /// token takes the time by which a rank with `tokens` tokens in each of its `slots` slots becomes slower
+    /// with twice as many. Reading the weights is no part of it.
     pub fn copy_times(&self, tokens: u64, slots: usize) -> CopyTimes {
         let tokens = tokens.max(1);
         let time = |tokens: u64| self.experts.rank_ps(&vec![tokens; slots.max(1)], 1);
         let added = time(2 * tokens).saturating_sub(time(tokens)) / (tokens * slots.max(1) as u64);
-        CopyTimes { token: added.max(1), receive: self.copy_ps, send: self.copy_ps, hidden: self.hidden_ps }
+        let hidden = self.hidden_ps.saturating_sub(self.start_ps);
+        CopyTimes { token: added.max(1), receive: self.copy_ps, send: self.copy_ps, hidden }
     }
 
     /// Returns the time of a rank's copies, one after the other, that nothing hides.

@@ -7,6 +7,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod batch_sizes;
 mod dynamic;
 mod hindsight;
 mod locality;
@@ -17,6 +18,7 @@ mod planning_cost;
 mod replay;
 mod verdict;
 
+pub use batch_sizes::{BatchSizeRow, simulate_batch_sizes};
 pub use dynamic::{DynamicOptions, DynamicRow, DynamicTimeSums, DynamicTimes, Foresight, simulate_dynamic};
 pub use hindsight::hindsight;
 pub use locality::{TrafficLocality, measure_locality};

@@ -2,6 +2,7 @@
 
 use super::comparison::{Comparison, ComparisonSpec, StudyArgs};
 use super::dynamic_table::{DynamicResults, StudyRow};
+use super::policies::{ReportParts, write_report};
 use super::verdict::check_experts;
 use crate::args::dynamic_slots::{AimName, MemoryName, check_slots};
 use crate::args::expert_time::{ExpertTimeSource, FrameworkKernel, data_sheet_times};
@@ -15,7 +16,7 @@ use clap::Args;
 use evenkeel::cluster::Network;
 use evenkeel::gpu::DATA_SHEET_SHARE;
 use evenkeel::split::{CopyAim, CostModel, DynamicSlots};
-use evenkeel_simulate::{DynamicOptions, DynamicTimes, Foresight, simulate_dynamic};
+use evenkeel_simulate::{DynamicOptions, DynamicTimes, Foresight, simulate_batch_sizes, simulate_dynamic};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -90,6 +91,12 @@ pub(super) struct DynamicArgs {
     /// A file of `evenkeel calibrate experts`, or measured kernels, as in h100:trtllm.
     #[arg(long, value_name = "FILE|GPU:FRAMEWORK", hide_short_help = true, help_heading = "Times")]
     expert_time: Option<ExpertTimeSource>,
+    /// Write a report to this file: one HTML page that needs no network
+    ///
+    /// With times, a chart shows the fastest of no plan, static plan and copies for growing batches, which
+    /// are sums of consecutive recorded ones. It has the first of --slot-memory and --dynamic.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    report: Option<PathBuf>,
     /// Charge every copy also for the reduction of its gradient, in bfloat16
     #[arg(long, hide_short_help = true, help_heading = "Times")]
     training: bool,
@@ -254,7 +261,7 @@ pub(super) fn run(args: &DynamicArgs, output: Output) -> anyhow::Result<()> {
     let foresight = args.foresight(&request)?;
     let linear =
         times.as_ref().map(|timed| timed.times.copy_times(mean_slot_tokens(&comparison), slots(&comparison)));
-    let mut rows = vec![];
+    let (mut rows, mut batch_sizes) = (vec![], vec![]);
     for &memory in &args.slot_memory {
         for &per_rank in &args.dynamic {
             let aim = match (args.aim, linear) {
@@ -269,8 +276,19 @@ pub(super) fn run(args: &DynamicArgs, output: Output) -> anyhow::Result<()> {
             };
             let Comparison { config, outcome, .. } = &comparison;
             let found = simulate_dynamic(&trace, config, outcome, &options, &StderrBar::for_layers())?;
+            // Predictions are for recorded batches alone.
+            let grows = times.is_some() && !matches!(options.foresight, Foresight::Predicted(_));
+            if args.report.is_some() && grows && rows.is_empty() {
+                let bar = StderrBar::for_layers();
+                batch_sizes = simulate_batch_sizes(&trace, config, outcome, &options, &bar)?;
+            }
             rows.extend(found.into_iter().map(|row| StudyRow { per_rank, memory, row }));
         }
+    }
+    if let Some(path) = &args.report {
+        let parts = ReportParts { batch_sizes: &batch_sizes, ..ReportParts::default() };
+        write_report(path, &comparison, &parts)?;
+        output.print_note(&format!("report written to {}", path.display()));
     }
     let model = times.as_ref().map(|timed| timed.on.model);
     let model = model.or_else(|| comparison.memory.as_ref().map(|memory| memory.model));

@@ -14,7 +14,7 @@ use clap::Args;
 use evenkeel::model::MoeModel;
 use evenkeel::trace::Trace;
 use evenkeel_report::SimulationPage;
-use evenkeel_simulate::ReplayRow;
+use evenkeel_simulate::{BatchSizeRow, ReplayRow};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -139,7 +139,8 @@ pub(super) fn run(args: &PoliciesArgs, output: Output) -> anyhow::Result<()> {
     let timed = |on| TimedComparison::predict(&trace, &comparison.config, &comparison.outcome, on);
     let timed = request.on.map(timed).transpose()?.flatten();
     if let Some(path) = &request.report {
-        write_report(path, &comparison, &[], timed.as_ref())?;
+        let parts = ReportParts { timed: timed.as_ref(), ..ReportParts::default() };
+        write_report(path, &comparison, &parts)?;
     }
     if output.is_json() {
         let verdict = timed.as_ref().map(|timed| timed.to_json(&comparison.outcome));
@@ -157,18 +158,26 @@ pub(super) fn run(args: &PoliciesArgs, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes the report of a comparison, with the rows of a replay and the verdict if there are any.
+/// Parts of a report beyond the comparison.
+#[derive(Debug, Default)]
+pub(super) struct ReportParts<'a> {
+    pub(super) replayed: &'a [ReplayRow],
+    pub(super) timed: Option<&'a TimedComparison>,
+    pub(super) batch_sizes: &'a [BatchSizeRow],
+}
+
+/// Writes the report of a comparison and of these parts.
 pub(super) fn write_report(
     path: &Path,
     comparison: &Comparison<'_>,
-    replayed: &[ReplayRow],
-    timed: Option<&TimedComparison>,
+    parts: &ReportParts<'_>,
 ) -> anyhow::Result<()> {
     let page = SimulationPage::new(comparison.trace, &comparison.config.cluster, &comparison.outcome)
         .title("Simulation")
         .command(command_line())
-        .replayed(replayed)
-        .verdict(timed.map(|timed| &timed.verdict));
+        .replayed(parts.replayed)
+        .verdict(parts.timed.map(|timed| &timed.verdict))
+        .batch_sizes(parts.batch_sizes);
     let memory = comparison.memory.as_ref();
     write_file(path, &memory.map_or_else(|| page.to_html(), |memory| page.to_html_for(&memory.model)))
 }

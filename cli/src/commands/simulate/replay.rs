@@ -1,7 +1,7 @@
 //! `evenkeel simulate replay`: re-plans along a trace, and counts the moves.
 
 use super::comparison::{Comparison, ComparisonSpec, StudyArgs};
-use super::policies::write_report;
+use super::policies::{ReportParts, write_report};
 use crate::args::expert_time::ExpertTimeSource;
 use crate::args::model::ModelArgs;
 use crate::args::replan::EconomicsSpec;
@@ -140,7 +140,8 @@ pub(super) fn run(args: &ReplayArgs, output: Output) -> anyhow::Result<()> {
     let rows = replay_trace(&trace, &comparison.config, &schedule, &comparison.policies, &bar)?;
     drop(bar);
     if let Some(path) = &args.report {
-        write_report(path, &comparison, &rows, None)?;
+        let parts = ReportParts { replayed: &rows, ..ReportParts::default() };
+        write_report(path, &comparison, &parts)?;
     }
     let results = ReplayResults { schedule, rows };
     comparison.print_study("replan", (results.to_text(), results.to_json()), output)?;

@@ -136,8 +136,8 @@ impl Placement {
     }
 
     /// Replaces the contents of some slots, by experts of the model. Every expert keeps a replica in another
-    /// slot.
-    pub(crate) fn replace(&mut self, contents: impl Iterator<Item = (u32, Option<u32>)>) {
+    /// slot. Returns false if nothing changes.
+    pub(crate) fn replace(&mut self, contents: impl Iterator<Item = (u32, Option<u32>)>) -> bool {
         let mut changed = false;
         for (slot, expert) in contents {
             changed |= self.slots[slot as usize] != expert;
@@ -146,6 +146,7 @@ impl Placement {
         if changed {
             self.list_replicas();
         }
+        changed
     }
 
     /// Checks a map as [`Placement::new`] does, in the form of other languages, where -1 is an empty slot.

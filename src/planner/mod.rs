@@ -28,10 +28,10 @@ pub struct Planner {
     splitter: Splitter,
     /// True if the splitter takes the counts of every source instead of their sums.
     by_source: bool,
-    /// True if replicas change with every batch.
-    has_dynamic_slots: bool,
     split: Split,
     shares: SourceShares,
+    /// Revision of the placement that the shares follow.
+    revision: u64,
     /// Tokens per expert summed over the sources, `[E]`.
     totals: Vec<u64>,
     /// Per expert: the replica whose interval contains the next token, and the rest of that interval.
@@ -167,8 +167,7 @@ impl Planner {
         cluster: Cluster,
         slots: DynamicSlots,
     ) -> Result<Self, PlannerError> {
-        let planner = Self::with_splitter(placement, cluster, |builder| builder.dynamic_slots(slots))?;
-        Ok(Self { has_dynamic_slots: true, ..planner })
+        Self::with_splitter(placement, cluster, |builder| builder.dynamic_slots(slots))
     }
 
     /// Chooses copies for the loads that are expected of the next batch, `[E]`, so that other work can hide
@@ -191,8 +190,8 @@ impl Planner {
         let (totals, cursor) = (vec![0; placement.experts()], vec![(0, 0); placement.experts()]);
         let splitter = parts(Splitter::builder(placement)).build()?;
         let (shares, split) = (SourceShares::new(splitter.placement()), Split::default());
-        let (by_source, has_dynamic_slots) = (false, false);
-        Ok(Self { cluster, splitter, by_source, has_dynamic_slots, split, shares, totals, cursor })
+        let (by_source, revision) = (false, 0);
+        Ok(Self { cluster, splitter, by_source, split, shares, revision, totals, cursor })
     }
 
     /// Returns the placement on which tokens are redirected. With dynamic slots, it is that of the last
@@ -225,7 +224,8 @@ impl Planner {
         }
         let loads = if self.by_source { counts } else { &self.totals };
         self.splitter.split(loads, &mut self.split)?;
-        if self.has_dynamic_slots {
+        if self.revision != self.splitter.revision() {
+            self.revision = self.splitter.revision();
             self.shares.follow(self.splitter.placement());
         }
         self.shares.assign_quotas(self.splitter.placement(), &self.cluster, &self.split, counts)?;

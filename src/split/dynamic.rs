@@ -172,7 +172,7 @@ impl DynamicEngine {
 
     fn forget_shared(&mut self) {
         if self.slots.memory == SlotMemory::Shared {
-            self.plan.contents.clone_from(&self.problem.empty_slots());
+            self.plan.contents.fill(self.problem.hosts().items() as u32);
         }
     }
 

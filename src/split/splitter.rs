@@ -100,12 +100,8 @@ impl SplitterBuilder {
         }
         if let Some(slots) = dynamic {
             let (engine, placement) = DynamicEngine::new(&placement, slots)?;
-            return Ok(Splitter {
-                placement,
-                method,
-                engine: SplitEngine::Dynamic(Box::new(engine)),
-                lazy: None,
-            });
+            let engine = SplitEngine::Dynamic(Box::new(engine));
+            return Ok(Splitter { placement, method, engine, lazy: None, revision: 0 });
         }
         let engine = match (objective, traffic) {
             (Some(goal), _) => SplitEngine::Objective(Box::new(ObjectiveEngine::new(&placement, goal)?)),
@@ -115,7 +111,7 @@ impl SplitterBuilder {
             (None, None) => SplitEngine::of_method(&placement, method, nodes)?,
         };
         let lazy = lazy.map(|(time, plan_ps)| Box::new(LazyRule::new(&placement, time, plan_ps)));
-        Ok(Splitter { placement, method, engine, lazy })
+        Ok(Splitter { placement, method, engine, lazy, revision: 0 })
     }
 }
 
@@ -140,6 +136,8 @@ pub struct Splitter {
     method: SplitMethod,
     engine: SplitEngine,
     lazy: Option<Box<LazyRule>>,
+    /// Number of changes of the placement.
+    revision: u64,
 }
 
 #[derive(Debug)]
@@ -232,6 +230,11 @@ impl Splitter {
         &self.placement
     }
 
+    /// Returns the number of changes of the placement, by dynamic slots.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// Splits one batch into `split`, whose memory is reused. `loads` are tokens per expert, `[E]`.
     /// [`SplitterBuilder::objective`] and [`SplitterBuilder::least_traffic`] state their own shapes.
     ///
@@ -268,8 +271,8 @@ impl Splitter {
         if expected.len() != self.placement.experts() {
             return Err(SplitError::Shape { given: expected.len(), experts: self.placement.experts() });
         }
+        // The placement stays that of the last batch, whose tokens may still be redirected.
         dynamic.prepare(expected)?;
-        self.show_contents();
         Ok(self.prepared_copies().unwrap_or(&[]))
     }
 
@@ -284,7 +287,7 @@ impl Splitter {
     /// Writes the contents of dynamic slots into the placement.
     fn show_contents(&mut self) {
         if let SplitEngine::Dynamic(dynamic) = &self.engine {
-            self.placement.replace(dynamic.contents());
+            self.revision += u64::from(self.placement.replace(dynamic.contents()));
         }
     }
 

@@ -109,13 +109,16 @@ proptest! {
             Splitter::builder(case.placement.clone()).dynamic_slots(case.slots).build().unwrap();
         let mut split = Split::default();
         for pair in case.batches.windows(2) {
+            let before = splitter.placement().clone();
             let copies = splitter.prepare_copies(&pair[0]).unwrap().to_vec();
-            let prepared = splitter.placement().clone();
+            prop_assert_eq!(splitter.placement(), &before);
             splitter.split(&pair[1], &mut split).unwrap();
             splitter.check(&pair[1], &split).unwrap();
-            prop_assert_eq!(splitter.placement(), &prepared);
             prop_assert_eq!(&split.copies.as_ref().unwrap().copies, &copies);
-            let mut exact = Splitter::new(prepared, SplitMethod::Exact).unwrap();
+            for copy in &copies {
+                prop_assert_eq!(splitter.placement().slots()[copy.slot as usize], Some(copy.expert));
+            }
+            let mut exact = Splitter::new(splitter.placement().clone(), SplitMethod::Exact).unwrap();
             let mut best = Split::default();
             exact.split(&pair[1], &mut best).unwrap();
             prop_assert_eq!(best.peak(), split.peak());
@@ -164,6 +167,22 @@ proptest! {
         }
         prop_assert_eq!(&served, &split.quotas);
     }
+}
+
+#[test]
+fn tokens_are_redirected_by_the_last_split_while_copies_are_prepared() {
+    let placement = Placement::new(4, 2, vec![Some(0), Some(1), Some(2), Some(3)]).unwrap();
+    let cluster = Cluster::new(2, 1, 4, 0).unwrap();
+    let slots = DynamicSlots::new(1, SlotMemory::Shared);
+    let mut planner = Planner::with_dynamic_slots(placement, cluster, slots).unwrap();
+    planner.split(&[40, 5, 5, 5, 40, 5, 5, 5]).unwrap();
+    let before = planner.redirect(&[0i64; 40], 1).unwrap();
+    assert!(before.contains(&5) && planner.last_copies().len() == 1);
+    planner.prepare_copies(&[5, 5, 80, 5]).unwrap();
+    assert_eq!(planner.redirect(&[0i64; 40], 1).unwrap(), before);
+    assert_eq!(planner.last_copies()[0].expert, 2);
+    planner.split(&[5, 5, 40, 5, 5, 5, 40, 5]).unwrap();
+    assert!(planner.redirect(&[2i64; 40], 0).unwrap().contains(&2));
 }
 
 #[test]

@@ -27,6 +27,7 @@ use thiserror::Error;
 /// Every rank has dynamic slots behind its static ones. Before each batch, copies are chosen together with
 /// the exact split. The table compares every policy's placement without and with them. `copies` counts the
 /// transfers of weights before a batch of a layer, and `bound` is a proved lower bound for the same peaks.
+/// `sent` counts the copies of the busiest sender. `us` is the median time of choosing copies and splitting.
 ///
 /// `--slot-memory shared` is one set of slots for all layers, which every layer finds empty. `kept` has slots
 /// of its own in every layer, and copies stay until others replace them.

@@ -43,7 +43,17 @@ impl DynamicResults {
     /// Returns the table: a row without dynamic slots for every policy, then the rows with them.
     pub(super) fn to_text(&self, comparison: &Comparison<'_>) -> String {
         let mut header = vec![
-            "policy", "memory", "slots", "mean", "p95", "excess", "copies", "p95", "bound", "sent", "us",
+            "policy",
+            "memory",
+            "slots",
+            "mean",
+            "p95",
+            "excess",
+            "copies",
+            "copies p95",
+            "bound",
+            "sent",
+            "us",
         ];
         if self.model.is_some() {
             header.push("GB/rank");

@@ -89,7 +89,7 @@ pub(super) fn write(out: &mut String, page: &SimulationPage<'_>) {
     for (at, size) in sizes.iter().enumerate() {
         svg.draw_text("middle soft", across(at), HEIGHT + 18.0, &format_count(size.tokens.round() as usize));
     }
-    for line in 0..NAMES.len() {
+    for (line, name) in NAMES.into_iter().enumerate() {
         for (at, pair) in sizes.windows(2).enumerate() {
             let (from, to) = (up(pair[0].shares[line]), up(pair[1].shares[line]));
             svg.draw_line(&format!("s{line}"), across(at), from, across(at + 1), to);
@@ -98,7 +98,7 @@ pub(super) fn write(out: &mut String, page: &SimulationPage<'_>) {
             let class = if size.fastest() == line { "full" } else { "hollow" };
             let share = size.shares[line];
             let copies = if line == 2 { format!(", {:.1} copies", size.copies) } else { String::new() };
-            let said = format!("{}, {}: {}{copies}", NAMES[line], size.policies[line], format_percent(share));
+            let said = format!("{name}, {}: {}{copies}", size.policies[line], format_percent(share));
             svg.draw_with_tooltip(&said, |g| {
                 g.draw_circle(&format!("s{line} {class}"), across(at), up(share), 4.5);
             });

@@ -295,9 +295,13 @@ impl Splitter {
     /// also checks that the certificate proves the peak, and for least traffic that its prices prove it.
     ///
     /// # Errors
-    /// Returns [`SplitError::Broken`] with the violated property.
+    /// Returns [`SplitError::Broken`] with the violated property, and [`SplitError::Combination`] between
+    /// [`prepare_copies`](Self::prepare_copies) and the next split.
     pub fn check(&self, loads: &[u64], split: &Split) -> Result<(), SplitError> {
         let broken = |reason: String| Err(SplitError::Broken { method: self.method, reason });
+        if self.prepared_copies().is_some() {
+            return Err(SplitError::Combination("a check after the next copies: expected it before them"));
+        }
         if let SplitEngine::LeastTraffic(traffic) = &self.engine {
             return traffic.check(loads).or_else(broken);
         }

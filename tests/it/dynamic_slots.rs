@@ -181,6 +181,8 @@ fn tokens_are_redirected_by_the_last_split_while_copies_are_prepared() {
     planner.prepare_copies(&[5, 5, 80, 5]).unwrap();
     assert_eq!(planner.redirect(&[0i64; 40], 1).unwrap(), before);
     assert_eq!(planner.last_copies()[0].expert, 2);
+    let error = planner.check(&[40, 5, 5, 5, 40, 5, 5, 5]).unwrap_err();
+    assert!(matches!(error, PlannerError::Split(SplitError::Combination(_))), "{error}");
     planner.split(&[5, 5, 40, 5, 5, 5, 40, 5]).unwrap();
     assert!(planner.redirect(&[2i64; 40], 0).unwrap().contains(&2));
 }

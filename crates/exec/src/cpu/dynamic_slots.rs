@@ -22,7 +22,7 @@ pub(super) struct LocalCopies(HashMap<usize, Vec<(usize, ExpertWeights)>>);
 
 /// Copies that one rank sends and receives in one layer.
 #[derive(Debug, Default)]
-pub(super) struct Arrivals {
+pub(super) struct CopyExchange {
     /// Slot within the rank, and sender, of copies from other processes, in the order of their slots.
     remote: Vec<(usize, usize)>,
     /// True if messages to or from other processes are under way.
@@ -31,7 +31,7 @@ pub(super) struct Arrivals {
     waited: Duration,
 }
 
-impl Arrivals {
+impl CopyExchange {
     /// Begins the copies that the rank's planner has chosen for a layer, whose static slots have a placement.
     pub(super) fn start(
         &mut self,

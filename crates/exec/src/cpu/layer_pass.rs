@@ -5,7 +5,7 @@
 
 use super::Cpu;
 use super::all_to_all::{AllToAll, ExchangeShape, PackedTokens};
-use super::dynamic_slots::{Arrivals, LocalCopies};
+use super::dynamic_slots::{CopyExchange, LocalCopies};
 use super::grouped_rows::GroupedRows;
 use super::mailbox::Mailbox;
 use super::node_groups::NodeGroups;
@@ -59,8 +59,8 @@ struct RankPass<'a> {
     flow: AllToAll<'a>,
     /// Received rows, from the first chunk to the last.
     rows: Option<GroupedRows>,
-    /// Copies into this rank's dynamic slots.
-    arrivals: Arrivals,
+    /// Copies from this rank, and into its dynamic slots.
+    copy_exchange: CopyExchange,
     /// Number of received rows.
     served: u64,
     /// Results of the shared expert, `[token][H]`.
@@ -121,7 +121,7 @@ impl<'a> RankPass<'a> {
             slots: Vec::new(),
             flow,
             rows: None,
-            arrivals: Arrivals::default(),
+            copy_exchange: CopyExchange::default(),
             served: 0,
             shared: Vec::new(),
             times: StageTimes::default(),
@@ -149,11 +149,11 @@ impl<'a> RankPass<'a> {
 
     /// Sums the answers to every token, and adds the results of this rank to those of the layer.
     fn combine(self, config: &ExecConfig, all_slots: &Cluster, run: &mut LayerRun) {
-        let Self { rank, own, counts, slots, flow, shared, arrivals, mut times, .. } = self;
+        let Self { rank, own, counts, slots, flow, shared, copy_exchange, mut times, .. } = self;
         run.copies.add_source(&slots, own.routed.routing.top_k, rank.own, all_slots);
-        run.expert_copies = arrivals.copies();
+        run.expert_copies = copy_exchange.copies();
         if let Some(wait) = run.copy_waits.get_mut(rank.own) {
-            *wait = arrivals.waited();
+            *wait = copy_exchange.waited();
         }
         run.outputs[rank.own] = time_work(&mut times[LayerStage::Combine as usize], || {
             let (sent, answers) = flow.into_answers();
@@ -230,14 +230,14 @@ impl Rank<LayerContext<'_>> for RankPass<'_> {
         let Some(slots) = context.config.dynamic_slots() else { return Ok(()) };
         let LayerContext { group, placement, shape, copies, .. } = context;
         let layer = context.input.layer;
-        let Self { rank, arrivals, times, .. } = self;
+        let Self { rank, copy_exchange, times, .. } = self;
         if slots.memory == SlotMemory::Shared {
             // Other layers have used the slots.
             let statics = placement.slots_per_rank();
             rank.slots[layer][statics..].fill(None);
         }
         time_work(&mut times[LayerStage::Copy as usize], || {
-            arrivals.start(rank, (layer, placement), (group, *shape), copies)
+            copy_exchange.start(rank, (layer, placement), (group, *shape), copies)
         })
     }
 
@@ -262,7 +262,7 @@ impl Rank<LayerContext<'_>> for RankPass<'_> {
                 let time = &mut times[LayerStage::Copy as usize];
                 let way = (context.group, context.shape);
                 let slots = (rank.own, &mut rank.slots[layer]);
-                self.arrivals.receive(slots, way, &mut context.copies, time)?;
+                self.copy_exchange.receive(slots, way, &mut context.copies, time)?;
             }
             for first in part.clone().step_by(stride) {
                 time_work(&mut times[LayerStage::Ffn as usize], || {

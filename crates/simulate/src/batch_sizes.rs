@@ -58,8 +58,7 @@ pub fn simulate_batch_sizes(
 fn at_size(options: &DynamicOptions, tokens: f64, cluster: &Cluster) -> DynamicSlots {
     match (options.slots.aim, &options.times) {
         (CopyAim::Time(_), Some(times)) => {
-            let each = (tokens / cluster.slots().max(1) as f64).round() as u64;
-            options.slots.aim(CopyAim::Time(times.copy_times(each, cluster.slots_per_rank())))
+            options.slots.aim(CopyAim::Time(times.copy_times(tokens as u64, cluster)))
         }
         _ => options.slots,
     }

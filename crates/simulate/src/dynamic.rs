@@ -5,10 +5,11 @@
 //! loads, and every split is checked.
 
 use super::{SimulationConfig, SimulationResult};
+use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::{EvaluateError, LayerEvaluation, Progress, SummaryStats};
 use evenkeel::place::{ExpertMove, Placement};
 use evenkeel::split::{
-    CopyTimes, CostModel, DynamicSlots, Split, SplitError, SplitMethod, Splitter, step_time,
+    CopyAim, CopyTimes, CostModel, DynamicSlots, Split, SplitError, SplitMethod, Splitter, step_time,
 };
 use evenkeel::trace::Trace;
 use rayon::prelude::*;
@@ -153,7 +154,8 @@ fn judge_layer(
     };
     let first = config.judge_on.start;
     let mut fixed = Splitter::new(placement.clone(), SplitMethod::Exact).map_err(failed(first))?;
-    let dynamic = Splitter::builder(placement.clone()).dynamic_slots(options.slots);
+    let dynamic =
+        Splitter::builder(placement.clone()).dynamic_slots(options.foresight.fit_aim(options.slots));
     let mut dynamic = dynamic.build().map_err(failed(first))?;
     let mut figures = LayerFigures::default();
     let (mut fixed_split, mut split) = (Split::default(), Split::default());
@@ -202,6 +204,17 @@ fn busiest_ends(copies: &[ExpertMove], ranks: usize) -> (u32, u32) {
 }
 
 impl Foresight {
+    /// Returns the slots with an aim for the loads that are expected, which are sums of past batches.
+    fn fit_aim(&self, slots: DynamicSlots) -> DynamicSlots {
+        match (self, slots.aim) {
+            (Foresight::Past(batches), CopyAim::Time(times)) => {
+                let token = (times.token / (*batches).max(1) as u64).max(1);
+                slots.aim(CopyAim::Time(CopyTimes { token, ..times }))
+            }
+            _ => slots,
+        }
+    }
+
     /// Writes the loads on which copies are chosen before a batch is routed. Returns false if they are chosen
     /// after that.
     fn expect(
@@ -220,7 +233,7 @@ impl Foresight {
                         *sum = sum.saturating_add(load);
                     }
                 }
-                // Copies depend on the shares of experts alone, but the solver takes at most 2^32 tokens.
+                // The sum keeps the shares of small loads. The solver takes less than 2^32 tokens.
                 let total = expected.iter().fold(0u64, |sum, &load| sum.saturating_add(load));
                 let divisor = (total >> 31) + 1;
                 expected.iter_mut().for_each(|load| *load /= divisor);
@@ -256,13 +269,14 @@ impl fmt::Display for Foresight {
 }
 
 impl DynamicTimes {
-    /// Returns the linear times that the choice of copies minimises. The fixed time uses up hidden time. A
-    /// token takes the time by which a rank with `tokens` tokens in each of its `slots` slots becomes slower
-    /// with twice as many. Reading the weights is no part of it.
-    pub fn copy_times(&self, tokens: u64, slots: usize) -> CopyTimes {
-        let tokens = tokens.max(1);
-        let time = |tokens: u64| self.experts.rank_ps(&vec![tokens; slots.max(1)], 1);
-        let added = time(2 * tokens).saturating_sub(time(tokens)) / (tokens * slots.max(1) as u64);
+    /// Returns the linear times that the choice of copies minimises, for batches of this many expert tokens
+    /// on all ranks together. The fixed time uses up hidden time. A token takes the time by which a rank with
+    /// evenly filled slots becomes slower with twice the tokens. Reading the weights is no part of it.
+    pub fn copy_times(&self, batch_tokens: u64, cluster: &Cluster) -> CopyTimes {
+        let slots = cluster.slots_per_rank().max(1);
+        let tokens = (batch_tokens / cluster.slots().max(1) as u64).max(1);
+        let time = |tokens: u64| self.experts.rank_ps(&vec![tokens; slots], 1);
+        let added = time(2 * tokens).saturating_sub(time(tokens)) / (tokens * slots as u64);
         let hidden = self.hidden_ps.saturating_sub(self.start_ps);
         CopyTimes { token: added.max(1), receive: self.copy_ps, send: self.copy_ps, hidden }
     }

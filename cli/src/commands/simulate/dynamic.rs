@@ -224,10 +224,8 @@ impl DynamicArgs {
                 format!("{:.0} % of the data sheet's rates", 100.0 * DATA_SHEET_SHARE),
             ),
         };
-        let per_node = cluster.ranks() / cluster.nodes().max(1);
-        // A copy crosses nodes where it may: within a node of several ranks, links are faster.
-        let link =
-            if cluster.nodes() > 1 && per_node < cluster.ranks() { &network.cross } else { &network.node };
+        // Copies are chosen without regard to nodes, so the slower link counts.
+        let link = if cluster.nodes() > 1 { &network.cross } else { &network.node };
         let gradient = if self.training { 2 * on.model.expert_parameters() } else { 0 };
         let bytes = on.model.expert_bytes() + gradient;
         let start_us = link.exchange_us(1.0, 0.0);
@@ -260,8 +258,8 @@ pub(super) fn run(args: &DynamicArgs, output: Output) -> anyhow::Result<()> {
     let comparison = Comparison::run(spec, &trace, output)?;
     let times = args.times(&request, &comparison)?;
     let foresight = args.foresight(&request)?;
-    let linear =
-        times.as_ref().map(|timed| timed.times.copy_times(mean_slot_tokens(&comparison), slots(&comparison)));
+    let (tokens, cluster) = (mean_batch_tokens(&comparison), &comparison.config.cluster);
+    let linear = times.as_ref().map(|timed| timed.times.copy_times(tokens, cluster));
     let (mut rows, mut batch_sizes) = (vec![], vec![]);
     for &memory in &args.slot_memory {
         for &per_rank in &args.dynamic {
@@ -299,16 +297,11 @@ pub(super) fn run(args: &DynamicArgs, output: Output) -> anyhow::Result<()> {
     comparison.print_study("dynamic", (results.to_text(&comparison), results.to_json(&comparison)), output)
 }
 
-fn slots(comparison: &Comparison<'_>) -> usize {
-    comparison.config.cluster.slots_per_rank()
-}
-
-/// Returns the mean tokens of a slot in a judged batch.
-fn mean_slot_tokens(comparison: &Comparison<'_>) -> u64 {
-    let Some(row) = comparison.outcome.rows.first() else { return 1 };
+/// Returns the mean tokens of all experts in a judged batch of a layer.
+fn mean_batch_tokens(comparison: &Comparison<'_>) -> u64 {
+    let Some(row) = comparison.outcome.rows.first() else { return 0 };
     let tokens: u64 = row.layers.iter().flat_map(|layer| &layer.totals).sum();
-    let batches = comparison.outcome.batches as u64;
-    (tokens / batches.max(1) / comparison.config.cluster.slots() as u64).max(1)
+    tokens / (comparison.outcome.batches as u64).max(1)
 }
 
 #[cfg(test)]

@@ -65,6 +65,8 @@ enum Command {
     Advise(Box<commands::advise::AdviseArgs>),
     Run(Box<commands::run::RunArgs>),
     #[command(subcommand)]
+    Bench(commands::bench::BenchCommand),
+    #[command(subcommand)]
     Calibrate(commands::calibrate::CalibrateCommand),
     #[command(subcommand)]
     Costs(commands::costs::CostsCommand),
@@ -101,6 +103,7 @@ fn main() -> ExitCode {
         Command::Simulate(command) => commands::simulate::run(&command, output),
         Command::Advise(args) => commands::advise::run(&args, output),
         Command::Run(args) => commands::run::run(&args, output),
+        Command::Bench(command) => commands::bench::run(&command, output),
         Command::Calibrate(command) => commands::calibrate::run(&command, output),
         Command::Costs(command) => commands::costs::run(&command, output),
         #[cfg(feature = "serve")]

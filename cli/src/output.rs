@@ -187,8 +187,12 @@ impl StderrBar {
         Self::with_template("kernels {bar:30} {pos}/{len} {eta}")
     }
 
+    pub(crate) fn for_corpora() -> Self {
+        Self::with_template("corpora {bar:30} {pos}/{len} {eta}")
+    }
+
     /// Reports that `done` of `total` items of a stage are finished.
-    pub(crate) fn report_kernels(&self, done: usize, total: usize) {
+    pub(crate) fn report_done(&self, done: usize, total: usize) {
         self.set_position(done as u64, total as u64);
     }
 

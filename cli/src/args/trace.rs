@@ -122,6 +122,22 @@ pub(crate) struct TraceArgs {
 }
 
 impl TraceArgs {
+    /// Ids of all options. Without a trace, none has an effect.
+    pub(crate) const OPTIONS: [&str; 12] = [
+        "format",
+        "layers",
+        "experts",
+        "step_column",
+        "arrays",
+        "batch_tokens",
+        "decode_batch",
+        "order",
+        "seed",
+        "resample",
+        "top_k",
+        "memory",
+    ];
+
     /// Reads the traces as batches to plan on, with a progress bar on a terminal.
     pub(crate) fn read(&self) -> anyhow::Result<Trace> {
         self.read_for_model(None)

@@ -1,6 +1,7 @@
 //! The commands: one module per group, one file per subcommand.
 
 pub(crate) mod advise;
+pub(crate) mod bench;
 pub(crate) mod calibrate;
 pub(crate) mod costs;
 pub(crate) mod plan;

@@ -1,4 +1,4 @@
-//! Dynamic slots as users meet them: `simulate dynamic` and `run --dynamic`.
+//! Dynamic slots as users meet them: `simulate dynamic`, `bench dynamic` and `run --dynamic`.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -193,4 +193,49 @@ fn what_does_not_fit_is_one_message() {
     let message =
         refusal(&format!("simulate dynamic {SAMPLE} --ranks 8 --layers 0 --foresee {}", path.display()));
     assert!(message.contains("the prediction lacks this batch"), "{message}");
+}
+
+#[test]
+fn no_rule_does_better_than_the_solver() {
+    let document = document(&format!(
+        "bench dynamic {SAMPLE} --layers 0-1 --ranks 4,8 --slots 1 --batch-tokens 64 --resample 40 --top-k 4 --defeats"
+    ));
+    let rows = document["rows"].as_array().unwrap();
+    // Two numbers of ranks, three objectives, the solver and five rules.
+    assert_eq!(rows.len(), 2 * 3 * 6);
+    for objective in ["copies", "peak", "time"] {
+        let own = rows.iter().filter(|row| row["objective"] == objective);
+        let solvers: Vec<&str> = own.filter_map(|row| row["solver"].as_str()).collect();
+        assert_eq!(solvers[..6], ["evenkeel", "ultraep", "moonep", "llep", "topoep", "shadow"]);
+    }
+    for row in rows.iter().filter(|row| row["solver"] == "evenkeel") {
+        let (copies, peak) = (row["copies"].as_f64().unwrap(), row["peak_over_mean"].as_f64().unwrap());
+        assert!(row["bound_copies"].as_f64().unwrap() <= copies + 1e-9, "{row}");
+        assert!(row["bound_peak_over_mean"].as_f64().unwrap() <= peak + 1e-9, "{row}");
+    }
+    for row in document["defeats"].as_array().unwrap() {
+        for objective in ["copies", "peak", "time"] {
+            assert_eq!(row[objective], 0, "{row}");
+        }
+    }
+}
+
+#[test]
+fn drawn_batches_are_chosen_by_name() {
+    let document = document("bench dynamic --corpus zipf --ranks 8 --slots 1 --seeds 1 --objectives copies");
+    let rows = document["rows"].as_array().unwrap();
+    // Two numbers of experts, three targets, two laws inside a rank, six solvers.
+    assert_eq!(rows.len(), 2 * 3 * 2 * 6);
+    assert!(rows.iter().all(|row| row["ranks"] == 8 && row["slots"] == 1));
+    for (args, expected) in [
+        ("--ranks 9", "no drawn corpus fits"),
+        ("--corpus even --order shuffled", "--order has no effect without TRACE"),
+        ("--objectives speed", "invalid value 'speed'"),
+        ("--seeds 0", "invalid value '0'"),
+    ] {
+        let message = refusal(&format!("bench dynamic {args}"));
+        assert!(message.contains(expected), "{args}: {message}");
+    }
+    let message = refusal(&format!("bench dynamic {SAMPLE} --ranks 9"));
+    assert!(message.contains("expected a divisor of them"), "{message}");
 }

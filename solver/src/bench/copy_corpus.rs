@@ -27,6 +27,50 @@ pub struct CopyShape {
     pub law: CopyLaw,
 }
 
+/// Shape of a drawn corpus with its name and the dynamic slots of every rank.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedShape {
+    /// Name, as in `64x256 zipf 2 i^-4`.
+    pub name: String,
+    /// Shape of the batches.
+    pub shape: CopyShape,
+    /// Dynamic slots of every rank.
+    pub slots: u32,
+}
+
+/// Returns the shapes of all drawn corpora: UltraEP's generator, LLEP's injections, and TopoEP's 32 x 640.
+pub fn list_shapes() -> Vec<NamedShape> {
+    let mut found = vec![];
+    for (ranks, items, slots) in [
+        (8, 256, 1),
+        (8, 128, 1),
+        (8, 256, 2),
+        (32, 256, 1),
+        (32, 256, 2),
+        (64, 256, 1),
+        (64, 256, 2),
+        (32, 640, 2),
+    ] {
+        let mut add = |law_name: String, law| {
+            let shape = CopyShape { ranks, items, top_k: 8, tokens_per_rank: 8192, law };
+            found.push(NamedShape { name: format!("{ranks}x{items} {law_name}"), shape, slots });
+        };
+        for inside in [4.0, 1.0] {
+            for target in [1.5, 2.0, 3.0] {
+                add(format!("zipf {target} i^-{inside}"), CopyLaw::RankZipf { target, inside });
+            }
+        }
+        if slots == 2 {
+            add("even".to_owned(), CopyLaw::Even);
+            for percent in [30, 50, 80, 95] {
+                let share = f64::from(percent) / 100.0;
+                add(format!("one expert {percent} %"), CopyLaw::OneItem { share });
+            }
+        }
+    }
+    found
+}
+
 /// Distribution of the loads over items.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CopyLaw {

@@ -7,10 +7,48 @@
 use std::time::Instant;
 
 use super::copy_corpus::{CopyLaw, CopyShape};
-use super::copy_rules::{CopiedPiece, CopyRule, RuleInput};
+use super::copy_rules::{CopiedPiece, CopyRule, RuleInput, mean_load};
 use super::measure::quantile;
-use crate::copies::{CopyGoal, CopyPlan, CopyProblem, CopySolver, CopyTimes, ItemCopy};
-use crate::{Hosts, Problem, RankSplit, SolverError, Workspace, solve_into};
+use crate::copies::{
+    CopyEffort, CopyGoal, CopyPlan, CopyProblem, CopySolver, CopyTimes, CopyViolation, ItemCopy, check_copies,
+};
+use crate::{Hosts, SolverError};
+
+/// Quantity that a comparison minimises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyObjective {
+    /// Copies, at the peak of UltraEP's rule and at least 1.01 of the mean.
+    Copies,
+    /// Peak, with all dynamic slots. UltraEP's rule starts at the mean.
+    Peak,
+    /// Time of the busiest rank and of the longest transfer.
+    Time,
+}
+
+impl CopyObjective {
+    /// All objectives.
+    pub const ALL: [CopyObjective; 3] = [CopyObjective::Copies, CopyObjective::Peak, CopyObjective::Time];
+
+    /// Returns the name in tables and documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            CopyObjective::Copies => "copies",
+            CopyObjective::Peak => "peak",
+            CopyObjective::Time => "time",
+        }
+    }
+}
+
+/// Error of a measurement.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyMeasureError {
+    /// The solver refused the batch.
+    #[error(transparent)]
+    Solver(#[from] SolverError),
+    /// A plan of the solver is wrong.
+    #[error("a plan of the solver failed its check")]
+    Plan(#[from] CopyViolation),
+}
 
 /// Batches of one shape with their dynamic slots.
 #[derive(Debug, Clone)]
@@ -29,8 +67,8 @@ pub struct CopyCorpus {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CopyRow {
-    /// Quantity that is minimised: "copies", "peak" or "time". "split" is the split without copies.
-    pub objective: &'static str,
+    /// Quantity that is minimised.
+    pub objective: CopyObjective,
     /// Name of the method.
     pub solver: &'static str,
     /// Number of batches.
@@ -39,6 +77,8 @@ pub struct CopyRow {
     pub copies: f64,
     /// Peak over mean, on average.
     pub peak_over_mean: f64,
+    /// Time of the busiest rank and of the longest transfer in microseconds, on average.
+    pub time_us: f64,
     /// Lower bound on the copies, on average. NaN for rules.
     pub bound_copies: f64,
     /// Lower bound on peak over mean, on average. NaN for rules.
@@ -85,104 +125,110 @@ impl CopyCorpus {
         )
     }
 
-    /// Measures the solver on all batches, for one goal per batch.
+    /// Compares the solver with all published rules on all batches.
     ///
     /// # Errors
-    /// Fails as the solver does.
+    /// Fails as the solver does, and if a plan of the solver fails its check.
+    pub fn compare(
+        &self,
+        objective: CopyObjective,
+        times: CopyTimes,
+        effort: CopyEffort,
+    ) -> Result<Vec<CopyRow>, CopyMeasureError> {
+        let mut rows = vec![self.measure_solver(objective, times, effort)?];
+        rows.extend(CopyRule::ALL.map(|rule| self.measure_rule(rule, objective, times)));
+        Ok(rows)
+    }
+
+    /// Measures the solver on all batches. Every plan is checked.
+    ///
+    /// # Errors
+    /// Fails as the solver does, and if a plan fails its check.
     pub fn measure_solver(
         &self,
-        solver: &mut CopySolver,
-        objective: &'static str,
-        goal: impl Fn(&[u32]) -> CopyGoal,
-    ) -> Result<CopyRow, SolverError> {
-        let present = self.problem(self.slots)?.empty_slots();
-        let (mut plan, mut times, mut sums) = (CopyPlan::default(), vec![], [0.0; 4]);
+        objective: CopyObjective,
+        times: CopyTimes,
+        effort: CopyEffort,
+    ) -> Result<CopyRow, CopyMeasureError> {
+        let problem = self.problem(self.slots)?;
+        let mut solver = CopySolver::new(&problem).with_effort(effort);
+        let present = problem.empty_slots();
+        let (mut plan, mut rounds_us, mut averages) =
+            (CopyPlan::default(), vec![], Averages::new(self.batches.len()));
         for loads in &self.batches {
-            let goal = goal(loads);
+            let goal = self.goal(objective, times, loads);
             let mut rounds = vec![];
             for _ in 0..7 {
                 let start = Instant::now();
                 solver.solve_into(loads, &present, goal, &mut plan)?;
                 rounds.push(start.elapsed().as_secs_f64() * 1e6);
             }
-            times.push(quantile(&mut rounds, 0.5));
-            let mean = f64::from(mean_load(loads, self.shape.ranks));
-            let values = [
+            check_copies(&problem, loads, &present, goal, &plan)?;
+            rounds_us.push(quantile(&mut rounds, 0.5));
+            let mean = f64::from(mean_load(loads, self.shape.ranks)).max(1.0);
+            let ns = times.measure(plan.peak, &plan.copies, self.shape.ranks);
+            averages.add([
                 plan.copies.len() as f64,
                 f64::from(plan.peak) / mean,
+                ns as f64 / 1e3,
                 f64::from(plan.least_copies),
                 f64::from(plan.least_peak) / mean,
-            ];
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum += value / self.batches.len() as f64;
-            }
+            ]);
         }
         Ok(CopyRow {
-            objective,
-            solver: "evenkeel",
-            instances: self.batches.len(),
-            copies: sums[0],
-            peak_over_mean: sums[1],
-            bound_copies: sums[2],
-            bound_peak_over_mean: sums[3],
-            p50_us: quantile(&mut times, 0.5),
-            p99_us: quantile(&mut times, 0.99),
-        })
-    }
-
-    /// Measures the exact split without copies on all batches, for comparison.
-    ///
-    /// # Errors
-    /// Fails as the solver does.
-    pub fn measure_split(&self) -> Result<CopyRow, SolverError> {
-        let problem = Problem::new(self.problem(0)?.hosts().clone());
-        let (mut workspace, mut split) = (Workspace::new(&problem), RankSplit::default());
-        let (mut times, mut peaks) = (vec![], 0.0);
-        for loads in &self.batches {
-            let wide: Vec<u64> = loads.iter().map(|&load| u64::from(load)).collect();
-            let mut rounds = vec![];
-            for _ in 0..7 {
-                let start = Instant::now();
-                solve_into(&problem, &wide, &mut workspace, &mut split)?;
-                rounds.push(start.elapsed().as_secs_f64() * 1e6);
-            }
-            times.push(quantile(&mut rounds, 0.5));
-            let peak = split.rank_loads.iter().copied().max().unwrap_or(0);
-            peaks += peak as f64 / f64::from(mean_load(loads, self.shape.ranks));
-        }
-        Ok(CopyRow {
-            objective: "split",
-            solver: "exact",
-            instances: self.batches.len(),
-            copies: 0.0,
-            peak_over_mean: peaks / self.batches.len().max(1) as f64,
-            bound_copies: f64::NAN,
-            bound_peak_over_mean: f64::NAN,
-            p50_us: quantile(&mut times, 0.5),
-            p99_us: quantile(&mut times, 0.99),
+            p50_us: quantile(&mut rounds_us, 0.5),
+            p99_us: quantile(&mut rounds_us, 0.99),
+            ..averages.row(objective, "evenkeel", self.batches.len())
         })
     }
 
     /// Measures a published rule on all batches.
-    pub fn measure_rule(&self, rule: CopyRule, objective: &'static str) -> CopyRow {
-        let (mut copies, mut peaks) = (0.0, 0.0);
+    pub fn measure_rule(&self, rule: CopyRule, objective: CopyObjective, times: CopyTimes) -> CopyRow {
+        let mut averages = Averages::new(self.batches.len());
         for loads in &self.batches {
-            let plan = rule.plan(self.input(loads));
-            copies += plan.len() as f64;
-            peaks += f64::from(self.peak(loads, &plan)) / f64::from(mean_load(loads, self.shape.ranks));
+            let mut input = self.input(loads);
+            let mean = mean_load(loads, self.shape.ranks);
+            if objective == CopyObjective::Peak {
+                input.threshold = mean;
+            }
+            let pieces = rule.plan(input);
+            let peak = self.peak(loads, &pieces);
+            averages.add([
+                pieces.len() as f64,
+                f64::from(peak) / f64::from(mean).max(1.0),
+                self.time(times, loads, peak, &pieces) as f64 / 1e3,
+                f64::NAN,
+                f64::NAN,
+            ]);
         }
-        let batches = self.batches.len() as f64;
-        CopyRow {
-            objective,
-            solver: rule.name(),
-            instances: self.batches.len(),
-            copies: copies / batches,
-            peak_over_mean: peaks / batches,
-            bound_copies: f64::NAN,
-            bound_peak_over_mean: f64::NAN,
-            p50_us: f64::NAN,
-            p99_us: f64::NAN,
+        averages.row(objective, rule.name(), self.batches.len())
+    }
+
+    /// Returns the goal of the solver for an objective.
+    fn goal(&self, objective: CopyObjective, times: CopyTimes, loads: &[u32]) -> CopyGoal {
+        match objective {
+            // UltraEP raises its threshold where it misses 1 % above the mean. The solver gets the one
+            // reached.
+            CopyObjective::Copies => {
+                let reached = self.peak_of(CopyRule::UltraEp, loads);
+                CopyGoal::FewestCopies { peak: reached.max(self.input(loads).threshold) }
+            }
+            CopyObjective::Peak => CopyGoal::LowestPeak { copies: u32::MAX },
+            CopyObjective::Time => CopyGoal::LeastTime(times),
         }
+    }
+
+    /// Returns the time of a rule's plan in nanoseconds.
+    fn time(&self, times: CopyTimes, loads: &[u32], peak: u32, pieces: &[CopiedPiece]) -> u64 {
+        let input = self.input(loads);
+        let copy = |piece: &CopiedPiece| ItemCopy {
+            item: piece.item as u32,
+            from: input.home(piece.item) as u32,
+            to: piece.rank as u32,
+            slot: 0,
+        };
+        let copies: Vec<ItemCopy> = pieces.iter().map(copy).collect();
+        times.measure(peak, &copies, self.shape.ranks)
     }
 
     /// Counts the batches on which a rule does better than the solver, with as many slots as the rule uses.
@@ -207,62 +253,42 @@ impl CopyCorpus {
             let plan = solver.solve(loads, &present, CopyGoal::LowestPeak { copies })?;
             defeats.peak += usize::from(plan.peak > peak);
             let plan = solver.solve(loads, &present, CopyGoal::LeastTime(times))?;
-            let input = self.input(loads);
-            let made: Vec<ItemCopy> = pieces
-                .iter()
-                .map(|piece| ItemCopy {
-                    item: piece.item as u32,
-                    from: input.home(piece.item) as u32,
-                    to: piece.rank as u32,
-                    slot: 0,
-                })
-                .collect();
-            let ranks = self.shape.ranks;
-            let (own, rule) =
-                (times.measure(plan.peak, &plan.copies, ranks), times.measure(peak, &made, ranks));
+            let own = times.measure(plan.peak, &plan.copies, self.shape.ranks);
+            let rule = self.time(times, loads, peak, &pieces);
             defeats.time += usize::from(own > rule);
         }
         Ok(defeats)
     }
 
     /// Measures HiGHS on all batches, with the best plan that it finds in a number of seconds. Returns `None`
-    /// if the build lacks it or if a batch has no plan.
+    /// if the build lacks it, if a batch has no plan, and for [`CopyObjective::Time`].
     #[cfg_attr(not(feature = "highs"), expect(unused_variables, reason = "without HiGHS there is no row"))]
-    pub fn measure_milp(
-        &self,
-        objective: &'static str,
-        goal: impl Fn(&[u32]) -> CopyGoal,
-        seconds: f64,
-    ) -> Option<CopyRow> {
+    pub fn measure_milp(&self, objective: CopyObjective, times: CopyTimes, seconds: f64) -> Option<CopyRow> {
         #[cfg(not(feature = "highs"))]
         return None;
         #[cfg(feature = "highs")]
         {
             let problem = self.problem(self.slots).ok()?;
             let present = problem.empty_slots();
-            let (mut sum, mut proved) = (0.0, 0);
+            let (mut averages, mut proved) = (Averages::new(self.batches.len()), 0);
             for loads in &self.batches {
-                let value = crate::copies::milp::solve_milp(&problem, loads, &present, goal(loads), seconds)?;
+                let goal = self.goal(objective, times, loads);
+                let value = crate::copies::milp::solve_milp(&problem, loads, &present, goal, seconds)?;
                 proved += usize::from(value.proved);
-                let mean = f64::from(mean_load(loads, self.shape.ranks));
-                sum += value.value as f64 / if objective == "peak" { mean } else { 1.0 };
+                let mean = f64::from(mean_load(loads, self.shape.ranks)).max(1.0);
+                let (copies, peak) = match objective {
+                    CopyObjective::Copies => (value.value as f64, f64::NAN),
+                    CopyObjective::Peak => (f64::NAN, value.value as f64 / mean),
+                    CopyObjective::Time => return None,
+                };
+                averages.add([copies, peak, f64::NAN, copies, peak]);
             }
-            let average = sum / self.batches.len() as f64;
-            let (copies, peak) = if objective == "peak" { (f64::NAN, average) } else { (average, f64::NAN) };
+            let mut row = averages.row(objective, "milp", self.batches.len());
             // A bound is stated where every batch is proved.
-            let all = proved == self.batches.len();
-            let bound = |value: f64| if all { value } else { f64::NAN };
-            Some(CopyRow {
-                objective,
-                solver: "milp",
-                instances: self.batches.len(),
-                copies,
-                peak_over_mean: peak,
-                bound_copies: bound(copies),
-                bound_peak_over_mean: bound(peak),
-                p50_us: f64::NAN,
-                p99_us: f64::NAN,
-            })
+            if proved < self.batches.len() {
+                (row.bound_copies, row.bound_peak_over_mean) = (f64::NAN, f64::NAN);
+            }
+            Some(row)
         }
     }
 
@@ -272,7 +298,7 @@ impl CopyCorpus {
     }
 
     fn input<'a>(&self, loads: &'a [u32]) -> RuleInput<'a> {
-        RuleInput { loads, ranks: self.shape.ranks, slots: self.slots as usize }
+        RuleInput::new(loads, self.shape.ranks, self.slots as usize)
     }
 
     fn peak(&self, loads: &[u32], pieces: &[CopiedPiece]) -> u32 {
@@ -280,8 +306,38 @@ impl CopyCorpus {
     }
 }
 
-/// Returns the mean load of a rank, rounded up.
-pub fn mean_load(loads: &[u32], ranks: usize) -> u32 {
-    let total: u64 = loads.iter().map(|&load| u64::from(load)).sum();
-    total.div_ceil(ranks.max(1) as u64) as u32
+/// Averages of a row: copies, peak over mean, microseconds, and the bounds on copies and peak.
+struct Averages {
+    batches: usize,
+    sums: [f64; 5],
+}
+
+impl Averages {
+    fn new(batches: usize) -> Averages {
+        Averages { batches, sums: [0.0; 5] }
+    }
+
+    fn add(&mut self, values: [f64; 5]) {
+        for (sum, value) in self.sums.iter_mut().zip(values) {
+            *sum += value;
+        }
+    }
+
+    /// Returns a row without measured times.
+    fn row(&self, objective: CopyObjective, solver: &'static str, instances: usize) -> CopyRow {
+        let [copies, peak_over_mean, time_us, bound_copies, bound_peak_over_mean] =
+            self.sums.map(|sum| sum / self.batches.max(1) as f64);
+        CopyRow {
+            objective,
+            solver,
+            instances,
+            copies,
+            peak_over_mean,
+            time_us,
+            bound_copies,
+            bound_peak_over_mean,
+            p50_us: f64::NAN,
+            p99_us: f64::NAN,
+        }
+    }
 }

@@ -46,6 +46,8 @@ pub struct RuleInput<'a> {
     pub ranks: usize,
     /// Dynamic slots of every rank, for rules that have a limit.
     pub slots: usize,
+    /// Peak that UltraEP's rule tries first: 1.01 of the mean by default.
+    pub threshold: u32,
 }
 
 impl CopyRule {
@@ -76,7 +78,13 @@ impl CopyRule {
     }
 }
 
-impl RuleInput<'_> {
+impl<'a> RuleInput<'a> {
+    /// Returns the input of the rules' defaults: UltraEP starts 1 % above the mean.
+    pub fn new(loads: &'a [u32], ranks: usize, slots: usize) -> RuleInput<'a> {
+        let threshold = (f64::from(mean_load(loads, ranks)) * 1.01).ceil() as u32;
+        RuleInput { loads, ranks, slots, threshold }
+    }
+
     /// Returns the home of an item.
     pub fn home(&self, item: usize) -> usize {
         item / (self.loads.len() / self.ranks).max(1)
@@ -103,9 +111,14 @@ impl RuleInput<'_> {
     }
 
     fn mean(&self) -> u32 {
-        let total: u64 = self.loads.iter().map(|&load| u64::from(load)).sum();
-        total.div_ceil(self.ranks as u64) as u32
+        mean_load(self.loads, self.ranks)
     }
+}
+
+/// Returns the mean load of a rank, rounded up.
+pub fn mean_load(loads: &[u32], ranks: usize) -> u32 {
+    let total: u64 = loads.iter().map(|&load| u64::from(load)).sum();
+    total.div_ceil(ranks.max(1) as u64) as u32
 }
 
 /// Copies the heaviest items of the heaviest ranks into the largest rooms, below a threshold.
@@ -113,7 +126,7 @@ fn plan_ultraep(input: RuleInput<'_>) -> Vec<CopiedPiece> {
     let loads = input.home_loads();
     let highest = loads.iter().copied().max().unwrap_or(0);
     let mean = input.mean();
-    let mut threshold = (f64::from(mean) * 1.01).ceil() as u32;
+    let mut threshold = input.threshold;
     for _ in 0..3 {
         if let Some(plan) = build_ultraep(input, &loads, threshold, None) {
             return plan;

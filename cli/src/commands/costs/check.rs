@@ -33,9 +33,9 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<()> {
     let database = read_database(&args.database)?;
     let bar = StderrBar::for_kernels();
     let DatabaseCheck { rows, together, .. } =
-        check_database(&database, &args.package, &|_, done, total| bar.report_kernels(done, total))?;
+        check_database(&database, &args.package, &|_, done, total| bar.report_done(done, total))?;
     let operations =
-        check_operations(&database, &args.package, &|_, done, total| bar.report_kernels(done, total))?;
+        check_operations(&database, &args.package, &|_, done, total| bar.report_done(done, total))?;
     drop(bar);
     if output.is_json() {
         return print_json(&json!({

@@ -41,7 +41,7 @@ pub(super) fn run(args: &ImportArgs, output: Output) -> anyhow::Result<()> {
         ),
     };
     let bar = StderrBar::for_kernels();
-    let databases = import_package(&args.package, &[gpu], &|_, done, total| bar.report_kernels(done, total))?;
+    let databases = import_package(&args.package, &[gpu], &|_, done, total| bar.report_done(done, total))?;
     drop(bar);
     let database = databases.first().with_context(|| format!("{gpu}: no database was fitted"))?;
     write_file(&args.output, &database.to_json()?)?;

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Prints the tables of docs/dynamic.md: copies before every batch on recorded traces.
 
-    cargo build --release && python3 scripts/measure_dynamic.py [stationary|shifting|foresight|homes ...]
+    cargo build --release
+    python3 scripts/measure_dynamic.py [stationary|shifting|foresight|homes|planned ...]
 
 The rows are those of scripts/measure_placement.py. Every table states its commands. Two memories are compared
 with static replicas of the same number of slots. EVENKEEL_REAL_TRACES names the folder with the recorded
@@ -112,7 +113,32 @@ def homes():
     print()
 
 
-TABLES = {"stationary": stationary, "shifting": shifting, "foresight": foresight, "homes": homes}
+def planned():
+    """Prints the copies that a placement planned for dynamic slots saves."""
+    print("### Placements for dynamic slots\n")
+    print("    evenkeel simulate dynamic $EVENKEEL_REAL_TRACES/FOLDER BATCHES --ranks RANKS --redundant RANKS --layers 0,6,12,18 \\")
+    print("        --order ORDER --policies recourse:exact,recourse:exact:dynamic=1 --splits exact --slot-memory shared --json\n")
+    print("Mean copies before a batch of a layer, in brackets the mean excess.\n")
+    policies = ["recourse:exact", "recourse:exact:dynamic=1"]
+    orders = ["shuffled", "recorded"]
+    print("| trace | ranks | " + " | ".join(f"{order}: peaks | {order}: copies" for order in orders) + " |\n|---|---|---|---|---|---|")
+    sums = {order: [0.0, 0.0] for order in orders}
+    for name in ROWS:
+        layers = [layer + (name[0] == "d") for layer in (0, 6, 12, 18)]
+        for ranks in (8, 16, 32):
+            cells = []
+            for order in orders:
+                more = ["--slot-memory", "shared", "--policies", ",".join(policies)]
+                for number, row in enumerate(simulate(name, order, ranks, ranks, layers, *more)):
+                    sums[order][number] += row["copies"]["mean"]
+                    cells.append(f"{row['copies']['mean']:.2f} ({row['excess']['mean']:.4f})")
+            print(f"| {name} | {ranks} | " + " | ".join(cells) + " |", flush=True)
+    for order, (peaks, copies) in sums.items():
+        print(f"\nSummed copies, {order}: {peaks:.2f} by the search for peaks, {copies:.2f} by the search for copies ({copies / peaks:.3f}).")
+    print()
+
+
+TABLES = {"stationary": stationary, "shifting": shifting, "foresight": foresight, "homes": homes, "planned": planned}
 
 if __name__ == "__main__":
     if not TRACES:

@@ -1,10 +1,12 @@
 //! Proved lower bounds for all placements, on the batches of the planning.
 //!
-//! In: the batches of a history, a cluster. Out: a lower bound of the mean peak, and its proof. Three proofs
+//! In: the batches of a history, a cluster. Out: a lower bound of the mean peak, and its proof. Four proofs
 //! exist. The mean load is always a bound. Slots may run out before the mean is reached, because an expert of
-//! load `N` needs `ceil(N / T)` replicas for a peak of `T`. A small case is solved to proof. There, batches
-//! of unequal size are weighted in units of 1/65536.
+//! load `N` needs `ceil(N / T)` replicas for a peak of `T`. They run out sooner if batches with different
+//! heavy experts share them (`shared_replicas`). A small case is solved to proof. Batches of unequal size are
+//! weighted in units of 1/65536.
 
+use super::shared_replicas::{ReplicaLimits, bound_weighted_peaks};
 use super::{Contiguous, PlaceError, Placement, find_optimum};
 use crate::cluster::Cluster;
 use crate::forecast::History;
@@ -24,6 +26,8 @@ pub enum BoundProof {
     Mean,
     /// There are fewer slots than heavy experts need for their replicas.
     ReplicaCount,
+    /// The same slots serve all batches, whose heavy experts differ.
+    SharedReplicas,
     /// All placements were enumerated, so the bound is the optimum.
     Enumerated,
 }
@@ -33,6 +37,7 @@ impl fmt::Display for BoundProof {
         f.pad(match self {
             BoundProof::Mean => "= mean",
             BoundProof::ReplicaCount => "copies counted",
+            BoundProof::SharedReplicas => "copies shared by batches",
             BoundProof::Enumerated => "all placements tried",
         })
     }
@@ -71,6 +76,14 @@ pub fn placement_bound(
     let means: Vec<u64> = totals.iter().map(|total| total.div_ceil(ranks)).collect();
     let counted: Vec<u64> = batches.iter().map(|batch| replica_bound(batch, cluster)).collect();
     let bound = summary(&counted, if counted == means { BoundProof::Mean } else { BoundProof::ReplicaCount });
+    // The weights make every batch count alike, regardless of its size.
+    let most = totals.iter().copied().max().unwrap_or(1);
+    let weights: Vec<u64> =
+        totals.iter().map(|&total| (u128::from(most) * WEIGHT_UNIT / u128::from(total)) as u64).collect();
+    let shared = bound_shared_replicas(&batches, (&weights, &counted), cluster).map(|imbalance| {
+        PlacementBound { imbalance, batches: totals.len(), proof: BoundProof::SharedReplicas }
+    });
+    let bound = shared.filter(|shared| shared.imbalance > bound.imbalance).unwrap_or(bound);
     if batches.is_empty() || batches.len() > MAX_BATCHES {
         return Ok(bound);
     }
@@ -85,13 +98,23 @@ pub fn placement_bound(
             Err(_) => return Ok(bound),
         },
     };
-    // The weights make every batch count alike, regardless of its size.
-    let most = totals.iter().copied().max().unwrap_or(1);
-    let weights: Vec<u64> =
-        totals.iter().map(|&total| (u128::from(most) * WEIGHT_UNIT / u128::from(total)) as u64).collect();
     let Some(best) = find_optimum(&batches, &weights, start, cluster, MAX_VISITS)? else { return Ok(bound) };
     let peaks = super::PeakEvaluator::from_batches(batches.clone()).peaks(best.placement.hosts()?)?;
     Ok(summary(&peaks, BoundProof::Enumerated))
+}
+
+/// Returns the bound of `shared_replicas` in units of the mean. Weights are rounded down, so the result
+/// stays a bound.
+fn bound_shared_replicas(
+    batches: &[&[u64]],
+    (weights, counted): (&[u64], &[u64]),
+    cluster: &Cluster,
+) -> Option<f64> {
+    let limits = ReplicaLimits { slots: cluster.usable_slots(), ranks: cluster.ranks() };
+    let sum = bound_weighted_peaks(batches, (weights, counted), limits)?;
+    let most = batches.iter().map(|batch| batch.iter().sum::<u64>()).max()?;
+    let unit = most as f64 * WEIGHT_UNIT as f64 / cluster.ranks() as f64;
+    Some(sum as f64 / unit / batches.len() as f64)
 }
 
 /// Returns the lowest `T` from ceil(mean) on for which the slots suffice. Each expert needs `ceil(load / T)`

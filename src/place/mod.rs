@@ -29,6 +29,7 @@ mod recourse;
 mod refine;
 mod relabel;
 mod request;
+mod shared_replicas;
 #[cfg(feature = "baselines")]
 mod topology;
 

@@ -43,10 +43,30 @@ pub struct DynamicSlots {
     pub aim: CopyAim,
 }
 
+impl CopyAim {
+    /// The aim of [`DynamicSlots::new`]: the busiest rank within 1 % of the mean.
+    pub(crate) const WITHIN_ONE_PERCENT: CopyAim = CopyAim::Imbalance(10_000);
+
+    /// Returns the goal of the solver for a batch of `total` tokens. The limit is at least the mean, rounded
+    /// up.
+    pub(crate) fn goal(self, total: u64, ranks: usize) -> CopyGoal {
+        match self {
+            CopyAim::Imbalance(millionths) => {
+                let limit = u128::from(total) * (1_000_000 + u128::from(millionths));
+                let peak = (limit / (1_000_000 * ranks.max(1) as u128)) as u64;
+                let peak = peak.max(total.div_ceil(ranks.max(1) as u64));
+                CopyGoal::FewestCopies { peak: u32::try_from(peak).unwrap_or(u32::MAX) }
+            }
+            CopyAim::Copies(copies) => CopyGoal::LowestPeak { copies },
+            CopyAim::Time(times) => CopyGoal::LeastTime(times),
+        }
+    }
+}
+
 impl DynamicSlots {
     /// Creates slots whose copies hold the busiest rank within 1 % of the mean load.
     pub fn new(per_rank: usize, memory: SlotMemory) -> DynamicSlots {
-        DynamicSlots { per_rank, memory, aim: CopyAim::Imbalance(10_000) }
+        DynamicSlots { per_rank, memory, aim: CopyAim::WITHIN_ONE_PERCENT }
     }
 
     /// Sets the quantity that copies minimise.
@@ -182,18 +202,8 @@ impl DynamicEngine {
         for &load in loads {
             self.loads.push(u32::try_from(load).map_err(|_| SolverError::TooManyTokens)?);
         }
-        self.goal = match aim {
-            CopyAim::Imbalance(millionths) => {
-                let total: u64 = loads.iter().fold(0, |sum, &load| sum.saturating_add(load));
-                let ranks = self.problem.hosts().ranks() as u64;
-                let limit = u128::from(total) * (1_000_000 + u128::from(millionths));
-                let peak = (limit / (1_000_000 * u128::from(ranks))) as u64;
-                let peak = peak.max(total.div_ceil(ranks));
-                CopyGoal::FewestCopies { peak: u32::try_from(peak).unwrap_or(u32::MAX) }
-            }
-            CopyAim::Copies(copies) => CopyGoal::LowestPeak { copies },
-            CopyAim::Time(times) => CopyGoal::LeastTime(times),
-        };
+        let total = loads.iter().fold(0u64, |sum, &load| sum.saturating_add(load));
+        self.goal = aim.goal(total, self.problem.hosts().ranks());
         self.present.clone_from(&self.plan.contents);
         self.solver.solve_into(&self.loads, &self.present, self.goal, &mut self.plan)?;
         Ok(())

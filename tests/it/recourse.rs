@@ -6,7 +6,7 @@ use evenkeel::cluster::Cluster;
 use evenkeel::evaluate::evaluate_layer;
 use evenkeel::forecast::History;
 use evenkeel::place::{self, PlaceError, PlaceRequest, Placement, Policy, Recourse, ScenarioObjective};
-use evenkeel::split::{SplitMethod, StackDispatch};
+use evenkeel::split::{DynamicSlots, SlotMemory, Split, SplitMethod, Splitter, StackDispatch};
 use evenkeel_trace::{Batching, Resampling, Trace, synth};
 use proptest::prelude::*;
 use rayon::prelude::*;
@@ -48,6 +48,24 @@ fn peaks_by(trace: &Trace, steps: std::ops::Range<usize>, placement: &Placement,
     evaluate_layer(trace, 0, steps, placement, method).unwrap().peaks.iter().sum()
 }
 
+/// Returns the copies into empty dynamic slots of all steps. An excess of 1 % of the mean counts as one.
+fn copies_and_excess(trace: &Trace, placement: &Placement, dynamic: u32) -> f64 {
+    let slots = DynamicSlots::new(dynamic as usize, SlotMemory::Shared);
+    let mut splitter = Splitter::builder(placement.clone()).dynamic_slots(slots).build().unwrap();
+    let (mut split, mut sum) = (Split::default(), 0.0);
+    for step in 0..trace.steps().len() {
+        let loads = trace.loads(step, 0);
+        let total: u64 = loads.iter().sum();
+        let mean = total as f64 / placement.ranks() as f64;
+        let allowed = (1.01 * mean).floor().max(mean.ceil());
+        splitter.split(loads, &mut split).unwrap();
+        let peak = split.rank_loads.iter().copied().max().unwrap_or(0) as f64;
+        let excess = (peak - allowed).max(0.0) / mean;
+        sum += split.copies.as_ref().unwrap().copies.len() as f64 + 100.0 * excess;
+    }
+    sum
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -62,6 +80,7 @@ proptest! {
         less in 0usize..7,
         steps in 1usize..20,
         split in prop::sample::select(vec![None, Some(SplitMethod::Exact), Some(SplitMethod::Even), Some(ASCEND)]),
+        dynamic in prop::sample::select(vec![0u32, 0, 1, 3]),
         seed: u64,
     ) {
         let spare = (redundant * ranks).saturating_sub(less.min(ranks - 1));
@@ -69,6 +88,7 @@ proptest! {
         let trace = trace(experts, steps, seed);
         let policy = Recourse::default().with_iterations(100).with_scenarios(8);
         let policy = split.map_or(policy.clone(), |split| policy.for_split(split));
+        let policy = if split == Some(SplitMethod::Exact) { policy.for_dynamic_slots(dynamic) } else { policy };
         let placement = place(&policy, &trace, &cluster);
         let per_rank = cluster.slots_per_rank();
         prop_assert_eq!((placement.ranks(), placement.slots_per_rank()), (ranks, per_rank));
@@ -88,6 +108,42 @@ proptest! {
             let again = pool.install(|| (0..2).into_par_iter().map(|_| place(&policy, &trace, &cluster)).collect::<Vec<_>>());
             prop_assert!(again.iter().all(|again| *again == placement), "{} threads", threads);
         }
+    }
+
+    /// No placement is below the proved bound, and the bound is at least the mean.
+    #[test]
+    fn no_placement_is_below_the_bound(
+        ranks in prop::sample::select(vec![4usize, 6, 12]),
+        redundant in 0usize..9,
+        steps in 1usize..12,
+        seed: u64,
+    ) {
+        let trace = trace(12, steps, seed);
+        let cluster = Cluster::with_uneven_slots(ranks, 1, 12, redundant).unwrap();
+        let bound = place::placement_bound(&History::from_trace(&trace, 0), &cluster, None).unwrap();
+        let placement = place(&quick().without_perturbation(), &trace, &cluster);
+        let peaks = evaluate_layer(&trace, 0, 0..steps, &placement, SplitMethod::Exact).unwrap().peaks;
+        let over_mean = |(step, &peak): (usize, &u64)| {
+            peak as f64 * ranks as f64 / trace.loads(step, 0).iter().sum::<u64>() as f64
+        };
+        let mean = peaks.iter().enumerate().map(over_mean).sum::<f64>() / steps as f64;
+        prop_assert!(bound.imbalance >= 1.0 && bound.imbalance <= mean + 1e-9, "{bound:?}, {mean}");
+    }
+
+    /// On batches that are known, the search for copies only lowers what the search for peaks leaves.
+    #[test]
+    fn copies_are_not_above_those_of_the_search_for_peaks(
+        ranks in prop::sample::select(vec![4usize, 8]),
+        dynamic in 1u32..3,
+        seed in 0u64..1000,
+    ) {
+        let trace = trace(16, 20, seed);
+        let cluster = Cluster::new(ranks, 1, 16, ranks).unwrap();
+        let peaks = quick().without_perturbation();
+        let copies = peaks.clone().for_dynamic_slots(dynamic);
+        let [by_peaks, by_copies] =
+            [peaks, copies].map(|policy| copies_and_excess(&trace, &place(&policy, &trace, &cluster), dynamic));
+        prop_assert!(by_copies <= by_peaks + 1e-9, "{by_copies} copies instead of {by_peaks}");
     }
 
     /// On slots that do not divide, re-planning also respects its limit and the usable slots.

@@ -15,8 +15,9 @@ pub(crate) struct PlanningArgs {
     /// Names are recourse, contiguous, eplb, eplb:trtllm, lplb:TOPOLOGY, lp-round and milp.
     /// recourse searches for the placement whose batches split best, under the split of --for. Options follow
     /// its name, each after a colon. A split replaces that of --for (exact, even, vllm, ..). cvar=0.9
-    /// minimises the worst tenth of the batches, worst the worst batch, instead of the mean. seed=N and
-    /// iterations=N control the search. `evenkeel plan topology --help` lists the topologies of lplb.
+    /// minimises the worst tenth of the batches, worst the worst batch, instead of the mean. dynamic=N
+    /// minimises the copies into N dynamic slots per rank. seed=N and iterations=N control the search.
+    /// `evenkeel plan topology --help` lists the topologies of lplb.
     /// lp-round rounds a linear programme. milp proves the best placement for up to 16 batches of up to 8
     /// experts; it needs the feature `highs`.
     #[arg(long, value_name = "NAME", default_value = "recourse")]

@@ -145,7 +145,7 @@ pub(super) fn eplb_for_totals(layer: &LayerProblem<'_>, totals: &[u64]) -> Optio
 /// Returns the objective of a search if EPLB's placement is the best and cannot be used as it is.
 pub(super) fn rule_aim(layer: &LayerProblem<'_>) -> SearchAim {
     match layer.default_aim() {
-        SearchAim::Both(_) | SearchAim::Exact => SearchAim::Rule(SplitMethod::Even),
+        SearchAim::Both(_) | SearchAim::Exact | SearchAim::Copies(_) => SearchAim::Rule(SplitMethod::Even),
         rule @ SearchAim::Rule(_) => rule,
     }
 }

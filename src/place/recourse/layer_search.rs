@@ -2,6 +2,7 @@
 //!
 //! In: a layer, scenarios, an objective. Out: the best placement found, or the score of a placement.
 
+use super::copy_score::copy_scores;
 use super::evaluate::ExactEvaluator;
 use super::incumbent::SearchPlacement;
 use super::rule_loads::search_placement_peaks;
@@ -17,6 +18,9 @@ use evenkeel_solver::SolverError;
 /// Iterations of a search per split of a scenario with one of its starts.
 const ITERATIONS_PER_START_SPLIT: u64 = 8;
 
+/// Iterations of a search for copies per iteration of the search for peaks before it.
+const COPY_EFFORT_FACTOR: u64 = 3;
+
 /// Lowest number of scenarios on which starts are compared.
 const MIN_START_SCENARIOS: usize = 8;
 
@@ -30,6 +34,13 @@ impl LayerProblem<'_> {
         mut dice: SeededRng,
     ) -> Result<SearchResult, SolverError> {
         let objective = self.policy.objective;
+        if let SearchAim::Copies(_) = aim {
+            // Peaks guide from afar, where every batch needs copies. Copies then decide.
+            let near = self.search_best_start(scenarios, SearchAim::Exact, iterations, dice.clone())?;
+            let iterations = iterations.saturating_mul(COPY_EFFORT_FACTOR);
+            let limits = SearchLimits { iterations, moves: None, initial_threshold: 0 };
+            return search(scenarios, (objective, aim, self.cluster), near.seating, limits, dice);
+        }
         let start = self.choose_start(scenarios, aim, iterations, &mut dice)?;
         let limits = SearchLimits { iterations, moves: None, initial_threshold: INITIAL_THRESHOLD };
         let near =
@@ -95,6 +106,10 @@ impl LayerProblem<'_> {
         let rule = rule
             .as_mut()
             .map_or(0, |rule| objective.score(scenarios, &search_placement_peaks(scenarios, rule, seating)));
+        if let SearchAim::Copies(dynamic) = aim {
+            let score = objective.tail_sum(&copy_scores(seating, scenarios, dynamic)?);
+            return Ok((score <= at_most).then_some(score));
+        }
         let rule = aim.weighted_rule_score(rule);
         let Some(at_most) = at_most.checked_sub(rule) else { return Ok(None) };
         if !aim.counts_exact() {
@@ -111,6 +126,9 @@ impl LayerProblem<'_> {
         scenarios: &ScenarioSet,
         aim: SearchAim,
     ) -> Result<Vec<u64>, SolverError> {
+        if let SearchAim::Copies(dynamic) = aim {
+            return copy_scores(seating, scenarios, dynamic);
+        }
         let none = || vec![0; scenarios.len()];
         let exact = if aim.counts_exact() {
             scenario_scores(scenarios, &ExactEvaluator::default().peaks(seating, scenarios)?).collect()

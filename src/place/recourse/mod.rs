@@ -15,11 +15,14 @@
 //!   changes.
 //! - `cuts`: lower bounds that price a step. `evaluate`: peaks and certificates. `share_rule`, `rule_loads`:
 //!   peaks under a rule. `score`: one integer for all scenarios.
+//! - `copy_score`, `copy_search`: the same for dynamic slots, with copies as score.
 //! - `search`: the annealing that uses them. `layer_search`: the search of a layer from its best start.
 //!   `totals_limit`: EPLB's peak on recorded totals as a limit. `replan`: re-planning from the current
 //!   placement.
 
 mod against_eplb;
+mod copy_score;
+mod copy_search;
 mod cuts;
 mod evaluate;
 mod incumbent;
@@ -175,7 +178,9 @@ impl<'a> LayerProblem<'a> {
     fn default_aim(&self) -> SearchAim {
         match self.policy.split {
             None => SearchAim::Both(against_eplb::MIN_EVEN_WEIGHT),
-            Some(_) if self.policy.is_for_exact_split() => SearchAim::Exact,
+            Some(_) if self.policy.is_for_exact_split() => {
+                self.policy.dynamic.map_or(SearchAim::Exact, SearchAim::Copies)
+            }
             Some(rule) => SearchAim::Rule(rule),
         }
     }

@@ -65,7 +65,7 @@ pub(super) fn choose_model(
                 (true, false) => MIXED_SPREAD,
                 (false, _) => WIDE_SPREAD,
             };
-            Ok(ScenarioModel::Search(spread.to_vec(), SearchAim::Exact))
+            Ok(ScenarioModel::Search(spread.to_vec(), layer.default_aim()))
         }
         Some(rule) => against_eplb::choose_for_rule(layer, rule, dice),
     }

@@ -122,7 +122,8 @@ fn propose_under_rule(
     Some(SlotChange::Swap(slot, outside))
 }
 
-fn propose_random(seating: &SearchPlacement, dice: &mut SeededRng) -> Option<SlotChange> {
+/// Proposes that two experts change places, or that a replica replaces a redundant one.
+pub(crate) fn propose_random(seating: &SearchPlacement, dice: &mut SeededRng) -> Option<SlotChange> {
     if dice.draw_below(2) == 0 {
         return Some(SlotChange::Swap(pick_index(seating.slots(), dice), pick_index(seating.slots(), dice)));
     }

@@ -19,6 +19,9 @@ const DEFAULT_ITERATIONS: u64 = 240_000;
 /// layers of such models are many.
 const MAX_SLOTS_AT_FULL_EFFORT: u64 = 64;
 
+/// Highest number of dynamic slots per rank by name.
+const MAX_DYNAMIC_SLOTS: u32 = 64;
+
 /// The policy `recourse`: placements for the split that will run.
 ///
 /// [`Recourse::for_split`] names that split: the exact one, the even one, or a serving stack's own rule.
@@ -42,6 +45,8 @@ pub struct Recourse {
     pub(super) spread: Option<Perturbation>,
     /// Split that will run. `None` if it is unknown.
     pub(super) split: Option<SplitMethod>,
+    /// Dynamic slots of every rank, if copies before each batch are minimised.
+    pub(super) dynamic: Option<u32>,
 }
 
 impl Default for Recourse {
@@ -54,6 +59,7 @@ impl Default for Recourse {
             scenarios: None,
             spread: None,
             split: None,
+            dynamic: None,
         }
     }
 }
@@ -63,7 +69,20 @@ impl Recourse {
     /// split and count as it.
     #[must_use]
     pub fn for_split(self, split: SplitMethod) -> Self {
-        Recourse { split: Some(split), ..self }
+        let dynamic = self.dynamic.filter(|_| split == SplitMethod::Exact);
+        Recourse { split: Some(split), dynamic, ..self }
+    }
+
+    /// Places for a number of dynamic slots on every rank, which are filled before each batch
+    /// ([`DynamicSlots`](crate::split::DynamicSlots)): the fewest copies with which the busiest rank is
+    /// within 1 % of the mean. Splits are exact. The search for the exact split comes first, and one of three
+    /// times its iterations minimises copies. With 0 slots, there is no such search.
+    #[must_use]
+    pub fn for_dynamic_slots(self, slots: u32) -> Self {
+        if slots == 0 {
+            return Recourse { dynamic: None, ..self };
+        }
+        Recourse { dynamic: Some(slots), split: Some(SplitMethod::Exact), ..self }
     }
 
     /// Sets the objective over the scenarios.
@@ -99,8 +118,8 @@ impl Recourse {
     }
 
     /// Reads the options behind `recourse:`, separated by colons. They are a split (`exact`, `even`, `vllm`,
-    /// ..), `mean`, `cvar=LEVEL`, `worst`, `seed=N`, `iterations=N`, `scenarios=N`. Returns `None` if one is
-    /// unknown.
+    /// ..), `mean`, `cvar=LEVEL`, `worst`, `seed=N`, `iterations=N`, `scenarios=N`, `dynamic=N`. Returns
+    /// `None` if one is unknown, and for dynamic slots with another split than the exact one.
     pub(crate) fn from_options(options: &str) -> Option<Self> {
         let mut policy = Recourse::default();
         for option in options.split(':') {
@@ -116,10 +135,22 @@ impl Recourse {
                 ("seed", value) => policy.with_seed(value.parse().ok()?),
                 ("iterations", value) => policy.with_iterations(value.parse().ok()?),
                 ("scenarios", value) => policy.with_scenarios(value.parse().ok()?),
+                ("dynamic", value) => {
+                    let slots = value.parse().ok().filter(|slots| (1..=MAX_DYNAMIC_SLOTS).contains(slots))?;
+                    policy.dynamic = Some(slots);
+                    policy
+                }
                 _ => return None,
             };
         }
-        Some(policy)
+        match policy {
+            Recourse { dynamic: Some(slots), split: None | Some(SplitMethod::Exact), .. } => {
+                Some(policy.for_dynamic_slots(slots))
+            }
+            // Copies are chosen together with the exact split.
+            Recourse { dynamic: Some(_), .. } => None,
+            _ => Some(policy),
+        }
     }
 
     /// Returns true if the peaks of exact splits alone count.
@@ -156,6 +187,9 @@ impl fmt::Display for Recourse {
         if let Some(split) = self.split {
             write!(f, ":{split}")?;
         }
+        if let Some(slots) = self.dynamic {
+            write!(f, ":dynamic={slots}")?;
+        }
         if self.objective != ScenarioObjective::Mean {
             write!(f, ":{}", self.objective)?;
         }
@@ -178,12 +212,17 @@ mod tests {
 
     #[test]
     fn names_are_read_as_they_are_written() {
-        for name in
-            ["worst", "cvar=0.95:seed=3", "exact:iterations=500:scenarios=12", "even", "sglang-static:worst"]
-        {
+        for name in [
+            "worst",
+            "cvar=0.95:seed=3",
+            "exact:iterations=500:scenarios=12",
+            "even",
+            "sglang-static:worst",
+            "exact:dynamic=1",
+        ] {
             assert_eq!(Recourse::from_options(name).unwrap().to_string(), format!("recourse:{name}"));
         }
-        for name in ["", "best", "cvar=2", "seed=x", "worst:"] {
+        for name in ["", "best", "cvar=2", "seed=x", "worst:", "dynamic=0", "even:dynamic=1"] {
             assert!(Recourse::from_options(name).is_none(), "{name}");
         }
     }

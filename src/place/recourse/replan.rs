@@ -325,7 +325,7 @@ fn fewest_moves(tried: &[ReplanCandidate], again: &Replanner<'_>) -> Result<usiz
     for one in tried {
         rows.push(again.layer.score_rows(&one.seating, &again.comparison_scenarios, again.aim)?);
     }
-    if again.aim == SearchAim::Exact {
+    if matches!(again.aim, SearchAim::Exact | SearchAim::Copies(_)) {
         return Ok(objective.within_noise(&rows).iter().position(|&good| good).unwrap_or(0));
     }
     let scores: Vec<u64> = rows.iter().map(|row| objective.tail_sum(row)).collect();

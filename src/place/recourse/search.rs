@@ -14,6 +14,7 @@
 //!
 //! An iteration is one priced step or one split scenario.
 
+use super::copy_search::search_for_copies;
 use super::cuts::CutPool;
 use super::incumbent::SearchPlacement;
 use super::neighbourhood::StepProposals;
@@ -93,6 +94,9 @@ pub(crate) fn search(
     limits: SearchLimits<'_>,
     mut dice: SeededRng,
 ) -> Result<SearchResult, SolverError> {
+    if let SearchAim::Copies(dynamic) = aim {
+        return search_for_copies(scenarios, (objective, dynamic), start, limits, dice);
+    }
     let mut search = AnnealingSearch {
         cuts: CutPool::new(scenarios, &start),
         best: SearchResult { seating: start.clone(), score: 0 },
@@ -251,7 +255,7 @@ pub(crate) fn moves_between(from: &SearchPlacement, to: &SearchPlacement) -> usi
 }
 
 /// Returns the difference that a change makes to the number of moves.
-fn move_delta(from: &SearchPlacement, change: &super::incumbent::HostChange) -> isize {
+pub(crate) fn move_delta(from: &SearchPlacement, change: &super::incumbent::HostChange) -> isize {
     if change.expert as usize == from.experts() {
         return 0;
     }

@@ -148,7 +148,7 @@ fn bound_to_text(bounds: &[PlacementBound]) -> String {
             "of {} layers, {} by trying all placements, {} by counting copies, {} = mean",
             bounds.len(),
             proved(BoundProof::Enumerated),
-            proved(BoundProof::ReplicaCount),
+            proved(BoundProof::ReplicaCount) + proved(BoundProof::SharedReplicas),
             proved(BoundProof::Mean)
         ),
     };

@@ -12,7 +12,7 @@ use evenkeel::cluster::Cluster;
 use evenkeel::model::MoeModel;
 use evenkeel::place::Placement;
 use evenkeel::planner::{Planner, TokenCopies};
-use evenkeel::split::{DynamicSlots, PrimaryObjective, SplitMethod};
+use evenkeel::split::{DynamicSlots, PrimaryObjective, SlotMemory, SplitMethod};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -69,6 +69,20 @@ impl ExecConfig {
     /// Returns the number of static and dynamic slots of a rank.
     pub(super) fn slots_per_rank(&self) -> usize {
         self.cluster.slots_per_rank() + self.dynamic_slots().map_or(0, |slots| slots.per_rank)
+    }
+
+    /// Returns the cells that the dynamic slots of a rank take in `layers` layers.
+    pub(super) fn dynamic_cells(&self, layers: usize) -> usize {
+        self.dynamic_slots().map_or(0, |slots| match slots.memory {
+            SlotMemory::Shared => slots.per_rank,
+            SlotMemory::Kept => slots.per_rank * layers,
+        })
+    }
+
+    /// Returns the ranks with their static and dynamic slots, as slots are numbered in a layer.
+    pub(super) fn widened_cluster(&self) -> Result<Cluster, ExecError> {
+        let (ranks, width) = (self.cluster.ranks(), self.slots_per_rank());
+        Ok(Cluster::with_uneven_slots(ranks, self.cluster.nodes(), 0, ranks * width)?)
     }
 
     /// Returns an error if parts of the configuration exclude each other.

@@ -20,6 +20,7 @@ pub mod calibrate;
 pub mod checkpoint;
 pub mod clock;
 pub mod comm;
+mod copy_exchange;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

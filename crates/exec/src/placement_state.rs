@@ -6,7 +6,6 @@ use super::backend::ExecConfig;
 use super::comm::{ProcessGroup, placement_digest};
 use super::error::ExecError;
 use evenkeel::place::Placement;
-use evenkeel::split::SlotMemory;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
@@ -52,10 +51,7 @@ impl PlacementState {
         ExecError::expect_size("ranks of the group", group.ranks(), config.cluster.ranks())?;
         let (experts, slots) = (config.model.experts, config.cluster.slots());
         config.check_dynamic()?;
-        let dynamic_slots = config.dynamic_slots().map_or(0, |slots| match slots.memory {
-            SlotMemory::Shared => slots.per_rank as u64,
-            SlotMemory::Kept => (slots.per_rank * placements.len()) as u64,
-        });
+        let dynamic_slots = config.dynamic_cells(placements.len()) as u64;
         let staged = BTreeSet::new();
         let state =
             Self { group, experts, slots, placements, staged, expert_bytes, replicated_bytes, dynamic_slots };

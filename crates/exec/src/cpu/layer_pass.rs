@@ -5,7 +5,7 @@
 
 use super::Cpu;
 use super::all_to_all::{AllToAll, ExchangeShape, PackedTokens};
-use super::dynamic_slots::{CopyExchange, LocalCopies};
+use super::dynamic_slots::{LocalClones, receive_copies, start_copies};
 use super::grouped_rows::GroupedRows;
 use super::mailbox::Mailbox;
 use super::node_groups::NodeGroups;
@@ -16,6 +16,7 @@ use crate::backend::{
 };
 use crate::clock::time_work;
 use crate::comm::{ProcessGroup, Purpose, placement_digest};
+use crate::copy_exchange::CopyExchange;
 use crate::error::ExecError;
 use crate::rank::{Exchange, Rank, run_layer};
 use evenkeel::cluster::Cluster;
@@ -32,7 +33,7 @@ struct LayerContext<'a> {
     placement: &'a Placement,
     shape: ExchangeShape,
     /// Copies between ranks of this process.
-    copies: LocalCopies,
+    copies: LocalClones,
     verify_splits: bool,
     /// Tokens per source and expert, `[R][E]`, if they were gathered.
     counts: Vec<u64>,
@@ -61,6 +62,8 @@ struct RankPass<'a> {
     rows: Option<GroupedRows>,
     /// Copies from this rank, and into its dynamic slots.
     copy_exchange: CopyExchange,
+    /// Time of waiting for copies from other processes.
+    copy_wait: Duration,
     /// Number of received rows.
     served: u64,
     /// Results of the shared expert, `[token][H]`.
@@ -78,7 +81,7 @@ impl Cpu {
         input.check_shapes(layers.len(), count, hidden)?;
         group.set_context(Some(input.step), Some(input.layer));
         let width = config.slots_per_rank();
-        let slots = Cluster::with_uneven_slots(count, cluster.nodes(), 0, count * width)?;
+        let slots = config.widened_cluster()?;
         let chunks = SlotChunks::new(width, options.chunks);
         let groups = NodeGroups::from_cluster(cluster, *aggregate);
         let shape = ExchangeShape { groups, chunks, hidden, dtype: *dtype };
@@ -92,7 +95,7 @@ impl Cpu {
             layer: &layers[input.layer],
             placement: &state.placements()[input.layer],
             shape,
-            copies: LocalCopies::default(),
+            copies: LocalClones::default(),
             verify_splits: options.verify_splits,
             counts: Vec::new(),
         };
@@ -122,6 +125,7 @@ impl<'a> RankPass<'a> {
             flow,
             rows: None,
             copy_exchange: CopyExchange::default(),
+            copy_wait: Duration::ZERO,
             served: 0,
             shared: Vec::new(),
             times: StageTimes::default(),
@@ -149,11 +153,11 @@ impl<'a> RankPass<'a> {
 
     /// Sums the answers to every token, and adds the results of this rank to those of the layer.
     fn combine(self, config: &ExecConfig, all_slots: &Cluster, run: &mut LayerRun) {
-        let Self { rank, own, counts, slots, flow, shared, copy_exchange, mut times, .. } = self;
+        let Self { rank, own, counts, slots, flow, shared, copy_exchange, copy_wait, mut times, .. } = self;
         run.copies.add_source(&slots, own.routed.routing.top_k, rank.own, all_slots);
         run.expert_copies = copy_exchange.copies();
         if let Some(wait) = run.copy_waits.get_mut(rank.own) {
-            *wait = copy_exchange.waited();
+            *wait = copy_wait;
         }
         run.outputs[rank.own] = time_work(&mut times[LayerStage::Combine as usize], || {
             let (sent, answers) = flow.into_answers();
@@ -237,7 +241,7 @@ impl Rank<LayerContext<'_>> for RankPass<'_> {
             rank.slots[layer][statics..].fill(None);
         }
         time_work(&mut times[LayerStage::Copy as usize], || {
-            copy_exchange.start(rank, (layer, placement), (group, *shape), copies)
+            start_copies(copy_exchange, rank, (layer, placement), (group, *shape), copies)
         })
     }
 
@@ -262,7 +266,8 @@ impl Rank<LayerContext<'_>> for RankPass<'_> {
                 let time = &mut times[LayerStage::Copy as usize];
                 let way = (context.group, context.shape);
                 let slots = (rank.own, &mut rank.slots[layer]);
-                self.copy_exchange.receive(slots, way, &mut context.copies, time)?;
+                self.copy_wait +=
+                    receive_copies(&mut self.copy_exchange, slots, way, &mut context.copies, time)?;
             }
             for first in part.clone().step_by(stride) {
                 time_work(&mut times[LayerStage::Ffn as usize], || {

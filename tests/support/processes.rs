@@ -49,3 +49,15 @@ pub(crate) fn assert_same(processes: &Value, here: &Value, args: &str) {
     assert_eq!(processes["imbalance"]["to_the_token"], true, "{args}");
     assert_eq!(processes["transport"]["plans_proved_identical"], true, "{args}");
 }
+
+/// Asserts that processes copied experts into dynamic slots, and counted the bytes of their weights.
+pub(crate) fn assert_copied(processes: &Value) {
+    let (dynamic, moved) = (&processes["dynamic"], &processes["transport"]["sent"]["moves"]);
+    let copies = dynamic["copies"].as_u64().unwrap();
+    assert!(copies > 10, "{dynamic}");
+    let fields = moved.as_object().unwrap().iter();
+    let bytes: u64 =
+        fields.filter(|(name, _)| name.ends_with("_bytes")).filter_map(|(_, bytes)| bytes.as_u64()).sum();
+    assert!(bytes >= copies * dynamic["expert_bytes"].as_u64().unwrap(), "{moved}");
+    assert!(moved["seconds"].as_f64().unwrap() > 0.0, "{moved}");
+}

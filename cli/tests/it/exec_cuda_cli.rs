@@ -75,7 +75,12 @@ fn no_driver_is_one_message() {
 #[test]
 fn a_run_is_checked_and_served_to_the_token() {
     let Some(folder) = host_driver("cli", &["-O2"]) else { return };
-    for more in ["--ffn own --steps 4", "--ffn cublas --steps 12 --replan-every 3 --router sigmoid"] {
+    for more in [
+        "--ffn own --steps 4",
+        "--ffn cublas --steps 12 --replan-every 3 --router sigmoid",
+        "--dynamic 1 --steps 6",
+        "--dynamic 2 --slot-memory kept --ffn cublas --steps 6",
+    ] {
         let output = evenkeel(&folder, &format!("{RUN} {more} --check --json"), &[]);
         assert!(output.status.success(), "{more}: {}", String::from_utf8_lossy(&output.stderr));
         let run: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use crate::driver_support::host_driver;
-use crate::processes_support::{assert_same, of_job, parsed};
+use crate::processes_support::{assert_copied, assert_same, of_job, parsed};
 use crate::skip_support::skipped;
 use serde_json::Value;
 use std::net::TcpListener;
@@ -201,13 +201,27 @@ fn experts_move_between_gpus() {
     assert!(moved.as_u64() >= document["moves"]["bytes"].as_u64(), "{moved}");
 }
 
-/// Stops one of four ranks by a signal in the middle of a run. All others must report the rank and the place,
-/// and no process may remain.
-fn without(victim: usize, name: &str, within: Duration) {
+#[test]
+fn experts_are_copied_into_dynamic_slots_of_other_gpus() {
+    for (model, more) in [
+        ("qwen3-30b-a3b", "--dynamic 1 --redundant 8"),
+        ("deepseek-v2-lite", "--dynamic 2 --slot-memory kept --nodes 2"),
+        ("gpt-oss-20b", "--dynamic 2 --aim copies:3 --ffn cublas"),
+    ] {
+        let small = SMALL.replace("qwen3-30b-a3b", model).replace("--redundant 8", "");
+        let args = format!("{small} --policy contiguous --batch-tokens 96 --steps 8 --drift 0.05 {more}");
+        let Some(document) = as_in_one_process(4, &args) else { return };
+        assert_copied(&document);
+    }
+}
+
+/// Stops one of four ranks by a signal in the middle of a run with further arguments. All others must report
+/// the rank and the place, and no process may remain.
+fn without(victim: usize, more: &str, name: &str, within: Duration) {
     if libraries().is_none() {
         return;
     }
-    let job = Job::ranks(&vec![format!("{SMALL} {ENDLESS} --transport nccl"); 4], &[]);
+    let job = Job::ranks(&vec![format!("{SMALL} {ENDLESS} --transport nccl {more}"); 4], &[]);
     let process = job.at_work(4, victim);
     let begun = Instant::now();
     signal(process, name);
@@ -226,16 +240,18 @@ fn without(victim: usize, name: &str, within: Duration) {
 
 #[test]
 fn a_killed_rank_ends_the_job_and_survivors_name_it() {
-    without(2, "-KILL", Duration::from_secs(10));
+    without(2, "", "-KILL", Duration::from_secs(10));
+    without(2, "--dynamic 1", "-KILL", Duration::from_secs(10));
     // Rank 0 keeps the store.
-    without(0, "-KILL", Duration::from_secs(10));
+    without(0, "", "-KILL", Duration::from_secs(10));
 }
 
 #[test]
 fn a_hung_rank_ends_the_job_in_time() {
     // The limit covers the timeout of 4 s, 1 s for the roll, and the end.
-    without(2, "-STOP", Duration::from_secs(15));
-    without(0, "-STOP", Duration::from_secs(20));
+    without(2, "", "-STOP", Duration::from_secs(15));
+    without(2, "--dynamic 1", "-STOP", Duration::from_secs(15));
+    without(0, "", "-STOP", Duration::from_secs(20));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use crate::mpirun_support::{ENDLESS, EVENKEEL, Job, LAUNCHER_LIMIT, errors, plan_without_a_rank};
-use crate::processes_support::{assert_same, parsed, variable_of};
+use crate::processes_support::{assert_copied, assert_same, parsed, variable_of};
 use crate::skip_support::skipped;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;
@@ -99,14 +99,7 @@ fn experts_are_copied_into_dynamic_slots_of_other_processes() {
     ] {
         let small = SMALL.replace("qwen3-30b-a3b", model);
         let args = format!("{small} --policy contiguous --batch-tokens 96 --steps 40 --drift 0.05 {more}");
-        let document = as_in_one_process(4, &args);
-        let dynamic = &document["dynamic"];
-        let copies = dynamic["copies"].as_u64().unwrap();
-        assert!(copies > 10, "{dynamic}");
-        let moved = document["transport"]["sent"]["moves"].as_object().unwrap();
-        let bytes: u64 =
-            moved.iter().filter(|(name, _)| name.ends_with("_bytes")).filter_map(|(_, v)| v.as_u64()).sum();
-        assert!(bytes >= copies * dynamic["expert_bytes"].as_u64().unwrap(), "{moved:?}");
+        assert_copied(&as_in_one_process(4, &args));
     }
 }
 

@@ -8,7 +8,7 @@
 
 use crate::driver_support::host_driver;
 use crate::mpirun_support::{ENDLESS, EVENKEEL, Job, errors, plan_without_a_rank, without};
-use crate::processes_support::{assert_same, parsed};
+use crate::processes_support::{assert_copied, assert_same, parsed};
 use serde_json::Value;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -83,21 +83,37 @@ fn experts_move_between_gpus() {
 }
 
 #[test]
+fn experts_are_copied_into_dynamic_slots_of_other_gpus() {
+    for (model, more) in [
+        ("qwen3-30b-a3b", "--dynamic 1 --redundant 8"),
+        ("deepseek-v2-lite", "--dynamic 2 --slot-memory kept --nodes 2"),
+        ("gpt-oss-20b", "--dynamic 2 --aim copies:3 --ffn cublas"),
+    ] {
+        let small = SMALL.replace("qwen3-30b-a3b", model).replace("--redundant 8", "");
+        let args = format!("{small} --policy contiguous --batch-tokens 96 --steps 8 --drift 0.05 {more}");
+        for aware in ["yes", "no"] {
+            let Some(document) = as_in_one_process(4, aware, &args) else { return };
+            assert_copied(&document);
+        }
+    }
+}
+
+#[test]
 fn a_killed_rank_ends_the_job_and_survivors_name_it() {
-    for aware in ["yes", "no"] {
+    for (aware, more) in [("yes", ""), ("no", ""), ("yes", "--dynamic 1"), ("no", "--dynamic 1")] {
         let Some(libraries) = libraries() else { return };
-        let endless = format!("{SMALL} --no-baseline {ENDLESS} --cuda-aware {aware}");
+        let endless = format!("{SMALL} --no-baseline {ENDLESS} --cuda-aware {aware} {more}");
         without(&endless, &libraries, "-KILL", Duration::from_secs(10));
     }
 }
 
 #[test]
 fn a_hung_rank_ends_the_job_in_time() {
-    for aware in ["yes", "no"] {
+    // Weights are in transit, too.
+    let moves = "--drift 0.05 --replan-every 2";
+    for (aware, more) in [("yes", moves), ("no", moves), ("yes", "--dynamic 1"), ("no", "--dynamic 1")] {
         let Some(libraries) = libraries() else { return };
-        // Weights are in transit, too.
-        let endless =
-            format!("{SMALL} --no-baseline {ENDLESS} --cuda-aware {aware} --drift 0.05 --replan-every 2");
+        let endless = format!("{SMALL} --no-baseline {ENDLESS} --cuda-aware {aware} {more}");
         // The limit covers the timeout of 4 s, 1 s for the roll, and the end.
         without(&endless, &libraries, "-STOP", Duration::from_secs(15));
     }

@@ -21,11 +21,12 @@ EK_KERNEL(256) ek_permute(const u64* rows, u32 count, u32 width, u16* out) {
   }
 }
 
-// Computes the input of the last product from `gate` and `up` [count][columns]. `gate` is null if there is
-// none.
+// Computes the input of the last product from `gate` and `up` [rows][columns], for the `count` rows of the
+// groups. The groups need not begin at row 0. `gate` is null if there is none.
 EK_KERNEL(256)
 ek_activate(const Job job, const u16* gate, const u16* up, u32 count) {
-  EK_ROWS(row, count) {
+  EK_ROWS(at_row, count) {
+    const u64 row = job.offsets[0] + at_row;
     const u64 cell = job.cells[group_of(job.offsets, job.groups, (u32)row)];
     const float* first = job.first_bias ? (const float*)(cell + job.first_bias) : nullptr;
     const float* second = job.second_bias ? (const float*)(cell + job.second_bias) : nullptr;
@@ -44,9 +45,11 @@ ek_activate(const Job job, const u16* gate, const u16* up, u32 count) {
   }
 }
 
-// Adds biases to results [count][columns] and multiplies them by weights, in place.
+// Adds biases to results [rows][columns] and multiplies them by weights, in place, for the `count` rows of
+// the groups.
 EK_KERNEL(256) ek_weigh(const Job job, u32 count) {
-  EK_ROWS(row, count) {
+  EK_ROWS(at_row, count) {
+    const u64 row = job.offsets[0] + at_row;
     const u64 cell = job.cells[group_of(job.offsets, job.groups, (u32)row)];
     const float* bias = job.first_bias ? (const float*)(cell + job.first_bias) : nullptr;
     const float scale = job.scale ? job.scale[row] : 1.0f;

@@ -119,9 +119,6 @@ impl RunArgs {
         if self.split != SplitMethod::Exact {
             bail!("--dynamic {per_rank}: expected --split exact, found {}", self.split);
         }
-        if self.backend != BackendName::Cpu {
-            bail!("--dynamic {per_rank}: expected --backend cpu; GPUs have no dynamic slots yet");
-        }
         let AimName::Fixed(aim) = self.aim else {
             bail!("--aim time: expected imbalance:LIMIT or copies:N; a run has no model of its times");
         };

@@ -1,6 +1,7 @@
 //! Allocates a backend's memory: experts in their cells, buffers for received tokens, and planners.
 
 use super::cublas::CublasGemm;
+use super::dynamic_slots::DynamicCells;
 use super::expert_buffer::ExpertBuffer;
 use super::expert_slots::SlotBuffers;
 use super::migration::CopyStream;
@@ -54,8 +55,13 @@ impl Cuda {
             let of = |(layer, p): (usize, &Placement)| {
                 here().map(|rank| missing(p, layer, rank.own)).sum::<usize>()
             };
-            let cells: usize = state.placements().iter().enumerate().map(of).sum();
+            let dynamic = here().count() * config.dynamic_cells(state.placements().len());
+            let cells: usize = state.placements().iter().enumerate().map(of).sum::<usize>() + dynamic;
             check_memory(&gpu.context, "experts", self.shape.bytes() * cells as u64)?;
+        }
+        for rank in &mut ranks {
+            let (gpu, layers) = (&self.gpus[rank.device].context, state.placements().len());
+            rank.experts.dynamic = DynamicCells::new(gpu, &self.shape, &config, layers)?;
         }
         for (layer, placement) in state.placements().iter().enumerate() {
             let slots = self.fill_layer(source, layer, placement)?;
@@ -135,7 +141,7 @@ impl Cuda {
             tokens: old.map_or(0, |old| old.tokens).max(tokens.next_multiple_of(16)).max(16),
             top_k: old.map_or(1, |old| old.top_k).max(top_k),
             ranks: cluster.ranks(),
-            per_rank: cluster.slots_per_rank(),
+            per_rank: self.config.slots_per_rank(),
             hidden: model.hidden as usize,
             inner: model.intermediate as usize,
             shared: self.device_layers().iter().map(inner).max().unwrap_or(0),
@@ -179,7 +185,7 @@ impl Cuda {
             let gpus: Vec<_> = self.ranks.iter().map(|rank| Arc::clone(&rank.gpu)).collect();
             Ok(Box::new(PeerGather::new(&gpus, width)?))
         };
-        let boards = [board(model.experts)?, board(cluster.slots())?];
+        let boards = [board(model.experts)?, board(cluster.ranks() * room.per_rank)?];
         let plan = |placement| self.create_planners(placement, room);
         for planners in self.state.placements().iter().map(plan).collect::<Result<Vec<_>, _>>()? {
             for (rank, planner) in self.ranks.iter_mut().zip(planners) {
@@ -191,15 +197,16 @@ impl Cuda {
         self.synchronize()
     }
 
-    /// Creates the planners of all ranks that split a layer: on the device if the split is exact and the
-    /// device supports it, otherwise on the host.
+    /// Creates the planners of all ranks that split a layer: on the device if the split is exact, without
+    /// dynamic slots, and of a kind that the device supports. Otherwise they are on the host.
     pub(super) fn create_planners(
         &self,
         placement: &Placement,
         room: BufferSizes,
     ) -> Result<Vec<LayerPlanner>, ExecError> {
         let cluster = &self.config.cluster;
-        if self.config.method == Some(SplitMethod::Exact) && self.config.tie_break.is_none() {
+        let of_device = self.config.tie_break.is_none() && self.config.dynamic_slots().is_none();
+        if self.config.method == Some(SplitMethod::Exact) && of_device {
             let of = |rank: &CudaRank| {
                 let placements = std::slice::from_ref(placement);
                 let planner =

@@ -1,5 +1,6 @@
 //! The experts on a rank: those in its slots, those staged for a switch, and spare cells for later ones.
 
+use super::dynamic_slots::DynamicCells;
 use super::expert_buffer::{ExpertBuffer, ExpertLayout};
 use super::kernels::{DeviceAddress, upload};
 use crate::error::ExecError;
@@ -18,11 +19,14 @@ pub(super) type SlotBuffers = Vec<Option<Arc<ExpertBuffer>>>;
 pub(super) struct ExpertSlots {
     /// `[layer][S]`
     pub(super) slots: Vec<SlotBuffers>,
+    /// Cells of the dynamic slots, which follow the slots of every layer.
+    pub(super) dynamic: DynamicCells,
     /// Experts staged for a later switch, by layer and expert.
     pub(super) staged: HashMap<(usize, u32), Arc<ExpertBuffer>>,
     /// Unused cells.
     spare: Vec<ExpertBuffer>,
-    /// Tables per layer: the address of every slot's cell, `[S]`, and the first slot of every expert, `[E]`.
+    /// Tables per layer: the address of every slot's cell, `[S + B]`, and the first slot of every expert,
+    /// `[E]`.
     cells: Vec<CudaSlice<u64>>,
     firsts: Vec<CudaSlice<i32>>,
 }
@@ -34,9 +38,14 @@ impl ExpertSlots {
         (&self.cells[layer], &self.firsts[layer])
     }
 
-    /// Returns the address of the cell of every slot; 0 for an empty slot.
-    pub(super) fn slot_addresses(slots: &SlotBuffers) -> Vec<DeviceAddress> {
-        slots.iter().map(|cell| cell.as_ref().map_or(0, |cell| cell.address())).collect()
+    /// Returns the address of the cell of every slot of a layer, `[S + B]`; 0 for an empty static slot.
+    pub(super) fn slot_addresses(&self, layer: usize) -> Vec<DeviceAddress> {
+        self.addresses_with(layer, &self.slots[layer])
+    }
+
+    fn addresses_with(&self, layer: usize, slots: &SlotBuffers) -> Vec<DeviceAddress> {
+        let statics = slots.iter().map(|cell| cell.as_ref().map_or(0, |cell| cell.address()));
+        statics.chain(self.dynamic.addresses(layer)).collect()
     }
 
     fn first_slots(placement: &Placement) -> Vec<i32> {
@@ -50,7 +59,7 @@ impl ExpertSlots {
         placement: &Placement,
         slots: SlotBuffers,
     ) -> Result<(), CudaError> {
-        self.cells.push(upload(gpu, &Self::slot_addresses(&slots))?);
+        self.cells.push(upload(gpu, &self.addresses_with(self.slots.len(), &slots))?);
         self.firsts.push(upload(gpu, &Self::first_slots(placement))?);
         self.slots.push(slots);
         Ok(())
@@ -89,7 +98,8 @@ impl ExpertSlots {
         slots: SlotBuffers,
     ) -> Result<(), CudaError> {
         let failed = CudaError::driver_error("switching a layer");
-        gpu.stream().memcpy_htod(&Self::slot_addresses(&slots), &mut self.cells[layer]).map_err(&failed)?;
+        let addresses = self.addresses_with(layer, &slots);
+        gpu.stream().memcpy_htod(&addresses, &mut self.cells[layer]).map_err(&failed)?;
         gpu.stream().memcpy_htod(&Self::first_slots(placement), &mut self.firsts[layer]).map_err(failed)?;
         let old = std::mem::replace(&mut self.slots[layer], slots);
         let gone: Vec<(usize, u32)> = self.staged.keys().filter(|key| key.0 == layer).copied().collect();

@@ -7,6 +7,7 @@ use super::rank::{CudaRank, RankBuffers};
 use super::replicated::DeviceLayer;
 use evenkeel::model::Activation;
 use evenkeel_cuda::{CudaError, GpuContext};
+use std::ops::Range;
 
 /// Largest average number of rows per group for tiles of 16 and of 64 rows.
 const MAX_TILE_AVERAGE: [usize; 2] = [24, 96];
@@ -98,11 +99,33 @@ pub(super) struct SlotAddresses<'a> {
 }
 
 impl CudaRank {
-    /// Runs the routed experts on the rows received by this rank. `choices` are those of all sources.
+    /// Puts received rows next to each other for cuBLAS, and returns the first row of every slot, for which
+    /// the host waits. Own kernels need neither. `choices` are those of all sources.
+    pub(super) fn prepare_routed(
+        &self,
+        buffers: &RankBuffers,
+        choices: usize,
+    ) -> Result<Option<Vec<u32>>, CudaError> {
+        if self.blas.is_none() || choices == 0 {
+            return Ok(None);
+        }
+        // This is the only synchronisation of this path: cuBLAS takes sizes from the host.
+        let offsets = self.gpu.download(&buffers.offsets)?;
+        let rows = offsets.last().copied().unwrap_or(0) as usize;
+        if rows > 0 {
+            let permuted = address(&buffers.permuted);
+            self.launcher().permute_rows(address(&buffers.rows), rows, buffers.room.hidden, permuted)?;
+        }
+        Ok(Some(offsets))
+    }
+
+    /// Runs the routed experts of some slots on the rows received by this rank. `offsets` are the result of
+    /// [`Self::prepare_routed`].
     pub(super) fn run_routed(
         &self,
         buffers: &RankBuffers,
-        cells: SlotAddresses<'_>,
+        (cells, slots): (SlotAddresses<'_>, Range<usize>),
+        offsets: Option<&[u32]>,
         (shape, activation): (ExpertLayout, Activation),
         choices: usize,
     ) -> Result<(), CudaError> {
@@ -110,30 +133,24 @@ impl CudaRank {
         let groups = RowGroups {
             shape,
             activation,
-            count: room.per_rank,
-            offsets: address(&buffers.offsets),
-            cells: cells.table,
+            count: slots.len(),
+            offsets: address(&buffers.offsets) + 4 * slots.start as u64,
+            cells: cells.table + 8 * slots.start as u64,
             rows: address(&buffers.rows),
             base: 0,
             scale: address(&buffers.scales),
             inside: address(&buffers.inside),
             out: address(&buffers.results),
         };
-        if choices == 0 {
+        if choices == 0 || slots.is_empty() {
             return Ok(());
         }
-        let Some(blas) = &self.blas else {
+        let (Some(blas), Some(offsets)) = (&self.blas, offsets) else {
             return self.run_own_kernels(&groups, tile_index(choices, room.ranks * room.per_rank));
         };
-        // This is the only synchronisation of this path: cuBLAS takes sizes from the host.
-        let offsets = self.gpu.download(&buffers.offsets)?;
         let between = [address(&buffers.permuted), address(&buffers.gate), address(&buffers.up)];
-        let rows = offsets.last().copied().unwrap_or(0) as usize;
-        if rows == 0 {
-            return Ok(());
-        }
-        self.launcher().permute_rows(groups.rows, rows, room.hidden, between[0])?;
-        run_cublas(&self.gpu, self.launcher(), blas, &groups, &offsets, cells.host, between)
+        let (offsets, cells) = (&offsets[slots.start..=slots.end], &cells.host[slots]);
+        run_cublas(&self.gpu, self.launcher(), blas, &groups, offsets, cells, between)
     }
 
     /// Runs the shared expert on this rank's own tokens.
@@ -171,8 +188,8 @@ impl CudaRank {
     }
 }
 
-/// Runs the experts of groups of known sizes by cuBLAS, on consecutive rows. `between` contains these rows,
-/// and space for gate and up.
+/// Runs the experts of groups of known sizes by cuBLAS, on consecutive rows. `offsets` are the first rows of
+/// the groups and the end of the last one. `between` contains the rows, and space for gate and up.
 pub(super) fn run_cublas(
     gpu: &GpuContext,
     on: KernelLauncher<'_>,
@@ -196,8 +213,11 @@ pub(super) fn run_cublas(
         }
         first.push(product(group, (permuted, hidden), groups.shape.up_offset(), (up, inner)));
     }
+    let rows = (offsets[cells.len()] - offsets[0]) as usize;
+    if rows == 0 {
+        return Ok(());
+    }
     blas.run_products(gpu, &first)?;
-    let rows = offsets.last().copied().unwrap_or(0) as usize;
     on.apply_activation(&groups.gate_up_gemm(), if groups.shape.gated { gate } else { 0 }, up, rows)?;
     let down =
         |group| product(group, (groups.inside, inner), groups.shape.down_offset(), (groups.out, hidden));

@@ -1,17 +1,21 @@
 //! One layer on the ranks of this process: its sizes, the data that ranks share, and the order of streams.
 
+use super::dynamic_slots::LocalCells;
 use super::expert_buffer::ExpertLayout;
+use super::migration::CopyStream;
 use super::rank::{AddressTables, CudaRank, RankBuffers};
 use super::remote::RemoteRanks;
 use super::route::ChoiceSource;
 use super::stage_timer::StageTimer;
 use super::{Cuda, CudaOptions, SharedGpu, StreamSharing};
 use crate::backend::{ExecConfig, LayerInput, LayerRun, RoutingSource, SourceRouting, StageTimes};
+use crate::comm::ProcessGroup;
 use crate::error::ExecError;
 use crate::rank::run_layer;
 use crate::router::Router;
 use evenkeel::place::Placement;
 use evenkeel_cuda::{CudaError, DeviceGather};
+use std::time::Duration;
 
 /// The sizes of a pass through a layer.
 #[derive(Debug, Clone)]
@@ -34,7 +38,11 @@ pub(super) struct LayerContext<'a> {
     pub(super) gpus: &'a [SharedGpu],
     pub(super) shape: ExpertLayout,
     pub(super) placement: &'a Placement,
+    pub(super) group: &'a ProcessGroup,
     pub(super) remote: Option<&'a RemoteRanks>,
+    /// Background streams, per GPU.
+    pub(super) sides: &'a [CopyStream],
+    pub(super) copies: LocalCells,
     pub(super) pass: &'a LayerPass,
     pub(super) source: RoutingSource<'a>,
     /// True to add tokens to their outputs.
@@ -143,6 +151,7 @@ impl Cuda {
         self.clock.reset(true, ranks);
         let mut run = self.enqueue_layer(&pass, input.routed, false)?;
         self.read_results(&pass, &mut run)?;
+        self.clock.read_waits(&mut run.copy_waits)?;
         run.wall = self.clock.read_times(&mut run.times)?;
         Ok(run)
     }
@@ -156,6 +165,7 @@ impl Cuda {
         residual: bool,
     ) -> Result<LayerRun, ExecError> {
         let count = self.config.cluster.ranks();
+        let waits = self.config.dynamic_slots().map_or(0, |_| count);
         let Some(boards) = &mut self.boards else {
             return Err(ExecError::Nothing("ranks without boards".into()));
         };
@@ -165,7 +175,10 @@ impl Cuda {
             gpus: &self.gpus,
             shape: self.shape,
             placement: &self.state.placements()[pass.layer],
+            group: self.state.group(),
             remote: self.remote.as_deref(),
+            sides: &self.sides,
+            copies: LocalCells::default(),
             pass,
             source,
             residual,
@@ -176,6 +189,7 @@ impl Cuda {
             run: LayerRun {
                 routed: vec![SourceRouting::default(); count],
                 times: vec![StageTimes::default(); count],
+                copy_waits: vec![Duration::ZERO; waits],
                 ..LayerRun::default()
             },
         };

@@ -7,7 +7,7 @@
 //! and a graph can record all of it ([`Cuda::record_layer`]). The host takes part in four cases:
 //!
 //! - A router draws random numbers or mixes tokens.
-//! - The split is not the exact one.
+//! - The split is not the exact one, or has dynamic slots.
 //! - Overflow goes to the next choice.
 //! - cuBLAS ([`GemmPath::Cublas`]) takes the sizes of its products from the host.
 //!
@@ -16,10 +16,11 @@
 //! identical bit for bit.
 //!
 //! Ranks read each other's memory only for sent data: counts, slots and weights of tokens, send buffers,
-//! answers.
+//! answers, copied experts.
 
 mod allocate;
 mod cublas;
+mod dynamic_slots;
 mod expert_buffer;
 mod expert_slots;
 mod expert_timer;
@@ -262,9 +263,6 @@ impl Cuda {
         if config.dtype != Dtype::Bf16 {
             return Err(unavailable(format!("dtype {}, expected bf16", config.dtype)));
         }
-        if config.dynamic_slots().is_some() {
-            return Err(unavailable("dynamic slots, expected none on this backend".into()));
-        }
         let model = &config.model;
         for (what, width) in [("tokens", model.hidden), ("experts", model.intermediate)] {
             if !width.is_multiple_of(8) {
@@ -280,7 +278,7 @@ impl Cuda {
         for (at, ordinal) in ordinals.clone().enumerate() {
             let context = GpuContext::open(ordinal)?;
             let kernels = ExecKernels::load(&context)?;
-            let (slots, most) = (config.cluster.slots_per_rank(), kernels.max_groups());
+            let (slots, most) = (config.slots_per_rank(), kernels.max_groups());
             if slots > most {
                 return Err(unavailable(format!("{slots} slots per rank, expected at most {most}")));
             }
@@ -289,7 +287,9 @@ impl Cuda {
                 let ranks = group.local_ranks().filter(|&rank| here(rank));
                 ranks.map(|rank| experts_of_rank(placement, rank).iter().flatten().count()).sum::<usize>()
             };
-            let cells: usize = placements.iter().map(of).sum();
+            let dynamic = group.local_ranks().filter(|&rank| here(rank)).count()
+                * config.dynamic_cells(placements.len());
+            let cells: usize = placements.iter().map(of).sum::<usize>() + dynamic;
             check_memory(
                 &context,
                 "weights",

@@ -1,6 +1,5 @@
 //! The phases of a rank in one layer: the work that it enqueues in each, between two events.
 
-use super::expert_slots::ExpertSlots;
 use super::experts::SlotAddresses;
 use super::kernels::address;
 use super::layer_pass::{LayerContext, buffers_and_tables, buffers_mut, synchronize_streams};
@@ -111,6 +110,9 @@ impl Rank<LayerContext<'_>> for CudaRank {
     fn split(&mut self, context: &mut LayerContext<'_>) -> Result<(), ExecError> {
         let (at, pass, remote) = (self.own, context.pass, context.remote);
         if let (Some(slots), RoutingSource::Replay { ids, .. }) = (context.given_slots(), context.source) {
+            if context.config.dynamic_slots().is_some() {
+                return Err(ExecError::Combination("dynamic slots and stated slots"));
+            }
             check_slots(at, &ids[at], &slots[at], context.placement)?;
             return self.send_slots(&slots[at]);
         }
@@ -142,9 +144,9 @@ impl Rank<LayerContext<'_>> for CudaRank {
             }
             LayerPlanner::Host(planner) => {
                 let (time, ids) = (&mut context.run.times[at][LayerStage::Split as usize], &context.ids[at]);
-                let quotas = time_work(time, || planner.split(&context.counts).map(|split| &split.quotas))?;
+                time_work(time, || planner.split(&context.counts).map(|_| ()))?;
                 if let Some(remote) = remote {
-                    remote.verify_split(context.placement, quotas)?;
+                    remote.verify_split(planner.placement(), &planner.last_split().quotas)?;
                 }
                 let slots = time_work(time, || planner.redirect(ids, at))?;
                 self.send_slots(&slots)
@@ -179,7 +181,13 @@ impl Rank<LayerContext<'_>> for CudaRank {
         context.clock.record_span(&self.gpu, at, LayerStage::Dispatch, || self.pack_tokens(size))
     }
 
+    fn send_copies(&mut self, context: &mut LayerContext<'_>) -> Result<(), ExecError> {
+        context.config.dynamic_slots().map_or(Ok(()), |_| self.collect_copies(context))
+    }
+
+    /// Also begins the copies, which yield to the tokens.
     fn receive_tokens(&mut self, context: &mut LayerContext<'_>, _: usize) -> Result<(), ExecError> {
+        self.start_copies(context)?;
         let (buffers, tables) = buffers_and_tables(self)?;
         let (seat, top_k) = (self.rank_position(&buffers.room), context.pass.top_k);
         Ok(context.clock.record_span(&self.gpu, self.own, LayerStage::Dispatch, || {
@@ -189,24 +197,38 @@ impl Rank<LayerContext<'_>> for CudaRank {
         })?)
     }
 
+    /// Runs the static experts, and then those that were copied.
     fn run_experts(&mut self, context: &mut LayerContext<'_>, _: usize) -> Result<(), ExecError> {
         let (at, pass) = (self.own, context.pass);
         let choices = pass.rows.iter().sum::<usize>() * pass.top_k;
-        let (buffers, tables) = buffers_and_tables(self)?;
+        let (statics, width) = (context.placement.slots_per_rank(), context.config.slots_per_rank());
+        let (buffers, _) = buffers_and_tables(self)?;
         let layer = &context.gpus[self.device].layers[pass.layer];
         let (table, _) = self.experts.layer_tables(pass.layer);
-        let host = ExpertSlots::slot_addresses(&self.experts.slots[pass.layer]);
-        let cells = SlotAddresses { table: address(table), host: &host };
+        let (table, host) = (address(table), self.experts.slot_addresses(pass.layer));
+        let cells = SlotAddresses { table, host: &host };
         if let (Some(remote), Some(_)) = (context.remote, &self.blas) {
             remote.synchronize(self)?;
         }
         let (shape, activation) = (context.shape, context.config.model.activation);
-        context.clock.record_span(&self.gpu, at, LayerStage::Ffn, || {
+        let offsets = context.clock.record_span(&self.gpu, at, LayerStage::Ffn, || {
             if !pass.mixes {
                 self.run_shared(buffers, layer, activation, pass.tokens[at])?;
             }
-            self.run_routed(buffers, cells, (shape, activation), choices)
+            let offsets = self.prepare_routed(buffers, choices)?;
+            let (slots, kind) = ((cells, 0..statics), (shape, activation));
+            self.run_routed(buffers, slots, offsets.as_deref(), kind, choices)?;
+            Ok::<_, CudaError>(offsets)
         })?;
+        if width > statics {
+            self.wait_for_copies(context)?;
+            let (buffers, _) = buffers_and_tables(self)?;
+            context.clock.record_span(&self.gpu, at, LayerStage::Ffn, || {
+                let (slots, kind) = ((cells, statics..width), (shape, activation));
+                self.run_routed(buffers, slots, offsets.as_deref(), kind, choices)
+            })?;
+        }
+        let (buffers, tables) = buffers_and_tables(self)?;
         if buffers.room.ranks == 1 || choices == 0 {
             return Ok(());
         }

@@ -5,6 +5,7 @@
 //! room for the largest possible number, and kernels read the actual one from device memory.
 
 use super::cublas::CublasGemm;
+use super::dynamic_slots::RankCopies;
 use super::expert_slots::ExpertSlots;
 use super::kernels::{DeviceAddress, ExecKernels, KernelLauncher, address, upload, zeros};
 use super::launch::{LogitShape, RankPosition};
@@ -264,6 +265,8 @@ pub(super) struct CudaRank {
     /// A mark on its stream, for which other ranks can wait.
     here: CudaEvent,
     pub(super) experts: ExpertSlots,
+    /// Copies into dynamic slots in the layer that runs.
+    pub(super) copies: RankCopies,
     /// One planner per layer, created together with the buffers.
     pub(super) planners: Vec<LayerPlanner>,
     /// The products of cuBLAS, with [`GemmPath::Cublas`](super::GemmPath).
@@ -291,8 +294,8 @@ impl CudaRank {
     ) -> Result<Self, CudaError> {
         let here =
             gpu.stream().context().new_event(None).map_err(CudaError::driver_error("creating an event"))?;
-        let (experts, planners) = (ExpertSlots::default(), Vec::new());
-        Ok(Self { own, device, gpu, kernels, here, experts, planners, blas: None, buffers: None })
+        let (experts, copies, planners) = (ExpertSlots::default(), RankCopies::default(), Vec::new());
+        Ok(Self { own, device, gpu, kernels, here, experts, copies, planners, blas: None, buffers: None })
     }
 
     /// Moves the mark to the current end of this rank's stream.
@@ -303,6 +306,11 @@ impl CudaRank {
     /// Makes this rank's stream wait for another rank's mark.
     pub(super) fn wait_for(&self, other: &CudaRank) -> Result<(), CudaError> {
         self.gpu.stream().wait(&other.here).map_err(CudaError::driver_error("ordering the streams of ranks"))
+    }
+
+    /// Makes another stream wait for this rank's mark.
+    pub(super) fn hold_back(&self, other: &GpuContext) -> Result<(), CudaError> {
+        other.stream().wait(&self.here).map_err(CudaError::driver_error("ordering the streams of ranks"))
     }
 
     pub(super) fn launcher(&self) -> KernelLauncher<'_> {

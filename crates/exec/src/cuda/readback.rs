@@ -12,11 +12,15 @@ impl Cuda {
     /// Waits for the device, and adds its results to those of the host.
     pub(super) fn read_results(&mut self, pass: &LayerPass, run: &mut LayerRun) -> Result<(), ExecError> {
         if let Some(far) = &self.remote {
+            // Copies come first: the ranks that receive them answer later.
+            for rank in &mut self.ranks {
+                rank.finish_copies(far, &self.sides[rank.device].gpu)?;
+            }
             self.ranks.iter().try_for_each(|rank| far.synchronize(rank))?;
             far.record_times()?;
         }
         self.synchronize()?;
-        let (model, cluster) = (&self.config.model, &self.config.cluster);
+        let (model, cluster) = (&self.config.model, &self.config.widened_cluster()?);
         let (hidden, k) = (model.hidden as usize, pass.top_k);
         let layer = &self.device_layers()[pass.layer];
         run.counts = vec![0; model.experts];

@@ -131,7 +131,7 @@ impl RemoteRanks {
         self.verify_split(placement, &planner.download(0)?.quotas)
     }
 
-    /// Begins an exchange between two events.
+    /// Begins an exchange between two events. Moves run in the background.
     fn enqueue_exchange(
         &self,
         purpose: Purpose,
@@ -144,11 +144,12 @@ impl RemoteRanks {
         let (stream, failed) = (gpu.stream(), CudaError::driver_error("timing an exchange"));
         let begin = stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(&failed)?;
         #[allow(unsafe_code, reason = "device memory passes to another process")]
-        // SAFETY: callers pass memory of this rank's buffers, boards and planners. It stays allocated until
-        // the stream is synchronised, and forever if `must_leak` returns true. All ranks have agreed on the
-        // sizes.
+        // SAFETY: callers pass memory of this rank's buffers, boards, planners and experts. It stays
+        // allocated until the stream is synchronised, and forever if `must_leak` returns true. All ranks have
+        // agreed on the sizes.
         unsafe {
-            self.group.devices()?.enqueue(false, self.group.context(purpose), stream, exchange)?;
+            let (devices, at) = (self.group.devices()?, self.group.context(purpose));
+            devices.enqueue(purpose == Purpose::Moves, at, stream, exchange)?;
         }
         let end = stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(&failed)?;
         self.spans.borrow_mut().push((purpose, [begin, end]));
@@ -285,6 +286,25 @@ impl RemoteRanks {
                 &[part],
             )?)
         }
+    }
+
+    /// Begins the copies of a layer to and from other ranks, whose cells stay as long as this rank's buffers.
+    pub(super) fn start_copies(&self, gpu: &GpuContext, parts: &[DeviceOperation]) -> Result<(), ExecError> {
+        for part in parts {
+            if let DeviceOperation::To(to, (_, bytes)) = *part {
+                self.group.record_bytes(Purpose::Moves, [self.rank(), to], bytes);
+            }
+        }
+        self.enqueue_exchange(Purpose::Moves, gpu, parts)
+    }
+
+    /// Waits for the copies of a layer.
+    pub(super) fn wait_for_copies(&self, gpu: &GpuContext) -> Result<(), ExecError> {
+        if !self.is_stream_ordered() {
+            return self.wait_for_moves(gpu);
+        }
+        // The events around the copies measure their time.
+        Ok(self.group.devices()?.synchronize(self.group.context(Purpose::Moves), gpu.stream())?)
     }
 
     /// Returns whether events around a move measure its time; see [`DeviceCommunicator::is_stream_ordered`].

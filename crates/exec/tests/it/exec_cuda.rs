@@ -4,6 +4,8 @@
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod dynamic;
+
 use crate::driver_support::host_driver;
 use crate::exec_support::{config, placement, refuses_other_input, small, tokens, weights};
 use crate::skip_support::skipped;

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use std::rc::Rc;
 use std::time::Duration;
 
-const LAYERS: usize = 2;
+pub(crate) const LAYERS: usize = 2;
 const STEPS: u64 = 5;
 
 fn slots() -> impl Strategy<Value = DynamicSlots> {
@@ -26,19 +26,24 @@ fn slots() -> impl Strategy<Value = DynamicSlots> {
 
 /// Runs some steps, and checks each against the reference unless ranks are in other processes. Returns the
 /// results of all steps.
-fn run_steps(cpu: &mut Cpu, config: &ExecConfig, per_rank: &[usize], check: bool) -> Vec<StepRun> {
+pub(crate) fn run_steps(
+    backend: &mut dyn Backend,
+    config: &ExecConfig,
+    per_rank: &[usize],
+    check: bool,
+) -> Vec<StepRun> {
     let mut reference =
         evenkeel_exec::reference::Reference::new(config.clone(), crate::exec_support::weights(config));
     let step = |at: u64| {
         let mut x = tokens(64, per_rank, at);
         // A process has the tokens of its own ranks.
         for (rank, own) in x.iter_mut().enumerate() {
-            if !cpu.is_local(rank) {
+            if !backend.is_local(rank) {
                 own.clear();
             }
         }
         let reference = check.then_some(&mut reference);
-        let run = run_step(cpu, LAYERS, at, &mut x, |_| RoutingSource::Router, reference).unwrap();
+        let run = run_step(backend, LAYERS, at, &mut x, |_| RoutingSource::Router, reference).unwrap();
         if let Some(check) = run.check {
             assert!(check.within_bounds(config.dtype), "step {at}: {check:?}");
         }
@@ -47,10 +52,17 @@ fn run_steps(cpu: &mut Cpu, config: &ExecConfig, per_rank: &[usize], check: bool
     (0..STEPS).map(step).collect()
 }
 
-/// Returns the copies of every step and layer, after a comparison of loads with the split alone.
-fn expected_copies(config: &ExecConfig, cpu: &Cpu, steps: &[StepRun]) -> Vec<u64> {
+/// Returns the copies of every step and layer.
+pub(crate) fn copies_of(steps: &[StepRun]) -> Vec<u64> {
+    steps.iter().flat_map(|step| step.layers.iter().map(|layer| layer.expert_copies)).collect()
+}
+
+/// Returns the copies that every step and layer should make, and compares the loads with those of the split
+/// alone.
+pub(crate) fn expected_copies(config: &ExecConfig, backend: &dyn Backend, steps: &[StepRun]) -> Vec<u64> {
     let slots = config.dynamic.unwrap();
-    let build = |layer| Splitter::builder(cpu.placement(layer).clone()).dynamic_slots(slots).build().unwrap();
+    let build =
+        |layer| Splitter::builder(backend.placement(layer).clone()).dynamic_slots(slots).build().unwrap();
     let mut splitters: Vec<Splitter> = (0..LAYERS).map(build).collect();
     let mut split = Split::default();
     let mut copies = vec![];
@@ -85,9 +97,7 @@ proptest! {
         let placements = vec![placement(experts, &cluster, seed), placement(experts, &cluster, seed + 1)];
         let (mut cpu, _) = backend(&config, placements);
         let steps = run_steps(&mut cpu, &config, &per_rank[..ranks], true);
-        let copies: Vec<u64> =
-            steps.iter().flat_map(|step| step.layers.iter().map(|layer| layer.expert_copies)).collect();
-        prop_assert_eq!(copies, expected_copies(&config, &cpu, &steps));
+        prop_assert_eq!(copies_of(&steps), expected_copies(&config, &cpu, &steps));
         let layers = if slots.memory == SlotMemory::Shared { 1 } else { LAYERS };
         let expert = cpu.expert_bytes(0, 0).unwrap();
         let (plain, _) = backend(&ExecConfig { dynamic: None, ..config.clone() }, cpu.state().placements().to_vec());
@@ -133,7 +143,7 @@ proptest! {
             let threads: Vec<_> = group.into_iter().map(start).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        let copies: u64 = expected.iter().flat_map(|step| &step.layers).map(|layer| layer.expert_copies).sum();
+        let copies: u64 = copies_of(&expected).iter().sum();
         let sent: u64 = found.iter().map(|(_, sent)| sent).sum();
         // A message has a few bytes more than its weights.
         let expert = local.expert_bytes(0, 0).unwrap();

@@ -3,7 +3,7 @@
 
     cargo build --release && python3 scripts/measure_placement.py [TABLE ...]
 
-TABLE is stationary, shuffles, once, shifting, resampled, totals, nodes, moves, budget or even.
+TABLE is stationary, shuffles, once, shifting, resampled, totals, nodes, moves, budget, even or relaxation.
 EVENKEEL_REAL_TRACES names the folder with the recorded traces. Every row comes from `evenkeel .. --json`
 commands, which the head of the table states. Only Python's standard library is used.
 """
@@ -429,7 +429,51 @@ def even():
         print()
 
 
-TABLES = {f.__name__: f for f in (stationary, shuffles, once, shifting, resampled, totals, nodes, moves, budget, even)}
+def scale_tokens(path, steps, factor, to):
+    """Writes evenly spaced steps of a trace of counts, with all tokens multiplied."""
+    with open(path) as lines, open(to, "w") as out:
+        header, *rows = lines.read().splitlines()
+        known = sorted({int(row.split(",")[0]) for row in rows})
+        kept = set(known[:: max(1, len(known) // steps)])
+        out.write(header + "\n")
+        for step, layer, expert, tokens in (row.split(",") for row in rows):
+            if int(step) in kept:
+                out.write(f"{step},{layer},{expert},{int(tokens) * factor}\n")
+
+
+def relaxation():
+    """Prints the least imbalance that a mixture of placements reaches, which no relaxation over slot sets exceeds."""
+    mixed = 8
+    print("### Mixtures of placements\n\n`python3 scripts/measure_placement.py relaxation`: for every row\n")
+    print("    evenkeel trace convert $EVENKEEL_REAL_TRACES/gptoss20b-decode --decode-batch REQUESTS --order shuffled --layers 3,12,21 -o BATCHES.csv")
+    print("    evenkeel simulate BATCHES.csv --experts 32 --ranks RANKS --redundant SLOTS --policies recourse:exact:iterations=60000 \\")
+    print("        --splits exact --hindsight --json\n")
+    print(f"About 300 batches. A mixture of {mixed} placements is one placement on {mixed} times as many ranks, with as many slots on each and")
+    print("all tokens multiplied. Its imbalance is the lowest of the search and of hindsight.\n")
+    print("| trace | ranks x redundant | placement_bound | recourse, batches unknown | recourse, batches known | mixture |\n|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        whole, one, many = (f"{folder}/{name}.csv" for name in ("whole", "one", "many"))
+        for requests in (16, 32, 64):
+            words = [f"{TRACES}/gptoss20b-decode", "--decode-batch", requests, "--order", "shuffled", "--layers", "3,12,21"]
+            run(["convert", *words, "-o", whole], "trace")
+            scale_tokens(whole, 300, 1, one)
+            scale_tokens(whole, 300, 240 * mixed, many)
+            for ranks, per_rank in CLUSTERS:
+                slots = 32 // ranks + per_rank
+                figures = []
+                for path, count in ((one, ranks), (many, ranks * mixed)):
+                    rows = run([path, "--experts", 32, "--ranks", count, "--redundant", slots * count - 32, "--policies",
+                                "recourse:exact:iterations=60000", "--splits", "exact", "--hindsight"])["results"]
+                    figures.append([row["imbalance"]["mean"] for row in rows])
+                plan = run([one, "--experts", 32, "--ranks", ranks, "--redundant", slots * ranks - 32, "--policy",
+                            "recourse:exact:iterations=60000"], "plan")
+                layers = [layer["placement_bound"]["imbalance"] for layer in plan["layers"]]
+                print(f"| decode {requests} | {ranks} x {per_rank} | {sum(layers) / len(layers):.4f} | {figures[0][0]:.4f} | "
+                      f"{min(figures[0]):.4f} | {min(figures[1]):.4f} |", flush=True)
+    print()
+
+
+TABLES = {f.__name__: f for f in (stationary, shuffles, once, shifting, resampled, totals, nodes, moves, budget, even, relaxation)}
 
 
 def main():

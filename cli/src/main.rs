@@ -26,6 +26,7 @@ use std::process::ExitCode;
     version,
     max_term_width = 110,
     disable_help_subcommand = true,
+    disable_version_flag = true,
     after_help = "Start with `evenkeel trace inspect TRACE`, then `evenkeel simulate TRACE --ranks 8`.",
     after_long_help = "Start with:\n  evenkeel trace inspect TRACE                the content of a trace\n  \
                        evenkeel simulate TRACE --ranks 8           the benefit of balancing, by policy\n  \
@@ -40,6 +41,9 @@ struct Cli {
     global: GlobalArgs,
     #[command(flatten)]
     config: config::ConfigArgs,
+    /// Print version
+    #[arg(short = 'V', long, action = clap::ArgAction::Version, hide_short_help = true)]
+    version: Option<bool>,
 }
 
 /// Options of every command.

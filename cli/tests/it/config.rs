@@ -178,7 +178,7 @@ fn show_prints_values_with_their_sources() {
     let file = project.path().join("evenkeel.toml");
     assert_eq!(rows[0], ["file:", file.to_str().unwrap()]);
     assert_eq!(row("ranks")[..3], ["ranks", "4", "evenkeel.toml:2"]);
-    assert!(row("ranks").contains(&"simulate,") && !row("ranks").contains(&"bench"), "{text}");
+    assert!(row("ranks").contains(&"simulate,") && !row("ranks").contains(&"serve"), "{text}");
     assert_eq!(
         row("memory-budget"),
         &["memory-budget", "64", "evenkeel.toml:5", "plan,", "plan", "new,", "plan", "replan"]

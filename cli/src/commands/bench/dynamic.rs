@@ -49,7 +49,7 @@ pub(crate) struct DynamicArgs {
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_value = "copies,peak,time")]
     objectives: Vec<ObjectiveName>,
     /// Effort of the solver: fast is for every batch
-    #[arg(long, value_name = "fast|thorough", default_value = "fast")]
+    #[arg(long, value_name = "fast|thorough", default_value = "fast", hide_short_help = true)]
     effort: EffortName,
     /// Count the batches on which a rule does better than the solver with as many slots
     #[arg(long)]
@@ -162,10 +162,12 @@ impl DynamicArgs {
                 .collect();
         }
         let keeps = |name: &str| self.corpus.as_ref().is_none_or(|text| name.contains(text.as_str()));
+        // A configuration states the ranks of a cluster, which select no corpus.
+        let has = |id| self.trace.stated.has(id);
         let shapes = list_shapes().into_iter().filter(|named| {
             keeps(&named.name)
-                && (self.ranks.is_empty() || self.ranks.contains(&named.shape.ranks))
-                && (self.slots.is_empty() || self.slots.contains(&named.slots))
+                && (!has("ranks") || self.ranks.contains(&named.shape.ranks))
+                && (!has("slots") || self.slots.contains(&named.slots))
         });
         let corpora: Vec<CopyCorpus> = shapes
             .map(|named| CopyCorpus::draw(named.name, named.shape, named.slots, 0..self.seeds))

@@ -1,7 +1,8 @@
-//! Compares plans of copies with proved optima of HiGHS on small cases, 40 unless stated.
+//! Compares plans of copies with proved optima of HiGHS on small cases, 40 unless stated. The cases have
+//! consecutive seeds, from 0 unless stated.
 //!
 //! ```text
-//! cargo run --release -p evenkeel-solver --features oracle --example copies_referee -- [CASES] [fast]
+//! cargo run --release -p evenkeel-solver --features oracle --example copies_referee -- [CASES] [FIRST SEED] [fast]
 //! ```
 
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "an example stops at nonsense")]
@@ -14,11 +15,13 @@ use evenkeel_solver::copies::CopyEffort;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let cases = words.iter().find_map(|word| word.parse().ok()).unwrap_or(40);
+    let numbers: Vec<u64> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    let cases = numbers.first().map_or(40, |&cases| cases as usize);
+    let first = numbers.get(1).copied().unwrap_or(0);
     let fast = words.iter().any(|word| word == "fast");
     let effort = if fast { CopyEffort::FAST } else { CopyEffort::THOROUGH };
     let mut results = vec![];
-    let mut seed = 0;
+    let mut seed = first;
     while results.len() < cases {
         if let Some(result) = compare(&draw_case(seed), effort, 30.0) {
             if result.bound > result.optimum || result.value < result.optimum {
@@ -28,7 +31,7 @@ fn main() {
         }
         seed += 1;
     }
-    println!("{} cases with a proved optimum, of {seed}", results.len());
+    println!("{} cases with a proved optimum, of {}", results.len(), seed - first);
     for objective in ["copies", "peak", "time"] {
         let own: Vec<_> = results.iter().filter(|result| result.objective == objective).collect();
         let mean = |value: fn(&common::copy_cases::Comparison) -> f64| {

@@ -27,16 +27,19 @@ impl ResidualPaths {
     }
 
     /// Moves tokens from ranks above the target to ranks below it until no path is left. Returns the tokens
-    /// that remain above the target.
+    /// that remain above the target. Stops when they are at least `enough`.
     pub(crate) fn lower_to(
         &mut self,
         table: &SlotTable,
-        tokens: &mut [u32],
-        loads: &mut [u32],
+        (tokens, loads): (&mut [u32], &mut [u32]),
         target: u32,
+        enough: u64,
     ) -> u64 {
         let (mut left, mut stuck) = (0, false);
         for rank in 0..loads.len() {
+            if left >= enough {
+                break;
+            }
             // The ranks of a search without a path have none either, until tokens move again.
             while loads[rank] > target && !(stuck && self.has_reached(rank)) {
                 let end = self.find_path(table, (tokens, loads), rank, target);

@@ -50,9 +50,9 @@ impl SavedTokens {
 
 /// New content of a slot: the item, and the slot that it is copied from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct SlotContent {
-    item: u32,
-    origin: u32,
+pub(super) struct SlotContent {
+    pub(super) item: u32,
+    pub(super) origin: u32,
 }
 
 impl CopyState {
@@ -60,7 +60,7 @@ impl CopyState {
     /// does.
     pub(super) fn exchange_contents(&mut self, rounds: u32, saved: &mut SavedTokens) -> bool {
         let mut draws = Draws(u64::from(self.target) << 32 | u64::from(self.copies));
-        let mut overflow = self.lower_loads();
+        let mut overflow = self.lower_tokens(u64::MAX);
         // At first, an exchange may add as many tokens as a sixteenth of a rank's load.
         let highest = u64::from(self.target / 16);
         for round in 0..rounds {
@@ -76,7 +76,7 @@ impl CopyState {
                 (other, before)
             });
             self.set_content(slot, content);
-            let now = self.lower_loads();
+            let now = self.lower_tokens(u64::MAX);
             let left = u64::from(rounds - round) * highest / u64::from(rounds);
             let threshold = draws.below(left as usize + 1) as u64;
             if now <= overflow + threshold {
@@ -92,12 +92,12 @@ impl CopyState {
         overflow == 0
     }
 
-    fn content(&self, slot: usize) -> SlotContent {
+    pub(super) fn content(&self, slot: usize) -> SlotContent {
         SlotContent { item: self.table.item_in[slot], origin: self.origin[slot] }
     }
 
     /// Gives a slot another content. Its tokens move to the item's slot on the rank with the lowest load.
-    fn set_content(&mut self, slot: usize, content: SlotContent) {
+    pub(super) fn set_content(&mut self, slot: usize, content: SlotContent) {
         let rank = self.rank_of(slot);
         let left = std::mem::take(&mut self.tokens[slot]);
         self.loads[rank] -= left;

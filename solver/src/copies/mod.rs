@@ -8,8 +8,8 @@
 //!
 //! **The method.** Without copies, the exact split is known. Overloaded ranks then pass their excess on in
 //! few pieces (`serve`). Parts of the plan are built again in another order (`rebuild`). If the slots bind,
-//! their contents are exchanged, with the exact number of tokens above the target as the measure
-//! (`exchange`). For the least time, the longest transfers of several lengths compete (`least_time`).
+//! their contents are exchanged, with the exact number of tokens above the target as the measure: by draws
+//! (`exchange`), or by the best of all exchanges where they are few (`best_exchange`). For the least time, the longest transfers of several lengths compete (`least_time`).
 //! Choosing copies is strongly NP-hard, so the plan is not always optimal. Every plan carries
 //! a proved lower bound (`bounds`). All numbers are integers, and the result is a pure function of the
 //! input.
@@ -30,6 +30,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod best_exchange;
 mod bounds;
 mod check;
 mod exchange;
@@ -46,6 +47,7 @@ pub use check::{CopyViolation, check_copies};
 
 use crate::slot_table::SlotTable;
 use crate::{Hosts, Problem, RankSplit, SolverError, Workspace, solve_counts_into};
+use best_exchange::ExchangeMemory;
 use bounds::LoadGroups;
 use exchange::SavedTokens;
 use state::{CopyLimits, CopyState, NO_ORIGIN};
@@ -218,6 +220,7 @@ pub struct CopySolver {
     /// Tokens of the split without copies.
     start: SavedTokens,
     saved: SavedTokens,
+    memory: ExchangeMemory,
     best: BestContents,
     groups: LoadGroups,
     order: Vec<u64>,
@@ -292,6 +295,7 @@ impl CopySolver {
             split: RankSplit::default(),
             start: SavedTokens::default(),
             saved: SavedTokens::default(),
+            memory: ExchangeMemory::default(),
             best: BestContents::default(),
             groups: LoadGroups::default(),
             order: Vec::with_capacity(ranks),

@@ -65,10 +65,8 @@ impl CopySolver {
             found = true;
         }
         if !found {
-            self.restart(target, limits);
-            self.state.serve_all(ServeRule::FitAscending, &mut self.order);
-            let complete = self.state.exchange_contents(self.effort.exchanges / 8, &mut self.saved);
-            if !complete {
+            self.construct_part(target, limits, ServeRule::FitAscending);
+            if !self.exchange_to_target(self.effort.exchanges / 8) {
                 return false;
             }
             self.state.remove_idle_copies();
@@ -94,7 +92,7 @@ impl CopySolver {
             self.best.load(&mut self.state);
             self.state.set_target(target, CopyLimits { total: self.best.copies - 1, ..limits });
             self.state.remove_smallest_copy();
-            if !self.state.exchange_contents(rounds, &mut self.saved) {
+            if !self.exchange_to_target(rounds) {
                 return;
             }
             self.state.remove_idle_copies();
@@ -179,6 +177,10 @@ impl CopySolver {
         bound: u32,
         mut reached: u32,
     ) -> u32 {
+        let tries = self.count_tries(exchanges);
+        if self.state.has_few_exchanges(tries) {
+            return self.exchange_best_for_peak((limits, tries), bound, reached);
+        }
         let fine = (bound / 2048).max(1);
         let (mut failed, mut left) = (bound.saturating_sub(1), exchanges);
         while reached.saturating_sub(failed) > fine && left > 0 {
@@ -192,6 +194,62 @@ impl CopySolver {
             }
         }
         reached
+    }
+
+    /// Exchanges contents for lower and lower peaks by the best of all exchanges, from several plans in turn,
+    /// and stores the best plan. Returns its peak, or `reached` if there is none.
+    fn exchange_best_for_peak(
+        &mut self,
+        (limits, mut tries): (CopyLimits, u32),
+        bound: u32,
+        mut reached: u32,
+    ) -> u32 {
+        let (mut start, mut part) = (0, tries / 4);
+        while reached > bound && tries > 0 {
+            let target = reached - 1;
+            match start {
+                0 => self.best.load(&mut self.state),
+                1 => self.construct_part(target, limits, ServeRule::FitAscending),
+                2 => _ = self.use_half_gaps(target, limits),
+                3 => self.construct_part(target, limits, ServeRule::LargestRooms),
+                _ => break,
+            }
+            self.state.set_target(target, limits);
+            let mut own = part.min(tries);
+            tries -= own;
+            if self.state.exchange_best(&mut own, &mut self.memory) {
+                self.state.remove_idle_copies();
+                self.best.store(&self.state, target);
+                reached = self.lower_best(bound);
+                start = 0;
+            } else {
+                start += 1;
+            }
+            tries += own;
+            part = part.min(tries);
+        }
+        reached
+    }
+
+    /// Exchanges contents until no rank exceeds the target. Returns false if some rank still does.
+    fn exchange_to_target(&mut self, exchanges: u32) -> bool {
+        let mut tries = self.count_tries(exchanges);
+        if self.state.has_few_exchanges(tries) {
+            return self.state.exchange_best(&mut tries, &mut self.memory);
+        }
+        self.state.exchange_contents(exchanges, &mut self.saved)
+    }
+
+    /// Returns the number of tries of the best exchange that take as long as this number of drawn exchanges of
+    /// a large problem. The time of a try grows with the slots.
+    fn count_tries(&self, exchanges: u32) -> u32 {
+        exchanges.saturating_mul(256) / self.state.table.row_len() as u32
+    }
+
+    /// Constructs a plan by a rule as far as it comes.
+    fn construct_part(&mut self, target: u32, limits: CopyLimits, rule: ServeRule) {
+        self.restart(target, limits);
+        self.state.serve_all(rule, &mut self.order);
     }
 
     /// Constructs a plan without a target, and returns its peak, lowered to at least `at_least`.
@@ -210,10 +268,9 @@ impl CopySolver {
                 self.best.load(&mut self.state);
                 self.state.set_target(target, limits);
             } else {
-                self.restart(target, limits);
-                self.state.serve_all(ServeRule::FitAscending, &mut self.order);
+                self.construct_part(target, limits, ServeRule::FitAscending);
             }
-            if self.state.exchange_contents(rounds / 2 + 1, &mut self.saved) {
+            if self.exchange_to_target(rounds / 2 + 1) {
                 self.state.remove_idle_copies();
                 self.best.store(&self.state, target);
                 return true;

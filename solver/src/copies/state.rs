@@ -364,11 +364,17 @@ impl CopyState {
         }
     }
 
-    /// Moves tokens along residual paths until no rank above the target has one. Returns the tokens above.
-    pub(super) fn lower_loads(&mut self) -> u64 {
-        let left = self.paths.lower_to(&self.table, &mut self.tokens, &mut self.loads, self.target);
+    /// Moves tokens along residual paths until no rank above the target has one, and lists the ranks that can
+    /// take tokens.
+    pub(super) fn lower_loads(&mut self) {
+        self.lower_tokens(u64::MAX);
         self.list_receivers();
-        left
+    }
+
+    /// Moves tokens as [`lower_loads`](Self::lower_loads) does, and returns the tokens that stay above the
+    /// target. Stops when they are at least `enough`. The list of receivers stays as it was.
+    pub(super) fn lower_tokens(&mut self, enough: u64) -> u64 {
+        self.paths.lower_to(&self.table, (&mut self.tokens, &mut self.loads), self.target, enough)
     }
 
     /// Lowers the highest load to the lowest peak of these contents that is at least `at_least`.

@@ -1,8 +1,8 @@
-//! Compares plans of copies with proved optima of HiGHS on small cases, 40 unless stated. The cases have
-//! consecutive seeds, from 0 unless stated.
+//! Compares plans of copies with proved optima of HiGHS on small cases, 40 unless stated. The seeds of
+//! the cases follow one another from SEED, 0 unless stated.
 //!
 //! ```text
-//! cargo run --release -p evenkeel-solver --features oracle --example copies_referee -- [CASES] [FIRST SEED] [fast]
+//! cargo run --release -p evenkeel-solver --features oracle --example copies_referee -- [CASES] [SEED] [fast]
 //! ```
 
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "an example stops at nonsense")]

@@ -3,8 +3,8 @@
 //! In: a state whose ranks stay above the target, because the slots are used up. Out: contents under which
 //! none does, if the search finds them. Tokens above the target reach a set of ranks and no others. All items
 //! on the set live there alone, so one of them must get a copy outside. Each step tries every such exchange,
-//! and keeps the one after which the fewest tokens stay above the target. It may add tokens. What a step has
-//! put in or taken out then stays so for some steps (tabu search, Glover 1989).
+//! and keeps the one after which the fewest tokens stay above the target. It may add tokens. For some steps,
+//! a new content then stays, and an item does not return (tabu search, Glover 1989).
 
 use super::exchange::{SavedTokens, SlotContent};
 use super::state::{CopyState, NO_ORIGIN};
@@ -76,8 +76,8 @@ impl CopyState {
         true
     }
 
-    /// Returns the exchange after which the fewest tokens stay above the target, or the first after which none
-    /// does. Returns `None` if there is no exchange, or no try is left.
+    /// Returns the exchange after which the fewest tokens stay above the target, or the first after which
+    /// none does. Returns `None` if there is no exchange, or no try is left.
     fn find_best_exchange(
         &mut self,
         step: u32,
@@ -179,8 +179,8 @@ impl CopyState {
         None
     }
 
-    /// Returns the tokens above the target after an exchange, and takes it back. The number is not exact if it
-    /// is at least `enough`.
+    /// Returns the tokens above the target after an exchange, and takes it back. The number is not exact if
+    /// it is at least `enough`.
     fn try_exchange(&mut self, exchange: Exchange, enough: u64, saved: &SavedTokens) -> u64 {
         let old = self.content(exchange.slot);
         let removed = exchange.removed.map(|slot| (slot, self.content(slot)));

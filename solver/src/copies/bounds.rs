@@ -12,14 +12,33 @@
 //! sets is therefore at least `n(excess of A) + sum of n(excess of d)` over the donors `d` outside `A`, for
 //! every set `A` of donors, because the sets have no room in common. Copies between ranks of one group,
 //! copies into overloaded ranks and copies that pass tokens on are all covered.
+//!
+//! **Items.** The excess of a group leaves it in copies of its own items, each of which serves one item. So
+//! it needs a copy of at least as many items as have the excess together. No two groups own an item in
+//! common, so these numbers add up.
+//!
+//! **Few donors.** If `s` sets have donors, a plan with `c` copies joins at most `c - |D| + s` groups with
+//! room to them. A larger room serves as well as a smaller one. So the donors and the largest rooms must
+//! divide into `s` sets, each with room for its excess. All divisions of up to four donors are tried.
+
+use std::ops::Range;
+
+use super::state::CopyState;
+
+/// Highest number of donors whose divisions are tried.
+const MAX_DIVIDED: usize = 4;
+/// Highest number of tries for one bound.
+const DIVISION_TRIES: u32 = 256;
 
 /// Groups of ranks that share items.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LoadGroups {
     /// Group of every rank while groups are joined: the parent in a forest, `[ranks]`.
     parent: Vec<u32>,
-    /// Ranks, load and dynamic slots of every group.
     groups: Vec<LoadGroup>,
+    /// Tokens of all slots before any copy is made, `[slots]`. Those of a group in descending order if it
+    /// says so.
+    tokens: Vec<u32>,
     total: u64,
     largest_item: u64,
     ranks: u64,
@@ -27,24 +46,66 @@ pub(super) struct LoadGroups {
     /// Sums of the largest rooms: of none, of one, and so on.
     room_sums: Vec<u64>,
     rooms: Vec<u64>,
+    /// Peak of the last count, and its result.
+    counted: Option<(u32, Option<u32>)>,
+    pub(super) division: DonorDivision,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+/// Division of donors and rooms into sets, each with room for its excess.
+#[derive(Debug, Clone, Default)]
+pub(super) struct DonorDivision {
+    /// Number of sets, 0 if no division was found.
+    pub(super) sets: usize,
+    /// Set of every donor, in ascending order of excess.
+    pub(super) set_of_donor: Vec<u32>,
+    /// Set of every room, in descending order of rooms. A room without a set has the highest number.
+    pub(super) set_of_room: Vec<u32>,
+    /// Tokens of each set for which it has no room yet.
+    needs: [u64; MAX_DIVIDED],
+    tries: u32,
+}
+
+#[derive(Debug, Clone, Default)]
 struct LoadGroup {
     ranks: u64,
     load: u64,
     slots: u64,
+    /// Slots of its only rank. Empty if there are several ranks.
+    tokens: Range<usize>,
+    is_sorted: bool,
+}
+
+impl LoadGroup {
+    /// Returns the least number of items of the group that have this number of tokens, or at least one.
+    fn count_items(&mut self, excess: u64, tokens: &mut [u32]) -> u64 {
+        let own = &mut tokens[self.tokens.clone()];
+        if !self.is_sorted {
+            let most = own.iter().copied().max().unwrap_or(0);
+            if u64::from(most) >= excess {
+                return 1;
+            }
+            own.sort_unstable_by(|a, b| b.cmp(a));
+            self.is_sorted = true;
+        }
+        let mut left = excess;
+        let enough = own.iter().position(|&tokens| {
+            left = left.saturating_sub(u64::from(tokens));
+            left == 0
+        });
+        enough.map_or(1, |at| at as u64 + 1)
+    }
 }
 
 impl LoadGroups {
-    /// Forms the groups of ranks with these loads and numbers of dynamic slots.
+    /// Forms the groups of the ranks of a state without copies. `slots` are their dynamic slots.
     pub(super) fn form(
         &mut self,
-        loads: &[u32],
-        slots: impl Fn(usize) -> u64,
+        state: &CopyState,
+        slots: &[u32],
         shared: impl IntoIterator<Item = (usize, usize)>,
         largest_item: u32,
     ) {
+        let loads = &state.loads;
         let ranks = loads.len();
         self.parent.clear();
         self.parent.extend(0..ranks as u32);
@@ -59,9 +120,12 @@ impl LoadGroups {
             let group = &mut self.groups[root];
             group.ranks += 1;
             group.load += u64::from(load);
-            group.slots += slots(rank);
+            group.slots += u64::from(slots[rank]);
+            group.tokens = if group.ranks == 1 { state.slots(rank) } else { 0..0 };
         }
         self.groups.retain(|group| group.ranks > 0);
+        self.counted = None;
+        self.tokens.clone_from(&state.tokens);
         self.total = loads.iter().map(|&load| u64::from(load)).sum();
         self.largest_item = u64::from(largest_item);
         self.ranks = ranks as u64;
@@ -77,16 +141,27 @@ impl LoadGroups {
 
     /// Returns a number of copies that every plan with this peak makes, or `None` if no plan has this peak.
     pub(super) fn count_copies(&mut self, peak: u32) -> Option<u32> {
+        if let Some((_, least)) = self.counted.filter(|&(of, _)| of == peak) {
+            return least;
+        }
+        let least = self.count_copies_once(peak);
+        self.counted = Some((peak, least));
+        least
+    }
+
+    fn count_copies_once(&mut self, peak: u32) -> Option<u32> {
         let peak = u64::from(peak);
         if self.total > peak * self.ranks {
             return None;
         }
         self.excess.clear();
         self.rooms.clear();
-        for group in &self.groups {
+        let mut items = 0;
+        for group in &mut self.groups {
             let capacity = peak * group.ranks;
             if group.load > capacity {
                 self.excess.push(group.load - capacity);
+                items += group.count_items(group.load - capacity, &mut self.tokens);
             } else {
                 // A copy brings at most all tokens of the largest item.
                 self.rooms.push((capacity - group.load).min(group.slots * self.largest_item));
@@ -111,13 +186,62 @@ impl LoadGroups {
         }
         self.excess.sort_unstable();
         let singly: u64 = self.excess.iter().map(|&excess| needed(excess)).sum();
-        let (mut joined, mut rest, mut best) = (0, singly, singly.max(needed(all)));
+        let (mut joined, mut rest, mut best) = (0, singly, singly.max(needed(all)).max(items));
         for &excess in &self.excess {
             joined += excess;
             rest -= needed(excess);
             best = best.max(needed(joined) + rest).max(needed(all - joined) + singly - rest);
         }
         Some(best.min(u64::from(u32::MAX)) as u32)
+    }
+
+    /// Returns a number of copies that every plan with this peak makes, as
+    /// [`count_copies`](Self::count_copies) does. Goes on up to `most` copies with the divisions of few
+    /// donors, which take longer. If a division permits fewer copies, `division` holds it.
+    pub(super) fn count_divided(&mut self, peak: u32, most: u32) -> Option<u32> {
+        self.division.sets = 0;
+        let mut least = self.count_copies(peak)?;
+        let donors = self.excess.len();
+        if donors <= MAX_DIVIDED {
+            let mut division = std::mem::take(&mut self.division);
+            division.set_of_donor.clear();
+            division.set_of_donor.resize(donors, 0);
+            division.set_of_room.clear();
+            division.set_of_room.resize(self.rooms.len(), u32::MAX);
+            division.tries = DIVISION_TRIES;
+            while least < most && !self.divide_donors(0, u64::from(least), &mut division) {
+                least += 1;
+            }
+            self.division = division;
+        }
+        Some(least)
+    }
+
+    /// Returns true if the donors from `at` on can join the sets, or new ones, so that a number of copies may
+    /// suffice. Returns true without a division if no try is left.
+    fn divide_donors(&self, at: usize, copies: u64, division: &mut DonorDivision) -> bool {
+        let sets = division.sets;
+        let Some(&excess) = self.excess.get(at) else {
+            let rooms = (copies + sets as u64).saturating_sub(self.excess.len() as u64);
+            let rooms = &self.rooms[..self.rooms.len().min(rooms as usize)];
+            let may = division.fill_rooms(0, rooms, rooms.iter().sum());
+            if division.tries == 0 {
+                division.sets = 0;
+            }
+            return may;
+        };
+        for set in 0..=sets {
+            division.sets = sets.max(set + 1);
+            division.needs[set] += excess;
+            division.set_of_donor[at] = set as u32;
+            let may = self.divide_donors(at + 1, copies, division);
+            division.needs[set] -= excess;
+            if may {
+                return true;
+            }
+        }
+        division.sets = sets;
+        false
     }
 
     /// Returns a peak that no plan with at most this number of copies goes below.
@@ -141,6 +265,34 @@ impl LoadGroups {
     pub(super) fn bound_peak_by_sent(&self, sent: u32) -> u32 {
         let ranks = |group: &LoadGroup| (group.ranks * (1 + u64::from(sent))).min(self.ranks);
         self.groups.iter().map(|group| group.load.div_ceil(ranks(group)) as u32).max().unwrap_or(0)
+    }
+}
+
+impl DonorDivision {
+    /// Returns true if rooms with this sum, each for one set, can have the needs of all sets. Returns true if
+    /// no try is left.
+    fn fill_rooms(&mut self, at: usize, rooms: &[u64], sum: u64) -> bool {
+        let left: u64 = self.needs[..self.sets].iter().sum();
+        if left > sum {
+            return false;
+        }
+        self.tries = self.tries.saturating_sub(1);
+        let Some(&room) = rooms.get(at).filter(|_| left > 0 && self.tries > 0) else { return true };
+        for set in 0..self.sets {
+            let need = self.needs[set];
+            if need == 0 {
+                continue;
+            }
+            self.needs[set] = need.saturating_sub(room);
+            self.set_of_room[at] = set as u32;
+            let may = self.fill_rooms(at + 1, rooms, sum - room);
+            self.needs[set] = need;
+            if may {
+                return true;
+            }
+        }
+        self.set_of_room[at] = u32::MAX;
+        false
     }
 }
 

@@ -9,10 +9,10 @@
 //! **The method.** Without copies, the exact split is known. Overloaded ranks then pass their excess on in
 //! few pieces (`serve`). Parts of the plan are built again in another order (`rebuild`). If the slots bind,
 //! their contents are exchanged, with the exact number of tokens above the target as the measure: by draws
-//! (`exchange`), or by the best of all exchanges where they are few (`best_exchange`). For the least time, the longest transfers of several lengths compete (`least_time`).
-//! Choosing copies is strongly NP-hard, so the plan is not always optimal. Every plan carries
-//! a proved lower bound (`bounds`). All numbers are integers, and the result is a pure function of the
-//! input.
+//! (`exchange`), or by the best of all exchanges where they are few (`best_exchange`). For the least time,
+//! the longest transfers of several lengths compete (`least_time`). Choosing copies is strongly NP-hard, so
+//! the plan is not always optimal. Every plan carries a proved lower bound (`bounds`). All numbers are
+//! integers, and the result is a pure function of the input.
 //!
 //! ```
 //! use evenkeel_solver::Hosts;
@@ -229,7 +229,7 @@ pub struct CopySolver {
 /// Effort of the search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyEffort {
-    /// Parts of a plan that are built again, on 32 ranks or more. Fewer ranks take a proportional part.
+    /// Parts of a plan that are built again, on 64 ranks or more. Fewer ranks take a proportional part.
     pub rebuilds: u32,
     /// Exchanges for peaks that the construction misses, because the slots bind.
     pub exchanges: u32,
@@ -243,10 +243,10 @@ pub struct CopyEffort {
 impl CopyEffort {
     /// Effort for a choice before every batch, in microseconds.
     pub const FAST: CopyEffort =
-        CopyEffort { rebuilds: 8, exchanges: 256, reductions: 0, shared_reductions: 48 };
+        CopyEffort { rebuilds: 6, exchanges: 256, reductions: 0, shared_reductions: 48 };
     /// Effort for comparisons and for placements that are computed once, in milliseconds.
     pub const THOROUGH: CopyEffort =
-        CopyEffort { rebuilds: 256, exchanges: 16384, reductions: 1024, shared_reductions: 1024 };
+        CopyEffort { rebuilds: 512, exchanges: 16384, reductions: 1024, shared_reductions: 1024 };
 }
 
 impl Default for CopyEffort {
@@ -386,8 +386,7 @@ impl CopySolver {
             })
         });
         let largest = loads.iter().copied().max().unwrap_or(0);
-        let counts = &self.problem.slots;
-        self.groups.form(&self.state.loads, |rank| u64::from(counts[rank]), pairs, largest);
+        self.groups.form(&self.state, &self.problem.slots, pairs, largest);
         Ok(())
     }
 
@@ -417,12 +416,16 @@ impl CopySolver {
             CopyGoal::LowestPeak { copies } => copies,
             CopyGoal::FewestCopies { .. } | CopyGoal::LeastTime(_) => u32::MAX,
         };
-        plan.least_peak = self.bound_peak(allowed).min(plan.peak);
         let asked = match goal {
             CopyGoal::FewestCopies { peak } => peak.max(plan.peak),
             CopyGoal::LowestPeak { .. } | CopyGoal::LeastTime(_) => plan.peak,
         };
-        plan.least_copies = self.bound_copies(asked).unwrap_or(0).min(plan.copies.len() as u32);
+        let copies = plan.copies.len() as u32;
+        let least = self.bound_copies(asked).unwrap_or(0);
+        let least =
+            if least < copies { self.groups.count_divided(asked, copies).unwrap_or(0) } else { least };
+        plan.least_copies = least.min(copies);
+        plan.least_peak = self.bound_peak(allowed).min(plan.peak);
         if !matches!(goal, CopyGoal::LeastTime(_)) {
             plan.least_time = 0;
         }

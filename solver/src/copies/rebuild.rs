@@ -1,9 +1,9 @@
 //! Improvement of a plan: copies of some ranks are taken back and chosen once more.
 //!
 //! In: a complete plan. Out: a plan with at most as many copies. Each round draws two to four sending ranks,
-//! removes their copies, and serves them in another order. A plan with fewer copies is kept, and one with as
-//! many copies if the rooms that are left are less scattered. The draws come from a fixed seed, so that all
-//! ranks find the same plan.
+//! of which the first sends several copies if any rank does. It removes their copies, and serves them in
+//! another order. A plan with fewer copies is kept, and one with as many copies if the rooms that are left
+//! are less scattered. The draws come from a fixed seed, so that all ranks find the same plan.
 
 use super::state::{CopyState, NO_ORIGIN};
 
@@ -29,29 +29,47 @@ impl CopyState {
             return;
         }
         let mut drawn = Vec::with_capacity(4);
+        let limit = self.limits.total;
         let mut concentration = self.measure_concentration();
         for _ in 0..rounds {
             if self.copies <= enough {
                 break;
             }
-            let copies = self.copies;
-            self.mark();
             drawn.clear();
-            for _ in 0..2 + draws.below(3) {
+            // A rank with several copies may save one.
+            let many = senders.iter().filter(|&&rank| self.sent[rank] > 1).count();
+            if many > 0 {
+                let at = draws.below(many);
+                drawn.extend(senders.iter().copied().filter(|&rank| self.sent[rank] > 1).nth(at));
+            }
+            for _ in drawn.len()..2 + draws.below(3) {
                 let rank = senders[draws.below(senders.len())];
                 if !drawn.contains(&rank) {
                     drawn.push(rank);
                 }
             }
+            // Without shared items, each of them sends a copy again.
+            let least = if self.shares_items { 0 } else { drawn.len() as u32 };
+            if drawn.iter().map(|&rank| self.sent[rank]).sum::<u32>() <= least {
+                continue;
+            }
+            let copies = self.copies;
+            self.mark();
             self.remove_copies_of(&drawn);
-            let complete = drawn.iter().all(|&rank| self.serve(rank)) && self.overflow() == 0;
-            let now = self.measure_concentration();
-            if complete && (self.copies < copies || self.copies == copies && now >= concentration) {
+            // A plan with more copies is of no use.
+            self.limits.total = copies.min(limit);
+            let served = drawn.iter().enumerate().all(|(at, &rank)| {
+                (self.shares_items || self.may_copy(drawn.len() - at)) && self.serve(rank)
+            });
+            let complete = served && self.overflow() == 0;
+            let now = if complete { self.measure_concentration() } else { 0 };
+            if complete && (self.copies < copies || now >= concentration) {
                 concentration = now;
             } else {
                 self.take_back();
             }
         }
+        self.limits.total = limit;
     }
 
     fn remove_copies_of(&mut self, senders: &[usize]) {

@@ -31,7 +31,7 @@ impl CopySolver {
 
     /// Finds copies with which no rank exceeds a target, and stores the best plan with at least `enough`
     /// copies. Returns false if it finds none.
-    fn find_copies_for(&mut self, target: u32, limits: CopyLimits, enough: u32) -> bool {
+    fn find_copies_for(&mut self, target: u32, limits: CopyLimits, mut enough: u32) -> bool {
         let tight = self.has_tight_rooms(target);
         // The time of some rules grows with the ranks for every slot.
         let brief = self.state.loads.len() <= 16;
@@ -47,12 +47,19 @@ impl CopySolver {
             if found && !useful {
                 break;
             }
-            self.restart(target, limits);
+            // Only fewer copies than those of the best plan are of use.
+            let total =
+                if found { limits.total.min(self.best.copies.saturating_sub(1)) } else { limits.total };
+            self.restart(target, CopyLimits { total, ..limits });
             let complete = self.serve(rule);
             binding |= self.state.has_small_items;
             if complete && (!found || self.state.copies < self.best.copies) {
+                let first = !found;
                 found = true;
                 self.best.store(&self.state, target);
+                if first && self.best.copies > enough {
+                    enough = self.serve_divided(target, limits).max(enough);
+                }
                 if self.best.copies <= enough {
                     return true;
                 }
@@ -74,14 +81,27 @@ impl CopySolver {
         }
         self.best.load(&mut self.state);
         self.state.set_target(target, limits);
-        let part = u64::from(self.effort.rebuilds) * self.state.loads.len().min(32) as u64 / 32;
-        let rebuilds = part as u32;
+        let part = u64::from(self.effort.rebuilds) * self.state.loads.len().min(64) as u64;
+        let rebuilds = part.div_ceil(64) as u32;
         self.state.rebuild_parts(rebuilds, enough);
         if self.state.copies < self.best.copies {
             self.best.store(&self.state, target);
         }
         self.reduce_copies(target, limits, enough);
         true
+    }
+
+    /// Serves few donors as a division of the bound suggests, and stores a plan with fewer copies. Returns a
+    /// lower bound on the copies.
+    fn serve_divided(&mut self, target: u32, limits: CopyLimits) -> u32 {
+        let least = self.groups.count_divided(target, self.best.copies).unwrap_or(0);
+        if least < self.best.copies && !self.state.shares_items {
+            self.restart(target, limits);
+            if self.state.serve_division(&self.groups.division) && self.state.copies < self.best.copies {
+                self.best.store(&self.state, target);
+            }
+        }
+        least
     }
 
     /// Exchanges contents until a plan with fewer copies reaches the target, as often as that succeeds.
@@ -169,8 +189,8 @@ impl CopySolver {
         reached
     }
 
-    /// Exchanges contents for lower and lower peaks, and stores the best plan. Returns its peak, or `reached`
-    /// if there is none.
+    /// Exchanges contents for lower and lower peaks, by the best exchanges if they are few and then by draws.
+    /// Stores the best plan. Returns its peak, or `reached` if there is none.
     pub(super) fn exchange_for_peak(
         &mut self,
         (limits, exchanges): (CopyLimits, u32),
@@ -179,7 +199,7 @@ impl CopySolver {
     ) -> u32 {
         let tries = self.count_tries(exchanges);
         if self.state.has_few_exchanges(tries) {
-            return self.exchange_best_for_peak((limits, tries), bound, reached);
+            reached = self.exchange_best_for_peak((limits, tries), bound, reached);
         }
         let fine = (bound / 2048).max(1);
         let (mut failed, mut left) = (bound.saturating_sub(1), exchanges);
@@ -240,8 +260,8 @@ impl CopySolver {
         self.state.exchange_contents(exchanges, &mut self.saved)
     }
 
-    /// Returns the number of tries of the best exchange that take as long as this number of drawn exchanges of
-    /// a large problem. The time of a try grows with the slots.
+    /// Returns the number of tries of the best exchange that take as long as this number of drawn exchanges
+    /// of a large problem. The time of a try grows with the slots.
     fn count_tries(&self, exchanges: u32) -> u32 {
         exchanges.saturating_mul(256) / self.state.table.row_len() as u32
     }
@@ -270,7 +290,7 @@ impl CopySolver {
             } else {
                 self.construct_part(target, limits, ServeRule::FitAscending);
             }
-            if self.exchange_to_target(rounds / 2 + 1) {
+            if self.state.exchange_contents(rounds / 2 + 1, &mut self.saved) {
                 self.state.remove_idle_copies();
                 self.best.store(&self.state, target);
                 return true;

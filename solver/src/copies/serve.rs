@@ -6,6 +6,7 @@
 //! needed, where `k` counts the largest rooms that suffice. The first of them is the smallest room that the
 //! `k - 1` largest ones complete.
 
+use super::bounds::DonorDivision;
 use super::state::CopyState;
 
 /// Order in which overloaded ranks and rooms meet.
@@ -40,7 +41,11 @@ impl CopyState {
             order.reverse();
         }
         let mut complete = true;
-        for &key in order.iter() {
+        for (at, &key) in order.iter().enumerate() {
+            // Without shared items, every rank that is left sends a copy.
+            if !self.shares_items && !self.may_copy(order.len() - at) {
+                return false;
+            }
             let rank = key as u32 as usize;
             complete &= match rule {
                 ServeRule::LargestRooms => self.serve_largest(rank),
@@ -63,6 +68,9 @@ impl CopyState {
         }
         // The first of equals is on the first rank.
         while let Some((at, &key)) = pieces.iter().enumerate().max_by_key(|&(_, &key)| key) {
+            if !self.shares_items && !self.may_copy(pieces.len()) {
+                return false;
+            }
             let (piece, slot) = ((key >> 32) as u32, (u32::MAX - key as u32) as usize);
             if !self.may_send(self.rank_of(self.static_slot(slot))) {
                 pieces.swap_remove(at);
@@ -120,6 +128,41 @@ impl CopyState {
             }
         }
         true
+    }
+
+    /// Serves all overloaded ranks as a division states. The donors of a set pass their excess on to the next
+    /// one, and the last one into the rooms of the set. Returns false if some excess stays.
+    pub(super) fn serve_division(&mut self, division: &DonorDivision) -> bool {
+        let above = |rank: &usize| self.loads[*rank] > self.target;
+        let mut donors: Vec<usize> = (0..self.loads.len()).filter(above).collect();
+        donors.sort_by_key(|&rank| self.loads[rank]);
+        let rooms: Vec<usize> = self.receivers.iter().rev().map(|&key| key as u32 as usize).collect();
+        for set in 0..division.sets as u32 {
+            let own = donors.iter().zip(&division.set_of_donor).filter(|&(_, &of)| of == set);
+            let mut own = own.map(|(&rank, _)| rank).peekable();
+            while let Some(rank) = own.next() {
+                if let Some(&next) = own.peek() {
+                    self.pass_to(rank, next, u32::MAX);
+                    continue;
+                }
+                let of_set = rooms.iter().zip(&division.set_of_room).filter(|&(_, &of)| of == set);
+                for (&to, _) in of_set {
+                    self.pass_to(rank, to, self.target - self.loads[to]);
+                }
+            }
+        }
+        donors.iter().all(|&rank| self.loads[rank] <= self.target)
+    }
+
+    /// Passes the excess of a rank on to another rank in one copy, as far as its items and a room permit.
+    fn pass_to(&mut self, rank: usize, to: usize, room: u32) {
+        let need = self.loads[rank].saturating_sub(self.target);
+        let Some(largest) = self.largest_slot(rank).filter(|_| need > 0) else { return };
+        let sent = need.min(room).min(self.tokens[largest]);
+        let from = self.smallest_slot_with(rank, sent, largest, to);
+        if self.may_send(self.rank_of(self.static_slot(from))) {
+            self.add_copy(from, to, sent);
+        }
     }
 
     /// Moves tokens of a rank to other hosts of the same items that have room.

@@ -247,15 +247,17 @@ impl CopyState {
         let place = |key: u64| self.receivers.partition_point(|&other| other < key);
         match (old > 0, new > 0) {
             (true, true) => {
-                let (from, to) = (place(leaves), place(enters));
+                let mut at = place(leaves);
                 // The other entries between the two places move by one.
-                if from < to {
-                    self.receivers.copy_within(from + 1..to, from);
-                    self.receivers[to - 1] = enters;
-                } else {
-                    self.receivers.copy_within(to..from, to + 1);
-                    self.receivers[to] = enters;
+                while at > 0 && self.receivers[at - 1] > enters {
+                    self.receivers[at] = self.receivers[at - 1];
+                    at -= 1;
                 }
+                while self.receivers.get(at + 1).is_some_and(|&next| next < enters) {
+                    self.receivers[at] = self.receivers[at + 1];
+                    at += 1;
+                }
+                self.receivers[at] = enters;
             }
             (true, false) => {
                 let from = place(leaves);
@@ -279,6 +281,11 @@ impl CopyState {
     /// Returns true if another copy may leave a rank.
     pub(super) fn may_send(&self, rank: usize) -> bool {
         self.copies < self.limits.total && self.sent[rank] < self.limits.sent
+    }
+
+    /// Returns true if this number of further copies may be made.
+    pub(super) fn may_copy(&self, more: usize) -> bool {
+        self.limits.total.saturating_sub(self.copies) as usize >= more
     }
 
     /// Returns true if a rank may receive another copy.

@@ -121,6 +121,28 @@ fn balanced_routing_needs_no_copies() {
 }
 
 #[test]
+fn an_overloaded_rank_passes_on_the_excess_of_another_one() {
+    // Rank 0 fills three rooms. One room is left for 25 and 9 tokens, which leave rank 1 together.
+    let loads = [166, 125, 109, 65, 70, 78, 86, 97];
+    let problem = CopyProblem::new(Hosts::new(8, (0..8).map(|item| [item])).unwrap(), vec![1; 8]).unwrap();
+    let (present, goal) = (problem.empty_slots(), CopyGoal::FewestCopies { peak: 100 });
+    let plan = CopySolver::new(&problem).solve(&loads, &present, goal).unwrap();
+    check_copies(&problem, &loads, &present, goal, &plan).unwrap();
+    assert_eq!((plan.copies.len(), plan.least_copies, plan.peak), (5, 5, 100));
+    assert!(plan.copies.iter().any(|copy| (copy.from, copy.to) == (2, 1)));
+}
+
+#[test]
+fn the_bound_counts_the_items_that_must_leave_a_rank() {
+    let hosts = Hosts::new(3, [[0], [0], [0], [0]]).unwrap();
+    let problem = CopyProblem::new(hosts, vec![2; 3]).unwrap();
+    let (present, goal) = (problem.empty_slots(), CopyGoal::FewestCopies { peak: 90 });
+    let plan = CopySolver::new(&problem).solve(&[60; 4], &present, goal).unwrap();
+    // Two rooms suffice for 150 tokens, but two items do not have as many.
+    assert_eq!((plan.copies.len(), plan.least_copies), (3, 3));
+}
+
+#[test]
 fn empty_batches_and_ranks_without_slots_have_plans() {
     let problem = CopyProblem::new(Hosts::new(2, [[0], [0], [1]]).unwrap(), vec![0, 0]).unwrap();
     let present = problem.empty_slots();

@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-cargo build --quiet --release -p evenkeel-solver --example instructions
+# Callgrind finds the function by its symbol.
+CARGO_PROFILE_RELEASE_STRIP=none cargo build --quiet --release -p evenkeel-solver --example instructions
 program="${CARGO_TARGET_DIR:-target}/release/examples/instructions"
 echo "# solver/benches/instructions.sh: mean instructions per split, 192 batches per size, baseline x86-64"
 for size in "4 1" "4 2" "8 1" "8 2" "16 2" "32 2" "64 2" "144 2" "288 1"; do

@@ -116,15 +116,15 @@ def homes():
 def planned():
     """Prints the copies that a placement planned for dynamic slots saves."""
     print("### Placements for dynamic slots\n")
-    print("    evenkeel simulate dynamic $EVENKEEL_REAL_TRACES/FOLDER BATCHES --ranks RANKS --redundant RANKS --layers 0,6,12,18 \\")
+    print("    evenkeel simulate dynamic $EVENKEEL_REAL_TRACES/FOLDER BATCHES --ranks RANKS --redundant RANKS --layers 3,12 \\")
     print("        --order ORDER --policies recourse:exact,recourse:exact:dynamic=1 --splits exact --slot-memory shared --json\n")
     print("Mean copies before a batch of a layer, in brackets the mean excess.\n")
     policies = ["recourse:exact", "recourse:exact:dynamic=1"]
     orders = ["shuffled", "recorded"]
     print("| trace | ranks | " + " | ".join(f"{order}: peaks | {order}: copies" for order in orders) + " |\n|---|---|---|---|---|---|")
     sums = {order: [0.0, 0.0] for order in orders}
-    for name in ROWS:
-        layers = [layer + (name[0] == "d") for layer in (0, 6, 12, 18)]
+    for name in ("gpt-oss, decode 16", "gpt-oss, decode 64", "dsv2-lite, prefill 256", "dsv2-lite, prefill 512"):
+        layers = [layer + (name[0] == "d") for layer in (3, 12)]
         for ranks in (8, 16, 32):
             cells = []
             for order in orders:

@@ -442,7 +442,7 @@ def scale_tokens(path, steps, factor, to):
 
 
 def relaxation():
-    """Prints the least imbalance that a mixture of placements reaches, which no relaxation over slot sets exceeds."""
+    """Prints the imbalance of mixtures of placements, which no relaxation over slot sets exceeds."""
     mixed = 8
     print("### Mixtures of placements\n\n`python3 scripts/measure_placement.py relaxation`: for every row\n")
     print("    evenkeel trace convert $EVENKEEL_REAL_TRACES/gptoss20b-decode --decode-batch REQUESTS --order shuffled --layers 3,12,21 -o BATCHES.csv")

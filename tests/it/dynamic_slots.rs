@@ -17,7 +17,7 @@ struct Case {
 }
 
 fn slots() -> impl Strategy<Value = DynamicSlots> {
-    let times = CopyTimes { token: 10, receive: 300, send: 200, hidden: 100 };
+    let times = CopyTimes { token: 10, receive: 300, send: 200, hidden: 100, read: 0 };
     let aims = [
         CopyAim::Imbalance(0),
         CopyAim::Imbalance(200_000),

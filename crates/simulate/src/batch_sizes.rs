@@ -112,7 +112,7 @@ mod tests {
             hidden_ps: 0,
         };
         // The aim states times of another size, which are replaced.
-        let aim = CopyAim::Time(CopyTimes { token: 1, receive: 1, send: 1, hidden: 0 });
+        let aim = CopyAim::Time(CopyTimes { token: 1, receive: 1, send: 1, hidden: 0, read: 0 });
         let slots = DynamicSlots::new(1, SlotMemory::Shared).aim(aim);
         let options = DynamicOptions { slots, foresight: Foresight::Routed, times: Some(times) };
         let sizes = simulate_batch_sizes(&trace, &config, &outcome, &options, &()).unwrap();

@@ -271,14 +271,17 @@ impl fmt::Display for Foresight {
 impl DynamicTimes {
     /// Returns the linear times that the choice of copies minimises, for batches of this many expert tokens
     /// on all ranks together. The fixed time uses up hidden time. A token takes the time by which a rank with
-    /// evenly filled slots becomes slower with twice the tokens. Reading the weights is no part of it.
+    /// evenly filled slots becomes slower with twice the tokens. Reading a copy takes the time by which it becomes
+    /// slower if the same tokens fill one slot more.
     pub fn copy_times(&self, batch_tokens: u64, cluster: &Cluster) -> CopyTimes {
         let slots = cluster.slots_per_rank().max(1);
         let tokens = (batch_tokens / cluster.slots().max(1) as u64).max(1);
         let time = |tokens: u64| self.experts.rank_ps(&vec![tokens; slots], 1);
         let added = time(2 * tokens).saturating_sub(time(tokens)) / (tokens * slots as u64);
+        let spread = (tokens * slots as u64 / (slots as u64 + 1)).max(1);
+        let read = self.experts.rank_ps(&vec![spread; slots + 1], 1).saturating_sub(time(tokens));
         let hidden = self.hidden_ps.saturating_sub(self.start_ps);
-        CopyTimes { token: added.max(1), receive: self.copy_ps, send: self.copy_ps, hidden }
+        CopyTimes { token: added.max(1), receive: self.copy_ps, send: self.copy_ps, hidden, read }
     }
 
     /// Returns the time of a rank's copies, one after the other, that nothing hides.

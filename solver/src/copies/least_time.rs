@@ -21,7 +21,7 @@ use super::{BestContents, CopySolver, CopyTimes};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct TransferLength {
     limits: CopyLimits,
-    /// Part of its time that nothing hides.
+    /// Least time that nothing hides: that of the transfer, and of reading copies.
     exposed: u64,
     /// Lower bound on the peak within the limits.
     least_peak: u32,
@@ -240,11 +240,19 @@ impl CopySolver {
             let longer = |count: u64, most, each| (count < most).then(|| (count + 1).saturating_mul(each));
             let next = [longer(received, most_received, times.receive), longer(sent, most_sent, times.send)];
             let Some(length) = next.into_iter().flatten().min() else { break };
+            // Hidden transfers differ by the copies to read alone.
+            let hides = length <= times.hidden;
             let length = length.max(times.hidden);
-            let exposed = length - times.hidden;
             let count = |each| length.checked_div(each).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
             let before = (received, sent);
-            (received, sent) = (count(times.receive), count(times.send));
+            sent = count(times.send);
+            received = count(times.receive);
+            let mut read = 1;
+            if hides && times.read > 0 {
+                received = received.min(before.0 + 1);
+                read = received;
+            }
+            let exposed = (length - times.hidden).saturating_add(times.read.saturating_mul(read));
             if time_of(mean, exposed) >= time_of(highest, 0) || (received, sent) == before {
                 break;
             }

@@ -129,13 +129,17 @@ impl CopyModel {
             }
             CopyGoal::LeastTime(times) => {
                 let exposed = variables.add(variable().min(0.0));
+                let most_received = variables.add(variable().min(0.0));
                 let hidden = times.hidden as f64;
+                for count in &received {
+                    rows.push((count.clone() - most_received).leq(0.0));
+                }
                 for (counts, each) in [(received, times.receive), (sent, times.send)] {
                     for count in counts {
                         rows.push((each as f64 * count - exposed).leq(hidden));
                     }
                 }
-                times.token as f64 * peak + exposed
+                times.token as f64 * peak + exposed + times.read as f64 * most_received
             }
         };
         CopyModel { variables, objective, rows }

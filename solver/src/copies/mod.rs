@@ -88,6 +88,9 @@ pub struct CopyTimes {
     pub send: u64,
     /// Time of transfers that other work hides.
     pub hidden: u64,
+    /// Time that each copy adds to the work of the rank that receives it, as for reading its weights. Nothing
+    /// hides it. The highest number of copies of a rank counts in full.
+    pub read: u64,
 }
 
 /// Copy of an item.
@@ -144,7 +147,8 @@ impl CopyTimes {
 
     fn add_exposed(&self, peak: u32, received: u64, sent: u64) -> u64 {
         let transfer = received.saturating_mul(self.receive).max(sent.saturating_mul(self.send));
-        u64::from(peak).saturating_mul(self.token).saturating_add(transfer.saturating_sub(self.hidden))
+        let exposed = transfer.saturating_sub(self.hidden).saturating_add(received.saturating_mul(self.read));
+        u64::from(peak).saturating_mul(self.token).saturating_add(exposed)
     }
 }
 

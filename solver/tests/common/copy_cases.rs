@@ -80,6 +80,7 @@ pub(crate) fn draw_case(seed: u64) -> CopyCase {
             receive: 64 * rng.random_range(20..170),
             send: 64 * rng.random_range(20..120),
             hidden: 64 * rng.random_range(0..2) * 100,
+            read: 64 * rng.random_range(0..3) * 20,
         }),
     };
     CopyCase { problem, loads, present, goal }

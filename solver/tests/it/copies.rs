@@ -58,7 +58,7 @@ fn cases() -> impl Strategy<Value = Case> {
 
 fn goals(loads: &[u32], ranks: usize) -> Vec<CopyGoal> {
     let mean = loads.iter().sum::<u32>().div_ceil(ranks as u32);
-    let time = CopyTimes { token: 1, receive: 10, send: 7, hidden: 3 };
+    let time = CopyTimes { token: 1, receive: 10, send: 7, hidden: 3, read: 0 };
     vec![
         CopyGoal::FewestCopies { peak: mean },
         CopyGoal::FewestCopies { peak: mean + mean / 8 },
@@ -110,7 +110,7 @@ fn balanced_routing_needs_no_copies() {
     let problem =
         CopyProblem::new(Hosts::new(4, (0..16).map(|item| [item % 4])).unwrap(), vec![2; 4]).unwrap();
     let (loads, present) = ([7; 16], problem.empty_slots());
-    let times = CopyTimes { token: 1, receive: 1, send: 1, hidden: 0 };
+    let times = CopyTimes { token: 1, receive: 1, send: 1, hidden: 0, read: 0 };
     for goal in
         [CopyGoal::FewestCopies { peak: 28 }, CopyGoal::LowestPeak { copies: 9 }, CopyGoal::LeastTime(times)]
     {
@@ -170,7 +170,7 @@ fn the_largest_batches_and_times_have_plans() {
             loads.fill(0);
             loads[hot] = load;
             let times = |token, copy, hidden| {
-                CopyGoal::LeastTime(CopyTimes { token, receive: copy, send: copy, hidden })
+                CopyGoal::LeastTime(CopyTimes { token, receive: copy, send: copy, hidden, read: 0 })
             };
             for goal in [
                 CopyGoal::FewestCopies { peak: load / 2 + 1 },

@@ -66,6 +66,9 @@ pub(crate) struct DynamicArgs {
     /// Microseconds of other work that hide copies
     #[arg(long, value_name = "US", default_value_t = 0, hide_short_help = true, help_heading = "Times")]
     hidden_us: u32,
+    /// Microseconds that each copy adds to the work of the rank that receives it
+    #[arg(long, value_name = "US", default_value_t = 0, hide_short_help = true, help_heading = "Times")]
+    read_us: u32,
 }
 
 /// Argument `copies`, `peak` or `time`.
@@ -132,6 +135,7 @@ impl DynamicArgs {
             receive: ns(self.copy_us),
             send: ns(self.copy_us),
             hidden: ns(self.hidden_us),
+            read: ns(self.read_us),
         };
         let objective = |name: &ObjectiveName| match name {
             ObjectiveName::Copies => CopyObjective::Copies,

@@ -271,8 +271,8 @@ impl fmt::Display for Foresight {
 impl DynamicTimes {
     /// Returns the linear times that the choice of copies minimises, for batches of this many expert tokens
     /// on all ranks together. The fixed time uses up hidden time. A token takes the time by which a rank with
-    /// evenly filled slots becomes slower with twice the tokens. Reading a copy takes the time by which it becomes
-    /// slower if the same tokens fill one slot more.
+    /// evenly filled slots becomes slower with twice the tokens. Reading a copy takes the time by which it
+    /// becomes slower if the same tokens fill one slot more.
     pub fn copy_times(&self, batch_tokens: u64, cluster: &Cluster) -> CopyTimes {
         let slots = cluster.slots_per_rank().max(1);
         let tokens = (batch_tokens / cluster.slots().max(1) as u64).max(1);

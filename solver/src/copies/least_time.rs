@@ -240,44 +240,50 @@ impl CopySolver {
             let longer = |count: u64, most, each| (count < most).then(|| (count + 1).saturating_mul(each));
             let next = [longer(received, most_received, times.receive), longer(sent, most_sent, times.send)];
             let Some(length) = next.into_iter().flatten().min() else { break };
-            // Hidden transfers differ by the copies to read alone.
-            let hides = length <= times.hidden;
             let length = length.max(times.hidden);
             let count = |each| length.checked_div(each).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
             let before = (received, sent);
-            sent = count(times.send);
-            received = count(times.receive);
-            let mut read = 1;
-            if hides && times.read > 0 {
-                received = received.min(before.0 + 1);
-                read = received;
-            }
-            let exposed = (length - times.hidden).saturating_add(times.read.saturating_mul(read));
-            if time_of(mean, exposed) >= time_of(highest, 0) || (received, sent) == before {
+            (received, sent) = (count(times.receive), count(times.send));
+            let exposed = |read: u64| (length - times.hidden).saturating_add(times.read.saturating_mul(read));
+            if time_of(mean, exposed(1)) >= time_of(highest, 0) || (received, sent) == before {
                 break;
             }
             if received == 0 || sent == 0 {
                 continue;
             }
-            let limits = CopyLimits { total: u32::MAX, received: received as u32, sent: sent as u32 };
-            let all = ranks.saturating_mul(received.min(sent).min(most_sent)).min(u64::from(u32::MAX)) as u32;
-            // The mean itself is mostly possible.
-            let pooled = if at_mean.is_some_and(|least| least <= all) { mean } else { self.bound_peak(all) };
-            let by_sent = self.groups.bound_peak_by_sent(limits.sent);
-            let by_busiest =
-                busiest.as_mut().map_or(0, |rank| rank.bound_peak(sent, received.min(most_received)) as u32);
-            let least_peak = pooled.max(by_sent).max(by_busiest);
-            let expected = direct.get(sent as usize).or(direct.last()).filter(|_| !self.state.shares_items);
-            let expected_peak = expected.map_or(least_peak, |&peak| least_peak.max(peak));
-            listed.push(TransferLength {
-                limits,
-                exposed,
-                least_peak,
-                least_time: time_of(least_peak, exposed),
-                expected_peak,
-                expected_time: time_of(expected_peak, exposed),
-                missed: expected_peak.saturating_sub(1),
-            });
+            // Fewer copies take less time to read, in transfers of the same length. Those that were possible
+            // before are listed with a shorter one.
+            let (fewest, most) = match before {
+                _ if times.read == 0 => (received, received),
+                (known, same) if same == sent => (known + 1, received.min(most_received)),
+                _ => (1, received.min(most_received)),
+            };
+            for received in fewest..=most {
+                let exposed = exposed(received);
+                let limits = CopyLimits { total: u32::MAX, received: received as u32, sent: sent as u32 };
+                let all =
+                    ranks.saturating_mul(received.min(sent).min(most_sent)).min(u64::from(u32::MAX)) as u32;
+                // The mean itself is mostly possible.
+                let pooled =
+                    if at_mean.is_some_and(|least| least <= all) { mean } else { self.bound_peak(all) };
+                let by_sent = self.groups.bound_peak_by_sent(limits.sent);
+                let by_busiest = busiest
+                    .as_mut()
+                    .map_or(0, |rank| rank.bound_peak(sent, received.min(most_received)) as u32);
+                let least_peak = pooled.max(by_sent).max(by_busiest);
+                let expected =
+                    direct.get(sent as usize).or(direct.last()).filter(|_| !self.state.shares_items);
+                let expected_peak = expected.map_or(least_peak, |&peak| least_peak.max(peak));
+                listed.push(TransferLength {
+                    limits,
+                    exposed,
+                    least_peak,
+                    least_time: time_of(least_peak, exposed),
+                    expected_peak,
+                    expected_time: time_of(expected_peak, exposed),
+                    missed: expected_peak.saturating_sub(1),
+                });
+            }
         }
         listed
     }

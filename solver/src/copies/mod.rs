@@ -425,9 +425,10 @@ impl CopySolver {
             CopyGoal::LowestPeak { .. } | CopyGoal::LeastTime(_) => plan.peak,
         };
         let copies = plan.copies.len() as u32;
-        let least = self.bound_copies(asked).unwrap_or(0);
-        let least =
-            if least < copies { self.groups.count_divided(asked, copies).unwrap_or(0) } else { least };
+        let mut least = self.bound_copies(asked).unwrap_or(0);
+        if least < copies {
+            least = least.max(self.groups.count_divided(asked, copies).unwrap_or(0));
+        }
         plan.least_copies = least.min(copies);
         plan.least_peak = self.bound_peak(allowed).min(plan.peak);
         if !matches!(goal, CopyGoal::LeastTime(_)) {

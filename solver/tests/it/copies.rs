@@ -67,6 +67,7 @@ fn goals(loads: &[u32], ranks: usize) -> Vec<CopyGoal> {
         CopyGoal::LowestPeak { copies: u32::MAX },
         CopyGoal::LeastTime(time),
         CopyGoal::LeastTime(CopyTimes { receive: 0, send: 0, ..time }),
+        CopyGoal::LeastTime(CopyTimes { hidden: 100, read: 2, ..time }),
     ]
 }
 
@@ -92,6 +93,9 @@ proptest! {
         for loads in &case.batches {
             let none = solver.solve(loads, &case.present, CopyGoal::LowestPeak { copies: 0 }).unwrap();
             prop_assert!(none.copies.is_empty());
+            let mean = CopyGoal::FewestCopies { peak: loads.iter().sum::<u32>().div_ceil(none.rank_loads.len() as u32) };
+            let balanced = solver.solve(loads, &case.present, mean).unwrap();
+            prop_assert!(balanced.peak == none.peak || balanced.least_copies > 0, "a lower peak without a copy");
             let mut before = none;
             for copies in [1, 2, 4, 100] {
                 let plan = solver.solve(loads, &case.present, CopyGoal::LowestPeak { copies }).unwrap();

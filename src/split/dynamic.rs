@@ -43,19 +43,23 @@ pub struct DynamicSlots {
     pub aim: CopyAim,
 }
 
-impl CopyAim {
-    /// The aim of [`DynamicSlots::new`]: the busiest rank within 1 % of the mean.
-    pub(crate) const WITHIN_ONE_PERCENT: CopyAim = CopyAim::Imbalance(10_000);
+/// Imbalance that [`DynamicSlots::new`] allows, in millionths of the mean.
+pub(crate) const ONE_PERCENT: u32 = 10_000;
 
-    /// Returns the goal of the solver for a batch of `total` tokens. The limit is at least the mean, rounded
-    /// up.
-    pub(crate) fn goal(self, total: u64, ranks: usize) -> CopyGoal {
+/// Returns the highest load of a rank that exceeds the mean load of a batch by at most some millionths of it.
+/// It is at least the mean, rounded up.
+pub(crate) fn peak_limit(millionths: u32, total: u64, ranks: usize) -> u32 {
+    let limit = u128::from(total) * (1_000_000 + u128::from(millionths));
+    let peak = (limit / (1_000_000 * ranks.max(1) as u128)) as u64;
+    u32::try_from(peak.max(total.div_ceil(ranks.max(1) as u64))).unwrap_or(u32::MAX)
+}
+
+impl CopyAim {
+    /// Returns the goal of the solver for a batch of `total` tokens.
+    fn goal(self, total: u64, ranks: usize) -> CopyGoal {
         match self {
             CopyAim::Imbalance(millionths) => {
-                let limit = u128::from(total) * (1_000_000 + u128::from(millionths));
-                let peak = (limit / (1_000_000 * ranks.max(1) as u128)) as u64;
-                let peak = peak.max(total.div_ceil(ranks.max(1) as u64));
-                CopyGoal::FewestCopies { peak: u32::try_from(peak).unwrap_or(u32::MAX) }
+                CopyGoal::FewestCopies { peak: peak_limit(millionths, total, ranks) }
             }
             CopyAim::Copies(copies) => CopyGoal::LowestPeak { copies },
             CopyAim::Time(times) => CopyGoal::LeastTime(times),
@@ -66,7 +70,7 @@ impl CopyAim {
 impl DynamicSlots {
     /// Creates slots whose copies hold the busiest rank within 1 % of the mean load.
     pub fn new(per_rank: usize, memory: SlotMemory) -> DynamicSlots {
-        DynamicSlots { per_rank, memory, aim: CopyAim::WITHIN_ONE_PERCENT }
+        DynamicSlots { per_rank, memory, aim: CopyAim::Imbalance(ONE_PERCENT) }
     }
 
     /// Sets the quantity that copies minimise.

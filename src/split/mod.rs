@@ -29,6 +29,7 @@ pub use cost_model::{
     step_time, transfer_ps,
 };
 pub use dynamic::{BatchCopies, CopyAim, DynamicSlots, SlotMemory};
+pub(crate) use dynamic::{ONE_PERCENT, peak_limit};
 pub use evenkeel_solver::Peak;
 pub use evenkeel_solver::copies::CopyTimes;
 pub use evenkeel_solver::objective::Roofline;

@@ -50,6 +50,20 @@ pub(crate) fn assert_same(processes: &Value, here: &Value, args: &str) {
     assert_eq!(processes["transport"]["plans_proved_identical"], true, "{args}");
 }
 
+/// Returns the arguments of runs with dynamic slots, of each model, memory and aim. `small` names
+/// qwen3-30b-a3b and 8 redundant slots.
+pub(crate) fn dynamic_runs(small: &str) -> [String; 3] {
+    [
+        ("qwen3-30b-a3b", "--dynamic 1 --redundant 8"),
+        ("deepseek-v2-lite", "--dynamic 2 --slot-memory kept --nodes 2"),
+        ("gpt-oss-20b", "--dynamic 2 --aim copies:3 --ffn cublas"),
+    ]
+    .map(|(model, more)| {
+        let small = small.replace("qwen3-30b-a3b", model).replace("--redundant 8", "");
+        format!("{small} --policy contiguous --batch-tokens 96 --steps 8 --drift 0.05 {more}")
+    })
+}
+
 /// Asserts that processes copied experts into dynamic slots, and counted the bytes of their weights.
 pub(crate) fn assert_copied(processes: &Value) {
     let (dynamic, moved) = (&processes["dynamic"], &processes["transport"]["sent"]["moves"]);

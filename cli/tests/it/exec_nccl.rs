@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use crate::driver_support::host_driver;
-use crate::processes_support::{assert_copied, assert_same, of_job, parsed};
+use crate::processes_support::{assert_copied, assert_same, dynamic_runs, of_job, parsed};
 use crate::skip_support::skipped;
 use serde_json::Value;
 use std::net::TcpListener;
@@ -203,13 +203,7 @@ fn experts_move_between_gpus() {
 
 #[test]
 fn experts_are_copied_into_dynamic_slots_of_other_gpus() {
-    for (model, more) in [
-        ("qwen3-30b-a3b", "--dynamic 1 --redundant 8"),
-        ("deepseek-v2-lite", "--dynamic 2 --slot-memory kept --nodes 2"),
-        ("gpt-oss-20b", "--dynamic 2 --aim copies:3 --ffn cublas"),
-    ] {
-        let small = SMALL.replace("qwen3-30b-a3b", model).replace("--redundant 8", "");
-        let args = format!("{small} --policy contiguous --batch-tokens 96 --steps 8 --drift 0.05 {more}");
+    for args in dynamic_runs(SMALL) {
         let Some(document) = as_in_one_process(4, &args) else { return };
         assert_copied(&document);
     }

@@ -7,9 +7,9 @@
 
 use super::incumbent::SearchPlacement;
 use super::scenarios::{IMBALANCE_UNIT, ScenarioSet};
-use crate::split::CopyAim;
+use crate::split::{ONE_PERCENT, peak_limit};
+use evenkeel_solver::SolverError;
 use evenkeel_solver::copies::{CopyGoal, CopyPlan, CopyProblem, CopySolver, ItemCopy};
-use evenkeel_solver::{Hosts, SolverError};
 
 /// Score of a copy: as much as the load above the mean that needs no copy.
 const COPY_SCORE: u64 = IMBALANCE_UNIT / 100;
@@ -29,11 +29,7 @@ impl CopyScorer {
     /// # Errors
     /// Fails if an expert has no host.
     pub(crate) fn new(seating: &SearchPlacement, dynamic: u32) -> Result<CopyScorer, SolverError> {
-        let hosts = (0..seating.experts() as u32).map(|expert| {
-            let hosts = seating.hosts(expert).iter().map(|&rank| u32::from(rank));
-            hosts.collect::<Vec<u32>>()
-        });
-        let problem = CopyProblem::new(Hosts::new(seating.ranks(), hosts)?, vec![dynamic; seating.ranks()])?;
+        let problem = CopyProblem::new(seating.solver_hosts()?, vec![dynamic; seating.ranks()])?;
         Ok(CopyScorer {
             ranks: seating.ranks(),
             solver: CopySolver::new(&problem),
@@ -49,9 +45,8 @@ impl CopyScorer {
     pub(crate) fn score(&mut self, scenarios: &ScenarioSet, scenario: usize) -> Result<u64, SolverError> {
         let loads = scenarios.loads(scenario);
         let total: u64 = loads.iter().map(|&load| u64::from(load)).sum();
-        let goal = CopyAim::WITHIN_ONE_PERCENT.goal(total, self.ranks);
-        self.solver.solve_into(loads, &self.empty, goal, &mut self.plan)?;
-        let CopyGoal::FewestCopies { peak } = goal else { return Ok(0) };
+        let peak = peak_limit(ONE_PERCENT, total, self.ranks);
+        self.solver.solve_into(loads, &self.empty, CopyGoal::FewestCopies { peak }, &mut self.plan)?;
         let above = u64::from(self.plan.peak.saturating_sub(peak)) * scenarios.weights()[scenario];
         Ok(above + self.plan.copies.len() as u64 * COPY_SCORE)
     }

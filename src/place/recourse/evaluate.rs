@@ -3,7 +3,7 @@
 use super::incumbent::SearchPlacement;
 use super::scenarios::ScenarioSet;
 use super::score::ScenarioObjective;
-use evenkeel_solver::{Hosts, Problem, RankSplit, SolverError, Workspace, solve_counts_into};
+use evenkeel_solver::{Problem, RankSplit, SolverError, Workspace, solve_counts_into};
 
 /// Memory for exact splits, reused for all placements.
 #[derive(Debug, Default)]
@@ -18,11 +18,7 @@ impl ExactEvaluator {
     /// # Errors
     /// Fails if an expert has no host.
     pub(crate) fn build_problem(seating: &SearchPlacement) -> Result<Problem, SolverError> {
-        let hosts = (0..seating.experts() as u32).map(|expert| {
-            let hosts = seating.hosts(expert).iter().map(|&rank| u32::from(rank));
-            hosts.collect::<Vec<u32>>()
-        });
-        Ok(Problem::new(Hosts::new(seating.ranks(), hosts)?))
+        Ok(Problem::new(seating.solver_hosts()?))
     }
 
     /// Returns the lowest peak of one scenario in tokens, and the ranks that prove it.

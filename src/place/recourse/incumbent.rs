@@ -6,7 +6,7 @@
 
 use super::scenarios::ScenarioSet;
 use crate::place::{PlaceError, Placement};
-use evenkeel_solver::{IncrementalSplits, SlotChange, SolverError};
+use evenkeel_solver::{Hosts, IncrementalSplits, SlotChange, SolverError};
 
 /// Index of a rank. 16 bits suffice for every rank and keep lists of hosts small.
 pub(crate) type RankIndex = u16;
@@ -109,6 +109,18 @@ impl SearchPlacement {
             }
         }
         Ok(Placement::new(self.experts, self.ranks(), slots)?)
+    }
+
+    /// Returns the hosts of all experts in the form of the solver.
+    ///
+    /// # Errors
+    /// Fails if an expert has no host.
+    pub(crate) fn solver_hosts(&self) -> Result<Hosts, SolverError> {
+        let hosts = self.hosts[..self.experts].iter().map(|hosts| {
+            let hosts = hosts.iter().map(|&rank| u32::from(rank));
+            hosts.collect::<Vec<u32>>()
+        });
+        Hosts::new(self.ranks(), hosts)
     }
 
     /// Returns the splits of these scenarios, which take the same steps.
